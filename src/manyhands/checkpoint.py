@@ -1,0 +1,78 @@
+"""Checkpoints: written beside, synced, renamed; two generations are kept, and a changed bit is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from manyhands.errors import CheckpointError, DiskError, MessageError
+from manyhands.message import Message, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MAGIC = b"MHC1"
+GENERATIONS = 2
+
+
+def write_checkpoint(folder: Path, number: int, message: Message) -> None:
+    """Keep a message as generation ``number`` and drop those before the last two."""
+    blob = encode(message)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(_path(folder, number), MAGIC + hashlib.sha256(blob).digest() + blob)
+        for old in [n for n in generations(folder) if n <= number - GENERATIONS]:
+            _path(folder, old).unlink()
+
+
+def read_checkpoint(folder: Path, number: int) -> Message:
+    """The message of a generation, or an error that says what is wrong with the file."""
+    path = _path(folder, number)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    start = len(MAGIC) + hashlib.sha256().digest_size
+    if not raw.startswith(MAGIC) or hashlib.sha256(raw[start:]).digest() != raw[len(MAGIC) : start]:
+        raise CheckpointError(f"{path}: is torn or was changed: its contents do not have the hash that it was kept with")
+    try:
+        return decode(raw[start:])
+    except MessageError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def generations(folder: Path) -> list[int]:
+    """The numbers of the generations in a folder, newest first."""
+    names = [path.stem.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*.mh")]
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def writing(where: Path) -> Iterator[None]:
+    """Turn what the system says against writing into an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{error.filename or where}: cannot be written: {error.strerror}") from None
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"checkpoint-{number:06d}.mh"

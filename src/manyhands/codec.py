@@ -1,0 +1,67 @@
+"""What tensors weigh on the wire."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from manyhands.spec import Spec
+from manyhands.tensors import Layout, Like, Tensors, snapshot
+
+
+class Codec(Spec, ABC):
+    """How a set of float32 tensors is put on the wire and taken off it again."""
+
+    @abstractmethod
+    def encode(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        """A copy of the tensors as they travel."""
+
+    @abstractmethod
+    def decode(self, wire: Mapping[str, Tensor]) -> Tensors:
+        """The tensors in float32, as the other side receives them."""
+
+    @abstractmethod
+    def wire(self, layout: Layout) -> Layout:
+        """What the plan must expect of tensors of this layout."""
+
+
+class _Float(Codec, ABC):
+    dtype: ClassVar[torch.dtype]
+
+    def encode(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        return {name: tensor.to(self.dtype) for name, tensor in snapshot(tensors).items()}
+
+    def decode(self, wire: Mapping[str, Tensor]) -> Tensors:
+        return {name: tensor.float() for name, tensor in wire.items()}
+
+    def wire(self, layout: Layout) -> Layout:
+        return {name: Like(like.shape, self.dtype) for name, like in layout.items()}
+
+
+class Float32(_Float):
+    """4 bytes a number; nothing is lost."""
+
+    kind: Literal["float32"] = "float32"
+    dtype = torch.float32
+
+
+class Float16(_Float):
+    """2 bytes a number; 11 bits of precision, up to 65,504."""
+
+    kind: Literal["float16"] = "float16"
+    dtype = torch.float16
+
+
+class BFloat16(_Float):
+    """2 bytes a number; 8 bits of precision, the range of float32."""
+
+    kind: Literal["bfloat16"] = "bfloat16"
+    dtype = torch.bfloat16
+
+
+AnyCodec = Annotated[Float32 | Float16 | BFloat16, Field(discriminator="kind")]

@@ -1,0 +1,216 @@
+"""How images are dealt to silos: pure functions of labels, silo count and a random generator.
+
+Each gives one array of image numbers for each silo. Together they hold every image once, and none has fewer than
+``minimum``: where the draw leaves one with fewer, the largest silo gives it random images of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from manyhands.data.idx import read_idx
+from manyhands.data.images import Images
+from manyhands.errors import DataError
+from manyhands.spec import Spec
+
+Parts = list[np.ndarray]
+
+
+def iid(labels: np.ndarray, silos: int, rng: np.random.Generator, minimum: int = 1) -> Parts:
+    """Equal shares at random."""
+    return _top_up(np.array_split(rng.permutation(len(labels)), silos), rng, minimum)
+
+
+def dirichlet(labels: np.ndarray, silos: int, rng: np.random.Generator, alpha: float, minimum: int = 1) -> Parts:
+    """Each class is dealt by shares from a symmetric Dirichlet distribution; small alpha, skewed silos.
+
+    References:
+        Measuring the Effects of Non-Identical Data Distribution, Hsu, Qi, Brown, 2019, arXiv 1909.06335
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in range(silos)]
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        for part, chunk in zip(parts, _cut(members, rng.dirichlet([alpha] * silos)), strict=True):
+            part.append(chunk)
+    return _top_up([np.concatenate(part) for part in parts], rng, minimum)
+
+
+def shards(
+    labels: np.ndarray, silos: int, rng: np.random.Generator, classes_per_silo: int, minimum: int = 1
+) -> Parts:
+    """Sorted by label and cut into equal shards, so many to a silo: few classes each.
+
+    References:
+        Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
+        arXiv 1602.05629
+    """
+    shuffled = rng.permutation(len(labels))
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    pieces = np.array_split(by_label, silos * classes_per_silo)
+    order = rng.permutation(len(pieces)).reshape(silos, classes_per_silo)
+    return _top_up([np.concatenate([pieces[i] for i in row]) for row in order], rng, minimum)
+
+
+def quantity(labels: np.ndarray, silos: int, rng: np.random.Generator, alpha: float, minimum: int = 1) -> Parts:
+    """The same mix everywhere, but silo sizes from a Dirichlet distribution; small alpha, unequal silos."""
+    return _top_up(_cut(rng.permutation(len(labels)), rng.dirichlet([alpha] * silos)), rng, minimum)
+
+
+def by_id(ids: np.ndarray, silos: int, rng: np.random.Generator, minimum: int = 1) -> Parts:
+    """Every id (a writer, a patient) goes whole to one silo; the smallest silo takes the next id."""
+    groups, counts = np.unique(ids, return_counts=True)
+    if len(groups) < silos:
+        raise DataError(f"{len(groups)} ids cannot fill {silos} silos")
+    sizes, owner = np.zeros(silos, dtype=int), np.empty(len(groups), dtype=int)
+    for group in rng.permutation(len(groups)):
+        owner[group] = int(sizes.argmin())
+        sizes[owner[group]] += counts[group]
+    if sizes.min() < minimum:
+        raise DataError(f"a silo would have {sizes.min()} images, fewer than the minimum of {minimum}: use fewer silos")
+    silo_of = owner[np.searchsorted(groups, ids)]
+    return [np.flatnonzero(silo_of == silo) for silo in range(silos)]
+
+
+def domains(domain: np.ndarray, silos: int, rng: np.random.Generator, minimum: int = 1) -> Parts:
+    """Each silo has images of one source only; a source with several silos deals them equal shares."""
+    sources = np.unique(domain)
+    if silos % len(sources):
+        raise DataError(f"{silos} silos cannot be shared evenly by {len(sources)} sources")
+    parts: Parts = []
+    for source in sources:
+        members = rng.permutation(np.flatnonzero(domain == source))
+        parts += _top_up(np.array_split(members, silos // len(sources)), rng, minimum)
+    return parts
+
+
+def _cut(numbers: np.ndarray, shares: np.ndarray) -> Parts:
+    """Cut an array in proportion to shares that sum to 1."""
+    return np.split(numbers, np.rint(np.cumsum(shares)[:-1] * len(numbers)).astype(int))
+
+
+def _top_up(parts: Parts, rng: np.random.Generator, minimum: int) -> Parts:
+    total = sum(map(len, parts))
+    if total < minimum * len(parts):
+        raise DataError(f"{total} images cannot give {len(parts)} silos {minimum} each")
+    for i in range(len(parts)):
+        while (short := minimum - len(parts[i])) > 0:
+            largest = max(range(len(parts)), key=lambda k: len(parts[k]))
+            given, kept = np.split(rng.permutation(parts[largest]), [min(short, len(parts[largest]) - minimum)])
+            parts[i], parts[largest] = np.concatenate([parts[i], given]), kept
+    return [np.sort(part) for part in parts]
+
+
+class Partition(Spec, ABC):
+    """How many silos there are, and how images are dealt to them."""
+
+    silos: int = Field(default=5, ge=1, le=100_000)
+    minimum: int = Field(default=1, ge=1)
+
+    @abstractmethod
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """The image numbers of each silo."""
+
+
+class Iid(Partition):
+    """Equal shares at random."""
+
+    kind: Literal["iid"] = "iid"
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``iid``."""
+        return iid(np.zeros(len(images)), self.silos, rng, self.minimum)
+
+
+class Dirichlet(Partition):
+    """Skewed classes; ``alpha`` 0.1 is strong, 5 is weak."""
+
+    kind: Literal["dirichlet"] = "dirichlet"
+    alpha: float = Field(gt=0)
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``dirichlet``."""
+        return dirichlet(_labels_of(images), self.silos, rng, self.alpha, self.minimum)
+
+
+class Shards(Partition):
+    """A few classes for each silo."""
+
+    kind: Literal["shards"] = "shards"
+    classes_per_silo: int = Field(default=2, ge=1)
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``shards``."""
+        return shards(_labels_of(images), self.silos, rng, self.classes_per_silo, self.minimum)
+
+
+class Quantity(Partition):
+    """Unequal sizes, equal mix."""
+
+    kind: Literal["quantity"] = "quantity"
+    alpha: float = Field(gt=0)
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``quantity``."""
+        return quantity(np.zeros(len(images)), self.silos, rng, self.alpha, self.minimum)
+
+
+class ById(Partition):
+    """By a file with an id for each image: an idx file (``column`` of it), or text with one id a line."""
+
+    kind: Literal["by_id"] = "by_id"
+    ids: Path
+    column: int = Field(default=0, ge=0)
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``by_id``."""
+        ids = self._read()
+        if len(ids) != len(images):
+            raise DataError(f"{self.ids}: has {len(ids):,} ids for {len(images):,} images")
+        return by_id(ids, self.silos, rng, self.minimum)
+
+    def _read(self) -> np.ndarray:
+        if self.ids.suffix in {".txt", ".csv"}:
+            try:
+                return np.array([line.split(",")[self.column].strip() for line in self.ids.read_text().splitlines()])
+            except (OSError, UnicodeDecodeError, IndexError) as error:
+                raise DataError(f"{self.ids}: has no column {self.column} of ids: {error}") from None
+        table = read_idx(self.ids)
+        if table.ndim > 2 or (table.ndim == 2 and self.column >= table.shape[1]):
+            raise DataError(f"{self.ids}: holds an array of shape {table.shape}, which has no column {self.column}")
+        return table if table.ndim == 1 else table[:, self.column]
+
+
+class Domains(Partition):
+    """Each silo has one of the sources under [data.domains]."""
+
+    kind: Literal["domains"] = "domains"
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``domains``."""
+        if images.domain is None:
+            raise DataError("partition 'domains' needs several sources, under [data.domains.<name>]")
+        return domains(images.domain.numpy(), self.silos, rng, self.minimum)
+
+
+AnyPartition = Annotated[Iid | Dirichlet | Shards | Quantity | ById | Domains, Field(discriminator="kind")]
+
+
+def _labels_of(images: Images) -> np.ndarray:
+    if images.labels is None:
+        raise DataError("this partition deals by label, and these images have none; use iid, quantity or by_id")
+    return images.labels.numpy()
+
+
+def class_counts(silos: list[Images]) -> np.ndarray:
+    """How many images of each class each silo has: silos x classes; one column where there are no labels."""
+    return np.array(
+        [
+            [len(images)] if images.labels is None else np.bincount(images.labels.cpu(), minlength=len(images.classes))
+            for images in silos
+        ]
+    )

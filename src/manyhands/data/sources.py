@@ -1,0 +1,270 @@
+"""Where images come from. Each source knows its classes without reading an image."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+from manyhands.data.idx import read_idx
+from manyhands.data.images import Images, resized
+from manyhands.errors import DataError
+from manyhands.spec import Spec
+
+_PICTURES = {".png", ".jpg", ".jpeg"}
+Entry = tuple[str, int, Callable[[], Image.Image]]
+"""A name for messages, a class number, and how to open it."""
+
+
+class Source(Spec, ABC):
+    """A set of images that one party holds."""
+
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that this source has labels for; none where it has no labels."""
+
+    @abstractmethod
+    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+        """All images at the declared size, with labels that count along ``classes``."""
+
+
+class Digits(Source):
+    """1,797 handwritten digits, 8 x 8, that come with scikit-learn: no download.
+
+    References:
+        Optical Recognition of Handwritten Digits, Alpaydin, Kaynak, 1998, UCI Machine Learning Repository
+    """
+
+    kind: Literal["digits"] = "digits"
+
+    def classes(self) -> tuple[str, ...]:
+        """The ten digits."""
+        return tuple("0123456789")
+
+    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+        """The digits; their grey levels 0 to 16 become 0 to 255."""
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+        return _of_array(grey, bunch.target, size, channels, classes)
+
+
+class Idx(Source):
+    """A pair of idx files, plain or gzip, as MNIST and its family come."""
+
+    kind: Literal["idx"] = "idx"
+    images: Path
+    labels: Path | None = None
+
+    def classes(self) -> tuple[str, ...]:
+        """The numbers from 0 to the largest label in the file."""
+        return () if self.labels is None else tuple(map(str, range(int(self._read_labels().max()) + 1)))
+
+    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+        """The images of the file."""
+        pixels = read_idx(self.images)
+        if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+            raise DataError(f"{self.images}: holds {pixels.dtype} of {pixels.ndim} dimensions, not images of bytes")
+        labels = None if self.labels is None else self._read_labels()
+        if labels is not None and len(labels) != len(pixels):
+            raise DataError(f"{self.labels}: has {len(labels):,} labels for the {len(pixels):,} images of {self.images}")
+        return _of_array(pixels, labels, size, channels, classes, str(self.labels))
+
+    def _read_labels(self) -> np.ndarray:
+        labels = read_idx(Path(str(self.labels)))
+        if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
+            raise DataError(f"{self.labels}: holds {labels.dtype} of shape {labels.shape}, not one label an image")
+        return labels
+
+
+class Folder(Source):
+    """PNG and JPEG pictures, in a folder for each class; or all in one folder, without labels.
+
+    ``unreadable`` is the share of pictures that may be skipped before the run stops.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: Path
+    unreadable: float = Field(default=0.01, ge=0, le=1)
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the folders with pictures in them."""
+        return _class_names(path.relative_to(self.path).as_posix() for path in self._pictures())
+
+    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+        """Every picture below the folder."""
+        entries = [
+            (str(path), _class_of(path.relative_to(self.path).as_posix(), classes), _opener(path))
+            for path in self._pictures()
+        ]
+        return _of_entries(str(self.path), entries, size, channels, classes, self.unreadable)
+
+    def _pictures(self) -> list[Path]:
+        if not self.path.is_dir():
+            raise DataError(f"{self.path}: there is no such folder")
+        found = sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file())
+        if not found:
+            raise DataError(f"{self.path}: holds no PNG or JPEG pictures")
+        return found
+
+
+class Zip(Source):
+    """The same as a folder, in a zip file, read without unpacking; ``under`` names a folder within it."""
+
+    kind: Literal["zip"] = "zip"
+    path: Path
+    under: str = ""
+    unreadable: float = Field(default=0.01, ge=0, le=1)
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the folders with pictures in them."""
+        with self._open() as archive:
+            return _class_names(self._pictures(archive).values())
+
+    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+        """Every picture in the zip file."""
+        with self._open() as archive:
+            entries = [
+                (f"{self.path}: {name}", _class_of(inner, classes), _zip_opener(archive, name))
+                for name, inner in self._pictures(archive).items()
+            ]
+            return _of_entries(str(self.path), entries, size, channels, classes, self.unreadable)
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: there is no such file") from None
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.path}: is no readable zip file: {error}") from None
+
+    def _pictures(self, archive: zipfile.ZipFile) -> dict[str, str]:
+        """The name of each picture in the zip file, and its name below ``under``."""
+        prefix = f"{self.under.strip('/')}/" if self.under else ""
+        found = {
+            name: name.removeprefix(prefix)
+            for name in sorted(archive.namelist())
+            if name.startswith(prefix) and PurePosixPath(name).suffix.lower() in _PICTURES
+        }
+        if not found:
+            raise DataError(f"{self.path}: holds no PNG or JPEG pictures below {self.under or 'its top'!r}")
+        return found
+
+
+class HuggingFace(Source):
+    """A data set of the Hugging Face hub, or of a folder that ``datasets`` reads; needs manyhands[huggingface]."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    name: str
+    split: str = "train"
+    image: str = "image"
+    label: str | None = "label"
+    unreadable: float = Field(default=0.01, ge=0, le=1)
+
+    def classes(self) -> tuple[str, ...]:
+        """The names that the data set gives its labels."""
+        if self.label is None:
+            return ()
+        feature = self._column(self._rows(), self.label)
+        if not hasattr(feature, "names"):
+            raise DataError(f"{self.name}: column {self.label!r} is no class label but {feature}")
+        return tuple(feature.names)
+
+    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+        """Every row of the split."""
+        rows = self._rows()
+        self._column(rows, self.image)
+        labels = [0] * len(rows) if self.label is None else list(rows[self.label])
+        entries = [(f"{self.name}[{i}]", label, _row_opener(rows, i, self.image)) for i, label in enumerate(labels)]
+        return _of_entries(self.name, entries, size, channels, classes, self.unreadable)
+
+    def _rows(self) -> Any:
+        try:
+            import datasets
+        except ImportError:
+            raise DataError("source huggingface needs one more package: pip install 'manyhands[huggingface]'") from None
+        try:
+            return datasets.load_dataset(self.name, split=self.split)
+        except Exception as error:  # the library raises many kinds, its own and its network's
+            raise DataError(f"{self.name}: datasets cannot load it: {error}") from error
+
+    def _column(self, rows: Any, name: str) -> Any:
+        if name not in rows.features:
+            raise DataError(f"{self.name}: has no column {name!r}, but {', '.join(rows.features)}")
+        return rows.features[name]
+
+
+AnySource = Annotated[Digits | Idx | Folder | Zip | HuggingFace, Field(discriminator="kind")]
+
+
+def _of_array(
+    pixels: np.ndarray, labels: np.ndarray | None, size: int, channels: int, classes: tuple[str, ...], where: str = ""
+) -> Images:
+    if not len(pixels):
+        raise DataError("holds no images")
+    picture = np.stack([resized(Image.fromarray(image), size, channels) for image in pixels])
+    try:
+        return Images(torch.from_numpy(picture), _labels(labels) if classes else None, classes)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _labels(labels: Any) -> torch.Tensor | None:
+    return None if labels is None else torch.from_numpy(np.asarray(labels).astype(np.int64))
+
+
+def _of_entries(
+    where: str, entries: list[Entry], size: int, channels: int, classes: tuple[str, ...], allowed: float
+) -> Images:
+    """Open every entry; skip, name and count those that cannot be read, up to the allowed share."""
+    pixels, labels, skipped = [], [], []
+    for name, label, opened in entries:
+        try:
+            pixels.append(resized(opened(), size, channels))
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+            skipped.append(f"{name}: {error}")
+        else:
+            labels.append(label)
+    if len(skipped) > allowed * len(entries):
+        raise DataError(
+            f"{where}: {len(skipped)} of {len(entries)} pictures cannot be read, more than the {allowed:.1%} that "
+            f"'unreadable' allows; the first is {skipped[0]}"
+        )
+    if not pixels:
+        raise DataError(f"{where}: holds no readable pictures")
+    with_labels = _labels(labels) if classes else None
+    return Images(torch.from_numpy(np.stack(pixels)), with_labels, classes, skipped=tuple(skipped))
+
+
+def _class_names(inner: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({name.rsplit("/", 1)[0] for name in inner if "/" in name}))
+
+
+def _class_of(inner: str, classes: tuple[str, ...]) -> int:
+    if not classes:
+        return 0
+    name = inner.rsplit("/", 1)[0] if "/" in inner else ""
+    if name not in classes:
+        raise DataError(f"{inner}: {name!r} is none of the {len(classes)} classes ({', '.join(classes[:8])}, ...)")
+    return classes.index(name)
+
+
+def _opener(path: Path) -> Callable[[], Image.Image]:
+    return lambda: Image.open(path)
+
+
+def _zip_opener(archive: zipfile.ZipFile, name: str) -> Callable[[], Image.Image]:
+    return lambda: Image.open(io.BytesIO(archive.read(name)))
+
+
+def _row_opener(rows: Any, number: int, column: str) -> Callable[[], Image.Image]:
+    return lambda: rows[number][column]  # type: ignore[no-any-return]

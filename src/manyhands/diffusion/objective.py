@@ -1,0 +1,83 @@
+"""What a denoiser learns: the noise, or the velocity, of a noised image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from manyhands.diffusion.schedule import Schedule
+from manyhands.spec import Spec
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Diffusion(Spec):
+    """The objective of a denoiser: its chain, its target and the weights of its steps.
+
+    ``min_snr`` is the gamma of min-SNR weighting, None for equal weights. ``label_dropout`` is the share of labels
+    that training hides, so that one network learns with and without them, as classifier-free guidance needs.
+
+    References:
+        Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512 (v)
+        Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv 2303.09556
+        Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
+    """
+
+    schedule: Schedule = Schedule()
+    target: Literal["eps", "v"] = "v"
+    min_snr: float | None = Field(default=None, gt=0)
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+
+    def loss(self, network: Network, x_0: Tensor, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor:
+        """The weighted squared error of the network on a batch, at random steps with random noise."""
+        t = torch.randint(1, self.schedule.steps + 1, (len(x_0),), generator=rng, device=x_0.device)
+        eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
+        if labels is not None:
+            hidden = torch.rand(len(x_0), generator=rng, device=x_0.device) < self.label_dropout
+            labels = torch.where(hidden, no_label, labels)
+        alpha, sigma = self.schedule.levels(t, x_0)
+        wanted = eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
+        error = (network(noised(x_0, eps, alpha, sigma), t, labels) - wanted).square().flatten(1).mean(1)
+        return (self.weights(t, x_0.device) * error).mean()
+
+    def weights(self, t: Tensor, device: torch.device) -> Tensor:
+        """The weight of each step's error: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
+        if self.min_snr is None:
+            return torch.ones(len(t), device=device)
+        snr = self.schedule.snr().float().to(device)[t]
+        return snr.clamp(max=self.min_snr) / (snr if self.target == "eps" else snr + 1)
+
+    def estimates(self, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean image and the noise that a network's output stands for."""
+        if self.target == "eps":
+            return x_0_of_eps(x_t, out, alpha, sigma), out
+        return x_0_of_v(x_t, out, alpha, sigma), eps_of_v(x_t, out, alpha, sigma)
+
+
+def noised(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x_t = alpha x_0 + sigma eps."""
+    return alpha * x_0 + sigma * eps
+
+
+def v_of(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """V = alpha eps - sigma x_0."""
+    return alpha * eps - sigma * x_0
+
+
+def x_0_of_v(x_t: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x_0 = alpha x_t - sigma v."""
+    return alpha * x_t - sigma * v
+
+
+def eps_of_v(x_t: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Eps = sigma x_t + alpha v."""
+    return sigma * x_t + alpha * v
+
+
+def x_0_of_eps(x_t: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x_0 = (x_t - sigma eps) / alpha."""
+    return (x_t - sigma * eps) / alpha

@@ -1,0 +1,68 @@
+"""How much of an image is left at each step of the chain."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from manyhands.spec import Spec
+
+
+class Schedule(Spec):
+    """The noise schedule of a chain of ``steps`` steps: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+    Step 0 is the clean image (alpha_bar_0 = 1), step ``steps`` the noisiest.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239 (linear)
+        Improved Denoising Diffusion Probabilistic Models, Nichol, Dhariwal, 2021, arXiv 2102.09672 (cosine)
+    """
+
+    kind: Literal["cosine", "linear"] = "cosine"
+    steps: int = Field(default=1000, ge=2, le=100_000)
+    beta_start: float = Field(default=1e-4, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
+
+    def alpha_bar(self) -> Tensor:
+        """The share of signal power at the steps 0 to T, a tensor of T + 1 numbers in float64."""
+        return _alpha_bar(self)
+
+    def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t at the steps t, shaped to multiply a batch like the given one."""
+        alpha, sigma = _levels(self, like.device, like.dtype)
+        shape = (-1, *[1] * (like.dim() - 1))
+        return alpha[t].reshape(shape), sigma[t].reshape(shape)
+
+    def snr(self) -> Tensor:
+        """Signal power over noise power at the steps 0 to T; infinite at 0."""
+        alpha_bar = self.alpha_bar()
+        return alpha_bar / (1 - alpha_bar)
+
+
+@cache
+def _levels(schedule: Schedule, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    alpha_bar = schedule.alpha_bar()
+    return alpha_bar.sqrt().to(device, dtype), (1 - alpha_bar).sqrt().to(device, dtype)
+
+
+@cache
+def _alpha_bar(schedule: Schedule) -> Tensor:
+    betas = _linear(schedule) if schedule.kind == "linear" else _cosine(schedule.steps)
+    left = torch.cumprod(1 - betas, 0)
+    return torch.cat([torch.ones(1, dtype=torch.float64), left])
+
+
+def _linear(schedule: Schedule) -> Tensor:
+    return torch.linspace(schedule.beta_start, schedule.beta_end, schedule.steps, dtype=torch.float64)
+
+
+def _cosine(steps: int) -> Tensor:
+    """Eq. 17 of Nichol and Dhariwal; a single step removes at most 0.999 of the signal's power."""
+    grid = torch.arange(steps + 1, dtype=torch.float64) / steps
+    curve = torch.cos((grid + 0.008) / 1.008 * math.pi / 2).square()
+    return (1 - curve[1:] / curve[:-1]).clamp(max=0.999)

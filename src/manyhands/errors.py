@@ -1,0 +1,83 @@
+"""Every error that a user can meet: each has a name, an exit code and a page in docs/errors/."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ManyhandsError(Exception):
+    """The base: says where, what came, and what was expected."""
+
+    exit_code: ClassVar[int] = 1
+    page: ClassVar[str] = "error"
+
+
+class RecipeError(ManyhandsError):
+    """A recipe, or what was composed from Python, asks for something that is not there or not allowed."""
+
+    exit_code, page = 2, "recipe"
+
+
+class DataError(ManyhandsError):
+    """Images or labels are missing, unreadable or not as declared."""
+
+    exit_code, page = 3, "data"
+
+
+class RunFolderError(ManyhandsError):
+    """The run folder holds another run, or not what was asked for."""
+
+    exit_code, page = 4, "run-folder"
+
+
+class CheckpointError(ManyhandsError):
+    """A checkpoint is torn, changed or missing."""
+
+    exit_code, page = 5, "checkpoint"
+
+
+class QuorumLost(ManyhandsError):  # noqa: N818 - the name of the event, as the journal has it
+    """Fewer silos are left than the recipe asks for."""
+
+    exit_code, page = 6, "quorum"
+
+
+class DiskError(ManyhandsError):
+    """Something could not be written: the disk is full, a limit was met, the folder is read-only."""
+
+    exit_code, page = 7, "disk"
+
+
+class MessageError(ManyhandsError):
+    """Bytes that are no message."""
+
+    exit_code, page = 8, "message"
+
+
+class Reason(StrEnum):
+    """The closed list of reasons for which a message is refused."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_SILO = "unknown silo"
+    UNKNOWN_OPERATION = "unknown operation"
+    OUT_OF_SEQUENCE = "out of sequence"
+    STALE_ROUND = "stale round"
+    MISSING_TENSOR = "missing tensor"
+    UNEXPECTED_TENSOR = "unexpected tensor"
+    WRONG_SHAPE = "wrong shape"
+    WRONG_DTYPE = "wrong dtype"
+    NOT_FINITE = "not finite"
+    WRONG_FACTS = "wrong facts"
+    WRONG_WEIGHT = "wrong weight"
+
+
+class Refused(ManyhandsError):  # noqa: N818 - thrown into a silo's half as the answer it gets
+    """A message that the plan does not allow; ``reason`` is one of a closed list."""
+
+    exit_code, page = 9, "refused"
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

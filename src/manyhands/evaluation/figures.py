@@ -1,0 +1,77 @@
+"""Figures of a run: pure functions of arrays, each writes one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from manyhands.checkpoint import writing
+from manyhands.data.images import as_bytes
+
+TILE = 56
+
+
+def grid(path: Path, images: Tensor, column_labels: Sequence[Any] = (), columns: int = 0) -> None:
+    """Images in rows, enlarged without smoothing, with a thin gap between them."""
+    columns = columns or len(column_labels) or int(np.ceil(len(images) ** 0.5))
+    tiles = [_tile(image) for image in as_bytes(images)]
+    step, rows = tiles[0].width + 4, -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * step + 4, rows * step + 4), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (4 + i % columns * step, 4 + i // columns * step))
+    with writing(path):
+        sheet.save(path)
+
+
+def _tile(image: Tensor) -> Image.Image:
+    array = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    times = max(1, TILE // picture.width)
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def partition(path: Path, silos: Sequence[str], counts: np.ndarray) -> None:
+    """How many images of each class each silo has."""
+    figure, axes = _axes((1.6 + 0.42 * counts.shape[1], 1.2 + 0.28 * min(len(silos), 100)))
+    drawn = axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0)
+    axes.set(xlabel="class", ylabel="silo", xticks=range(counts.shape[1]))
+    if len(silos) <= 30:
+        axes.set_yticks(range(len(silos)), silos)
+    if counts.size <= 300:
+        for (row, column), count in np.ndenumerate(counts):
+            dark = count > counts.max() / 2
+            axes.text(column, row, f"{count}", ha="center", va="center", color="white" if dark else "black", size=7)
+    figure.colorbar(drawn, label="images")
+    _save(figure, path)
+
+
+def losses(path: Path, by_silo: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """The loss of each silo over the rounds, and the mean of all."""
+    figure, axes = _axes((6.4, 3.2))
+    every: dict[int, list[float]] = {}
+    for points in by_silo.values():
+        axes.plot(*zip(*points, strict=True), color="tab:blue", alpha=0.25, lw=1)
+        for number, loss in points:
+            every.setdefault(number, []).append(loss)
+    mean = [(number, float(np.mean(values))) for number, values in sorted(every.items())]
+    axes.plot(*zip(*mean, strict=True), color="tab:blue", lw=2, label="mean of the silos")
+    axes.set(xlabel="round", ylabel="loss")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=(min(size[0], 30), min(size[1], 30)), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Any, path: Path) -> None:
+    with writing(path):
+        figure.savefig(path, dpi=110)

@@ -1,0 +1,229 @@
+"""The one place where data, silos, method, hub, link and run folder are put together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manyhands.data.images import Images
+from manyhands.data.partition import Partition, class_counts
+from manyhands.errors import RecipeError
+from manyhands.evaluation import figures, report
+from manyhands.diffusion.sample import Sampling
+from manyhands.hub import Closed, Hub
+from manyhands.journal import Round, RunFolder, State
+from manyhands.ledger import Ledger
+from manyhands.links.embedded import Embedded
+from manyhands.methods.method import Method, Server
+from manyhands.models.generator import Generator
+from manyhands.recipe import Recipe
+from manyhands.seed import numpy_rng
+from manyhands.silo import Silo, Workbench, distinct
+
+
+@dataclass
+class Experiment:
+    """Silos, a method that they agree on, and a link between them. Iterating over it runs it, round by round.
+
+    Without a ``folder`` nothing is written. With one, a run that was stopped goes on where it was if ``resume``.
+    """
+
+    method: Method
+    silos: Sequence[Silo]
+    seed: int = 0
+    folder: Path | str | None = None
+    resume: bool = False
+    device: str = "auto"
+    quorum: int = 1
+    link: Embedded = Embedded()
+    sampling: Sampling = Sampling()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        bench = Workbench(device_name(self.device))
+        self.silos = distinct([replace(silo, seed=self.seed, bench=bench) for silo in self.silos])
+        self.server: Server = self.method.server(self.seed, [silo.name for silo in self.silos])
+        self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
+
+    def __iter__(self) -> Iterator[Round]:
+        """Run to the end; each round is kept before it is given."""
+        self._open()
+        roster = {silo.name: len(silo.images) for silo in self.silos}
+        hub = Hub(self.server, self.method.plan(), roster, self.quorum)
+        conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
+        clock = _Clock(self.ledger)
+        for closed in self.link.run(hub, conversations, self.ledger):
+            done = clock.round_of(closed, self.method.rounds)
+            self._keep(done)
+            clock.start()
+            yield done
+        self._finish()
+
+    def generator(self, silo: str | None = None) -> Generator:
+        """The trained generator: the shared one, or the one that a silo has for itself."""
+        if silo is None:
+            found = self.server.generator()
+        else:
+            found = next((self.method.own_generator(each) for each in self.silos if each.name == silo), None)
+        if found is None:
+            raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
+        return self._ready(found)
+
+    def _ready(self, generator: Generator) -> Generator:
+        classes = self.silos[0].images.classes
+        return replace(generator, sampling=self.sampling, classes=classes, device=str(self.silos[0].bench.device))
+
+    def _open(self) -> None:
+        if self.run_folder is None:
+            return
+        told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, "method": _plain(self.method)}
+        self.run_folder.open(told, resume=self.resume)
+        counts = class_counts([silo.images for silo in self.silos])
+        figures.partition(self.run_folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
+        state = self.run_folder.resume()
+        if state is not None:
+            self.server.load_state_dict(state.server)
+            self.server.round = state.round
+            self.ledger.load(state.ledger)
+            for silo in self.silos:
+                silo.memory = dict(state.memories.get(silo.name, {}))
+
+    def _keep(self, done: Round) -> None:
+        if self.run_folder is not None:
+            self.run_folder.append(done)
+            memories = {silo.name: silo.memory for silo in self.silos}
+            self.run_folder.save(State(self.server.round, self.server.state_dict(), memories, self.ledger.entries()))
+
+    def _finish(self) -> None:
+        """Export what was trained, draw it, and write the report."""
+        if self.run_folder is None:
+            return
+        shared = self.server.generator()
+        own = {silo.name: self.method.own_generator(silo) for silo in self.silos}
+        for name, generator in own.items():
+            if generator is not None:
+                self._ready(generator).save(self.run_folder.silo(name) / "model")
+        if shared is not None:
+            self._ready(shared).save(self.run_folder.model)
+        drawn = shared or next((each for each in own.values() if each is not None), None)
+        if drawn is not None:
+            drawn = self._ready(drawn)
+            figures.grid(self.run_folder.figures / "samples.png", *_picture(drawn))
+        self.run_folder.write("ledger.json", self.ledger.entries())
+        self.run_folder.write("report.json", self._report(drawn))
+        report.write(self.run_folder)
+
+    def _report(self, drawn: Generator | None) -> dict[str, Any]:
+        rounds = [] if self.run_folder is None else self.run_folder.rounds
+        return {
+            "method": _plain(self.method)["kind"],
+            "silos": {silo.name: len(silo.images) for silo in self.silos},
+            "rounds": len(rounds),
+            "seconds": sum(done.seconds for done in rounds),
+            "images_seen": sum(done.images for done in rounds),
+            "parameters": sum(t.numel() for t in drawn.weights.values()) if drawn else 0,
+            "bytes_up": self.ledger.bytes("up"),
+            "bytes_down": self.ledger.bytes("down"),
+            "metrics": {"loss": rounds[-1].loss if rounds and rounds[-1].losses else None},
+            "floor": {},
+            "skipped": list(self.skipped),
+            "problems": [] if self.run_folder is None else self.run_folder.problems,
+            "versions": report.versions(),
+        }
+
+
+def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = False) -> Experiment:
+    """The experiment that a recipe describes, with its data loaded and dealt."""
+    images = recipe.data.load(recipe.seed)
+    model = recipe.method.model
+    if model.classes not in (0, len(images.classes)):
+        raise RecipeError(f"method.model.classes is {model.classes}, the data has {len(images.classes)} classes")
+    silos = split(images, recipe.partition, recipe.seed)
+    if getattr(recipe.method, "pools", False):
+        silos = [Silo("pooled", images)]
+    return Experiment(
+        recipe.method,
+        silos,
+        recipe.seed,
+        folder,
+        resume,
+        recipe.device,
+        1 if getattr(recipe.method, "pools", False) else recipe.quorum,
+        recipe.link,
+        recipe.sampling,
+        recipe.resolved(),
+        images.skipped,
+    )
+
+
+def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
+    """Deal images to silos called silo-0, silo-1, ..."""
+    parts = partition.parts(images, numpy_rng(seed, "partition"))
+    width = len(str(len(parts) - 1))
+    return [Silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
+
+
+def device_name(asked: str) -> str:
+    """The device to work on, set to repeat itself exactly."""
+    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if asked not in ("auto", "cpu", found):
+        raise RecipeError(f"device {asked!r} is not here; this machine has {found}")
+    name = found if asked == "auto" else asked
+    if name == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    return name
+
+
+@dataclass
+class _Clock:
+    """Measures what a round took, in seconds and in bytes."""
+
+    ledger: Ledger
+
+    def __post_init__(self) -> None:
+        self.up, self.down = self.ledger.bytes("up"), self.ledger.bytes("down")
+        self.start()
+
+    def start(self) -> None:
+        self.began = time.perf_counter()
+
+    def round_of(self, closed: Closed, rounds: int) -> Round:
+        up, down = self.ledger.bytes("up"), self.ledger.bytes("down")
+        said: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
+        withheld = {silo: f["withheld"] for silo, f in said.items() if f.get("withheld", "") not in ("", "resting")}
+        done = Round(
+            closed.round,
+            rounds,
+            time.perf_counter() - self.began,
+            sum(facts.get("seen", 0) for facts in said.values()),
+            up - self.up,
+            down - self.down,
+            {silo: facts["loss"] for silo, facts in said.items() if facts.get("loss") is not None},
+            {**closed.missing, **withheld},
+            sum(facts.get("withheld") == "resting" for facts in said.values()),
+        )
+        self.up, self.down = up, down
+        return done
+
+
+def _picture(generator: Generator) -> tuple[torch.Tensor, list[int]]:
+    """Eight images of each class, at most ten classes, a column each."""
+    columns = min(generator.model.classes, 10) or 8
+    labels = [i % columns if generator.model.classes else 0 for i in range(8 * columns)]
+    return generator.sample(labels=labels, seed=0), labels[:columns] if generator.model.classes else []
+
+
+def _plain(method: Method) -> dict[str, Any]:
+    return method.model_dump(mode="json", exclude_none=True)
+
+

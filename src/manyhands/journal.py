@@ -1,0 +1,177 @@
+"""The run folder: what a run leaves behind, and what it goes on from."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import tomli_w
+
+from manyhands.checkpoint import generations, read_checkpoint, replace_file, write_checkpoint, writing
+from manyhands.errors import CheckpointError, RunFolderError
+from manyhands.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from manyhands.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in a round: one line of the journal."""
+
+    number: int
+    rounds: int
+    seconds: float
+    images: int
+    bytes_up: int
+    bytes_down: int
+    losses: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    resting: int = 0
+
+    @property
+    def loss(self) -> float:
+        """The mean of the silos' losses; NaN when no silo had one."""
+        return sum(self.losses.values()) / len(self.losses) if self.losses else float("nan")
+
+
+@dataclass(frozen=True)
+class State:
+    """A closed round, as it is kept: the server's tensors, each silo's own memory, and the ledger."""
+
+    round: int
+    server: Tensors
+    memories: Mapping[str, Tensors]
+    ledger: list[dict[str, Any]]
+
+
+class RunFolder:
+    """``runs/<name>/``. The server's part and each silo's part are apart, as they are on a network."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.server = path / "server"
+        self.model = path / "model"
+        self.figures = path / "figures"
+        self.problems: list[str] = []
+        self._lock: TextIO | None = None
+
+    def silo(self, name: str) -> Path:
+        """The folder of a silo; on a network it is at the silo and nowhere else."""
+        return self.path / "silos" / name
+
+    def open(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
+        """Begin a run here, or go on with the same one; refuse any other."""
+        if self._file("recipe.toml").exists():
+            kept = self.recipe
+            if not resume:
+                raise RunFolderError(
+                    f"{self.path}: holds a run already ({len(self.rounds)} rounds of {kept.get('name', 'a run')!r}); "
+                    "--resume goes on with it, --out FOLDER starts another"
+                )
+            if differs := first_difference(kept, recipe):
+                raise RunFolderError(f"{self.path}: was started with another recipe: {differs}")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RunFolderError(f"{self.path}: is not empty and holds no run; --out names another folder")
+        with writing(self.path):
+            self.figures.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            replace_file(self._file("recipe.toml"), tomli_w.dumps(recipe).encode())
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe that the run was started with."""
+        try:
+            return tomllib.loads(self._file("recipe.toml").read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path}: holds no run: {error}") from None
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds in the journal; a line that a kill cut short is not one."""
+        lines = self._file("journal.jsonl").read_text().splitlines() if self._file("journal.jsonl").exists() else []
+        return [Round(**json.loads(line)) for line in lines if line.endswith("}")]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The contents of report.json."""
+        try:
+            return dict(json.loads(self._file("report.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path}: holds no finished run: {error}") from None
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a file of the folder: text as it is, anything else as JSON."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=1)
+        with writing(self._file(name)):
+            replace_file(self._file(name), text.encode())
+
+    def append(self, done: Round) -> None:
+        """One more line of the journal. It comes before the checkpoint: a line too many is cut off at resume."""
+        with writing(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(done)) + "\n")
+
+    def save(self, state: State) -> None:
+        """Keep a closed round: the silos' parts first, so that a server's checkpoint always finds its silos'."""
+        for silo, memory in state.memories.items():
+            if memory:
+                write_checkpoint(self.silo(silo), state.round, Message("memory", memory))
+        keeps = sorted(silo for silo, memory in state.memories.items() if memory)
+        facts = {"round": state.round, "silos": keeps, "ledger": state.ledger}
+        write_checkpoint(self.server, state.round, Message("state", state.server, facts))
+
+    def resume(self) -> State | None:
+        """The newest closed round that the server and the silos have whole, or None where none was closed.
+
+        What is torn is named in ``problems``; where nothing whole is left, the run stops.
+        """
+        for number in generations(self.server):
+            try:
+                state = self._read(number)
+            except CheckpointError as error:
+                self.problems.append(str(error))
+                continue
+            self._cut_journal(state.round)
+            return state
+        if self.problems:
+            raise CheckpointError("no whole checkpoint is left: " + "; ".join(self.problems))
+        self._cut_journal(0)
+        return None
+
+    def _read(self, number: int) -> State:
+        kept = read_checkpoint(self.server, number)
+        memories = {silo: dict(read_checkpoint(self.silo(silo), number).tensors) for silo in kept.facts["silos"]}
+        return State(kept.facts["round"], dict(kept.tensors), memories, kept.facts["ledger"])
+
+    def _cut_journal(self, rounds: int) -> None:
+        lines = [json.dumps(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
+        self.write("journal.jsonl", "".join(lines))
+
+    def _take_lock(self) -> None:
+        """Hold the folder for this process; the system lets go of it however the process ends."""
+        self._lock = self._file(".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"{self.path}: another process is running in it") from None
+
+    def _file(self, name: str) -> Path:
+        return self.path / name
+
+
+def first_difference(kept: Any, given: Any, where: str = "") -> str | None:
+    """The first field in which two recipes differ, in words."""
+    if isinstance(kept, dict) and isinstance(given, dict):
+        for key in sorted(kept.keys() | given.keys()):
+            if differs := first_difference(kept.get(key), given.get(key), f"{where}.{key}".strip(".")):
+                return differs
+        return None
+    same = list(kept) == list(given) if isinstance(kept, list | tuple) and isinstance(given, list | tuple) else kept == given
+    return None if same else f"{where} was {kept!r}, is now {given!r}"

@@ -1,0 +1,88 @@
+"""All silos and the server in one process and one thread: a deterministic round robin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from manyhands.errors import Refused
+from manyhands.message import Message, decode, encode, encoded_size
+from manyhands.spec import Spec
+
+if TYPE_CHECKING:
+    from manyhands.hub import Closed, Hub
+    from manyhands.ledger import Direction, Ledger
+    from manyhands.methods.method import Conversation
+
+
+class Embedded(Spec):
+    """The link without a network. It counts what encoding would give; ``wire = "bytes"`` really encodes."""
+
+    kind: Literal["embedded"] = "embedded"
+    wire: Literal["count", "bytes"] = "count"
+
+    def run(self, hub: Hub, silos: Mapping[str, Conversation], ledger: Ledger) -> Iterator[Closed]:
+        """Advance the silos in the order of their names, and give back each round when it closes."""
+        calls = {name: _Call(name, silos[name]) for name in sorted(silos)}
+        while calls:
+            for name, call in list(calls.items()):
+                self._advance(hub, call, ledger)
+                if call.ended:
+                    del calls[name]
+                while hub.closed:
+                    yield hub.closed.pop(0)
+
+    def _advance(self, hub: Hub, call: _Call, ledger: Ledger) -> None:
+        """Let one silo talk until it waits at a barrier or ends."""
+        answer: Message | Refused | None = None
+        if call.waiting:
+            reply = hub.collect(call.silo)
+            if reply is None:
+                return
+            answer = self._carry(call.silo, "down", reply, ledger)
+        while (message := call.go_on(answer)) is not None:
+            try:
+                hub.submit(call.silo, self._carry(call.silo, "up", message, ledger))
+            except Refused as refusal:
+                answer = refusal
+                continue
+            reply = hub.collect(call.silo)
+            if reply is None:
+                return
+            answer = self._carry(call.silo, "down", reply, ledger)
+        if call.lost:
+            hub.leave(call.silo, call.lost)
+        else:
+            hub.finish(call.silo)
+
+    def _carry(self, silo: str, direction: Direction, message: Message, ledger: Ledger) -> Message:
+        if self.wire == "count":
+            ledger.add(silo, direction, message.op, encoded_size(message))
+            return message
+        blob = encode(message)
+        ledger.add(silo, direction, message.op, len(blob))
+        return decode(blob)
+
+
+class _Call:
+    """A silo's conversation, and where it stands."""
+
+    def __init__(self, silo: str, conversation: Conversation) -> None:
+        self.silo = silo
+        self.waiting = False
+        self.ended = False
+        self.lost = ""
+        self._conversation = conversation
+
+    def go_on(self, answer: Message | Refused | None) -> Message | None:
+        """Give the silo its answer and take its next message; None when it has ended."""
+        self.waiting = True
+        try:
+            if isinstance(answer, Refused):
+                return self._conversation.throw(answer)
+            return self._conversation.send(answer)  # type: ignore[arg-type] # None starts a generator
+        except StopIteration:
+            self.ended = True
+        except Refused as refusal:
+            self.ended, self.lost = True, f"refused: {refusal}"
+        return None

@@ -1,0 +1,151 @@
+"""What a method is held against: silos that do not exchange anything, and one that has all the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from manyhands.diffusion.objective import Diffusion
+from manyhands.errors import RecipeError
+from manyhands.message import Message
+from manyhands.methods.fedavg import UPDATE_FACTS, FedAvg, FedAvgServer, train, update_facts
+from manyhands.methods.method import Conversation, Method, Server
+from manyhands.models.generator import Generator
+from manyhands.models.unet import UNet
+from manyhands.plan import Carries, Operation, Plan
+from manyhands.silo import Silo
+from manyhands.tensors import Tensors, running_average, snapshot
+from manyhands.training import Training, load_optimiser_state, optimiser_state
+
+
+class Local(Method):
+    """No exchange: every silo trains a network of its own, by the same loop and with the same budget."""
+
+    kind: Literal["local"] = "local"
+    model: UNet
+    training: Training
+    diffusion: Diffusion = Diffusion()
+    rounds: int = Field(ge=1, le=1_000_000)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+
+    def silo(self, silo: Silo) -> Conversation:
+        """Train from the common start, and tell after each round how it went."""
+        answer = yield Message("join", facts={"images": len(silo.images)})
+        while not answer.facts["done"]:
+            answer = yield self._round(silo, answer)
+
+    def server(self, seed: int, silos: Sequence[str]) -> LocalServer:  # noqa: ARG002 - it keeps nothing of them
+        """A server that only counts rounds, and tells everyone the seed of the common start."""
+        return LocalServer(self.rounds, seed)
+
+    def plan(self) -> Plan:
+        """No tensor either way."""
+        gives = Carries(facts={"round": int, "done": bool, "seed": int})
+        return Plan(
+            {
+                "join": Operation("says how many images it has", "once", Carries(facts={"images": int}), gives),
+                "progress": Operation(
+                    "tells its loss", f"{self.rounds} times", Carries(facts=UPDATE_FACTS), gives, True, True
+                ),
+            },
+            never=("images", "labels", "file names", "models"),
+        )
+
+    def own_generator(self, silo: Silo) -> Generator | None:
+        """What the silo has trained for itself."""
+        average = _named(silo.memory, "average.")
+        return Generator(self.model, self.diffusion, average) if average else None
+
+    def _round(self, silo: Silo, answer: Message) -> Message:
+        network, number = silo.bench.network(self.model), answer.facts["round"]
+        start = _named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
+        network.load_state_dict(start)
+        optimiser = self.training.optimiser_of(network, number / self.rounds)
+        load_optimiser_state(optimiser, silo.memory)
+        loss, seen = train(self, network, optimiser, silo, silo.rng(number))
+        if not torch.isfinite(loss):
+            return Message("progress", {}, update_facts(silo, answer, None, 0, "its loss is not finite"))
+        weights = snapshot(network.state_dict())
+        average = running_average(_named(silo.memory, "average."), weights, self.ema, number)
+        silo.memory = {
+            **{f"weights.{name}": tensor for name, tensor in weights.items()},
+            **{f"average.{name}": tensor for name, tensor in average.items()},
+            **optimiser_state(optimiser),
+        }
+        return Message("progress", {}, update_facts(silo, answer, loss.item(), seen, ""))
+
+
+class LocalServer(Server):
+    """Counts rounds."""
+
+    def __init__(self, rounds: int, seed: int) -> None:
+        self.rounds, self.seed = rounds, seed
+
+    def on(self, silo: str, message: Message) -> Message:  # noqa: ARG002 - all are answered alike
+        """Join."""
+        return self._answer(message.op)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """Close the round."""
+        self.round += 1
+        return {silo: self._answer(op) for silo in messages}
+
+    def state_dict(self) -> Tensors:
+        """Nothing but the round's number, which is kept for every server."""
+        return {}
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Nothing to load."""
+
+    def _answer(self, op: str) -> Message:
+        return Message(op, {}, {"round": self.round, "done": self.round >= self.rounds, "seed": self.seed})
+
+
+class Central(Method):
+    """All images in one place: what collaboration is meant to come close to. The pooled data is the only silo.
+
+    It wraps ``FedAvg`` over one silo that keeps its optimiser, and sees as many images as all silos together:
+    ``silos`` times the steps of a silo (epochs of the pooled data are that already).
+    """
+
+    pools: ClassVar[bool] = True
+
+    kind: Literal["central"] = "central"
+    model: UNet
+    training: Training
+    diffusion: Diffusion = Diffusion()
+    rounds: int = Field(ge=1, le=1_000_000)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    silos: int = Field(default=1, ge=1)
+
+    def silo(self, silo: Silo) -> Conversation:
+        """As in ``FedAvg``."""
+        return self._inner.silo(silo)
+
+    def server(self, seed: int, silos: Sequence[str]) -> FedAvgServer:
+        """As in ``FedAvg``."""
+        if len(silos) != 1:
+            raise RecipeError(f"method central takes one silo with all the data, not {len(silos)}")
+        return self._inner.server(seed, silos)
+
+    def plan(self) -> Plan:
+        """As in ``FedAvg``."""
+        return self._inner.plan()
+
+    @property
+    def _inner(self) -> FedAvg:
+        return FedAvg(
+            model=self.model,
+            training=self.training.times(self.silos),
+            diffusion=self.diffusion,
+            rounds=self.rounds,
+            ema=self.ema,
+            keep_optimiser=True,
+        )
+
+
+def _named(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

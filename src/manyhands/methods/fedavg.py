@@ -1,0 +1,212 @@
+"""Federated averaging of a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from manyhands.codec import AnyCodec, Float32
+from manyhands.diffusion.objective import Diffusion
+from manyhands.errors import Reason, Refused
+from manyhands.message import Message
+from manyhands.methods.method import Conversation, Method, Server
+from manyhands.models.generator import Generator
+from manyhands.models.unet import UNet
+from manyhands.plan import Carries, Operation, Plan
+from manyhands.seed import numpy_rng
+from manyhands.silo import Silo
+from manyhands.tensors import Layout, Tensors, WeightedMean, layout, running_average, snapshot
+from manyhands.training import Training, load_optimiser_state, optimiser_state, steps
+
+UPDATE_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "withheld": str}
+RESTING = "resting"
+
+
+class FedAvg(Method):
+    """Each round, silos train the shared network on their own images, and the server averages what they send.
+
+    The mean is weighted by the silos' numbers of images. ``participants`` silos are drawn each round, without
+    replacement (None: all). ``ema`` is the decay of the average over rounds that is sampled from (0: none);
+    silos always go on from the plain mean. ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo.
+
+    References:
+        Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017, arXiv 1602.05629
+        Federated Learning with Diffusion Models for Privacy-Sensitive Vision Tasks, Tun et al., 2023, arXiv 2311.16538
+    """
+
+    kind: Literal["fedavg"] = "fedavg"
+    model: UNet
+    training: Training
+    diffusion: Diffusion = Diffusion()
+    rounds: int = Field(ge=1, le=1_000_000)
+    participants: int | None = Field(default=None, ge=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    keep_optimiser: bool = False
+    up: AnyCodec = Float32()
+    down: AnyCodec = Float32()
+
+    def silo(self, silo: Silo) -> Conversation:
+        """Join, then train whenever weights come, until the server says that it is done."""
+        hello = Message("join", facts={"images": len(silo.images)})
+        answer = yield hello
+        while not answer.facts["done"]:
+            message = self._update(silo, answer) if answer.tensors else _withheld(silo, answer, RESTING)
+            try:
+                answer = yield message
+            except Refused as refusal:
+                again = hello if refusal.reason is Reason.STALE_ROUND else _withheld(silo, answer, str(refusal))
+                answer = yield again
+
+    def server(self, seed: int, silos: Sequence[str]) -> FedAvgServer:
+        """The server, with a freshly initialised network."""
+        return FedAvgServer(self, seed, silos)
+
+    def plan(self) -> Plan:
+        """Weights down and up, once a round; no image, no label."""
+        gives = Carries(self.down.wire(self._layout), {"round": int, "done": bool}, optional=True)
+        takes = Carries(self.up.wire(self._layout), UPDATE_FACTS, optional=True)
+        whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
+        return Plan(
+            {
+                "join": Operation("says how many images it has, gets the model", "once", Carries(facts={"images": int}), gives),
+                "update": Operation(
+                    f"sends its model after local training, gets the mean ({whose})",
+                    f"{self.rounds} times",
+                    takes,
+                    gives,
+                    group=True,
+                    closes_round=True,
+                ),
+            },
+            never=("images", "labels", "file names"),
+        )
+
+    def generator_of(self, weights: Tensors) -> Generator:
+        """A generator with these weights."""
+        return Generator(self.model, self.diffusion, weights)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        with torch.device("meta"):
+            return layout(self.model.build(seed=0).state_dict())
+
+    def _update(self, silo: Silo, answer: Message) -> Message:
+        """One round at the silo: load what came, train, send what came of it."""
+        network = silo.bench.network(self.model)
+        network.load_state_dict(self.down.decode(answer.tensors))
+        number = answer.facts["round"]
+        optimiser = self.training.optimiser_of(network, number / self.rounds)
+        if self.keep_optimiser:
+            load_optimiser_state(optimiser, silo.memory)
+        loss, seen = train(self, network, optimiser, silo, silo.rng(number))
+        if not torch.isfinite(loss):
+            return _withheld(silo, answer, "its loss is not finite")
+        if self.keep_optimiser:
+            silo.memory = optimiser_state(optimiser)
+        tensors = self.up.encode(network.state_dict())
+        return Message("update", tensors, update_facts(silo, answer, loss.item(), seen, ""))
+
+
+class Trains(Protocol):
+    """A method that trains one denoiser at the silo."""
+
+    @property
+    def model(self) -> UNet: ...  # noqa: D102
+    @property
+    def training(self) -> Training: ...  # noqa: D102
+    @property
+    def diffusion(self) -> Diffusion: ...  # noqa: D102
+
+
+def train(
+    method: Trains, network: torch.nn.Module, optimiser: torch.optim.Optimizer, silo: Silo, rng: torch.Generator
+) -> tuple[Tensor, int]:
+    """One round of local training: the mean loss, and how many images were seen."""
+    images = silo.images.to(silo.bench.device)
+    classes = method.model.classes
+    seen, total = 0, torch.zeros((), dtype=torch.float32, device=silo.bench.device)
+
+    def loss(numbers: Tensor) -> Tensor:
+        x_0, labels = images.batch(numbers)
+        return method.diffusion.loss(network, x_0, labels if classes else None, classes, rng)
+
+    batches = list(method.training.batches(len(images), rng))
+    autocast = method.training.autocasts(silo.bench.device)
+    for value in steps(network, optimiser, batches, loss, clip=method.training.clip, autocast=autocast):
+        total += value
+    seen = sum(map(len, batches))
+    return total / len(batches), seen
+
+
+class FedAvgServer(Server):
+    """Holds the model, and while a round is open the sum of the updates that came."""
+
+    def __init__(self, method: FedAvg, seed: int, silos: Sequence[str]) -> None:
+        self.method, self.seed, self.silos = method, seed, sorted(silos)
+        self.weights: Tensors = snapshot(method.model.build(seed).state_dict())
+        self.average = self.weights
+        self.mean = WeightedMean()
+
+    def on(self, silo: str, message: Message) -> Message:
+        """Join: the model of the open round, for those who take part in it."""
+        return self._hand_out(message.op, [silo])[silo]
+
+    def fold(self, silo: str, message: Message) -> Message:  # noqa: ARG002 - all weigh by their images
+        """Add an update to the sum and keep only what it says."""
+        if message.tensors:
+            self.mean.add(self.method.up.decode(message.tensors), message.facts["images"])
+        return Message(message.op, {}, message.facts)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """Close the round, and give the mean to those who take part in the next one."""
+        if self.mean.weight:
+            self.weights = self.mean.value()
+            self.average = running_average(self.average, self.weights, self.method.ema, self.round)
+        self.mean = WeightedMean()
+        self.round += 1
+        return self._hand_out(op, messages)
+
+    def generator(self) -> Generator:
+        """The network that all share."""
+        return self.method.generator_of(self.average)
+
+    def state_dict(self) -> Tensors:
+        """The model and its average over rounds."""
+        kept = {f"weights.{name}": tensor for name, tensor in self.weights.items()}
+        if self.method.ema:
+            kept |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        return kept
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Go on from a kept model."""
+        self.weights = {name.removeprefix("weights."): t for name, t in state.items() if name.startswith("weights.")}
+        average = {name.removeprefix("average."): t for name, t in state.items() if name.startswith("average.")}
+        self.average = average or self.weights
+
+    def _hand_out(self, op: str, silos: Iterable[str]) -> dict[str, Message]:
+        done = self.round >= self.method.rounds
+        chosen = set() if done else self._chosen()
+        wire = self.method.down.encode(self.weights) if chosen else {}
+        facts = {"round": self.round, "done": done}
+        return {silo: Message(op, wire if silo in chosen else {}, facts) for silo in silos}
+
+    def _chosen(self) -> set[str]:
+        """Those who take part in the open round."""
+        count = min(self.method.participants or len(self.silos), len(self.silos))
+        rng = numpy_rng(self.seed, "participants", self.round)
+        return set(rng.choice(self.silos, count, replace=False).tolist())
+
+
+def _withheld(silo: Silo, answer: Message, why: str) -> Message:
+    return Message("update", {}, update_facts(silo, answer, None, 0, why))
+
+
+def update_facts(silo: Silo, answer: Message, loss: float | None, seen: int, withheld: str) -> dict[str, object]:
+    """What a silo tells of a round beside its tensors."""
+    number = answer.facts["round"]
+    return {"round": number, "images": len(silo.images), "loss": loss, "seen": seen, "withheld": withheld}

@@ -1,0 +1,74 @@
+"""The seam: a method is both halves of a conversation between silos and a server, in one place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from manyhands.spec import Spec
+
+if TYPE_CHECKING:
+    from manyhands.message import Message
+    from manyhands.models.generator import Generator as ImageGenerator
+    from manyhands.plan import Plan
+    from manyhands.silo import Silo
+    from manyhands.tensors import Tensors
+
+Conversation = Generator["Message", "Message", None]
+
+
+class Server(ABC):
+    """The server's half of a method. It only answers."""
+
+    round: int = 0
+
+    def on(self, silo: str, message: Message) -> Message:
+        """Answer an operation at once."""
+        raise NotImplementedError(f"{type(self).__name__} answers no single operation, {silo} sent {message.op}")
+
+    def fold(self, silo: str, message: Message) -> Message:  # noqa: ARG002 - for those who need it
+        """Take in a message of a group operation when it comes, and return what must be kept of it until the barrier.
+
+        It is called in the order of the silos' names, so that what is summed here does not depend on who was first.
+        """
+        return message
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """Answer all who called a group operation, when everyone awaited has called."""
+        raise NotImplementedError(f"{type(self).__name__} answers no group operation, {sorted(messages)} sent {op}")
+
+    def generator(self) -> ImageGenerator | None:
+        """The trained generator that all share, or None where there is none."""
+        return None
+
+    @abstractmethod
+    def state_dict(self) -> Tensors:
+        """All that the server must keep to go on from a closed round, but for the round's number."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Tensors) -> None:
+        """Go on from a kept state."""
+
+
+class Method(Spec, ABC):
+    """A way of training together. Its fields are its hyper-parameters."""
+
+    @abstractmethod
+    def silo(self, silo: Silo) -> Conversation:
+        """The silo's half: an ordinary loop that yields what it sends and receives the answer.
+
+        No autocast, no_grad or other context may be held over a yield: other silos run in between.
+        """
+
+    @abstractmethod
+    def server(self, seed: int, silos: Sequence[str]) -> Server:
+        """The server's half, at the start of a run with these silos."""
+
+    @abstractmethod
+    def plan(self) -> Plan:
+        """Every operation, and what it may carry each way."""
+
+    def own_generator(self, silo: Silo) -> ImageGenerator | None:  # noqa: ARG002 - for those who have one
+        """The generator that this silo keeps for itself, or None where there is none."""
+        return None

@@ -1,0 +1,34 @@
+"""A diffusers pipeline for a class-conditional U-Net. It lies beside the weights and needs diffusers only.
+
+    DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)(class_labels=[0, 1, 2])
+"""
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    """Draws one image for each class label; the class after the last one means: no label."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self, class_labels, num_inference_steps=50, guidance_scale=1.0, eta=0.0, generator=None, output_type="pil"
+    ):
+        """Images as PIL pictures, or as an array N x H x W x C in [0, 1] for any other output type."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        labels = torch.as_tensor(class_labels, device=self.device)
+        nobody = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+        x = torch.randn(len(labels), channels, size, size, generator=generator, device=self.device)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.progress_bar(self.scheduler.timesteps):
+            out = self.unet(x, t, class_labels=labels).sample
+            if guidance_scale != 1:
+                without = self.unet(x, t, class_labels=nobody).sample
+                out = torch.lerp(without, out, guidance_scale)
+            x = self.scheduler.step(out, t, x, eta=eta, generator=generator).prev_sample
+        images = (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+        return ImagePipelineOutput(images=self.numpy_to_pil(images) if output_type == "pil" else images)

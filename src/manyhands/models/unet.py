@@ -1,0 +1,75 @@
+"""The U-Net of diffusers, behind one typed module."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from manyhands.seed import seeded_construction
+from manyhands.spec import Spec
+
+
+class UNet(Spec):
+    """A U-Net for square images. ``classes`` 0 makes it unconditional.
+
+    References:
+        U-Net: Convolutional Networks for Biomedical Image Segmentation, Ronneberger et al., 2015, arXiv 1505.04597
+        Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
+    """
+
+    kind: Literal["unet"] = "unet"
+    size: int = Field(ge=4, le=1024)
+    channels: int = Field(ge=1, le=16)
+    classes: int = Field(ge=0, le=100_000)
+    widths: tuple[int, ...] = Field(default=(32, 64), min_length=1, max_length=8)
+    blocks: int = Field(default=1, ge=1, le=8)
+    attention: bool = False
+    groups: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        halvings = len(self.widths) - 1
+        if self.size % 2**halvings:
+            raise ValueError(f"size {self.size} cannot be halved {halvings} times, as {len(self.widths)} widths ask")
+        if bad := [width for width in self.widths if width % self.groups]:
+            raise ValueError(f"width {bad[0]} is no multiple of groups = {self.groups}")
+        return self
+
+    def build(self, seed: int) -> UNetModule:
+        """The network with fresh weights."""
+        with seeded_construction(seed, "unet"):
+            return UNetModule(self)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of diffusers' UNet2DModel. Its class after the last one means: no label."""
+        last = len(self.widths) - 1
+        down = ["AttnDownBlock2D" if self.attention and i == last else "DownBlock2D" for i in range(last + 1)]
+        return {
+            "sample_size": self.size,
+            "in_channels": self.channels,
+            "out_channels": self.channels,
+            "block_out_channels": self.widths,
+            "layers_per_block": self.blocks,
+            "down_block_types": tuple(down),
+            "up_block_types": tuple(block.replace("Down", "Up") for block in reversed(down)),
+            "add_attention": self.attention,
+            "norm_num_groups": self.groups,
+            "num_class_embeds": self.classes + 1 if self.classes else None,
+        }
+
+
+class UNetModule(nn.Module):
+    """A denoiser: noised images, steps 1 to T and labels in, the target out."""
+
+    def __init__(self, spec: UNet) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel  # it takes seconds to import
+
+        self.inner = UNet2DModel(**spec.settings())
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Diffusers counts the steps from 0, and calls the noise after one step 0."""
+        out: Tensor = self.inner(x_t, t - 1, class_labels=labels, return_dict=False)[0]
+        return out

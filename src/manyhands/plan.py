@@ -1,0 +1,119 @@
+"""Every operation of a method and what it may carry, each way: for the hub, for the silo and for a person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from manyhands.errors import Reason, Refused
+from manyhands.ledger import Direction
+from manyhands.message import Message
+from manyhands.tensors import Layout, Like, finite
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Carries:
+    """What one message of an operation may carry in one direction."""
+
+    tensors: Layout = field(default_factory=lambda: _NOTHING)
+    facts: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    optional: bool = False  # the tensors may be left out, all of them together
+
+    def check(self, message: Message) -> None:
+        """Refuse what does not fit, with the reason."""
+        _check_facts(self.facts, message.facts)
+        if message.tensors or not self.optional:
+            _check_tensors(self.tensors, message.tensors)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kind of call: who may say what, how often, in words and in types."""
+
+    says: str
+    often: str
+    up: Carries = field(default_factory=Carries)
+    down: Carries = field(default_factory=Carries)
+    group: bool = False
+    closes_round: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole of what may pass between a silo and the server."""
+
+    operations: Mapping[str, Operation]
+    never: tuple[str, ...] = ("images", "file names")
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The operations that are answered when everyone awaited has called."""
+        return frozenset(name for name, operation in self.operations.items() if operation.group)
+
+    def check(self, message: Message, direction: Direction) -> None:
+        """Refuse a message that is not in the plan."""
+        operation = self.operations.get(message.op)
+        if operation is None:
+            raise Refused(Reason.UNKNOWN_OPERATION, f"{message.op!r} is not one of {sorted(self.operations)}")
+        (operation.up if direction == "up" else operation.down).check(message)
+
+    def words(self) -> list[str]:
+        """The plan as a person reads it before approving a run."""
+        lines = []
+        for name, operation in self.operations.items():
+            up, down = tensors_size(operation.up.tensors), tensors_size(operation.down.tensors)
+            lines.append(f"{name} ({operation.often}): {operation.says}; up to {up} up, {down} down")
+        return [*lines, f"never sent: {', '.join(self.never)}"]
+
+
+def tensors_size(layout: Layout) -> str:
+    """The size of the tensors of a layout, for people; a length that is not fixed counts as one."""
+    return size_text(sum(like.dtype.itemsize * math.prod(n or 1 for n in like.shape) for like in layout.values()))
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 12 B, 3.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _check_facts(expected: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    if set(facts) != set(expected):
+        raise Refused(Reason.WRONG_FACTS, f"has facts {sorted(facts)}, not {sorted(expected)}")
+    for name, kind in expected.items():
+        value = facts[name]
+        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
+            raise Refused(Reason.WRONG_FACTS, f"{name} is {value!r}, not of type {getattr(kind, '__name__', kind)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Refused(Reason.NOT_FINITE, f"{name} is {value!r}")
+
+
+def _check_tensors(expected: Layout, tensors: Mapping[str, Tensor]) -> None:
+    if missing := expected.keys() - tensors.keys():
+        raise Refused(Reason.MISSING_TENSOR, f"{min(missing)} is not there")
+    if unexpected := tensors.keys() - expected.keys():
+        raise Refused(Reason.UNEXPECTED_TENSOR, f"{min(unexpected)} is not in the plan")
+    for name, like in expected.items():
+        _check_tensor(name, like, tensors[name])
+    if name_of_bad := finite(tensors):
+        raise Refused(Reason.NOT_FINITE, f"{name_of_bad} holds a NaN or an infinity")
+
+
+def _check_tensor(name: str, like: Like, tensor: Tensor) -> None:
+    if tensor.dtype != like.dtype:
+        raise Refused(Reason.WRONG_DTYPE, f"{name} is {tensor.dtype}, not {like.dtype}")
+    shape = tuple(tensor.shape)
+    if len(shape) != len(like.shape) or any(n not in (None, got) for n, got in zip(like.shape, shape, strict=True)):
+        raise Refused(Reason.WRONG_SHAPE, f"{name} is {shape}, not {like.shape}")
+
+

@@ -1,0 +1,188 @@
+"""The recipe: one experiment, as TOML; errors give the path and the nearest name."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from manyhands.data.images import Images, join
+from manyhands.data.partition import AnyPartition, Domains
+from manyhands.data.sources import AnySource
+from manyhands.diffusion.sample import Sampling
+from manyhands.errors import RecipeError
+from manyhands.links.embedded import Embedded
+from manyhands.methods.baselines import Central, Local
+from manyhands.methods.fedavg import FedAvg
+from manyhands.seed import numpy_rng
+from manyhands.spec import Spec, nearest
+
+AnyMethod = Annotated[FedAvg | Local | Central, Field(discriminator="kind")]
+
+
+class Data(Spec):
+    """Where the images come from, and the one form that they are all brought to.
+
+    ``classes`` is a list of names or a number of classes; without it, the source says. ``limit`` keeps so many
+    images, drawn at random.
+    """
+
+    size: int = Field(ge=4, le=1024)
+    channels: Literal[1, 3] = 1
+    source: AnySource | None = None
+    domains: dict[str, AnySource] = Field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    limit: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, told: Any) -> Any:
+        if isinstance(told, dict):
+            told = dict(told)
+            if isinstance(told.get("source"), str):
+                told["source"] = {"kind": told["source"]}
+            if isinstance(told.get("classes"), int) and not isinstance(told["classes"], bool):
+                told["classes"] = tuple(map(str, range(told["classes"])))
+        return told
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.source is None) == (not self.domains):
+            raise ValueError("say either source or domains, one of the two")
+        return self
+
+    @property
+    def sources(self) -> list[Any]:
+        """The source, or those of the domains in the order of their names."""
+        return [self.source] if self.source is not None else [self.domains[name] for name in sorted(self.domains)]
+
+    def known_classes(self) -> tuple[str, ...]:
+        """The names of the classes, as declared or as the sources have them."""
+        return self.classes if self.classes is not None else max((s.classes() for s in self.sources), key=len)
+
+    def load(self, seed: int) -> Images:
+        """All images, in the declared form."""
+        classes = self.known_classes()
+        parts = [source.load(self.size, self.channels, classes) for source in self.sources]
+        images = parts[0] if self.source is not None else join(parts)
+        if self.limit is None or self.limit >= len(images):
+            return images
+        return images.subset(numpy_rng(seed, "limit").permutation(len(images))[: self.limit])
+
+
+class Recipe(Spec):
+    """One experiment: data, how it is dealt, the method, the link and the draw."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    quorum: int = Field(default=1, ge=1)
+    data: Data
+    partition: AnyPartition
+    method: AnyMethod
+    sampling: Sampling = Sampling()
+    link: Embedded = Embedded()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        model, silos = self.method.model, self.partition.silos
+        if (model.size, model.channels) != (self.data.size, self.data.channels):
+            raise ValueError(f"method.model is for {model.channels} x {model.size}, data is {self.data.channels} x {self.data.size}")
+        if isinstance(self.method, FedAvg) and (self.method.participants or 1) > silos:
+            raise ValueError(f"method.participants is {self.method.participants}, partition.silos only {silos}")
+        if self.quorum > silos:
+            raise ValueError(f"quorum is {self.quorum}, partition.silos only {silos}")
+        if isinstance(self.partition, Domains) != bool(self.data.domains):
+            raise ValueError("partition 'domains' and [data.domains] go together")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, as it is kept in the run folder."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply changes of the form ``a.b=c``, where c is a TOML value or a plain word."""
+    try:
+        told = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such recipe") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: is no TOML file: {error}") from None
+    told.setdefault("name", path.stem)
+    for change in changes:
+        _apply(told, change)
+    return parse_recipe(told, str(path))
+
+
+def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain values; what the data says of the model is filled in."""
+    try:
+        return Recipe.model_validate(_filled_in(told))
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{where}: {line}" for line in _lines(error, told))) from None
+
+
+def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the model's size, channels and classes, and the silos that a central run stands for."""
+    full = {**told}
+    method, data = full.get("method"), full.get("data")
+    if not isinstance(method, dict) or not isinstance(data, dict):
+        return full
+    model = method.get("model", {})
+    if isinstance(model, dict):
+        form = {key: data[key] for key in ("size", "channels") if key in data}
+        model = {"channels": 1, **form, **model}
+        if "classes" not in model:
+            model["classes"] = len(Data.model_validate(data).known_classes())
+        method = {**method, "model": model}
+    if method.get("kind") == "central":
+        partition = full.get("partition")
+        method = {"silos": partition.get("silos", 5) if isinstance(partition, dict) else 1, **method}
+    return {**full, "method": method}
+
+
+def _apply(told: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {change}: is not of the form a.b=value")
+    *parents, last = path.strip().split(".")
+    table = told
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {change}: {parent} is a value, not a table")
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[last] = text.strip()
+
+
+def _lines(error: ValidationError, told: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(_path(problem["loc"], told))
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "union_tag_invalid":
+            context = problem["ctx"]
+            known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
+            text = f"kind {context['tag']!r} is not known; {nearest(str(context['tag']), known)}"
+        elif problem["type"] not in {"unknown_key", "missing", "value_error", "union_tag_not_found"}:
+            text = f"{problem['input']!r} came: {text[0].lower()}{text[1:]}"
+        lines.append(f"{where}: {text}" if where else text)
+    return lines
+
+
+def _path(loc: Sequence[str | int], told: Any) -> list[str]:
+    """The place in the recipe; pydantic puts the tags of unions into it, which stand nowhere in the file."""
+    path, here = [], told
+    for i, step in enumerate(loc):
+        tag = isinstance(here, Mapping) and step not in here and here.get("kind") == step
+        if tag or (i and not isinstance(here, Mapping | list | tuple)):
+            continue
+        path.append(str(step))
+        here = here.get(step) if isinstance(here, Mapping) and isinstance(step, str) else None
+    return path

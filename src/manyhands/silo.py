@@ -1,0 +1,77 @@
+"""A data holder: what it owns, and the machine it works on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from manyhands.errors import RecipeError
+from manyhands.seed import torch_rng
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from manyhands.data.images import Images
+    from manyhands.tensors import Tensors
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class Buildable(Protocol):
+    """A specification of a network: equal ones build networks that can stand in for each other."""
+
+    def __hash__(self) -> int: ...  # noqa: D105
+
+    def build(self, seed: int) -> torch.nn.Module:
+        """The network, freshly initialised."""
+        ...
+
+
+class Workbench:
+    """What silos in one process share: a device, and one working copy of each network.
+
+    A working copy holds whatever its last user left in it: load weights into it after every yield.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._networks: dict[Hashable, torch.nn.Module] = {}
+
+    def network(self, spec: Buildable) -> Any:
+        """The working copy for a specification."""
+        if spec not in self._networks:
+            self._networks[spec] = spec.build(seed=0).to(self.device)
+        return self._networks[spec]
+
+
+@dataclass
+class Silo:
+    """What a data holder owns. None of it leaves but in a message.
+
+    ``memory`` holds the tensors that a method keeps at the silo over rounds; it is checkpointed there.
+    """
+
+    name: str
+    images: Images
+    seed: int = 0
+    bench: Workbench = field(default_factory=Workbench)
+    memory: Tensors = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or ".." in self.name:
+            raise RecipeError(f"silo name {self.name!r}: use a-z, 0-9, '.', '_' and '-', at most 63 of them")
+
+    def rng(self, round_number: int) -> torch.Generator:
+        """The random numbers of this silo in this round, on its device."""
+        return torch_rng(self.seed, self.name, round_number, device=self.bench.device)
+
+
+def distinct(silos: list[Silo]) -> list[Silo]:
+    """The silos in the order of their names, or an error where two have one name."""
+    names = [silo.name for silo in silos]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RecipeError(f"two silos are called {min(twice)!r}; names must differ")
+    return sorted(silos, key=lambda silo: silo.name)

@@ -1,0 +1,31 @@
+"""What a run can be told: frozen, typed, and strict about keys."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The hint of an error: the known name that the given one is most like, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+class Spec(BaseModel):
+    """A value that a recipe or a Python caller states; it compares, hashes and prints as what it says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, told: Any) -> Any:
+        if isinstance(told, dict):
+            for key in told:
+                if key not in cls.model_fields:
+                    hint = nearest(str(key), list(cls.model_fields))
+                    raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint})
+        return told

@@ -1,0 +1,117 @@
+"""The one local loop, for every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from manyhands.spec import Spec
+from manyhands.tensors import Tensors, snapshot
+
+
+class Training(Spec):
+    """What a silo does in one round: so many steps, or so many epochs, of an optimiser.
+
+    ``learning_rate_end`` is the share of the learning rate that is left in the last round; it falls along a cosine.
+    ``precision = "auto"`` takes bfloat16 autocast on CUDA and float32 elsewhere.
+    """
+
+    batch: int = Field(default=64, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    optimiser: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(default=2e-4, gt=0, le=10)
+    learning_rate_end: float = Field(default=1.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("say either steps or epochs, one of the two")
+        return self
+
+    def times(self, count: int) -> Self:
+        """The same training with ``count`` times the steps; epochs are of one's own data, and stay."""
+        return self if self.steps is None else self.model_copy(update={"steps": self.steps * count})
+
+    def rate(self, progress: float) -> float:
+        """The learning rate when a share ``progress`` of the run is done."""
+        left = self.learning_rate_end
+        return self.learning_rate * (left + (1 - left) * (1 + math.cos(math.pi * progress)) / 2)
+
+    def optimiser_of(self, network: nn.Module, progress: float) -> torch.optim.Optimizer:
+        """A fresh optimiser of the network's weights."""
+        kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
+        return kind(network.parameters(), self.rate(progress), weight_decay=self.weight_decay, fused=True)
+
+    def autocasts(self, device: torch.device) -> bool:
+        """Whether the forward pass runs in bfloat16."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+
+    def batches(self, count: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """The numbers of the images in each batch of a round, of ``count`` images in all.
+
+        Every image is taken once before any is taken again. Counted in steps, all batches are full but where the
+        silo has fewer images than a batch; counted in epochs, the last batch of an epoch may be smaller.
+        """
+        size = min(self.batch, count)
+        if self.epochs is not None:
+            for _ in range(self.epochs):
+                yield from torch.randperm(count, generator=rng, device=rng.device).split(size)
+            return
+        left = torch.empty(0, dtype=torch.long, device=rng.device)
+        for _ in range(self.steps or 0):
+            if len(left) < size:
+                left = torch.cat([left, torch.randperm(count, generator=rng, device=rng.device)])
+            yield left[:size]
+            left = left[size:]
+
+
+def steps(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterable[Tensor],
+    loss: Callable[[Tensor], Tensor],
+    *,
+    clip: float | None = None,
+    autocast: bool = False,
+) -> Iterator[Tensor]:
+    """Take one optimiser step for each batch of image numbers, and yield its loss, still on the device.
+
+    A method adds its terms to ``loss``, which is given the numbers of the batch's images.
+    """
+    device = next(network.parameters()).device.type
+    network.train()
+    for numbers in batches:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            value = loss(numbers)
+        value.backward()  # type: ignore[no-untyped-call]
+        if clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimiser.step()
+        yield value.detach()
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's memory as named tensors."""
+    state = optimiser.state_dict()["state"]
+    return snapshot({f"optimiser.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()})
+
+
+def load_optimiser_state(optimiser: torch.optim.Optimizer, kept: Tensors) -> None:
+    """Go on with a kept memory; without one, the optimiser stays fresh."""
+    state: dict[int, Tensors] = {}
+    for name, value in kept.items():
+        if name.startswith("optimiser."):
+            _, i, key = name.split(".")
+            state.setdefault(int(i), {})[key] = value.clone()
+    if state:
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
