@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling as Sampling
     from manyhands.diffusion.schedule import Schedule as Schedule
     from manyhands.errors import ManyhandsError as ManyhandsError
-    from manyhands.evaluation.figures import grid as save_grid
+    from manyhands.evaluation.figures import grid as grid
     from manyhands.experiment import Experiment as Experiment
     from manyhands.experiment import compose as compose
     from manyhands.experiment import split as split
@@ -48,7 +48,7 @@ _HOME = {
     "diffusion.sample": ["Sampling"],
     "diffusion.schedule": ["Schedule"],
     "errors": ["ManyhandsError"],
-    "evaluation.figures": ["save_grid"],
+    "evaluation.figures": ["grid"],
     "experiment": ["Experiment", "compose", "split"],
     "journal": ["Round"],
     "message": ["Message"],
@@ -62,11 +62,11 @@ _HOME = {
     "training": ["Training"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch takes seconds, ``manyhands --help`` must not."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'manyhands' has no attribute {name!r}")
-    return getattr(import_module(f"manyhands.{_MODULE_OF[name]}"), {"save_grid": "grid"}.get(name, name))
+    return getattr(import_module(f"manyhands.{_MODULE_OF[name]}"), name)

@@ -37,7 +37,9 @@ def read_checkpoint(folder: Path, number: int) -> Message:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     start = len(MAGIC) + hashlib.sha256().digest_size
     if not raw.startswith(MAGIC) or hashlib.sha256(raw[start:]).digest() != raw[len(MAGIC) : start]:
-        raise CheckpointError(f"{path}: is torn or was changed: its contents do not have the hash that it was kept with")
+        raise CheckpointError(
+            f"{path}: is torn or was changed: its contents do not have the hash that it was kept with"
+        )
     try:
         return decode(raw[start:])
     except MessageError as error:

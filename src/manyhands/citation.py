@@ -11,22 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def citations(told: BaseModel) -> list[str]:
-    """The references of a recipe and of everything in it, each once."""
-    return list(dict.fromkeys(reference for part in _parts(told) for reference in references(type(part))))
+def citations(*told: BaseModel) -> list[str]:
+    """The references of what was told and of everything in it, each once."""
+    parts = [part for each in told for part in _parts(each)]
+    return list(dict.fromkeys(reference for part in parts for reference in references(type(part))))
 
 
 def references(kind: type) -> list[str]:
-    """The lines under ``References:`` in a docstring; a deeper line goes on with the one before."""
-    lines = inspect.getdoc(kind) or ""
-    _, _, tail = lines.partition("References:\n")
-    found: list[str] = []
-    for line in tail.split("\n\n")[0].splitlines():
-        if found and not found[-1].rstrip().endswith((")", *"0123456789", "Repository")):
-            found[-1] = f"{found[-1]} {line.strip()}"
-        elif line.strip():
-            found.append(line.strip())
-    return found
+    """The entries under ``References:`` in a docstring; a line further in goes on with the one before."""
+    _, _, tail = (inspect.getdoc(kind) or "").partition("References:\n")
+    entries = tail.split("\n\n")[0].replace("\n        ", " ").splitlines()
+    return [entry.strip() for entry in entries]
 
 
 def _parts(told: object) -> Iterator[BaseModel]:

@@ -33,9 +33,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")],
     out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<name> if not given.")] = None,  # noqa: UP045
-    changes: Annotated[Optional[list[str]], typer.Option("--set", help="Change a field: a.b=c, as often as needed.")] = None,  # noqa: UP045
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field: a.b=c, as often as needed.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and what would be sent.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and what would be sent.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train as a recipe says."""
@@ -78,7 +82,9 @@ def sample(
     sampling = generator.sampling.model_copy(update=told)
     labels = generator.labels(count, None if label is None else [label] * count)
     files = write_samples(out, generator, labels, seed, sampling, png=png)
-    typer.echo(json.dumps({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files)))
+    typer.echo(
+        json.dumps({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
+    )
 
 
 @app.command()
@@ -95,7 +101,8 @@ def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
     from manyhands.journal import RunFolder
     from manyhands.recipe import parse_recipe
 
-    found = citations(parse_recipe(RunFolder(run_folder).recipe, str(run_folder)))
+    told = parse_recipe(RunFolder(run_folder).recipe, str(run_folder))
+    found = citations(told.method, told)
     typer.echo(json.dumps(found) if as_json else "\n".join(found))
 
 

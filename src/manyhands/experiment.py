@@ -13,9 +13,9 @@ import torch
 
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, class_counts
+from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
 from manyhands.evaluation import figures, report
-from manyhands.diffusion.sample import Sampling
 from manyhands.hub import Closed, Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
@@ -41,8 +41,8 @@ class Experiment:
     resume: bool = False
     device: str = "auto"
     quorum: int = 1
-    link: Embedded = Embedded()
-    sampling: Sampling = Sampling()
+    link: Embedded = field(default_factory=Embedded)
+    sampling: Sampling = field(default_factory=Sampling)
     recipe: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
@@ -147,7 +147,7 @@ def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = 
     if model.classes not in (0, len(images.classes)):
         raise RecipeError(f"method.model.classes is {model.classes}, the data has {len(images.classes)} classes")
     silos = split(images, recipe.partition, recipe.seed)
-    if getattr(recipe.method, "pools", False):
+    if recipe.method.pools:
         silos = [Silo("pooled", images)]
     return Experiment(
         recipe.method,
@@ -156,7 +156,7 @@ def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = 
         folder,
         resume,
         recipe.device,
-        1 if getattr(recipe.method, "pools", False) else recipe.quorum,
+        1 if recipe.method.pools else recipe.quorum,
         recipe.link,
         recipe.sampling,
         recipe.resolved(),
@@ -216,14 +216,13 @@ class _Clock:
         return done
 
 
-def _picture(generator: Generator) -> tuple[torch.Tensor, list[int]]:
-    """Eight images of each class, at most ten classes, a column each."""
-    columns = min(generator.model.classes, 10) or 8
-    labels = [i % columns if generator.model.classes else 0 for i in range(8 * columns)]
-    return generator.sample(labels=labels, seed=0), labels[:columns] if generator.model.classes else []
+def _picture(generator: Generator) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Eight images of each class, at most ten classes, a column each; 64 images where there are no classes."""
+    headings = generator.classes[:10] if generator.model.classes else ()
+    columns = len(headings) or 8
+    labels = [i % columns if headings else 0 for i in range(8 * columns)]
+    return generator.sample(labels=labels), headings
 
 
 def _plain(method: Method) -> dict[str, Any]:
     return method.model_dump(mode="json", exclude_none=True)
-
-

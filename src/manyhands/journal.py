@@ -169,9 +169,13 @@ class RunFolder:
 def first_difference(kept: Any, given: Any, where: str = "") -> str | None:
     """The first field in which two recipes differ, in words."""
     if isinstance(kept, dict) and isinstance(given, dict):
-        for key in sorted(kept.keys() | given.keys()):
+        for key in sorted(kept.keys() | given.keys(), key=lambda name: (name != "kind", name)):
             if differs := first_difference(kept.get(key), given.get(key), f"{where}.{key}".strip(".")):
                 return differs
         return None
-    same = list(kept) == list(given) if isinstance(kept, list | tuple) and isinstance(given, list | tuple) else kept == given
+    same = (
+        list(kept) == list(given)
+        if isinstance(kept, list | tuple) and isinstance(given, list | tuple)
+        else kept == given
+    )
     return None if same else f"{where} was {kept!r}, is now {given!r}"

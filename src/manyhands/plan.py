@@ -115,5 +115,3 @@ def _check_tensor(name: str, like: Like, tensor: Tensor) -> None:
     shape = tuple(tensor.shape)
     if len(shape) != len(like.shape) or any(n not in (None, got) for n, got in zip(like.shape, shape, strict=True)):
         raise Refused(Reason.WRONG_SHAPE, f"{name} is {shape}, not {like.shape}")
-
-

@@ -90,7 +90,9 @@ class Recipe(Spec):
     def _agrees(self) -> Self:
         model, silos = self.method.model, self.partition.silos
         if (model.size, model.channels) != (self.data.size, self.data.channels):
-            raise ValueError(f"method.model is for {model.channels} x {model.size}, data is {self.data.channels} x {self.data.size}")
+            raise ValueError(
+                f"method.model is for {model.channels} x {model.size}, data is {self.data.channels} x {self.data.size}"
+            )
         if isinstance(self.method, FedAvg) and (self.method.participants or 1) > silos:
             raise ValueError(f"method.participants is {self.method.participants}, partition.silos only {silos}")
         if self.quorum > silos:

@@ -23,7 +23,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 class Buildable(Protocol):
     """A specification of a network: equal ones build networks that can stand in for each other."""
 
-    def __hash__(self) -> int: ...  # noqa: D105
+    def __hash__(self) -> int: ...
 
     def build(self, seed: int) -> torch.nn.Module:
         """The network, freshly initialised."""

@@ -64,7 +64,7 @@ class Training(Spec):
         size = min(self.batch, count)
         if self.epochs is not None:
             for _ in range(self.epochs):
-                yield from torch.randperm(count, generator=rng, device=rng.device).split(size)
+                yield from torch.split(torch.randperm(count, generator=rng, device=rng.device), size)
             return
         left = torch.empty(0, dtype=torch.long, device=rng.device)
         for _ in range(self.steps or 0):

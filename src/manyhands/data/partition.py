@@ -40,14 +40,12 @@ def dirichlet(labels: np.ndarray, silos: int, rng: np.random.Generator, alpha: f
     return _top_up([np.concatenate(part) for part in parts], rng, minimum)
 
 
-def shards(
-    labels: np.ndarray, silos: int, rng: np.random.Generator, classes_per_silo: int, minimum: int = 1
-) -> Parts:
+def shards(labels: np.ndarray, silos: int, rng: np.random.Generator, classes_per_silo: int, minimum: int = 1) -> Parts:
     """Sorted by label and cut into equal shards, so many to a silo: few classes each.
 
     References:
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
-        arXiv 1602.05629
+            arXiv 1602.05629
     """
     shuffled = rng.permutation(len(labels))
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]

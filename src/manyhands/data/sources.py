@@ -76,7 +76,9 @@ class Idx(Source):
             raise DataError(f"{self.images}: holds {pixels.dtype} of {pixels.ndim} dimensions, not images of bytes")
         labels = None if self.labels is None else self._read_labels()
         if labels is not None and len(labels) != len(pixels):
-            raise DataError(f"{self.labels}: has {len(labels):,} labels for the {len(pixels):,} images of {self.images}")
+            raise DataError(
+                f"{self.labels}: has {len(labels):,} labels for the {len(pixels):,} images of {self.images}"
+            )
         return _of_array(pixels, labels, size, channels, classes, str(self.labels))
 
     def _read_labels(self) -> np.ndarray:
@@ -267,4 +269,4 @@ def _zip_opener(archive: zipfile.ZipFile, name: str) -> Callable[[], Image.Image
 
 
 def _row_opener(rows: Any, number: int, column: str) -> Callable[[], Image.Image]:
-    return lambda: rows[number][column]  # type: ignore[no-any-return]
+    return lambda: rows[number][column]

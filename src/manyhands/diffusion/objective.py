@@ -22,7 +22,7 @@ class Diffusion(Spec):
     that training hides, so that one network learns with and without them, as classifier-free guidance needs.
 
     References:
-        Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512 (v)
+        Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
         Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv 2303.09556
         Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
     """

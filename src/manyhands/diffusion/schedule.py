@@ -19,8 +19,8 @@ class Schedule(Spec):
     Step 0 is the clean image (alpha_bar_0 = 1), step ``steps`` the noisiest.
 
     References:
-        Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239 (linear)
-        Improved Denoising Diffusion Probabilistic Models, Nichol, Dhariwal, 2021, arXiv 2102.09672 (cosine)
+        Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
+        Improved Denoising Diffusion Probabilistic Models, Nichol, Dhariwal, 2021, arXiv 2102.09672
     """
 
     kind: Literal["cosine", "linear"] = "cosine"

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from manyhands.checkpoint import writing
 from manyhands.data.images import as_bytes
 
-TILE = 56
+TILE = 64
+GAP = 4
+HEAD = 18
 
 
-def grid(path: Path, images: Tensor, column_labels: Sequence[Any] = (), columns: int = 0) -> None:
-    """Images in rows, enlarged without smoothing, with a thin gap between them."""
-    columns = columns or len(column_labels) or int(np.ceil(len(images) ** 0.5))
+def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int = 0) -> None:
+    """Images in rows under the headings of their columns; small ones are enlarged, smoothly, to be seen."""
+    columns = columns or len(headings) or math.ceil(len(images) ** 0.5)
     tiles = [_tile(image) for image in as_bytes(images)]
-    step, rows = tiles[0].width + 4, -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * step + 4, rows * step + 4), "white")
+    step, top = tiles[0].width + GAP, GAP + (HEAD if headings else 0)
+    sheet = Image.new("RGB", (columns * step + GAP, -(-len(tiles) // columns) * step + top), "white")
     for i, tile in enumerate(tiles):
-        sheet.paste(tile, (4 + i % columns * step, 4 + i // columns * step))
+        sheet.paste(tile, (GAP + i % columns * step, top + i // columns * step))
+    for i, heading in enumerate(headings):
+        place = (GAP + i * step + tiles[0].width // 2, top // 2)
+        ImageDraw.Draw(sheet).text(place, heading[:10], fill="black", anchor="mm")
     with writing(path):
         sheet.save(path)
 
@@ -32,7 +38,7 @@ def _tile(image: Tensor) -> Image.Image:
     array = image.permute(1, 2, 0).numpy()
     picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     times = max(1, TILE // picture.width)
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
 
 
 def partition(path: Path, silos: Sequence[str], counts: np.ndarray) -> None:

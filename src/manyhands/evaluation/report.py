@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent) }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line) }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } img { max-width: 100%; background: white; border-radius: 6px }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem } dt { opacity: .7; font-size: .85rem }
-dd { margin: 0; font-size: 1.4rem } .scroll { overflow-x: auto } .warn { border-left: 4px solid #c60; padding-left: 1rem }
-pre { overflow-x: auto; padding: 1rem; border: 1px solid var(--line); border-radius: 6px }
+table { border-collapse: collapse; width: 100% }
+td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line) }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+img { max-width: 100%; background: white; border-radius: 6px }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem }
+dt { opacity: .7; font-size: .85rem }
+dd { margin: 0; font-size: 1.4rem }
+.scroll { overflow-x: auto }
+.warn { border-left: 4px solid #c60; padding-left: 1rem }
 """
 
 
@@ -71,7 +75,11 @@ def _headline(facts: dict[str, Any]) -> str:
         "sent up": size_text(facts["bytes_up"]),
         "sent down": size_text(facts["bytes_down"]),
     }
-    return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in shown.items()) + "</dl>"
+    return (
+        "<dl>"
+        + "".join(f"<div><dt>{name}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in shown.items())
+        + "</dl>"
+    )
 
 
 def _warnings(facts: dict[str, Any], rounds: list[Round]) -> str:

@@ -33,27 +33,27 @@ class Embedded(Spec):
                     yield hub.closed.pop(0)
 
     def _advance(self, hub: Hub, call: _Call, ledger: Ledger) -> None:
-        """Let one silo talk until it waits at a barrier or ends."""
-        answer: Message | Refused | None = None
-        if call.waiting:
-            reply = hub.collect(call.silo)
-            if reply is None:
-                return
-            answer = self._carry(call.silo, "down", reply, ledger)
+        """Let one silo talk until it waits at a barrier or ends; it never goes on past a barrier in the same turn."""
+        answer = self._answer(hub, call, ledger) if call.started else None
+        if call.started and answer is None:
+            return
         while (message := call.go_on(answer)) is not None:
             try:
                 hub.submit(call.silo, self._carry(call.silo, "up", message, ledger))
             except Refused as refusal:
                 answer = refusal
                 continue
-            reply = hub.collect(call.silo)
-            if reply is None:
+            if message.op in hub.plan.groups:
                 return
-            answer = self._carry(call.silo, "down", reply, ledger)
+            answer = self._answer(hub, call, ledger)
         if call.lost:
             hub.leave(call.silo, call.lost)
         else:
             hub.finish(call.silo)
+
+    def _answer(self, hub: Hub, call: _Call, ledger: Ledger) -> Message | Refused | None:
+        reply = hub.collect(call.silo)
+        return None if reply is None else self._carry(call.silo, "down", reply, ledger)
 
     def _carry(self, silo: str, direction: Direction, message: Message, ledger: Ledger) -> Message:
         if self.wire == "count":
@@ -69,14 +69,14 @@ class _Call:
 
     def __init__(self, silo: str, conversation: Conversation) -> None:
         self.silo = silo
-        self.waiting = False
+        self.started = False
         self.ended = False
         self.lost = ""
         self._conversation = conversation
 
     def go_on(self, answer: Message | Refused | None) -> Message | None:
         """Give the silo its answer and take its next message; None when it has ended."""
-        self.waiting = True
+        self.started = True
         try:
             if isinstance(answer, Refused):
                 return self._conversation.throw(answer)

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 
-from manyhands.diffusion.objective import Diffusion
 from manyhands.errors import RecipeError
 from manyhands.message import Message
-from manyhands.methods.fedavg import UPDATE_FACTS, FedAvg, FedAvgServer, train, update_facts
-from manyhands.methods.method import Conversation, Method, Server
+from manyhands.methods.denoising import UPDATE_FACTS, Denoising, update_facts
+from manyhands.methods.fedavg import FedAvg, FedAvgServer
+from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
-from manyhands.models.unet import UNet
 from manyhands.plan import Carries, Operation, Plan
 from manyhands.silo import Silo
 from manyhands.tensors import Tensors, running_average, snapshot
-from manyhands.training import Training, load_optimiser_state, optimiser_state
+from manyhands.training import load_optimiser_state, optimiser_state
 
 
-class Local(Method):
+class Local(Denoising):
     """No exchange: every silo trains a network of its own, by the same loop and with the same budget."""
 
     kind: Literal["local"] = "local"
-    model: UNet
-    training: Training
-    diffusion: Diffusion = Diffusion()
-    rounds: int = Field(ge=1, le=1_000_000)
-    ema: float = Field(default=0.0, ge=0, lt=1)
 
     def silo(self, silo: Silo) -> Conversation:
         """Train from the common start, and tell after each round how it went."""
@@ -57,7 +51,7 @@ class Local(Method):
     def own_generator(self, silo: Silo) -> Generator | None:
         """What the silo has trained for itself."""
         average = _named(silo.memory, "average.")
-        return Generator(self.model, self.diffusion, average) if average else None
+        return self.generator_of(average) if average else None
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         network, number = silo.bench.network(self.model), answer.facts["round"]
@@ -65,7 +59,7 @@ class Local(Method):
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, number / self.rounds)
         load_optimiser_state(optimiser, silo.memory)
-        loss, seen = train(self, network, optimiser, silo, silo.rng(number))
+        loss, seen = self.train_round(network, optimiser, silo, number)
         if not torch.isfinite(loss):
             return Message("progress", {}, update_facts(silo, answer, None, 0, "its loss is not finite"))
         weights = snapshot(network.state_dict())
@@ -104,21 +98,16 @@ class LocalServer(Server):
         return Message(op, {}, {"round": self.round, "done": self.round >= self.rounds, "seed": self.seed})
 
 
-class Central(Method):
+class Central(Denoising):
     """All images in one place: what collaboration is meant to come close to. The pooled data is the only silo.
 
     It wraps ``FedAvg`` over one silo that keeps its optimiser, and sees as many images as all silos together:
     ``silos`` times the steps of a silo (epochs of the pooled data are that already).
     """
 
-    pools: ClassVar[bool] = True
+    pools = True
 
     kind: Literal["central"] = "central"
-    model: UNet
-    training: Training
-    diffusion: Diffusion = Diffusion()
-    rounds: int = Field(ge=1, le=1_000_000)
-    ema: float = Field(default=0.0, ge=0, lt=1)
     silos: int = Field(default=1, ge=1)
 
     def silo(self, silo: Silo) -> Conversation:

@@ -4,48 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from manyhands.codec import AnyCodec, Float32
-from manyhands.diffusion.objective import Diffusion
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
-from manyhands.methods.method import Conversation, Method, Server
+from manyhands.methods.denoising import UPDATE_FACTS, Denoising, update_facts
+from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
-from manyhands.models.unet import UNet
 from manyhands.plan import Carries, Operation, Plan
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo
 from manyhands.tensors import Layout, Tensors, WeightedMean, layout, running_average, snapshot
-from manyhands.training import Training, load_optimiser_state, optimiser_state, steps
+from manyhands.training import load_optimiser_state, optimiser_state
 
-UPDATE_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "withheld": str}
 RESTING = "resting"
 
 
-class FedAvg(Method):
+class FedAvg(Denoising):
     """Each round, silos train the shared network on their own images, and the server averages what they send.
 
     The mean is weighted by the silos' numbers of images. ``participants`` silos are drawn each round, without
-    replacement (None: all). ``ema`` is the decay of the average over rounds that is sampled from (0: none);
-    silos always go on from the plain mean. ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo.
+    replacement (None: all). ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo. Silos always go
+    on from the plain mean, never from its average over rounds.
 
     References:
-        Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017, arXiv 1602.05629
+        Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
+            arXiv 1602.05629
         Federated Learning with Diffusion Models for Privacy-Sensitive Vision Tasks, Tun et al., 2023, arXiv 2311.16538
     """
 
     kind: Literal["fedavg"] = "fedavg"
-    model: UNet
-    training: Training
-    diffusion: Diffusion = Diffusion()
-    rounds: int = Field(ge=1, le=1_000_000)
     participants: int | None = Field(default=None, ge=1)
-    ema: float = Field(default=0.0, ge=0, lt=1)
     keep_optimiser: bool = False
     up: AnyCodec = Float32()
     down: AnyCodec = Float32()
@@ -73,7 +66,9 @@ class FedAvg(Method):
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
             {
-                "join": Operation("says how many images it has, gets the model", "once", Carries(facts={"images": int}), gives),
+                "join": Operation(
+                    "says how many images it has, gets the model", "once", Carries(facts={"images": int}), gives
+                ),
                 "update": Operation(
                     f"sends its model after local training, gets the mean ({whose})",
                     f"{self.rounds} times",
@@ -85,10 +80,6 @@ class FedAvg(Method):
             },
             never=("images", "labels", "file names"),
         )
-
-    def generator_of(self, weights: Tensors) -> Generator:
-        """A generator with these weights."""
-        return Generator(self.model, self.diffusion, weights)
 
     @cached_property
     def _layout(self) -> Layout:
@@ -103,44 +94,13 @@ class FedAvg(Method):
         optimiser = self.training.optimiser_of(network, number / self.rounds)
         if self.keep_optimiser:
             load_optimiser_state(optimiser, silo.memory)
-        loss, seen = train(self, network, optimiser, silo, silo.rng(number))
+        loss, seen = self.train_round(network, optimiser, silo, number)
         if not torch.isfinite(loss):
             return _withheld(silo, answer, "its loss is not finite")
         if self.keep_optimiser:
             silo.memory = optimiser_state(optimiser)
         tensors = self.up.encode(network.state_dict())
         return Message("update", tensors, update_facts(silo, answer, loss.item(), seen, ""))
-
-
-class Trains(Protocol):
-    """A method that trains one denoiser at the silo."""
-
-    @property
-    def model(self) -> UNet: ...  # noqa: D102
-    @property
-    def training(self) -> Training: ...  # noqa: D102
-    @property
-    def diffusion(self) -> Diffusion: ...  # noqa: D102
-
-
-def train(
-    method: Trains, network: torch.nn.Module, optimiser: torch.optim.Optimizer, silo: Silo, rng: torch.Generator
-) -> tuple[Tensor, int]:
-    """One round of local training: the mean loss, and how many images were seen."""
-    images = silo.images.to(silo.bench.device)
-    classes = method.model.classes
-    seen, total = 0, torch.zeros((), dtype=torch.float32, device=silo.bench.device)
-
-    def loss(numbers: Tensor) -> Tensor:
-        x_0, labels = images.batch(numbers)
-        return method.diffusion.loss(network, x_0, labels if classes else None, classes, rng)
-
-    batches = list(method.training.batches(len(images), rng))
-    autocast = method.training.autocasts(silo.bench.device)
-    for value in steps(network, optimiser, batches, loss, clip=method.training.clip, autocast=autocast):
-        total += value
-    seen = sum(map(len, batches))
-    return total / len(batches), seen
 
 
 class FedAvgServer(Server):
@@ -204,9 +164,3 @@ class FedAvgServer(Server):
 
 def _withheld(silo: Silo, answer: Message, why: str) -> Message:
     return Message("update", {}, update_facts(silo, answer, None, 0, why))
-
-
-def update_facts(silo: Silo, answer: Message, loss: float | None, seen: int, withheld: str) -> dict[str, object]:
-    """What a silo tells of a round beside its tensors."""
-    number = answer.facts["round"]
-    return {"round": number, "images": len(silo.images), "loss": loss, "seen": seen, "withheld": withheld}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from manyhands.spec import Spec
 
@@ -52,7 +54,13 @@ class Server(ABC):
 
 
 class Method(Spec, ABC):
-    """A way of training together. Its fields are its hyper-parameters."""
+    """A way of training together. Its fields are its hyper-parameters.
+
+    ``pools`` marks a baseline that is given all images in one silo.
+    """
+
+    pools: ClassVar[bool] = False
+    rounds: int = Field(ge=1, le=1_000_000)
 
     @abstractmethod
     def silo(self, silo: Silo) -> Conversation:

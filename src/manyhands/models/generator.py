@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +31,7 @@ class Generator:
     diffusion: Diffusion
     weights: Tensors
     classes: tuple[str, ...] = ()
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     device: str = "cpu"
 
     def sample(
@@ -75,7 +75,11 @@ class Generator:
         if self.model.classes:
             pipeline = ["pipeline", "ClassConditionalPipeline"]
             shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
-        index = {"_class_name": pipeline, "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+        index = {
+            "_class_name": pipeline,
+            "unet": ["diffusers", "UNet2DModel"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        }
         (fresh / "model_index.json").write_text(json.dumps(index, indent=1))
         (fresh / FACTS).write_text(json.dumps(self._facts(), indent=1))
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,23 +1,31 @@
 """A diffusers pipeline for a class-conditional U-Net. It lies beside the weights and needs diffusers only.
 
-    DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)(class_labels=[0, 1, 2])
+DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)(class_labels=[0, 1, 2])
 """
 
+from collections.abc import Sequence
+
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
     """Draws one image for each class label; the class after the last one means: no label."""
 
-    def __init__(self, unet, scheduler):
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
     def __call__(
-        self, class_labels, num_inference_steps=50, guidance_scale=1.0, eta=0.0, generator=None, output_type="pil"
-    ):
+        self,
+        class_labels: Sequence[int],
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
         """Images as PIL pictures, or as an array N x H x W x C in [0, 1] for any other output type."""
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         labels = torch.as_tensor(class_labels, device=self.device)
