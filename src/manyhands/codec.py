@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from manyhands.spec import Spec
-from manyhands.tensors import Layout, Like, Tensors, snapshot
+from manyhands.tensors import Layout, Like, Tensors
 
 
 class Codec(Spec, ABC):
@@ -19,7 +19,7 @@ class Codec(Spec, ABC):
 
     @abstractmethod
     def encode(self, tensors: Mapping[str, Tensor]) -> Tensors:
-        """A copy of the tensors as they travel."""
+        """The tensors as they travel; those that travel as they are stay the same, and are not copied."""
 
     @abstractmethod
     def decode(self, wire: Mapping[str, Tensor]) -> Tensors:
@@ -34,7 +34,7 @@ class _Float(Codec, ABC):
     dtype: ClassVar[torch.dtype]
 
     def encode(self, tensors: Mapping[str, Tensor]) -> Tensors:
-        return {name: tensor.to(self.dtype) for name, tensor in snapshot(tensors).items()}
+        return {name: tensor.to(self.dtype) for name, tensor in tensors.items()}
 
     def decode(self, wire: Mapping[str, Tensor]) -> Tensors:
         return {name: tensor.float() for name, tensor in wire.items()}

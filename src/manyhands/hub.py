@@ -31,6 +31,7 @@ class _Session:
     sequence: int = 0
     reply: Message | None = None
     waiting: Message | None = None
+    waits_for: str = ""
     folded: bool = False
 
 
@@ -61,8 +62,8 @@ class Hub:
         state = self._session(silo)
         if session == state.name and sequence and sequence == state.sequence:
             return
-        if session != state.name and state.waiting is not None and message.op == state.waiting.op:
-            state.name, state.sequence = session, sequence  # sent again after a restart: the first one stands
+        if state.waiting is not None and message.op == state.waiting.op and session != state.waits_for:
+            state.name, state.sequence, state.reply = session, sequence, None  # sent anew after a restart: one stands
             return
         try:
             self._check(silo, state, message, session, sequence)
@@ -74,7 +75,7 @@ class Hub:
         if not self.plan.operations[message.op].group:
             state.reply = self.server.on(silo, message)
             return
-        state.waiting = message
+        state.waiting, state.waits_for = message, session
         self._opened = now if self._opened is None else self._opened
         self._fold_in_order()
         self._fire_when_complete()
@@ -107,7 +108,7 @@ class Hub:
         return self._sessions[silo]
 
     def _check(self, silo: str, state: _Session, message: Message, session: str, sequence: int) -> None:
-        waits = state.waiting is not None and session == state.name
+        waits = state.waiting is not None and session == state.waits_for
         if waits or (session == state.name and sequence and sequence != state.sequence + 1):
             raise Refused(Reason.OUT_OF_SEQUENCE, f"call {sequence} came after call {state.sequence}")
         self.plan.check(message, "up")

@@ -73,9 +73,10 @@ class WeightedMean:
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         """Fold ``weight`` times the tensors in."""
         for name, tensor in tensors.items():
-            if name not in self._sum:
-                self._sum[name] = torch.zeros(tensor.shape, dtype=torch.float64)
-            self._sum[name].add_(tensor, alpha=weight)
+            if name in self._sum:
+                self._sum[name].add_(tensor, alpha=weight)
+            else:
+                self._sum[name] = tensor.double().mul_(weight)
         self.weight += weight
 
     def value(self) -> Tensors:

@@ -48,9 +48,8 @@ class FedAvg(Denoising):
         hello = Message("join", facts={"images": len(silo.images)})
         answer = yield hello
         while not answer.facts["done"]:
-            message = self._update(silo, answer) if answer.tensors else _withheld(silo, answer, RESTING)
-            try:
-                answer = yield message
+            try:  # no name is given to what is sent: a silo that waits must not hold on to it
+                answer = yield self._update(silo, answer) if answer.tensors else _withheld(silo, answer, RESTING)
             except Refused as refusal:
                 again = hello if refusal.reason is Reason.STALE_ROUND else _withheld(silo, answer, str(refusal))
                 answer = yield again
@@ -99,7 +98,7 @@ class FedAvg(Denoising):
             return _withheld(silo, answer, "its loss is not finite")
         if self.keep_optimiser:
             silo.memory = optimiser_state(optimiser)
-        tensors = self.up.encode(network.state_dict())
+        tensors = self.up.encode(snapshot(network.state_dict()))
         return Message("update", tensors, update_facts(silo, answer, loss.item(), seen, ""))
 
 
@@ -111,6 +110,7 @@ class FedAvgServer(Server):
         self.weights: Tensors = snapshot(method.model.build(seed).state_dict())
         self.average = self.weights
         self.mean = WeightedMean()
+        self._sent: tuple[Tensors, Tensors] = {}, {}
 
     def on(self, silo: str, message: Message) -> Message:
         """Join: the model of the open round, for those who take part in it."""
@@ -151,9 +151,14 @@ class FedAvgServer(Server):
     def _hand_out(self, op: str, silos: Iterable[str]) -> dict[str, Message]:
         done = self.round >= self.method.rounds
         chosen = set() if done else self._chosen()
-        wire = self.method.down.encode(self.weights) if chosen else {}
         facts = {"round": self.round, "done": done}
-        return {silo: Message(op, wire if silo in chosen else {}, facts) for silo in silos}
+        return {silo: Message(op, self._wire() if silo in chosen else {}, facts) for silo in silos}
+
+    def _wire(self) -> Tensors:
+        """The model of the open round as it travels: one copy, whoever asks for it."""
+        if self._sent[0] is not self.weights:
+            self._sent = self.weights, self.method.down.encode(self.weights)
+        return self._sent[1]
 
     def _chosen(self) -> set[str]:
         """Those who take part in the open round."""

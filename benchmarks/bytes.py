@@ -1,0 +1,52 @@
+"""Whether the ledger tells the truth: what a run counted against what really was encoded."""
+
+from __future__ import annotations
+
+import argparse
+
+import bench
+from toy_split import ToySplit, toy_silos
+
+from manyhands import Central, Digits, Experiment, FedAvg, Iid, Local, Method, Silo, Training, UNet, split
+from manyhands.links.embedded import Embedded
+
+BARS = {"bytes_equal": "== 1"}
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """The ledger of a counting run against that of the same run over bytes, row by row, for several methods."""
+    digits = Digits().load(8, 1, Digits().classes())
+    dealt = split(digits, Iid(silos=3 if told.quick else 10))
+    told_all = {
+        "model": UNet(size=8, channels=1, classes=10, widths=(8, 16)),
+        "training": Training(batch=8, steps=2),
+        "rounds": 2 if told.quick else 10,
+    }
+    cases: dict[str, tuple[Method, list[Silo]]] = {
+        "fedavg": (FedAvg(**told_all), dealt),
+        "fedavg, float16 up, bfloat16 down": (
+            FedAvg.model_validate({**told_all, "up": {"kind": "float16"}, "down": {"kind": "bfloat16"}}), dealt,
+        ),
+        "fedavg, 2 of all a round": (FedAvg(**told_all, participants=2), dealt),
+        "local": (Local(**told_all), dealt),
+        "central": (Central(**told_all), [Silo("pooled", digits)]),
+        "a split network, two group operations a mini-batch": (ToySplit(rounds=2, steps=5), toy_silos(4, 8)),
+    }  # fmt: skip
+    rows = {
+        name: [entries(method, silos, wire) for wire in ("count", "bytes")] for name, (method, silos) in cases.items()
+    }
+    equal = [counted == sent for counted, sent in rows.values()]
+    totals = {name: sum(row["bytes"] for row in sent) for name, (_, sent) in rows.items()}
+    return {"figures": {"bytes_equal": sum(equal) / len(equal)}, "cases": totals, "seeds": [0]}
+
+
+def entries(method: Method, silos: list[Silo], wire: str) -> list[dict[str, object]]:
+    """The ledger after a run over a wire."""
+    experiment = Experiment(method, silos, device="cpu", link=Embedded.model_validate({"wire": wire}))
+    for _ in experiment:
+        pass
+    return experiment.ledger.entries()
+
+
+if __name__ == "__main__":
+    bench.main("bytes", measure, BARS)

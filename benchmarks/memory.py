@@ -1,0 +1,48 @@
+"""Whether memory grows with the number of silos."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+
+import bench
+
+BARS = {"memory": "<= 1.15"}
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """Peak memory of a run with many silos against one with 2: the same network, images in all, and rounds."""
+    many = 20 if told.quick else 100
+    peaks = {silos: peak(silos) for silos in (2, many)}
+    return {
+        "figures": {"memory": round(peaks[many] / peaks[2], 4)},
+        "cases": {f"{silos} silos": f"{kib / 1024:.0f} MiB" for silos, kib in peaks.items()},
+        "seeds": [0],
+    }
+
+
+def peak(silos: int) -> int:
+    """The peak resident memory of a run in a process of its own, in KiB."""
+    said = subprocess.run([sys.executable, __file__, "--child", str(silos)], capture_output=True, text=True, check=True)
+    return int(json.loads(said.stdout))
+
+
+def run(silos: int) -> None:
+    """A run in this process; prints what it took."""
+    from manyhands import Digits, Experiment, FedAvg, Iid, Training, UNet, split
+
+    model = UNet(size=8, channels=1, classes=10, widths=(64, 128))  # 2.5 M weights: 10 MB a copy
+    method = FedAvg(model=model, training=Training(batch=8, steps=1), rounds=2, ema=0.9)
+    dealt = split(Digits().load(8, 1, Digits().classes()), Iid(silos=silos))
+    assert len(list(Experiment(method, dealt, device="cpu"))) == 2
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        run(int(sys.argv[2]))
+    else:
+        bench.main("memory", measure, BARS)

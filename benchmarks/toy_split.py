@@ -1,0 +1,128 @@
+"""A toy U-shaped split: head and tail at the silo, middle on the server, two group operations a mini-batch.
+
+It stands for the methods that talk at every mini-batch, and shows how one is written: the silo's half reads like plain
+PyTorch with two remote calls in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from manyhands import Images, Message, Method, Server, Silo
+from manyhands.methods.method import Conversation
+from manyhands.plan import Carries, Operation, Plan
+from manyhands.seed import seeded_construction
+from manyhands.tensors import Like, Tensors
+
+WIDTH = 32
+MAPS = Like((None, WIDTH, 7, 7), torch.float32)
+
+
+def blocks(seed: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Head, middle and tail of a small convolutional network from 28 x 28 to 10 classes."""
+    with seeded_construction(seed, "toy"):
+        head = nn.Sequential(nn.Conv2d(1, WIDTH, 4, 4), nn.ReLU())
+        middle = nn.Sequential(*[each for _ in range(4) for each in (nn.Conv2d(WIDTH, WIDTH, 3, 1, 1), nn.ReLU())])
+        tail = nn.Sequential(nn.Flatten(), nn.Linear(WIDTH * 49, 10))
+    return head, middle, tail
+
+
+class ToySplit(Method):
+    """A classifier cut in three."""
+
+    kind: Literal["toy_split"] = "toy_split"
+    steps: int = 10
+    batch: int = 16
+    rate: float = 0.05
+
+    def silo(self, silo: Silo) -> Conversation:
+        """Forward and backward through the server's middle, a batch at a time."""
+        head, _, tail = blocks(0)
+        optimiser = torch.optim.SGD([*head.parameters(), *tail.parameters()], self.rate)
+        for number in range(self.rounds):
+            rng = silo.rng(number)
+            for _ in range(self.steps):
+                x, y = silo.images.batch(torch.randint(len(silo.images), (self.batch,), generator=rng))
+                sent = head(x)
+                there = yield Message("forward", {"x": sent.detach()})
+                back = there.tensors["x"].requires_grad_()
+                loss = nn.functional.cross_entropy(tail(back), y)
+                optimiser.zero_grad()
+                loss.backward()
+                gradient = yield Message("backward", {"x": back.grad})
+                sent.backward(gradient.tensors["x"])
+                optimiser.step()
+            silo.memory = {**_named("head.", head), **_named("tail.", tail)}
+            yield Message("segments", {}, {"loss": loss.item(), "seen": self.steps * self.batch})
+
+    def server(self, seed: int, silos: Sequence[str]) -> ToyServer:
+        """The middle."""
+        return ToyServer(self.rate)
+
+    def plan(self) -> Plan:
+        """Activations and their gradients; no image, no label."""
+        both = {"up": Carries({"x": MAPS}), "down": Carries({"x": MAPS}), "group": True}
+        told = Carries(facts={"loss": float, "seen": int})
+        return Plan(
+            {
+                "forward": Operation("sends activations", "each mini-batch", **both),
+                "backward": Operation("sends their gradients", "each mini-batch", **both),
+                "segments": Operation("ends a round", "each round", told, group=True, closes_round=True),
+            },
+            never=("images", "labels"),
+        )
+
+
+class ToyServer(Server):
+    """Runs all silos' activations through the middle as one batch."""
+
+    def __init__(self, rate: float) -> None:
+        _, self.middle, _ = blocks(0)
+        self.optimiser = torch.optim.SGD(self.middle.parameters(), rate)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """Answer a pass, or end a round."""
+        if op == "segments":
+            self.round += 1
+            return {silo: Message(op) for silo in messages}
+        joined = torch.cat([message.tensors["x"] for message in messages.values()])
+        sizes = [len(message.tensors["x"]) for message in messages.values()]
+        out = self._forward(joined) if op == "forward" else self._backward(joined)
+        return {silo: Message(op, {"x": part}) for silo, part in zip(messages, out.split(sizes), strict=True)}
+
+    def _forward(self, x: Tensor) -> Tensor:
+        self.x = x.requires_grad_()
+        self.y = self.middle(self.x)
+        return self.y.detach()
+
+    def _backward(self, gradient: Tensor) -> Tensor:
+        self.optimiser.zero_grad()
+        self.y.backward(gradient)
+        self.optimiser.step()
+        assert self.x.grad is not None
+        return self.x.grad
+
+    def state_dict(self) -> Tensors:
+        """The middle's weights."""
+        return dict(self.middle.state_dict())
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Go on from kept weights."""
+        self.middle.load_state_dict(state)
+
+
+def toy_silos(silos: int, images: int) -> list[Silo]:
+    """Silos with random pictures."""
+    rng = torch.Generator().manual_seed(0)
+    shape = (silos, images, 1, 28, 28)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
+    labels = torch.randint(0, 10, (silos, images), generator=rng)
+    return [Silo(f"s{i}", Images(pixels[i], labels[i], tuple("0123456789"))) for i in range(silos)]
+
+
+def _named(prefix: str, module: nn.Module) -> Tensors:
+    return {f"{prefix}{name}": tensor.detach().clone() for name, tensor in module.state_dict().items()}

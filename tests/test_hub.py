@@ -1,0 +1,188 @@
+"""The hub alone, with a server that sums, and no link."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from manyhands.errors import QuorumLost, Reason, Refused
+from manyhands.hub import Hub
+from manyhands.message import Message
+from manyhands.methods.method import Server
+from manyhands.plan import Carries, Operation, Plan
+from manyhands.tensors import Like
+
+FACTS = {"round": int, "images": int}
+PLAN = Plan(
+    {
+        "ask": Operation("asks", "ever", Carries(), Carries(facts={"count": int})),
+        "add": Operation(
+            "adds", "each round", Carries({"x": Like((2, None), torch.float32)}, FACTS), Carries(), True, True
+        ),
+    }
+)
+
+
+class Summing(Server):
+    def __init__(self) -> None:
+        self.asked = 0
+        self.order: list[str] = []
+        self.fired: list[list[str]] = []
+
+    def on(self, silo: str, message: Message) -> Message:
+        self.asked += 1
+        return Message("ask", {}, {"count": self.asked})
+
+    def fold(self, silo: str, message: Message) -> Message:
+        self.order.append(silo)
+        return Message(message.op, {}, message.facts)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        self.round += 1
+        self.fired.append(list(messages))
+        return {silo: Message("add", {}, {}) for silo in messages}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
+
+
+def hub(quorum: int = 1, deadline: float = 10) -> tuple[Hub, Summing]:
+    server = Summing()
+    return Hub(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum, deadline), server
+
+
+IMAGES = {"a": 1, "b": 2, "c": 3}
+
+
+def add(silo: str, number: int = 0, **changed: object) -> Message:
+    tensors = {"x": torch.zeros(2, 5)}
+    facts = {"round": number, "images": IMAGES[silo]}
+    given = {"op": "add", "tensors": tensors, "facts": facts, **changed}
+    return Message(**given)  # type: ignore[arg-type]
+
+
+def test_messages_are_folded_in_the_order_of_names_whoever_comes_first() -> None:
+    one, server = hub()
+    for silo in "cab":
+        assert one.collect(silo) is None
+        one.submit(silo, add(silo))
+    assert server.order == ["a", "b", "c"]
+    assert server.fired == [["a", "b", "c"]]
+    assert all(one.collect(silo) == Message("add") for silo in "abc")
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (Reason.UNKNOWN_OPERATION, Message("subtract")),
+        (Reason.MISSING_TENSOR, add("a", tensors={})),
+        (Reason.UNEXPECTED_TENSOR, add("a", tensors={"x": torch.zeros(2, 5), "y": torch.zeros(1)})),
+        (Reason.WRONG_SHAPE, add("a", tensors={"x": torch.zeros(1, 5)})),  # would broadcast
+        (Reason.WRONG_SHAPE, add("a", tensors={"x": torch.zeros(5)})),
+        (Reason.WRONG_SHAPE, add("a", tensors={"x": torch.zeros(1, 2, 5)})),
+        (Reason.WRONG_DTYPE, add("a", tensors={"x": torch.zeros(2, 5, dtype=torch.float64)})),
+        (Reason.NOT_FINITE, add("a", tensors={"x": torch.full((2, 5), float("nan"))})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0, "images": 1, "more": 1})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0, "images": "1"})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0, "images": True})),
+        (Reason.WRONG_WEIGHT, add("a", facts={"round": 0, "images": 1_000_000})),
+        (Reason.STALE_ROUND, add("a", number=1)),
+    ],
+)
+def test_what_is_not_in_the_plan_is_refused_by_name_and_changes_nothing(reason: Reason, message: Message) -> None:
+    one, server = hub()
+    one.submit("b", add("b"))
+    with pytest.raises(Refused) as refused:
+        one.submit("a", message)
+    assert refused.value.reason is reason
+    assert server.order == []
+    for silo in "ac":
+        one.submit(silo, add(silo))
+    assert server.fired == [["a", "b", "c"]]
+    assert one.closed[0].missing == {"a": str(refused.value)}
+
+
+def test_a_stranger_is_refused() -> None:
+    one, _ = hub()
+    with pytest.raises(Refused, match="unknown silo"):
+        one.submit("z", add("a"))
+    with pytest.raises(Refused, match="unknown silo"):
+        one.collect("z")
+
+
+def test_a_resend_is_answered_and_never_applied_twice() -> None:
+    one, server = hub()
+    for _ in range(3):
+        one.submit("a", Message("ask"), session="s", sequence=1)
+    assert server.asked == 1
+    assert one.collect("a") == Message("ask", {}, {"count": 1})
+    for _ in range(3):  # a resend of a call that still waits at a barrier
+        one.submit("a", add("a"), session="s", sequence=2)
+    assert one.collect("a") is None
+    one.submit("b", add("b"))
+    one.submit("c", add("c"))
+    one.submit("a", add("a"), session="s", sequence=2)
+    assert server.order == ["a", "b", "c"]
+    assert one.collect("a") == Message("add")
+
+
+def test_calls_out_of_sequence_are_refused() -> None:
+    one, _ = hub()
+    one.submit("a", Message("ask"), session="s", sequence=1)
+    with pytest.raises(Refused, match="out of sequence"):
+        one.submit("a", Message("ask"), session="s", sequence=3)
+    one.submit("a", add("a"))
+    with pytest.raises(Refused, match="out of sequence"):
+        one.submit("a", add("a"))
+
+
+def test_a_silo_that_was_restarted_does_not_count_twice() -> None:
+    one, server = hub()
+    one.submit("a", add("a"), session="old", sequence=1)
+    one.submit("a", Message("ask"), session="new", sequence=1)
+    one.submit("a", add("a"), session="new", sequence=2)
+    one.submit("b", add("b"))
+    one.submit("c", add("c"))
+    assert server.order == ["a", "b", "c"]
+    assert one.collect("a") == Message("add")
+
+
+def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
+    one, server = hub(deadline=10)
+    one.submit("b", add("b"), now=100)
+    one.submit("c", add("c"), now=105)
+    one.expire(109)
+    assert server.fired == []
+    one.expire(110)
+    assert server.fired == [["b", "c"]]
+    assert "a" in one.closed[0].missing
+    with pytest.raises(Refused, match="stale round"):
+        one.submit("a", add("a", 0))
+    for silo in "abc":
+        one.submit(silo, add(silo, 1))
+    assert server.fired[1] == ["a", "b", "c"]
+
+
+def test_below_quorum_the_run_stops_with_a_name() -> None:
+    one, server = hub(quorum=2, deadline=10)
+    one.submit("b", add("b"), now=0)
+    with pytest.raises(QuorumLost, match="a: silent"):
+        one.expire(10)
+    assert server.fired == []
+
+
+def test_who_leaves_is_not_awaited_but_what_it_sent_stands() -> None:
+    one, server = hub()
+    one.submit("a", add("a"))
+    one.leave("a", "cable cut")
+    one.leave("b", "power cut")
+    one.submit("c", add("c"))
+    assert server.fired == [["a", "c"]]
+    assert server.order == ["a", "c"]
+    one.submit("c", add("c", 1))
+    assert server.fired[1] == ["c"]

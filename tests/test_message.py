@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manyhands.errors import MessageError
+from manyhands.message import HEADER_LIMIT, MAGIC, Message, decode, encode, encoded_size
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+tensors = st.builds(lambda shape, dtype: torch.ones(shape, dtype=dtype), shapes, st.sampled_from(DTYPES))
+facts = st.dictionaries(
+    st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    max_size=4,
+)
+messages = st.builds(
+    Message,
+    st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True),
+    st.dictionaries(names.filter(lambda name: name != "__metadata__"), tensors, max_size=4),
+    facts,
+)
+
+
+@given(messages)
+def test_what_is_encoded_comes_back_and_weighs_what_was_counted(message: Message) -> None:
+    blob = encode(message)
+    assert encoded_size(message) == len(blob)
+    back = decode(blob)
+    assert back.op == message.op
+    assert back.facts == message.facts
+    assert back.tensors.keys() == message.tensors.keys()
+    for name, tensor in message.tensors.items():
+        assert back.tensors[name].dtype == tensor.dtype
+        assert torch.equal(back.tensors[name], tensor)
+
+
+@given(st.binary(max_size=200))
+def test_foreign_bytes_are_refused_by_name(blob: bytes) -> None:
+    with pytest.raises(MessageError):
+        decode(blob)
+
+
+@given(messages, st.data())
+def test_a_mutated_message_is_read_strictly_or_refused_by_name(message: Message, data: st.DataObject) -> None:
+    blob = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.integers(0, len(blob)))
+    for raw in (bytes(blob), bytes(blob[:cut])):
+        try:
+            decode(raw)
+        except MessageError:
+            continue
+
+
+def framed(header: bytes, rest: bytes = b"") -> bytes:
+    return MAGIC + struct.pack("<I", len(header)) + header + rest
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'["op",{"a":NaN}]',
+        b'["op",{"a":1,"a":2}]',
+        b'["op",[]]',
+        b'["Op",{}]',
+        b'["op",{},1]',
+        b"[" * 10_000,
+        b"\xff",
+        json.dumps(["o" * 40, {}]).encode(),
+    ],
+)
+def test_a_header_that_is_not_strict_is_refused(header: bytes) -> None:
+    with pytest.raises(MessageError, match="header"):
+        decode(framed(header, encode(Message("op"))[8 + 9 :]))
+
+
+def test_a_header_that_claims_too_much_is_refused_before_it_is_read() -> None:
+    with pytest.raises(MessageError, match="header"):
+        decode(MAGIC + struct.pack("<I", HEADER_LIMIT + 1) + b"x" * 10)
+    with pytest.raises(MessageError, match="more than"):
+        encode(Message("op", {}, {"a": "x" * HEADER_LIMIT}))
+
+
+def test_facts_must_be_finite_json() -> None:
+    for value in (float("nan"), float("inf"), object(), torch.ones(1)):
+        with pytest.raises(MessageError):
+            encode(Message("op", {}, {"a": value}))
+
+
+def test_tensors_that_share_memory_travel_apart() -> None:
+    whole = torch.arange(6.0)
+    back = decode(encode(Message("op", {"a": whole, "b": whole[2:4], "c": whole.reshape(2, 3).T})))
+    assert torch.equal(back.tensors["b"], whole[2:4])
+    assert torch.equal(back.tensors["c"], whole.reshape(2, 3).T)

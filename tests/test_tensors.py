@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manyhands.tensors import WeightedMean, finite, running_average, sha256
+
+floats = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+weights = st.integers(1, 2**20)
+
+
+@given(st.lists(st.tuples(floats, weights), min_size=1, max_size=6))
+def test_the_mean_is_the_exact_one_rounded(terms: list[tuple[float, int]]) -> None:
+    mean = WeightedMean()
+    for value, weight in terms:
+        mean.add({"a": torch.tensor([value])}, weight)
+    exact = sum(Fraction(value) * weight for value, weight in terms) / sum(weight for _, weight in terms)
+    scale = max(abs(value) for value, _ in terms)
+    assert abs(Fraction(mean.value()["a"].item()) - exact) <= Fraction(scale) * Fraction(1, 2**23)
+
+
+@given(floats, st.lists(weights, min_size=1, max_size=20))
+def test_the_mean_of_equal_values_is_that_value_bit_for_bit(value: float, each: list[int]) -> None:
+    mean, tensor = WeightedMean(), torch.tensor([value], dtype=torch.float32)
+    for weight in each:
+        mean.add({"a": tensor}, weight)
+    assert sha256(mean.value()) == sha256({"a": tensor})
+
+
+def test_running_average_forgets_its_start_and_with_no_decay_everything_but_the_last() -> None:
+    start, first, second = ({"a": torch.tensor([x])} for x in (100.0, 1.0, 3.0))
+    assert running_average(start, first, 0.9, 0) is first
+    assert running_average(first, second, 0.9, 1)["a"].item() == 2.0
+    assert running_average(first, second, 0.0, 5) is second
+    assert abs(running_average(first, second, 0.9, 100)["a"].item() - 1.2) < 1e-6
+
+
+def test_finite_names_the_first_bad_tensor() -> None:
+    assert finite({"a": torch.ones(2), "n": torch.tensor([1])}) is None
+    assert finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}) == "b"
+
+
+def test_the_hash_sees_names_types_shapes_and_bits() -> None:
+    base = {"a": torch.zeros(2, 2)}
+    others = [{"b": torch.zeros(2, 2)}, {"a": torch.zeros(4)}, {"a": torch.zeros(2, 2, dtype=torch.float16)}]
+    hashes = {sha256(each) for each in [base, *others, {"a": -torch.zeros(2, 2)}]}
+    assert len(hashes) == 5
+    assert sha256(base) == sha256({"a": torch.zeros(2, 2).T})
