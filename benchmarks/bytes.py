@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import bench
 from toy_split import ToySplit, toy_silos
@@ -36,11 +37,11 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         name: [entries(method, silos, wire) for wire in ("count", "bytes")] for name, (method, silos) in cases.items()
     }
     equal = [counted == sent for counted, sent in rows.values()]
-    totals = {name: sum(row["bytes"] for row in sent) for name, (_, sent) in rows.items()}
+    totals = {name: sum(int(row["bytes"]) for row in sent) for name, (_, sent) in rows.items()}
     return {"figures": {"bytes_equal": sum(equal) / len(equal)}, "cases": totals, "seeds": [0]}
 
 
-def entries(method: Method, silos: list[Silo], wire: str) -> list[dict[str, object]]:
+def entries(method: Method, silos: list[Silo], wire: str) -> list[dict[str, Any]]:
     """The ledger after a run over a wire."""
     experiment = Experiment(method, silos, device="cpu", link=Embedded.model_validate({"wire": wire}))
     for _ in experiment:

@@ -62,6 +62,7 @@ class Bare:
             optimiser = torch.optim.Adam(self.net.parameters(), 2e-3, fused=True)
             for at in list(self.method.training.batches(len(images), rng)):
                 x, y = images.batch(at)
+                assert y is not None
                 t, eps = torch.randint(1, 1001, (len(x),), generator=rng), torch.randn(x.shape, generator=rng)
                 y = torch.where(torch.rand(len(x), generator=rng) < 0.1, 10, y)
                 out = self.net(self.alpha[t] * x + self.sigma[t] * eps, t - 1, class_labels=y).sample

@@ -47,12 +47,14 @@ class ToySplit(Method):
             rng = silo.rng(number)
             for _ in range(self.steps):
                 x, y = silo.images.batch(torch.randint(len(silo.images), (self.batch,), generator=rng))
+                assert y is not None
                 sent = head(x)
                 there = yield Message("forward", {"x": sent.detach()})
                 back = there.tensors["x"].requires_grad_()
                 loss = nn.functional.cross_entropy(tail(back), y)
                 optimiser.zero_grad()
                 loss.backward()
+                assert back.grad is not None
                 gradient = yield Message("backward", {"x": back.grad})
                 sent.backward(gradient.tensors["x"])
                 optimiser.step()
@@ -65,12 +67,12 @@ class ToySplit(Method):
 
     def plan(self) -> Plan:
         """Activations and their gradients; no image, no label."""
-        both = {"up": Carries({"x": MAPS}), "down": Carries({"x": MAPS}), "group": True}
+        maps = Carries({"x": MAPS})
         told = Carries(facts={"loss": float, "seen": int})
         return Plan(
             {
-                "forward": Operation("sends activations", "each mini-batch", **both),
-                "backward": Operation("sends their gradients", "each mini-batch", **both),
+                "forward": Operation("sends activations", "each mini-batch", maps, maps, group=True),
+                "backward": Operation("sends their gradients", "each mini-batch", maps, maps, group=True),
                 "segments": Operation("ends a round", "each round", told, group=True, closes_round=True),
             },
             never=("images", "labels"),
@@ -96,7 +98,7 @@ class ToyServer(Server):
 
     def _forward(self, x: Tensor) -> Tensor:
         self.x = x.requires_grad_()
-        self.y = self.middle(self.x)
+        self.y: Tensor = self.middle(self.x)
         return self.y.detach()
 
     def _backward(self, gradient: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def steps(
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             value = loss(numbers)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimiser.step()

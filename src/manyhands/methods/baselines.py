@@ -31,7 +31,7 @@ class Local(Denoising):
         while not answer.facts["done"]:
             answer = yield self._round(silo, answer)
 
-    def server(self, seed: int, silos: Sequence[str]) -> LocalServer:  # noqa: ARG002 - it keeps nothing of them
+    def server(self, seed: int, silos: Sequence[str]) -> LocalServer:
         """A server that only counts rounds, and tells everyone the seed of the common start."""
         return LocalServer(self.rounds, seed)
 
@@ -78,7 +78,7 @@ class LocalServer(Server):
     def __init__(self, rounds: int, seed: int) -> None:
         self.rounds, self.seed = rounds, seed
 
-    def on(self, silo: str, message: Message) -> Message:  # noqa: ARG002 - all are answered alike
+    def on(self, silo: str, message: Message) -> Message:
         """Join."""
         return self._answer(message.op)
 

@@ -116,7 +116,7 @@ class FedAvgServer(Server):
         """Join: the model of the open round, for those who take part in it."""
         return self._hand_out(message.op, [silo])[silo]
 
-    def fold(self, silo: str, message: Message) -> Message:  # noqa: ARG002 - all weigh by their images
+    def fold(self, silo: str, message: Message) -> Message:
         """Add an update to the sum and keep only what it says."""
         if message.tensors:
             self.mean.add(self.method.up.decode(message.tensors), message.facts["images"])

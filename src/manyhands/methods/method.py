@@ -29,7 +29,7 @@ class Server(ABC):
         """Answer an operation at once."""
         raise NotImplementedError(f"{type(self).__name__} answers no single operation, {silo} sent {message.op}")
 
-    def fold(self, silo: str, message: Message) -> Message:  # noqa: ARG002 - for those who need it
+    def fold(self, silo: str, message: Message) -> Message:
         """Take in a message of a group operation when it comes, and return what must be kept of it until the barrier.
 
         It is called in the order of the silos' names, so that what is summed here does not depend on who was first.
@@ -77,6 +77,6 @@ class Method(Spec, ABC):
     def plan(self) -> Plan:
         """Every operation, and what it may carry each way."""
 
-    def own_generator(self, silo: Silo) -> ImageGenerator | None:  # noqa: ARG002 - for those who have one
+    def own_generator(self, silo: Silo) -> ImageGenerator | None:
         """The generator that this silo keeps for itself, or None where there is none."""
         return None

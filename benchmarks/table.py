@@ -1,0 +1,51 @@
+"""README's table of claims, from the committed results: ``python -m benchmarks.table`` writes it into README.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+WHAT = {
+    "overhead": "rounds of a run against a bare PyTorch loop, 10 silos",
+    "memory": "peak memory, 100 silos against 2",
+    "bytes_equal": "ledger against bytes really encoded, over 6 methods and settings",
+    "kill_resume": "killed with `kill -9`, resumed: final weights identical",
+    "torn": "truncated or bit-flipped checkpoints noticed, named and survived",
+    "chatty": "steps/s of a split network with two calls a mini-batch, against unsplit",
+    "gradient_difference": "largest difference of its gradients from the unsplit ones",
+    "start": "`manyhands --help`, seconds",
+    "demo_seconds": "`make demo` in a fresh clone, seconds, pip included",
+    "digits": "asked digit recognised on 500 samples, worst of 3 seeds",
+    "train_and_sample_seconds": "training and drawing 500 samples, seconds, slowest of 3",
+}
+
+
+def table() -> str:
+    """The table as Markdown."""
+    lines = ["| claim | bar | measured | holds | program |", "|---|---|---|---|---|"]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["scale"] == "quick":
+            continue
+        program = path.stem.rsplit("-", 1)[0]
+        for name, figure in result["figures"].items():
+            verdict = {True: "yes", False: "**no**", None: "not measured"}[result["holds"].get(name)]
+            shown = "-" if figure is None else f"{figure:.4g}"
+            cells = [WHAT[name], result["bars"][name], shown, verdict, f"`benchmarks/{program}.py`"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_table(text: str) -> str:
+    """README with the table put between its marks."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text()))
+    sys.stdout.write(table() + "\n")
