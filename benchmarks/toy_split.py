@@ -85,6 +85,7 @@ class ToyServer(Server):
     def __init__(self, rate: float) -> None:
         _, self.middle, _ = blocks(0)
         self.optimiser = torch.optim.SGD(self.middle.parameters(), rate)
+        self.x = self.y = torch.empty(0)
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Answer a pass, or end a round."""
@@ -98,7 +99,7 @@ class ToyServer(Server):
 
     def _forward(self, x: Tensor) -> Tensor:
         self.x = x.requires_grad_()
-        self.y: Tensor = self.middle(self.x)
+        self.y = self.middle(self.x)
         return self.y.detach()
 
     def _backward(self, gradient: Tensor) -> Tensor:

@@ -55,12 +55,21 @@ def generations(folder: Path) -> list[int]:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
     beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
+    with writing(path):
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -73,7 +82,7 @@ def writing(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(f"{error.filename or where}: cannot be written: {error.strerror}") from None
+        raise DiskError(f"{where}: cannot be written: {error.strerror}") from None
 
 
 def _path(folder: Path, number: int) -> Path:

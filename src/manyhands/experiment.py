@@ -55,17 +55,25 @@ class Experiment:
 
     def __iter__(self) -> Iterator[Round]:
         """Run to the end; each round is kept before it is given."""
-        self._open()
+        if self.run_folder is None:
+            yield from self._rounds()
+            return
+        told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, "method": _plain(self.method)}
+        with self.run_folder.open(told, resume=self.resume):
+            self._go_on(self.run_folder)
+            for done in self._rounds():
+                self._keep(self.run_folder, done)
+                yield done
+            self._export(self.run_folder)
+
+    def _rounds(self) -> Iterator[Round]:
         roster = {silo.name: len(silo.images) for silo in self.silos}
         hub = Hub(self.server, self.method.plan(), roster, self.quorum)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
         clock = _Clock(self.ledger)
         for closed in self.link.run(hub, conversations, self.ledger):
-            done = clock.round_of(closed, self.method.rounds)
-            self._keep(done)
+            yield clock.round_of(closed, self.method.rounds)
             clock.start()
-            yield done
-        self._finish()
 
     def generator(self, silo: str | None = None) -> Generator:
         """The trained generator: the shared one, or the one that a silo has for itself."""
@@ -81,14 +89,11 @@ class Experiment:
         classes = self.silos[0].images.classes
         return replace(generator, sampling=self.sampling, classes=classes, device=str(self.silos[0].bench.device))
 
-    def _open(self) -> None:
-        if self.run_folder is None:
-            return
-        told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, "method": _plain(self.method)}
-        self.run_folder.open(told, resume=self.resume)
+    def _go_on(self, folder: RunFolder) -> None:
+        """Draw who holds what, and take up the newest round that is kept."""
         counts = class_counts([silo.images for silo in self.silos])
-        figures.partition(self.run_folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
-        state = self.run_folder.resume()
+        figures.partition(folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
+        state = folder.resume()
         if state is not None:
             self.server.load_state_dict(state.server)
             self.server.round = state.round
@@ -96,33 +101,28 @@ class Experiment:
             for silo in self.silos:
                 silo.memory = dict(state.memories.get(silo.name, {}))
 
-    def _keep(self, done: Round) -> None:
-        if self.run_folder is not None:
-            self.run_folder.append(done)
-            memories = {silo.name: silo.memory for silo in self.silos}
-            self.run_folder.save(State(self.server.round, self.server.state_dict(), memories, self.ledger.entries()))
+    def _keep(self, folder: RunFolder, done: Round) -> None:
+        folder.append(done)
+        memories = {silo.name: silo.memory for silo in self.silos}
+        folder.save(State(self.server.round, self.server.state_dict(), memories, self.ledger.entries()))
 
-    def _finish(self) -> None:
-        """Export what was trained, draw it, and write the report."""
-        if self.run_folder is None:
-            return
+    def _export(self, folder: RunFolder) -> None:
+        """Write what was trained, a picture of it, and the report."""
         shared = self.server.generator()
-        own = {silo.name: self.method.own_generator(silo) for silo in self.silos}
+        own = {silo.name: generator for silo in self.silos if (generator := self.method.own_generator(silo))}
         for name, generator in own.items():
-            if generator is not None:
-                self._ready(generator).save(self.run_folder.silo(name) / "model")
+            self._ready(generator).save(folder.silo(name) / "model")
         if shared is not None:
-            self._ready(shared).save(self.run_folder.model)
-        drawn = shared or next((each for each in own.values() if each is not None), None)
+            self._ready(shared).save(folder.model)
+        drawn = shared or next(iter(own.values()), None)
         if drawn is not None:
-            drawn = self._ready(drawn)
-            figures.grid(self.run_folder.figures / "samples.png", *_picture(drawn))
-        self.run_folder.write("ledger.json", self.ledger.entries())
-        self.run_folder.write("report.json", self._report(drawn))
-        report.write(self.run_folder)
+            figures.grid(folder.figures / "samples.png", *_picture(self._ready(drawn)))
+        folder.write("ledger.json", self.ledger.entries())
+        folder.write("report.json", self._report(folder, drawn))
+        report.write(folder)
 
-    def _report(self, drawn: Generator | None) -> dict[str, Any]:
-        rounds = [] if self.run_folder is None else self.run_folder.rounds
+    def _report(self, folder: RunFolder, drawn: Generator | None) -> dict[str, Any]:
+        rounds = folder.rounds
         return {
             "method": _plain(self.method)["kind"],
             "silos": {silo.name: len(silo.images) for silo in self.silos},
@@ -135,7 +135,7 @@ class Experiment:
             "metrics": {"loss": rounds[-1].loss if rounds and rounds[-1].losses else None},
             "floor": {},
             "skipped": list(self.skipped),
-            "problems": [] if self.run_folder is None else self.run_folder.problems,
+            "problems": folder.problems,
             "versions": report.versions(),
         }
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import tomllib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -17,7 +18,7 @@ from manyhands.errors import CheckpointError, RunFolderError
 from manyhands.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from manyhands.tensors import Tensors
 
@@ -61,14 +62,26 @@ class RunFolder:
         self.model = path / "model"
         self.figures = path / "figures"
         self.problems: list[str] = []
-        self._lock: TextIO | None = None
 
     def silo(self, name: str) -> Path:
         """The folder of a silo; on a network it is at the silo and nowhere else."""
         return self.path / "silos" / name
 
-    def open(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
-        """Begin a run here, or go on with the same one; refuse any other."""
+    @contextmanager
+    def open(self, recipe: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+        """Begin a run here, or go on with the same one; refuse any other, and any other process meanwhile."""
+        self._check(recipe, resume=resume)
+        with writing(self.path):
+            self.figures.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+            except BlockingIOError:
+                raise RunFolderError(f"{self.path}: another process is running in it") from None
+            self.write("recipe.toml", tomli_w.dumps(recipe))
+            yield
+
+    def _check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
         if self._file("recipe.toml").exists():
             kept = self.recipe
             if not resume:
@@ -80,10 +93,6 @@ class RunFolder:
                 raise RunFolderError(f"{self.path}: was started with another recipe: {differs}")
         elif self.path.exists() and any(self.path.iterdir()):
             raise RunFolderError(f"{self.path}: is not empty and holds no run; --out names another folder")
-        with writing(self.path):
-            self.figures.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            replace_file(self._file("recipe.toml"), tomli_w.dumps(recipe).encode())
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -110,8 +119,7 @@ class RunFolder:
     def write(self, name: str, content: Any) -> None:
         """Write a file of the folder: text as it is, anything else as JSON."""
         text = content if isinstance(content, str) else json.dumps(content, indent=1)
-        with writing(self._file(name)):
-            replace_file(self._file(name), text.encode())
+        replace_file(self._file(name), text.encode())
 
     def append(self, done: Round) -> None:
         """One more line of the journal. It comes before the checkpoint: a line too many is cut off at resume."""
@@ -153,14 +161,6 @@ class RunFolder:
     def _cut_journal(self, rounds: int) -> None:
         lines = [json.dumps(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
         self.write("journal.jsonl", "".join(lines))
-
-    def _take_lock(self) -> None:
-        """Hold the folder for this process; the system lets go of it however the process ends."""
-        self._lock = self._file(".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderError(f"{self.path}: another process is running in it") from None
 
     def _file(self, name: str) -> Path:
         return self.path / name

@@ -139,12 +139,19 @@ def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
         form = {key: data[key] for key in ("size", "channels") if key in data}
         model = {"channels": 1, **form, **model}
         if "classes" not in model:
-            model["classes"] = len(Data.model_validate(data).known_classes())
+            model["classes"] = _count_classes(data)
         method = {**method, "model": model}
     if method.get("kind") == "central":
         partition = full.get("partition")
         method = {"silos": partition.get("silos", 5) if isinstance(partition, dict) else 1, **method}
     return {**full, "method": method}
+
+
+def _count_classes(data: Mapping[str, Any]) -> int:
+    try:
+        return len(Data.model_validate(data).known_classes())
+    except ValidationError:
+        return 0  # what is wrong with the data is told when the whole recipe is read
 
 
 def _apply(told: dict[str, Any], change: str) -> None:

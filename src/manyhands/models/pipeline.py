@@ -37,6 +37,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             if guidance_scale != 1:
                 without = self.unet(x, t, class_labels=nobody).sample
                 out = torch.lerp(without, out, guidance_scale)
-            x = self.scheduler.step(out, t, x, eta=eta, generator=generator).prev_sample
+            step = self.scheduler.step(out, t, x, eta=eta, use_clipped_model_output=True, generator=generator)
+            x = step.prev_sample
         images = (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
         return ImagePipelineOutput(images=self.numpy_to_pil(images) if output_type == "pil" else images)

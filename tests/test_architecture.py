@@ -1,0 +1,111 @@
+"""Imports point downward only, and a third party's engine is imported in its own file only."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "manyhands"
+LAYERS = [
+    {"errors", "spec", "seed"},
+    {"tensors", "ledger", "message", "codec", "plan", "checkpoint", "silo"},
+    {"data", "diffusion", "models", "training"},
+    {"methods"},
+    {"hub", "links"},
+    {"recipe", "journal", "evaluation", "citation"},
+    {"experiment", "progress"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ENGINES = {
+    "diffusers": {"models"},
+    "sklearn": {"data"},
+    "matplotlib": {"evaluation"},
+    "typer": {"cli"},
+    "rich": {"progress"},
+}
+
+
+def imports(path: Path, *, typing_too: bool = False) -> set[str]:
+    """The modules that a file imports, in functions too; those under TYPE_CHECKING only if asked."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing_too:
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+    return found
+
+
+def noun(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(SOURCE.rglob("*.py")) if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_downward(path: Path) -> None:
+    for module in imports(path):
+        if module.startswith("manyhands."):
+            other = module.split(".")[1]
+            assert LEVEL[other] <= LEVEL[noun(path)], f"{path.name} imports {module}"
+        engine = module.split(".")[0]
+        assert noun(path) in ENGINES.get(engine, {noun(path)}), f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_who_must_not_know_whom(path: Path) -> None:
+    known = {module.split(".")[1] for module in imports(path) if module.startswith("manyhands.")}
+    concrete = {module for module in imports(path, typing_too=True) if module.startswith("manyhands.methods.")}
+    if noun(path) == "methods":
+        assert not known & {"links", "hub", "evaluation"}
+    if noun(path) in {"links", "hub"}:
+        assert concrete <= {"manyhands.methods.method"}
+    if noun(path) == "evaluation":
+        assert not concrete
+
+
+def test_nothing_is_pickled_and_torchvision_is_no_requirement() -> None:
+    text = "\n".join(path.read_text() for path in FILES)
+    assert "pickle" not in text
+    assert " torch.load(" not in text
+    assert " torch.save(" not in text
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *[one for many in project["optional-dependencies"].values() for one in many]]
+    assert not [one for one in wanted if "torchvision" in one or "torchaudio" in one]
+    assert "torch>=2.6,<2.14" in wanted
+
+
+def test_every_error_has_an_exit_code_and_a_page_of_its_own() -> None:
+    from manyhands import errors
+
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ManyhandsError)
+    ]
+    assert len({kind.exit_code for kind in kinds}) == len(kinds)
+    for kind in kinds:
+        page = ROOT / "docs" / "errors" / f"{kind.page}.md"
+        assert f"exit code {kind.exit_code}" in page.read_text().lower()
+
+
+def test_the_public_names_are_there() -> None:
+    import manyhands
+
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names} - {
+        None
+    }
+    assert typed == set(manyhands.__all__)
+    for name in manyhands.__all__:
+        assert getattr(manyhands, name).__name__ == name
+    with pytest.raises(AttributeError):
+        _ = manyhands.nothing

@@ -1,0 +1,132 @@
+"""The command as a user runs it: real processes, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from manyhands.journal import Round
+from manyhands.progress import round_line
+
+COMMAND = str(Path(sys.executable).with_name("manyhands"))
+TINY = [
+    "digits-fedavg", "--set", "method.rounds=2", "--set", "method.training.steps=1", "--set", "method.model.widths=[8]",
+    "--set", "partition.silos=2", "--set", "sampling.steps=2", "--set", "device=cpu",
+]  # fmt: skip
+
+
+def manyhands(*told: str, where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *told], cwd=where, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("cli")
+    said = manyhands("run", *TINY, "--json", where=where)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["rounds"] == 2
+    return where
+
+
+def test_a_run_says_where_its_picture_and_report_lie(ended: Path) -> None:
+    said = manyhands("run", *TINY, "--resume", where=ended)
+    assert said.returncode == 0
+    for name in ("samples", "report", "model"):
+        path = re.search(rf"^{name}\s+(\S+)$", said.stdout, re.MULTILINE)
+        assert path is not None
+        assert (ended / path.group(1)).exists()
+
+
+def test_samples_are_written_as_tensors_grid_and_pngs(ended: Path) -> None:
+    asked = ["--count", "3", "--label", "7", "--steps", "3", "--png", "--out", "drawn", "--json"]
+    said = manyhands("sample", "runs/digits-fedavg", *asked, where=ended)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["count"] == 3
+    kept = load_file(ended / "drawn" / "samples.safetensors")
+    assert kept["images"].shape == (3, 1, 8, 8)
+    assert kept["images"].abs().max() <= 1
+    assert kept["labels"].tolist() == [7, 7, 7]
+    with Image.open(ended / "drawn" / "grid.png") as grid:
+        assert grid.width > 100
+    assert len(list((ended / "drawn").glob("0*.png"))) == 3
+
+
+def test_recipes_cite_and_dry_run(ended: Path) -> None:
+    assert "digits-fedavg" in manyhands("recipes", where=ended).stdout
+    cited = json.loads(manyhands("cite", "runs/digits-fedavg", "--json", where=ended).stdout)
+    assert any("2311.16538" in paper for paper in cited)
+    planned = manyhands("run", *TINY, "--dry-run", "--out", "nowhere", where=ended)
+    assert "never sent: images, labels, file names" in planned.stdout
+    assert not (ended / "nowhere").exists()
+    assert (
+        json.loads(manyhands("run", *TINY, "--dry-run", "--json", where=ended).stdout)["recipe"]["method"]["rounds"]
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "words"),
+    [
+        (["run", "digits-fedavgg"], 2, "did you mean 'digits-fedavg'?"),
+        (["run", "none.toml"], 2, "no such recipe"),
+        (["run", *TINY, "--set", "method.traning.x=1"], 2, "did you mean 'training'?"),
+        (
+            ["run", *TINY, "--set", "data.source={kind='folder', path='gone'}", "--set", "data.classes=10"],
+            3,
+            "no such folder",
+        ),
+        (["run", *TINY], 4, "holds a run already"),
+        (["run", *TINY, "--resume", "--set", "method.ema=0.5"], 4, "method.ema was 0.8, is now 0.5"),
+        (["sample", "runs/none", "--out", "x"], 4, "holds no run"),
+        (["sample", "runs/digits-fedavg", "--out", "x", "--label", "10"], 2, "label 10 is not in 0 to 9"),
+        (["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-0"], 2, "silo-0 has no trained generator"),
+        (["cite", "runs/none"], 4, "holds no run"),
+        (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not here"),
+    ],
+)
+def test_what_is_wrong_is_told_in_words_with_its_exit_code(ended: Path, told: list[str], code: int, words: str) -> None:
+    said = manyhands(*told, where=ended)
+    assert said.returncode == code
+    assert words in said.stderr
+    assert "Traceback" not in said.stderr
+    assert "docs/errors/" in said.stderr
+
+
+def test_an_interrupt_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> None:
+    endless = [*TINY, "--set", "method.rounds=1000"]
+    process = subprocess.Popen([COMMAND, "run", *endless], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 2/"):
+            break
+    os.kill(process.pid, signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert "--resume goes on" in rest
+    assert "Traceback" not in rest
+    process.stderr.close()
+    kept = int(re.search(r"(\d+) rounds are kept", rest).group(1))  # type: ignore[union-attr]
+    assert kept >= 2
+    assert (tmp_path / "runs" / "digits-fedavg" / "server" / f"checkpoint-{kept:06d}.mh").exists()
+
+
+def test_the_help_page_does_not_import_torch() -> None:
+    code = "import sys; sys.argv = ['manyhands', '--help']\nfrom manyhands.cli import app\n"
+    code += (
+        "try: app()\nexcept SystemExit: pass\nassert not {'torch', 'diffusers', 'pydantic', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_round_fits_in_a_terminal_of_80_columns() -> None:
+    done = Round(999, 1000, 123.4, 60_000, 10**9, 10**9, {f"s{i}": 0.1 for i in range(100)})
+    assert len(round_line(done, 100)) <= 80

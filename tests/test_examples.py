@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_it_is_short_and_in_three_parts(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 60
+    assert text.index("# Setup") < text.index("# Train") < text.index("# Sample")
+
+
+def test_digits(tmp_path: Path) -> None:
+    runpy.run_path(str(EXAMPLES[0]))["main"](tmp_path / "d.png", rounds=1)
+    assert (tmp_path / "d.png").exists()
+
+
+def test_own_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    runpy.run_path(str(EXAMPLES[1]))["main"](tmp_path / "pictures", tmp_path / "run", size=8, rounds=1)
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from manyhands import Central, FedAvg
+from manyhands.errors import DataError, RecipeError
+from manyhands.recipe import load_recipe, parse_recipe
+
+TEXT = """
+[data]
+source = "digits"
+size = 8
+[partition]
+kind = "iid"
+silos = 4
+[method]
+kind = "fedavg"
+rounds = 2
+[method.model]
+widths = [8]
+[method.training]
+steps = 1
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.toml"
+    file.write_text(TEXT)
+    return file
+
+
+def test_what_the_data_says_is_filled_in_and_the_resolved_recipe_says_the_same(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == "mine"
+    assert (recipe.method.model.size, recipe.method.model.channels, recipe.method.model.classes) == (8, 1, 10)
+    assert parse_recipe(recipe.resolved()) == recipe
+    assert parse_recipe(tomllib.loads(tomli_w.dumps(recipe.resolved()))) == recipe
+
+
+def test_changes_are_toml_values_or_plain_words(path: Path) -> None:
+    recipe = load_recipe(
+        path, ["method.kind=central", "method.training.steps=7", "seed=3", "method.model.widths=[8, 16]"]
+    )
+    assert isinstance(recipe.method, Central)
+    assert recipe.method.silos == 4
+    assert recipe.method.training.steps == 7
+    assert recipe.seed == 3
+    assert recipe.method.model.widths == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["method.bacth=3"], r"mine.toml: method: unknown key 'bacth'; known: "),
+        (["method.training.bacth=3"], r"mine.toml: method.training: unknown key 'bacth'; did you mean 'batch'\?"),
+        (["sede=3"], r"unknown key 'sede'; did you mean 'seed'\?"),
+        (["method.kind=fedavgg"], r"method: kind 'fedavgg' is not known; did you mean 'fedavg'\?"),
+        (["data.source=digit"], r"data.source: kind 'digit' is not known; did you mean 'digits'\?"),
+        (["method.rounds=0"], r"method.rounds: 0 came: input should be greater than or equal to 1"),
+        (["method.ema=nan"], r"method.ema: nan came"),
+        (["method.ema=inf"], r"method.ema: inf came"),
+        (["method.training.learning_rate=-1"], r"method.training.learning_rate: -1 came"),
+        (["method.training.epochs=2"], r"method.training: say either steps or epochs"),
+        (["method.participants=5"], r"participants is 5, partition.silos only 4"),
+        (["quorum=5"], r"quorum is 5, partition.silos only 4"),
+        (["method.model.size=16"], r"method.model is for 1 x 16, data is 1 x 8"),
+        (["method.model.widths=[8, 12]"], r"method.model: width 12 is no multiple of groups"),
+        (["partition.kind=domains"], r"go together"),
+        (["partition.kind=dirichlet"], r"partition.alpha: [Ff]ield required"),
+        (["name=../up"], r"name: '../up' came"),
+        (["seed"], r"--set seed: is not of the form"),
+        (["seed.x=1", "seed.x.y=2"], r"--set seed.x.y=2: x is a value, not a table"),
+        (["method=3"], r"method: "),
+        (["data=3"], r"data: "),
+    ],
+)
+def test_a_wrong_recipe_is_told_by_place_and_nearest_name(path: Path, changes: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(path, changes)
+
+
+def test_every_mistake_is_told_at_once(path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["method.rounds=0", "seed=-1"])
+    assert str(caught.value).count("mine.toml") == 2
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = ")
+    with pytest.raises(RecipeError, match="no TOML file"):
+        load_recipe(tmp_path / "bad.toml")
+    (tmp_path / "empty.toml").write_text("")
+    with pytest.raises(RecipeError, match="data: [Ff]ield required"):
+        load_recipe(tmp_path / "empty.toml")
+
+
+def test_classes_are_declared_or_come_from_the_source(path: Path, tmp_path: Path) -> None:
+    assert load_recipe(path, ["data.classes=10"]).method.model.classes == 10
+    assert load_recipe(path, ["method.model.classes=0"]).method.model.classes == 0
+    with pytest.raises(DataError, match="no such folder"):
+        load_recipe(path, ["data.source={kind='folder', path='nowhere'}"])
+    declared = load_recipe(path, ["data.source={kind='folder', path='nowhere'}", "data.classes=['cat', 'dog']"])
+    assert declared.method.model.classes == 2
+    assert isinstance(declared.method, FedAvg)
