@@ -16,8 +16,14 @@ import bench
 BARS = {"kill_resume": "== 1"}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["diffusers.models.unets.unet_2d", "diffusers.schedulers.scheduling_ddim", "sklearn.datasets"]
-    + ["matplotlib.backends.backend_agg", "matplotlib.figure", "manyhands.experiment"]
+    [
+        "diffusers.models.unets.unet_2d",
+        "diffusers.schedulers.scheduling_ddim",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "sklearn.datasets",
+        "manyhands.experiment",
+    ]
 )
 WEIGHTS = Path("model/unet/diffusion_pytorch_model.safetensors")
 

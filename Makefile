@@ -1,0 +1,43 @@
+# make demo: set up, train five silos on handwritten digits, show where the picture lies
+# make test: set up with the tools of a developer, then lint, types and tests
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test install dev clean
+
+demo: install
+	rm -rf runs/demo
+	$(BIN)/manyhands run recipes/digits-fedavg.toml --out runs/demo
+
+test: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+install: .venv/installed
+dev: .venv/installed-dev
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	@echo "installing Manyhands into .venv (about a minute, once)"
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	@echo "installing Manyhands and the developer's tools into .venv (about two minutes, once)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/installed
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer is on the PATH; install one, or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: $(PYTHON) is no Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install $(notdir $(PYTHON))-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+clean:
+	rm -rf .venv runs build dist
