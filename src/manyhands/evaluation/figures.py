@@ -29,7 +29,7 @@ def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int 
         sheet.paste(tile, (GAP + i % columns * step, top + i // columns * step))
     for i, heading in enumerate(headings):
         place = (GAP + i * step + tiles[0].width // 2, top // 2)
-        ImageDraw.Draw(sheet).text(place, heading[:10], fill="black", anchor="mm")
+        ImageDraw.Draw(sheet).text(place, heading[:10], fill="black", anchor="mm", font_size=13)
     with writing(path):
         sheet.save(path)
 
@@ -67,6 +67,7 @@ def losses(path: Path, by_silo: Mapping[str, Sequence[tuple[int, float]]]) -> No
     mean = [(number, float(np.mean(values))) for number, values in sorted(every.items())]
     axes.plot(*zip(*mean, strict=True), color="tab:blue", lw=2, label="mean of the silos")
     axes.set(xlabel="round", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     _save(figure, path)
 
