@@ -16,7 +16,7 @@ BARS = {"bytes_equal": "== 1"}
 
 def measure(told: argparse.Namespace) -> bench.Measured:
     """The ledger of a counting run against that of the same run over bytes, row by row, for several methods."""
-    digits = Digits().load(8, 1, Digits().classes())
+    digits = Digits().load(size=8)
     dealt = split(digits, Iid(silos=3 if told.quick else 10))
     told_all = {
         "model": UNet(size=8, channels=1, classes=10, widths=(8, 16)),

@@ -36,7 +36,7 @@ def run(silos: int) -> None:
 
     model = UNet(size=8, channels=1, classes=10, widths=(64, 128))  # 2.5 M weights: 10 MB a copy
     method = FedAvg(model=model, training=Training(batch=8, steps=1), rounds=2, ema=0.9)
-    dealt = split(Digits().load(8, 1, Digits().classes()), Iid(silos=silos))
+    dealt = split(Digits().load(size=8), Iid(silos=silos))
     assert len(list(Experiment(method, dealt, device="cpu"))) == 2
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 

@@ -23,7 +23,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     silos, count = (3, 3) if told.quick else (10, 10)
     training = Training(batch=32, steps=4 if told.quick else 20, learning_rate=2e-3)
     method = FedAvg(model=UNet(size=8, channels=1, classes=10, widths=(16, 32)), training=training, rounds=count)
-    digits = Digits().load(8, 1, Digits().classes())
+    digits = Digits().load(size=8)
     dealt = split(digits, Iid(silos=silos))
     run_seconds, bare_seconds = [], []
     with tempfile.TemporaryDirectory() as folder:

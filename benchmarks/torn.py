@@ -33,7 +33,7 @@ def trained(path: Path) -> RunFolder:
     """A run whose server and silos all have two generations of checkpoints."""
     model = UNet(size=8, channels=1, classes=10, widths=(8, 16))
     method = FedAvg(model=model, training=Training(batch=8, steps=1), rounds=3, keep_optimiser=True)
-    dealt = split(Digits().load(8, 1, Digits().classes()), Iid(silos=3))
+    dealt = split(Digits().load(size=8), Iid(silos=3))
     for _ in Experiment(method, dealt, folder=path, device="cpu"):
         pass
     return RunFolder(path)

@@ -7,7 +7,7 @@ from manyhands import Digits, Experiment, FedAvg, Iid, Sampling, Training, UNet,
 
 def main(out: Path = Path("digits.png"), rounds: int = 20) -> None:
     # Setup
-    digits = Digits().load(size=8, channels=1, classes=Digits().classes())
+    digits = Digits().load(size=8)
     model = UNet(size=8, channels=1, classes=10, widths=(16, 32))
     training = Training(batch=32, steps=20, learning_rate=2e-3, learning_rate_end=0.05)
     method = FedAvg(model=model, training=training, rounds=rounds, ema=0.8)

@@ -68,13 +68,15 @@ class Plan:
         """The plan as a person reads it before approving a run."""
         lines = []
         for name, operation in self.operations.items():
-            up, down = tensors_size(operation.up.tensors), tensors_size(operation.down.tensors)
-            lines.append(f"{name} ({operation.often}): {operation.says}; up to {up} up, {down} down")
+            sends, gets = (tensors_size(each.tensors) for each in (operation.up, operation.down))
+            lines.append(f"{name} ({operation.often}): {operation.says}; sends {sends}, receives {gets}")
         return [*lines, f"never sent: {', '.join(self.never)}"]
 
 
 def tensors_size(layout: Layout) -> str:
     """The size of the tensors of a layout, for people; a length that is not fixed counts as one."""
+    if not layout:
+        return "facts only"
     return size_text(sum(like.dtype.itemsize * math.prod(n or 1 for n in like.shape) for like in layout.values()))
 
 

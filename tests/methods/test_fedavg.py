@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands import Central, Experiment, Local, Silo, Training
+from manyhands import Central, Experiment, Local, Silo
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.methods.fedavg import FedAvg
@@ -67,8 +67,8 @@ def test_the_order_of_silos_does_not_change_a_bit() -> None:
 
 def test_a_frozen_model_returns_itself() -> None:
     class Frozen(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> tuple[torch.Tensor, int]:
-            return torch.zeros(()), 0
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> tuple[float, int]:
+            return 0.0, 0
 
     method = Frozen.model_validate(tiny_fedavg(ema=0.5).model_dump())
     start = method.server(0, ["s0"]).weights
@@ -176,7 +176,7 @@ def test_a_refused_update_is_named_and_the_mean_of_the_others_is_the_same_to_the
 
 def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
     class Sick(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> tuple[torch.Tensor, int]:
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> tuple[float, int]:
             loss, seen = super().train_round(network, optimiser, silo, number)
             return (loss * float("nan"), seen) if silo.name == "s1" and number == 0 else (loss, seen)
 
@@ -188,12 +188,18 @@ def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
     assert all(torch.isfinite(t).all() for t in weights(experiment).values())
 
 
-def test_a_diverging_silo_is_withheld() -> None:
-    method = tiny_fedavg(rounds=2, training=Training(batch=4, steps=3, learning_rate=10.0, clip=None))
-    silos = tiny_silos()
-    silos[0].images.pixels.fill_(0)
-    experiment = Experiment(method, silos, device="cpu")
-    assert len(list(experiment)) == 2
+def test_weights_that_are_not_finite_are_withheld_and_leave_nothing_behind() -> None:
+    class Broken(FedAvg):
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> tuple[float, int]:
+            told = super().train_round(network, optimiser, silo, number)
+            if silo.name == "s1" and number == 1:
+                next(network.parameters()).data.fill_(float("inf"))
+            return told
+
+    method = Broken.model_validate(tiny_fedavg(keep_optimiser=True).model_dump())
+    experiment = Experiment(method, tiny_silos(), device="cpu")
+    assert [done.missing for done in experiment] == [{}, {"s1": "its weights are not finite"}, {}]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(experiment).values())
 
 
 def test_local_silos_exchange_nothing_and_are_each_on_their_own() -> None:

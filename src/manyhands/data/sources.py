@@ -31,9 +31,13 @@ class Source(Spec, ABC):
     def classes(self) -> tuple[str, ...]:
         """The names of the classes that this source has labels for; none where it has no labels."""
 
+    def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
+        """All images at the declared size, with labels that count along ``classes``: its own, if none are declared."""
+        return self._read(size, channels, self.classes() if classes is None else classes)
+
     @abstractmethod
-    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """All images at the declared size, with labels that count along ``classes``."""
+    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+        """See ``load``."""
 
 
 class Digits(Source):
@@ -49,8 +53,7 @@ class Digits(Source):
         """The ten digits."""
         return tuple("0123456789")
 
-    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """The digits; their grey levels 0 to 16 become 0 to 255."""
+    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
@@ -69,8 +72,7 @@ class Idx(Source):
         """The numbers from 0 to the largest label in the file."""
         return () if self.labels is None else tuple(map(str, range(int(self._read_labels().max()) + 1)))
 
-    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """The images of the file."""
+    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         pixels = read_idx(self.images)
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
             raise DataError(f"{self.images}: holds {pixels.dtype} of {pixels.ndim} dimensions, not images of bytes")
@@ -102,8 +104,7 @@ class Folder(Source):
         """The names of the folders with pictures in them."""
         return _class_names(path.relative_to(self.path).as_posix() for path in self._pictures())
 
-    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """Every picture below the folder."""
+    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         entries = [
             (str(path), _class_of(path.relative_to(self.path).as_posix(), classes), _opener(path))
             for path in self._pictures()
@@ -132,8 +133,7 @@ class Zip(Source):
         with self._open() as archive:
             return _class_names(self._pictures(archive).values())
 
-    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """Every picture in the zip file."""
+    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         with self._open() as archive:
             entries = [
                 (f"{self.path}: {name}", _class_of(inner, classes), _zip_opener(archive, name))
@@ -181,8 +181,7 @@ class HuggingFace(Source):
             raise DataError(f"{self.name}: column {self.label!r} is no class label but {feature}")
         return tuple(feature.names)
 
-    def load(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """Every row of the split."""
+    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         rows = self._rows()
         self._column(rows, self.image)
         labels = [0] * len(rows) if self.label is None else list(rows[self.label])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from manyhands.errors import RecipeError
 from manyhands.message import Message
-from manyhands.methods.denoising import UPDATE_FACTS, Denoising, update_facts
+from manyhands.methods.denoising import UPDATE_FACTS, Denoising, sick, update_facts
 from manyhands.methods.fedavg import FedAvg, FedAvgServer
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
@@ -60,16 +59,16 @@ class Local(Denoising):
         optimiser = self.training.optimiser_of(network, number / self.rounds)
         load_optimiser_state(optimiser, silo.memory)
         loss, seen = self.train_round(network, optimiser, silo, number)
-        if not torch.isfinite(loss):
-            return Message("progress", {}, update_facts(silo, answer, None, 0, "its loss is not finite"))
         weights = snapshot(network.state_dict())
+        if why := sick(loss, weights):
+            return Message("progress", {}, update_facts(silo, answer, withheld=why))
         average = running_average(_named(silo.memory, "average."), weights, self.ema, number)
         silo.memory = {
             **{f"weights.{name}": tensor for name, tensor in weights.items()},
             **{f"average.{name}": tensor for name, tensor in average.items()},
             **optimiser_state(optimiser),
         }
-        return Message("progress", {}, update_facts(silo, answer, loss.item(), seen, ""))
+        return Message("progress", {}, update_facts(silo, answer, loss, seen))
 
 
 class LocalServer(Server):

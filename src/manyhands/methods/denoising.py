@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 
 import torch
@@ -14,7 +15,7 @@ from manyhands.methods.method import Method
 from manyhands.models.generator import Generator
 from manyhands.models.unet import UNet
 from manyhands.silo import Silo
-from manyhands.tensors import Tensors
+from manyhands.tensors import Tensors, finite
 from manyhands.training import Training, steps
 
 UPDATE_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "withheld": str}
@@ -33,7 +34,7 @@ class Denoising(Method, ABC):
 
     def train_round(
         self, network: torch.nn.Module, optimiser: torch.optim.Optimizer, silo: Silo, number: int
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[float, int]:
         """One round of local training: the mean loss, and how many images were seen."""
         images, rng, classes = silo.images.to(silo.bench.device), silo.rng(number), self.model.classes
 
@@ -46,14 +47,23 @@ class Denoising(Method, ABC):
         total = torch.zeros((), device=silo.bench.device)
         for value in steps(network, optimiser, batches, loss, clip=self.training.clip, autocast=autocast):
             total += value
-        return total / len(batches), sum(map(len, batches))
+        return (total / len(batches)).item(), sum(map(len, batches))
 
     def generator_of(self, weights: Tensors) -> Generator:
         """A generator with these weights."""
         return Generator(self.model, self.diffusion, weights)
 
 
-def update_facts(silo: Silo, answer: Message, loss: float | None, seen: int, withheld: str) -> dict[str, object]:
+def sick(loss: float, weights: Tensors) -> str:
+    """Why what came of training must not be sent or kept; nothing where it is well."""
+    if not math.isfinite(loss):
+        return "its loss is not finite"
+    return "its weights are not finite" if finite(weights) else ""
+
+
+def update_facts(
+    silo: Silo, answer: Message, loss: float | None = None, seen: int = 0, withheld: str = ""
+) -> dict[str, object]:
     """What a silo tells of a round beside its tensors."""
     number = answer.facts["round"]
     return {"round": number, "images": len(silo.images), "loss": loss, "seen": seen, "withheld": withheld}

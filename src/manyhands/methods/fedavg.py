@@ -12,7 +12,7 @@ from pydantic import Field
 from manyhands.codec import AnyCodec, Float32
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
-from manyhands.methods.denoising import UPDATE_FACTS, Denoising, update_facts
+from manyhands.methods.denoising import UPDATE_FACTS, Denoising, sick, update_facts
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
 from manyhands.plan import Carries, Operation, Plan
@@ -94,12 +94,12 @@ class FedAvg(Denoising):
         if self.keep_optimiser:
             load_optimiser_state(optimiser, silo.memory)
         loss, seen = self.train_round(network, optimiser, silo, number)
-        if not torch.isfinite(loss):
-            return _withheld(silo, answer, "its loss is not finite")
+        weights = snapshot(network.state_dict())
+        if why := sick(loss, weights):
+            return _withheld(silo, answer, why)
         if self.keep_optimiser:
             silo.memory = optimiser_state(optimiser)
-        tensors = self.up.encode(snapshot(network.state_dict()))
-        return Message("update", tensors, update_facts(silo, answer, loss.item(), seen, ""))
+        return Message("update", self.up.encode(weights), update_facts(silo, answer, loss, seen))
 
 
 class FedAvgServer(Server):
@@ -168,4 +168,4 @@ class FedAvgServer(Server):
 
 
 def _withheld(silo: Silo, answer: Message, why: str) -> Message:
-    return Message("update", {}, update_facts(silo, answer, None, 0, why))
+    return Message("update", {}, update_facts(silo, answer, withheld=why))
