@@ -50,7 +50,8 @@ def difference(silos: list[Silo]) -> float:
     pairs = [(split.server.state_dict(), dict(unsplit.middle.state_dict()))]
     for silo, head, tail in zip(split.silos, unsplit.heads, unsplit.tails, strict=True):
         theirs = {f"head.{n}": t for n, t in head.state_dict().items()}
-        pairs.append((silo.memory, theirs | {f"tail.{n}": t for n, t in tail.state_dict().items()}))
+        own = {name: tensor for name, tensor in silo.memory.items() if name != "rounds"}
+        pairs.append((own, theirs | {f"tail.{n}": t for n, t in tail.state_dict().items()}))
     return max(_distance(one, other) for one, other in pairs)
 
 

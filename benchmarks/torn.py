@@ -42,17 +42,18 @@ def trained(path: Path) -> RunFolder:
 def survives(folder: RunFolder, count: int, kind: str) -> Iterator[bool]:
     """Damage the newest checkpoint files one at a time; whether each damage was named and survived."""
     rng = random.Random(kind)
-    newest = sorted(folder.path.rglob("checkpoint-000003.mh"))
+    roster = folder.report["silos"]
+    newest = {path: path.read_bytes() for path in sorted(folder.path.rglob("checkpoint-000003.mh"))}
     for i in range(count):
-        path = newest[i % len(newest)]
-        whole = path.read_bytes()
+        path, whole = list(newest.items())[i % len(newest)]
         offset = rng.randrange(len(whole))
         path.write_bytes(whole[:offset] if kind == "truncated" else flipped(whole, offset, rng.randrange(8)))
         folder.problems.clear()
-        state = folder.resume()
+        state = folder.resume(roster)
         named = len(folder.problems) == 1 and str(path) in folder.problems[0]
         yield state is not None and state.round == 2 and named
-        path.write_bytes(whole)
+        for each, raw in newest.items():  # going back to a generation drops those after it
+            each.write_bytes(raw)
 
 
 def flipped(raw: bytes, offset: int, bit: int) -> bytes:

@@ -16,7 +16,7 @@ from manyhands import Images, Message, Method, Server, Silo
 from manyhands.methods.method import Conversation
 from manyhands.plan import Carries, Operation, Plan
 from manyhands.seed import seeded_construction
-from manyhands.tensors import Like, Tensors
+from manyhands.tensors import Like, Tensors, snapshot
 
 WIDTH = 32
 MAPS = Like((None, WIDTH, 7, 7), torch.float32)
@@ -42,8 +42,11 @@ class ToySplit(Method):
     def silo(self, silo: Silo) -> Conversation:
         """Forward and backward through the server's middle, a batch at a time."""
         head, _, tail = blocks(0)
-        optimiser = torch.optim.SGD([*head.parameters(), *tail.parameters()], self.rate)
-        for number in range(self.rounds):
+        nets = nn.ModuleDict({"head": head, "tail": tail})
+        if silo.memory:  # what was kept of the rounds before
+            nets.load_state_dict({name: tensor for name, tensor in silo.memory.items() if name != "rounds"})
+        optimiser = torch.optim.SGD(nets.parameters(), self.rate)
+        for number in range(int(silo.memory.get("rounds", torch.tensor(0))), self.rounds):
             rng = silo.rng(number)
             for _ in range(self.steps):
                 x, y = silo.images.batch(torch.randint(len(silo.images), (self.batch,), generator=rng))
@@ -58,7 +61,7 @@ class ToySplit(Method):
                 gradient = yield Message("backward", {"x": back.grad})
                 sent.backward(gradient.tensors["x"])
                 optimiser.step()
-            silo.memory = {**_named("head.", head), **_named("tail.", tail)}
+            silo.memory |= {**snapshot(nets.state_dict()), "rounds": torch.tensor(number + 1)}
             yield Message("segments", {}, {"loss": loss.item(), "seen": self.steps * self.batch})
 
     def server(self, seed: int, silos: Sequence[str]) -> ToyServer:
@@ -125,7 +128,3 @@ def toy_silos(silos: int, images: int) -> list[Silo]:
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
     labels = torch.randint(0, 10, (silos, images), generator=rng)
     return [Silo(f"s{i}", Images(pixels[i], labels[i], tuple("0123456789"))) for i in range(silos)]
-
-
-def _named(prefix: str, module: nn.Module) -> Tensors:
-    return {f"{prefix}{name}": tensor.detach().clone() for name, tensor in module.state_dict().items()}

@@ -104,7 +104,13 @@ def test_what_is_not_in_the_plan_is_refused_by_name_and_changes_nothing(reason: 
     for silo in "ac":
         one.submit(silo, add(silo))
     assert server.fired == [["a", "b", "c"]]
-    assert one.closed[0].missing == {"a": str(refused.value)}
+    assert one.closed[0].missing == {}  # it mended what it said
+    with pytest.raises(Refused) as refused:
+        one.submit("a", message if reason is not Reason.STALE_ROUND else add("a", 5))
+    one.leave("a", "gone")
+    for silo in "bc":
+        one.submit(silo, add(silo, 1))
+    assert one.closed[1].missing == {"a": str(refused.value)}
 
 
 def test_a_stranger_is_refused() -> None:
@@ -120,15 +126,37 @@ def test_a_resend_is_answered_and_never_applied_twice() -> None:
     for _ in range(3):
         one.submit("a", Message("ask"), session="s", sequence=1)
     assert server.asked == 1
-    assert one.collect("a") == Message("ask", {}, {"count": 1})
+    assert one.collect("a", "s") == Message("ask", {}, {"count": 1})
     for _ in range(3):  # a resend of a call that still waits at a barrier
         one.submit("a", add("a"), session="s", sequence=2)
-    assert one.collect("a") is None
+    assert one.collect("a", "s") is None
     one.submit("b", add("b"))
     one.submit("c", add("c"))
     one.submit("a", add("a"), session="s", sequence=2)
     assert server.order == ["a", "b", "c"]
-    assert one.collect("a") == Message("add")
+    assert one.collect("a", "s") == Message("add")
+
+
+def test_a_refused_call_counts_and_its_resend_is_refused_again() -> None:
+    one, server = hub()
+    one.submit("a", Message("ask"), session="s", sequence=1)
+    for _ in range(2):
+        with pytest.raises(Refused, match="missing tensor"):
+            one.submit("a", add("a", tensors={}), session="s", sequence=2)
+    one.submit("a", Message("ask"), session="s", sequence=3)
+    assert server.asked == 2
+
+
+def test_a_session_that_was_followed_by_another_has_ended() -> None:
+    one, server = hub()
+    one.submit("a", Message("ask"), session="old", sequence=1)
+    one.submit("a", Message("ask"), session="new", sequence=1)
+    for sequence in (1, 2):  # a late packet of the dead session
+        with pytest.raises(Refused, match="out of sequence"):
+            one.submit("a", Message("ask"), session="old", sequence=sequence)
+    with pytest.raises(Refused, match="has ended"):
+        one.collect("a", "old")
+    assert server.asked == 2
 
 
 def test_calls_out_of_sequence_are_refused() -> None:
@@ -136,9 +164,9 @@ def test_calls_out_of_sequence_are_refused() -> None:
     one.submit("a", Message("ask"), session="s", sequence=1)
     with pytest.raises(Refused, match="out of sequence"):
         one.submit("a", Message("ask"), session="s", sequence=3)
-    one.submit("a", add("a"))
+    one.submit("a", add("a"), session="s", sequence=2)
     with pytest.raises(Refused, match="out of sequence"):
-        one.submit("a", add("a"))
+        one.submit("a", add("a"), session="s", sequence=3)
 
 
 def test_a_silo_that_was_restarted_does_not_count_twice() -> None:
@@ -149,7 +177,7 @@ def test_a_silo_that_was_restarted_does_not_count_twice() -> None:
     one.submit("b", add("b"))
     one.submit("c", add("c"))
     assert server.order == ["a", "b", "c"]
-    assert one.collect("a") == Message("add")
+    assert one.collect("a", "new") == Message("add")
 
 
 def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
@@ -158,6 +186,7 @@ def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
     one.submit("c", add("c"), now=105)
     one.expire(109)
     assert server.fired == []
+    one.expire(110)
     one.expire(110)
     assert server.fired == [["b", "c"]]
     assert "a" in one.closed[0].missing
@@ -186,3 +215,34 @@ def test_who_leaves_is_not_awaited_but_what_it_sent_stands() -> None:
     assert server.order == ["a", "c"]
     one.submit("c", add("c", 1))
     assert server.fired[1] == ["c"]
+
+
+def test_who_has_ended_is_not_awaited() -> None:
+    one, server = hub()
+    one.submit("a", add("a"))
+    one.submit("b", add("b"))
+    one.finish("c")
+    assert server.fired == [["a", "b"]]
+
+
+def test_when_everyone_is_silent_the_run_stops() -> None:
+    one, _ = hub(deadline=10)
+    for silo in "abc":
+        one.submit(silo, add(silo), now=5)
+    one.expire(14)
+    with pytest.raises(QuorumLost, match="0 silos are left"):
+        one.expire(15)
+
+
+def test_a_barrier_is_of_one_operation_and_who_waits_at_another_waits_on() -> None:
+    plan = Plan({**PLAN.operations, "other": Operation("x", "y", group=True)})
+    server = Summing()
+    one = Hub(server, plan, IMAGES)
+    one.submit("a", Message("other"))
+    one.submit("b", add("b"))
+    one.submit("c", add("c"))
+    assert server.fired == [["b", "c"]]
+    assert one.collect("a") is None
+    one.submit("b", Message("other"))
+    one.submit("c", Message("other"))
+    assert server.fired == [["b", "c"], ["a", "b", "c"]]

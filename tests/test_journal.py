@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torn import survives, trained
 
 from manyhands import Experiment, Local
-from manyhands.checkpoint import generations, read_checkpoint, write_checkpoint
+from manyhands.checkpoint import drop_generations, generations, read_checkpoint, write_checkpoint
 from manyhands.errors import CheckpointError, DiskError, RunFolderError
 from manyhands.journal import RunFolder, first_difference
 from manyhands.message import Message
@@ -71,7 +71,7 @@ def test_a_lost_silo_store_falls_back_to_the_round_that_all_have(tmp_path: Path)
     run(tmp_path, Local(**told), stop_after=3)
     (tmp_path / "silos" / "s1" / "checkpoint-000003.mh").unlink()
     folder = RunFolder(tmp_path)
-    state = folder.resume()
+    state = folder.resume({"s0": 5, "s1": 9, "s2": 3})
     assert state is not None
     assert state.round == 2
     assert "s1" in folder.problems[0]
@@ -110,6 +110,7 @@ def test_a_checkpoint_with_a_true_hash_but_no_message_is_refused(tmp_path: Path)
 def test_two_generations_are_kept(tmp_path: Path) -> None:
     for number in range(5):
         write_checkpoint(tmp_path, number, Message("state", {}, {"n": number}))
+        drop_generations(tmp_path, number)
     assert generations(tmp_path) == [4, 3]
     assert read_checkpoint(tmp_path, 3).facts == {"n": 3}
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
@@ -193,9 +194,58 @@ def test_a_journal_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     run(tmp_path / "cut", stop_after=2)
     journal = tmp_path / "cut" / "journal.jsonl"
     journal.write_text(journal.read_text() + '{"number": 2, "rou')
+    run(tmp_path / "cut", stop_after=3)
+    journal.write_text(journal.read_text() + '{"losses": {}')
     run(tmp_path / "cut")
     assert len(RunFolder(tmp_path / "cut").rounds) == 3
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_no_other_silos_rounds_or_runs_checkpoint_can_stand_in(tmp_path: Path) -> None:
+    told = tiny_fedavg().model_dump(include={"model", "training", "rounds"})
+    run(tmp_path / "a", Local(**told), stop_after=3)
+    run(tmp_path / "b", Local(**told, ema=0.5), stop_after=3)
+    own = tmp_path / "a" / "silos" / "s1" / "checkpoint-000003.mh"
+    for other in (
+        tmp_path / "a" / "silos" / "s0" / "checkpoint-000003.mh",
+        tmp_path / "a" / "silos" / "s1" / "checkpoint-000002.mh",
+        tmp_path / "b" / "silos" / "s1" / "checkpoint-000003.mh",
+    ):
+        whole = own.read_bytes()
+        own.write_bytes(other.read_bytes())
+        folder = RunFolder(tmp_path / "a")
+        with pytest.raises(CheckpointError, match="another silo, round or run"):
+            folder._read(3)
+        own.write_bytes(whole)
+
+
+def test_a_run_is_not_gone_on_with_on_other_data(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=2)
+    for silos, said in [(tiny_silos([5, 8, 3]), "images.s1 was 9, is now 8"), (tiny_silos([5, 9]), "images.s2 was 3")]:
+        with pytest.raises(RunFolderError, match=said):
+            list(Experiment(tiny_fedavg(), silos, folder=tmp_path, resume=True, device="cpu"))
+
+
+def test_a_run_that_lost_its_server_state_does_not_begin_again_silently(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=3)
+    for path in (tmp_path / "server").iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        run(tmp_path)
+    assert len(RunFolder(tmp_path).rounds) == 3
+
+
+def test_an_ended_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("report.json", "ledger.json", "journal.jsonl")}
+    run(tmp_path)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize("leftover", [".lock", ".recipe.toml.tmp"])
+def test_a_run_killed_before_its_first_file_can_begin(tmp_path: Path, leftover: str) -> None:
+    (tmp_path / leftover).touch()
+    run(tmp_path, stop_after=1)
 
 
 def test_the_first_difference_is_told_by_its_path() -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
+from PIL import Image
 
-from manyhands import Central, FedAvg
+from manyhands import Central, FedAvg, compose
 from manyhands.errors import DataError, RecipeError
-from manyhands.recipe import load_recipe, parse_recipe
+from manyhands.recipe import Data, load_recipe, parse_recipe
 
 TEXT = """
 [data]
@@ -67,7 +69,9 @@ def test_changes_are_toml_values_or_plain_words(path: Path) -> None:
         (["method.training.learning_rate=-1"], r"method.training.learning_rate: -1 came"),
         (["method.training.epochs=2"], r"method.training: say either steps or epochs"),
         (["method.participants=5"], r"participants is 5, partition.silos only 4"),
-        (["quorum=5"], r"quorum is 5, partition.silos only 4"),
+        (["quorum=5"], r"quorum is 5, but only 4 silos take part"),
+        (["quorum=3", "method.participants=2"], r"quorum is 3, but only 2 silos take part"),
+        (["sampling.guidance=2", "method.diffusion.label_dropout=0"], r"label_dropout > 0"),
         (["method.model.size=16"], r"method.model is for 1 x 16, data is 1 x 8"),
         (["method.model.widths=[8, 12]"], r"method.model: width 12 is no multiple of groups"),
         (["partition.kind=domains"], r"go together"),
@@ -109,3 +113,31 @@ def test_classes_are_declared_or_come_from_the_source(path: Path, tmp_path: Path
     declared = load_recipe(path, ["data.source={kind='folder', path='nowhere'}", "data.classes=['cat', 'dog']"])
     assert declared.method.model.classes == 2
     assert isinstance(declared.method, FedAvg)
+
+
+def test_domains_end_to_end(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for domain in ("night", "day"):
+        for label in ("cat", "dog"):
+            (tmp_path / domain / label).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / domain / label / f"{i}.png")
+    told = tomllib.loads(TEXT) | {"name": "two", "partition": {"kind": "domains", "silos": 2}}
+    places = {domain: {"kind": "folder", "path": str(tmp_path / domain)} for domain in ("night", "day")}
+    told["data"] = {"size": 8, "domains": places}
+    experiment = compose(parse_recipe(told))
+    assert [len(silo.images) for silo in experiment.silos] == [6, 6]
+    assert [done.number for done in experiment] == [0, 1]
+
+
+def test_a_limit_keeps_the_names_of_what_was_skipped(tmp_path: Path) -> None:
+    for i in range(4):
+        Image.new("L", (4, 4)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    data = Data.model_validate(
+        {"size": 4, "limit": 2, "source": {"kind": "folder", "path": str(tmp_path), "unreadable": 0.5}}
+    )
+    images = data.load(seed=0)
+    assert len(images) == 2
+    assert "broken.png" in images.skipped[0]

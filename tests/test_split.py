@@ -37,3 +37,16 @@ def test_each_call_is_counted(tmp_path: Path) -> None:
     assert sha256(split.silos[0].memory) != sha256(split.silos[1].memory)
     assert (tmp_path / "silos" / "s0" / "checkpoint-000001.mh").exists()
     assert not any("head." in name for name in split.server.state_dict())
+
+
+def test_a_split_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    method, silos = ToySplit(rounds=4, steps=2, batch=4), toy_silos(2, 8)
+    ends = []
+    for name, stop in (("whole", 4), ("stopped", 2)):
+        for done in Experiment(method, silos, device="cpu", folder=tmp_path / name):
+            if done.number + 1 == stop:
+                break
+        split = Experiment(method, silos, device="cpu", folder=tmp_path / name, resume=True)
+        list(split)
+        ends.append([sha256(split.server.state_dict()), *[sha256(silo.memory) for silo in split.silos]])
+    assert ends[0] == ends[1]

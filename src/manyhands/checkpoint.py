@@ -7,6 +7,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from manyhands.errors import CheckpointError, DiskError, MessageError
 from manyhands.message import Message, decode, encode
 
@@ -19,13 +21,19 @@ GENERATIONS = 2
 
 
 def write_checkpoint(folder: Path, number: int, message: Message) -> None:
-    """Keep a message as generation ``number`` and drop those before the last two."""
+    """Keep a message as generation ``number``."""
     blob = encode(message)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(_path(folder, number), MAGIC + hashlib.sha256(blob).digest() + blob)
-        for old in [n for n in generations(folder) if n <= number - GENERATIONS]:
-            _path(folder, old).unlink()
+    replace_file(_path(folder, number), MAGIC + hashlib.sha256(blob).digest() + blob)
+
+
+def drop_generations(folder: Path, newest: int) -> None:
+    """Drop all but ``newest`` and the one before it: older ones, and newer ones that were not gone on with."""
+    with writing(folder):
+        for number in generations(folder):
+            if not newest - GENERATIONS < number <= newest:
+                _path(folder, number).unlink()
 
 
 def read_checkpoint(folder: Path, number: int) -> Message:
@@ -81,8 +89,9 @@ def writing(where: Path) -> Iterator[None]:
     """Turn what the system says against writing into an error of ours."""
     try:
         yield
-    except OSError as error:
-        raise DiskError(f"{where}: cannot be written: {error.strerror}") from None
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DiskError(f"{where}: cannot be written: {why}") from None
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -163,12 +163,12 @@ def _show_plan(told: Recipe, *, as_json: bool) -> None:
 
 
 def _generator(folder: Path, silo: str | None) -> Generator:
-    from manyhands.experiment import device_name
+    from manyhands.experiment import chosen_device
     from manyhands.journal import RunFolder
     from manyhands.models.generator import Generator
 
     kept = RunFolder(folder)
-    device = device_name(kept.recipe.get("device", "auto"))
+    device = chosen_device(kept.recipe.get("device", "auto"))
     where = kept.model if silo is None else kept.silo(silo) / "model"
     if not where.exists():
         own = sorted(path.parent.name for path in kept.path.glob("silos/*/model"))

@@ -63,6 +63,7 @@ class Reason(StrEnum):
     UNKNOWN_OPERATION = "unknown operation"
     OUT_OF_SEQUENCE = "out of sequence"
     STALE_ROUND = "stale round"
+    NOT_ASKED = "not asked"
     MISSING_TENSOR = "missing tensor"
     UNEXPECTED_TENSOR = "unexpected tensor"
     WRONG_SHAPE = "wrong shape"

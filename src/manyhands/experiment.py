@@ -14,7 +14,7 @@ import torch
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, class_counts
 from manyhands.diffusion.sample import Sampling
-from manyhands.errors import RecipeError
+from manyhands.errors import QuorumLost, RecipeError
 from manyhands.evaluation import figures, report
 from manyhands.hub import Closed, Hub
 from manyhands.journal import Round, RunFolder, State
@@ -22,6 +22,7 @@ from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
 from manyhands.methods.method import Method, Server
 from manyhands.models.generator import Generator
+from manyhands.plan import RESTING
 from manyhands.recipe import Recipe
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo, Workbench, distinct
@@ -48,9 +49,13 @@ class Experiment:
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
-        bench = Workbench(device_name(self.device))
-        self.silos = distinct([replace(silo, seed=self.seed, bench=bench) for silo in self.silos])
-        self.server: Server = self.method.server(self.seed, [silo.name for silo in self.silos])
+        bench = Workbench(chosen_device(self.device))
+        mine = [replace(silo, seed=self.seed, bench=bench, memory=dict(silo.memory)) for silo in self.silos]
+        self.silos = distinct(mine)
+        for silo in self.silos:
+            self.method.fits(silo)
+        self.roster = {silo.name: len(silo.images) for silo in self.silos}
+        self.server: Server = self.method.server(self.seed, list(self.roster))
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
 
     def __iter__(self) -> Iterator[Round]:
@@ -58,21 +63,29 @@ class Experiment:
         if self.run_folder is None:
             yield from self._rounds()
             return
-        told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, "method": _plain(self.method)}
+        parts = {"method": self.method, "sampling": self.sampling, "link": self.link}
+        plain = {name: part.model_dump(mode="json", exclude_none=True) for name, part in parts.items()}
+        told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain}
         with self.run_folder.open(told, resume=self.resume):
             self._go_on(self.run_folder)
             for done in self._rounds():
                 self._keep(self.run_folder, done)
                 yield done
+            self._save(self.run_folder)  # once more: the ledger holds the closing answers now
             self._export(self.run_folder)
 
     def _rounds(self) -> Iterator[Round]:
-        roster = {silo.name: len(silo.images) for silo in self.silos}
-        hub = Hub(self.server, self.method.plan(), roster, self.quorum)
+        if self.server.round >= self.method.rounds:
+            return
+        hub = Hub(self.server, self.method.plan(), self.roster, self.quorum)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
         clock = _Clock(self.ledger)
         for closed in self.link.run(hub, conversations, self.ledger):
-            yield clock.round_of(closed, self.method.rounds)
+            done = clock.round_of(closed, self.method.rounds)
+            if len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < self.quorum:
+                why = "; ".join(f"{silo}: {reason}" for silo, reason in done.missing.items())
+                raise QuorumLost(f"round {done.number + 1}: fewer than {self.quorum} silos could send anything ({why})")
+            yield done
             clock.start()
 
     def generator(self, silo: str | None = None) -> Generator:
@@ -93,18 +106,22 @@ class Experiment:
         """Draw who holds what, and take up the newest round that is kept."""
         counts = class_counts([silo.images for silo in self.silos])
         figures.partition(folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
-        state = folder.resume()
+        state = folder.resume(self.roster)
         if state is not None:
-            self.server.load_state_dict(state.server)
             self.server.round = state.round
+            self.server.load_state_dict(state.server)
             self.ledger.load(state.ledger)
             for silo in self.silos:
                 silo.memory = dict(state.memories.get(silo.name, {}))
 
     def _keep(self, folder: RunFolder, done: Round) -> None:
         folder.append(done)
+        self._save(folder)
+
+    def _save(self, folder: RunFolder) -> None:
         memories = {silo.name: silo.memory for silo in self.silos}
-        folder.save(State(self.server.round, self.server.state_dict(), memories, self.ledger.entries()))
+        server = self.server.state_dict()
+        folder.save(State(self.server.round, server, memories, self.roster, self.ledger.entries()))
 
     def _export(self, folder: RunFolder) -> None:
         """Write what was trained, a picture of it, and the report."""
@@ -124,8 +141,8 @@ class Experiment:
     def _report(self, folder: RunFolder, drawn: Generator | None) -> dict[str, Any]:
         rounds = folder.rounds
         return {
-            "method": _plain(self.method)["kind"],
-            "silos": {silo.name: len(silo.images) for silo in self.silos},
+            "method": self.method.model_dump()["kind"],
+            "silos": self.roster,
             "rounds": len(rounds),
             "seconds": sum(done.seconds for done in rounds),
             "images_seen": sum(done.images for done in rounds),
@@ -143,24 +160,19 @@ class Experiment:
 def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = False) -> Experiment:
     """The experiment that a recipe describes, with its data loaded and dealt."""
     images = recipe.data.load(recipe.seed)
-    model = recipe.method.model
-    if model.classes not in (0, len(images.classes)):
-        raise RecipeError(f"method.model.classes is {model.classes}, the data has {len(images.classes)} classes")
-    silos = split(images, recipe.partition, recipe.seed)
-    if recipe.method.pools:
-        silos = [Silo("pooled", images)]
+    pools = recipe.method.pools
     return Experiment(
         recipe.method,
-        silos,
-        recipe.seed,
-        folder,
-        resume,
-        recipe.device,
-        1 if recipe.method.pools else recipe.quorum,
-        recipe.link,
-        recipe.sampling,
-        recipe.resolved(),
-        images.skipped,
+        [Silo("pooled", images)] if pools else split(images, recipe.partition, recipe.seed),
+        seed=recipe.seed,
+        folder=folder,
+        resume=resume,
+        device=recipe.device,
+        quorum=1 if pools else recipe.quorum,
+        link=recipe.link,
+        sampling=recipe.sampling,
+        recipe=recipe.resolved(),
+        skipped=images.skipped,
     )
 
 
@@ -171,8 +183,8 @@ def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
     return [Silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
 
 
-def device_name(asked: str) -> str:
-    """The device to work on, set to repeat itself exactly."""
+def chosen_device(asked: str) -> str:
+    """The device to work on. CUDA is told, for the whole process, to repeat itself exactly."""
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if asked not in ("auto", "cpu", found):
         raise RecipeError(f"device {asked!r} is not here; this machine has {found}")
@@ -200,7 +212,7 @@ class _Clock:
     def round_of(self, closed: Closed, rounds: int) -> Round:
         up, down = self.ledger.bytes("up"), self.ledger.bytes("down")
         said: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
-        withheld = {silo: f["withheld"] for silo, f in said.items() if f.get("withheld", "") not in ("", "resting")}
+        withheld = {silo: f["withheld"] for silo, f in said.items() if f.get("withheld", "") not in ("", RESTING)}
         done = Round(
             closed.round,
             rounds,
@@ -210,7 +222,7 @@ class _Clock:
             down - self.down,
             {silo: facts["loss"] for silo, facts in said.items() if facts.get("loss") is not None},
             {**closed.missing, **withheld},
-            sum(facts.get("withheld") == "resting" for facts in said.values()),
+            sum(facts.get("withheld") == RESTING for facts in said.values()),
         )
         self.up, self.down = up, down
         return done
@@ -222,7 +234,3 @@ def _picture(generator: Generator) -> tuple[torch.Tensor, tuple[str, ...]]:
     columns = len(headings) or 8
     labels = [i % columns if headings else 0 for i in range(8 * columns)]
     return generator.sample(labels=labels), headings
-
-
-def _plain(method: Method) -> dict[str, Any]:
-    return method.model_dump(mode="json", exclude_none=True)

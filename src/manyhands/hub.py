@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,22 +25,40 @@ class Closed:
 
 
 @dataclass
-class _Session:
-    """What the hub remembers of one silo: its newest call and the answer to it."""
+class _Caller:
+    """What the hub remembers of one silo: its newest call, and the answer or the refusal that it got."""
 
-    name: str = ""
+    session: str = ""
     sequence: int = 0
     reply: Message | None = None
+    refusal: Refused | None = None
     waiting: Message | None = None
-    waits_for: str = ""
+    waits_in: str = ""
     folded: bool = False
+    retired: set[str] = field(default_factory=set)
+
+    def is_resend(self, session: str, sequence: int) -> bool:
+        return session == self.session and sequence > 0 and sequence == self.sequence
+
+    def check_order(self, session: str, sequence: int) -> None:
+        """A session counts its calls 1, 2, 3; it ends for good when another one begins. 0 stands for no count."""
+        follows = session != self.session or sequence in (0, self.sequence + 1)
+        waits = self.waiting is not None and session == self.waits_in
+        if session in self.retired or not follows or waits:
+            raise Refused(Reason.OUT_OF_SEQUENCE, f"call {sequence} of session {session!r} came after {self.sequence}")
+
+    def take(self, session: str, sequence: int) -> None:
+        if session != self.session:
+            self.retired.add(self.session)
+        self.session, self.sequence, self.reply, self.refusal = session, sequence, None, None
 
 
 @dataclass
 class Hub:
     """Turns calls into ``on`` and ``on_group``. It has no clock and no thread: a link brings its own.
 
-    ``roster`` says how many images each silo enrolled. A barrier fires when every silo that is not away has called;
+    ``roster`` says how many images each silo enrolled. A barrier fires when every silo that is not away waits at one;
+    should they wait at different operations, the one with most silos is answered and the others wait on.
     ``expire`` leaves out those who have not called by the deadline, and ``quorum`` is the least number to go on with.
     """
 
@@ -51,105 +70,115 @@ class Hub:
     closed: list[Closed] = field(default_factory=list)
     away: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
-    refusals: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._sessions = {name: _Session() for name in sorted(self.roster)}
+        self._callers = {name: _Caller() for name in sorted(self.roster)}
+        self._refusals: dict[str, str] = {}
+        self._now = 0.0
         self._opened: float | None = None
 
     def submit(self, silo: str, message: Message, session: str = "", sequence: int = 0, now: float = 0.0) -> None:
         """Take a call; the answer, when there is one, is got with ``collect``. A resend is never applied twice."""
-        state = self._session(silo)
-        if session == state.name and sequence and sequence == state.sequence:
+        caller, self._now = self._caller(silo), max(now, self._now)
+        self._opened = self._now if self._opened is None else self._opened
+        if caller.is_resend(session, sequence):
+            if caller.refusal is not None:
+                raise caller.refusal
             return
-        if state.waiting is not None and message.op == state.waiting.op and session != state.waits_for:
-            state.name, state.sequence, state.reply = session, sequence, None  # sent anew after a restart: one stands
-            return
-        try:
-            self._check(silo, state, message, session, sequence)
-        except Refused as refusal:
-            self.refusals[silo] = str(refusal)
-            raise
+        caller.check_order(session, sequence)
+        caller.take(session, sequence)
+        if caller.waiting is not None and caller.waiting.op == message.op:
+            return  # sent anew after a restart: the first one stands, and its answer goes to the new session
+        self._check(silo, message)
         self.away.pop(silo, None)
-        state.name, state.sequence, state.reply = session, sequence, None
-        if not self.plan.operations[message.op].group:
-            state.reply = self.server.on(silo, message)
-            return
-        state.waiting, state.waits_for = message, session
-        self._opened = now if self._opened is None else self._opened
-        self._fold_in_order()
-        self._fire_when_complete()
+        if self.plan.operations[message.op].group:
+            caller.waiting, caller.waits_in = message, session
+            self._fold_in_order()
+            self._fire_when_complete()
+        else:
+            caller.reply = self.server.on(silo, message)
 
-    def collect(self, silo: str) -> Message | None:
-        """The answer to the silo's newest call, or None while it waits at a barrier."""
-        return self._session(silo).reply
+    def collect(self, silo: str, session: str = "") -> Message | None:
+        """The answer to the newest call of the silo's session, or None while it waits at a barrier."""
+        caller = self._caller(silo)
+        if session != caller.session:
+            raise Refused(Reason.OUT_OF_SEQUENCE, f"session {session!r} of {silo} has ended")
+        return caller.reply
+
+    def refuse(self, silo: str, refusal: Refused) -> Refused:
+        """Note a refusal: it is told with the round, unless the silo mends what it said."""
+        self._caller(silo).refusal = refusal
+        self._refusals[silo] = str(refusal)
+        return refusal
 
     def expire(self, now: float) -> None:
         """Close a barrier that is past its deadline without those who are silent."""
-        if self._opened is None or now < self._opened + self.deadline:
+        self._now = max(now, self._now)
+        if self._opened is None or self._now < self._opened + self.deadline:
             return
-        for silo, state in self._sessions.items():
-            if state.waiting is None and silo not in self.away:
-                self.away[silo] = f"silent at the deadline of {self.deadline:g} s"
+        for silo, caller in self._callers.items():
+            if caller.waiting is None and silo not in self.done:
+                self.away.setdefault(silo, f"silent at the deadline of {self.deadline:g} s")
         self._fire_when_complete()
 
     def leave(self, silo: str, reason: str) -> None:
-        """Go on without a silo, until it calls again."""
+        """Go on without a silo, until it calls again; a call that it has made stands."""
         self.away[silo] = reason
         self._fire_when_complete()
 
     def finish(self, silo: str) -> None:
         """A silo has ended as it should, and is awaited no more."""
         self.done.add(silo)
+        self._fire_when_complete()
 
-    def _session(self, silo: str) -> _Session:
-        if silo not in self._sessions:
+    def _caller(self, silo: str) -> _Caller:
+        if silo not in self._callers:
             raise Refused(Reason.UNKNOWN_SILO, f"{silo!r} is not enrolled")
-        return self._sessions[silo]
+        return self._callers[silo]
 
-    def _check(self, silo: str, state: _Session, message: Message, session: str, sequence: int) -> None:
-        waits = state.waiting is not None and session == state.waits_for
-        if waits or (session == state.name and sequence and sequence != state.sequence + 1):
-            raise Refused(Reason.OUT_OF_SEQUENCE, f"call {sequence} came after call {state.sequence}")
-        self.plan.check(message, "up")
-        images = message.facts.get("images", self.roster[silo])
-        if images != self.roster[silo]:
-            raise Refused(Reason.WRONG_WEIGHT, f"says {images} images, enrolled {self.roster[silo]}")
-        if message.facts.get("round", self.server.round) != self.server.round:
-            raise Refused(Reason.STALE_ROUND, f"is of round {message.facts['round']}, this is {self.server.round}")
+    def _check(self, silo: str, message: Message) -> None:
+        try:
+            self.plan.check(message, "up")
+            images, number = (message.facts.get(name) for name in ("images", "round"))
+            if images not in (None, self.roster[silo]):
+                raise Refused(Reason.WRONG_WEIGHT, f"says {images} images, enrolled {self.roster[silo]}")
+            if number not in (None, self.server.round):
+                raise Refused(Reason.STALE_ROUND, f"is of round {number}, this is {self.server.round}")
+            self.server.admit(silo, message)
+        except Refused as refusal:
+            raise self.refuse(silo, refusal) from None
 
-    def _present(self) -> dict[str, _Session]:
+    def _present(self) -> dict[str, _Caller]:
         """Those who are awaited, and those who have called: a call stands even if its silo has gone since."""
         gone = self.away.keys() | self.done
-        return {name: state for name, state in self._sessions.items() if state.waiting or name not in gone}
+        return {name: caller for name, caller in self._callers.items() if caller.waiting or name not in gone}
 
     def _fold_in_order(self) -> None:
-        for silo, state in self._present().items():
-            if state.waiting is None:
+        for silo, caller in self._present().items():
+            if caller.waiting is None:
                 return
-            if not state.folded:
-                state.waiting, state.folded = self.server.fold(silo, state.waiting), True
+            if not caller.folded:
+                caller.waiting, caller.folded = self.server.fold(silo, caller.waiting), True
 
     def _fire_when_complete(self) -> None:
         present = self._present()
-        if len(present) < min(self.quorum, len(self._sessions) - len(self.done)):
+        if len(present) < min(self.quorum, len(self._callers) - len(self.done)):
             gone = "; ".join(f"{silo}: {why}" for silo, why in sorted(self.away.items()))
             raise QuorumLost(f"{len(present)} silos are left, the recipe asks for {self.quorum} ({gone})")
         self._fold_in_order()
-        waiting = {silo: state.waiting for silo, state in present.items() if state.waiting is not None}
+        waiting = {silo: caller.waiting for silo, caller in present.items() if caller.waiting is not None}
         if waiting and len(waiting) == len(present):
-            self._fire(waiting)
+            (op, _), *_ = Counter(message.op for message in waiting.values()).most_common(1)
+            self._fire(op, {silo: message for silo, message in waiting.items() if message.op == op})
 
-    def _fire(self, waiting: Mapping[str, Message]) -> None:
-        self._opened = None
-        for silo in waiting:
-            self._sessions[silo].waiting, self._sessions[silo].folded = None, False
-        for op in sorted({message.op for message in waiting.values()}):
-            group = {silo: message for silo, message in waiting.items() if message.op == op}
-            number = self.server.round
-            for silo, reply in self.server.on_group(op, group).items():
-                self._sessions[silo].reply = reply
-            if self.plan.operations[op].closes_round:
-                facts = {silo: message.facts for silo, message in group.items()}
-                self.closed.append(Closed(number, facts, {**self.away, **self.refusals}))
-                self.refusals = {}
+    def _fire(self, op: str, group: Mapping[str, Message]) -> None:
+        self._opened, number = self._now, self.server.round
+        replies = self.server.on_group(op, group)
+        for silo in group:
+            caller = self._callers[silo]
+            caller.waiting, caller.folded, caller.reply = None, False, replies[silo]
+        if self.plan.operations[op].closes_round:
+            facts = {silo: message.facts for silo, message in group.items()}
+            absent = {silo: why for silo, why in {**self.away, **self._refusals}.items() if silo not in group}
+            self.closed.append(Closed(number, facts, absent))
+            self._refusals = {}

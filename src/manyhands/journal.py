@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import os
 import tomllib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from manyhands.checkpoint import generations, read_checkpoint, replace_file, write_checkpoint, writing
+from manyhands.checkpoint import drop_generations, generations, read_checkpoint, replace_file, write_checkpoint, writing
 from manyhands.errors import CheckpointError, RunFolderError
 from manyhands.message import Message
 
@@ -45,11 +47,12 @@ class Round:
 
 @dataclass(frozen=True)
 class State:
-    """A closed round, as it is kept: the server's tensors, each silo's own memory, and the ledger."""
+    """A closed round, as it is kept: the server's tensors, each silo's own memory, who took part, and the ledger."""
 
     round: int
     server: Tensors
     memories: Mapping[str, Tensors]
+    roster: dict[str, int]
     ledger: list[dict[str, Any]]
 
 
@@ -72,13 +75,16 @@ class RunFolder:
         """Begin a run here, or go on with the same one; refuse any other, and any other process meanwhile."""
         self._check(recipe, resume=resume)
         with writing(self.path):
-            self.figures.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._file(".lock").open("w")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
             except BlockingIOError:
                 raise RunFolderError(f"{self.path}: another process is running in it") from None
             self.write("recipe.toml", tomli_w.dumps(recipe))
+            with writing(self.figures):
+                self.figures.mkdir(exist_ok=True)
             yield
 
     def _check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
@@ -91,7 +97,7 @@ class RunFolder:
                 )
             if differs := first_difference(kept, recipe):
                 raise RunFolderError(f"{self.path}: was started with another recipe: {differs}")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and (not self.path.is_dir() or self._has_files()):
             raise RunFolderError(f"{self.path}: is not empty and holds no run; --out names another folder")
 
     @cached_property
@@ -106,7 +112,13 @@ class RunFolder:
     def rounds(self) -> list[Round]:
         """The rounds in the journal; a line that a kill cut short is not one."""
         lines = self._file("journal.jsonl").read_text().splitlines() if self._file("journal.jsonl").exists() else []
-        return [Round(**json.loads(line)) for line in lines if line.endswith("}")]
+        rounds: list[Round] = []
+        for line in lines:
+            try:
+                rounds.append(Round(**json.loads(line)))
+            except (ValueError, TypeError):
+                break
+        return rounds
 
     @property
     def report(self) -> dict[str, Any]:
@@ -125,17 +137,19 @@ class RunFolder:
         """One more line of the journal. It comes before the checkpoint: a line too many is cut off at resume."""
         with writing(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
             file.write(json.dumps(asdict(done)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def save(self, state: State) -> None:
         """Keep a closed round: the silos' parts first, so that a server's checkpoint always finds its silos'."""
-        for silo, memory in state.memories.items():
-            if memory:
-                write_checkpoint(self.silo(silo), state.round, Message("memory", memory))
         keeps = sorted(silo for silo, memory in state.memories.items() if memory)
-        facts = {"round": state.round, "silos": keeps, "ledger": state.ledger}
-        write_checkpoint(self.server, state.round, Message("state", state.server, facts))
+        for silo in keeps:
+            write_checkpoint(self.silo(silo), state.round, self._sealed(silo, state.round, state.memories[silo]))
+        facts = {"silos": keeps, "roster": state.roster, "ledger": state.ledger}
+        write_checkpoint(self.server, state.round, self._sealed("server", state.round, state.server, **facts))
+        self._drop_generations(state.round)
 
-    def resume(self) -> State | None:
+    def resume(self, roster: dict[str, int]) -> State | None:
         """The newest closed round that the server and the silos have whole, or None where none was closed.
 
         What is torn is named in ``problems``; where nothing whole is left, the run stops.
@@ -146,17 +160,40 @@ class RunFolder:
             except CheckpointError as error:
                 self.problems.append(str(error))
                 continue
-            self._cut_journal(state.round)
+            if differs := first_difference(state.roster, roster, "images"):
+                raise RunFolderError(f"{self.path}: was started with other data: {differs}")
+            self._drop_generations(number)
+            self._cut_journal(number)
             return state
-        if self.problems:
-            raise CheckpointError("no whole checkpoint is left: " + "; ".join(self.problems))
+        if self.problems or len(self.rounds) > 1:
+            raise CheckpointError("; ".join([f"{self.path}: no whole checkpoint is left", *self.problems]))
         self._cut_journal(0)
         return None
 
+    def _sealed(self, whose: str, number: int, tensors: Tensors, **facts: Any) -> Message:
+        """A checkpoint says whose it is, of which round and of which run, so that no other can stand in for it."""
+        run = hashlib.sha256(self._file("recipe.toml").read_bytes()).hexdigest()
+        return Message("checkpoint", tensors, {"of": [whose, number, run], **facts})
+
+    def _unsealed(self, folder: Path, whose: str, number: int) -> Message:
+        kept = read_checkpoint(folder, number)
+        if kept.facts.get("of") != self._sealed(whose, number, {}).facts["of"]:
+            raise CheckpointError(f"{folder}: generation {number} is of another silo, round or run")
+        return kept
+
     def _read(self, number: int) -> State:
-        kept = read_checkpoint(self.server, number)
-        memories = {silo: dict(read_checkpoint(self.silo(silo), number).tensors) for silo in kept.facts["silos"]}
-        return State(kept.facts["round"], dict(kept.tensors), memories, kept.facts["ledger"])
+        kept = self._unsealed(self.server, "server", number)
+        silos = kept.facts["silos"]
+        memories = {silo: dict(self._unsealed(self.silo(silo), silo, number).tensors) for silo in silos}
+        return State(number, dict(kept.tensors), memories, kept.facts["roster"], kept.facts["ledger"])
+
+    def _drop_generations(self, newest: int) -> None:
+        for folder in [self.server, *self.path.glob("silos/*")]:
+            drop_generations(folder, newest)
+
+    def _has_files(self) -> bool:
+        """Whether anything but a lock or an unfinished write lies in the folder."""
+        return any(not path.name.startswith(".") for path in self.path.iterdir())
 
     def _cut_journal(self, rounds: int) -> None:
         lines = [json.dumps(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -80,7 +81,9 @@ def _header(message: Message) -> bytes:
 
 def _read_header(raw: bytes) -> tuple[str, dict[str, Any]]:
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
+        header = json.loads(
+            raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite_float
+        )
     except (ValueError, RecursionError) as error:
         raise MessageError(f"its header is no strict JSON: {error}") from None
     match header:
@@ -93,6 +96,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a key stands twice")
     return dict(pairs)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
 
 
 def _no_constant(text: str) -> None:

@@ -15,6 +15,14 @@ from manyhands.ledger import Direction
 from manyhands.message import Message
 from manyhands.tensors import Layout, Like, finite
 
+ROUND_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "withheld": str}
+"""What a silo tells when it closes a round: its mean loss, the images it saw, and why it sends nothing if it does not.
+
+The hub holds ``round`` against the open round and ``images`` against the enrolment, wherever they are told.
+"""
+RESTING = "resting"
+"""Told as ``withheld`` by a silo that does not take part in the round."""
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -74,10 +82,11 @@ class Plan:
 
 
 def tensors_size(layout: Layout) -> str:
-    """The size of the tensors of a layout, for people; a length that is not fixed counts as one."""
+    """The size of the tensors of a layout, for people."""
     if not layout:
         return "facts only"
-    return size_text(sum(like.dtype.itemsize * math.prod(n or 1 for n in like.shape) for like in layout.values()))
+    size = size_text(sum(like.dtype.itemsize * math.prod(n or 1 for n in like.shape) for like in layout.values()))
+    return f"{size} for each item" if any(None in like.shape for like in layout.values()) else size
 
 
 def size_text(count: float) -> str:

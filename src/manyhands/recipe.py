@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from manyhands.data.images import Images, join
@@ -70,7 +71,7 @@ class Data(Spec):
         images = parts[0] if self.source is not None else join(parts)
         if self.limit is None or self.limit >= len(images):
             return images
-        return images.subset(numpy_rng(seed, "limit").permutation(len(images))[: self.limit])
+        return images.subset(np.sort(numpy_rng(seed, "limit").permutation(len(images))[: self.limit]))
 
 
 class Recipe(Spec):
@@ -95,8 +96,11 @@ class Recipe(Spec):
             )
         if isinstance(self.method, FedAvg) and (self.method.participants or 1) > silos:
             raise ValueError(f"method.participants is {self.method.participants}, partition.silos only {silos}")
-        if self.quorum > silos:
-            raise ValueError(f"quorum is {self.quorum}, partition.silos only {silos}")
+        a_round = (self.method.participants if isinstance(self.method, FedAvg) else None) or silos
+        if self.quorum > a_round:
+            raise ValueError(f"quorum is {self.quorum}, but only {a_round} silos take part in a round")
+        if self.sampling.guidance != 1 and model.classes and not self.method.diffusion.label_dropout:
+            raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
         if isinstance(self.partition, Domains) != bool(self.data.domains):
             raise ValueError("partition 'domains' and [data.domains] go together")
         return self

@@ -32,6 +32,9 @@ def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
 @contextmanager
 def seeded_construction(seed: int, *names: str | int) -> Iterator[None]:
     """PyTorch initialises modules from its global generator: seed that here, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, *names))
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed_of(seed, *names))
+    try:
         yield
+    finally:
+        torch.default_generator.set_state(before)

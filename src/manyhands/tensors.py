@@ -38,7 +38,7 @@ def running_average(average: Tensors, latest: Tensors, decay: float, number: int
     The decay grows with the number until it reaches its own value, so that nothing of the start is left in it.
     """
     decay = min(decay, number / (number + 1))
-    return {name: torch.lerp(latest[name], average[name], decay) for name in latest} if decay and average else latest
+    return {name: torch.lerp(latest[name], average[name], decay) for name in latest} if decay else latest
 
 
 def finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -76,7 +76,7 @@ class WeightedMean:
             if name in self._sum:
                 self._sum[name].add_(tensor, alpha=weight)
             else:
-                self._sum[name] = tensor.double().mul_(weight)
+                self._sum[name] = tensor.double() * weight
         self.weight += weight
 
     def value(self) -> Tensors:

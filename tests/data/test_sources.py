@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from manyhands import Digits, Folder, HuggingFace, Idx, Images, Zip
+from manyhands import ById, Digits, Folder, HuggingFace, Idx, Images, Zip
 from manyhands.data.images import as_bytes, as_floats, join
 from manyhands.errors import DataError
 
@@ -175,3 +175,35 @@ def test_joined_sources_say_where_an_image_came_from() -> None:
         join([one, Images(one.pixels, one.labels, ("a", "c"))])
     with pytest.raises(DataError, match="uint8"):
         Images(one.pixels.float())
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "a" / "ramp.png")
+    pixels = Folder(path=tmp_path).load(8, 1).pixels[0, 0]
+    assert torch.equal(pixels, torch.from_numpy((ramp // 257).astype(np.uint8)))
+
+
+def test_a_picture_with_a_corrupt_stream_in_a_zip_is_skipped_like_any_other(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "p")
+    path = tmp_path / "p.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/._0.png", "what a system hides")
+        archive.writestr("a/broken.png", np.random.default_rng(0).bytes(50) * 20)
+        archive.write(root / "a" / "0.png", "a/0.png")
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"a/broken.png") + len("a/broken.png")
+    raw[start : start + 40] = bytes([255]) * 40
+    path.write_bytes(raw)
+    images = Zip(path=path, unreadable=0.5).load(8, 1)
+    assert len(images) == 1
+    assert len(images.skipped) == 1
+    assert "a/broken.png" in images.skipped[0]
+
+
+def test_ids_find_their_images_when_some_were_skipped_or_left_out(tmp_path: Path) -> None:
+    images = Images(torch.arange(6, dtype=torch.uint8).reshape(6, 1, 1, 1)).subset(np.array([1, 2, 5]))
+    (tmp_path / "ids.txt").write_text("a\na\nb\nb\nc\nc\n")
+    parts = ById(silos=3, ids=tmp_path / "ids.txt").parts(images, np.random.default_rng(0))
+    assert sorted(part.tolist() for part in parts) == [[0], [1], [2]]

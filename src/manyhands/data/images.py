@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from manyhands.errors import DataError
 
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 class Images:
     """N images as bytes, N x C x H x W, one label each or none, and the names of the classes.
 
-    ``domain`` says from which source an image came, where there are several; ``skipped`` names what was unreadable.
+    ``domain`` says from which source an image came, where there are several, and ``rows`` where it stood in its source,
+    where that is not plain from its place here. ``skipped`` names what was unreadable.
     """
 
     pixels: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     domain: Tensor | None = None
+    rows: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,17 +49,15 @@ class Images:
     def subset(self, numbers: np.ndarray) -> Self:
         """The images of these numbers."""
         at = torch.from_numpy(numbers)
-        return type(self)(
-            self.pixels[at],
-            None if self.labels is None else self.labels[at],
-            self.classes,
-            None if self.domain is None else self.domain[at],
-        )
+        rows = torch.arange(len(self)) if self.rows is None else self.rows
+        labels = None if self.labels is None else self.labels[at]
+        domain = None if self.domain is None else self.domain[at]
+        return replace(self, pixels=self.pixels[at], labels=labels, domain=domain, rows=rows[at])
 
     def to(self, device: torch.device) -> Self:
         """The same images, where they are used."""
         labels = None if self.labels is None else self.labels.to(device)
-        return type(self)(self.pixels.to(device), labels, self.classes, self.domain, self.skipped)
+        return replace(self, pixels=self.pixels.to(device), labels=labels)
 
     def batch(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images in [-1, 1], and their labels."""
@@ -85,12 +85,12 @@ def join(parts: Sequence[Images]) -> Images:
         raise DataError("some sources have labels and some have none")
     pixels = torch.cat([part.pixels for part in parts])
     skipped = tuple(name for part in parts for name in part.skipped)
-    return Images(pixels, torch.cat(labels) if labels else None, first.classes, domain, skipped)
+    return Images(pixels, torch.cat(labels) if labels else None, first.classes, domain, skipped=skipped)
 
 
 def resized(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """One picture as bytes, channels x size x size: grey or RGB, cut square about its middle."""
-    picture = image.convert("L" if channels == 1 else "RGB")
+    """One picture as bytes, channels x size x size: grey or RGB, upright, cut square about its middle."""
+    picture = _eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     if (picture.width, picture.height) != (side, side):
@@ -99,3 +99,12 @@ def resized(image: Image.Image, size: int, channels: int) -> np.ndarray:
         picture = picture.resize((size, size), Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.uint8)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Sixteen-bit grey scaled to eight; Pillow would cut it off at 255."""
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, of which no range is known")
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))

@@ -167,9 +167,10 @@ class ById(Partition):
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``by_id``."""
         ids = self._read()
-        if len(ids) != len(images):
-            raise DataError(f"{self.ids}: has {len(ids):,} ids for {len(images):,} images")
-        return by_id(ids, self.silos, rng, self.minimum)
+        rows = np.arange(len(images)) if images.rows is None else images.rows.numpy()
+        if (images.rows is None and len(ids) != len(images)) or rows.max() >= len(ids):
+            raise DataError(f"{self.ids}: has {len(ids):,} ids for {rows.max() + 1:,} images")
+        return by_id(ids[rows], self.silos, rng, self.minimum)
 
     def _read(self) -> np.ndarray:
         if self.ids.suffix in {".txt", ".csv"}:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -11,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
 from manyhands.data.idx import read_idx
@@ -19,6 +21,11 @@ from manyhands.data.images import Images, resized
 from manyhands.errors import DataError
 from manyhands.spec import Spec
 
+# all that Pillow and zipfile raise for a picture that cannot be read
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, RuntimeError, EOFError, zlib.error, struct.error,
+    zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
 _PICTURES = {".png", ".jpg", ".jpeg"}
 Entry = tuple[str, int, Callable[[], Image.Image]]
 """A name for messages, a class number, and how to open it."""
@@ -58,7 +65,7 @@ class Digits(Source):
 
         bunch = load_digits()
         grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-        return _of_array(grey, bunch.target, size, channels, classes)
+        return _of_array(grey, bunch.target, size, channels, classes, "digits")
 
 
 class Idx(Source):
@@ -81,7 +88,7 @@ class Idx(Source):
             raise DataError(
                 f"{self.labels}: has {len(labels):,} labels for the {len(pixels):,} images of {self.images}"
             )
-        return _of_array(pixels, labels, size, channels, classes, str(self.labels))
+        return _of_array(pixels, labels, size, channels, classes, str(self.labels or self.images))
 
     def _read_labels(self) -> np.ndarray:
         labels = read_idx(Path(str(self.labels)))
@@ -114,7 +121,7 @@ class Folder(Source):
     def _pictures(self) -> list[Path]:
         if not self.path.is_dir():
             raise DataError(f"{self.path}: there is no such folder")
-        found = sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file())
+        found = sorted(path for path in self.path.rglob("*") if _is_picture(path.name) and path.is_file())
         if not found:
             raise DataError(f"{self.path}: holds no PNG or JPEG pictures")
         return found
@@ -155,7 +162,7 @@ class Zip(Source):
         found = {
             name: name.removeprefix(prefix)
             for name in sorted(archive.namelist())
-            if name.startswith(prefix) and PurePosixPath(name).suffix.lower() in _PICTURES
+            if name.startswith(prefix) and _is_picture(name)
         }
         if not found:
             raise DataError(f"{self.path}: holds no PNG or JPEG pictures below {self.under or 'its top'!r}")
@@ -184,9 +191,14 @@ class HuggingFace(Source):
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         rows = self._rows()
         self._column(rows, self.image)
-        labels = [0] * len(rows) if self.label is None else list(rows[self.label])
+        labels = [0] * len(rows) if self.label is None else self._labels(rows, classes)
         entries = [(f"{self.name}[{i}]", label, _row_opener(rows, i, self.image)) for i, label in enumerate(labels)]
-        return _of_entries(self.name, entries, size, channels, classes, self.unreadable)
+        return _of_entries(self.name, entries, size, channels, classes if self.label else (), self.unreadable)
+
+    def _labels(self, rows: Any, classes: tuple[str, ...]) -> list[int]:
+        """The data set counts its labels along its own names."""
+        numbers = [_class_of(f"{name}/", classes) for name in self.classes()]
+        return [numbers[label] for label in rows[self.label]]
 
     def _rows(self) -> Any:
         try:
@@ -208,10 +220,10 @@ AnySource = Annotated[Digits | Idx | Folder | Zip | HuggingFace, Field(discrimin
 
 
 def _of_array(
-    pixels: np.ndarray, labels: np.ndarray | None, size: int, channels: int, classes: tuple[str, ...], where: str = ""
+    pixels: np.ndarray, labels: np.ndarray | None, size: int, channels: int, classes: tuple[str, ...], where: str
 ) -> Images:
     if not len(pixels):
-        raise DataError("holds no images")
+        raise DataError(f"{where}: holds no images")
     picture = np.stack([resized(Image.fromarray(image), size, channels) for image in pixels])
     try:
         return Images(torch.from_numpy(picture), _labels(labels) if classes else None, classes)
@@ -227,14 +239,15 @@ def _of_entries(
     where: str, entries: list[Entry], size: int, channels: int, classes: tuple[str, ...], allowed: float
 ) -> Images:
     """Open every entry; skip, name and count those that cannot be read, up to the allowed share."""
-    pixels, labels, skipped = [], [], []
-    for name, label, opened in entries:
+    pixels, labels, rows, skipped = [], [], [], []
+    for row, (name, label, opened) in enumerate(entries):
         try:
             pixels.append(resized(opened(), size, channels))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             skipped.append(f"{name}: {error}")
         else:
             labels.append(label)
+            rows.append(row)
     if len(skipped) > allowed * len(entries):
         raise DataError(
             f"{where}: {len(skipped)} of {len(entries)} pictures cannot be read, more than the {allowed:.1%} that "
@@ -243,7 +256,14 @@ def _of_entries(
     if not pixels:
         raise DataError(f"{where}: holds no readable pictures")
     with_labels = _labels(labels) if classes else None
-    return Images(torch.from_numpy(np.stack(pixels)), with_labels, classes, skipped=tuple(skipped))
+    kept = torch.tensor(rows) if skipped else None
+    return Images(torch.from_numpy(np.stack(pixels)), with_labels, classes, rows=kept, skipped=tuple(skipped))
+
+
+def _is_picture(name: str) -> bool:
+    """By its ending; what systems hide beside pictures (``._cat.jpg``) is none."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in _PICTURES and not path.name.startswith(".")
 
 
 def _class_names(inner: Iterable[str]) -> tuple[str, ...]:

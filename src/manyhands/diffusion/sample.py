@@ -37,10 +37,10 @@ class Sampling(Spec):
     def walk(
         self, denoiser: Denoiser, x: Tensor, schedule: Schedule, t_from: int, t_to: int, rng: torch.Generator
     ) -> Tensor:
-        """Take x from noise level ``t_from`` to ``t_to`` in the steps that fall to that part of the chain."""
-        share = max(1, round(self.steps * (t_from - t_to) / schedule.steps))
+        """Take x from noise level ``t_from`` to ``t_to``, by the steps of the whole chain that lie between."""
+        between = [t for t in times(schedule.steps, 0, self.steps) if t_to < t < t_from]
         eta = 0.0 if self.sampler == "ddim" else 1.0
-        return walk(denoiser, x, schedule, times(t_from, t_to, share), rng, eta=eta, clip=self.clip)
+        return walk(denoiser, x, schedule, [t_from, *between, t_to], rng, eta=eta, clip=self.clip)
 
 
 def times(t_from: int, t_to: int, steps: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from manyhands.errors import Refused
+from manyhands.errors import MessageError, Reason, Refused
 from manyhands.message import Message, decode, encode, encoded_size
 from manyhands.spec import Spec
 
@@ -40,6 +40,9 @@ class Embedded(Spec):
         while (message := call.go_on(answer)) is not None:
             try:
                 hub.submit(call.silo, self._carry(call.silo, "up", message, ledger))
+            except MessageError as error:
+                answer = hub.refuse(call.silo, Refused(Reason.MALFORMED, str(error)))
+                continue
             except Refused as refusal:
                 answer = refusal
                 continue
@@ -53,12 +56,16 @@ class Embedded(Spec):
 
     def _answer(self, hub: Hub, call: _Call, ledger: Ledger) -> Message | Refused | None:
         reply = hub.collect(call.silo)
-        return None if reply is None else self._carry(call.silo, "down", reply, ledger)
+        if reply is None:
+            return None
+        reply = self._carry(call.silo, "down", reply, ledger)
+        hub.plan.check(reply, "down")  # as a silo checks what it gets
+        return reply
 
     def _carry(self, silo: str, direction: Direction, message: Message, ledger: Ledger) -> Message:
         if self.wire == "count":
             ledger.add(silo, direction, message.op, encoded_size(message))
-            return message
+            return Message(message.op, {name: t.detach() for name, t in message.tensors.items()}, message.facts)
         blob = encode(message)
         ledger.add(silo, direction, message.op, len(blob))
         return decode(blob)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from manyhands.errors import RecipeError
 from manyhands.message import Message
-from manyhands.methods.denoising import UPDATE_FACTS, Denoising, sick, update_facts
+from manyhands.methods.denoising import Denoising, sick, update_facts
 from manyhands.methods.fedavg import FedAvg, FedAvgServer
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
-from manyhands.plan import Carries, Operation, Plan
+from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
 from manyhands.silo import Silo
 from manyhands.tensors import Tensors, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
@@ -41,7 +42,7 @@ class Local(Denoising):
             {
                 "join": Operation("says how many images it has", "once", Carries(facts={"images": int}), gives),
                 "progress": Operation(
-                    "tells its loss", f"{self.rounds} times", Carries(facts=UPDATE_FACTS), gives, True, True
+                    "tells its loss", f"{self.rounds} times", Carries(facts=ROUND_FACTS), gives, True, True
                 ),
             },
             never=("images", "labels", "file names", "models"),
@@ -56,14 +57,16 @@ class Local(Denoising):
         network, number = silo.bench.network(self.model), answer.facts["round"]
         start = _named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)
-        optimiser = self.training.optimiser_of(network, number / self.rounds)
+        optimiser = self.training.optimiser_of(network, self.progress(number))
         load_optimiser_state(optimiser, silo.memory)
         loss, seen = self.train_round(network, optimiser, silo, number)
         weights = snapshot(network.state_dict())
         if why := sick(loss, weights):
             return Message("progress", {}, update_facts(silo, answer, withheld=why))
-        average = running_average(_named(silo.memory, "average."), weights, self.ema, number)
-        silo.memory = {
+        updates = int(silo.memory.get("updates", torch.tensor(0)))
+        average = running_average(_named(silo.memory, "average."), weights, self.ema, updates)
+        silo.memory |= {
+            "updates": torch.tensor(updates + 1),
             **{f"weights.{name}": tensor for name, tensor in weights.items()},
             **{f"average.{name}": tensor for name, tensor in average.items()},
             **optimiser_state(optimiser),

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion
+from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.methods.method import Method
 from manyhands.models.generator import Generator
@@ -17,8 +18,6 @@ from manyhands.models.unet import UNet
 from manyhands.silo import Silo
 from manyhands.tensors import Tensors, finite
 from manyhands.training import Training, steps
-
-UPDATE_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "withheld": str}
 
 
 class Denoising(Method, ABC):
@@ -31,6 +30,23 @@ class Denoising(Method, ABC):
     training: Training
     diffusion: Diffusion = Diffusion()
     ema: float = Field(default=0.0, ge=0, lt=1)
+
+    def fits(self, silo: Silo) -> None:
+        """The silo's images must be of the model's size, and labelled if it is conditional."""
+        images, model = silo.images, self.model
+        if not len(images):
+            raise RecipeError(f"{silo.name}: holds no images")
+        if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
+            shape = " x ".join(map(str, images.pixels.shape[1:]))
+            raise RecipeError(f"{silo.name}: holds images of {shape}, the model is for {model.channels} x {model.size}")
+        if model.classes and images.labels is None:
+            raise RecipeError(f"{silo.name}: has no labels; use a model with classes = 0")
+        if model.classes and len(images.classes) != model.classes:
+            raise RecipeError(f"{silo.name}: has {len(images.classes)} classes, the model is for {model.classes}")
+
+    def progress(self, number: int) -> float:
+        """The share of the run that is done before a round: 0 in the first, 1 in the last."""
+        return number / max(self.rounds - 1, 1)
 
     def train_round(
         self, network: torch.nn.Module, optimiser: torch.optim.Optimizer, silo: Silo, number: int

@@ -12,16 +12,14 @@ from pydantic import Field
 from manyhands.codec import AnyCodec, Float32
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
-from manyhands.methods.denoising import UPDATE_FACTS, Denoising, sick, update_facts
+from manyhands.methods.denoising import Denoising, sick, update_facts
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
-from manyhands.plan import Carries, Operation, Plan
+from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo
 from manyhands.tensors import Layout, Tensors, WeightedMean, layout, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
-
-RESTING = "resting"
 
 
 class FedAvg(Denoising):
@@ -46,13 +44,15 @@ class FedAvg(Denoising):
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train whenever weights come, until the server says that it is done."""
         hello = Message("join", facts={"images": len(silo.images)})
-        answer = yield hello
+        answer, again = (yield hello), None
         while not answer.facts["done"]:
-            try:  # no name is given to what is sent: a silo that waits must not hold on to it
-                answer = yield self._update(silo, answer) if answer.tensors else _withheld(silo, answer, RESTING)
+            try:  # no name is given to an update: a silo that waits must not hold on to it
+                answer, again = (yield again or self._say(silo, answer)), None
             except Refused as refusal:
-                again = hello if refusal.reason is Reason.STALE_ROUND else _withheld(silo, answer, str(refusal))
-                answer = yield again
+                stale = refusal.reason is Reason.STALE_ROUND
+                if again is not None and not stale:
+                    raise
+                again = hello if stale else _withheld(silo, answer, str(refusal))
 
     def server(self, seed: int, silos: Sequence[str]) -> FedAvgServer:
         """The server, with a freshly initialised network."""
@@ -61,7 +61,7 @@ class FedAvg(Denoising):
     def plan(self) -> Plan:
         """Weights down and up, once a round; no image, no label."""
         gives = Carries(self.down.wire(self._layout), {"round": int, "done": bool}, optional=True)
-        takes = Carries(self.up.wire(self._layout), UPDATE_FACTS, optional=True)
+        takes = Carries(self.up.wire(self._layout), ROUND_FACTS, optional=True)
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
             {
@@ -85,12 +85,15 @@ class FedAvg(Denoising):
         with torch.device("meta"):
             return layout(self.model.build(seed=0).state_dict())
 
+    def _say(self, silo: Silo, answer: Message) -> Message:
+        return self._update(silo, answer) if answer.tensors else _withheld(silo, answer, RESTING)
+
     def _update(self, silo: Silo, answer: Message) -> Message:
         """One round at the silo: load what came, train, send what came of it."""
         network = silo.bench.network(self.model)
         network.load_state_dict(self.down.decode(answer.tensors))
         number = answer.facts["round"]
-        optimiser = self.training.optimiser_of(network, number / self.rounds)
+        optimiser = self.training.optimiser_of(network, self.progress(number))
         if self.keep_optimiser:
             load_optimiser_state(optimiser, silo.memory)
         loss, seen = self.train_round(network, optimiser, silo, number)
@@ -98,7 +101,7 @@ class FedAvg(Denoising):
         if why := sick(loss, weights):
             return _withheld(silo, answer, why)
         if self.keep_optimiser:
-            silo.memory = optimiser_state(optimiser)
+            silo.memory |= optimiser_state(optimiser)
         return Message("update", self.up.encode(weights), update_facts(silo, answer, loss, seen))
 
 
@@ -109,12 +112,19 @@ class FedAvgServer(Server):
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         self.weights: Tensors = snapshot(method.model.build(seed).state_dict())
         self.average = self.weights
+        self.updates = 0
         self.mean = WeightedMean()
+        self._chosen = self._draw()
         self._sent: tuple[Tensors, Tensors] = {}, {}
 
     def on(self, silo: str, message: Message) -> Message:
         """Join: the model of the open round, for those who take part in it."""
         return self._hand_out(message.op, [silo])[silo]
+
+    def admit(self, silo: str, message: Message) -> None:
+        """An update from a silo that does not take part in the round is refused."""
+        if message.tensors and silo not in self._chosen:
+            raise Refused(Reason.NOT_ASKED, f"{silo} does not take part in round {self.round}")
 
     def fold(self, silo: str, message: Message) -> Message:
         """Add an update to the sum and keep only what it says."""
@@ -126,9 +136,11 @@ class FedAvgServer(Server):
         """Close the round, and give the mean to those who take part in the next one."""
         if self.mean.weight:
             self.weights = self.mean.value()
-            self.average = running_average(self.average, self.weights, self.method.ema, self.round)
+            self.average = running_average(self.average, self.weights, self.method.ema, self.updates)
+            self.updates += 1
         self.mean = WeightedMean()
         self.round += 1
+        self._chosen = self._draw()
         return self._hand_out(op, messages)
 
     def generator(self) -> Generator:
@@ -136,23 +148,25 @@ class FedAvgServer(Server):
         return self.method.generator_of(self.average)
 
     def state_dict(self) -> Tensors:
-        """The model and its average over rounds."""
-        kept = {f"weights.{name}": tensor for name, tensor in self.weights.items()}
+        """The model, its average over rounds, and how many means went into that."""
+        kept = {"updates": torch.tensor(self.updates)} | {
+            f"weights.{name}": tensor for name, tensor in self.weights.items()
+        }
         if self.method.ema:
             kept |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         return kept
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept model."""
+        self.updates = int(state["updates"])
         self.weights = {name.removeprefix("weights."): t for name, t in state.items() if name.startswith("weights.")}
         average = {name.removeprefix("average."): t for name, t in state.items() if name.startswith("average.")}
         self.average = average or self.weights
+        self._chosen = self._draw()
 
     def _hand_out(self, op: str, silos: Iterable[str]) -> dict[str, Message]:
-        done = self.round >= self.method.rounds
-        chosen = set() if done else self._chosen()
-        facts = {"round": self.round, "done": done}
-        return {silo: Message(op, self._wire() if silo in chosen else {}, facts) for silo in silos}
+        facts = {"round": self.round, "done": self.round >= self.method.rounds}
+        return {silo: Message(op, self._wire() if silo in self._chosen else {}, facts) for silo in silos}
 
     def _wire(self) -> Tensors:
         """The model of the open round as it travels: one copy, whoever asks for it."""
@@ -160,8 +174,10 @@ class FedAvgServer(Server):
             self._sent = self.weights, self.method.down.encode(self.weights)
         return self._sent[1]
 
-    def _chosen(self) -> set[str]:
-        """Those who take part in the open round."""
+    def _draw(self) -> set[str]:
+        """Those who take part in the open round; nobody when all are done."""
+        if self.round >= self.method.rounds:
+            return set()
         count = min(self.method.participants or len(self.silos), len(self.silos))
         rng = numpy_rng(self.seed, "participants", self.round)
         return set(rng.choice(self.silos, count, replace=False).tolist())

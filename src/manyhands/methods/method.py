@@ -29,10 +29,14 @@ class Server(ABC):
         """Answer an operation at once."""
         raise NotImplementedError(f"{type(self).__name__} answers no single operation, {silo} sent {message.op}")
 
-    def fold(self, silo: str, message: Message) -> Message:
-        """Take in a message of a group operation when it comes, and return what must be kept of it until the barrier.
+    def admit(self, silo: str, message: Message) -> None:
+        """Raise ``Refused`` for a message that is in the plan, but not for this silo now."""
 
-        It is called in the order of the silos' names, so that what is summed here does not depend on who was first.
+    def fold(self, silo: str, message: Message) -> Message:
+        """Take in a message of a group operation, and return what must be kept of it until the barrier.
+
+        It is called in the order of the names of those awaited, so that what is summed here does not depend on who was
+        first: a message that comes before its turn waits for it, whole.
         """
         return message
 
@@ -50,7 +54,7 @@ class Server(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Tensors) -> None:
-        """Go on from a kept state."""
+        """Go on from a kept state; ``round`` is set already."""
 
 
 class Method(Spec, ABC):
@@ -76,6 +80,9 @@ class Method(Spec, ABC):
     @abstractmethod
     def plan(self) -> Plan:
         """Every operation, and what it may carry each way."""
+
+    def fits(self, silo: Silo) -> None:
+        """Raise ``RecipeError`` where this method cannot work with what a silo has."""
 
     def own_generator(self, silo: Silo) -> ImageGenerator | None:
         """The generator that this silo keeps for itself, or None where there is none."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from manyhands.checkpoint import writing
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import Sampling, guided
 from manyhands.errors import RecipeError, RunFolderError
@@ -67,8 +68,14 @@ class Generator:
     def save(self, folder: Path) -> None:
         """Write the folder that diffusers and ``from_pretrained`` load; an older one is replaced when all is there."""
         fresh = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+        with writing(folder):
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            self._write(fresh)
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+
+    def _write(self, fresh: Path) -> None:
         self._network.inner.save_pretrained(fresh / "unet")
         self._scheduler().save_pretrained(fresh / "scheduler")
         pipeline: Any = "DDIMPipeline"
@@ -82,8 +89,6 @@ class Generator:
         }
         (fresh / "model_index.json").write_text(json.dumps(index, indent=1))
         (fresh / FACTS).write_text(json.dumps(self._facts(), indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:
