@@ -17,10 +17,12 @@ from torn import survives, trained
 
 from manyhands import Experiment, Local
 from manyhands.checkpoint import drop_generations, generations, read_checkpoint, write_checkpoint
+from manyhands.citation import citations
 from manyhands.errors import CheckpointError, DiskError, RunFolderError
 from manyhands.journal import RunFolder, first_difference
 from manyhands.message import Message
 from manyhands.methods.method import Method
+from manyhands.recipe import specs_in
 from tests.conftest import tiny_fedavg, tiny_silos
 
 
@@ -251,3 +253,10 @@ def test_a_run_killed_before_its_first_file_can_begin(tmp_path: Path, leftover: 
 def test_the_first_difference_is_told_by_its_path() -> None:
     assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": (1, 2)}}) is None
     assert first_difference({"a": {"b": 1}}, {"a": {}}) == "a.b was 1, is now None"
+
+
+def test_a_run_from_python_can_be_cited(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=1)
+    found = citations(*specs_in(RunFolder(tmp_path).recipe, "run"))
+    assert any("1602.05629" in paper for paper in found)
+    assert len(found) == len(set(found))

@@ -99,10 +99,9 @@ def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
     """Print the papers that a run rests on."""
     from manyhands.citation import citations
     from manyhands.journal import RunFolder
-    from manyhands.recipe import parse_recipe
+    from manyhands.recipe import specs_in
 
-    told = parse_recipe(RunFolder(run_folder).recipe, str(run_folder))
-    found = citations(told.method, told)
+    found = citations(*specs_in(RunFolder(run_folder).recipe, str(run_folder)))
     typer.echo(json.dumps(found) if as_json else "\n".join(found))
 
 
@@ -133,6 +132,7 @@ def main() -> NoReturn:
 
 def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool) -> None:
     from manyhands.experiment import compose
+    from manyhands.journal import RunFolder
     from manyhands.progress import Progress
 
     experiment = compose(told, folder, resume=resume)
@@ -143,7 +143,7 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool) -> None:
         for done in experiment:
             progress.show(done)
     except KeyboardInterrupt:
-        kept = experiment.server.round
+        kept = RunFolder(folder).kept
         typer.echo(f"interrupted; {kept} rounds are kept in {folder}: --resume goes on", err=True)
         sys.exit(INTERRUPTED)
     finally:

@@ -121,6 +121,11 @@ class RunFolder:
         return rounds
 
     @property
+    def kept(self) -> int:
+        """How many rounds a resumed run would not do again."""
+        return next(iter(generations(self.server)), 0)
+
+    @property
     def report(self) -> dict[str, Any]:
         """The contents of report.json."""
         try:

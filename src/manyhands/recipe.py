@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from manyhands.data.images import Images, join
 from manyhands.data.partition import AnyPartition, Domains
@@ -128,6 +128,15 @@ def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain values; what the data says of the model is filled in."""
     try:
         return Recipe.model_validate(_filled_in(told))
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{where}: {line}" for line in _lines(error, told))) from None
+
+
+def specs_in(told: Mapping[str, Any], where: str) -> list[Spec]:
+    """What a run folder's recipe says of method, data and sampling; a run from Python says nothing of its data."""
+    kinds: dict[str, Any] = {"method": AnyMethod, "data": Data, "sampling": Sampling}
+    try:
+        return [TypeAdapter(kind).validate_python(told[name]) for name, kind in kinds.items() if name in told]
     except ValidationError as error:
         raise RecipeError("\n".join(f"{where}: {line}" for line in _lines(error, told))) from None
 
