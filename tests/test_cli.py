@@ -63,7 +63,7 @@ def test_samples_are_written_as_tensors_grid_and_pngs(ended: Path) -> None:
 def test_recipes_cite_and_dry_run(ended: Path) -> None:
     assert "digits-fedavg" in manyhands("recipes", where=ended).stdout
     cited = json.loads(manyhands("cite", "runs/digits-fedavg", "--json", where=ended).stdout)
-    assert any("2311.16538" in paper for paper in cited)
+    assert any("2311.16538" in paper for paper in cited["papers"])
     planned = manyhands("run", *TINY, "--dry-run", "--out", "nowhere", where=ended)
     assert "never sent: images, labels, file names" in planned.stdout
     assert not (ended / "nowhere").exists()
@@ -88,7 +88,7 @@ def test_recipes_cite_and_dry_run(ended: Path) -> None:
         (["run", *TINY, "--resume", "--set", "method.ema=0.5"], 4, "method.ema was 0.8, is now 0.5"),
         (["sample", "runs/none", "--out", "x"], 4, "holds no run"),
         (["sample", "runs/digits-fedavg", "--out", "x", "--label", "10"], 2, "label 10 is not in 0 to 9"),
-        (["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-0"], 2, "silo-0 has no trained generator"),
+        (["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-0"], 4, "silo-0 has no trained generator"),
         (["cite", "runs/none"], 4, "holds no run"),
         (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not here"),
     ],

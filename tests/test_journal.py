@@ -260,3 +260,28 @@ def test_a_run_from_python_can_be_cited(tmp_path: Path) -> None:
     found = citations(*specs_in(RunFolder(tmp_path).recipe, "run"))
     assert any("1602.05629" in paper for paper in found)
     assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("raw", [b"not json}\n", b'{"number":1}\n', b"\xff\xfe}\n"])
+def test_a_damaged_journal_is_named_and_does_not_stop_the_run(tmp_path: Path, raw: bytes) -> None:
+    run(tmp_path, stop_after=2)
+    lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "journal.jsonl").write_bytes(lines[0] + raw)
+    experiment = run(tmp_path)
+    assert experiment.run_folder is not None
+    assert "tells of 1 of 2 rounds" in experiment.run_folder.problems[0]
+    assert experiment.server.round == 3
+
+
+def test_a_disk_that_is_full_at_the_export_is_named_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    experiment = run(tmp_path)
+    with small_disk(2_000), pytest.raises(DiskError, match="model: cannot be written"):
+        experiment.generator().save(tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir() if "model" in path.name) == ["model"]
+    assert weights(tmp_path)
+
+
+def test_an_out_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="is not empty and holds no run"):
+        run(tmp_path / "file")

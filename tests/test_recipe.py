@@ -77,6 +77,17 @@ def test_changes_are_toml_values_or_plain_words(path: Path) -> None:
         (["partition.kind=domains"], r"go together"),
         (["partition.kind=dirichlet"], r"partition.alpha: [Ff]ield required"),
         (["name=../up"], r"name: '../up' came"),
+        (["method.rounds=true"], r"method.rounds: True came"),
+        (["method.rounds='2'"], r"method.rounds: '2' came"),
+        (["method.rounds=2.0"], r"method.rounds: 2.0 came"),
+        (["data.classes=-3"], r"data.classes: -3 came"),
+        (["data.classes=['a', 'a']"], r"data: classes names a class twice"),
+        (["data.size=1"], r"^[^\n]*data.size: 1 came[^\n]*$"),
+        (["method.model.widths=[0]"], r"width 0 is no multiple"),
+        (["method.model.widths=[4]", "method.model.groups=1", "method.model.attention=true"], r"attention needs"),
+        (["sampling.steps=1000000000000"], r"sampling.steps: 1000000000000 came"),
+        (["method.training.steps=10000000000000000000000"], r"method.training.steps: "),
+        (["seed=1\nname='x'"], r"is not of the form"),
         (["seed"], r"--set seed: is not of the form"),
         (["seed.x=1", "seed.x.y=2"], r"--set seed.x.y=2: x is a value, not a table"),
         (["method=3"], r"method: "),
@@ -141,3 +152,17 @@ def test_a_limit_keeps_the_names_of_what_was_skipped(tmp_path: Path) -> None:
     images = data.load(seed=0)
     assert len(images) == 2
     assert "broken.png" in images.skipped[0]
+
+
+def test_codecs_have_a_short_form_and_a_file_name_gives_the_run_its_name(path: Path) -> None:
+    assert load_recipe(path, ["method.up=float16"]) == load_recipe(path, ["method.up.kind=float16"])
+    other = path.with_name("My Recipe.toml")
+    other.write_text(TEXT)
+    assert load_recipe(other).name == "my-recipe"
+
+
+def test_a_recipe_without_data_is_told_once(path: Path) -> None:
+    path.write_text(TEXT.replace("[data]", "").replace('source = "digits"\nsize = 8', ""))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value).count("\n") == 0

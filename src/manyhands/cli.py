@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 
-from manyhands.errors import ManyhandsError, RecipeError
+from manyhands.errors import ManyhandsError, RecipeError, RunFolderError
 
 if TYPE_CHECKING:
     from manyhands.models.generator import Generator
@@ -36,7 +36,7 @@ def run(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field: a.b=c, as often as needed.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped, or begin.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and what would be sent.")
     ] = False,
@@ -96,13 +96,13 @@ def recipes(as_json: JsonOption = False) -> None:
 
 @app.command()
 def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
-    """Print the papers that a run rests on."""
+    """Print the papers behind the parts of a run."""
     from manyhands.citation import citations
     from manyhands.journal import RunFolder
     from manyhands.recipe import specs_in
 
     found = citations(*specs_in(RunFolder(run_folder).recipe, str(run_folder)))
-    typer.echo(json.dumps(found) if as_json else "\n".join(found))
+    typer.echo(json.dumps({"papers": found}) if as_json else "\n".join(found))
 
 
 @app.callback(invoke_without_command=True)
@@ -116,18 +116,29 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> NoReturn:
     """Run the command; an error is told in words, and has an exit code of its own (docs/errors)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
     except ManyhandsError as error:
         typer.echo(f"error: {error}\n       see docs/errors/{error.page}.md", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+    except Interrupted as interrupted:
+        typer.echo(f"interrupted{interrupted}", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     sys.exit(0)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; libraries have plans of their own for KeyboardInterrupt."""
+
+
+def _interrupt(*_: object) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # once is enough: what follows is short
+    raise Interrupted
 
 
 def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool) -> None:
@@ -142,10 +153,8 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool) -> None:
     try:
         for done in experiment:
             progress.show(done)
-    except KeyboardInterrupt:
-        kept = RunFolder(folder).kept
-        typer.echo(f"interrupted; {kept} rounds are kept in {folder}: --resume goes on", err=True)
-        sys.exit(INTERRUPTED)
+    except Interrupted:
+        raise Interrupted(f"; {RunFolder(folder).kept} rounds are kept in {folder}: --resume goes on") from None
     finally:
         progress.close()
     for problem in experiment.run_folder.problems if experiment.run_folder else []:
@@ -173,12 +182,12 @@ def _generator(folder: Path, silo: str | None) -> Generator:
     if not where.exists():
         own = sorted(path.parent.name for path in kept.path.glob("silos/*/model"))
         hint = f"; these silos have one of their own (--silo): {', '.join(own)}" if own else "; has the run ended?"
-        raise RecipeError(f"{folder}: {'the server' if silo is None else silo} has no trained generator{hint}")
+        raise RunFolderError(f"{folder}: {'the server' if silo is None else silo} has no trained generator{hint}")
     return Generator.from_pretrained(where, device)
 
 
 def _recipe_path(given: str) -> Path:
-    if given.endswith(".toml") or Path(given).exists():
+    if given.endswith(".toml") or Path(given).is_file():
         return Path(given)
     from manyhands.spec import nearest
 

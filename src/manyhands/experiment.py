@@ -55,8 +55,11 @@ class Experiment:
         for silo in self.silos:
             self.method.fits(silo)
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
+        if not 1 <= self.quorum <= len(self.roster):
+            raise RecipeError(f"quorum is {self.quorum}, there are {len(self.roster)} silos")
         self.server: Server = self.method.server(self.seed, list(self.roster))
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
+        self._ran = False
 
     def __iter__(self) -> Iterator[Round]:
         """Run to the end; each round is kept before it is given."""
@@ -75,6 +78,9 @@ class Experiment:
             self._export(self.run_folder)
 
     def _rounds(self) -> Iterator[Round]:
+        if self._ran:
+            raise RecipeError("this experiment has run; make another, with resume=True to go on in its folder")
+        self._ran = True
         if self.server.round >= self.method.rounds:
             return
         hub = Hub(self.server, self.method.plan(), self.roster, self.quorum)

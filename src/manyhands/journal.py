@@ -93,7 +93,7 @@ class RunFolder:
             if not resume:
                 raise RunFolderError(
                     f"{self.path}: holds a run already ({len(self.rounds)} rounds of {kept.get('name', 'a run')!r}); "
-                    "--resume goes on with it, --out FOLDER starts another"
+                    "--resume goes on with it, --out another folder starts anew"
                 )
             if differs := first_difference(kept, recipe):
                 raise RunFolderError(f"{self.path}: was started with another recipe: {differs}")
@@ -111,7 +111,8 @@ class RunFolder:
     @property
     def rounds(self) -> list[Round]:
         """The rounds in the journal; a line that a kill cut short is not one."""
-        lines = self._file("journal.jsonl").read_text().splitlines() if self._file("journal.jsonl").exists() else []
+        path = self._file("journal.jsonl")
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         rounds: list[Round] = []
         for line in lines:
             try:
@@ -167,6 +168,8 @@ class RunFolder:
                 continue
             if differs := first_difference(state.roster, roster, "images"):
                 raise RunFolderError(f"{self.path}: was started with other data: {differs}")
+            if len(self.rounds) < number:
+                self.problems.append(f"{self.path}/journal.jsonl: tells of {len(self.rounds)} of {number} rounds")
             self._drop_generations(number)
             self._cut_journal(number)
             return state

@@ -77,14 +77,17 @@ class Plan:
         lines = []
         for name, operation in self.operations.items():
             sends, gets = (tensors_size(each.tensors) for each in (operation.up, operation.down))
-            lines.append(f"{name} ({operation.often}): {operation.says}; sends {sends}, receives {gets}")
+            tells = ", ".join(operation.up.facts) or "nothing else"
+            lines.append(
+                f"{name} ({operation.often}): {operation.says}; sends {sends} and tells {tells}; receives {gets}"
+            )
         return [*lines, f"never sent: {', '.join(self.never)}"]
 
 
 def tensors_size(layout: Layout) -> str:
     """The size of the tensors of a layout, for people."""
     if not layout:
-        return "facts only"
+        return "no tensors"
     size = size_text(sum(like.dtype.itemsize * math.prod(n or 1 for n in like.shape) for like in layout.values()))
     return f"{size} for each item" if any(None in like.shape for like in layout.values()) else size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +13,16 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from manyhands.data.images import Images, join
 from manyhands.data.partition import AnyPartition, Domains
-from manyhands.data.sources import AnySource
+from manyhands.data.sources import MOST_CLASSES, AnySource
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
 from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.fedavg import FedAvg
 from manyhands.seed import numpy_rng
-from manyhands.spec import Spec, nearest
+from manyhands.spec import Int, Spec, nearest
 
+FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
 AnyMethod = Annotated[FedAvg | Local | Central, Field(discriminator="kind")]
 
 
@@ -31,12 +33,12 @@ class Data(Spec):
     images, drawn at random.
     """
 
-    size: int = Field(ge=4, le=1024)
+    size: Int = Field(ge=4, le=1024)
     channels: Literal[1, 3] = 1
     source: AnySource | None = None
     domains: dict[str, AnySource] = Field(default_factory=dict)
     classes: tuple[str, ...] | None = None
-    limit: int | None = Field(default=None, ge=1)
+    limit: Int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -45,12 +47,15 @@ class Data(Spec):
             told = dict(told)
             if isinstance(told.get("source"), str):
                 told["source"] = {"kind": told["source"]}
-            if isinstance(told.get("classes"), int) and not isinstance(told["classes"], bool):
-                told["classes"] = tuple(map(str, range(told["classes"])))
+            count = told.get("classes")
+            if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MOST_CLASSES:
+                told["classes"] = tuple(map(str, range(count)))
         return told
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes names a class twice: {', '.join(self.classes)}")
         if (self.source is None) == (not self.domains):
             raise ValueError("say either source or domains, one of the two")
         return self
@@ -78,9 +83,9 @@ class Recipe(Spec):
     """One experiment: data, how it is dealt, the method, the link and the draw."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
-    seed: int = Field(default=0, ge=0)
+    seed: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    quorum: int = Field(default=1, ge=1)
+    quorum: Int = Field(default=1, ge=1)
     data: Data
     partition: AnyPartition
     method: AnyMethod
@@ -118,7 +123,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: there is no such recipe") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: is no TOML file: {error}") from None
-    told.setdefault("name", path.stem)
+    told.setdefault("name", re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "run")
     for change in changes:
         _apply(told, change)
     return parse_recipe(told, str(path))
@@ -169,7 +174,7 @@ def _count_classes(data: Mapping[str, Any]) -> int:
 
 def _apply(told: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
-    if not equals or not path:
+    if not equals or not path or "\n" in change:
         raise RecipeError(f"--set {change}: is not of the form a.b=value")
     *parents, last = path.strip().split(".")
     table = told
@@ -185,8 +190,11 @@ def _apply(told: dict[str, Any], change: str) -> None:
 
 def _lines(error: ValidationError, told: Mapping[str, Any]) -> list[str]:
     lines = []
+    data_is_wrong = any(problem["loc"][:1] == ("data",) for problem in error.errors())
     for problem in error.errors():
         where = ".".join(_path(problem["loc"], told))
+        if data_is_wrong and where in FILLED_IN:
+            continue  # told once, where it was said
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "union_tag_invalid":
             context = problem["ctx"]

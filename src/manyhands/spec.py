@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Strict, model_validator
 from pydantic_core import PydanticCustomError
+
+Int = Annotated[int, Strict()]
+"""A whole number that is told as one: neither true nor "3" nor 3.0."""
+Float = Annotated[float, Strict()]
+"""A number; a whole one will do."""
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from manyhands.spec import Spec
+from manyhands.spec import Float, Int, Spec
 from manyhands.tensors import Tensors, snapshot
 
 
@@ -21,14 +21,14 @@ class Training(Spec):
     ``precision = "auto"`` takes bfloat16 autocast on CUDA and float32 elsewhere.
     """
 
-    batch: int = Field(default=64, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    epochs: int | None = Field(default=None, ge=1)
+    batch: Int = Field(default=64, ge=1, le=1_000_000)
+    steps: Int | None = Field(default=None, ge=1, le=1_000_000)
+    epochs: Int | None = Field(default=None, ge=1, le=1_000_000)
     optimiser: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = Field(default=2e-4, gt=0, le=10)
-    learning_rate_end: float = Field(default=1.0, ge=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=1.0, gt=0)
+    learning_rate: Float = Field(default=2e-4, gt=0, le=10)
+    learning_rate_end: Float = Field(default=1.0, ge=0, le=1)
+    weight_decay: Float = Field(default=0.0, ge=0, le=100)
+    clip: Float | None = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @model_validator(mode="after")

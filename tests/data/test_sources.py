@@ -83,6 +83,13 @@ def test_labels_must_fit_the_images_and_the_classes(tmp_path: Path) -> None:
         Idx(images=images, labels=write_idx(tmp_path / "l2", np.zeros(2))).load(4, 1, ("0",))
     with pytest.raises(DataError, match=r"label 7 is outside the 2 classes \(0 to 1\)"):
         Idx(images=images, labels=write_idx(tmp_path / "l7", np.array([0, 7, 1]))).load(4, 1, ("0", "1"))
+    wide = tmp_path / "wide"
+    wide.write_bytes(struct.pack(">BBBBI3i", 0, 0, 12, 1, 3, 0, 1, 2**31 - 1))
+    with pytest.raises(DataError, match="labels from 0 to 2147483647"):
+        Idx(images=images, labels=wide).classes()
+    for shape in ((3, 3, 4, 4), (3, 4, 4, 1), (3, 0, 0)):
+        with pytest.raises(DataError, match="not grey images of bytes"):
+            Idx(images=write_idx(tmp_path / "shaped", np.zeros(shape))).load(4, 1, ())
     with pytest.raises(DataError, match="one label an image"):
         Idx(images=images, labels=images).classes()
 
@@ -128,6 +135,27 @@ def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
         zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
         with pytest.raises(DataError, match=said):
             source.load(8, 1, ())
+
+
+def test_a_picture_beside_the_class_folders_and_what_a_system_hides(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "p")
+    (root / "a" / "._0.png").write_bytes(b"hidden")
+    (root / ".thumbs").mkdir()
+    (root / ".thumbs" / "x.png").write_bytes(b"hidden")
+    assert Folder(path=root).classes() == CLASSES
+    assert not Folder(path=root).load(4).skipped
+    Image.new("L", (4, 4)).save(root / "top.png")
+    with pytest.raises(DataError, match="top.png: lies in none of the class folders"):
+        Folder(path=root).load(4)
+
+
+def test_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    root = write_pictures(tmp_path / "p")
+    Image.new("L", (2, 2)).save(root / "a" / "small.png")
+    images = Folder(path=root, unreadable=0.9).load(4, 1, ())
+    assert len(images.skipped) == 6
+    assert "bomb" in images.skipped[0]
 
 
 def test_a_folder_that_is_no_class_is_an_error(tmp_path: Path) -> None:

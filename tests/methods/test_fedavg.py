@@ -310,3 +310,14 @@ def test_silos_must_have_names_of_their_own_that_can_be_folders() -> None:
     for name in ("../up", "", "Big", "a/b", "a" * 64):
         with pytest.raises(RecipeError, match="silo name"):
             Silo(name, tiny_images(4))
+
+
+def test_an_experiment_runs_once_and_with_as_many_silos_as_it_asks_for() -> None:
+    experiment = trained(tiny_fedavg(), tiny_silos())
+    with pytest.raises(RecipeError, match="has run"):
+        list(experiment)
+    for told, method in [({"quorum": 4}, tiny_fedavg()), ({}, tiny_fedavg(participants=4))]:
+        with pytest.raises(RecipeError, match="is 4, there are 3 silos"):
+            Experiment(method, tiny_silos(), device="cpu", **told)
+    with pytest.raises(RecipeError, match="there are 0 silos"):
+        Experiment(tiny_fedavg(), [], device="cpu")

@@ -64,9 +64,15 @@ def test_labels_are_the_classes_in_turn_and_bad_ones_an_error() -> None:
     assert generator(3).labels(5) == [0, 1, 2, 0, 1]
     assert generator(0).labels(2) == [0, 0]
     assert generator(3).labels(labels=[2, 2]) == [2, 2]
-    for bad in ([3], [-1]):
+    for bad in ([3], [-1], [1.7]):
         with pytest.raises(RecipeError, match="is not in 0 to 2"):
             generator(3).sample(labels=bad)
+
+
+def test_nothing_and_contradictions_cannot_be_drawn() -> None:
+    for told in ({"labels": []}, {"count": 0}, {"count": -1}, {"count": 5, "labels": [1]}):
+        with pytest.raises(RecipeError, match="cannot be drawn"):
+            generator(3).sample(**told)
 
 
 def test_streamed_batches_hold_what_was_asked_in_order() -> None:
@@ -117,3 +123,19 @@ def test_guidance_and_ddpm_draw_too() -> None:
         Sampling(sampler="ddpm", steps=4),
     ):
         assert torch.isfinite(generator(3, schedule=Schedule(steps=50)).sample(3, sampling=sampling)).all()
+
+
+@pytest.mark.parametrize("facts", ["{}", "[]", "no json", '{"model": {"size": 8}}'])
+def test_a_damaged_generator_is_named(tmp_path: Path, facts: str) -> None:
+    generator(3).save(tmp_path / "model")
+    (tmp_path / "model" / "manyhands.json").write_text(facts)
+    with pytest.raises(RunFolderError, match="no trained generator"):
+        Generator.from_pretrained(tmp_path / "model")
+
+
+def test_weights_of_another_network_are_noticed(tmp_path: Path) -> None:
+    generator(3).save(tmp_path / "model")
+    facts = (tmp_path / "model" / "manyhands.json").read_text()
+    (tmp_path / "model" / "manyhands.json").write_text(facts.replace('"classes": 3', '"classes": 4'))
+    with pytest.raises(RunFolderError, match="no trained generator"):
+        Generator.from_pretrained(tmp_path / "model")

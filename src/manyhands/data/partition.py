@@ -16,7 +16,7 @@ from pydantic import Field
 from manyhands.data.idx import read_idx
 from manyhands.data.images import Images
 from manyhands.errors import DataError
-from manyhands.spec import Spec
+from manyhands.spec import Float, Int, Spec
 
 Parts = list[np.ndarray]
 
@@ -106,8 +106,8 @@ def _top_up(parts: Parts, rng: np.random.Generator, minimum: int) -> Parts:
 class Partition(Spec, ABC):
     """How many silos there are, and how images are dealt to them."""
 
-    silos: int = Field(default=5, ge=1, le=100_000)
-    minimum: int = Field(default=1, ge=1)
+    silos: Int = Field(default=5, ge=1, le=100_000)
+    minimum: Int = Field(default=1, ge=1)
 
     @abstractmethod
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
@@ -128,7 +128,7 @@ class Dirichlet(Partition):
     """Skewed classes; ``alpha`` 0.1 is strong, 5 is weak."""
 
     kind: Literal["dirichlet"] = "dirichlet"
-    alpha: float = Field(gt=0)
+    alpha: Float = Field(gt=0)
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``dirichlet``."""
@@ -139,7 +139,7 @@ class Shards(Partition):
     """A few classes for each silo."""
 
     kind: Literal["shards"] = "shards"
-    classes_per_silo: int = Field(default=2, ge=1)
+    classes_per_silo: Int = Field(default=2, ge=1, le=10_000)
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``shards``."""
@@ -150,7 +150,7 @@ class Quantity(Partition):
     """Unequal sizes, equal mix."""
 
     kind: Literal["quantity"] = "quantity"
-    alpha: float = Field(gt=0)
+    alpha: Float = Field(gt=0)
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``quantity``."""
@@ -162,7 +162,7 @@ class ById(Partition):
 
     kind: Literal["by_id"] = "by_id"
     ids: Path
-    column: int = Field(default=0, ge=0)
+    column: Int = Field(default=0, ge=0)
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``by_id``."""
@@ -175,7 +175,8 @@ class ById(Partition):
     def _read(self) -> np.ndarray:
         if self.ids.suffix in {".txt", ".csv"}:
             try:
-                return np.array([line.split(",")[self.column].strip() for line in self.ids.read_text().splitlines()])
+                lines = [line for line in self.ids.read_text().splitlines() if line.strip()]
+                return np.array([line.split(",")[self.column].strip() for line in lines])
             except (OSError, UnicodeDecodeError, IndexError) as error:
                 raise DataError(f"{self.ids}: has no column {self.column} of ids: {error}") from None
         table = read_idx(self.ids)

@@ -19,13 +19,14 @@ from pydantic import Field
 from manyhands.data.idx import read_idx
 from manyhands.data.images import Images, resized
 from manyhands.errors import DataError
-from manyhands.spec import Spec
+from manyhands.spec import Float, Spec
 
 # all that Pillow and zipfile raise for a picture that cannot be read
 UNREADABLE = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, zlib.error, struct.error,
     zipfile.BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
+MOST_CLASSES = 65_536
 _PICTURES = {".png", ".jpg", ".jpeg"}
 Entry = tuple[str, int, Callable[[], Image.Image]]
 """A name for messages, a class number, and how to open it."""
@@ -81,8 +82,8 @@ class Idx(Source):
 
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         pixels = read_idx(self.images)
-        if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-            raise DataError(f"{self.images}: holds {pixels.dtype} of {pixels.ndim} dimensions, not images of bytes")
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape[1:]:
+            raise DataError(f"{self.images}: holds {pixels.dtype} of shape {pixels.shape}, not grey images of bytes")
         labels = None if self.labels is None else self._read_labels()
         if labels is not None and len(labels) != len(pixels):
             raise DataError(
@@ -94,6 +95,8 @@ class Idx(Source):
         labels = read_idx(Path(str(self.labels)))
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
             raise DataError(f"{self.labels}: holds {labels.dtype} of shape {labels.shape}, not one label an image")
+        if not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
+            raise DataError(f"{self.labels}: has labels from {labels.min()} to {labels.max()}, which cannot be classes")
         return labels
 
 
@@ -105,7 +108,7 @@ class Folder(Source):
 
     kind: Literal["folder"] = "folder"
     path: Path
-    unreadable: float = Field(default=0.01, ge=0, le=1)
+    unreadable: Float = Field(default=0.01, ge=0, le=1)
 
     def classes(self) -> tuple[str, ...]:
         """The names of the folders with pictures in them."""
@@ -121,7 +124,11 @@ class Folder(Source):
     def _pictures(self) -> list[Path]:
         if not self.path.is_dir():
             raise DataError(f"{self.path}: there is no such folder")
-        found = sorted(path for path in self.path.rglob("*") if _is_picture(path.name) and path.is_file())
+        found = sorted(
+            path
+            for path in self.path.rglob("*")
+            if _is_picture(path.relative_to(self.path).as_posix()) and path.is_file()
+        )
         if not found:
             raise DataError(f"{self.path}: holds no PNG or JPEG pictures")
         return found
@@ -133,7 +140,7 @@ class Zip(Source):
     kind: Literal["zip"] = "zip"
     path: Path
     under: str = ""
-    unreadable: float = Field(default=0.01, ge=0, le=1)
+    unreadable: Float = Field(default=0.01, ge=0, le=1)
 
     def classes(self) -> tuple[str, ...]:
         """The names of the folders with pictures in them."""
@@ -177,7 +184,7 @@ class HuggingFace(Source):
     split: str = "train"
     image: str = "image"
     label: str | None = "label"
-    unreadable: float = Field(default=0.01, ge=0, le=1)
+    unreadable: Float = Field(default=0.01, ge=0, le=1)
 
     def classes(self) -> tuple[str, ...]:
         """The names that the data set gives its labels."""
@@ -263,7 +270,7 @@ def _of_entries(
 def _is_picture(name: str) -> bool:
     """By its ending; what systems hide beside pictures (``._cat.jpg``) is none."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in _PICTURES and not path.name.startswith(".")
+    return path.suffix.lower() in _PICTURES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def _class_names(inner: Iterable[str]) -> tuple[str, ...]:
@@ -275,7 +282,9 @@ def _class_of(inner: str, classes: tuple[str, ...]) -> int:
         return 0
     name = inner.rsplit("/", 1)[0] if "/" in inner else ""
     if name not in classes:
-        raise DataError(f"{inner}: {name!r} is none of the {len(classes)} classes ({', '.join(classes[:8])}, ...)")
+        known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+        where = f"{name!r} is none of the {len(classes)} classes" if name else "lies in none of the class folders"
+        raise DataError(f"{inner}: {where} ({known})")
     return classes.index(name)
 
 

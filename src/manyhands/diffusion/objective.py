@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from manyhands.diffusion.schedule import Schedule
-from manyhands.spec import Spec
+from manyhands.spec import Float, Spec
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -29,8 +29,8 @@ class Diffusion(Spec):
 
     schedule: Schedule = Schedule()
     target: Literal["eps", "v"] = "v"
-    min_snr: float | None = Field(default=None, gt=0)
-    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    min_snr: Float | None = Field(default=None, gt=0)
+    label_dropout: Float = Field(default=0.1, ge=0, le=1)
 
     def loss(self, network: Network, x_0: Tensor, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor:
         """The weighted squared error of the network on a batch, at random steps with random noise."""

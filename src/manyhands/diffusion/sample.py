@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion, Network
 from manyhands.diffusion.schedule import Schedule
-from manyhands.spec import Spec
+from manyhands.spec import Float, Int, Spec
 
 Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(x_t, t) -> estimates of the clean image and of the noise."""
@@ -30,9 +30,9 @@ class Sampling(Spec):
     """
 
     sampler: Literal["ddim", "ddpm"] = "ddim"
-    steps: int = Field(default=50, ge=1)
-    guidance: float = Field(default=1.0, ge=0, le=100)
-    clip: float | None = Field(default=1.0, gt=0)
+    steps: Int = Field(default=50, ge=1, le=100_000)
+    guidance: Float = Field(default=1.0, ge=0, le=100)
+    clip: Float | None = Field(default=1.0, gt=0)
 
     def walk(
         self, denoiser: Denoiser, x: Tensor, schedule: Schedule, t_from: int, t_to: int, rng: torch.Generator

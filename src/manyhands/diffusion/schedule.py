@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from manyhands.spec import Spec
+from manyhands.spec import Float, Int, Spec
 
 
 class Schedule(Spec):
@@ -24,9 +24,9 @@ class Schedule(Spec):
     """
 
     kind: Literal["cosine", "linear"] = "cosine"
-    steps: int = Field(default=1000, ge=2, le=100_000)
-    beta_start: float = Field(default=1e-4, gt=0, lt=1)
-    beta_end: float = Field(default=0.02, gt=0, lt=1)
+    steps: Int = Field(default=1000, ge=2, le=100_000)
+    beta_start: Float = Field(default=1e-4, gt=0, lt=1)
+    beta_end: Float = Field(default=0.02, gt=0, lt=1)
 
     def alpha_bar(self) -> Tensor:
         """The share of signal power at the steps 0 to T, a tensor of T + 1 numbers in float64."""

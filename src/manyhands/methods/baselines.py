@@ -16,6 +16,7 @@ from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
 from manyhands.silo import Silo
+from manyhands.spec import Int
 from manyhands.tensors import Tensors, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
 
@@ -110,7 +111,7 @@ class Central(Denoising):
     pools = True
 
     kind: Literal["central"] = "central"
-    silos: int = Field(default=1, ge=1)
+    silos: Int = Field(default=1, ge=1)
 
     def silo(self, silo: Silo) -> Conversation:
         """As in ``FedAvg``."""

@@ -16,6 +16,7 @@ from manyhands.methods.method import Method
 from manyhands.models.generator import Generator
 from manyhands.models.unet import UNet
 from manyhands.silo import Silo
+from manyhands.spec import Float
 from manyhands.tensors import Tensors, finite
 from manyhands.training import Training, steps
 
@@ -29,7 +30,7 @@ class Denoising(Method, ABC):
     model: UNet
     training: Training
     diffusion: Diffusion = Diffusion()
-    ema: float = Field(default=0.0, ge=0, lt=1)
+    ema: Float = Field(default=0.0, ge=0, lt=1)
 
     def fits(self, silo: Silo) -> None:
         """The silo's images must be of the model's size, and labelled if it is conditional."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from manyhands.codec import AnyCodec, Float32
-from manyhands.errors import Reason, Refused
+from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.methods.denoising import Denoising, sick, update_facts
 from manyhands.methods.method import Conversation, Server
@@ -18,6 +18,7 @@ from manyhands.models.generator import Generator
 from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo
+from manyhands.spec import Int
 from manyhands.tensors import Layout, Tensors, WeightedMean, layout, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
 
@@ -36,10 +37,15 @@ class FedAvg(Denoising):
     """
 
     kind: Literal["fedavg"] = "fedavg"
-    participants: int | None = Field(default=None, ge=1)
+    participants: Int | None = Field(default=None, ge=1)
     keep_optimiser: bool = False
     up: AnyCodec = Float32()
     down: AnyCodec = Float32()
+
+    @field_validator("up", "down", mode="before")
+    @classmethod
+    def _by_name(cls, told: Any) -> Any:
+        return {"kind": told} if isinstance(told, str) else told
 
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train whenever weights come, until the server says that it is done."""
@@ -56,6 +62,8 @@ class FedAvg(Denoising):
 
     def server(self, seed: int, silos: Sequence[str]) -> FedAvgServer:
         """The server, with a freshly initialised network."""
+        if (self.participants or 1) > len(silos):
+            raise RecipeError(f"participants is {self.participants}, there are {len(silos)} silos")
         return FedAvgServer(self, seed, silos)
 
     def plan(self) -> Plan:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from manyhands.spec import Spec
+from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
     from manyhands.message import Message
@@ -64,7 +64,7 @@ class Method(Spec, ABC):
     """
 
     pools: ClassVar[bool] = False
-    rounds: int = Field(ge=1, le=1_000_000)
+    rounds: Int = Field(ge=1, le=1_000_000)
 
     @abstractmethod
     def silo(self, silo: Silo) -> Conversation:

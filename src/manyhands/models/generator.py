@@ -51,10 +51,12 @@ class Generator:
     def labels(self, count: int | None = None, labels: Sequence[int] | None = None) -> list[int]:
         """The labels to draw: as asked, or the classes in turn; a generator without classes has only 0."""
         known = max(self.model.classes, 1)
-        wanted = [int(label) for label in labels] if labels is not None else [i % known for i in range(count or known)]
-        if bad := [label for label in wanted if not 0 <= label < known]:
+        wanted = list(labels) if labels is not None else [i % known for i in range(known if count is None else count)]
+        if bad := [label for label in wanted if label not in range(known)]:
             raise RecipeError(f"label {bad[0]} is not in 0 to {known - 1}")
-        return wanted
+        if not wanted or (labels is not None and count not in (None, len(wanted))):
+            raise RecipeError(f"{count} images of {len(wanted)} labels cannot be drawn")
+        return [int(label) for label in wanted]
 
     def stream(
         self, labels: Sequence[int], *, seed: int = 0, sampling: Sampling | None = None, batch: int = 256
@@ -65,15 +67,19 @@ class Generator:
             rng = torch_rng(seed, "sample", start, device=self.device)
             yield self._draw(part, rng, sampling or self.sampling).cpu(), part.cpu()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write the folder that diffusers and ``from_pretrained`` load; an older one is replaced when all is there."""
+        folder = Path(folder)
         fresh = folder.with_name(f".{folder.name}.new")
-        with writing(folder):
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            with writing(folder):
+                fresh.mkdir(parents=True)
+                self._write(fresh)
+                shutil.rmtree(folder, ignore_errors=True)
+                fresh.rename(folder)
+        finally:
             shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-            self._write(fresh)
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
 
     def _write(self, fresh: Path) -> None:
         self._network.inner.save_pretrained(fresh / "unet")
@@ -99,16 +105,13 @@ class Generator:
         try:
             facts = json.loads((folder / FACTS).read_text())
             raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            told = UNet(**facts["model"]), Diffusion(**facts["diffusion"]), Sampling(**facts["sampling"])
+            weights = {f"inner.{name}": tensor for name, tensor in raw.items()}
+            loaded = cls(told[0], told[1], weights, tuple(facts["classes"]), told[2], device)
+            _ = loaded._network  # a file of other weights is noticed here
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
-        return cls(
-            UNet(**facts["model"]),
-            Diffusion(**facts["diffusion"]),
-            {f"inner.{name}": tensor for name, tensor in raw.items()},
-            tuple(facts["classes"]),
-            Sampling(**facts["sampling"]),
-            device,
-        )
+        return loaded
 
     @cached_property
     def _network(self) -> Any:

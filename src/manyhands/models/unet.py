@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from manyhands.seed import seeded_construction
-from manyhands.spec import Spec
+from manyhands.spec import Int, Spec
+
+HEAD = 8  # channels of an attention head
 
 
 class UNet(Spec):
@@ -20,21 +22,23 @@ class UNet(Spec):
     """
 
     kind: Literal["unet"] = "unet"
-    size: int = Field(ge=4, le=1024)
-    channels: int = Field(ge=1, le=16)
-    classes: int = Field(ge=0, le=100_000)
-    widths: tuple[int, ...] = Field(default=(32, 64), min_length=1, max_length=8)
-    blocks: int = Field(default=1, ge=1, le=8)
+    size: Int = Field(ge=4, le=1024)
+    channels: Int = Field(ge=1, le=16)
+    classes: Int = Field(ge=0, le=100_000)
+    widths: tuple[Int, ...] = Field(default=(32, 64), min_length=1, max_length=8)
+    blocks: Int = Field(default=1, ge=1, le=8)
     attention: bool = False
-    groups: int = Field(default=8, ge=1)
+    groups: Int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         halvings = len(self.widths) - 1
         if self.size % 2**halvings:
             raise ValueError(f"size {self.size} cannot be halved {halvings} times, as {len(self.widths)} widths ask")
-        if bad := [width for width in self.widths if width % self.groups]:
-            raise ValueError(f"width {bad[0]} is no multiple of groups = {self.groups}")
+        if bad := [width for width in self.widths if width % self.groups or not 1 <= width <= 8192]:
+            raise ValueError(f"width {bad[0]} is no multiple of groups = {self.groups}, from 1 to 8192")
+        if self.attention and self.widths[-1] < HEAD:
+            raise ValueError(f"attention needs a last width of at least {HEAD}, not {self.widths[-1]}")
         return self
 
     def build(self, seed: int) -> UNetModule:
@@ -55,6 +59,7 @@ class UNet(Spec):
             "down_block_types": tuple(down),
             "up_block_types": tuple(block.replace("Down", "Up") for block in reversed(down)),
             "add_attention": self.attention,
+            "attention_head_dim": HEAD,
             "norm_num_groups": self.groups,
             "num_class_embeds": self.classes + 1 if self.classes else None,
         }
