@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from manyhands.errors import QuorumLost, Reason, Refused
+from manyhands.errors import ManyhandsError, QuorumLost, Reason, Refused
 from manyhands.hub import Hub
+from manyhands.ledger import Ledger
+from manyhands.links.embedded import Embedded
 from manyhands.message import Message
-from manyhands.methods.method import Server
+from manyhands.methods.method import Conversation, Server
 from manyhands.plan import Carries, Operation, Plan
 from manyhands.tensors import Like
 
@@ -246,3 +248,12 @@ def test_a_barrier_is_of_one_operation_and_who_waits_at_another_waits_on() -> No
     one.submit("b", Message("other"))
     one.submit("c", Message("other"))
     assert server.fired == [["b", "c"], ["a", "b", "c"]]
+
+
+def test_silos_that_wait_for_one_who_never_calls_do_not_spin() -> None:
+    def calls() -> Conversation:
+        yield add("a")
+
+    one, _ = hub()
+    with pytest.raises(ManyhandsError, match="a wait at a barrier that nobody can complete"):
+        list(Embedded().run(one, {"a": calls()}, Ledger()))

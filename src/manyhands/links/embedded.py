@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from manyhands.errors import MessageError, Reason, Refused
+from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
 from manyhands.message import Message, decode, encode, encoded_size
 from manyhands.spec import Spec
 
@@ -25,18 +25,21 @@ class Embedded(Spec):
         """Advance the silos in the order of their names, and give back each round when it closes."""
         calls = {name: _Call(name, silos[name]) for name in sorted(silos)}
         while calls:
+            moved = False
             for name, call in list(calls.items()):
-                self._advance(hub, call, ledger)
+                moved |= self._advance(hub, call, ledger)
                 if call.ended:
                     del calls[name]
                 while hub.closed:
                     yield hub.closed.pop(0)
+            if calls and not moved:
+                raise ManyhandsError(f"{', '.join(calls)} wait at a barrier that nobody can complete")
 
-    def _advance(self, hub: Hub, call: _Call, ledger: Ledger) -> None:
-        """Let one silo talk until it waits at a barrier or ends; it never goes on past a barrier in the same turn."""
+    def _advance(self, hub: Hub, call: _Call, ledger: Ledger) -> bool:
+        """Let one silo talk until it waits at a barrier or ends, if it can; it passes one barrier a turn at most."""
         answer = self._answer(hub, call, ledger) if call.started else None
         if call.started and answer is None:
-            return
+            return False
         while (message := call.go_on(answer)) is not None:
             try:
                 hub.submit(call.silo, self._carry(call.silo, "up", message, ledger))
@@ -47,12 +50,13 @@ class Embedded(Spec):
                 answer = refusal
                 continue
             if message.op in hub.plan.groups:
-                return
+                return True
             answer = self._answer(hub, call, ledger)
         if call.lost:
             hub.leave(call.silo, call.lost)
         else:
             hub.finish(call.silo)
+        return True
 
     def _answer(self, hub: Hub, call: _Call, ledger: Ledger) -> Message | Refused | None:
         reply = hub.collect(call.silo)
