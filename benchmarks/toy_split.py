@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from manyhands import Images, Message, Method, Server, Silo
 from manyhands.methods.method import Conversation
 from manyhands.plan import Carries, Operation, Plan
-from manyhands.seed import seeded_construction
+from manyhands.seed import seeded_globally
 from manyhands.tensors import Like, Tensors, snapshot
 
 WIDTH = 32
@@ -24,7 +24,7 @@ MAPS = Like((None, WIDTH, 7, 7), torch.float32)
 
 def blocks(seed: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Head, middle and tail of a small convolutional network from 28 x 28 to 10 classes."""
-    with seeded_construction(seed, "toy"):
+    with seeded_globally(seed, "toy"):
         head = nn.Sequential(nn.Conv2d(1, WIDTH, 4, 4), nn.ReLU())
         middle = nn.Sequential(*[each for _ in range(4) for each in (nn.Conv2d(WIDTH, WIDTH, 3, 1, 1), nn.ReLU())])
         tail = nn.Sequential(nn.Flatten(), nn.Linear(WIDTH * 49, 10))

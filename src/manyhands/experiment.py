@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import torch
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, class_counts
 from manyhands.diffusion.sample import Sampling
-from manyhands.errors import QuorumLost, RecipeError
+from manyhands.errors import ManyhandsError, QuorumLost, RecipeError
 from manyhands.evaluation import figures, report
+from manyhands.evaluation.judge import Evaluation, Judge
 from manyhands.hub import Closed, Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
+from manyhands.meter import peak_memory
 from manyhands.methods.method import Method, Server
 from manyhands.models.generator import Generator
 from manyhands.plan import RESTING
-from manyhands.recipe import Recipe
+from manyhands.recipe import Recipe, parse_recipe
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo, Workbench, distinct
 
@@ -44,6 +47,7 @@ class Experiment:
     quorum: int = 1
     link: Embedded = field(default_factory=Embedded)
     sampling: Sampling = field(default_factory=Sampling)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     recipe: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
@@ -66,12 +70,15 @@ class Experiment:
         if self.run_folder is None:
             yield from self._rounds()
             return
-        parts = {"method": self.method, "sampling": self.sampling, "link": self.link}
+        parts = {
+            "method": self.method, "sampling": self.sampling, "link": self.link, "evaluation": self.evaluation
+        }  # fmt: skip
         plain = {name: part.model_dump(mode="json", exclude_none=True) for name, part in parts.items()}
         told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain}
         with self.run_folder.open(told, resume=self.resume):
             self._go_on(self.run_folder)
-            for done in self._rounds():
+            for closed in self._rounds():
+                done = self._looked_at(self.run_folder, closed)
                 self._keep(self.run_folder, done)
                 yield done
             self._save(self.run_folder)  # once more: the ledger holds the closing answers now
@@ -85,7 +92,7 @@ class Experiment:
             return
         hub = Hub(self.server, self.method.plan(), self.roster, self.quorum)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
-        clock = _Clock(self.ledger)
+        clock = _Clock(self.ledger, self.server)
         for closed in self.link.run(hub, conversations, self.ledger):
             done = clock.round_of(closed, self.method.rounds)
             if len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < self.quorum:
@@ -103,6 +110,45 @@ class Experiment:
         if found is None:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
         return self._ready(found)
+
+    def generators(self) -> dict[str, Generator]:
+        """The generator that each silo ends up with: its own where it has one, else the shared one."""
+        shared = self.server.generator()
+        ready = None if shared is None else self._ready(shared)
+        found = {}
+        for silo in self.silos:
+            own = self.method.own_generator(silo)
+            if generator := ready if own is None else self._ready(own):
+                found[silo.name] = generator
+        return found
+
+    def evaluate(self) -> dict[str, Any]:
+        """Hold what was trained against the images that the silos hold out."""
+        return self.judge(self.generators(), self.sampling)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Made when it is first needed: it looks at all real images."""
+        return Judge(self.evaluation, self.silos, str(self.silos[0].bench.device))
+
+    def _looked_at(self, folder: RunFolder, done: Round) -> Round:
+        """The round with its figures and a picture, where it is one of those to be evaluated."""
+        every, number = self.evaluation.every, done.number + 1
+        generators = self.generators() if every and number % every == 0 else {}
+        if not generators:
+            return done
+        figures.sheet(folder.round_picture(number), *_picture(next(iter(generators.values())), rows=4))
+        if number == done.rounds or not self.evaluation.images:
+            return done  # the last one is measured whole, when the run ends
+        try:
+            return replace(done, metrics=self.judge.quick(generators, self.sampling))
+        except ManyhandsError as error:
+            self._problem(f"round {number} was not measured: {error}")
+            return done
+
+    def _problem(self, line: str) -> None:
+        if self.run_folder and line not in self.run_folder.problems:
+            self.run_folder.problems.append(line)
 
     def _ready(self, generator: Generator) -> Generator:
         classes = self.silos[0].images.classes
@@ -139,10 +185,25 @@ class Experiment:
             self._ready(shared).save(folder.model)
         drawn = shared or next(iter(own.values()), None)
         if drawn is not None:
-            figures.grid(folder.figures / "samples.png", *_picture(self._ready(drawn)))
+            figures.grid(folder.figures / "samples.png", *_picture(self._ready(drawn), rows=8))
         folder.write("ledger.json", self.ledger.entries())
-        folder.write("report.json", self._report(folder, drawn))
+        folder.write("report.json", self._report(folder, drawn) | self._verdict())
         report.write(folder)
+
+    def _verdict(self) -> dict[str, Any]:
+        """What is measured at the end; a run whose figures cannot be had is a run all the same."""
+        if not self.evaluation.images:
+            return {}
+        try:
+            return reported(self.evaluate(), self._loss)
+        except ManyhandsError as error:
+            self._problem(f"not evaluated: {error}")
+            return {"problems": self.run_folder.problems if self.run_folder else []}
+
+    @property
+    def _loss(self) -> float | None:
+        rounds = self.run_folder.rounds if self.run_folder else []
+        return rounds[-1].loss if rounds and rounds[-1].losses else None
 
     def _report(self, folder: RunFolder, drawn: Generator | None) -> dict[str, Any]:
         rounds = folder.rounds
@@ -155,7 +216,10 @@ class Experiment:
             "parameters": sum(t.numel() for t in drawn.weights.values()) if drawn else 0,
             "bytes_up": self.ledger.bytes("up"),
             "bytes_down": self.ledger.bytes("down"),
-            "metrics": {"loss": rounds[-1].loss if rounds and rounds[-1].losses else None},
+            "flops_silos": {silo: sum(done.flops.get(silo, 0) for done in rounds) for silo in self.roster},
+            "flops_server": sum(done.server_flops for done in rounds),
+            "peak_memory": peak_memory(),
+            "metrics": {"loss": self._loss},
             "floor": {},
             "skipped": list(self.skipped),
             "problems": folder.problems,
@@ -163,30 +227,67 @@ class Experiment:
         }
 
 
+def reported(verdict: dict[str, Any], loss: float | None) -> dict[str, Any]:
+    """A verdict as report.json has it."""
+    return {
+        "metrics": {"loss": loss, **verdict["metrics"]},
+        "floor": verdict["floor"],
+        "evaluation": {name: value for name, value in verdict.items() if name not in ("metrics", "floor")},
+    }
+
+
 def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = False) -> Experiment:
     """The experiment that a recipe describes, with its data loaded and dealt."""
-    images = recipe.data.load(recipe.seed)
-    pools = recipe.method.pools
+    silos, skipped = silos_of(recipe)
     return Experiment(
         recipe.method,
-        [Silo("pooled", images)] if pools else split(images, recipe.partition, recipe.seed),
+        silos,
         seed=recipe.seed,
         folder=folder,
         resume=resume,
         device=recipe.device,
-        quorum=1 if pools else recipe.quorum,
+        quorum=1 if recipe.method.pools else recipe.quorum,
         link=recipe.link,
         sampling=recipe.sampling,
+        evaluation=recipe.evaluation,
         recipe=recipe.resolved(),
-        skipped=images.skipped,
+        skipped=skipped,
     )
 
 
+def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
+    """The silos that a recipe describes, and the names of the images that could not be read."""
+    images = recipe.data.load()
+    silos = [_silo("pooled", images)] if recipe.method.pools else split(images, recipe.partition, recipe.seed)
+    return silos, images.skipped
+
+
+def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, Any]:
+    """Measure a finished run again, by another protocol; its report is written anew."""
+    kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+    silos, _ = silos_of(recipe)
+    device = chosen_device(recipe.device)
+    own = {silo.name: folder.silo(silo.name) / "model" for silo in silos}
+    shared = Generator.from_pretrained(folder.model, device) if folder.model.exists() else None
+    generators = dict.fromkeys(own, shared) if shared else {}
+    generators |= {silo: Generator.from_pretrained(path, device) for silo, path in own.items() if path.exists()}
+    judge = Judge(told, silos, device)
+    verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
+    folder.write("report.json", kept | reported(verdict, kept["metrics"]["loss"]))
+    report.write(folder)
+    return folder.report
+
+
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
-    """Deal images to silos called silo-0, silo-1, ..."""
+    """Deal images to silos called silo-0, silo-1, ...; each keeps apart those that are held out."""
     parts = partition.parts(images, numpy_rng(seed, "partition"))
     width = len(str(len(parts) - 1))
-    return [Silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
+    return [_silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
+
+
+def _silo(name: str, images: Images) -> Silo:
+    train, held = images.divided()
+    return Silo(name, train, held_out=held)
 
 
 def chosen_device(asked: str) -> str:
@@ -204,11 +305,13 @@ def chosen_device(asked: str) -> str:
 
 @dataclass
 class _Clock:
-    """Measures what a round took, in seconds and in bytes."""
+    """Measures what a round took, in seconds, bytes and the server's work."""
 
     ledger: Ledger
+    server: Server
 
     def __post_init__(self) -> None:
+        self.flops = self.server.flops
         self.up, self.down = self.ledger.bytes("up"), self.ledger.bytes("down")
         self.start()
 
@@ -229,14 +332,16 @@ class _Clock:
             {silo: facts["loss"] for silo, facts in said.items() if facts.get("loss") is not None},
             {**closed.missing, **withheld},
             sum(facts.get("withheld") == RESTING for facts in said.values()),
+            {silo: facts["flops"] for silo, facts in said.items() if facts.get("flops")},
+            self.server.flops - self.flops,
         )
-        self.up, self.down = up, down
+        self.up, self.down, self.flops = up, down, self.server.flops
         return done
 
 
-def _picture(generator: Generator) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Eight images of each class, at most ten classes, a column each; 64 images where there are no classes."""
+def _picture(generator: Generator, rows: int) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Rows of images with a column for each class, ten classes at most; eight columns where there are none."""
     headings = generator.classes[:10] if generator.model.classes else ()
     columns = len(headings) or 8
-    labels = [i % columns if headings else 0 for i in range(8 * columns)]
+    labels = [i % columns if headings else 0 for i in range(rows * columns)]
     return generator.sample(labels=labels), headings

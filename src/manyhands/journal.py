@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Round:
-    """What happened in a round: one line of the journal."""
+    """What happened in a round: one line of the journal. ``metrics`` are there where the round was evaluated."""
 
     number: int
     rounds: int
@@ -38,6 +38,9 @@ class Round:
     losses: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     resting: int = 0
+    flops: dict[str, int] = field(default_factory=dict)
+    server_flops: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -70,6 +73,10 @@ class RunFolder:
         """The folder of a silo; on a network it is at the silo and nowhere else."""
         return self.path / "silos" / name
 
+    def round_picture(self, number: int) -> Path:
+        """Where the samples of a round are shown."""
+        return self.figures / "rounds" / f"{number:06d}.png"
+
     @contextmanager
     def open(self, recipe: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
         """Begin a run here, or go on with the same one; refuse any other, and any other process meanwhile."""
@@ -84,7 +91,7 @@ class RunFolder:
                 raise RunFolderError(f"{self.path}: another process is running in it") from None
             self.write("recipe.toml", tomli_w.dumps(recipe))
             with writing(self.figures):
-                self.figures.mkdir(exist_ok=True)
+                (self.figures / "rounds").mkdir(parents=True, exist_ok=True)
             yield
 
     def _check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:

@@ -15,8 +15,9 @@ from manyhands.ledger import Direction
 from manyhands.message import Message
 from manyhands.tensors import Layout, Like, finite
 
-ROUND_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "withheld": str}
-"""What a silo tells when it closes a round: its mean loss, the images it saw, and why it sends nothing if it does not.
+ROUND_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "flops": int, "withheld": str}
+"""What a silo tells when it closes a round: its mean loss, the images it saw, the floating-point operations that this
+took, and why it sends nothing if it does not.
 
 The hub holds ``round`` against the open round and ``images`` against the enrolment, wherever they are told.
 """

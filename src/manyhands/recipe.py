@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from manyhands.data.images import Images, join
@@ -16,11 +18,12 @@ from manyhands.data.partition import AnyPartition, Domains
 from manyhands.data.sources import MOST_CLASSES, AnySource
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
+from manyhands.evaluation.judge import Evaluation
 from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.fedavg import FedAvg
 from manyhands.seed import numpy_rng
-from manyhands.spec import Int, Spec, nearest
+from manyhands.spec import Float, Int, Spec, nearest
 
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
 AnyMethod = Annotated[FedAvg | Local | Central, Field(discriminator="kind")]
@@ -30,7 +33,8 @@ class Data(Spec):
     """Where the images come from, and the one form that they are all brought to.
 
     ``classes`` is a list of names or a number of classes; without it, the source says. ``limit`` keeps so many
-    images, drawn at random.
+    images, drawn at random. Nobody trains on the images of ``test``, or on a share ``held_out`` where there is no test
+    source: what was trained is held against them. Neither draw depends on the run's seed.
     """
 
     size: Int = Field(ge=4, le=1024)
@@ -39,6 +43,8 @@ class Data(Spec):
     domains: dict[str, AnySource] = Field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     limit: Int | None = Field(default=None, ge=1)
+    test: AnySource | None = None
+    held_out: Float = Field(default=0.2, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +64,8 @@ class Data(Spec):
             raise ValueError(f"classes names a class twice: {', '.join(self.classes)}")
         if (self.source is None) == (not self.domains):
             raise ValueError("say either source or domains, one of the two")
+        if self.test is not None and self.source is None:
+            raise ValueError("test goes with one source; domains hold a share out of each")
         return self
 
     @property
@@ -69,14 +77,18 @@ class Data(Spec):
         """The names of the classes, as declared or as the sources have them."""
         return self.classes if self.classes is not None else max((s.classes() for s in self.sources), key=len)
 
-    def load(self, seed: int) -> Images:
-        """All images, in the declared form."""
+    def load(self) -> Images:
+        """All images, in the declared form, those held out among them and marked."""
         classes = self.known_classes()
         parts = [source.load(self.size, self.channels, classes) for source in self.sources]
         images = parts[0] if self.source is not None else join(parts)
-        if self.limit is None or self.limit >= len(images):
-            return images
-        return images.subset(np.sort(numpy_rng(seed, "limit").permutation(len(images))[: self.limit]))
+        if self.limit is not None and self.limit < len(images):
+            images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
+        if self.test is None:
+            return images.hold_out(self.held_out)
+        test = self.test.load(self.size, self.channels, classes)
+        both = join([images, test])
+        return replace(both, domain=None, held=torch.arange(len(both)) >= len(images))
 
 
 class Recipe(Spec):
@@ -90,6 +102,7 @@ class Recipe(Spec):
     partition: AnyPartition
     method: AnyMethod
     sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
     link: Embedded = Embedded()
 
     @model_validator(mode="after")

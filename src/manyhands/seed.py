@@ -30,8 +30,8 @@ def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
 
 
 @contextmanager
-def seeded_construction(seed: int, *names: str | int) -> Iterator[None]:
-    """PyTorch initialises modules from its global generator: seed that here, and put it back afterwards."""
+def seeded_globally(seed: int, *names: str | int) -> Iterator[None]:
+    """PyTorch initialises modules from its global generator, libraries draw from it: seed it, and put it back after."""
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed_of(seed, *names))
     try:

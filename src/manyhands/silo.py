@@ -38,6 +38,7 @@ class Workbench:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
+        self.known_flops: dict[Hashable, int] = {}
         self._networks: dict[Hashable, torch.nn.Module] = {}
 
     def network(self, spec: Buildable) -> Any:
@@ -51,7 +52,8 @@ class Workbench:
 class Silo:
     """What a data holder owns. None of it leaves but in a message.
 
-    ``memory`` holds the tensors that a method keeps at the silo over rounds; it is checkpointed there.
+    It trains on ``images``, never on those ``held_out``, which what was trained is held against. ``memory`` holds the
+    tensors that a method keeps at the silo over rounds; it is checkpointed there.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Silo:
     seed: int = 0
     bench: Workbench = field(default_factory=Workbench)
     memory: Tensors = field(default_factory=dict)
+    held_out: Images | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or ".." in self.name:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from manyhands.meter import Meter
 from manyhands.spec import Float, Int, Spec
 from manyhands.tensors import Tensors, snapshot
 
@@ -82,18 +83,23 @@ def steps(
     *,
     clip: float | None = None,
     autocast: bool = False,
+    meter: Meter | None = None,
+    work: Hashable = None,
 ) -> Iterator[Tensor]:
     """Take one optimiser step for each batch of image numbers, and yield its loss, still on the device.
 
-    A method adds its terms to ``loss``, which is given the numbers of the batch's images.
+    A method adds its terms to ``loss``, which is given the numbers of the batch's images. ``meter`` counts the work,
+    under the name ``work``.
     """
+    meter = meter or Meter({})
     device = next(network.parameters()).device.type
     network.train()
     for numbers in batches:
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            value = loss(numbers)
-        value.backward()
+        with meter.work(work, len(numbers)):
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                value = loss(numbers)
+            value.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimiser.step()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from manyhands.errors import DataError
+from manyhands.seed import numpy_rng
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,8 @@ class Images:
     """N images as bytes, N x C x H x W, one label each or none, and the names of the classes.
 
     ``domain`` says from which source an image came, where there are several, and ``rows`` where it stood in its source,
-    where that is not plain from its place here. ``skipped`` names what was unreadable.
+    where that is not plain from its place here. ``held`` marks those that nobody trains on. ``skipped`` names what was
+    unreadable.
     """
 
     pixels: Tensor
@@ -30,6 +32,7 @@ class Images:
     classes: tuple[str, ...] = ()
     domain: Tensor | None = None
     rows: Tensor | None = None
+    held: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,7 +55,25 @@ class Images:
         rows = torch.arange(len(self)) if self.rows is None else self.rows
         labels = None if self.labels is None else self.labels[at]
         domain = None if self.domain is None else self.domain[at]
-        return replace(self, pixels=self.pixels[at], labels=labels, domain=domain, rows=rows[at])
+        held = None if self.held is None else self.held[at]
+        return replace(self, pixels=self.pixels[at], labels=labels, domain=domain, rows=rows[at], held=held)
+
+    def hold_out(self, share: float) -> Self:
+        """The same images, a share of them marked as held out, of each class alike.
+
+        Which ones depends on the images alone: runs with other seeds or other silos hold out the same.
+        """
+        rng, held = numpy_rng(0, "held out"), torch.zeros(len(self), dtype=torch.bool)
+        labels = torch.zeros(len(self)) if self.labels is None else self.labels
+        for label in labels.unique():
+            mine = torch.nonzero(labels == label).flatten()
+            held[mine[torch.from_numpy(rng.permutation(len(mine))[: round(share * len(mine))])]] = True
+        return replace(self, held=held)
+
+    def divided(self) -> tuple[Self, Self]:
+        """Those to train on, and those held out."""
+        held = np.zeros(len(self), bool) if self.held is None else self.held.numpy()
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def to(self, device: torch.device) -> Self:
         """The same images, where they are used."""
@@ -74,18 +95,39 @@ def as_bytes(images: Tensor) -> Tensor:
     return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def checked(images: Tensor) -> Tensor:
+    """Images as bytes, from bytes or from numbers -1 to 1; anything else is an error, never wrapped or cut off."""
+    if images.dim() != 4 or not len(images):
+        raise DataError(f"images are {tuple(images.shape)}, not N x C x H x W")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise DataError(f"images are {images.dtype}; floats in [-1, 1] or uint8 are expected")
+    low, high = images.min().item(), images.max().item()
+    if not -1 <= low <= high <= 1:
+        raise DataError(f"images go from {low:g} to {high:g}; floats in [-1, 1] or uint8 are expected")
+    if low >= 0 and high > low:
+        raise DataError(f"images go from {low:g} to {high:g}, as if black were 0; floats in [-1, 1] are expected")
+    return as_bytes(images)
+
+
 def join(parts: Sequence[Images]) -> Images:
     """All images of several sources; ``domain`` says which. Their classes must be the same."""
+    domain = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
+    return replace(pooled(parts), domain=domain, rows=None)
+
+
+def pooled(parts: Sequence[Images]) -> Images:
+    """All images of several holders, with what all of them say of theirs."""
     first = parts[0]
     if any(part.classes != first.classes for part in parts):
-        raise DataError(f"sources have different classes: {' / '.join(str(len(part.classes)) for part in parts)}")
-    domain = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
-    labels = [part.labels for part in parts if part.labels is not None]
-    if len(labels) not in (0, len(parts)):
-        raise DataError("some sources have labels and some have none")
-    pixels = torch.cat([part.pixels for part in parts])
+        raise DataError(f"there are different classes: {' / '.join(str(len(part.classes)) for part in parts)}")
+    if len({part.labels is None for part in parts}) > 1:
+        raise DataError("some have labels and some have none")
+    told = {name: [getattr(part, name) for part in parts] for name in ("labels", "domain", "rows", "held")}
+    known = {name: torch.cat(values) for name, values in told.items() if all(value is not None for value in values)}
     skipped = tuple(name for part in parts for name in part.skipped)
-    return Images(pixels, torch.cat(labels) if labels else None, first.classes, domain, skipped=skipped)
+    return Images(torch.cat([part.pixels for part in parts]), classes=first.classes, skipped=skipped, **known)
 
 
 def resized(image: Image.Image, size: int, channels: int) -> np.ndarray:

@@ -34,9 +34,25 @@ def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int 
         sheet.save(path)
 
 
-def _tile(image: Tensor) -> Image.Image:
+def sheet(path: Path, images: Tensor, headings: Sequence[str] = ()) -> None:
+    """Images side by side at their own size, for a page that enlarges them."""
+    pictures = [picture_of(image) for image in as_bytes(images)]
+    columns, side = len(headings) or 8, pictures[0].width
+    whole = Image.new(pictures[0].mode, (columns * (side + 1) - 1, -(-len(pictures) // columns) * (side + 1) - 1), 128)
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (i % columns * (side + 1), i // columns * (side + 1)))
+    with writing(path):
+        whole.save(path)
+
+
+def picture_of(image: Tensor) -> Image.Image:
+    """One image, of bytes."""
     array = image.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def _tile(image: Tensor) -> Image.Image:
+    picture = picture_of(image)
     times = max(1, TILE // picture.width)
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
 

@@ -1,18 +1,19 @@
-"""Drawn images as files."""
+"""Drawn images as files, written while they are drawn."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import struct
+from typing import TYPE_CHECKING, BinaryIO
 
-import safetensors.torch
 import torch
-from PIL import Image
 
 from manyhands.checkpoint import writing
 from manyhands.data.images import as_bytes
-from manyhands.evaluation.figures import grid
+from manyhands.evaluation.figures import grid, picture_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -20,25 +21,59 @@ if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
     from manyhands.models.generator import Generator
 
+SHOWN = 100
+
 
 def write_samples(
     out: Path, generator: Generator, labels: list[int], seed: int, sampling: Sampling, *, png: bool = False
 ) -> list[Path]:
-    """Draw the labels; write samples.safetensors, grid.png (of the first 100) and if asked a PNG for each image."""
+    """Draw the labels; write samples.safetensors, grid.png (of the first 100) and if asked a PNG for each image.
+
+    However many there are, only a batch of them is in memory.
+    """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    drawn, asked = zip(*generator.stream(labels, seed=seed, sampling=sampling), strict=True)
-    images = torch.cat(drawn)
-    kept = {"images": images, **({"labels": torch.cat(asked)} if generator.model.classes else {})}
-    with writing(out / "samples.safetensors"):
-        (out / "samples.safetensors").write_bytes(safetensors.torch.save(kept))
-    grid(out / "grid.png", images[:100], columns=10)
-    files = [out / "samples.safetensors", out / "grid.png"]
-    return files + [_write_png(out / f"{i:05d}.png", image) for i, image in enumerate(images)] if png else files
+    files, done = [out / "samples.safetensors", out / "grid.png"], 0
+    first: list[Tensor] = []
+    beside = out / ".samples.tmp"
+    with writing(files[0]), beside.open("wb") as file:
+        file.write(_header(generator, len(labels)))
+        for images in _drawn(generator, labels, seed, sampling):
+            _append(file, images)
+            first += images[: max(SHOWN - done, 0)]
+            if png:
+                files += [_write_png(out / f"{done + i:05d}.png", image) for i, image in enumerate(images)]
+            done += len(images)
+        if generator.model.classes:
+            _append(file, torch.tensor(labels))
+    beside.replace(files[0])
+    grid(files[1], torch.stack(first), columns=10)
+    return files
+
+
+def _drawn(generator: Generator, labels: list[int], seed: int, sampling: Sampling) -> Iterator[Tensor]:
+    for images, _ in generator.stream(labels, seed=seed, sampling=sampling):
+        yield images
+
+
+def _header(generator: Generator, count: int) -> bytes:
+    """The start of a safetensors file: what it holds, and where; the library writes only what is whole in memory."""
+    model = generator.model
+    shape = [count, model.channels, model.size, model.size]
+    end = 4 * count * model.channels * model.size**2
+    facts = {"images": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
+    if model.classes:
+        facts["labels"] = {"dtype": "I64", "shape": [count], "data_offsets": [end, end + 8 * count]}
+    text = json.dumps(facts).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _append(file: BinaryIO, tensor: Tensor) -> None:
+    file.write(tensor.contiguous().numpy().astype(tensor.numpy().dtype.newbyteorder("<")).tobytes())
 
 
 def _write_png(path: Path, image: Tensor) -> Path:
-    array = as_bytes(image).permute(1, 2, 0).numpy()
     with writing(path):
-        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
+        picture_of(as_bytes(image)).save(path)
     return path

@@ -60,9 +60,9 @@ class Local(Denoising):
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, self.progress(number))
         load_optimiser_state(optimiser, silo.memory)
-        loss, seen = self.train_round(network, optimiser, silo, number)
+        trained = self.train_round(network, optimiser, silo, number)
         weights = snapshot(network.state_dict())
-        if why := sick(loss, weights):
+        if why := sick(trained, weights):
             return Message("progress", {}, update_facts(silo, answer, withheld=why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
         average = running_average(_named(silo.memory, "average."), weights, self.ema, updates)
@@ -72,7 +72,7 @@ class Local(Denoising):
             **{f"average.{name}": tensor for name, tensor in average.items()},
             **optimiser_state(optimiser),
         }
-        return Message("progress", {}, update_facts(silo, answer, loss, seen))
+        return Message("progress", {}, update_facts(silo, answer, trained))
 
 
 class LocalServer(Server):

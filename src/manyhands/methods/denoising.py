@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch import Tensor
 from manyhands.diffusion.objective import Diffusion
 from manyhands.errors import RecipeError
 from manyhands.message import Message
+from manyhands.meter import Meter
 from manyhands.methods.method import Method
 from manyhands.models.generator import Generator
 from manyhands.models.unet import UNet
@@ -19,6 +21,17 @@ from manyhands.silo import Silo
 from manyhands.spec import Float
 from manyhands.tensors import Tensors, finite
 from manyhands.training import Training, steps
+
+
+class Trained(NamedTuple):
+    """What came of a round of local training: the mean loss, how many images were seen, and the work it took."""
+
+    loss: float | None = None
+    seen: int = 0
+    flops: int = 0
+
+
+NOTHING = Trained()
 
 
 class Denoising(Method, ABC):
@@ -51,8 +64,8 @@ class Denoising(Method, ABC):
 
     def train_round(
         self, network: torch.nn.Module, optimiser: torch.optim.Optimizer, silo: Silo, number: int
-    ) -> tuple[float, int]:
-        """One round of local training: the mean loss, and how many images were seen."""
+    ) -> Trained:
+        """One round of local training."""
         images, rng, classes = silo.images.to(silo.bench.device), silo.rng(number), self.model.classes
 
         def loss(numbers: Tensor) -> Tensor:
@@ -62,25 +75,25 @@ class Denoising(Method, ABC):
         batches = list(self.training.batches(len(images), rng))
         autocast = self.training.autocasts(silo.bench.device)
         total = torch.zeros((), device=silo.bench.device)
-        for value in steps(network, optimiser, batches, loss, clip=self.training.clip, autocast=autocast):
+        meter = Meter(silo.bench.known_flops)
+        told: dict[str, Any] = {"clip": self.training.clip, "autocast": autocast, "meter": meter, "work": self.model}
+        for value in steps(network, optimiser, batches, loss, **told):
             total += value
-        return (total / len(batches)).item(), sum(map(len, batches))
+        return Trained((total / len(batches)).item(), sum(map(len, batches)), meter.flops)
 
     def generator_of(self, weights: Tensors) -> Generator:
         """A generator with these weights."""
-        return Generator(self.model, self.diffusion, weights)
+        return Generator(self.model, self.diffusion, weights, ema=self.ema)
 
 
-def sick(loss: float, weights: Tensors) -> str:
+def sick(trained: Trained, weights: Tensors) -> str:
     """Why what came of training must not be sent or kept; nothing where it is well."""
-    if not math.isfinite(loss):
+    if not math.isfinite(trained.loss or 0):
         return "its loss is not finite"
     return "its weights are not finite" if finite(weights) else ""
 
 
-def update_facts(
-    silo: Silo, answer: Message, loss: float | None = None, seen: int = 0, withheld: str = ""
-) -> dict[str, object]:
+def update_facts(silo: Silo, answer: Message, trained: Trained = NOTHING, withheld: str = "") -> dict[str, object]:
     """What a silo tells of a round beside its tensors."""
     number = answer.facts["round"]
-    return {"round": number, "images": len(silo.images), "loss": loss, "seen": seen, "withheld": withheld}
+    return {"round": number, "images": len(silo.images), **trained._asdict(), "withheld": withheld}

@@ -104,13 +104,13 @@ class FedAvg(Denoising):
         optimiser = self.training.optimiser_of(network, self.progress(number))
         if self.keep_optimiser:
             load_optimiser_state(optimiser, silo.memory)
-        loss, seen = self.train_round(network, optimiser, silo, number)
+        trained = self.train_round(network, optimiser, silo, number)
         weights = snapshot(network.state_dict())
-        if why := sick(loss, weights):
+        if why := sick(trained, weights):
             return _withheld(silo, answer, why)
         if self.keep_optimiser:
             silo.memory |= optimiser_state(optimiser)
-        return Message("update", self.up.encode(weights), update_facts(silo, answer, loss, seen))
+        return Message("update", self.up.encode(weights), update_facts(silo, answer, trained))
 
 
 class FedAvgServer(Server):

@@ -21,9 +21,10 @@ Conversation = Generator["Message", "Message", None]
 
 
 class Server(ABC):
-    """The server's half of a method. It only answers."""
+    """The server's half of a method. It only answers. ``flops`` counts what its own work took."""
 
     round: int = 0
+    flops: int = 0
 
     def on(self, silo: str, message: Message) -> Message:
         """Answer an operation at once."""

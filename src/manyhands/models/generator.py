@@ -26,7 +26,10 @@ FACTS = "manyhands.json"
 
 @dataclass(frozen=True)
 class Generator:
-    """Draws images in [-1, 1], of the asked classes where it knows any."""
+    """Draws images in [-1, 1], of the asked classes where it knows any.
+
+    ``ema`` is the decay of the average over rounds that its weights are; 0 for the last weights themselves.
+    """
 
     model: UNet
     diffusion: Diffusion
@@ -34,6 +37,7 @@ class Generator:
     classes: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     device: str = "cpu"
+    ema: float = 0.0
 
     def sample(
         self,
@@ -107,7 +111,7 @@ class Generator:
             raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
             told = UNet(**facts["model"]), Diffusion(**facts["diffusion"]), Sampling(**facts["sampling"])
             weights = {f"inner.{name}": tensor for name, tensor in raw.items()}
-            loaded = cls(told[0], told[1], weights, tuple(facts["classes"]), told[2], device)
+            loaded = cls(told[0], told[1], weights, tuple(facts["classes"]), told[2], device, facts["ema"])
             _ = loaded._network  # a file of other weights is noticed here
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
@@ -128,7 +132,8 @@ class Generator:
 
     def _facts(self) -> dict[str, Any]:
         told = {"model": self.model, "diffusion": self.diffusion, "sampling": self.sampling}
-        return {**{name: spec.model_dump(mode="json") for name, spec in told.items()}, "classes": self.classes}
+        plain = {name: spec.model_dump(mode="json") for name, spec in told.items()}
+        return {**plain, "classes": self.classes, "ema": self.ema}
 
     def _scheduler(self) -> Any:
         from diffusers import DDIMScheduler

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from manyhands.seed import seeded_construction
+from manyhands.seed import seeded_globally
 from manyhands.spec import Int, Spec
 
 HEAD = 8  # channels of an attention head
@@ -43,7 +43,7 @@ class UNet(Spec):
 
     def build(self, seed: int) -> UNetModule:
         """The network with fresh weights."""
-        with seeded_construction(seed, "unet"):
+        with seeded_globally(seed, "unet"):
             return UNetModule(self)
 
     def settings(self) -> dict[str, Any]:

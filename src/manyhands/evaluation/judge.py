@@ -1,0 +1,297 @@
+"""Holds what a generator draws against real images that nobody trained on, by one protocol."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from manyhands.data.images import Images, checked, pooled
+from manyhands.errors import DataError
+from manyhands.evaluation import features, inception, metrics
+from manyhands.evaluation.features import Extractor, Seen
+from manyhands.seed import numpy_rng, seed_of
+from manyhands.spec import Int, Spec
+
+if TYPE_CHECKING:
+    from manyhands.diffusion.sample import Sampling
+    from manyhands.models.generator import Generator
+    from manyhands.silo import Silo
+
+Figures = dict[str, float]
+CAS_EPOCHS, CAS_BATCH = 15, 64
+ALARM = 4 * metrics.TAIL
+SHOWN = 8
+
+
+class Evaluation(Spec):
+    """What is drawn and measured at the end of a run, and after every so many rounds (0: at the end only).
+
+    ``images`` samples are drawn, each with the class of a held-out image; 0 measures nothing. ``features`` is
+    ``classifier`` or ``inception:PATH``. ``reference`` is the most training images that samples are held against.
+    ``cas`` trains a classifier on the samples alone. ``seeds`` draws so often, ``bootstrap`` resamples a single draw.
+    """
+
+    images: Int = Field(default=500, ge=0, le=1_000_000)
+    every: Int = Field(default=0, ge=0)
+    features: str = "classifier"
+    reference: Int = Field(default=50_000, ge=metrics.FEWEST)
+    cas: bool = False
+    seeds: Int = Field(default=1, ge=1, le=1000)
+    bootstrap: Int = Field(default=10, ge=0, le=1000)
+
+    @field_validator("features")
+    @classmethod
+    def _known(cls, told: str) -> str:
+        if not re.fullmatch(r"classifier|inception:.+", told):
+            raise ValueError(f"{told!r} is neither 'classifier' nor 'inception:PATH'")
+        return told
+
+
+@dataclass(frozen=True)
+class View:
+    """Images as bytes, as the extractor sees them, and as the classifier does."""
+
+    pixels: Tensor
+    seen: Seen
+    known: Seen
+
+
+class Judge:
+    """Has the real images of all silos, and networks that look at them; measures one generator after another.
+
+    The reference is the pooled training images, the floor is held-out images in the place of samples: as many, of the
+    same classes, at the same silos.
+    """
+
+    def __init__(self, told: Evaluation, silos: Sequence[Silo], device: str = "cpu") -> None:
+        self.told = told
+        self.silos = [silo.name for silo in silos]
+        train, train_silo = _pool([silo.images for silo in silos])
+        held, held_silo = _pool([silo.held_out for silo in silos if silo.held_out is not None])
+        if min(len(held), told.images) < metrics.FEWEST:
+            raise DataError(
+                f"{len(held)} images are held out, {metrics.FEWEST} at least are needed to measure anything"
+            )
+        rng = numpy_rng(0, "evaluation")
+        chosen = np.sort(rng.permutation(len(held))[: told.images])
+        order = rng.permutation(len(train))[: told.reference]
+        self.labelled = train.labels is not None and len(train.classes) > 1
+        self.classifier = features.classifier(train, held)
+        self.lens: Extractor = self.classifier
+        if told.features != "classifier":
+            self.lens = inception.load(Path(told.features.removeprefix("inception:")), device)
+        self.data = features.fingerprint(train, held)
+        self.real, self.real_silo = train.subset(order), train_silo[order]
+        self.held, self.held_silo = held.subset(chosen), held_silo[chosen]
+        self._real = features.reference(self.lens, self.real)
+        self._floor = self.look(self.held.pixels)
+        self._fid = metrics.Fid(self._real.features)
+        self._held_distances = metrics.nearest(self._floor.seen.features, self._real.features)
+
+    def __call__(
+        self, generators: Mapping[str, Generator], sampling: Sampling, *, cas: bool | None = None
+    ) -> dict[str, Any]:
+        """Everything about the generators that the silos have: one of their own each, or one for all."""
+        began = time.perf_counter()
+        conditional = all(generator.model.classes for generator in generators.values())
+        drawn = [self.look(self.draw(generators, sampling, seed)) for seed in range(self.told.seeds)]
+        each = [self.measure(view, asked=conditional, cas=cas) for view in drawn]
+        return {
+            "metrics": {name: float(np.mean([found[name] for found in each])) for name in each[0]},
+            "spread": self._spread(each, drawn[0], asked=conditional),
+            "spread_of": f"{len(each)} draws" if len(each) > 1 else f"{self.told.bootstrap} bootstrap resamples",
+            "floor": self.floor(asked=conditional, cas=cas),
+            "groups": self.groups(drawn[0], asked=conditional),
+            "protocol": self.protocol(generators, sampling),
+            "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},
+            "notes": self._notes(each[0]),
+            "seconds": time.perf_counter() - began,
+        }
+
+    def quick(self, generators: Mapping[str, Generator], sampling: Sampling) -> Figures:
+        """The pooled figures of one draw, without CAS."""
+        conditional = all(generator.model.classes for generator in generators.values())
+        return self.measure(self.look(self.draw(generators, sampling)), asked=conditional, cas=False)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each held-out image, which is asked of a sample."""
+        return torch.zeros(len(self.held), dtype=torch.long) if self.held.labels is None else self.held.labels
+
+    def draw(self, generators: Mapping[str, Generator], sampling: Sampling, seed: int = 0) -> Tensor:
+        """A sample for each held-out image, by the generator of the silo that holds it: bytes."""
+        images = torch.empty_like(self.held.pixels)
+        if without := [silo for i, silo in enumerate(self.silos) if silo not in generators and i in self.held_silo]:
+            raise DataError(f"{', '.join(without)}: no generator was trained")
+        for who, generator in _distinct(generators).items():
+            mine = torch.isin(self.held_silo, torch.tensor([self.silos.index(silo) for silo in who]))
+            labels = (self.labels[mine] if generator.model.classes else torch.zeros(int(mine.sum()))).long().tolist()
+            own = seed if len(who) == len(self.silos) else seed_of(seed, *who)
+            if labels:
+                parts = generator.stream(labels, seed=own, sampling=sampling)
+                images[mine] = torch.cat([checked(part) for part, _ in parts])
+        return images
+
+    def look(self, images: Tensor) -> View:
+        """As many images as are held out, in their order, as the networks see them."""
+        pixels = checked(images)
+        if pixels.shape != self.held.pixels.shape:
+            raise DataError(f"images are {tuple(pixels.shape)}, to be measured are {tuple(self.held.pixels.shape)}")
+        known = self.classifier(pixels)
+        return View(pixels, known if self.lens is self.classifier else self.lens(pixels), known)
+
+    def measure(self, view: View, *, asked: bool = True, cas: bool | None = None) -> Figures:
+        """The pooled figures; ``asked``: the images are of the asked classes."""
+        mine, real = view.seen.features, self._real.features
+        fid = self._fid(mine)
+        figures: Figures = {
+            "fid": fid,
+            "kid": metrics.kid(mine, real),
+            **metrics.prdc(mine, real),
+            "inception_score": metrics.inception_score(view.seen.logits),
+            "mifid": metrics.mifid(mine, real, fid),
+            "memorised": metrics.memorised(metrics.nearest(mine, real), self._held_distances),
+        }
+        if asked and self.labelled:
+            figures["generation_score"] = metrics.generation_score(view.known.logits, self.labels)
+            figures["label_match"] = metrics.label_match(view.known.logits, self.labels)
+            if self.told.cas if cas is None else cas:
+                figures |= self._cas(view.pixels, self.labels)
+        return figures
+
+    def floor(self, *, asked: bool = True, cas: bool | None = None) -> Figures:
+        """The same figures of held-out real images. Their CAS is that of as many training images."""
+        figures = self._kept(f"floor {asked}", partial(self.measure, self._floor, asked=asked, cas=False))
+        if asked and self.labelled and (self.told.cas if cas is None else cas):
+            real = self.real.subset(np.arange(min(len(self.held), len(self.real))))
+            figures |= self._kept("floor cas", partial(self._cas, real.pixels, real.labels))
+        return figures
+
+    def groups(self, view: View, *, asked: bool = True) -> dict[str, dict[str, Any]]:
+        """Figures and floors for each silo, each class and each domain; by class only if classes were asked for."""
+        found: dict[str, dict[str, Any]] = {}
+        for kind, name, held, real in self._members(asked=asked):
+            rows: dict[str, Any] = {"images": int(held.sum()), "reference": int(real.sum())}
+            if min(rows.values()) >= metrics.FEWEST:
+                rows["metrics"] = self._group(view, held, real, asked=asked)
+                key = f"floor {asked} {features.hash_of(held=held, real=real)}"
+                rows["floor"] = self._kept(key, partial(self._group, self._floor, held, real, asked=asked))
+            found.setdefault(kind, {})[name] = rows
+        return found
+
+    def protocol(self, generators: Mapping[str, Generator], sampling: Sampling) -> dict[str, Any]:
+        """All that two figures must have in common to be compared."""
+        emas = {generator.ema for generator in generators.values()}
+        return {
+            "data": self.data,
+            "features": self.lens.name,
+            "classifier": self.classifier.name,
+            "images": len(self.held),
+            "reference": len(self.real),
+            "sampling": sampling.model_dump(mode="json"),
+            "weights": "raw" if emas == {0.0} else f"ema {' '.join(f'{ema:g}' for ema in sorted(emas))} over rounds",
+            "seeds": list(range(self.told.seeds)),
+        }
+
+    def _kept(self, what: str, measure: Callable[[], Figures]) -> Figures:
+        """Figures of real images alone: they are the same for every run on these images."""
+        key = f"{what} {self.data} {self.lens.name} {self.classifier.name} {len(self.held)} {len(self.real)}"
+        kept = features.recall("floor", key)
+        if kept is None:
+            kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in measure().items()}
+            features.remember("floor", key, kept)
+        return {name: float(value) for name, value in kept.items()}
+
+    def _group(self, view: View, held: Tensor, real: Tensor, *, asked: bool) -> Figures:
+        mine, theirs = view.seen.features[held], self._real.features[real]
+        figures: Figures = {
+            "fid": metrics.Fid(theirs)(mine),
+            "kid": metrics.kid(mine, theirs),
+            **metrics.prdc(mine, theirs),
+        }
+        if asked and self.labelled:
+            figures["label_match"] = metrics.label_match(view.known.logits[held], self.labels[held])
+        return figures
+
+    def _members(self, *, asked: bool) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+        """Kind and name of each group, and who is in it of the held-out and of the real images."""
+        if len(self.silos) > 1:
+            for i, name in enumerate(self.silos):
+                yield "silos", name, self.held_silo == i, self.real_silo == i
+        if asked and self.held.labels is not None and self.real.labels is not None:
+            for i, name in enumerate(self.real.classes):
+                yield "classes", name, self.held.labels == i, self.real.labels == i
+        if self.held.domain is not None and self.real.domain is not None:
+            for i in self.real.domain.unique().tolist():
+                yield "domains", str(i), self.held.domain == i, self.real.domain == i
+
+    def _cas(self, pixels: Tensor, labels: Tensor | None) -> Figures:
+        """A classifier trained on these images alone, tested on the held-out ones."""
+        assert labels is not None  # asked of labelled images only
+        steps = CAS_EPOCHS * math.ceil(len(pixels) / CAS_BATCH)
+        network = features.trained(pixels, labels, len(self.real.classes), steps=steps, batch=CAS_BATCH)
+        said = features.see(network, self.held.pixels).logits.argmax(1)
+        return metrics.classification(said, self.labels)
+
+    def _spread(self, each: list[Figures], view: View, *, asked: bool) -> Figures:
+        """The standard deviation over draws, or over resamples of the one draw."""
+        if len(each) == 1:
+            each = self._resamples(view, asked=asked)
+        if len(each) < 2:
+            return {}
+        return {name: float(np.std([found[name] for found in each], ddof=1)) for name in each[0]}
+
+    def _resamples(self, view: View, *, asked: bool) -> list[Figures]:
+        rng, found = numpy_rng(0, "bootstrap"), []
+        for _ in range(self.told.bootstrap):
+            at = torch.from_numpy(rng.integers(len(self.held), size=len(self.held)))
+            mine = view.seen.features[at]
+            figures: Figures = {"fid": self._fid(mine), "kid": metrics.kid(mine, self._real.features, subsets=1)}
+            if asked and self.labelled:
+                figures["label_match"] = metrics.label_match(view.known.logits[at], self.labels[at])
+            found.append(figures)
+        return found
+
+    def _notes(self, figures: Figures) -> list[str]:
+        notes = []
+        share, dimensions = figures["memorised"], self._real.features.shape[1]
+        if share > ALARM:
+            notes.append(
+                f"memorisation: {share:.0%} of the samples lie nearer to a training image than 95 % of the held-out "
+                "images do (5 % is expected)"
+            )
+        if len(self.held) <= dimensions:
+            notes.append(
+                f"FID: {len(self.held)} images in {dimensions} features have no full covariance; read it beside its "
+                "floor, or KID"
+            )
+        return notes
+
+
+def _pool(parts: Sequence[Images]) -> tuple[Images, Tensor]:
+    """The images of all silos in the order of their source, whoever holds them, and the number of the holder."""
+    if not parts:
+        raise DataError("no images are held out, so nothing can be held against them")
+    images = pooled(parts)
+    holder = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+    order = torch.arange(len(images)) if images.rows is None else torch.argsort(images.rows, stable=True)
+    return images.subset(order.numpy()), holder[order]
+
+
+def _distinct(generators: Mapping[str, Generator]) -> dict[tuple[str, ...], Generator]:
+    """Each generator once, by the silos that have it."""
+    owners: dict[int, list[str]] = {}
+    for silo, generator in generators.items():
+        owners.setdefault(id(generator), []).append(silo)
+    return {tuple(silos): generators[silos[0]] for silos in owners.values()}

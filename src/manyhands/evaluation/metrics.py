@@ -1,0 +1,185 @@
+"""How close samples are to real images: pure functions of two sets, N x D features or N x K logits each.
+
+The formulas are those of torchmetrics, prdc and scikit-learn; here they are only asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manyhands.seed import seeded_globally
+
+NEAREST = 5
+TAIL = 0.05
+KID_SUBSETS, KID_SIZE = 10, 1000
+FEWEST = 2 * NEAREST + 2
+LOWER_IS_BETTER = frozenset({"fid", "kid", "mifid", "memorised", "cas_fpr", "loss"})
+
+
+class Fid:
+    """The Frechet distance to real features, of which mean and covariance are computed once.
+
+    References:
+        GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
+            arXiv 1706.08500
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        self._metric = FrechetInceptionDistance(feature=_Given(real), reset_real_features=False)
+        self._metric.update(real.double(), real=True)
+
+    def __call__(self, samples: Tensor) -> float:
+        """The distance; 0 for the real features themselves."""
+        self._metric.reset()
+        self._metric.update(samples.double(), real=False)
+        return max(float(self._metric.compute()), 0.0)
+
+
+def kid(samples: Tensor, real: Tensor, subsets: int = KID_SUBSETS) -> float:
+    """The kernel distance, without bias: the mean over subsets of at most 1,000. It may fall below zero.
+
+    References:
+        Demystifying MMD GANs, Binkowski et al., 2018, arXiv 1801.01401
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(len(samples), len(real), KID_SIZE)
+    with _quiet("kid"):
+        real = real[torch.randperm(len(real))[: subsets * size]]  # what the subsets are drawn from: enough, and cheap
+        metric = KernelInceptionDistance(feature=_Given(real), subsets=subsets, subset_size=size)
+        metric.update(real.double(), real=True)
+        metric.update(samples.double(), real=False)
+        return float(metric.compute()[0])
+
+
+def inception_score(logits: Tensor, splits: int = 10) -> float:
+    """Exp of the mean divergence of what is seen in an image from what is seen in all: the mean over splits.
+
+    References:
+        Improved Techniques for Training GANs, Salimans et al., 2016, arXiv 1606.03498
+    """
+    from torchmetrics.image.inception import InceptionScore
+
+    with _quiet("inception score"):
+        metric = InceptionScore(feature=_Given(logits), splits=min(splits, len(logits)))
+        metric.update(logits.double())
+        return float(metric.compute()[0])
+
+
+def generation_score(logits: Tensor, labels: Tensor) -> float:
+    """The image-generation score: the Inception score, in one split, of as many samples of each class.
+
+    References:
+        HuSCF-GAN: Heterogeneous U-Shaped Split Learning with Client Clustering and Federated Learning for GANs,
+            Tawfilis, Hossam, 2025
+    """
+    ranks = torch.zeros(len(labels), dtype=torch.long)
+    known = labels.unique()
+    for label in known:
+        ranks[labels == label] = torch.arange(int((labels == label).sum()))
+    fewest = min(int((labels == label).sum()) for label in known)
+    return inception_score(logits[ranks < fewest], splits=1)
+
+
+def prdc(samples: Tensor, real: Tensor) -> dict[str, float]:
+    """Precision, recall, density and coverage by the 5 nearest neighbours; as many real images as samples are taken.
+
+    References:
+        Improved Precision and Recall Metric for Assessing Generative Models, Kynkaanniemi et al., 2019,
+            arXiv 1904.06991
+        Reliable Fidelity and Diversity Metrics for Generative Models, Naeem et al., 2020, arXiv 2002.09797
+    """
+    from joblib import parallel_config
+    from prdc import compute_prdc
+
+    count = min(len(samples), len(real))
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        parallel_config(backend="sequential"),
+    ):  # it prints, and makes threads
+        found = compute_prdc(real[:count].numpy(), samples[:count].numpy(), nearest_k=min(NEAREST, count - 2))
+    return {name: float(value) for name, value in found.items()}
+
+
+def mifid(samples: Tensor, real: Tensor, fid: float) -> float:
+    """FID, made larger where samples lie on top of training images: divided by their cosine distance, if that is small.
+
+    torchmetrics takes the mean over the training images of the nearest sample; the paper, and this, the other way
+    about. With the roles exchanged it gives this very value.
+
+    References:
+        On Training Sample Memorization: Lessons from Benchmarking Generative Modeling with a Large-Scale Competition,
+            Bai et al., 2021, arXiv 2106.03062
+    """
+    mine, theirs = F.normalize(samples[samples.sum(1) != 0]), F.normalize(real[real.sum(1) != 0])
+    closest = torch.cat([(part @ theirs.T).abs_().amax(1) for part in _chunks(mine, theirs)])
+    distance = float(1 - closest.mean())
+    return fid / (distance + 1e-14) if distance < 0.1 else fid
+
+
+def nearest(images: Tensor, real: Tensor) -> Tensor:
+    """The distance of each image to the nearest real one."""
+    return torch.cat([torch.cdist(part, real).amin(1) for part in _chunks(images, real)])
+
+
+def _chunks(images: Tensor, real: Tensor) -> tuple[Tensor, ...]:
+    """So many images at once that their distances to all real ones take 40 MB."""
+    return torch.split(images, max(1, 10_000_000 // len(real)))
+
+
+def memorised(samples: Tensor, held: Tensor) -> float:
+    """The share of samples nearer to a training image than all but 5 % of held-out images are; 0.05 is expected.
+
+    It takes the distances that ``nearest`` gives.
+    """
+    return float((samples < torch.quantile(held, TAIL)).double().mean())
+
+
+def label_match(logits: Tensor, labels: Tensor) -> float:
+    """The share of images in which the asked class is seen."""
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy, and the means over the classes of precision, recall, F1 and false positive rate."""
+    from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+    told, true = predicted.numpy(), labels.numpy()
+    precision, recall, f1, _ = precision_recall_fscore_support(true, told, average="macro", zero_division=0)
+    confusion = confusion_matrix(true, told)
+    wrongly = confusion.sum(0) - np.diag(confusion)
+    negatives = confusion.sum() - confusion.sum(1)
+    rates = wrongly / np.maximum(negatives, 1)
+    names = ("cas", "cas_precision", "cas_recall", "cas_f1", "cas_fpr")
+    values = (accuracy_score(true, told), precision, recall, f1, rates.mean())
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+class _Given(nn.Module):
+    """Stands where torchmetrics expects a network: the features are there already."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.num_features = features.shape[1]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+@contextlib.contextmanager
+def _quiet(what: str) -> Iterator[Any]:
+    """Libraries that draw from the global generator, and warn of memory that is meant."""
+    with seeded_globally(0, what), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
