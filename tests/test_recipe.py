@@ -138,7 +138,8 @@ def test_domains_end_to_end(tmp_path: Path) -> None:
     places = {domain: {"kind": "folder", "path": str(tmp_path / domain)} for domain in ("night", "day")}
     told["data"] = {"size": 8, "domains": places}
     experiment = compose(parse_recipe(told))
-    assert [len(silo.images) for silo in experiment.silos] == [6, 6]
+    assert [len(silo.images) for silo in experiment.silos] == [4, 4]
+    assert [len(silo.held_out or []) for silo in experiment.silos] == [2, 2]
     assert [done.number for done in experiment] == [0, 1]
 
 

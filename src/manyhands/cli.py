@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -32,7 +32,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")],
-    out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<name> if not given.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> if not given.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field: a.b=c, as often as needed.")
     ] = None,
@@ -40,9 +40,11 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and what would be sent.")
     ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Train so often, with seed, seed + 1, ...")] = 1,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train as a recipe says."""
+    """Train as a recipe says, and measure what came of it."""
     from manyhands.recipe import load_recipe
 
     told = load_recipe(_recipe_path(recipe), changes or [])
@@ -50,15 +52,60 @@ def run(
         _show_plan(told, as_json=as_json)
         return
     folder = out or Path("runs") / told.name
-    _train(told, folder, resume=resume, quiet=as_json)
+    if seeds > 1:
+        several = [told.model_copy(update={"seed": told.seed + i}) for i in range(seeds)]
+        folders = [folder / f"seed-{each.seed}" for each in several]
+    else:
+        several, folders = [told], [folder]
+    for each, where in zip(several, folders, strict=True):
+        _train(each, where, resume=resume, quiet=as_json, board=tensorboard)
+    if seeds > 1:
+        _compare(folders, as_json=as_json)
+    else:
+        _show_ended(folder, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    run_folder: RunArgument,
+    images: Annotated[int, typer.Option(min=1, help="How many samples, at most as many as are held out.")] = 1000,
+    features: Annotated[str, typer.Option(help="classifier, or inception:PATH.")] = "classifier",
+    seeds: Annotated[int, typer.Option(min=1, help="Draw so often; figures are means, with their deviation.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps down the chain; as in the recipe if not given.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=100, help="As in the recipe if not given.")] = None,
+    cas: Annotated[bool, typer.Option("--cas/--no-cas", help="Train a classifier on the samples alone.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a finished run; the figures go into its report."""
+    from pydantic import ValidationError
+
+    from manyhands.evaluation.judge import Evaluation
+    from manyhands.experiment import evaluate as measure
     from manyhands.journal import RunFolder
 
-    if as_json:
-        typer.echo(json.dumps(RunFolder(folder).report))
-        return
-    typer.echo(f"samples  {folder / 'figures' / 'samples.png'}\nreport   {folder / 'report.html'}")
-    if (folder / "model").exists():
-        typer.echo(f"model    {folder / 'model'}")
+    try:
+        told = Evaluation(images=images, features=features, seeds=seeds, cas=cas)
+    except ValidationError as error:
+        raise RecipeError(f"--features {features}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    sampling = {name: value for name, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
+    measure(RunFolder(run_folder), told, **sampling)
+    _show_ended(run_folder, as_json=as_json)
+
+
+@app.command()
+def compare(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The folders of two runs or more.")],
+    out: Annotated[Path | None, typer.Option(help="Where the table (md, csv, json) and the figures go.")] = None,
+    by: Annotated[str, typer.Option(help="The figure that ranks.")] = "fid",
+    unranked: Annotated[
+        bool, typer.Option("--unranked", help="Show runs of different protocols, without a rank.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put runs side by side; runs that differ in their seed alone are one column."""
+    _compare(run_folders, out, by, unranked=unranked, as_json=as_json)
 
 
 @app.command()
@@ -66,11 +113,11 @@ def sample(
     run_folder: RunArgument,
     out: Annotated[Path, typer.Option(help="Where samples.safetensors and grid.png go.")],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
-    label: Annotated[Optional[int], typer.Option(help="Only this class; all in turn if not given.")] = None,  # noqa: UP045
+    label: Annotated[int | None, typer.Option(help="Only this class; all in turn if not given.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    silo: Annotated[Optional[str], typer.Option(help="The generator that this silo has for itself.")] = None,  # noqa: UP045
-    steps: Annotated[Optional[int], typer.Option(min=1, help="Steps down the chain.")] = None,  # noqa: UP045
-    guidance: Annotated[Optional[float], typer.Option(min=0, max=100, help="Classifier-free guidance.")] = None,  # noqa: UP045
+    silo: Annotated[str | None, typer.Option(help="The generator that this silo has for itself.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps down the chain.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Classifier-free guidance.")] = None,
     png: Annotated[bool, typer.Option("--png", help="One PNG for each image, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -141,7 +188,42 @@ def _interrupt(*_: object) -> NoReturn:
     raise Interrupted
 
 
-def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool) -> None:
+def _compare(
+    folders: list[Path], out: Path | None = None, by: str = "fid", *, unranked: bool = False, as_json: bool = False
+) -> None:
+    from manyhands.evaluation.compare import Comparison
+    from manyhands.progress import print_table
+
+    found = Comparison(folders, by, unranked=unranked)
+    files = [] if out is None else found.write(out)
+    if as_json:
+        typer.echo(json.dumps({"note": found.note(), "runs": found.records(), "files": [str(file) for file in files]}))
+        return
+    print_table(found.table(), found.note())
+    for file in files:
+        typer.echo(file)
+
+
+def _show_ended(folder: Path, *, as_json: bool) -> None:
+    """The figures of a finished run, and where its parts lie."""
+    from manyhands.evaluation.report import figures_table, protocol_words
+    from manyhands.journal import RunFolder
+    from manyhands.progress import print_table
+
+    report = RunFolder(folder).report
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    if "evaluation" in report:
+        print_table(figures_table(report), protocol_words(report))
+        for note in report["evaluation"]["notes"]:
+            typer.echo(f"warning: {note}", err=True)
+    typer.echo(f"samples  {folder / 'figures' / 'samples.png'}\nreport   {folder / 'report.html'}")
+    if (folder / "model").exists():
+        typer.echo(f"model    {folder / 'model'}")
+
+
+def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool) -> None:
     from manyhands.experiment import compose
     from manyhands.journal import RunFolder
     from manyhands.progress import Progress
@@ -149,14 +231,20 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool) -> None:
     experiment = compose(told, folder, resume=resume)
     for line in [f"skipped {name}" for name in experiment.skipped]:
         typer.echo(line, err=True)
-    progress = Progress(told, quiet=quiet)
+    watchers: list[Any] = [Progress(told, quiet=quiet)]
+    if board:
+        from manyhands.evaluation.board import Board
+
+        watchers.append(Board(RunFolder(folder)))
     try:
         for done in experiment:
-            progress.show(done)
+            for watcher in watchers:
+                watcher.show(done)
     except Interrupted:
         raise Interrupted(f"; {RunFolder(folder).kept} rounds are kept in {folder}: --resume goes on") from None
     finally:
-        progress.close()
+        for watcher in watchers:
+            watcher.close()
     for problem in experiment.run_folder.problems if experiment.run_folder else []:
         typer.echo(f"warning: {problem}", err=True)
 

@@ -55,6 +55,12 @@ class MessageError(ManyhandsError):
     exit_code, page = 8, "message"
 
 
+class ProtocolError(ManyhandsError):
+    """Figures that were measured in different ways cannot be held against each other."""
+
+    exit_code, page = 10, "protocol"
+
+
 class Reason(StrEnum):
     """The closed list of reasons for which a message is refused."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from manyhands.citation import citations
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, class_counts
 from manyhands.diffusion.sample import Sampling
@@ -221,9 +222,29 @@ class Experiment:
             "peak_memory": peak_memory(),
             "metrics": {"loss": self._loss},
             "floor": {},
+            **self._facts(),
             "skipped": list(self.skipped),
             "problems": folder.problems,
             "versions": report.versions(),
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        """What a reader of the report is told of data and method."""
+        plan = self.method.plan()
+        operations = plan.operations.items()
+        counts = class_counts([silo.images for silo in self.silos])
+        return {
+            "held_out": {silo.name: len(silo.held_out or ()) for silo in self.silos},
+            "classes": list(self.silos[0].images.classes),
+            "class_counts": dict(zip(self.roster, counts.tolist(), strict=True)),
+            "operations": {
+                name: {"says": op.says, "often": op.often, "tells": list(op.up.facts)} for name, op in operations
+            },
+            "never": list(plan.never),
+            "pooled": self.method.pools,
+            "own": self.server.generator() is None,
+            "sampling": self.sampling.model_dump(mode="json"),
+            "papers": citations(self.method, self.sampling),
         }
 
 

@@ -141,6 +141,14 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{self.path}: holds no finished run: {error}") from None
 
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """The contents of ledger.json."""
+        try:
+            return list(json.loads(self._file("ledger.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path}: holds no finished run: {error}") from None
+
     def write(self, name: str, content: Any) -> None:
         """Write a file of the folder: text as it is, anything else as JSON."""
         text = content if isinstance(content, str) else json.dumps(content, indent=1)
@@ -218,16 +226,19 @@ class RunFolder:
         return self.path / name
 
 
-def first_difference(kept: Any, given: Any, where: str = "") -> str | None:
-    """The first field in which two recipes differ, in words."""
+def difference(kept: Any, given: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two things told differ, and both of its values."""
     if isinstance(kept, dict) and isinstance(given, dict):
         for key in sorted(kept.keys() | given.keys(), key=lambda name: (name != "kind", name)):
-            if differs := first_difference(kept.get(key), given.get(key), f"{where}.{key}".strip(".")):
-                return differs
+            if found := difference(kept.get(key), given.get(key), f"{where}.{key}".strip(".")):
+                return found
         return None
-    same = (
-        list(kept) == list(given)
-        if isinstance(kept, list | tuple) and isinstance(given, list | tuple)
-        else kept == given
-    )
-    return None if same else f"{where} was {kept!r}, is now {given!r}"
+    lists = isinstance(kept, list | tuple) and isinstance(given, list | tuple)
+    same = list(kept) == list(given) if lists else kept == given
+    return None if same else (where, kept, given)
+
+
+def first_difference(kept: Any, given: Any, where: str = "") -> str | None:
+    """The same in words."""
+    found = difference(kept, given, where)
+    return found and f"{found[0]} was {found[1]!r}, is now {found[2]!r}"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from manyhands.plan import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from manyhands.journal import Round
     from manyhands.recipe import Recipe
 
@@ -47,6 +51,26 @@ class Progress:
         """Leave the last line standing."""
         if self._live:
             self._live.stop()
+
+
+def print_table(rows: Sequence[Sequence[str]], note: str = "") -> None:
+    """A table on standard output, its first row the heads: it fits the terminal, and is plain text elsewhere."""
+    heads, *body = rows
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(*heads, box=SIMPLE)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+        for row in rows:
+            cells = [cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+            console.print("  ".join(cells).rstrip(), soft_wrap=True)
+    if note:
+        console.print(note, soft_wrap=not console.is_terminal)
 
 
 def round_line(done: Round, pace: float) -> str:

@@ -271,7 +271,7 @@ def test_an_update_of_a_silo_that_was_not_drawn_is_refused() -> None:
 def test_when_no_silo_has_anything_to_send_the_run_stops() -> None:
     class Sick(FedAvg):
         def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> Trained:
-            return float("nan"), 0
+            return Trained(float("nan"))
 
     with pytest.raises(QuorumLost, match="s0: its loss is not finite"):
         trained(Sick.model_validate(tiny_fedavg().model_dump()), tiny_silos())

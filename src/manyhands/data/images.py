@@ -59,14 +59,15 @@ class Images:
         return replace(self, pixels=self.pixels[at], labels=labels, domain=domain, rows=rows[at], held=held)
 
     def hold_out(self, share: float) -> Self:
-        """The same images, a share of them marked as held out, of each class alike.
+        """The same images, a share of them marked as held out, of each class and each domain alike.
 
         Which ones depends on the images alone: runs with other seeds or other silos hold out the same.
         """
         rng, held = numpy_rng(0, "held out"), torch.zeros(len(self), dtype=torch.bool)
-        labels = torch.zeros(len(self)) if self.labels is None else self.labels
-        for label in labels.unique():
-            mine = torch.nonzero(labels == label).flatten()
+        nothing = torch.zeros(len(self), dtype=torch.long)
+        kinds = torch.stack([nothing if told is None else told for told in (self.labels, self.domain)], 1)
+        for kind in kinds.unique(dim=0):
+            mine = torch.nonzero((kinds == kind).all(1)).flatten()
             held[mine[torch.from_numpy(rng.permutation(len(mine))[: round(share * len(mine))])]] = True
         return replace(self, held=held)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from manyhands.checkpoint import writing
 from manyhands.data.images import as_bytes
 
+Points = Sequence[tuple[float, float]]
 TILE = 64
+SMALL = 32
 GAP = 4
 HEAD = 18
 
@@ -22,7 +24,7 @@ HEAD = 18
 def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int = 0) -> None:
     """Images in rows under the headings of their columns; small ones are enlarged, smoothly, to be seen."""
     columns = columns or len(headings) or math.ceil(len(images) ** 0.5)
-    tiles = [_tile(image) for image in as_bytes(images)]
+    tiles = [_enlarged(picture_of(image), TILE) for image in as_bytes(images)]
     step, top = tiles[0].width + GAP, GAP + (HEAD if headings else 0)
     sheet = Image.new("RGB", (columns * step + GAP, -(-len(tiles) // columns) * step + top), "white")
     for i, tile in enumerate(tiles):
@@ -35,8 +37,8 @@ def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int 
 
 
 def sheet(path: Path, images: Tensor, headings: Sequence[str] = ()) -> None:
-    """Images side by side at their own size, for a page that enlarges them."""
-    pictures = [picture_of(image) for image in as_bytes(images)]
+    """Images side by side as small as they can be seen, for a page that holds many such sheets."""
+    pictures = [_enlarged(picture_of(image), SMALL) for image in as_bytes(images)]
     columns, side = len(headings) or 8, pictures[0].width
     whole = Image.new(pictures[0].mode, (columns * (side + 1) - 1, -(-len(pictures) // columns) * (side + 1) - 1), 128)
     for i, picture in enumerate(pictures):
@@ -51,9 +53,8 @@ def picture_of(image: Tensor) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def _tile(image: Tensor) -> Image.Image:
-    picture = picture_of(image)
-    times = max(1, TILE // picture.width)
+def _enlarged(picture: Image.Image, side: int) -> Image.Image:
+    times = max(1, side // picture.width)
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
 
 
@@ -86,6 +87,52 @@ def losses(path: Path, by_silo: Mapping[str, Sequence[tuple[int, float]]]) -> No
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def against(path: Path, lines: Mapping[str, Points], x: str, y: str, floor: float | None = None) -> None:
+    """A figure of several runs against what was spent."""
+    figure, axes = _axes((6.4, 3.8))
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=name)
+    if floor is not None:
+        axes.axhline(floor, color="tab:green", ls="--", lw=1, label="real images")
+    axes.set(xlabel=x, ylabel=y, ylim=(min(0, *(value for points in lines.values() for _, value in points)), None))
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def silos(path: Path, runs: Mapping[str, Mapping[str, tuple[float, float]]], y: str) -> None:
+    """A figure of each silo in each run as bars, with a mark where real images are."""
+    names = sorted({silo for told in runs.values() for silo in told})
+    figure, axes = _axes((2 + 0.3 * len(names) * len(runs), 3.8))
+    width = 0.8 / len(runs)
+    for i, (run, told) in enumerate(runs.items()):
+        places = [names.index(silo) + (i - (len(runs) - 1) / 2) * width for silo in told]
+        axes.bar(places, [value for value, _ in told.values()], width * 0.9, label=run)
+        axes.scatter(places, [floor for _, floor in told.values()], marker="_", color="black", s=60, zorder=3)
+    axes.set(ylabel=f"{y} (marks: real images)", xticks=range(len(names)))
+    axes.set_xticklabels(names, rotation=60 if len(names) > 8 else 0)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def side_by_side(path: Path, pictures: Mapping[str, Path]) -> None:
+    """Pictures of several runs in a row, under their names."""
+    opened = [_opened(each) for each in pictures.values()]
+    width = sum(picture.width for picture in opened) + GAP * 4 * (len(opened) - 1)
+    whole = Image.new("RGB", (width, 2 * HEAD + max(picture.height for picture in opened)), "white")
+    left = 0
+    for name, picture in zip(pictures, opened, strict=True):
+        whole.paste(picture, (left, 2 * HEAD))
+        ImageDraw.Draw(whole).text((left + picture.width // 2, HEAD), name, fill="black", anchor="mm", font_size=15)
+        left += picture.width + GAP * 4
+    with writing(path):
+        whole.save(path)
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def _axes(size: tuple[float, float]) -> tuple[Any, Any]:

@@ -1,118 +1,328 @@
-"""The report of a run, read from its folder: one HTML file that opens from disk."""
+"""The report of a run, read from its folder: one HTML file that opens from disk and asks nothing of the network."""
 
 from __future__ import annotations
 
-import base64
-import html
 import platform
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from manyhands.evaluation import figures
+from manyhands.errors import RunFolderError
+from manyhands.evaluation import charts, figures
+from manyhands.evaluation.charts import Line
+from manyhands.evaluation.markup import count_text, flat, number, picture, style, table, text
 from manyhands.plan import size_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from manyhands.journal import Round, RunFolder
 
-_STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent) }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line) }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-img { max-width: 100%; background: white; border-radius: 6px }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem }
-dt { opacity: .7; font-size: .85rem }
-dd { margin: 0; font-size: 1.4rem }
-.scroll { overflow-x: auto }
-.warn { border-left: 4px solid #c60; padding-left: 1rem }
+MOST_CELLS, MOST_PICTURES, MOST_BYTES = 3000, 25, 1_200_000
+NAMES = {
+    "fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "density": "density",
+    "coverage": "coverage", "inception_score": "Inception score", "generation_score": "generation score",
+    "label_match": "asked class recognised", "mifid": "MIFID", "memorised": "memorised", "cas": "CAS accuracy",
+    "cas_precision": "CAS precision", "cas_recall": "CAS recall", "cas_f1": "CAS F1", "cas_fpr": "CAS false positives",
+}  # fmt: skip
+"""The figures in the order in which they are shown, with their names for people."""
+HEADLINES = ("fid", "kid", "coverage", "label_match", "cas", "memorised")
+FEW = "Each silo is held against its own images, on few samples: read it beside real images, which stand in brackets."
+_SCRIPT = """
+for (const box of document.querySelectorAll(".samples")) {
+  const slider = box.querySelector("input"), pictures = box.querySelectorAll("img"), told = box.querySelector("output");
+  if (slider) slider.addEventListener("input", () => {
+    pictures.forEach((picture, i) => picture.hidden = i != slider.value);
+    told.value = slider.dataset.rounds.split(" ")[slider.value];
+    slider.setAttribute("aria-valuetext", "round " + told.value);
+  });
+}
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(each => each.open = true));
 """
 
 
 def versions() -> dict[str, str]:
     """What the run was made with."""
-    names = ("manyhands", "torch", "diffusers", "numpy")
+    names = ("manyhands", "torch", "diffusers", "torchmetrics", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def write(folder: RunFolder) -> None:
-    """Write report.html from report.json, the journal and the figures."""
+    """Write report.html from report.json, the journal, the ledger and the pictures."""
     rounds = folder.rounds
-    by_silo: dict[str, list[tuple[int, float]]] = {}
-    for done in rounds:
-        for silo, loss in done.losses.items():
-            by_silo.setdefault(silo, []).append((done.number + 1, loss))
+    by_silo = losses(rounds)
     if by_silo:
         figures.losses(folder.figures / "loss.png", by_silo)
-    folder.write("report.html", page(folder.recipe, folder.report, rounds, folder.figures))
+    try:
+        folder.write("report.html", page(folder))
+    except KeyError as missing:
+        raise RunFolderError(
+            f"{folder.path}/report.json: was written by another version: it has no {missing}"
+        ) from None
 
 
-def page(recipe: dict[str, Any], facts: dict[str, Any], rounds: list[Round], pictures: Path) -> str:
+def page(folder: RunFolder) -> str:
     """The page as text."""
-    title = html.escape(str(recipe.get("name", "run")))
+    recipe, facts, rounds, ledger = folder.recipe, folder.report, folder.rounds, folder.ledger
+    title = text(recipe.get("name", "run"))
+    parts = [
+        _headline(facts), _warnings(facts, rounds), _samples(folder), _quality(facts, rounds), _training(rounds),
+        _silos(facts, rounds, ledger), _groups(facts), _holdings(facts, folder), _sharing(facts, ledger),
+        _measured(facts), _recipe(recipe, facts),
+    ]  # fmt: skip
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} - Manyhands</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
-<h1>{title}</h1>{_headline(facts)}{_warnings(facts, rounds)}
-{_picture(pictures / "samples.png", "Samples", "Images drawn from the trained generator; a column is a class.")}
-{_picture(pictures / "loss.png", "Training", "The loss of each silo (thin) and their mean, by round.")}
-{_picture(pictures / "partition.png", "Who holds what", "Images of each class at each silo.")}
-{_silos(facts, rounds)}
-<h2>Recipe</h2><div class="scroll"><table>{_flat(recipe)}</table></div>
-<h2>Versions</h2><p>{html.escape(", ".join(f"{name} {number}" for name, number in facts["versions"].items()))}</p>
-</body></html>"""
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+script-src 'unsafe-inline'"><link rel="icon" href="data:,"><style>{style()}</style></head><body><main>
+<h1>{title}</h1><p class="lead">{_story(facts)}</p>
+{"".join(parts)}
+</main><script>{_SCRIPT}</script></body></html>"""
+
+
+def losses(rounds: Iterable[Round]) -> dict[str, list[tuple[int, float]]]:
+    """The loss of each silo by round, counted from 1."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for done in rounds:
+        for silo, loss in done.losses.items():
+            found.setdefault(silo, []).append((done.number + 1, loss))
+    return found
+
+
+def figures_table(facts: Mapping[str, Any]) -> list[list[str]]:
+    """Heads, then each figure of the samples, that of real images, and the deviation."""
+    metrics, floor, spread = facts["metrics"], facts["floor"], facts.get("evaluation", {}).get("spread", {})
+    rows = [
+        [NAMES[name], number(metrics[name]), number(floor.get(name)), number(spread.get(name))]
+        for name in NAMES if name in metrics
+    ]  # fmt: skip
+    return [["figure", "samples", "real images", "deviation"], *rows]
+
+
+def protocol_words(facts: Mapping[str, Any]) -> str:
+    """By what the figures were measured, in a sentence."""
+    told = facts["evaluation"]["protocol"]
+    sampling = told["sampling"]
+    return (
+        f"{told['images']:,} samples against {told['reference']:,} training images, in the features of "
+        f"{told['features']}; real images are as many held-out ones. Drawn by {sampling['sampler']}, "
+        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, {told['weights']} weights, seeds "
+        f"{', '.join(map(str, told['seeds']))}; deviations are over {facts['evaluation']['spread_of']}."
+    )
+
+
+def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[tuple[int, float]]:
+    """A figure by round: where the run was evaluated on its way, and at its end."""
+    points = [(done.number + 1, done.metrics[name]) for done in rounds if name in done.metrics]
+    if name in facts["metrics"] and facts["metrics"][name] is not None:
+        points = [point for point in points if point[0] < facts["rounds"]] + [(facts["rounds"], facts["metrics"][name])]
+    return points
+
+
+def _story(facts: dict[str, Any]) -> str:
+    silos, images = len(facts["silos"]), sum(facts["silos"].values())
+    about = "a generator of its own each" if facts["own"] else "one generator"
+    told = f"trained {about}, of {facts['parameters']:,} weights, by <b>{text(facts['method'])}</b>"
+    if facts["pooled"]:
+        return f"{images:,} images in one place {told}: a baseline with pooled data."
+    return (
+        f"{silos} silo{'s' * (silos != 1)} with {images:,} images {told} in {facts['rounds']:,} rounds. "
+        f"{size_text(facts['bytes_up'])} went up, {size_text(facts['bytes_down'])} came down."
+    )
 
 
 def _headline(facts: dict[str, Any]) -> str:
-    shown = {
-        "method": facts["method"],
-        "silos": len(facts["silos"]),
-        "rounds": facts["rounds"],
-        "seconds": f"{facts['seconds']:.0f}",
-        "images seen": f"{facts['images_seen']:,}",
-        "parameters": f"{facts['parameters']:,}",
-        "sent up": size_text(facts["bytes_up"]),
-        "sent down": size_text(facts["bytes_down"]),
+    evaluation = facts.get("evaluation", {})
+    spread = evaluation.get("spread", {})
+    cards = []
+    for name in HEADLINES:
+        if name in facts["metrics"]:
+            about = f"&plusmn; {number(spread[name])}, " if name in spread else ""
+            floor = f"<small>{about}real images: {number(facts['floor'].get(name))}</small>"
+            cards.append(f"<div><dt>{NAMES[name]}</dt><dd>{number(facts['metrics'][name])}{floor}</dd></div>")
+    silos = max(len(facts["silos"]), 1)
+    work = max(facts["flops_silos"].values(), default=0)
+    costs = {
+        "sent up by a silo": size_text(facts["bytes_up"] / silos),
+        "sent down to a silo": size_text(facts["bytes_down"] / silos),
+        "work of a silo, FLOP": count_text(work),
+        "work of the server, FLOP": count_text(facts["flops_server"]),
+        "training, seconds": number(facts["seconds"]),
+        "peak memory": size_text(facts["peak_memory"]),
     }
-    return (
-        "<dl>"
-        + "".join(f"<div><dt>{name}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in shown.items())
-        + "</dl>"
+    price = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in costs.items())
+    quality = (
+        f'<h2>Quality</h2><dl class="cards">{"".join(cards)}</dl><p class="dim">{text(protocol_words(facts))}</p>'
+        if cards
+        else ""
     )
+    return f'{quality}<h2>Price</h2><dl class="cards">{price}</dl>'
 
 
 def _warnings(facts: dict[str, Any], rounds: list[Round]) -> str:
     missing = [f"round {done.number + 1}: {silo}: {why}" for done in rounds for silo, why in done.missing.items()]
-    lines = [f"skipped: {name}" for name in facts["skipped"]] + facts["problems"] + missing
+    skipped = [f"skipped: {name}" for name in facts["skipped"]]
+    lines = facts.get("evaluation", {}).get("notes", []) + facts["problems"] + skipped + missing
     if not lines:
         return ""
     more = f"<li>and {len(lines) - 20} more</li>" if len(lines) > 20 else ""
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines[:20])
-    return f'<section class="warn"><h2>Warnings</h2><ul>{items}{more}</ul></section>'
+    items = "".join(f"<li>{text(line)}</li>" for line in lines[:20])
+    return f'<section class="warn" role="note"><h2>Warnings</h2><ul>{items}{more}</ul></section>'
 
 
-def _picture(path: Path, title: str, alt: str) -> str:
-    if not path.exists():
-        return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<h2>{title}</h2><p>{alt}</p><img alt="{alt}" src="data:image/png;base64,{data}">'
-
-
-def _silos(facts: dict[str, Any], rounds: list[Round]) -> str:
-    last: dict[str, float] = {}
-    for done in rounds:
-        last.update(done.losses)
-    rows = "".join(
-        f'<tr><td>{html.escape(silo)}</td><td class="n">{images:,}</td>'
-        f'<td class="n">{f"{last[silo]:.4f}" if silo in last else "-"}</td></tr>'
-        for silo, images in facts["silos"].items()
+def _samples(folder: RunFolder) -> str:
+    found = sorted((folder.figures / "rounds").glob("*.png"))
+    if len(found) < 2:
+        last, about = folder.figures / "samples.png", "Drawn from the trained generator; a column is a class."
+        return (
+            f'<h2>Samples</h2><div class="samples"><p>{about}</p>{picture(last, about)}</div>' if last.exists() else ""
+        )
+    largest = max(path.stat().st_size for path in found)
+    count = max(2, min(len(found), MOST_PICTURES, MOST_BYTES // largest))
+    steps = [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
+    rounds = [int(path.stem) for path in steps]
+    pictures = "".join(
+        picture(path, f"samples after round {number}", hidden=path != steps[-1])
+        for number, path in zip(rounds, steps, strict=True)
     )
-    head = '<tr><th>silo</th><th class="n">images</th><th class="n">last loss</th></tr>'
-    return f'<h2>Silos</h2><div class="scroll"><table>{head}{rows}</table></div>'
+    told = " ".join(map(str, rounds))
+    return (
+        '<h2>Samples</h2><div class="samples"><p>The same noise and classes after round '
+        f"<output>{rounds[-1]}</output>.</p>"
+        f'<label>Round<input type="range" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" data-rounds="{told}" '
+        f'aria-valuetext="round {rounds[-1]}"></label>{pictures}</div>'
+    )
 
 
-def _flat(value: Any, where: str = "") -> str:
-    if isinstance(value, dict):
-        return "".join(_flat(inner, f"{where}.{key}".strip(".")) for key, inner in value.items())
-    return f"<tr><td>{html.escape(where)}</td><td>{html.escape(str(value))}</td></tr>"
+def _quality(facts: dict[str, Any], rounds: list[Round]) -> str:
+    points = curve(facts, rounds, "fid")
+    if len(points) < 2:
+        return ""
+    floor = facts["floor"]["fid"]
+    lines = [Line(points, "samples"), Line([(points[0][0], floor), (points[-1][0], floor)], "real images", "floor")]
+    return f"<h2>Quality over rounds</h2>{charts.curves(lines, 'round', 'FID', zero=True)}"
+
+
+def _training(rounds: list[Round]) -> str:
+    by_silo = losses(rounds)
+    mean = [(done.number + 1, done.loss) for done in rounds if done.losses]
+    if len(mean) < 2:
+        return ""
+    lines = [Line(points, "", "thin") for points in list(by_silo.values())[:50]]
+    drawn = charts.curves([*lines, Line(mean, "mean of the silos")], "round", "training loss")
+    return f"<h2>Training</h2>{drawn}"
+
+
+def _silos(facts: dict[str, Any], rounds: list[Round], ledger: list[dict[str, Any]]) -> str:
+    by_silo, groups = losses(rounds), facts.get("evaluation", {}).get("groups", {}).get("silos", {})
+    carried: dict[tuple[str, str], int] = {}
+    for entry in ledger:
+        key = (entry["silo"], entry["direction"])
+        carried[key] = carried.get(key, 0) + entry["bytes"]
+    rows = []
+    for silo, images in facts["silos"].items():
+        cells = [f"{images:,}", number(by_silo[silo][-1][1]) if silo in by_silo else "-"]
+        cells += _against(groups.get(silo, {}), ("fid", "coverage", "label_match")) if groups else []
+        cells += [size_text(carried.get((silo, way), 0)) for way in ("up", "down")]
+        away = sum(silo in done.missing for done in rounds)
+        rows.append([silo, *cells, count_text(facts["flops_silos"].get(silo, 0)), str(away)])
+    heads = ["silo", "images", "last loss"]
+    heads += ["FID (real)", "coverage (real)", "class recognised (real)"] if groups else []
+    heads += ["up", "down", "FLOP", "rounds missed"]
+    note = f'<p class="dim">{FEW}</p>' if groups else ""
+    drawn = {name: told for name, told in groups.items() if "metrics" in told}
+    about = "FID of each silo; the mark is that of real images"
+    chart = charts.bars(_fids(drawn), about) if 1 < len(drawn) <= 30 else ""
+    return f"<h2>Silos</h2>{table(heads, rows)}{note}{chart}"
+
+
+def _groups(facts: dict[str, Any]) -> str:
+    groups = facts.get("evaluation", {}).get("groups", {})
+    parts = []
+    for kind, name in (("classes", "By class"), ("domains", "By domain")):
+        if kind in groups:
+            shown = ("fid", "precision", "recall", "coverage", "label_match")
+            rows = [[each, f"{told['images']:,}", *_against(told, shown)] for each, told in groups[kind].items()]
+            heads = [name[3:], "samples", *[f"{NAMES[figure]} (real)" for figure in shown]]
+            parts.append(f"<details><summary>{name}</summary>{table(heads, rows)}</details>")
+    return "".join(parts)
+
+
+def _holdings(facts: dict[str, Any], folder: RunFolder) -> str:
+    counts, classes = facts["class_counts"], facts["classes"] or ["images"]
+    if len(counts) * len(classes) > MOST_CELLS:
+        drawn = picture(folder.figures / "partition.png", "images of each class at each silo")
+        return f"<h2>Who holds what</h2>{drawn}"
+    most = max([max(row) for row in counts.values()] + [1])
+    rows = "".join(
+        f'<tr><th scope="row">{text(silo)}</th>'
+        + "".join(f'<td class="n" style="background: rgba(var(--heat), {0.65 * n / most:.2f})">{n:,}</td>' for n in row)
+        + "</tr>"
+        for silo, row in counts.items()
+    )
+    heads = "".join(f'<th class="n" scope="col">{text(name)}</th>' for name in classes)
+    held = sum(facts["held_out"].values())
+    return (
+        f'<h2>Who holds what</h2><p class="dim">Training images of each class at each silo; {held:,} more are held out '
+        'and nobody trains on them.</p><div class="scroll heat" tabindex="0" role="region" aria-label="images by silo '
+        f'and class"><table><tr><th></th>{heads}</tr>{rows}</table></div>'
+    )
+
+
+def _sharing(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
+    leaves = "".join(
+        f"<li><b>{text(name)}</b> ({text(told['often'])}): {text(told['says'])}; beside tensors it tells "
+        f"{text(', '.join(told['tells']) or 'nothing')}</li>"
+        for name, told in facts["operations"].items()
+    )
+    never = ["nothing: all images were pooled before the run"] if facts["pooled"] else facts["never"]
+    stays = "".join(f"<li>{text(each)}</li>" for each in never)
+    totals: dict[tuple[str, str], list[int]] = {}
+    for entry in ledger:
+        total = totals.setdefault((entry["op"], entry["direction"]), [0, 0])
+        total[0] += entry["messages"]
+        total[1] += entry["bytes"]
+    silos = max(len(facts["silos"]), 1)
+    rows = [
+        [op, way, f"{messages:,}", size_text(size), size_text(size / silos)]
+        for (op, way), (messages, size) in sorted(totals.items())
+    ]
+    by_operation = table(["operation", "direction", "messages", "in all", "a silo"], rows, left=2)
+    return (
+        '<h2>What left the silos, and what never did</h2><div class="two">'
+        f'<div class="leaves"><h3>Left a silo</h3><ul>{leaves}</ul></div>'
+        f'<div class="stays"><h3>Never left it</h3><ul>{stays}</ul></div></div>'
+        f"<h3>Bytes by operation, as encoded</h3>{by_operation}"
+    )
+
+
+def _measured(facts: dict[str, Any]) -> str:
+    evaluation = facts.get("evaluation")
+    if not evaluation:
+        return ""
+    heads, *rows = figures_table(facts)
+    accuracy = evaluation["classifier"]["accuracy"]
+    about = "classes" if evaluation["classifier"]["labels"] else "rotations"
+    protocol = table(["field", "value"], flat(evaluation["protocol"]), left=2)
+    return (
+        f"<h2>All figures</h2>{table(heads, rows)}"
+        f'<p class="dim">The classifier tells {accuracy:.1%} of held-out real {about}.</p>'
+        f"<details><summary>Protocol</summary>{protocol}</details>"
+    )
+
+
+def _recipe(recipe: dict[str, Any], facts: dict[str, Any]) -> str:
+    papers = "".join(f"<li>{text(paper)}</li>" for paper in facts["papers"])
+    told = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+    fields = table(["field", "value"], flat(recipe), left=2)
+    return (
+        f"<h2>What ran</h2><details><summary>Recipe</summary>{fields}</details>"
+        f"<p>{text(told)}</p><h2>How to cite</h2><ul>{papers}</ul>"
+    )
+
+
+def _against(told: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    """Figures of a group, each with that of real images in brackets."""
+    metrics, floor = told.get("metrics", {}), told.get("floor", {})
+    return [f"{number(metrics[name])} ({number(floor[name])})" if name in metrics else "-" for name in shown]
+
+
+def _fids(groups: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+    return {name: (told["metrics"]["fid"], told["floor"]["fid"]) for name, told in groups.items()}

@@ -1,0 +1,261 @@
+"""Runs side by side: one table, and figures of quality against what it cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manyhands.checkpoint import replace_file, writing
+from manyhands.errors import ProtocolError, RecipeError
+from manyhands.evaluation import figures
+from manyhands.evaluation.markup import count_text, number
+from manyhands.evaluation.metrics import LOWER_IS_BETTER
+from manyhands.evaluation.report import NAMES, curve
+from manyhands.journal import Round, RunFolder, difference
+from manyhands.plan import size_text
+from manyhands.spec import nearest
+
+COSTS = {
+    "rounds": "rounds", "images_seen": "images seen", "bytes_up": "sent up", "bytes_down": "sent down",
+    "flops_silo": "FLOP of a silo", "flops_server": "FLOP of the server", "seconds": "seconds",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe: its run, or its runs with several seeds."""
+
+    name: str
+    runs: tuple[RunFolder, ...]
+
+    @cached_property
+    def reports(self) -> list[dict[str, Any]]:
+        """What the runs reported."""
+        return [run.report for run in self.runs]
+
+    def values(self, name: str) -> list[float]:
+        """A figure or a cost of each run."""
+        if name == "flops_silo":
+            return [float(np.mean(list(report["flops_silos"].values()))) for report in self.reports]
+        found = [report["metrics"].get(name, report.get(name)) for report in self.reports]
+        return [] if None in found else [float(value) for value in found]
+
+    def mean(self, name: str) -> float | None:
+        """The mean over the seeds."""
+        values = self.values(name)
+        return float(np.mean(values)) if values else None
+
+    def spread(self, name: str) -> float | None:
+        """The standard deviation over the seeds; of one run, what it found by resampling."""
+        values = self.values(name)
+        if len(values) > 1:
+            return float(np.std(values, ddof=1))
+        spread: dict[str, float] = self.reports[0].get("evaluation", {}).get("spread", {})
+        return spread.get(name)
+
+
+class Comparison:
+    """Runs, best first by one figure; ``ranked`` is false where they were measured by different protocols."""
+
+    def __init__(self, folders: Sequence[Path], by: str = "fid", *, unranked: bool = False) -> None:
+        self.entries = _entries([RunFolder(path) for path in folders])
+        self.by = by
+        known = [name for name in NAMES if any(entry.values(name) for entry in self.entries)]
+        if by not in known:
+            raise RecipeError(f"--by {by}: none of the runs has it; {nearest(by, known)}")
+        self.differs = self._difference()
+        self.ranked = not self.differs
+        if self.differs and not unranked:
+            raise ProtocolError(
+                f"{self.differs}: figures of different protocols cannot be ranked; measure alike with `manyhands "
+                "evaluate`, or --unranked shows them side by side"
+            )
+        if self.ranked:
+            self.entries.sort(key=self._rank)
+        self.shown = [*known, *COSTS]
+
+    def table(self) -> list[list[str]]:
+        """A row for each figure and cost, a column for each entry; the best of each figure has a star."""
+        heads = ["", *[entry.name for entry in self.entries], "real images"]
+        return [
+            heads,
+            *[self._row(name) for name in self.shown],
+            ["seeds", *[str(len(e.runs)) for e in self.entries], ""],
+        ]
+
+    def markdown(self) -> str:
+        """The table as Markdown, under what it was measured by."""
+        heads, *rows = self.table()
+        lines = [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
+        return "\n".join([*lines, "", self.note(), ""])
+
+    def csv(self) -> str:
+        """A row for each entry, with means, spreads and floors."""
+        out = io.StringIO()
+        records = self.records()
+        names = list(dict.fromkeys(name for record in records for name in record))
+        writer = csv.DictWriter(out, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return out.getvalue()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Each entry with its figures as numbers."""
+        return [
+            {"name": entry.name, "runs": " ".join(str(run.path) for run in entry.runs), "seeds": len(entry.runs)}
+            | {"rank": rank if self.ranked else None}
+            | {name: entry.mean(name) for name in self.shown}
+            | {f"{name}_spread": entry.spread(name) for name in self.shown if name in NAMES}
+            | {f"{name}_floor": entry.reports[0]["floor"].get(name) for name in self.shown if name in NAMES}
+            for rank, entry in enumerate(self.entries, 1)
+        ]
+
+    def note(self) -> str:
+        """By which protocol, or why there is no rank."""
+        if not self.ranked:
+            return f"Not ranked: {self.differs}."
+        told = self.entries[0].reports[0]["evaluation"]["protocol"]
+        sampling = told["sampling"]
+        return (
+            f"Best first by {NAMES[self.by]}; * is the best of a row. {told['images']:,} samples against "
+            f"{told['reference']:,} training images, features of {told['features']}, {sampling['sampler']} with "
+            f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, weights: {told['weights']}."
+        )
+
+    def write(self, out: Path) -> list[Path]:
+        """The table as Markdown, CSV and JSON, and the figures."""
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        texts = {"table.md": self.markdown(), "table.csv": self.csv(), "table.json": _json(self.records(), self.note())}
+        for name, text in texts.items():
+            replace_file(out / name, text.encode())
+        return [out / name for name in texts] + self._draw(out)
+
+    def _draw(self, out: Path) -> list[Path]:
+        drawn = []
+        label, floor = NAMES[self.by], self.entries[0].reports[0]["floor"].get(self.by)
+        for axis, name in (("rounds", "round"), ("bytes", "bytes sent and received"), ("flops", "FLOP of a silo")):
+            lines = {entry.name: _curve(entry.runs[0], self.by, axis) for entry in self.entries}
+            figures.against(out / f"quality-{axis}.png", lines, name, label, floor)
+            drawn.append(out / f"quality-{axis}.png")
+        groups = {entry.name: _silos(entry.reports[0], self.by) for entry in self.entries}
+        if any(groups.values()):
+            figures.silos(out / "silos.png", {name: told for name, told in groups.items() if told}, label)
+            drawn.append(out / "silos.png")
+        for name in ("partition", "samples"):
+            found = {entry.name: entry.runs[0].figures / f"{name}.png" for entry in self.entries}
+            there = {entry: path for entry, path in found.items() if path.exists()}
+            if there:
+                figures.side_by_side(out / f"{name}.png", there)
+                drawn.append(out / f"{name}.png")
+        return drawn
+
+    def _row(self, name: str) -> list[str]:
+        means = [entry.mean(name) for entry in self.entries]
+        best = self._best(name, means)
+        cells = []
+        for entry, mean in zip(self.entries, means, strict=True):
+            spread = entry.spread(name) if name in NAMES else None
+            told = _cost(name, mean) if name in COSTS else number(mean)
+            cells.append(told + (f" ± {number(spread)}" if spread is not None else "") + (" *" if mean == best else ""))
+        floor = self.entries[0].reports[0]["floor"].get(name) if self.ranked else None
+        return [{**NAMES, **COSTS}[name], *cells, "" if floor is None else number(floor)]
+
+    def _best(self, name: str, means: Sequence[float | None]) -> float | None:
+        known = [mean for mean in means if mean is not None]
+        if not self.ranked or name not in NAMES or len(set(known)) < 2:
+            return None
+        return min(known) if name in LOWER_IS_BETTER else max(known)
+
+    def _rank(self, entry: Entry) -> float:
+        mean = entry.mean(self.by)
+        return float("inf") if mean is None else mean if self.by in LOWER_IS_BETTER else -mean
+
+    def _difference(self) -> str:
+        """The first field of the protocol in which two runs differ, in words; nothing where there is none."""
+        runs = [run for entry in self.entries for run in entry.runs]
+        protocols = [_protocol(run) for run in runs]
+        for run, protocol in zip(runs[1:], protocols[1:], strict=True):
+            if found := difference(protocols[0], protocol):
+                field, first, other = found
+                return f"protocol.{field} is {first!r} in {runs[0].path}, {other!r} in {run.path}"
+        return ""
+
+
+def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
+    """Runs whose recipes differ in nothing but name and seed are one entry."""
+    groups: list[list[RunFolder]] = []
+    for run in runs:
+        alike = (
+            group
+            for group in groups
+            if not difference(_told(group[0]), _told(run)) and _seed(run) not in map(_seed, group)
+        )
+        found = next(alike, None)
+        if found is None:
+            groups.append([run])
+        else:
+            found.append(run)
+    names = [group[0].path.name if len(group) == 1 else group[0].recipe["name"] for group in groups]
+    if len(set(names)) < len(names):
+        names = [str(group[0].path) for group in groups]
+    return [Entry(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
+
+
+def _told(run: RunFolder) -> dict[str, Any]:
+    return {name: value for name, value in run.recipe.items() if name not in ("name", "seed")}
+
+
+def _seed(run: RunFolder) -> Any:
+    return run.recipe.get("seed")
+
+
+def _protocol(run: RunFolder) -> dict[str, Any]:
+    evaluation = run.report.get("evaluation")
+    if evaluation is None:
+        raise ProtocolError(f"{run.path}: was not evaluated; `manyhands evaluate {run.path}` does that")
+    told: dict[str, Any] = evaluation["protocol"]
+    return told
+
+
+def _curve(run: RunFolder, name: str, axis: str) -> list[tuple[float, float]]:
+    """A figure over rounds, or over what was spent until then."""
+    rounds = run.rounds
+    spent = list(accumulate(_spent(done, axis) for done in rounds))
+    return [(spent[at - 1], value) for at, value in curve(run.report, rounds, name)]
+
+
+def _spent(done: Round, axis: str) -> float:
+    if axis == "flops":
+        return sum(done.flops.values()) / max(len(done.flops), 1)
+    return done.bytes_up + done.bytes_down if axis == "bytes" else 1
+
+
+def _silos(report: Mapping[str, Any], name: str) -> dict[str, tuple[float, float]]:
+    """A figure of each silo, and that of real images."""
+    groups = report.get("evaluation", {}).get("groups", {}).get("silos", {})
+    return {
+        silo: (told["metrics"][name], told["floor"][name])
+        for silo, told in groups.items()
+        if name in told.get("metrics", {})
+    }
+
+
+def _cost(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return size_text(value) if name.startswith("bytes") else count_text(value)
+
+
+def _json(records: list[dict[str, Any]], note: str) -> str:
+    import json
+
+    return json.dumps({"note": note, "runs": records}, indent=1)

@@ -1,0 +1,66 @@
+"""Pieces of a page, and figures as people read them."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MOST_ROWS = 200
+
+
+def number(value: float | None) -> str:
+    """A figure for people: three digits that count."""
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def count_text(count: float) -> str:
+    """A large count for people: 12, 3.4 M."""
+    for unit in ("", " k", " M", " G", " T"):
+        if count < 1000:
+            return f"{count:.0f}" if not unit else f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} P"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table that scrolls on its own; all but the first columns are numbers."""
+    kinds = ["" if i < left else ' class="n"' for i in range(len(heads))]
+    head = "".join(f'<th scope="col"{kind}>{text(name)}</th>' for name, kind in zip(heads, kinds, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{kind}>{text(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
+        for row in rows[:MOST_ROWS]
+    )
+    more = f'<p class="dim">and {len(rows) - MOST_ROWS:,} more in report.json</p>' if len(rows) > MOST_ROWS else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(heads[0])} table">'
+        f"<table><tr>{head}</tr>{body}</table></div>{more}"
+    )
+
+
+def picture(path: Path, about: str, *, hidden: bool = False) -> str:
+    """A picture inside the page."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    off = " hidden" if hidden else ""
+    return f'<img alt="{text(about)}" src="data:image/png;base64,{data}"{off}>'
+
+
+def flat(value: Any, where: str = "") -> list[list[str]]:
+    """Nested fields as rows: a.b.c and the value."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in flat(inner, f"{where}.{key}".strip("."))]
+    return [[where, str(value)]]
+
+
+def text(value: object) -> str:
+    """A value that may stand anywhere in a page."""
+    return html.escape(str(value))
+
+
+@cache
+def style() -> str:
+    """The style of every page."""
+    return Path(__file__).with_name("page.css").read_text()
