@@ -50,7 +50,7 @@ def complete(measured: Measured, bars: dict[str, str], scale: str, seconds: floa
         "holds": holds,
         **measured,
         "machine": machine(),
-        "versions": {name: version(name) for name in ("manyhands", "torch", "diffusers", "numpy")},
+        "versions": {name: version(name) for name in ("manyhands", "torch", "diffusers", "torchmetrics", "numpy")},
         "commit": commit(),
         "seconds": round(seconds, 1),
         "scale": scale,

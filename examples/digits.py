@@ -7,7 +7,7 @@ from manyhands import Digits, Experiment, FedAvg, Iid, Sampling, Training, UNet,
 
 def main(out: Path = Path("digits.png"), rounds: int = 20) -> None:
     # Setup
-    digits = Digits().load(size=8)
+    digits = Digits().load(size=8).hold_out(0.2)
     model = UNet(size=8, channels=1, classes=10, widths=(16, 32))
     training = Training(batch=32, steps=20, learning_rate=2e-3, learning_rate_end=0.05)
     method = FedAvg(model=model, training=training, rounds=rounds, ema=0.8)
@@ -18,6 +18,8 @@ def main(out: Path = Path("digits.png"), rounds: int = 20) -> None:
         print(f"round {done.number + 1}: loss {done.loss:.3f}")
 
     # Sample
+    verdict = experiment.evaluate()
+    print(f"FID {verdict['metrics']['fid']:.2f}, of real images {verdict['floor']['fid']:.2f}")
     images = experiment.generator().sample(labels=list(range(10)), sampling=Sampling(steps=25, guidance=2.0))
     grid(out, images, headings=digits.classes)
 

@@ -8,7 +8,7 @@ from manyhands import Dirichlet, Experiment, FedAvg, Folder, Training, UNet, spl
 
 def main(pictures: Path, run: Path, size: int = 32, rounds: int = 50) -> None:
     # Setup
-    images = Folder(path=pictures).load(size=size, channels=3)
+    images = Folder(path=pictures).load(size=size, channels=3).hold_out(0.2)
     model = UNet(size=size, channels=3, classes=len(images.classes), widths=(32, 64, 128))
     method = FedAvg(model=model, training=Training(batch=32, epochs=1), rounds=rounds, ema=0.9)
     silos = split(images, Dirichlet(silos=4, alpha=0.5, minimum=2))

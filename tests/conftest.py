@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from manyhands import FedAvg, Images, Silo, Training, UNet
+from manyhands import FedAvg, Iid, Images, Silo, Training, UNet, split
 
 TINY = UNet(size=4, channels=1, classes=2, widths=(8,))
 
@@ -24,6 +25,21 @@ def tiny_silos(counts: Sequence[int] = (5, 9, 3)) -> list[Silo]:
     return [Silo(f"s{i}", tiny_images(count, seed=i)) for i, count in enumerate(counts)]
 
 
+def sharp_images(count: int, seed: int = 0) -> Images:
+    """Two classes that can be told apart: bright above, bright below."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    pixels = rng.integers(0, 90, (count, 1, 4, 4), dtype=np.uint8)
+    for pixel, label in zip(pixels, labels, strict=True):
+        pixel[0, 2 * label : 2 * label + 2] += np.uint8(150)
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), ("above", "below"))
+
+
+def holding_silos(count: int = 2, seed: int = 0) -> list[Silo]:
+    """Silos that hold out 40 of 100 images each."""
+    return split(sharp_images(100 * count).hold_out(0.4), Iid(silos=count), seed)
+
+
 def tiny_fedavg(**told: object) -> FedAvg:
     given = {"model": TINY, "training": Training(batch=4, steps=2, learning_rate=1e-2), "rounds": 3, **told}
     return FedAvg.model_validate(given)
@@ -32,3 +48,14 @@ def tiny_fedavg(**told: object) -> FedAvg:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept between runs is kept between these tests, and nowhere else."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("XDG_CACHE_HOME")
+    if before is not None:
+        os.environ["XDG_CACHE_HOME"] = before

@@ -73,9 +73,54 @@ def test_recipes_cite_and_dry_run(ended: Path) -> None:
     )
 
 
+def test_a_run_is_measured_and_evaluate_measures_it_again(ended: Path) -> None:
+    first = json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
+    assert first["metrics"]["fid"] > first["floor"]["fid"]
+    assert "cas" not in first["metrics"]
+    again = ["evaluate", "runs/digits-fedavg", "--images", "100", "--steps", "3", "--seeds", "2"]
+    said = manyhands(*again, where=ended)
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"^FID +\S+ +\S+ +\S+$", said.stdout, re.MULTILINE)
+    assert re.search(r"^CAS accuracy", said.stdout, re.MULTILINE)
+    told = json.loads(manyhands(*again, "--json", where=ended).stdout)
+    assert told["evaluation"]["protocol"]["images"] == 100
+    assert told["evaluation"]["protocol"]["sampling"]["steps"] == 3
+    assert told["evaluation"]["protocol"]["seeds"] == [0, 1]
+    assert told == json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
+    assert "100 samples" in (ended / "runs" / "digits-fedavg" / "report.html").read_text()
+
+
+def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
+    few = [*TINY, "--set", "evaluation.images=30"]
+    said = manyhands("run", *few, "--seeds", "2", "--tensorboard", where=tmp_path)
+    assert said.returncode == 0, said.stderr
+    folders = [tmp_path / "runs" / "digits-fedavg" / f"seed-{seed}" for seed in (0, 1)]
+    assert all((folder / "report.html").exists() for folder in folders)
+    assert all(list((folder / "tensorboard").iterdir()) for folder in folders)
+    assert re.search(r"^seeds +2$", said.stdout, re.MULTILINE)
+    assert re.search(r"^FID +\S+ ± \S+ +\S+$", said.stdout, re.MULTILINE)
+    both = manyhands("compare", *map(str, folders), "--out", "side", "--json", where=tmp_path)
+    told = json.loads(both.stdout)
+    assert told["runs"][0]["seeds"] == 2
+    assert all((tmp_path / file).exists() for file in told["files"])
+    manyhands("evaluate", str(folders[0]), "--images", "20", "--no-cas", where=tmp_path)
+    refused = manyhands("compare", *map(str, folders), where=tmp_path)
+    assert refused.returncode == 10
+    assert "protocol.images is 20 in" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("told", "code", "words"),
     [
+        (["evaluate", "runs/none"], 4, "holds no run"),
+        (["evaluate", "runs/digits-fedavg", "--features", "incepton"], 2, "'incepton' is neither 'classifier' nor"),
+        (
+            ["evaluate", "runs/digits-fedavg", "--features", "inception:none.pth"],
+            3,
+            "no Inception weights here; get http",
+        ),
+        (["compare", "runs/digits-fedavg", "runs/none"], 4, "holds no run"),
+        (["compare", "runs/digits-fedavg", "--by", "fidd"], 2, "did you mean 'fid'"),
         (["run", "digits-fedavgg"], 2, "did you mean 'digits-fedavg'?"),
         (["run", "none.toml"], 2, "no such recipe"),
         (["run", *TINY, "--set", "method.traning.x=1"], 2, "did you mean 'training'?"),

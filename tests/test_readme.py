@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from benchmarks.table import with_table
 
 from manyhands.data.partition import AnyPartition
 from manyhands.data.sources import AnySource
+from manyhands.evaluation.judge import Evaluation
 from manyhands.recipe import AnyMethod, Data, Recipe
 from manyhands.spec import Spec
 
@@ -38,6 +40,14 @@ def test_every_block_runs_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "samples" / "grid.png").exists()
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_the_python_of_the_docs_runs(page: Path, tmp_path: Path) -> None:
+    for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        command = [sys.executable, "-W", "ignore", "-c", text]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr
+
+
 def test_the_example_is_short() -> None:
     first = next(text for kind, text in BLOCKS if kind == "python")
     assert len(first.strip().splitlines()) <= 15
@@ -60,6 +70,7 @@ def test_every_field_of_a_recipe_is_documented() -> None:
     told: list[type[Spec]] = [
         Recipe,
         Data,
+        Evaluation,
         *unions,
         *[method.model_fields[n].annotation for n in ("model", "training", "diffusion")],
     ]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from manyhands.diffusion.schedule import Schedule as Schedule
     from manyhands.errors import ManyhandsError as ManyhandsError
     from manyhands.evaluation.figures import grid as grid
+    from manyhands.evaluation.judge import Evaluation as Evaluation
+    from manyhands.evaluation.judge import Judge as Judge
     from manyhands.experiment import Experiment as Experiment
     from manyhands.experiment import compose as compose
     from manyhands.experiment import split as split
@@ -49,6 +51,7 @@ _HOME = {
     "diffusion.schedule": ["Schedule"],
     "errors": ["ManyhandsError"],
     "evaluation.figures": ["grid"],
+    "evaluation.judge": ["Evaluation", "Judge"],
     "experiment": ["Experiment", "compose", "split"],
     "journal": ["Round"],
     "message": ["Message"],

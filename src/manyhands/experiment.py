@@ -16,7 +16,7 @@ from manyhands.citation import citations
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, class_counts
 from manyhands.diffusion.sample import Sampling
-from manyhands.errors import ManyhandsError, QuorumLost, RecipeError
+from manyhands.errors import ManyhandsError, QuorumLost, RecipeError, RunFolderError
 from manyhands.evaluation import figures, report
 from manyhands.evaluation.judge import Evaluation, Judge
 from manyhands.hub import Closed, Hub
@@ -196,7 +196,9 @@ class Experiment:
         if not self.evaluation.images:
             return {}
         try:
-            return reported(self.evaluate(), self._loss)
+            verdict = self.evaluate()
+            ended = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
+            return reported(verdict, self._loss) | {"at_end": ended}
         except ManyhandsError as error:
             self._problem(f"not evaluated: {error}")
             return {"problems": self.run_folder.problems if self.run_folder else []}
@@ -285,6 +287,11 @@ def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
 
 def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, Any]:
     """Measure a finished run again, by another protocol; its report is written anew."""
+    if "data" not in folder.recipe:
+        raise RunFolderError(
+            f"{folder.path}: was run from Python, so its recipe does not say where the images are; "
+            "Experiment.evaluate() measures it there"
+        )
     kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
     silos, _ = silos_of(recipe)
     device = chosen_device(recipe.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,12 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise RecipeError("TensorBoard is not installed: pip install 'manyhands[tensorboard]'") from None
-        self._writer: Any = SummaryWriter(str(folder.path / "tensorboard"), purge_step=folder.kept + 1)
+        self._open = SummaryWriter
+
+    @cached_property
+    def _writer(self) -> Any:
+        """Opened with the first round: before, the folder is not yet this run's. What a resume does again is purged."""
+        return self._open(str(self.folder.path / "tensorboard"), purge_step=self.folder.kept)
 
     def show(self, done: Round) -> None:
         """The losses, bytes, work and figures of a round, and its picture where there is one."""
@@ -44,7 +50,9 @@ class Board:
             self._picture("samples", picture, step)
 
     def close(self) -> None:
-        """The figures of the end, and who holds what."""
+        """The figures of the end, and who holds what; nothing where no round was shown."""
+        if "_writer" not in vars(self):
+            return
         ended = (self.folder.path / "report.json").exists()
         report: dict[str, Any] = self.folder.report if ended else {"metrics": {}, "rounds": 0}
         for name, value in report["metrics"].items():

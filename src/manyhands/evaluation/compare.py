@@ -125,7 +125,8 @@ class Comparison:
         told = self.entries[0].reports[0]["evaluation"]["protocol"]
         sampling = told["sampling"]
         return (
-            f"Best first by {NAMES[self.by]}; * is the best of a row. {told['images']:,} samples against "
+            f"Best first by {NAMES[self.by]}; * is the best of a row, be it by less than the deviations. "
+            f"{told['images']:,} samples against "
             f"{told['reference']:,} training images, features of {told['features']}, {sampling['sampler']} with "
             f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, weights: {told['weights']}."
         )
@@ -140,12 +141,15 @@ class Comparison:
         return [out / name for name in texts] + self._draw(out)
 
     def _draw(self, out: Path) -> list[Path]:
-        drawn = []
-        label, floor = NAMES[self.by], self.entries[0].reports[0]["floor"].get(self.by)
+        drawn, label = [], NAMES[self.by]
+        ended = [entry.reports[0].get("at_end", {}) for entry in self.entries]
+        alike = all(told.get("protocol") == ended[0].get("protocol") for told in ended)
         for axis, name in (("rounds", "round"), ("bytes", "bytes sent and received"), ("flops", "FLOP of a silo")):
-            lines = {entry.name: _curve(entry.runs[0], self.by, axis) for entry in self.entries}
-            figures.against(out / f"quality-{axis}.png", lines, name, label, floor)
-            drawn.append(out / f"quality-{axis}.png")
+            lines = {entry.name: _curve(entry.runs[0], self.by, axis) for entry in self.entries} if alike else {}
+            if any(lines.values()):
+                floor = ended[0]["floor"].get(self.by)
+                figures.against(out / f"quality-{axis}.png", lines, name, label, floor)
+                drawn.append(out / f"quality-{axis}.png")
         groups = {entry.name: _silos(entry.reports[0], self.by) for entry in self.entries}
         if any(groups.values()):
             figures.silos(out / "silos.png", {name: told for name, told in groups.items() if told}, label)

@@ -20,7 +20,7 @@ from manyhands.errors import DataError, DiskError
 from manyhands.seed import numpy_rng, seeded_globally
 from manyhands.tensors import Tensors, sha256, snapshot
 
-STEPS, BATCH, WIDTH = 1000, 128, 128
+EPOCHS, FEWEST_STEPS, MOST_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
 CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
@@ -133,7 +133,8 @@ def classifier(train: Images, held: Images) -> Classifier:
         network.load_state_dict(kept)
         network.eval()
     else:
-        network = trained(pixels, labels, classes, steps=STEPS, batch=BATCH)
+        steps = min(max(EPOCHS * len(pixels) // BATCH, FEWEST_STEPS), MOST_STEPS)
+        network = trained(pixels, labels, classes, steps=steps, batch=BATCH)
         network.scale = see(network, pixels[:5000]).features.square().mean().sqrt()
         accuracy = _accuracy(network, held)
         remember(

@@ -95,7 +95,7 @@ def against(path: Path, lines: Mapping[str, Points], x: str, y: str, floor: floa
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=name)
     if floor is not None:
-        axes.axhline(floor, color="tab:green", ls="--", lw=1, label="real images")
+        axes.axhline(floor, color="0.4", ls="--", lw=1, label="real images")
     axes.set(xlabel=x, ylabel=y, ylim=(min(0, *(value for points in lines.values() for _, value in points)), None))
     axes.legend(frameon=False)
     _save(figure, path)

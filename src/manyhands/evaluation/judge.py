@@ -103,17 +103,21 @@ class Judge:
         self, generators: Mapping[str, Generator], sampling: Sampling, *, cas: bool | None = None
     ) -> dict[str, Any]:
         """Everything about the generators that the silos have: one of their own each, or one for all."""
+        asked = _conditional(generators)
+        drawn = [self.draw(generators, sampling, seed) for seed in range(self.told.seeds)]
+        return self.verdict(drawn, asked=asked, cas=cas) | {"protocol": self.protocol(generators, sampling)}
+
+    def verdict(self, drawn: Sequence[Tensor], *, asked: bool = True, cas: bool | None = None) -> dict[str, Any]:
+        """Everything about one set of images, or several: a sample for each held-out image, in their order."""
         began = time.perf_counter()
-        conditional = all(generator.model.classes for generator in generators.values())
-        drawn = [self.look(self.draw(generators, sampling, seed)) for seed in range(self.told.seeds)]
-        each = [self.measure(view, asked=conditional, cas=cas) for view in drawn]
+        views = [self.look(images) for images in drawn]
+        each = [self.measure(view, asked=asked, cas=cas) for view in views]
         return {
             "metrics": {name: float(np.mean([found[name] for found in each])) for name in each[0]},
-            "spread": self._spread(each, drawn[0], asked=conditional),
+            "spread": self._spread(each, views[0], asked=asked),
             "spread_of": f"{len(each)} draws" if len(each) > 1 else f"{self.told.bootstrap} bootstrap resamples",
-            "floor": self.floor(asked=conditional, cas=cas),
-            "groups": self.groups(drawn[0], asked=conditional),
-            "protocol": self.protocol(generators, sampling),
+            "floor": self.floor(asked=asked, cas=cas),
+            "groups": self.groups(views[0], asked=asked),
             "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},
             "notes": self._notes(each[0]),
             "seconds": time.perf_counter() - began,
@@ -121,8 +125,7 @@ class Judge:
 
     def quick(self, generators: Mapping[str, Generator], sampling: Sampling) -> Figures:
         """The pooled figures of one draw, without CAS."""
-        conditional = all(generator.model.classes for generator in generators.values())
-        return self.measure(self.look(self.draw(generators, sampling)), asked=conditional, cas=False)
+        return self.measure(self.look(self.draw(generators, sampling)), asked=_conditional(generators), cas=False)
 
     @property
     def labels(self) -> Tensor:
@@ -287,6 +290,11 @@ def _pool(parts: Sequence[Images]) -> tuple[Images, Tensor]:
     holder = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     order = torch.arange(len(images)) if images.rows is None else torch.argsort(images.rows, stable=True)
     return images.subset(order.numpy()), holder[order]
+
+
+def _conditional(generators: Mapping[str, Generator]) -> bool:
+    """Whether all of them can be asked for a class."""
+    return all(generator.model.classes for generator in generators.values())
 
 
 def _distinct(generators: Mapping[str, Generator]) -> dict[tuple[str, ...], Generator]:

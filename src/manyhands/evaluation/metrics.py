@@ -21,6 +21,7 @@ from manyhands.seed import seeded_globally
 NEAREST = 5
 TAIL = 0.05
 KID_SUBSETS, KID_SIZE = 10, 1000
+CHUNK = 10_000_000
 FEWEST = 2 * NEAREST + 2
 LOWER_IS_BETTER = frozenset({"fid", "kid", "mifid", "memorised", "cas_fpr", "loss"})
 
@@ -135,7 +136,7 @@ def nearest(images: Tensor, real: Tensor) -> Tensor:
 
 def _chunks(images: Tensor, real: Tensor) -> tuple[Tensor, ...]:
     """So many images at once that their distances to all real ones take 40 MB."""
-    return torch.split(images, max(1, 10_000_000 // len(real)))
+    return torch.split(images, max(1, CHUNK // len(real)))
 
 
 def memorised(samples: Tensor, held: Tensor) -> float:

@@ -103,17 +103,16 @@ def protocol_words(facts: Mapping[str, Any]) -> str:
     return (
         f"{told['images']:,} samples against {told['reference']:,} training images, in the features of "
         f"{told['features']}; real images are as many held-out ones. Drawn by {sampling['sampler']}, "
-        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, {told['weights']} weights, seeds "
+        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, weights: {told['weights']}, seeds "
         f"{', '.join(map(str, told['seeds']))}; deviations are over {facts['evaluation']['spread_of']}."
     )
 
 
 def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[tuple[int, float]]:
-    """A figure by round: where the run was evaluated on its way, and at its end."""
-    points = [(done.number + 1, done.metrics[name]) for done in rounds if name in done.metrics]
-    if name in facts["metrics"] and facts["metrics"][name] is not None:
-        points = [point for point in points if point[0] < facts["rounds"]] + [(facts["rounds"], facts["metrics"][name])]
-    return points
+    """A figure by round, all of one protocol: where the run was evaluated on its way, and when it ended."""
+    ended = facts.get("at_end", {}).get("metrics", {})
+    found = {done.number + 1: done.metrics[name] for done in rounds if name in done.metrics}
+    return sorted((found | ({facts["rounds"]: ended[name]} if name in ended else {})).items())
 
 
 def _story(facts: dict[str, Any]) -> str:
@@ -195,7 +194,7 @@ def _quality(facts: dict[str, Any], rounds: list[Round]) -> str:
     points = curve(facts, rounds, "fid")
     if len(points) < 2:
         return ""
-    floor = facts["floor"]["fid"]
+    floor = facts["at_end"]["floor"]["fid"]
     lines = [Line(points, "samples"), Line([(points[0][0], floor), (points[-1][0], floor)], "real images", "floor")]
     return f"<h2>Quality over rounds</h2>{charts.curves(lines, 'round', 'FID', zero=True)}"
 

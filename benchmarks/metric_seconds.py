@@ -1,0 +1,46 @@
+"""How long all metrics take, once the classifier is there."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import bench
+import real_images
+import torch
+
+from manyhands.evaluation.judge import Evaluation, Judge
+
+BARS = {"metric_seconds": "<= 12", "metric_seconds_without_cas": "<= 3"}
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """Seconds for everything that is said of 1,000 images at 28 x 28: pooled, by silo, by class, floors, spread.
+
+    The classifier, what it sees in the training images, and the figures of real images are kept from an earlier run;
+    the median of five.
+    """
+    silos = real_images.silos(told.data, toy=told.quick)
+    if silos is None:
+        return {"figures": dict.fromkeys(BARS), "why": f"{told.data} has no folder mnist"}
+    judge = Judge(Evaluation(images=200 if told.quick else 1000), silos)
+    images = judge.real.pixels[torch.argsort(judge.real.labels, stable=True)][:: len(judge.real) // len(judge.held)]  # type: ignore[arg-type]
+    shown = images[: len(judge.held)]
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(1 if told.quick else 6):
+        for cas in seconds:
+            began = time.perf_counter()
+            judge.verdict([shown], cas=cas)
+            seconds[cas].append(time.perf_counter() - began)
+    warm = {cas: each[1:] or each for cas, each in seconds.items()}
+    return {
+        "figures": dict(zip(BARS, (statistics.median(warm[cas]) for cas in (True, False)), strict=True)),
+        "cases": {"with CAS": warm[True], "without": warm[False], "first call, with CAS": seconds[True][0]},
+        "protocol": {"images": len(judge.held), "reference": len(judge.real), "silos": len(silos), "classes": 10},
+        "seeds": [0],
+    }
+
+
+if __name__ == "__main__":
+    bench.main("metric_seconds", measure, BARS, data="data")

@@ -1,0 +1,52 @@
+"""Whether the metrics rank as anyone would: real images, a GAN, the same GAN earlier, noise."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+
+import bench
+import real_images
+import torch
+import toy_gan
+
+from manyhands.data.images import pooled
+from manyhands.evaluation.judge import Evaluation, Judge
+from manyhands.evaluation.metrics import LOWER_IS_BETTER
+
+BARS = {"ranking": "== 1"}
+JUDGES = ("fid", "kid", "coverage", "cas")
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """The share of FID, KID, coverage and CAS that put all four in the right order, by 1,000 images of MNIST each."""
+    silos = real_images.silos(told.data, toy=told.quick)
+    if silos is None:
+        return {"figures": {"ranking": None}, "why": f"{told.data} has no folder mnist"}
+    judge = Judge(Evaluation(images=100 if told.quick else 1000, cas=True), silos)
+    images, late = pooled([silo.images for silo in silos]), 20 if told.quick else 4000
+    found = {}
+    for step, drawer in enumerate(toy_gan.training(images, late, seed=0), 1):
+        if step in (late // 4, late):
+            found[f"GAN, {step} steps"] = judge.measure(judge.look(toy_gan.draw(drawer, judge.labels)))
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, judge.held.pixels.shape, dtype=torch.uint8, generator=rng)
+    early, good = found.values()
+    ranks = [judge.floor(cas=True), good, early, judge.measure(judge.look(noise))]
+    right = {name: _falls([told[name] * (-1 if name in LOWER_IS_BETTER else 1) for told in ranks]) for name in JUDGES}
+    names = ["real images", *reversed(found), "noise"]
+    return {
+        "figures": {"ranking": sum(right.values()) / len(right)},
+        "cases": dict(zip(names, ranks, strict=True)),
+        "right": right,
+        "protocol": {"images": len(judge.held), "reference": len(judge.real), "features": judge.lens.name},
+        "seeds": [0],
+    }
+
+
+def _falls(values: list[float]) -> bool:
+    return all(a > b for a, b in pairwise(values))
+
+
+if __name__ == "__main__":
+    bench.main("ranking", measure, BARS, data="data")

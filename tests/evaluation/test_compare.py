@@ -1,0 +1,114 @@
+"""Runs side by side: ranked only by one protocol, seeds together, in every form."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from manyhands import Experiment, Local, Sampling
+from manyhands.errors import ProtocolError, RecipeError
+from manyhands.evaluation.compare import Comparison
+from manyhands.evaluation.judge import Evaluation
+from manyhands.journal import RunFolder
+from manyhands.methods.method import Method
+from tests.conftest import holding_silos, tiny_fedavg
+from tests.evaluation.test_judge import FEDAVG_ONLY
+
+
+def run(where: Path, method: Method, steps: int = 2, seed: int = 0, images: int = 60) -> Path:
+    told = Evaluation(images=images, every=1, bootstrap=3)
+    experiment = Experiment(
+        method, holding_silos(), seed, folder=where, device="cpu", sampling=Sampling(steps=steps), evaluation=told
+    )
+    for _ in experiment:
+        pass
+    return where
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("compare")
+    local = Local.model_validate(tiny_fedavg().model_dump(exclude=FEDAVG_ONLY))
+    return {
+        "shared": run(root / "shared", tiny_fedavg()),
+        "again": run(root / "again", tiny_fedavg(), seed=1),
+        "local": run(root / "local", local),
+        "steps": run(root / "steps", tiny_fedavg(), steps=3),
+        "fewer": run(root / "fewer", tiny_fedavg(), images=50),
+        "bare": run(root / "bare", tiny_fedavg(), images=0),
+    }
+
+
+def test_runs_of_one_protocol_are_ranked_best_first(runs: dict[str, Path]) -> None:
+    found = Comparison([runs["shared"], runs["local"]])
+    fids = [RunFolder(runs[entry.name]).report["metrics"]["fid"] for entry in found.entries]
+    assert fids == sorted(fids)
+    table = {row[0]: row[1:] for row in found.table()}
+    assert table["FID"][0].endswith(" *")
+    assert not table["FID"][1].endswith(" *")
+    assert table["FID"][2] != ""
+    assert [record["rank"] for record in found.records()] == [1, 2]
+    coverage = Comparison([runs["shared"], runs["local"]], by="coverage")
+    covers = [RunFolder(runs[entry.name]).report["metrics"]["coverage"] for entry in coverage.entries]
+    assert covers == sorted(covers, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [("steps", r"protocol\.sampling\.steps is 2 in .*, 3 in"), ("fewer", r"protocol\.images is 60 in .*, 50 in")],
+)
+def test_runs_of_two_protocols_are_refused_and_the_field_is_named(
+    runs: dict[str, Path], other: str, field: str
+) -> None:
+    with pytest.raises(ProtocolError, match=field):
+        Comparison([runs["shared"], runs[other]])
+    shown = Comparison([runs["shared"], runs[other]], unranked=True)
+    assert not any("*" in cell for row in shown.table() for cell in row)
+    assert [record["rank"] for record in shown.records()] == [None, None]
+    assert "Not ranked: protocol." in shown.markdown()
+
+
+def test_a_run_that_was_not_evaluated_is_named(runs: dict[str, Path]) -> None:
+    with pytest.raises(ProtocolError, match="was not evaluated; `manyhands evaluate"):
+        Comparison([runs["shared"], runs["bare"]])
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_column(runs: dict[str, Path]) -> None:
+    found = Comparison([runs["shared"], runs["local"], runs["again"]])
+    assert sorted(len(entry.runs) for entry in found.entries) == [1, 2]
+    two = next(entry for entry in found.entries if len(entry.runs) == 2)
+    fids = [RunFolder(runs[name]).report["metrics"]["fid"] for name in ("shared", "again")]
+    assert two.mean("fid") == pytest.approx(sum(fids) / 2)
+    assert two.spread("fid") == pytest.approx(abs(fids[0] - fids[1]) / 2**0.5)
+
+
+def test_a_figure_that_nobody_has_is_named(runs: dict[str, Path]) -> None:
+    with pytest.raises(RecipeError, match="--by fidd: none of the runs has it; did you mean 'fid'"):
+        Comparison([runs["shared"]], by="fidd")
+
+
+def test_it_writes_tables_and_figures_that_agree(runs: dict[str, Path], tmp_path: Path) -> None:
+    found = Comparison([runs["shared"], runs["local"]])
+    files = {path.name for path in found.write(tmp_path / "out")}
+    assert files == {
+        "table.md", "table.csv", "table.json", "quality-rounds.png", "quality-bytes.png", "quality-flops.png",
+        "silos.png", "partition.png", "samples.png",
+    }  # fmt: skip
+    told = json.loads((tmp_path / "out" / "table.json").read_text())
+    with (tmp_path / "out" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, record in zip(rows, told["runs"], strict=True):
+        assert float(row["fid"]) == record["fid"] == RunFolder(Path(record["runs"])).report["metrics"]["fid"]
+        assert float(row["bytes_up"]) == record["bytes_up"]
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert lines[0].startswith("|  | ")
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    with (
+        Image.open(tmp_path / "out" / "samples.png") as both,
+        Image.open(runs["local"] / "figures" / "samples.png") as one,
+    ):
+        assert both.width > 2 * one.width

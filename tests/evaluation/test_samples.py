@@ -1,0 +1,42 @@
+"""Samples are written while they are drawn, and read back as they were drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from manyhands import Experiment, Generator, Sampling, UNet
+from manyhands.errors import DiskError
+from manyhands.evaluation.samples import write_samples
+from tests.conftest import tiny_fedavg, tiny_silos
+
+
+def generator(classes: int = 2) -> Generator:
+    method = tiny_fedavg(model=UNet(size=4, channels=1, classes=classes, widths=(8,)))
+    return Experiment(method, tiny_silos(), device="cpu", sampling=Sampling(steps=2)).generator()
+
+
+@pytest.mark.parametrize("classes", [2, 0])
+def test_what_is_read_is_what_was_drawn(tmp_path: Path, classes: int) -> None:
+    made = generator(classes)
+    labels = made.labels(300)
+    files = write_samples(tmp_path, made, labels, 5, made.sampling, png=True)
+    kept = load_file(tmp_path / "samples.safetensors")
+    assert torch.equal(kept["images"], made.sample(labels=labels, seed=5))
+    assert kept["images"].dtype == torch.float32
+    assert ("labels" in kept) == bool(classes)
+    if classes:
+        assert kept["labels"].tolist() == labels
+    assert len(files) == 2 + 300
+    assert all(file.exists() for file in files)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    made = generator()
+    with pytest.raises(DiskError, match="file"):
+        write_samples(tmp_path / "file", made, [0], 0, made.sampling)
