@@ -17,7 +17,7 @@ LAYERS = [
     {"methods"},
     {"hub", "links"},
     {"recipe", "journal", "evaluation", "citation"},
-    {"experiment", "progress"},
+    {"experiment", "ending", "progress"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -88,6 +89,20 @@ def test_a_run_is_measured_and_evaluate_measures_it_again(ended: Path) -> None:
     assert told["evaluation"]["protocol"]["seeds"] == [0, 1]
     assert told == json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
     assert "100 samples" in (ended / "runs" / "digits-fedavg" / "report.html").read_text()
+
+
+def test_a_run_is_not_measured_against_other_images_than_it_was_trained_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    told = [*TINY, "--set", "data.source={kind='folder', path='pictures'}", "--set", "data.held_out=0.4"]
+    assert manyhands("run", *told, "--out", "run", where=tmp_path).returncode == 0
+    Image.new("L", (8, 8)).save(path)
+    said = manyhands("evaluate", "run", where=tmp_path)
+    assert said.returncode == 4
+    assert "the images are no longer those that it was trained on" in said.stderr
 
 
 def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_domains_end_to_end(tmp_path: Path) -> None:
     assert [len(silo.images) for silo in experiment.silos] == [4, 4]
     assert [len(silo.held_out or []) for silo in experiment.silos] == [2, 2]
     assert [done.number for done in experiment] == [0, 1]
+    assert experiment.silos[0].images.domains == ("day", "night")
 
 
 def test_a_limit_keeps_the_names_of_what_was_skipped(tmp_path: Path) -> None:

@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 
-from manyhands.citation import citations
+from manyhands import ending
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, class_counts
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import ManyhandsError, QuorumLost, RecipeError, RunFolderError
-from manyhands.evaluation import figures, report
+from manyhands.evaluation import figures, inception, report
 from manyhands.evaluation.judge import Evaluation, Judge
 from manyhands.hub import Closed, Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
-from manyhands.meter import peak_memory
 from manyhands.methods.method import Method, Server
 from manyhands.models.generator import Generator
 from manyhands.plan import RESTING
@@ -59,6 +58,8 @@ class Experiment:
         self.silos = distinct(mine)
         for silo in self.silos:
             self.method.fits(silo)
+        if self.evaluation.images and self.evaluation.inception:
+            inception.verify(self.evaluation.inception)  # before the run, not after it
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
         if not 1 <= self.quorum <= len(self.roster):
             raise RecipeError(f"quorum is {self.quorum}, there are {len(self.roster)} silos")
@@ -138,18 +139,14 @@ class Experiment:
         generators = self.generators() if every and number % every == 0 else {}
         if not generators:
             return done
-        figures.sheet(folder.round_picture(number), *_picture(next(iter(generators.values())), rows=4))
+        figures.sheet(folder.round_picture(number), *ending.picture(next(iter(generators.values())), rows=4))
         if number == done.rounds or not self.evaluation.images:
             return done  # the last one is measured whole, when the run ends
         try:
             return replace(done, metrics=self.judge.quick(generators, self.sampling))
-        except ManyhandsError as error:
-            self._problem(f"round {number} was not measured: {error}")
+        except (ManyhandsError, RuntimeError) as error:
+            folder.problem(f"round {number} was not measured: {error}")
             return done
-
-    def _problem(self, line: str) -> None:
-        if self.run_folder and line not in self.run_folder.problems:
-            self.run_folder.problems.append(line)
 
     def _ready(self, generator: Generator) -> Generator:
         classes = self.silos[0].images.classes
@@ -186,77 +183,22 @@ class Experiment:
             self._ready(shared).save(folder.model)
         drawn = shared or next(iter(own.values()), None)
         if drawn is not None:
-            figures.grid(folder.figures / "samples.png", *_picture(self._ready(drawn), rows=8))
+            figures.grid(folder.figures / "samples.png", *ending.picture(self._ready(drawn), rows=8))
         folder.write("ledger.json", self.ledger.entries())
-        folder.write("report.json", self._report(folder, drawn) | self._verdict())
+        folder.write("report.json", ending.facts(self, folder, drawn) | self._verdict(folder))
         report.write(folder)
 
-    def _verdict(self) -> dict[str, Any]:
+    def _verdict(self, folder: RunFolder) -> dict[str, Any]:
         """What is measured at the end; a run whose figures cannot be had is a run all the same."""
         if not self.evaluation.images:
             return {}
         try:
             verdict = self.evaluate()
-            ended = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
-            return reported(verdict, self._loss) | {"at_end": ended}
-        except ManyhandsError as error:
-            self._problem(f"not evaluated: {error}")
-            return {"problems": self.run_folder.problems if self.run_folder else []}
-
-    @property
-    def _loss(self) -> float | None:
-        rounds = self.run_folder.rounds if self.run_folder else []
-        return rounds[-1].loss if rounds and rounds[-1].losses else None
-
-    def _report(self, folder: RunFolder, drawn: Generator | None) -> dict[str, Any]:
-        rounds = folder.rounds
-        return {
-            "method": self.method.model_dump()["kind"],
-            "silos": self.roster,
-            "rounds": len(rounds),
-            "seconds": sum(done.seconds for done in rounds),
-            "images_seen": sum(done.images for done in rounds),
-            "parameters": sum(t.numel() for t in drawn.weights.values()) if drawn else 0,
-            "bytes_up": self.ledger.bytes("up"),
-            "bytes_down": self.ledger.bytes("down"),
-            "flops_silos": {silo: sum(done.flops.get(silo, 0) for done in rounds) for silo in self.roster},
-            "flops_server": sum(done.server_flops for done in rounds),
-            "peak_memory": peak_memory(),
-            "metrics": {"loss": self._loss},
-            "floor": {},
-            **self._facts(),
-            "skipped": list(self.skipped),
-            "problems": folder.problems,
-            "versions": report.versions(),
-        }
-
-    def _facts(self) -> dict[str, Any]:
-        """What a reader of the report is told of data and method."""
-        plan = self.method.plan()
-        operations = plan.operations.items()
-        counts = class_counts([silo.images for silo in self.silos])
-        return {
-            "held_out": {silo.name: len(silo.held_out or ()) for silo in self.silos},
-            "classes": list(self.silos[0].images.classes),
-            "class_counts": dict(zip(self.roster, counts.tolist(), strict=True)),
-            "operations": {
-                name: {"says": op.says, "often": op.often, "tells": list(op.up.facts)} for name, op in operations
-            },
-            "never": list(plan.never),
-            "pooled": self.method.pools,
-            "own": self.server.generator() is None,
-            "sampling": self.sampling.model_dump(mode="json"),
-            "papers": citations(self.method, self.sampling),
-        }
-
-
-def reported(verdict: dict[str, Any], loss: float | None) -> dict[str, Any]:
-    """A verdict as report.json has it."""
-    return {
-        "metrics": {"loss": loss, **verdict["metrics"]},
-        "floor": verdict["floor"],
-        "evaluation": {name: value for name, value in verdict.items() if name not in ("metrics", "floor")},
-    }
+        except (ManyhandsError, RuntimeError) as error:
+            folder.problem(f"not evaluated: {error}")
+            return {"problems": folder.problems}
+        ended = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
+        return ending.measured(verdict, folder.rounds) | {"at_end": ended}
 
 
 def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = False) -> Experiment:
@@ -293,17 +235,26 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
             "Experiment.evaluate() measures it there"
         )
     kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
-    silos, _ = silos_of(recipe)
-    device = chosen_device(recipe.device)
+    with folder.alone():
+        silos, _ = silos_of(recipe)
+        judge = Judge(told, silos, chosen_device(recipe.device))
+        trained_on = kept.get("at_end", {}).get("protocol", {}).get("data", judge.data)
+        if judge.data != trained_on or kept["silos"] != {silo.name: len(silo.images) for silo in silos}:
+            raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
+        generators = _kept_generators(folder, silos)
+        verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
+        folder.write("report.json", kept | ending.measured(verdict, folder.rounds))
+        report.write(folder)
+    return folder.report
+
+
+def _kept_generators(folder: RunFolder, silos: Sequence[Silo]) -> dict[str, Generator]:
+    """The exported generator of each silo: its own where it has one, else the shared one."""
+    device = chosen_device(folder.recipe.get("device", "auto"))
     own = {silo.name: folder.silo(silo.name) / "model" for silo in silos}
     shared = Generator.from_pretrained(folder.model, device) if folder.model.exists() else None
-    generators = dict.fromkeys(own, shared) if shared else {}
-    generators |= {silo: Generator.from_pretrained(path, device) for silo, path in own.items() if path.exists()}
-    judge = Judge(told, silos, device)
-    verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
-    folder.write("report.json", kept | reported(verdict, kept["metrics"]["loss"]))
-    report.write(folder)
-    return folder.report
+    found = dict.fromkeys(own, shared) if shared else {}
+    return found | {silo: Generator.from_pretrained(path, device) for silo, path in own.items() if path.exists()}
 
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
@@ -365,11 +316,3 @@ class _Clock:
         )
         self.up, self.down, self.flops = up, down, self.server.flops
         return done
-
-
-def _picture(generator: Generator, rows: int) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Rows of images with a column for each class, ten classes at most; eight columns where there are none."""
-    headings = generator.classes[:10] if generator.model.classes else ()
-    columns = len(headings) or 8
-    labels = [i % columns if headings else 0 for i in range(rows * columns)]
-    return generator.sample(labels=labels), headings

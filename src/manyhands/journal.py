@@ -83,16 +83,28 @@ class RunFolder:
         self._check(recipe, resume=resume)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = self._file(".lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
-            except BlockingIOError:
-                raise RunFolderError(f"{self.path}: another process is running in it") from None
+        with self.alone():
             self.write("recipe.toml", tomli_w.dumps(recipe))
             with writing(self.figures):
                 (self.figures / "rounds").mkdir(parents=True, exist_ok=True)
             yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing here; the system lets go of the lock however this one ends."""
+        with writing(self.path):
+            lock = self._file(".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(f"{self.path}: another process is running in it") from None
+            yield
+
+    def problem(self, line: str) -> None:
+        """Note what went wrong without ending the run, once."""
+        if line not in self.problems:
+            self.problems.append(line)
 
     def _check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
         if self._file("recipe.toml").exists():

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from manyhands.plan import size_text
@@ -54,23 +52,31 @@ class Progress:
 
 
 def print_table(rows: Sequence[Sequence[str]], note: str = "") -> None:
-    """A table on standard output, its first row the heads: it fits the terminal, and is plain text elsewhere."""
-    heads, *body = rows
+    """A table on standard output, its first row the heads; on a terminal, in as many pieces as its width asks for."""
     console = Console(highlight=False)
-    if console.is_terminal:
-        table = Table(*heads, box=SIMPLE)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in body:
-            table.add_row(*row)
-        console.print(table)
-    else:
-        widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-        for row in rows:
-            cells = [cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
-            console.print("  ".join(cells).rstrip(), soft_wrap=True)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pieces = _pieces(widths, console.width) if console.is_terminal else [list(range(len(widths)))]
+    for piece in pieces:
+        for number, row in enumerate(rows):
+            cells = [row[i].ljust(widths[i]) if i == 0 else row[i].rjust(widths[i]) for i in piece]
+            style = "bold" if number == 0 else ""
+            console.print(Text("  ".join(cells).rstrip(), style), soft_wrap=True)
+        if piece is not pieces[-1]:
+            console.print()
     if note:
         console.print(note, soft_wrap=not console.is_terminal)
+
+
+def _pieces(widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns of each piece: the first one, and as many others as there is room for."""
+    pieces: list[list[int]] = []
+    for column in range(1, len(widths)):
+        fits = pieces and sum(widths[i] + 2 for i in [*pieces[-1], column]) - 2 <= room
+        if fits:
+            pieces[-1].append(column)
+        else:
+            pieces.append([0, column])
+    return pieces or [[0]]
 
 
 def round_line(done: Round, pace: float) -> str:

@@ -81,7 +81,7 @@ class Data(Spec):
         """All images, in the declared form, those held out among them and marked."""
         classes = self.known_classes()
         parts = [source.load(self.size, self.channels, classes) for source in self.sources]
-        images = parts[0] if self.source is not None else join(parts)
+        images = parts[0] if self.source is not None else replace(join(parts), domains=tuple(sorted(self.domains)))
         if self.limit is not None and self.limit < len(images):
             images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
         if self.test is None:

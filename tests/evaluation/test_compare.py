@@ -11,10 +11,11 @@ from PIL import Image
 
 from manyhands import Experiment, Local, Sampling
 from manyhands.errors import ProtocolError, RecipeError
-from manyhands.evaluation.compare import Comparison
+from manyhands.evaluation.compare import Comparison, _spent
 from manyhands.evaluation.judge import Evaluation
-from manyhands.journal import RunFolder
+from manyhands.journal import Round, RunFolder
 from manyhands.methods.method import Method
+from manyhands.progress import _pieces
 from tests.conftest import holding_silos, tiny_fedavg
 from tests.evaluation.test_judge import FEDAVG_ONLY
 
@@ -75,6 +76,18 @@ def test_runs_of_two_protocols_are_refused_and_the_field_is_named(
 def test_a_run_that_was_not_evaluated_is_named(runs: dict[str, Path]) -> None:
     with pytest.raises(ProtocolError, match="was not evaluated; `manyhands evaluate"):
         Comparison([runs["shared"], runs["bare"]])
+
+
+def test_a_terminal_gets_a_wide_table_in_pieces() -> None:
+    assert _pieces([10, 10, 10], 80) == [[0, 1, 2]]
+    assert _pieces([10, 30, 30, 30], 80) == [[0, 1, 2], [0, 3]]
+    assert _pieces([10, 100, 5], 80) == [[0, 1], [0, 2]]
+
+
+def test_work_is_the_mean_over_all_silos_also_those_that_rested() -> None:
+    done = Round(0, 1, 1.0, 5, 10, 20, flops={"a": 8, "b": 4})
+    assert _spent(done, "flops", silos=4) == 3
+    assert _spent(done, "bytes", silos=4) == 30
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_column(runs: dict[str, Path]) -> None:

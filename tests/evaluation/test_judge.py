@@ -78,7 +78,7 @@ def test_cas_trains_on_the_samples_alone(judge: Judge) -> None:
 
 def test_groups_are_silos_classes_and_domains_with_their_own_counts() -> None:
     images = sharp_images(300)
-    images = replace(images, domain=(torch.arange(300) % 3 == 0).long()).hold_out(0.4)
+    images = replace(images, domain=(torch.arange(300) % 3 == 0).long(), domains=("day", "night")).hold_out(0.4)
     judge = Judge(Evaluation(images=100, bootstrap=0), split(images, Iid(silos=2)))
     groups = judge.groups(judge.look(judge.held.pixels))
     assert set(groups) == {"silos", "classes", "domains"}
@@ -88,6 +88,7 @@ def test_groups_are_silos_classes_and_domains_with_their_own_counts() -> None:
         for row in told.values():
             assert row["metrics"] == pytest.approx(row["floor"])
     assert set(groups["classes"]) == {"above", "below"}
+    assert set(groups["domains"]) == {"day", "night"}
 
 
 def test_a_small_group_is_counted_but_not_measured() -> None:
@@ -120,7 +121,7 @@ def test_a_verdict_has_floor_spread_protocol_and_repeats() -> None:
     assert protocol["sampling"]["steps"] == 3
     assert protocol["weights"] == "raw"
     assert experiment.evaluate()["metrics"] == verdict["metrics"]
-    assert ended(tiny_fedavg(ema=0.5), holding_silos()).evaluate()["protocol"]["weights"] == "ema 0.5 over rounds"
+    assert ended(tiny_fedavg(ema=0.5), holding_silos()).evaluate()["protocol"]["weights"] == "average over rounds"
 
 
 def test_several_draws_give_a_mean_and_a_deviation_over_them() -> None:
@@ -215,6 +216,19 @@ def test_a_run_that_cannot_be_measured_is_a_run_all_the_same(tmp_path: Path) -> 
     assert experiment.run_folder is not None
     assert "not evaluated" in experiment.run_folder.report["problems"][0]
     assert "not evaluated" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_missing_weights_of_inception_are_told_before_the_run(tmp_path: Path) -> None:
+    told = Evaluation(features=f"inception:{tmp_path / 'none.pth'}")
+    with pytest.raises(DataError, match="there are no Inception weights here"):
+        Experiment(tiny_fedavg(), holding_silos(), evaluation=told)
+
+
+def test_a_generator_that_learnt_nothing_finite_is_named(judge: Judge) -> None:
+    made = ended(tiny_fedavg(rounds=1), holding_silos()).generator()
+    broken = replace(made, weights={name: t * float("nan") for name, t in made.weights.items()})
+    with pytest.raises(DataError, match="not finite"):
+        judge.draw(dict.fromkeys(judge.silos, broken), Sampling(steps=2))
 
 
 def test_what_is_held_out_depends_on_the_images_alone_and_on_each_class() -> None:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Images:
     """N images as bytes, N x C x H x W, one label each or none, and the names of the classes.
 
-    ``domain`` says from which source an image came, where there are several, and ``rows`` where it stood in its source,
-    where that is not plain from its place here. ``held`` marks those that nobody trains on. ``skipped`` names what was
-    unreadable.
+    ``domain`` says from which of the ``domains`` an image came, where there are several, and ``rows`` where it stood in
+    its source, where that is not plain from its place here. ``held`` marks those that nobody trains on. ``skipped``
+    names what was unreadable.
     """
 
     pixels: Tensor
@@ -34,6 +34,7 @@ class Images:
     rows: Tensor | None = None
     held: Tensor | None = None
     skipped: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.dim() != 4:
@@ -128,7 +129,13 @@ def pooled(parts: Sequence[Images]) -> Images:
     told = {name: [getattr(part, name) for part in parts] for name in ("labels", "domain", "rows", "held")}
     known = {name: torch.cat(values) for name, values in told.items() if all(value is not None for value in values)}
     skipped = tuple(name for part in parts for name in part.skipped)
-    return Images(torch.cat([part.pixels for part in parts]), classes=first.classes, skipped=skipped, **known)
+    return Images(
+        torch.cat([part.pixels for part in parts]),
+        classes=first.classes,
+        skipped=skipped,
+        domains=first.domains,
+        **known,
+    )
 
 
 def resized(image: Image.Image, size: int, channels: int) -> np.ndarray:

@@ -169,7 +169,11 @@ class Comparison:
         for entry, mean in zip(self.entries, means, strict=True):
             spread = entry.spread(name) if name in NAMES else None
             told = _cost(name, mean) if name in COSTS else number(mean)
-            cells.append(told + (f" ± {number(spread)}" if spread is not None else "") + (" *" if mean == best else ""))
+            cells.append(
+                told
+                + (f" ± {number(spread)}" if spread is not None else "")
+                + (" *" if mean is not None and mean == best else "")
+            )
         floor = self.entries[0].reports[0]["floor"].get(name) if self.ranked else None
         return [{**NAMES, **COSTS}[name], *cells, "" if floor is None else number(floor)]
 
@@ -233,13 +237,15 @@ def _protocol(run: RunFolder) -> dict[str, Any]:
 def _curve(run: RunFolder, name: str, axis: str) -> list[tuple[float, float]]:
     """A figure over rounds, or over what was spent until then."""
     rounds = run.rounds
-    spent = list(accumulate(_spent(done, axis) for done in rounds))
-    return [(spent[at - 1], value) for at, value in curve(run.report, rounds, name)]
+    report = run.report
+    spent = list(accumulate(_spent(done, axis, len(report["silos"])) for done in rounds))
+    return [(spent[at - 1], value) for at, value in curve(report, rounds, name)]
 
 
-def _spent(done: Round, axis: str) -> float:
+def _spent(done: Round, axis: str, silos: int) -> float:
+    """Work is the mean over all silos, also those that rested."""
     if axis == "flops":
-        return sum(done.flops.values()) / max(len(done.flops), 1)
+        return sum(done.flops.values()) / silos
     return done.bytes_up + done.bytes_down if axis == "bytes" else 1
 
 

@@ -51,16 +51,21 @@ class Inception:
 
 def load(path: Path, device: str = "cpu") -> Inception:
     """Read the weights, if they are the right ones."""
+    verify(path)
+    network = Network()
+    weights = torch.load(path, map_location="cpu", weights_only=True)  # a pickle, of the one hash above and no other
+    network.load_state_dict(weights)
+    return Inception(network.eval().to(device), device)
+
+
+def verify(path: Path) -> None:
+    """Raise ``DataError`` where the right weights are not there."""
     if not path.is_file():
         raise DataError(f"{path}: there are no Inception weights here; get {FROM} and give its path: inception:PATH")
     with path.open("rb") as file:
         came = hashlib.file_digest(file, "sha256").hexdigest()
     if came != SHA256:
         raise DataError(f"{path}: are not the Inception weights: SHA-256 {came[:16]} came, {SHA256[:16]} is {FROM}")
-    network = Network()
-    weights = torch.load(path, map_location="cpu", weights_only=True)  # a pickle, of the one hash above and no other
-    network.load_state_dict(weights)
-    return Inception(network.eval().to(device), device)
 
 
 def enlarged(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from manyhands.data.images import Images, checked, pooled
+from manyhands.data.images import Images, as_bytes, checked, pooled
 from manyhands.errors import DataError
 from manyhands.evaluation import features, inception, metrics
 from manyhands.evaluation.features import Extractor, Seen
@@ -57,6 +57,12 @@ class Evaluation(Spec):
             raise ValueError(f"{told!r} is neither 'classifier' nor 'inception:PATH'")
         return told
 
+    @property
+    def inception(self) -> Path | None:
+        """Where the weights of Inception are, if that is to look at the images."""
+        kind, _, path = self.features.partition(":")
+        return Path(path) if kind == "inception" else None
+
 
 @dataclass(frozen=True)
 class View:
@@ -89,8 +95,8 @@ class Judge:
         self.labelled = train.labels is not None and len(train.classes) > 1
         self.classifier = features.classifier(train, held)
         self.lens: Extractor = self.classifier
-        if told.features != "classifier":
-            self.lens = inception.load(Path(told.features.removeprefix("inception:")), device)
+        if told.inception:
+            self.lens = inception.load(told.inception, device)
         self.data = features.fingerprint(train, held)
         self.real, self.real_silo = train.subset(order), train_silo[order]
         self.held, self.held_silo = held.subset(chosen), held_silo[chosen]
@@ -143,7 +149,7 @@ class Judge:
             own = seed if len(who) == len(self.silos) else seed_of(seed, *who)
             if labels:
                 parts = generator.stream(labels, seed=own, sampling=sampling)
-                images[mine] = torch.cat([checked(part) for part, _ in parts])
+                images[mine] = torch.cat([_drawn(part) for part, _ in parts])
         return images
 
     def look(self, images: Tensor) -> View:
@@ -195,7 +201,7 @@ class Judge:
 
     def protocol(self, generators: Mapping[str, Generator], sampling: Sampling) -> dict[str, Any]:
         """All that two figures must have in common to be compared."""
-        emas = {generator.ema for generator in generators.values()}
+        averaged = {generator.ema > 0 for generator in generators.values()}
         return {
             "data": self.data,
             "features": self.lens.name,
@@ -203,7 +209,7 @@ class Judge:
             "images": len(self.held),
             "reference": len(self.real),
             "sampling": sampling.model_dump(mode="json"),
-            "weights": "raw" if emas == {0.0} else f"ema {' '.join(f'{ema:g}' for ema in sorted(emas))} over rounds",
+            "weights": " and ".join("average over rounds" if one else "raw" for one in sorted(averaged)),
             "seeds": list(range(self.told.seeds)),
         }
 
@@ -237,7 +243,12 @@ class Judge:
                 yield "classes", name, self.held.labels == i, self.real.labels == i
         if self.held.domain is not None and self.real.domain is not None:
             for i in self.real.domain.unique().tolist():
-                yield "domains", str(i), self.held.domain == i, self.real.domain == i
+                yield (
+                    "domains",
+                    self.real.domains[i] if self.real.domains else str(i),
+                    self.held.domain == i,
+                    self.real.domain == i,
+                )
 
     def _cas(self, pixels: Tensor, labels: Tensor | None) -> Figures:
         """A classifier trained on these images alone, tested on the held-out ones."""
@@ -290,6 +301,13 @@ def _pool(parts: Sequence[Images]) -> tuple[Images, Tensor]:
     holder = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     order = torch.arange(len(images)) if images.rows is None else torch.argsort(images.rows, stable=True)
     return images.subset(order.numpy()), holder[order]
+
+
+def _drawn(images: Tensor) -> Tensor:
+    """What a generator drew, as bytes: it keeps to [-1, 1], but may have learnt nothing finite."""
+    if not bool(images.isfinite().all()):
+        raise DataError("the generator draws images that are not finite")
+    return as_bytes(images)
 
 
 def _conditional(generators: Mapping[str, Generator]) -> bool:

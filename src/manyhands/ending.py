@@ -1,0 +1,82 @@
+"""What a run tells of itself when it has ended: the facts of its report, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from manyhands.citation import citations
+from manyhands.data.partition import class_counts
+from manyhands.evaluation import report
+from manyhands.meter import peak_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from manyhands.experiment import Experiment
+    from manyhands.journal import Round, RunFolder
+    from manyhands.models.generator import Generator
+
+
+def facts(experiment: Experiment, folder: RunFolder, drawn: Generator | None) -> dict[str, Any]:
+    """What report.json has of every run, evaluated or not."""
+    rounds, ledger, roster = folder.rounds, experiment.ledger, experiment.roster
+    return {
+        "method": experiment.method.model_dump()["kind"],
+        "silos": roster,
+        "rounds": len(rounds),
+        "seconds": sum(done.seconds for done in rounds),
+        "images_seen": sum(done.images for done in rounds),
+        "parameters": sum(t.numel() for t in drawn.weights.values()) if drawn else 0,
+        "bytes_up": ledger.bytes("up"),
+        "bytes_down": ledger.bytes("down"),
+        "flops_silos": {silo: sum(done.flops.get(silo, 0) for done in rounds) for silo in roster},
+        "flops_server": sum(done.server_flops for done in rounds),
+        "peak_memory": peak_memory(),
+        "metrics": {"loss": _loss(rounds)},
+        "floor": {},
+        **_circumstances(experiment),
+        "skipped": list(experiment.skipped),
+        "problems": folder.problems,
+        "versions": report.versions(),
+    }
+
+
+def measured(verdict: dict[str, Any], rounds: Sequence[Round]) -> dict[str, Any]:
+    """A verdict as report.json has it."""
+    return {
+        "metrics": {"loss": _loss(rounds), **verdict["metrics"]},
+        "floor": verdict["floor"],
+        "evaluation": {name: value for name, value in verdict.items() if name not in ("metrics", "floor")},
+    }
+
+
+def picture(generator: Generator, rows: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Rows of images with a column for each class, ten classes at most; eight columns where there are none."""
+    headings = generator.classes[:10] if generator.model.classes else ()
+    columns = len(headings) or 8
+    labels = [i % columns if headings else 0 for i in range(rows * columns)]
+    return generator.sample(labels=labels), headings
+
+
+def _loss(rounds: Sequence[Round]) -> float | None:
+    return rounds[-1].loss if rounds and rounds[-1].losses else None
+
+
+def _circumstances(experiment: Experiment) -> dict[str, Any]:
+    """Data and method, for a reader who has only the report."""
+    plan, silos = experiment.method.plan(), experiment.silos
+    counts = class_counts([silo.images for silo in silos])
+    return {
+        "held_out": {silo.name: len(silo.held_out or ()) for silo in silos},
+        "classes": list(silos[0].images.classes),
+        "class_counts": dict(zip(experiment.roster, counts.tolist(), strict=True)),
+        "operations": {
+            name: {"says": told.says, "often": told.often, "tells": list(told.up.facts)}
+            for name, told in plan.operations.items()
+        },
+        "never": list(plan.never),
+        "pooled": experiment.method.pools,
+        "own": experiment.server.generator() is None,
+        "papers": citations(experiment.method, experiment.sampling, experiment.evaluation),
+    }
