@@ -68,11 +68,15 @@ def run(
 @app.command()
 def evaluate(
     run_folder: RunArgument,
-    images: Annotated[int, typer.Option(min=1, help="How many samples, at most as many as are held out.")] = 1000,
+    images: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="How many samples, at most as many as are held out.")
+    ] = 1000,
     features: Annotated[str, typer.Option(help="classifier, or inception:PATH.")] = "classifier",
-    seeds: Annotated[int, typer.Option(min=1, help="Draw so often; figures are means, with their deviation.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Draw so often; figures are means, with their deviation.")
+    ] = 1,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps down the chain; as in the recipe if not given.")
+        int | None, typer.Option(min=1, max=100_000, help="Steps down the chain; as in the recipe if not given.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="As in the recipe if not given.")] = None,
     cas: Annotated[bool, typer.Option("--cas/--no-cas", help="Train a classifier on the samples alone.")] = True,
@@ -116,7 +120,7 @@ def sample(
     label: Annotated[int | None, typer.Option(help="Only this class; all in turn if not given.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     silo: Annotated[str | None, typer.Option(help="The generator that this silo has for itself.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps down the chain.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=100_000, help="Steps down the chain.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Classifier-free guidance.")] = None,
     png: Annotated[bool, typer.Option("--png", help="One PNG for each image, too.")] = False,
     as_json: JsonOption = False,
