@@ -79,12 +79,14 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that was measured, marked where the code differs from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return said.stdout.strip() or "unknown"
+    """The commit that was measured, marked where the code differs from it; results are no code."""
+    said = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return f"{said}-dirty" if said and changed else said or "unknown"
+
+
+def _git(*told: str) -> str:
+    return subprocess.run(["git", *told], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _lines(result: dict[str, Any]) -> str:

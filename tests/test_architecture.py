@@ -78,7 +78,8 @@ def test_who_must_not_know_whom(path: Path) -> None:
 
 
 def test_nothing_is_pickled_and_torchvision_is_no_requirement() -> None:
-    text = "\n".join(path.read_text() for path in FILES if path.name != "inception.py")  # loads one file, by its hash
+    one_by_its_hash = 'torch.load(path, map_location="cpu", weights_only=True)  # a pickle'
+    text = "\n".join(path.read_text() for path in FILES).replace(one_by_its_hash, "")
     assert "pickle" not in text
     assert " torch.load(" not in text
     assert " torch.save(" not in text

@@ -52,6 +52,8 @@ def run(
         _show_plan(told, as_json=as_json)
         return
     folder = out or Path("runs") / told.name
+    if seeds > 1 and not told.evaluation.images:
+        raise RecipeError("--seeds: runs are told apart by what is measured, but evaluation.images is 0")
     if seeds > 1:
         several = [told.model_copy(update={"seed": told.seed + i}) for i in range(seeds)]
         folders = [folder / f"seed-{each.seed}" for each in several]
@@ -69,7 +71,7 @@ def run(
 def evaluate(
     run_folder: RunArgument,
     images: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="How many samples, at most as many as are held out.")
+        int, typer.Option(min=12, max=1_000_000, help="How many samples, at most as many as are held out.")
     ] = 1000,
     features: Annotated[str, typer.Option(help="classifier, or inception:PATH.")] = "classifier",
     seeds: Annotated[

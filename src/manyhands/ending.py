@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from manyhands.citation import citations
 from manyhands.data.partition import class_counts
 from manyhands.evaluation import report
+from manyhands.evaluation.features import fingerprint
 from manyhands.meter import peak_memory
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from manyhands.experiment import Experiment
     from manyhands.journal import Round, RunFolder
     from manyhands.models.generator import Generator
+    from manyhands.silo import Silo
 
 
 def facts(experiment: Experiment, folder: RunFolder, drawn: Generator | None) -> dict[str, Any]:
@@ -40,6 +42,11 @@ def facts(experiment: Experiment, folder: RunFolder, drawn: Generator | None) ->
         "problems": folder.problems,
         "versions": report.versions(),
     }
+
+
+def data_of(silos: Sequence[Silo]) -> str:
+    """The first letters of the hash of all images, as they were dealt."""
+    return fingerprint(*(part for silo in silos for part in (silo.images, silo.held_out) if part is not None))
 
 
 def measured(verdict: dict[str, Any], rounds: Sequence[Round]) -> dict[str, Any]:
@@ -68,6 +75,7 @@ def _circumstances(experiment: Experiment) -> dict[str, Any]:
     plan, silos = experiment.method.plan(), experiment.silos
     counts = class_counts([silo.images for silo in silos])
     return {
+        "data": data_of(silos),
         "held_out": {silo.name: len(silo.held_out or ()) for silo in silos},
         "classes": list(silos[0].images.classes),
         "class_counts": dict(zip(experiment.roster, counts.tolist(), strict=True)),

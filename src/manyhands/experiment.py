@@ -30,6 +30,10 @@ from manyhands.recipe import Recipe, parse_recipe
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo, Workbench, distinct
 
+UNMEASURED = (ManyhandsError, RuntimeError, ValueError)
+"""What measuring may come to: ours, PyTorch's, or that of the libraries of the metrics, which want finite numbers."""
+NOT_EVALUATED = "not evaluated"
+
 
 @dataclass
 class Experiment:
@@ -139,12 +143,12 @@ class Experiment:
         generators = self.generators() if every and number % every == 0 else {}
         if not generators:
             return done
-        figures.sheet(folder.round_picture(number), *ending.picture(next(iter(generators.values())), rows=4))
-        if number == done.rounds or not self.evaluation.images:
-            return done  # the last one is measured whole, when the run ends
         try:
+            figures.sheet(folder.round_picture(number), *ending.picture(next(iter(generators.values())), rows=4))
+            if number == done.rounds or not self.evaluation.images:
+                return done  # the last one is measured whole, when the run ends
             return replace(done, metrics=self.judge.quick(generators, self.sampling))
-        except (ManyhandsError, RuntimeError) as error:
+        except UNMEASURED as error:
             folder.problem(f"round {number} was not measured: {error}")
             return done
 
@@ -194,8 +198,8 @@ class Experiment:
             return {}
         try:
             verdict = self.evaluate()
-        except (ManyhandsError, RuntimeError) as error:
-            folder.problem(f"not evaluated: {error}")
+        except UNMEASURED as error:
+            folder.problem(f"{NOT_EVALUATED}: {error}")
             return {"problems": folder.problems}
         ended = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
         return ending.measured(verdict, folder.rounds) | {"at_end": ended}
@@ -237,13 +241,13 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
     kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
     with folder.alone():
         silos, _ = silos_of(recipe)
-        judge = Judge(told, silos, chosen_device(recipe.device))
-        trained_on = kept.get("at_end", {}).get("protocol", {}).get("data", judge.data)
-        if judge.data != trained_on or kept["silos"] != {silo.name: len(silo.images) for silo in silos}:
+        if kept["data"] != ending.data_of(silos):
             raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
-        generators = _kept_generators(folder, silos)
+        judge, generators = Judge(told, silos, chosen_device(recipe.device)), _kept_generators(folder, silos)
         verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
-        folder.write("report.json", kept | ending.measured(verdict, folder.rounds))
+        old = [line for line in kept["problems"] if not line.startswith(NOT_EVALUATED)]
+        anew = {"problems": old, "versions": report.versions()}
+        folder.write("report.json", kept | ending.measured(verdict, folder.rounds) | anew)
         report.write(folder)
     return folder.report
 

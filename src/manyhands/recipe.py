@@ -151,8 +151,8 @@ def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def specs_in(told: Mapping[str, Any], where: str) -> list[Spec]:
-    """What a run folder's recipe says of method, data and sampling; a run from Python says nothing of its data."""
-    kinds: dict[str, Any] = {"method": AnyMethod, "data": Data, "sampling": Sampling}
+    """What a run folder's recipe says of these parts; a run from Python says nothing of its data."""
+    kinds: dict[str, Any] = {"method": AnyMethod, "data": Data, "sampling": Sampling, "evaluation": Evaluation}
     try:
         return [TypeAdapter(kind).validate_python(told[name]) for name, kind in kinds.items() if name in told]
     except ValidationError as error:

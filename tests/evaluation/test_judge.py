@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from manyhands import Central, Experiment, Iid, Local, Sampling, Shards, Silo, UNet, split
-from manyhands.data.images import as_floats, checked
+from manyhands.data.images import Images, as_floats, checked
 from manyhands.errors import DataError
+from manyhands.evaluation import metrics
 from manyhands.evaluation.judge import ALARM, Evaluation, Judge
 from manyhands.seed import seed_of
 from tests.conftest import holding_silos, sharp_images, tiny_fedavg
@@ -50,9 +51,9 @@ def test_who_holds_the_images_and_the_seed_of_the_deal_change_nothing(judge: Jud
 def test_counts_are_never_more_than_are_held_out_and_are_told(judge: Judge) -> None:
     assert len(judge.held) == 60
     assert len(Judge(Evaluation(images=1000), holding_silos()).held) == 80
-    with pytest.raises(DataError, match="12 at least"):
+    with pytest.raises(DataError, match="12 are needed"):
         Judge(FEW, [Silo("s", sharp_images(20), held_out=sharp_images(5, seed=1))])
-    with pytest.raises(DataError, match="held out"):
+    with pytest.raises(DataError, match="0 images are held out"):
         Judge(FEW, [Silo("s", sharp_images(20))])
     with pytest.raises(DataError, match="to be measured are"):
         judge.look(judge.held.pixels[:10])
@@ -80,7 +81,7 @@ def test_groups_are_silos_classes_and_domains_with_their_own_counts() -> None:
     images = sharp_images(300)
     images = replace(images, domain=(torch.arange(300) % 3 == 0).long(), domains=("day", "night")).hold_out(0.4)
     judge = Judge(Evaluation(images=100, bootstrap=0), split(images, Iid(silos=2)))
-    groups = judge.groups(judge.look(judge.held.pixels))
+    groups = judge.groups([judge.look(judge.held.pixels)])
     assert set(groups) == {"silos", "classes", "domains"}
     for told in groups.values():
         assert sum(row["images"] for row in told.values()) == 100
@@ -97,14 +98,15 @@ def test_a_small_group_is_counted_but_not_measured() -> None:
         Silo("small", sharp_images(20, 2), held_out=sharp_images(3, seed=3)),
     ]
     judge = Judge(FEW, silos)
-    groups = judge.groups(judge.look(judge.held.pixels))
+    groups = judge.groups([judge.look(judge.held.pixels)])
     assert "metrics" not in groups["silos"]["small"]
     assert groups["silos"]["small"]["images"] == 3
     assert "metrics" in groups["silos"]["large"]
 
 
-def ended(method: object, silos: list[Silo], **told: object) -> Experiment:
-    experiment = Experiment(method, silos, device="cpu", sampling=Sampling(steps=3), evaluation=FEW, **told)  # type: ignore[arg-type]
+def ended(method: object, silos: list[Silo], every: int = 0, **told: object) -> Experiment:
+    asked = FEW.model_copy(update={"every": every})
+    experiment = Experiment(method, silos, device="cpu", sampling=Sampling(steps=3), evaluation=asked, **told)  # type: ignore[arg-type]
     for _ in experiment:
         pass
     return experiment
@@ -115,7 +117,7 @@ def test_a_verdict_has_floor_spread_protocol_and_repeats() -> None:
     verdict = experiment.evaluate()
     assert set(verdict["metrics"]) == set(verdict["floor"])
     assert verdict["spread"]["fid"] > 0
-    assert verdict["spread_of"] == "3 bootstrap resamples"
+    assert verdict["spread_of"] == "3 halves of the draw"
     protocol = verdict["protocol"]
     assert protocol["images"] == 60
     assert protocol["sampling"]["steps"] == 3
@@ -245,3 +247,67 @@ def test_what_is_held_out_depends_on_the_images_alone_and_on_each_class() -> Non
     train, out = held.divided()
     assert len(train) + len(out) == 100
     assert not set(train.rows.tolist()) & set(out.rows.tolist())  # type: ignore[union-attr]
+
+
+def test_silos_that_hold_nothing_out_take_no_image_of_another_one() -> None:
+    silos = [Silo("a", sharp_images(40)), Silo("b", sharp_images(60, 1), held_out=sharp_images(40, 2))]
+    judge = Judge(FEW, silos)
+    rows = judge.groups([judge.look(judge.held.pixels)])["silos"]
+    assert {name: (row["images"], row["reference"]) for name, row in rows.items()} == {"a": (0, 40), "b": (40, 60)}
+
+
+def test_the_figures_of_a_silo_are_those_of_its_own_images() -> None:
+    silos = holding_silos()
+    judge = Judge(Evaluation(images=80, bootstrap=0), silos)
+    view = judge.look(judge.held.pixels.flip(2))
+    row = judge.groups([view])["silos"]["silo-0"]["metrics"]
+    mine, theirs = view.seen.features[judge.held_silo == 0], judge._real.features[judge.real_silo == 0]
+    assert row["fid"] == pytest.approx(metrics.Fid(theirs)(mine))
+    assert row["label_match"] < 0.5
+    own = {pixels.numpy().tobytes() for pixels in (silos[0].held_out or silos[0].images).pixels}
+    assert {pixels.numpy().tobytes() for pixels in judge.held.pixels[judge.held_silo == 0]} == own
+
+
+def test_nobody_is_measured_against_what_is_held_out(judge: Judge) -> None:
+    def rows(images: Images) -> set[bytes]:
+        return {pixels.numpy().tobytes() for pixels in images.pixels}
+
+    assert not rows(judge.held) & rows(judge.real)
+
+
+def test_the_spread_of_one_draw_is_that_of_fresh_draws() -> None:
+    """Halves of one set vary as fresh sets do; with replacement they vary twice as much."""
+    images = sharp_images(3000)
+    silo = Silo("s", images.subset(np.arange(1500)), held_out=images.subset(np.arange(1500, 3000)))
+    judge = Judge(Evaluation(images=150, bootstrap=60), [silo])
+    spread = judge.verdict([judge.held.pixels])["spread"]["fid"]
+    rest = judge.lens(images.pixels[1500:]).features
+    fresh = [judge._fid(part) for part in torch.split(rest, 150)]
+    assert 0.5 < spread / float(np.std(fresh, ddof=1)) < 1.6
+
+
+def test_images_that_differ_in_what_is_known_of_them_are_no_judge() -> None:
+    blind = replace(sharp_images(40), labels=None)
+    with pytest.raises(DataError, match="labels"):
+        Judge(FEW, [Silo("s", sharp_images(40), held_out=blind)])
+
+
+def test_which_way_up_an_image_is_makes_no_inception_score() -> None:
+    blind = replace(sharp_images(100), labels=None, classes=()).hold_out(0.4)
+    assert "inception_score" not in Judge(FEW, split(blind, Iid(silos=2))).floor()
+
+
+@pytest.mark.parametrize("images", [1, 11])
+def test_too_few_images_are_refused_before_the_run(images: int) -> None:
+    with pytest.raises(ValueError, match="12 or more, or 0"):
+        Evaluation(images=images)
+
+
+def test_a_run_of_which_the_end_cannot_be_measured_ends_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("Input contains NaN")
+
+    monkeypatch.setattr(Judge, "verdict", fails)
+    experiment = ended(tiny_fedavg(), holding_silos(), folder=tmp_path / "run", every=1)
+    assert "not evaluated: Input contains NaN" in experiment.run_folder.report["problems"]
+    assert "Quality over rounds" in (tmp_path / "run" / "report.html").read_text()

@@ -60,9 +60,22 @@ def test_mifid_is_that_of_torchmetrics_with_the_roles_exchanged() -> None:
         oracle.update(samples.double(), real=True)
         oracle.update(real.double(), real=False)
         expected = float(oracle.compute())
-    fid = metrics.Fid(real)(samples)
-    assert metrics.mifid(samples, real, fid) == pytest.approx(expected, rel=1e-3)
-    assert metrics.mifid(samples, real, fid) > 5 * fid
+    fid, distance = metrics.Fid(real)(samples), metrics.cosine_distance(samples, real)
+    assert metrics.mifid(fid, distance) == pytest.approx(expected, rel=1e-3)
+    assert metrics.mifid(fid, distance) > 5 * fid
+
+
+def test_mifid_in_other_features_grows_by_how_much_nearer_than_held_out_images_samples_are() -> None:
+    assert metrics.mifid(3.0, 0.02, usual=0.01) == 3.0
+    assert metrics.mifid(3.0, 0.005, usual=0.01) == pytest.approx(6.0)
+    assert metrics.mifid(3.0, 0.0, usual=0.0) == 3.0
+
+
+def test_prdc_of_sets_of_different_size_does_not_hang_on_their_order() -> None:
+    real = features(600)
+    samples, ordered = real[:100], real[real[:, 0].argsort()]
+    values = [metrics.prdc(samples, order)["coverage"] for order in (real, ordered, ordered.flip(0))]
+    assert min(values) > 0.8 * max(values)
 
 
 def test_prdc_is_one_for_the_same_set_and_nought_far_away(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +98,7 @@ def test_scores_at_their_limits() -> None:
 
 
 def test_the_generation_score_takes_as_many_of_each_class() -> None:
-    logits, labels = 50 * torch.eye(2).repeat_interleave(torch.tensor([90, 10]), 0), torch.tensor([0] * 90 + [1] * 10)
+    logits, labels = 50 * torch.eye(2).repeat_interleave(torch.tensor([180, 20]), 0), torch.tensor([0] * 180 + [1] * 20)
     assert metrics.generation_score(logits, labels) == pytest.approx(2, rel=1e-4)
     assert metrics.inception_score(logits, splits=1) < 1.5
 
@@ -100,10 +113,10 @@ def test_memorised_is_the_tail_for_held_out_images_and_one_for_copies() -> None:
 
 def test_distances_in_chunks_are_those_of_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     real, samples = features(300).abs(), features(70, seed=2).abs()
-    whole = metrics.nearest(samples, real), metrics.mifid(samples, real, 1.0)
+    whole = metrics.nearest(samples, real), metrics.cosine_distance(samples, real)
     monkeypatch.setattr(metrics, "CHUNK", 1000)
     assert torch.allclose(metrics.nearest(samples, real), whole[0], atol=1e-5)
-    assert metrics.mifid(samples, real, 1.0) == pytest.approx(whole[1], rel=1e-5)
+    assert metrics.cosine_distance(samples, real) == pytest.approx(whole[1], rel=1e-5)
 
 
 def test_classification_against_a_confusion_written_out() -> None:

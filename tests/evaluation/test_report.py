@@ -19,7 +19,7 @@ from manyhands.evaluation import report
 from manyhands.evaluation.board import Board
 from manyhands.evaluation.judge import Evaluation
 from manyhands.evaluation.markup import count_text, number
-from manyhands.journal import Round, RunFolder
+from manyhands.journal import RunFolder
 from tests.conftest import holding_silos, tiny_fedavg
 
 needs_chromium = pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="Debian's chromium is not installed")
@@ -142,10 +142,6 @@ def test_tensorboard_has_the_scalars_and_grids_of_the_report(folder: RunFolder) 
 def test_a_board_that_was_never_shown_a_round_writes_nothing(tmp_path: Path) -> None:
     Board(RunFolder(tmp_path / "run")).close()
     assert not (tmp_path / "run").exists()
-
-
-def test_a_round_of_an_older_journal_still_reads() -> None:
-    assert Round(0, 1, 1.0, 5, 10, 10).metrics == {}
 
 
 def test_chromium_is_asked_for_by_ci() -> None:

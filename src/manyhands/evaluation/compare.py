@@ -25,7 +25,7 @@ from manyhands.spec import nearest
 
 COSTS = {
     "rounds": "rounds", "images_seen": "images seen", "bytes_up": "sent up", "bytes_down": "sent down",
-    "flops_silo": "FLOP of a silo", "flops_server": "FLOP of the server", "seconds": "seconds",
+    "flops_silo": "FLOP of a silo (mean)", "flops_server": "FLOP of the server", "seconds": "seconds",
 }  # fmt: skip
 
 
@@ -54,10 +54,12 @@ class Entry:
         return float(np.mean(values)) if values else None
 
     def spread(self, name: str) -> float | None:
-        """The standard deviation over the seeds; of one run, what it found by resampling."""
+        """The standard deviation over the seeds of training; None of one run."""
         values = self.values(name)
-        if len(values) > 1:
-            return float(np.std(values, ddof=1))
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    def within(self, name: str) -> float | None:
+        """The deviation that a single run found, over its draws or halves of its draw."""
         spread: dict[str, float] = self.reports[0].get("evaluation", {}).get("spread", {})
         return spread.get(name)
 
@@ -68,10 +70,11 @@ class Comparison:
     def __init__(self, folders: Sequence[Path], by: str = "fid", *, unranked: bool = False) -> None:
         self.entries = _entries([RunFolder(path) for path in folders])
         self.by = by
+        self.differs = self._difference()
         known = [name for name in NAMES if any(entry.values(name) for entry in self.entries)]
         if by not in known:
             raise RecipeError(f"--by {by}: none of the runs has it; {nearest(by, known)}")
-        self.differs = self._difference()
+        self.several = any(len(entry.runs) > 1 for entry in self.entries)
         self.ranked = not self.differs
         if self.differs and not unranked:
             raise ProtocolError(
@@ -113,7 +116,7 @@ class Comparison:
             {"name": entry.name, "runs": " ".join(str(run.path) for run in entry.runs), "seeds": len(entry.runs)}
             | {"rank": rank if self.ranked else None}
             | {name: entry.mean(name) for name in self.shown}
-            | {f"{name}_spread": entry.spread(name) for name in self.shown if name in NAMES}
+            | {f"{name}_spread": self._spread(entry, name) for name in self.shown if name in NAMES}
             | {f"{name}_floor": entry.reports[0]["floor"].get(name) for name in self.shown if name in NAMES}
             for rank, entry in enumerate(self.entries, 1)
         ]
@@ -123,9 +126,10 @@ class Comparison:
         if not self.ranked:
             return f"Not ranked: {self.differs}."
         told = self.entries[0].reports[0]["evaluation"]["protocol"]
-        sampling = told["sampling"]
+        sampling, told_spread = told["sampling"], self.entries[0].reports[0]["evaluation"]["spread_of"]
         return (
-            f"Best first by {NAMES[self.by]}; * is the best of a row, be it by less than the deviations. "
+            f"Best first by {NAMES[self.by]}; * is the best of a row, be it by less than the deviations, which are "
+            f"over {'the seeds of training' if self.several else told_spread}. "
             f"{told['images']:,} samples against "
             f"{told['reference']:,} training images, features of {told['features']}, {sampling['sampler']} with "
             f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, weights: {told['weights']}."
@@ -145,17 +149,17 @@ class Comparison:
         ended = [entry.reports[0].get("at_end", {}) for entry in self.entries]
         alike = all(told.get("protocol") == ended[0].get("protocol") for told in ended)
         for axis, name in (("rounds", "round"), ("bytes", "bytes sent and received"), ("flops", "FLOP of a silo")):
-            lines = {entry.name: _curve(entry.runs[0], self.by, axis) for entry in self.entries} if alike else {}
+            lines = {entry.name: _mean_curve(entry.runs, self.by, axis) for entry in self.entries} if alike else {}
             if any(lines.values()):
-                floor = ended[0]["floor"].get(self.by)
+                floor = ended[0].get("floor", {}).get(self.by)
                 figures.against(out / f"quality-{axis}.png", lines, name, label, floor)
                 drawn.append(out / f"quality-{axis}.png")
-        groups = {entry.name: _silos(entry.reports[0], self.by) for entry in self.entries}
+        groups = {entry.name: _mean_of_silos(entry.reports, self.by) for entry in self.entries}
         if any(groups.values()):
             figures.silos(out / "silos.png", {name: told for name, told in groups.items() if told}, label)
             drawn.append(out / "silos.png")
         for name in ("partition", "samples"):
-            found = {entry.name: entry.runs[0].figures / f"{name}.png" for entry in self.entries}
+            found = {_first_of(entry): entry.runs[0].figures / f"{name}.png" for entry in self.entries}
             there = {entry: path for entry, path in found.items() if path.exists()}
             if there:
                 figures.side_by_side(out / f"{name}.png", there)
@@ -167,7 +171,7 @@ class Comparison:
         best = self._best(name, means)
         cells = []
         for entry, mean in zip(self.entries, means, strict=True):
-            spread = entry.spread(name) if name in NAMES else None
+            spread = self._spread(entry, name) if name in NAMES else None
             told = _cost(name, mean) if name in COSTS else number(mean)
             cells.append(
                 told
@@ -176,6 +180,10 @@ class Comparison:
             )
         floor = self.entries[0].reports[0]["floor"].get(name) if self.ranked else None
         return [{**NAMES, **COSTS}[name], *cells, "" if floor is None else number(floor)]
+
+    def _spread(self, entry: Entry, name: str) -> float | None:
+        """Of one kind in the whole table: over the seeds of training, if any entry has several."""
+        return entry.spread(name) if self.several else entry.within(name)
 
     def _best(self, name: str, means: Sequence[float | None]) -> float | None:
         known = [mean for mean in means if mean is not None]
@@ -232,6 +240,25 @@ def _protocol(run: RunFolder) -> dict[str, Any]:
         raise ProtocolError(f"{run.path}: was not evaluated; `manyhands evaluate {run.path}` does that")
     told: dict[str, Any] = evaluation["protocol"]
     return told
+
+
+def _first_of(entry: Entry) -> str:
+    """The name of the one run whose picture is shown."""
+    return entry.name if len(entry.runs) == 1 else f"{entry.name}, seed {_seed(entry.runs[0])}"
+
+
+def _mean_curve(runs: Sequence[RunFolder], name: str, axis: str) -> list[tuple[float, float]]:
+    """The mean over the seeds, at the rounds that all of them measured."""
+    curves = [_curve(run, name, axis) for run in runs]
+    return [(float(x), float(y)) for x, y in (np.mean(points, axis=0) for points in zip(*curves, strict=False))]
+
+
+def _mean_of_silos(reports: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[float, float]]:
+    """The mean over the seeds, of the silos that all of them measured."""
+    told = [_silos(report, name) for report in reports]
+    common = [silo for silo in told[0] if all(silo in each for each in told)]
+    means = {silo: np.mean([each[silo] for each in told], axis=0) for silo in common}
+    return {silo: (float(mean), float(floor)) for silo, (mean, floor) in means.items()}
 
 
 def _curve(run: RunFolder, name: str, axis: str) -> list[tuple[float, float]]:

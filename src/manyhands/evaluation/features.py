@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -16,12 +17,17 @@ from torch.nn import functional as F
 
 from manyhands.checkpoint import replace_file
 from manyhands.data.images import Images, as_floats, checked
-from manyhands.errors import DataError, DiskError
+from manyhands.errors import DiskError
 from manyhands.seed import numpy_rng, seeded_globally
 from manyhands.tensors import Tensors, sha256, snapshot
 
 EPOCHS, FEWEST_STEPS, MOST_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
-CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+MEASURING = ("features", "inception", "judge", "metrics")
+VERSIONS = " ".join(f"{name} {version(name)}" for name in ("torch", "torchmetrics", "prdc", "scikit-learn", "numpy"))
+CODE = hashlib.sha256(
+    VERSIONS.encode() + b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MEASURING)
+).hexdigest()
+"""What figures depend on beside images: the code that measures, and the libraries that it asks."""
 
 
 class Extractor(Protocol):
@@ -43,12 +49,6 @@ class Seen:
 
     features: Tensor
     logits: Tensor
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, which: Tensor) -> Seen:
-        return Seen(self.features[which], self.logits[which])
 
 
 class Network(nn.Module):
@@ -135,7 +135,8 @@ def classifier(train: Images, held: Images) -> Classifier:
     else:
         steps = min(max(EPOCHS * len(pixels) // BATCH, FEWEST_STEPS), MOST_STEPS)
         network = trained(pixels, labels, classes, steps=steps, batch=BATCH)
-        network.scale = see(network, pixels[:5000]).features.square().mean().sqrt()
+        some = pixels[:: max(1, len(pixels) // 5000)]
+        network.scale = see(network, some).features.square().mean().sqrt()
         accuracy = _accuracy(network, held)
         remember(
             "classifier",
@@ -188,8 +189,6 @@ def _task(images: Images) -> tuple[Tensor, Tensor, int]:
 
 
 def _accuracy(network: Network, held: Images) -> float:
-    if not len(held):
-        raise DataError("no images are held out, so nothing can be held against them")
     pixels, labels, _ = _task(held)
     return (see(network, pixels).logits.argmax(1) == labels).double().mean().item()
 

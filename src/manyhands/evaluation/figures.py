@@ -40,7 +40,8 @@ def sheet(path: Path, images: Tensor, headings: Sequence[str] = ()) -> None:
     """Images side by side as small as they can be seen, for a page that holds many such sheets."""
     pictures = [_enlarged(picture_of(image), SMALL) for image in as_bytes(images)]
     columns, side = len(headings) or 8, pictures[0].width
-    whole = Image.new(pictures[0].mode, (columns * (side + 1) - 1, -(-len(pictures) // columns) * (side + 1) - 1), 128)
+    rows = -(-len(pictures) // columns)
+    whole = Image.new(pictures[0].mode, (columns * (side + 1) - 1, rows * (side + 1) - 1), "gray")
     for i, picture in enumerate(pictures):
         whole.paste(picture, (i % columns * (side + 1), i // columns * (side + 1)))
     with writing(path):

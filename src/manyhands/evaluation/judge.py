@@ -40,6 +40,17 @@ class Evaluation(Spec):
     ``images`` samples are drawn, each with the class of a held-out image; 0 measures nothing. ``features`` is
     ``classifier`` or ``inception:PATH``. ``reference`` is the most training images that samples are held against.
     ``cas`` trains a classifier on the samples alone. ``seeds`` draws so often, ``bootstrap`` resamples a single draw.
+
+    References:
+        GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
+            arXiv 1706.08500
+        Demystifying MMD GANs, Binkowski et al., 2018, arXiv 1801.01401
+        Improved Precision and Recall Metric for Assessing Generative Models, Kynkaanniemi et al., 2019,
+            arXiv 1904.06991
+        Reliable Fidelity and Diversity Metrics for Generative Models, Naeem et al., 2020, arXiv 2002.09797
+        Improved Techniques for Training GANs, Salimans et al., 2016, arXiv 1606.03498
+        On Training Sample Memorization: Lessons from Benchmarking Generative Modeling with a Large-Scale Competition,
+            Bai et al., 2021, arXiv 2106.03062
     """
 
     images: Int = Field(default=500, ge=0, le=1_000_000)
@@ -49,6 +60,13 @@ class Evaluation(Spec):
     cas: bool = False
     seeds: Int = Field(default=1, ge=1, le=1000)
     bootstrap: Int = Field(default=10, ge=0, le=1000)
+
+    @field_validator("images")
+    @classmethod
+    def _enough(cls, told: int) -> int:
+        if 0 < told < metrics.FEWEST:
+            raise ValueError(f"{told} images are too few to measure anything; {metrics.FEWEST} or more, or 0 for none")
+        return told
 
     @field_validator("features")
     @classmethod
@@ -84,11 +102,10 @@ class Judge:
         self.told = told
         self.silos = [silo.name for silo in silos]
         train, train_silo = _pool([silo.images for silo in silos])
-        held, held_silo = _pool([silo.held_out for silo in silos if silo.held_out is not None])
-        if min(len(held), told.images) < metrics.FEWEST:
-            raise DataError(
-                f"{len(held)} images are held out, {metrics.FEWEST} at least are needed to measure anything"
-            )
+        held, held_silo = _pool([silo.held_out or silo.images.subset(np.arange(0)) for silo in silos])
+        if len(held) < metrics.FEWEST:
+            raise DataError(f"{len(held)} images are held out, {metrics.FEWEST} are needed to measure anything")
+        pooled([train, held])  # of the same classes, or an error
         rng = numpy_rng(0, "evaluation")
         chosen = np.sort(rng.permutation(len(held))[: told.images])
         order = rng.permutation(len(train))[: told.reference]
@@ -103,7 +120,9 @@ class Judge:
         self._real = features.reference(self.lens, self.real)
         self._floor = self.look(self.held.pixels)
         self._fid = metrics.Fid(self._real.features)
-        self._held_distances = metrics.nearest(self._floor.seen.features, self._real.features)
+        self._every = self._real if len(order) == len(train) else features.reference(self.lens, train)
+        self._held_distances = metrics.nearest(self._floor.seen.features, self._every.features)
+        self._usual = metrics.cosine_distance(self._floor.seen.features, self._every.features)
 
     def __call__(
         self, generators: Mapping[str, Generator], sampling: Sampling, *, cas: bool | None = None
@@ -118,14 +137,15 @@ class Judge:
         began = time.perf_counter()
         views = [self.look(images) for images in drawn]
         each = [self.measure(view, asked=asked, cas=cas) for view in views]
+        mean = _mean(each)
         return {
-            "metrics": {name: float(np.mean([found[name] for found in each])) for name in each[0]},
+            "metrics": mean,
             "spread": self._spread(each, views[0], asked=asked),
-            "spread_of": f"{len(each)} draws" if len(each) > 1 else f"{self.told.bootstrap} bootstrap resamples",
+            "spread_of": f"{len(each)} draws" if len(each) > 1 else f"{self.told.bootstrap} halves of the draw",
             "floor": self.floor(asked=asked, cas=cas),
-            "groups": self.groups(views[0], asked=asked),
+            "groups": self.groups(views, asked=asked),
             "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},
-            "notes": self._notes(each[0]),
+            "notes": self._notes(mean),
             "seconds": time.perf_counter() - began,
         }
 
@@ -168,12 +188,18 @@ class Judge:
             "fid": fid,
             "kid": metrics.kid(mine, real),
             **metrics.prdc(mine, real),
-            "inception_score": metrics.inception_score(view.seen.logits),
-            "mifid": metrics.mifid(mine, real, fid),
-            "memorised": metrics.memorised(metrics.nearest(mine, real), self._held_distances),
+            "mifid": metrics.mifid(
+                fid,
+                metrics.cosine_distance(mine, self._every.features),
+                None if self.told.inception else self._usual,
+            ),
+            "memorised": metrics.memorised(metrics.nearest(mine, self._every.features), self._held_distances),
         }
+        if self.labelled or self.told.inception:  # what tells which way up an image is, is sure of all good ones
+            figures["inception_score"] = metrics.inception_score(view.seen.logits)
         if asked and self.labelled:
-            figures["generation_score"] = metrics.generation_score(view.known.logits, self.labels)
+            score = metrics.generation_score(view.known.logits, self.labels)
+            figures |= {} if score is None else {"generation_score": score}
             figures["label_match"] = metrics.label_match(view.known.logits, self.labels)
             if self.told.cas if cas is None else cas:
                 figures |= self._cas(view.pixels, self.labels)
@@ -187,13 +213,13 @@ class Judge:
             figures |= self._kept("floor cas", partial(self._cas, real.pixels, real.labels))
         return figures
 
-    def groups(self, view: View, *, asked: bool = True) -> dict[str, dict[str, Any]]:
+    def groups(self, views: Sequence[View], *, asked: bool = True) -> dict[str, dict[str, Any]]:
         """Figures and floors for each silo, each class and each domain; by class only if classes were asked for."""
         found: dict[str, dict[str, Any]] = {}
         for kind, name, held, real in self._members(asked=asked):
             rows: dict[str, Any] = {"images": int(held.sum()), "reference": int(real.sum())}
             if min(rows.values()) >= metrics.FEWEST:
-                rows["metrics"] = self._group(view, held, real, asked=asked)
+                rows["metrics"] = _mean([self._group(view, held, real, asked=asked) for view in views])
                 key = f"floor {asked} {features.hash_of(held=held, real=real)}"
                 rows["floor"] = self._kept(key, partial(self._group, self._floor, held, real, asked=asked))
             found.setdefault(kind, {})[name] = rows
@@ -204,6 +230,7 @@ class Judge:
         averaged = {generator.ema > 0 for generator in generators.values()}
         return {
             "data": self.data,
+            "code": features.CODE[:8],
             "features": self.lens.name,
             "classifier": self.classifier.name,
             "images": len(self.held),
@@ -267,11 +294,15 @@ class Judge:
         return {name: float(np.std([found[name] for found in each], ddof=1)) for name in each[0]}
 
     def _resamples(self, view: View, *, asked: bool) -> list[Figures]:
+        """Figures of random halves: drawn without replacement they vary as whole draws do.
+
+        With replacement, an image that comes twice makes FID and KID of a set that nobody drew.
+        """
         rng, found = numpy_rng(0, "bootstrap"), []
         for _ in range(self.told.bootstrap):
-            at = torch.from_numpy(rng.integers(len(self.held), size=len(self.held)))
+            at = torch.from_numpy(rng.permutation(len(self.held))[: len(self.held) // 2])
             mine = view.seen.features[at]
-            figures: Figures = {"fid": self._fid(mine), "kid": metrics.kid(mine, self._real.features, subsets=1)}
+            figures: Figures = {"fid": self._fid(mine), "kid": metrics.kid(mine, self._real.features)}
             if asked and self.labelled:
                 figures["label_match"] = metrics.label_match(view.known.logits[at], self.labels[at])
             found.append(figures)
@@ -293,10 +324,12 @@ class Judge:
         return notes
 
 
+def _mean(each: Sequence[Figures]) -> Figures:
+    return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
+
+
 def _pool(parts: Sequence[Images]) -> tuple[Images, Tensor]:
     """The images of all silos in the order of their source, whoever holds them, and the number of the holder."""
-    if not parts:
-        raise DataError("no images are held out, so nothing can be held against them")
     images = pooled(parts)
     holder = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     order = torch.arange(len(images)) if images.rows is None else torch.argsort(images.rows, stable=True)

@@ -1,6 +1,7 @@
 """How close samples are to real images: pure functions of two sets, N x D features or N x K logits each.
 
-The formulas are those of torchmetrics, prdc and scikit-learn; here they are only asked.
+FID, KID, the Inception score, precision, recall, density and coverage and the classification report are those of
+torchmetrics, prdc and scikit-learn; what they have not is written out here.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhands.seed import seeded_globally
+from manyhands.seed import numpy_rng, seeded_globally
 
 NEAREST = 5
 TAIL = 0.05
 KID_SUBSETS, KID_SIZE = 10, 1000
 CHUNK = 10_000_000
 FEWEST = 2 * NEAREST + 2
-LOWER_IS_BETTER = frozenset({"fid", "kid", "mifid", "memorised", "cas_fpr", "loss"})
+TINY = 1e-14
+LOWER_IS_BETTER = frozenset({"fid", "kid", "mifid", "memorised", "cas_fpr"})
 
 
 class Fid:
@@ -78,8 +80,10 @@ def inception_score(logits: Tensor, splits: int = 10) -> float:
         return float(metric.compute()[0])
 
 
-def generation_score(logits: Tensor, labels: Tensor) -> float:
+def generation_score(logits: Tensor, labels: Tensor) -> float | None:
     """The image-generation score: the Inception score, in one split, of as many samples of each class.
+
+    None where a class has too few.
 
     References:
         HuSCF-GAN: Heterogeneous U-Shaped Split Learning with Client Clustering and Federated Learning for GANs,
@@ -90,11 +94,15 @@ def generation_score(logits: Tensor, labels: Tensor) -> float:
     for label in known:
         ranks[labels == label] = torch.arange(int((labels == label).sum()))
     fewest = min(int((labels == label).sum()) for label in known)
+    if fewest < FEWEST:
+        return None
     return inception_score(logits[ranks < fewest], splits=1)
 
 
 def prdc(samples: Tensor, real: Tensor) -> dict[str, float]:
-    """Precision, recall, density and coverage by the 5 nearest neighbours; as many real images as samples are taken.
+    """Precision, recall, density and coverage by the 5 nearest neighbours, of as many real images as samples.
+
+    Of the larger set, some are drawn at random.
 
     References:
         Improved Precision and Recall Metric for Assessing Generative Models, Kynkaanniemi et al., 2019,
@@ -109,24 +117,36 @@ def prdc(samples: Tensor, real: Tensor) -> dict[str, float]:
         contextlib.redirect_stdout(io.StringIO()),
         parallel_config(backend="sequential"),
     ):  # it prints, and makes threads
-        found = compute_prdc(real[:count].numpy(), samples[:count].numpy(), nearest_k=min(NEAREST, count - 2))
+        mine, theirs = (_some(each, count).numpy() for each in (samples, real))
+        found = compute_prdc(theirs, mine, nearest_k=min(NEAREST, count - 2))
     return {name: float(value) for name, value in found.items()}
 
 
-def mifid(samples: Tensor, real: Tensor, fid: float) -> float:
-    """FID, made larger where samples lie on top of training images: divided by their cosine distance, if that is small.
+def mifid(fid: float, distance: float, usual: float | None = None) -> float:
+    """FID, made larger where samples lie on top of training images.
 
-    torchmetrics takes the mean over the training images of the nearest sample; the paper, and this, the other way
-    about. With the roles exchanged it gives this very value.
+    As published, for Inception: FID divided by the ``cosine_distance`` of the samples, where that is below 0.1. In the
+    features of another network 0.1 means nothing; given the ``usual`` distance, that of held-out images, FID grows by
+    as many times as the samples are nearer than those.
 
     References:
         On Training Sample Memorization: Lessons from Benchmarking Generative Modeling with a Large-Scale Competition,
             Bai et al., 2021, arXiv 2106.03062
     """
-    mine, theirs = F.normalize(samples[samples.sum(1) != 0]), F.normalize(real[real.sum(1) != 0])
+    if usual is not None:
+        return fid * max((usual + TINY) / (distance + TINY), 1.0)
+    return fid / (distance + TINY) if distance < 0.1 else fid
+
+
+def cosine_distance(images: Tensor, real: Tensor) -> float:
+    """The mean over the images of the cosine distance to the nearest real one.
+
+    torchmetrics takes the mean over the real images of the nearest sample; the paper, and this, the other way about.
+    With the roles exchanged it gives this very value.
+    """
+    mine, theirs = F.normalize(images[images.sum(1) != 0]), F.normalize(real[real.sum(1) != 0])
     closest = torch.cat([(part @ theirs.T).abs_().amax(1) for part in _chunks(mine, theirs)])
-    distance = float(1 - closest.mean())
-    return fid / (distance + 1e-14) if distance < 0.1 else fid
+    return float(1 - closest.mean())
 
 
 def nearest(images: Tensor, real: Tensor) -> Tensor:
@@ -153,18 +173,24 @@ def label_match(logits: Tensor, labels: Tensor) -> float:
 
 
 def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, and the means over the classes of precision, recall, F1 and false positive rate."""
-    from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+    """Accuracy, and the means over the classes that there are of precision, recall, F1 and false positive rate."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
     told, true = predicted.numpy(), labels.numpy()
-    precision, recall, f1, _ = precision_recall_fscore_support(true, told, average="macro", zero_division=0)
-    confusion = confusion_matrix(true, told)
-    wrongly = confusion.sum(0) - np.diag(confusion)
-    negatives = confusion.sum() - confusion.sum(1)
-    rates = wrongly / np.maximum(negatives, 1)
+    known = np.unique(true)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        true, told, labels=known, average="macro", zero_division=0
+    )
+    rates = np.array([(told[true != label] == label).mean() if (true != label).any() else 0.0 for label in known])
     names = ("cas", "cas_precision", "cas_recall", "cas_f1", "cas_fpr")
     values = (accuracy_score(true, told), precision, recall, f1, rates.mean())
     return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _some(features: Tensor, count: int) -> Tensor:
+    if len(features) == count:
+        return features
+    return features[torch.from_numpy(numpy_rng(0, "some").permutation(len(features))[:count])]
 
 
 class _Given(nn.Module):

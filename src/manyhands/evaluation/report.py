@@ -137,14 +137,14 @@ def _headline(facts: dict[str, Any]) -> str:
             floor = f"<small>{about}real images: {number(facts['floor'].get(name))}</small>"
             cards.append(f"<div><dt>{NAMES[name]}</dt><dd>{number(facts['metrics'][name])}{floor}</dd></div>")
     silos = max(len(facts["silos"]), 1)
-    work = max(facts["flops_silos"].values(), default=0)
+    work = sum(facts["flops_silos"].values()) / silos
     costs = {
         "sent up by a silo": size_text(facts["bytes_up"] / silos),
         "sent down to a silo": size_text(facts["bytes_down"] / silos),
-        "work of a silo, FLOP": count_text(work),
+        "work of a silo (mean), FLOP": count_text(work),
         "work of the server, FLOP": count_text(facts["flops_server"]),
         "training, seconds": number(facts["seconds"]),
-        "peak memory": size_text(facts["peak_memory"]),
+        "peak memory, measuring included": size_text(facts["peak_memory"]),
     }
     price = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in costs.items())
     quality = (
@@ -194,8 +194,9 @@ def _quality(facts: dict[str, Any], rounds: list[Round]) -> str:
     points = curve(facts, rounds, "fid")
     if len(points) < 2:
         return ""
-    floor = facts["at_end"]["floor"]["fid"]
-    lines = [Line(points, "samples"), Line([(points[0][0], floor), (points[-1][0], floor)], "real images", "floor")]
+    floor, lines = facts.get("at_end", {}).get("floor", {}).get("fid"), [Line(points, "samples")]
+    if floor is not None:
+        lines.append(Line([(points[0][0], floor), (points[-1][0], floor)], "real images", "floor"))
     return f"<h2>Quality over rounds</h2>{charts.curves(lines, 'round', 'FID', zero=True)}"
 
 

@@ -13,7 +13,6 @@ from manyhands.data.images import as_bytes
 from manyhands.evaluation.figures import grid, picture_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -36,24 +35,22 @@ def write_samples(
     files, done = [out / "samples.safetensors", out / "grid.png"], 0
     first: list[Tensor] = []
     beside = out / ".samples.tmp"
-    with writing(files[0]), beside.open("wb") as file:
-        file.write(_header(generator, len(labels)))
-        for images in _drawn(generator, labels, seed, sampling):
-            _append(file, images)
-            first += images[: max(SHOWN - done, 0)]
-            if png:
-                files += [_write_png(out / f"{done + i:05d}.png", image) for i, image in enumerate(images)]
-            done += len(images)
-        if generator.model.classes:
-            _append(file, torch.tensor(labels))
-    beside.replace(files[0])
+    try:
+        with writing(files[0]), beside.open("wb") as file:
+            file.write(_header(generator, len(labels)))
+            for images, _ in generator.stream(labels, seed=seed, sampling=sampling):
+                _append(file, images)
+                first += images[: max(SHOWN - done, 0)].clone()
+                if png:
+                    files += [_write_png(out / f"{done + i:05d}.png", image) for i, image in enumerate(images)]
+                done += len(images)
+            if generator.model.classes:
+                _append(file, torch.tensor(labels))
+        beside.replace(files[0])
+    finally:
+        beside.unlink(missing_ok=True)
     grid(files[1], torch.stack(first), columns=10)
     return files
-
-
-def _drawn(generator: Generator, labels: list[int], seed: int, sampling: Sampling) -> Iterator[Tensor]:
-    for images, _ in generator.stream(labels, seed=seed, sampling=sampling):
-        yield images
 
 
 def _header(generator: Generator, count: int) -> bytes:

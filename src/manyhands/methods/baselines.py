@@ -63,7 +63,7 @@ class Local(Denoising):
         trained = self.train_round(network, optimiser, silo, number)
         weights = snapshot(network.state_dict())
         if why := sick(trained, weights):
-            return Message("progress", {}, update_facts(silo, answer, withheld=why))
+            return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
         average = running_average(_named(silo.memory, "average."), weights, self.ema, updates)
         silo.memory |= {

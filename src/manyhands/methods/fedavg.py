@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from manyhands.codec import AnyCodec, Float32
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
-from manyhands.methods.denoising import Denoising, sick, update_facts
+from manyhands.methods.denoising import NOTHING, Denoising, Trained, sick, update_facts
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.generator import Generator
 from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan
@@ -107,7 +107,7 @@ class FedAvg(Denoising):
         trained = self.train_round(network, optimiser, silo, number)
         weights = snapshot(network.state_dict())
         if why := sick(trained, weights):
-            return _withheld(silo, answer, why)
+            return _withheld(silo, answer, why, trained)
         if self.keep_optimiser:
             silo.memory |= optimiser_state(optimiser)
         return Message("update", self.up.encode(weights), update_facts(silo, answer, trained))
@@ -191,5 +191,5 @@ class FedAvgServer(Server):
         return set(rng.choice(self.silos, count, replace=False).tolist())
 
 
-def _withheld(silo: Silo, answer: Message, why: str) -> Message:
-    return Message("update", {}, update_facts(silo, answer, withheld=why))
+def _withheld(silo: Silo, answer: Message, why: str, trained: Trained = NOTHING) -> Message:
+    return Message("update", {}, update_facts(silo, answer, trained._replace(loss=None), why))
