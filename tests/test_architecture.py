@@ -19,6 +19,7 @@ LAYERS = [
     {"recipe", "journal", "evaluation", "citation"},
     {"experiment", "ending", "progress"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENGINES = {

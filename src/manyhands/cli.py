@@ -212,7 +212,7 @@ def _compare(
 
 def _show_ended(folder: Path, *, as_json: bool) -> None:
     """The figures of a finished run, and where its parts lie."""
-    from manyhands.evaluation.report import figures_table, protocol_words
+    from manyhands.evaluation.report import figures_table, measured_words
     from manyhands.journal import RunFolder
     from manyhands.progress import print_table
 
@@ -221,7 +221,7 @@ def _show_ended(folder: Path, *, as_json: bool) -> None:
         typer.echo(json.dumps(report))
         return
     if "evaluation" in report:
-        print_table(figures_table(report), protocol_words(report))
+        print_table(figures_table(report), measured_words(report))
         for note in report["evaluation"]["notes"]:
             typer.echo(f"warning: {note}", err=True)
     typer.echo(f"samples  {folder / 'figures' / 'samples.png'}\nreport   {folder / 'report.html'}")

@@ -189,8 +189,7 @@ class Experiment:
         if drawn is not None:
             figures.grid(folder.figures / "samples.png", *ending.picture(self._ready(drawn), rows=8))
         folder.write("ledger.json", self.ledger.entries())
-        folder.write("report.json", ending.facts(self, folder, drawn) | self._verdict(folder))
-        report.write(folder)
+        report.write(folder, ending.facts(self, folder, drawn) | self._verdict(folder))
 
     def _verdict(self, folder: RunFolder) -> dict[str, Any]:
         """What is measured at the end; a run whose figures cannot be had is a run all the same."""
@@ -241,14 +240,17 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
     kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
     with folder.alone():
         silos, _ = silos_of(recipe)
+        if len(folder.rounds) != kept["rounds"]:
+            raise RunFolderError(
+                f"{folder.path}/journal.jsonl: tells of {len(folder.rounds)} of {kept['rounds']} rounds"
+            )
         if kept["data"] != ending.data_of(silos):
             raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
         judge, generators = Judge(told, silos, chosen_device(recipe.device)), _kept_generators(folder, silos)
         verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
         old = [line for line in kept["problems"] if not line.startswith(NOT_EVALUATED)]
         anew = {"problems": old, "versions": report.versions()}
-        folder.write("report.json", kept | ending.measured(verdict, folder.rounds) | anew)
-        report.write(folder)
+        report.write(folder, kept | ending.measured(verdict, folder.rounds) | anew)
     return folder.report
 
 

@@ -59,6 +59,10 @@ class State:
     ledger: list[dict[str, Any]]
 
 
+NEEDED = frozenset({"data", "silos", "rounds", "metrics", "floor", "flops_silos", "problems"})
+"""What report.json must have for a run to be measured again or compared."""
+
+
 class RunFolder:
     """``runs/<name>/``. The server's part and each silo's part are apart, as they are on a network."""
 
@@ -149,9 +153,15 @@ class RunFolder:
     def report(self) -> dict[str, Any]:
         """The contents of report.json."""
         try:
-            return dict(json.loads(self._file("report.json").read_text()))
+            report = json.loads(self._file("report.json").read_text())
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path}: has no report.json: no run has ended here") from None
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.path}: holds no finished run: {error}") from None
+            raise RunFolderError(f"{self.path}/report.json: cannot be read: {error}") from None
+        missing = NEEDED - report.keys() if isinstance(report, dict) else NEEDED
+        if missing:
+            raise RunFolderError(f"{self.path}/report.json: was written by another version: it has no {min(missing)!r}")
+        return report  # type: ignore[no-any-return]
 
     @property
     def ledger(self) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,25 @@ def test_it_writes_tables_and_figures_that_agree(runs: dict[str, Path], tmp_path
         Image.open(runs["local"] / "figures" / "samples.png") as one,
     ):
         assert both.width > 2 * one.width
+
+
+def test_names_of_folders_are_taken_as_they_are(runs: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "other$x_^$|y"
+    shutil.copytree(runs["local"], odd)
+    found = Comparison([runs["shared"], odd])
+    assert {path.name for path in found.write(tmp_path / "out")} >= {"quality-rounds.png", "silos.png"}
+    rows = [line for line in found.markdown().splitlines() if line.startswith("| ")]
+    assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1
+    with pytest.raises(RecipeError, match="twice"):
+        Comparison([odd, odd])
+
+
+def test_deviations_of_one_table_are_of_one_kind(runs: dict[str, Path]) -> None:
+    draws = Comparison([runs["shared"], runs["local"]])
+    assert "halves of the draw" in draws.note()
+    assert all(record["fid_spread"] for record in draws.records())
+    seeds = Comparison([runs["shared"], runs["again"], runs["local"]])
+    assert "the seeds of training" in seeds.note()
+    spreads = {record["seeds"]: record["fid_spread"] for record in seeds.records()}
+    fids = [RunFolder(runs[name]).report["metrics"]["fid"] for name in ("shared", "again")]
+    assert spreads == {2: pytest.approx(abs(fids[0] - fids[1]) / 2**0.5), 1: None}

@@ -17,6 +17,7 @@ from manyhands import Experiment, Sampling
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import report
 from manyhands.evaluation.board import Board
+from manyhands.evaluation.compare import Comparison
 from manyhands.evaluation.judge import Evaluation
 from manyhands.evaluation.markup import count_text, number
 from manyhands.journal import RunFolder
@@ -71,7 +72,7 @@ def test_missing_silos_and_withheld_updates_are_warned_of(folder: RunFolder, tmp
     with (copy.path / "journal.jsonl").open("w") as file:
         file.write(lines[0] + "\n")
     copy.append(done)
-    report.write(copy)
+    report.write(copy, copy.report)
     assert "round 2: silo-1: its loss is not finite" in (copy.path / "report.html").read_text()
 
 
@@ -80,7 +81,27 @@ def test_a_report_of_another_version_is_an_error_in_words(folder: RunFolder, tmp
     kept = copy.report
     copy.write("report.json", {name: kept[name] for name in kept if name != "pooled"})
     with pytest.raises(RunFolderError, match="another version: it has no 'pooled'"):
-        report.write(copy)
+        report.write(copy, copy.report)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"silos": {}}'])
+def test_a_report_that_is_none_is_an_error_in_words(folder: RunFolder, tmp_path: Path, content: str) -> None:
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    (copy.path / "report.json").write_text(content)
+    for ask in (lambda: copy.report, lambda: Comparison([copy.path, folder.path])):
+        with pytest.raises(RunFolderError, match="report.json"):
+            ask()
+
+
+def test_a_report_that_cannot_be_drawn_changes_nothing(folder: RunFolder, tmp_path: Path) -> None:
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    before = (copy.path / "report.json").read_text()
+    with pytest.raises(RunFolderError):
+        report.write(copy, {name: value for name, value in copy.report.items() if name != "pooled"})
+    assert (copy.path / "report.json").read_text() == before
+    shutil.rmtree(copy.figures)
+    report.write(copy, copy.report)
+    assert (copy.figures / "loss.png").exists()
 
 
 @needs_chromium

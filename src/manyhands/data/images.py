@@ -99,6 +99,8 @@ def as_bytes(images: Tensor) -> Tensor:
 
 def checked(images: Tensor) -> Tensor:
     """Images as bytes, from bytes or from numbers -1 to 1; anything else is an error, never wrapped or cut off."""
+    if not isinstance(images, torch.Tensor):
+        raise DataError(f"images are a {type(images).__name__}, not a tensor")
     if images.dim() != 4 or not len(images):
         raise DataError(f"images are {tuple(images.shape)}, not N x C x H x W")
     if images.dtype == torch.uint8:

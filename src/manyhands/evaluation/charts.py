@@ -22,9 +22,9 @@ class Line:
 
 
 def curves(lines: Sequence[Line], x: str, y: str, *, zero: bool = False) -> str:
-    """Lines over common axes; ``zero`` starts the upward axis at 0."""
+    """Lines over common axes, of whole numbers across; ``zero`` starts the upward axis at 0."""
     everything = [point for line in lines for point in line.points]
-    across = _Axis([p[0] for p in everything], LEFT, WIDTH - RIGHT)
+    across = _Axis([p[0] for p in everything], LEFT, WIDTH - RIGHT, whole=True)
     upward = _Axis([p[1] for p in everything] + ([0.0] if zero else []), HEIGHT - BOTTOM, TOP)
     drawn = "".join(_line(line, across, upward) for line in lines)
     legend = "".join(f'<span class="key {line.kind}">{html.escape(line.name)}</span>' for line in lines if line.name)
@@ -62,13 +62,14 @@ def bars(rows: Mapping[str, tuple[float, float | None]], unit: str) -> str:
 class _Axis:
     """From values to places on the page."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+    def __init__(self, values: Sequence[float], start: float, end: float, *, whole: bool = False) -> None:
         from matplotlib.ticker import MaxNLocator
 
         low, high = min(values), max(values)
         if low == high:
             low, high = low - 0.5, high + 0.5
-        self.ticks = [t for t in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= t <= high]
+        places = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole).tick_values(low, high)
+        self.ticks = [t for t in places if low <= t <= high]
         self.low, self.high, self.start, self.end = low, high, start, end
 
     def at(self, value: float) -> float:

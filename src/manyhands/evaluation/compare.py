@@ -68,6 +68,9 @@ class Comparison:
     """Runs, best first by one figure; ``ranked`` is false where they were measured by different protocols."""
 
     def __init__(self, folders: Sequence[Path], by: str = "fid", *, unranked: bool = False) -> None:
+        paths = [path.resolve() for path in folders]
+        if twice := {path for path in paths if paths.count(path) > 1}:
+            raise RecipeError(f"{min(twice)}: is given twice")
         self.entries = _entries([RunFolder(path) for path in folders])
         self.by = by
         self.differs = self._difference()
@@ -97,7 +100,8 @@ class Comparison:
     def markdown(self) -> str:
         """The table as Markdown, under what it was measured by."""
         heads, *rows = self.table()
-        lines = [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in [heads, ["---"] * len(heads), *rows]]
+        lines = [f"| {' | '.join(row)} |" for row in cells]
         return "\n".join([*lines, "", self.note(), ""])
 
     def csv(self) -> str:
@@ -178,8 +182,8 @@ class Comparison:
                 + (f" ± {number(spread)}" if spread is not None else "")
                 + (" *" if mean is not None and mean == best else "")
             )
-        floor = self.entries[0].reports[0]["floor"].get(name) if self.ranked else None
-        return [{**NAMES, **COSTS}[name], *cells, "" if floor is None else number(floor)]
+        floors = [report["floor"][name] for e in self.entries for report in e.reports if name in report["floor"]]
+        return [{**NAMES, **COSTS}[name], *cells, number(floors[0]) if floors and self.ranked else ""]
 
     def _spread(self, entry: Entry, name: str) -> float | None:
         """Of one kind in the whole table: over the seeds of training, if any entry has several."""
@@ -220,7 +224,7 @@ def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
             groups.append([run])
         else:
             found.append(run)
-    names = [group[0].path.name if len(group) == 1 else group[0].recipe["name"] for group in groups]
+    names = [group[0].path.resolve().name if len(group) == 1 else group[0].recipe["name"] for group in groups]
     if len(set(names)) < len(names):
         names = [str(group[0].path) for group in groups]
     return [Entry(name, tuple(group)) for name, group in zip(names, groups, strict=True)]

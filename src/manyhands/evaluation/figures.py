@@ -94,7 +94,7 @@ def against(path: Path, lines: Mapping[str, Points], x: str, y: str, floor: floa
     """A figure of several runs against what was spent."""
     figure, axes = _axes((6.4, 3.8))
     for name, points in lines.items():
-        axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=_plain(name))
     if floor is not None:
         axes.axhline(floor, color="0.4", ls="--", lw=1, label="real images")
     axes.set(xlabel=x, ylabel=y, ylim=(min(0, *(value for points in lines.values() for _, value in points)), None))
@@ -109,7 +109,7 @@ def silos(path: Path, runs: Mapping[str, Mapping[str, tuple[float, float]]], y: 
     width = 0.8 / len(runs)
     for i, (run, told) in enumerate(runs.items()):
         places = [names.index(silo) + (i - (len(runs) - 1) / 2) * width for silo in told]
-        axes.bar(places, [value for value, _ in told.values()], width * 0.9, label=run)
+        axes.bar(places, [value for value, _ in told.values()], width * 0.9, label=_plain(run))
         axes.scatter(places, [floor for _, floor in told.values()], marker="_", color="black", s=60, zorder=3)
     axes.set(ylabel=f"{y} (marks: real images)", xticks=range(len(names)))
     axes.set_xticklabels(names, rotation=60 if len(names) > 8 else 0)
@@ -129,6 +129,11 @@ def side_by_side(path: Path, pictures: Mapping[str, Path]) -> None:
         left += picture.width + GAP * 4
     with writing(path):
         whole.save(path)
+
+
+def _plain(name: str) -> str:
+    """A name as it is: matplotlib takes what stands between dollars for mathematics."""
+    return name.replace("$", r"\$")
 
 
 def _opened(path: Path) -> Image.Image:

@@ -134,6 +134,8 @@ class Judge:
 
     def verdict(self, drawn: Sequence[Tensor], *, asked: bool = True, cas: bool | None = None) -> dict[str, Any]:
         """Everything about one set of images, or several: a sample for each held-out image, in their order."""
+        if not drawn:
+            raise DataError("there is nothing to measure: no images came")
         began = time.perf_counter()
         views = [self.look(images) for images in drawn]
         each = [self.measure(view, asked=asked, cas=cas) for view in views]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from manyhands.checkpoint import writing
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import charts, figures
 from manyhands.evaluation.charts import Line
@@ -45,23 +46,26 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def write(folder: RunFolder) -> None:
-    """Write report.html from report.json, the journal, the ledger and the pictures."""
-    rounds = folder.rounds
-    by_silo = losses(rounds)
-    if by_silo:
-        figures.losses(folder.figures / "loss.png", by_silo)
+def write(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Write report.json, and report.html from it, the journal, the ledger and the pictures: both, or neither."""
     try:
-        folder.write("report.html", page(folder))
+        drawn = page(folder, facts)
     except KeyError as missing:
         raise RunFolderError(
             f"{folder.path}/report.json: was written by another version: it has no {missing}"
         ) from None
+    by_silo = losses(folder.rounds)
+    if by_silo:
+        with writing(folder.figures):
+            folder.figures.mkdir(exist_ok=True)
+        figures.losses(folder.figures / "loss.png", by_silo)
+    folder.write("report.html", drawn)
+    folder.write("report.json", facts)
 
 
-def page(folder: RunFolder) -> str:
+def page(folder: RunFolder, facts: dict[str, Any]) -> str:
     """The page as text."""
-    recipe, facts, rounds, ledger = folder.recipe, folder.report, folder.rounds, folder.ledger
+    recipe, rounds, ledger = folder.recipe, folder.rounds, folder.ledger
     title = text(recipe.get("name", "run"))
     parts = [
         _headline(facts), _warnings(facts, rounds), _samples(folder), _quality(facts, rounds), _training(rounds),
@@ -96,16 +100,21 @@ def figures_table(facts: Mapping[str, Any]) -> list[list[str]]:
     return [["figure", "samples", "real images", "deviation"], *rows]
 
 
-def protocol_words(facts: Mapping[str, Any]) -> str:
-    """By what the figures were measured, in a sentence."""
-    told = facts["evaluation"]["protocol"]
+def protocol_words(told: Mapping[str, Any]) -> str:
+    """By what figures were measured, in words."""
     sampling = told["sampling"]
     return (
         f"{told['images']:,} samples against {told['reference']:,} training images, in the features of "
         f"{told['features']}; real images are as many held-out ones. Drawn by {sampling['sampler']}, "
         f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, weights: {told['weights']}, seeds "
-        f"{', '.join(map(str, told['seeds']))}; deviations are over {facts['evaluation']['spread_of']}."
+        f"{', '.join(map(str, told['seeds']))}"
     )
+
+
+def measured_words(facts: Mapping[str, Any]) -> str:
+    """By what the figures of a report were measured, in sentences."""
+    evaluation = facts["evaluation"]
+    return f"{protocol_words(evaluation['protocol'])}; deviations are over {evaluation['spread_of']}."
 
 
 def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[tuple[int, float]]:
@@ -148,7 +157,7 @@ def _headline(facts: dict[str, Any]) -> str:
     }
     price = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in costs.items())
     quality = (
-        f'<h2>Quality</h2><dl class="cards">{"".join(cards)}</dl><p class="dim">{text(protocol_words(facts))}</p>'
+        f'<h2>Quality</h2><dl class="cards">{"".join(cards)}</dl><p class="dim">{text(measured_words(facts))}</p>'
         if cards
         else ""
     )
@@ -197,7 +206,10 @@ def _quality(facts: dict[str, Any], rounds: list[Round]) -> str:
     floor, lines = facts.get("at_end", {}).get("floor", {}).get("fid"), [Line(points, "samples")]
     if floor is not None:
         lines.append(Line([(points[0][0], floor), (points[-1][0], floor)], "real images", "floor"))
-    return f"<h2>Quality over rounds</h2>{charts.curves(lines, 'round', 'FID', zero=True)}"
+    about, ended = "", facts.get("at_end", {}).get("protocol")
+    if ended and ended != facts["evaluation"]["protocol"]:
+        about = f'<p class="dim">As measured while it ran, unlike the figures above: {text(protocol_words(ended))}.</p>'
+    return f"<h2>Quality over rounds</h2>{about}{charts.curves(lines, 'round', 'FID', zero=True)}"
 
 
 def _training(rounds: list[Round]) -> str:
