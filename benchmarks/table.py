@@ -24,7 +24,7 @@ WHAT = {
     "metric_seconds": "all metrics of 1,000 images at 28 x 28, CAS included, classifier and floors cached, seconds",
     "metric_seconds_without_cas": "the same without CAS",
     "sampling_memory": "peak memory of drawing 10,000 samples at 28 x 28, against 1,000",
-    "sampling_held": "share of the samples that drawing keeps in memory, at 128 x 128",
+    "sampling_held": "share of the samples that drawing keeps in memory, at 64 x 64",
     "report": "report of a run of 50 rounds and 10 silos: share of the three bars below that it meets",
     "report_megabytes": "its size, MB",
     "report_seconds": "its opening in Chromium, seconds",
