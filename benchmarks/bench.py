@@ -33,7 +33,9 @@ def main(program: str, measure: Callable[[argparse.Namespace], Measured], bars: 
         parser.add_argument(f"--{name}", type=type(default), default=default)
     told = parser.parse_args()
     began = time.perf_counter()
-    result = complete(measure(told), bars, "quick" if told.quick else "small", time.perf_counter() - began)
+    result = complete(
+        measure(told), bars, "quick" if told.quick else getattr(told, "scale", "small"), time.perf_counter() - began
+    )
     if told.save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{program}-{result['scale']}.json").write_text(json.dumps(result, indent=1) + "\n")

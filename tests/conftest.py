@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from manyhands import FedAvg, Iid, Images, Silo, Training, UNet, split
+from manyhands import FedAvg, Iid, Images, Local, Silo, Training, UNet, split
 
+FEDAVG_ONLY = {"kind"} | (FedAvg.model_fields.keys() - Local.model_fields.keys())
 TINY = UNet(size=4, channels=1, classes=2, widths=(8,))
 
 

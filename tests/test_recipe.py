@@ -84,7 +84,7 @@ def test_changes_are_toml_values_or_plain_words(path: Path) -> None:
         (["data.classes=['a', 'a']"], r"data: classes names a class twice"),
         (["data.size=1"], r"^[^\n]*data.size: 1 came[^\n]*$"),
         (["method.model.widths=[0]"], r"width 0 is no multiple"),
-        (["method.model.widths=[4]", "method.model.groups=1", "method.model.attention=true"], r"attention needs"),
+        (["method.model.widths=[4]", "method.model.groups=1", "method.model.attention=true"], r"no multiple of head"),
         (["sampling.steps=1000000000000"], r"sampling.steps: 1000000000000 came"),
         (["method.training.steps=10000000000000000000000"], r"method.training.steps: "),
         (["seed=1\nname='x'"], r"is not of the form"),

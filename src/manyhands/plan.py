@@ -29,17 +29,26 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Carries:
-    """What one message of an operation may carry in one direction."""
+    """What one message of an operation may carry in one direction: ``tensors``, or one of the ``others`` instead."""
 
     tensors: Layout = field(default_factory=lambda: _NOTHING)
     facts: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    optional: bool = False  # the tensors may be left out, all of them together
+    others: tuple[Layout, ...] = ()
 
     def check(self, message: Message) -> None:
         """Refuse what does not fit, with the reason."""
         _check_facts(self.facts, message.facts)
-        if message.tensors or not self.optional:
-            _check_tensors(self.tensors, message.tensors)
+        forms = (self.tensors, *self.others)
+        refusals = [refusal for form in forms if (refusal := misfit(form, message.tensors))]
+        if len(refusals) == len(forms):
+            raise next((each for each in refusals if each.reason is Reason.WRONG_SHAPE), refusals[0])
+        if name_of_bad := finite(message.tensors):
+            raise Refused(Reason.NOT_FINITE, f"{name_of_bad} holds a NaN or an infinity")
+
+    @property
+    def size(self) -> str:
+        """The size of the tensors, for people."""
+        return " or ".join(dict.fromkeys(map(tensors_size, (self.tensors, *self.others))))
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,8 @@ class Plan:
         """The plan as a person reads it before approving a run."""
         lines = []
         for name, operation in self.operations.items():
-            sends, gets = (tensors_size(each.tensors) for each in (operation.up, operation.down))
-            tells = ", ".join(operation.up.facts) or "nothing else"
+            sends, tells = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
+            gets = operation.down.size
             lines.append(
                 f"{name} ({operation.often}): {operation.says}; sends {sends} and tells {tells}; receives {gets}"
             )
@@ -89,7 +98,7 @@ def tensors_size(layout: Layout) -> str:
     """The size of the tensors of a layout, for people."""
     if not layout:
         return "no tensors"
-    size = size_text(sum(like.dtype.itemsize * math.prod(n or 1 for n in like.shape) for like in layout.values()))
+    size = size_text(sum(like.dtype.itemsize * like.size for like in layout.values()))
     return f"{size} for each item" if any(None in like.shape for like in layout.values()) else size
 
 
@@ -113,20 +122,19 @@ def _check_facts(expected: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
             raise Refused(Reason.NOT_FINITE, f"{name} is {value!r}")
 
 
-def _check_tensors(expected: Layout, tensors: Mapping[str, Tensor]) -> None:
+def misfit(expected: Layout, tensors: Mapping[str, Tensor]) -> Refused | None:
+    """Why tensors are not of a layout, or None where they are."""
     if missing := expected.keys() - tensors.keys():
-        raise Refused(Reason.MISSING_TENSOR, f"{min(missing)} is not there")
+        return Refused(Reason.MISSING_TENSOR, f"{min(missing)} is not there")
     if unexpected := tensors.keys() - expected.keys():
-        raise Refused(Reason.UNEXPECTED_TENSOR, f"{min(unexpected)} is not in the plan")
-    for name, like in expected.items():
-        _check_tensor(name, like, tensors[name])
-    if name_of_bad := finite(tensors):
-        raise Refused(Reason.NOT_FINITE, f"{name_of_bad} holds a NaN or an infinity")
+        return Refused(Reason.UNEXPECTED_TENSOR, f"{min(unexpected)} is not in the plan")
+    return next((bad for name, like in expected.items() if (bad := _misfit_of(name, like, tensors[name]))), None)
 
 
-def _check_tensor(name: str, like: Like, tensor: Tensor) -> None:
+def _misfit_of(name: str, like: Like, tensor: Tensor) -> Refused | None:
     if tensor.dtype != like.dtype:
-        raise Refused(Reason.WRONG_DTYPE, f"{name} is {tensor.dtype}, not {like.dtype}")
+        return Refused(Reason.WRONG_DTYPE, f"{name} is {tensor.dtype}, not {like.dtype}")
     shape = tuple(tensor.shape)
     if len(shape) != len(like.shape) or any(n not in (None, got) for n, got in zip(like.shape, shape, strict=True)):
-        raise Refused(Reason.WRONG_SHAPE, f"{name} is {shape}, not {like.shape}")
+        return Refused(Reason.WRONG_SHAPE, f"{name} is {shape}, not {like.shape}")
+    return None

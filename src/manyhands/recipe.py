@@ -17,7 +17,7 @@ from manyhands.data.images import Images, join
 from manyhands.data.partition import AnyPartition, Domains
 from manyhands.data.sources import MOST_CLASSES, AnySource
 from manyhands.diffusion.sample import Sampling
-from manyhands.errors import RecipeError
+from manyhands.errors import DataError, RecipeError
 from manyhands.evaluation.judge import Evaluation
 from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
@@ -34,7 +34,8 @@ class Data(Spec):
 
     ``classes`` is a list of names or a number of classes; without it, the source says. ``limit`` keeps so many
     images, drawn at random. Nobody trains on the images of ``test``, or on a share ``held_out`` where there is no test
-    source: what was trained is held against them. Neither draw depends on the run's seed.
+    source: what was trained is held against them. Neither draw depends on the run's seed. ``origin`` says how to get
+    the images, where they are not there.
     """
 
     size: Int = Field(ge=4, le=1024)
@@ -43,6 +44,7 @@ class Data(Spec):
     domains: dict[str, AnySource] = Field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     limit: Int | None = Field(default=None, ge=1)
+    origin: str = ""
     test: AnySource | None = None
     held_out: Float = Field(default=0.2, ge=0, lt=1)
 
@@ -79,6 +81,12 @@ class Data(Spec):
 
     def load(self) -> Images:
         """All images, in the declared form, those held out among them and marked."""
+        try:
+            return self._loaded()
+        except DataError as error:
+            raise DataError(f"{error}; to get it: {self.origin}" if self.origin else str(error)) from None
+
+    def _loaded(self) -> Images:
         classes = self.known_classes()
         parts = [source.load(self.size, self.channels, classes) for source in self.sources]
         images = parts[0] if self.source is not None else replace(join(parts), domains=tuple(sorted(self.domains)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ class Like(NamedTuple):
     shape: tuple[int | None, ...]
     dtype: torch.dtype
 
+    @property
+    def size(self) -> int:
+        """How many numbers; for a shape with an open length, of one item."""
+        return math.prod(n or 1 for n in self.shape)
+
 
 Layout = Mapping[str, Like]
 
@@ -25,6 +31,19 @@ Layout = Mapping[str, Like]
 def layout(tensors: Mapping[str, Tensor]) -> Layout:
     """The names, shapes and types of tensors."""
     return {name: Like(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def empty(layout: Layout) -> Tensors:
+    """Tensors of this layout without any numbers: what a decoder needs to know of shapes."""
+    return {
+        name: torch.empty([n or 0 for n in like.shape], dtype=like.dtype, device="meta")
+        for name, like in layout.items()
+    }
+
+
+def in_16_bits(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors rounded so that float16 can say them exactly."""
+    return {name: tensor.half().float() for name, tensor in tensors.items()}
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -59,16 +78,26 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def named(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    """Those whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    """The tensors under names that begin with a prefix."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
 class WeightedMean:
-    """A mean that is fed one set of tensors at a time and holds nothing but its sum.
+    """A mean that is fed one set of tensors at a time and holds nothing but its sum; sets may lack a name.
 
     The sum is kept in float64, where whole-number weights times float32 values are exact: the mean of equal
     values is that value, bit for bit, and so is the mean of one.
     """
 
     def __init__(self) -> None:
-        self.weight = 0
         self._sum: Tensors = {}
+        self._weight: dict[str, int] = {}
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         """Fold ``weight`` times the tensors in."""
@@ -77,8 +106,8 @@ class WeightedMean:
                 self._sum[name].add_(tensor, alpha=weight)
             else:
                 self._sum[name] = tensor.double() * weight
-        self.weight += weight
+            self._weight[name] = self._weight.get(name, 0) + weight
 
     def value(self) -> Tensors:
-        """The mean of what was added, in float32."""
-        return {name: (total / self.weight).float() for name, total in self._sum.items()}
+        """The mean of what was added, in float32; the names that nothing was added to are not in it."""
+        return {name: (total / self._weight[name]).float() for name, total in self._sum.items()}

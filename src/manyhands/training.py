@@ -42,6 +42,10 @@ class Training(Spec):
         """The same training with ``count`` times the steps; epochs are of one's own data, and stay."""
         return self if self.steps is None else self.model_copy(update={"steps": self.steps * count})
 
+    def joined(self, count: int) -> Self:
+        """The same training by batches ``count`` times as large: as many steps, on all that ``count`` silos have."""
+        return self.model_copy(update={"batch": self.batch * count})
+
     def rate(self, progress: float) -> float:
         """The learning rate when a share ``progress`` of the run is done."""
         left = self.learning_rate_end

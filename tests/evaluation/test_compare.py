@@ -18,8 +18,7 @@ from manyhands.evaluation.judge import Evaluation
 from manyhands.journal import Round, RunFolder
 from manyhands.methods.method import Method
 from manyhands.progress import _pieces
-from tests.conftest import holding_silos, tiny_fedavg
-from tests.evaluation.test_judge import FEDAVG_ONLY
+from tests.conftest import FEDAVG_ONLY, holding_silos, tiny_fedavg
 
 
 def run(where: Path, method: Method, steps: int = 2, seed: int = 0, images: int = 60) -> Path:

@@ -15,7 +15,7 @@ from manyhands.errors import DataError
 from manyhands.evaluation import metrics
 from manyhands.evaluation.judge import ALARM, Evaluation, Judge
 from manyhands.seed import seed_of
-from tests.conftest import holding_silos, sharp_images, tiny_fedavg
+from tests.conftest import FEDAVG_ONLY, holding_silos, sharp_images, tiny_fedavg
 
 FEW = Evaluation(images=60, bootstrap=3)
 
@@ -137,9 +137,6 @@ def test_several_draws_give_a_mean_and_a_deviation_over_them() -> None:
     assert verdict["metrics"]["fid"] == pytest.approx(np.mean(fids))
     assert verdict["spread"]["fid"] == pytest.approx(np.std(fids, ddof=1))
     assert verdict["protocol"]["seeds"] == [0, 1, 2]
-
-
-FEDAVG_ONLY = {"kind", "participants", "keep_optimiser", "up", "down"}
 
 
 def test_silos_with_generators_of_their_own_are_judged_by_those() -> None:

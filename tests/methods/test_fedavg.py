@@ -69,7 +69,7 @@ def test_the_order_of_silos_does_not_change_a_bit() -> None:
 
 def test_a_frozen_model_returns_itself() -> None:
     class Frozen(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> Trained:
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
             return Trained(0.0)
 
     method = Frozen.model_validate(tiny_fedavg(ema=0.5).model_dump())
@@ -178,7 +178,7 @@ def test_a_refused_update_is_named_and_the_mean_of_the_others_is_the_same_to_the
 
 def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
     class Sick(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> Trained:
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
             told = super().train_round(network, optimiser, silo, number)
             return told._replace(loss=float("nan")) if silo.name == "s1" and number == 0 else told
 
@@ -192,7 +192,7 @@ def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
 
 def test_weights_that_are_not_finite_are_withheld_and_leave_nothing_behind() -> None:
     class Broken(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> Trained:
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
             told = super().train_round(network, optimiser, silo, number)
             if silo.name == "s1" and number == 1:
                 next(network.parameters()).data.fill_(float("inf"))
@@ -270,7 +270,7 @@ def test_an_update_of_a_silo_that_was_not_drawn_is_refused() -> None:
 
 def test_when_no_silo_has_anything_to_send_the_run_stops() -> None:
     class Sick(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int) -> Trained:
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
             return Trained(float("nan"))
 
     with pytest.raises(QuorumLost, match="s0: its loss is not finite"):

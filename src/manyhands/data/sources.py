@@ -181,6 +181,7 @@ class HuggingFace(Source):
 
     kind: Literal["huggingface"] = "huggingface"
     name: str
+    config: str | None = None
     split: str = "train"
     image: str = "image"
     label: str | None = "label"
@@ -213,7 +214,7 @@ class HuggingFace(Source):
         except ImportError:
             raise DataError("source huggingface needs one more package: pip install 'manyhands[huggingface]'") from None
         try:
-            return datasets.load_dataset(self.name, split=self.split)
+            return datasets.load_dataset(self.name, self.config, split=self.split)
         except Exception as error:  # the library raises many kinds, its own and its network's
             raise DataError(f"{self.name}: datasets cannot load it: {error}") from error
 

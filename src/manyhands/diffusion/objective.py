@@ -18,7 +18,9 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Diffusion(Spec):
     """The objective of a denoiser: its chain, its target and the weights of its steps.
 
-    ``min_snr`` is the gamma of min-SNR weighting, None for equal weights. ``label_dropout`` is the share of labels
+    ``min_snr`` is the gamma of min-SNR weighting, None for equal weights; a huge one cuts nothing, and weighs v as the
+    noise's own error, by SNR / (1 + SNR). ``times`` draws the steps of a batch each for itself, or evenly spread by a
+    scrambled Sobol sequence, which makes the loss vary less. ``label_dropout`` is the share of labels
     that training hides, so that one network learns with and without them, as classifier-free guidance needs.
 
     References:
@@ -30,11 +32,12 @@ class Diffusion(Spec):
     schedule: Schedule = Schedule()
     target: Literal["eps", "v"] = "v"
     min_snr: Float | None = Field(default=None, gt=0)
+    times: Literal["uniform", "sobol"] = "uniform"
     label_dropout: Float = Field(default=0.1, ge=0, le=1)
 
     def loss(self, network: Network, x_0: Tensor, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor:
         """The weighted squared error of the network on a batch, at random steps with random noise."""
-        t = torch.randint(1, self.schedule.steps + 1, (len(x_0),), generator=rng, device=x_0.device)
+        t = self.steps(len(x_0), rng)
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
         if labels is not None:
             hidden = torch.rand(len(x_0), generator=rng, device=x_0.device) < self.label_dropout
@@ -43,6 +46,14 @@ class Diffusion(Spec):
         wanted = eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
         error = (network(noised(x_0, eps, alpha, sigma), t, labels) - wanted).square().flatten(1).mean(1)
         return (self.weights(t, x_0.device) * error).mean()
+
+    def steps(self, count: int, rng: torch.Generator) -> Tensor:
+        """Steps of the chain to train on, on the device of the random numbers."""
+        if self.times == "uniform":
+            return torch.randint(1, self.schedule.steps + 1, (count,), generator=rng, device=rng.device)
+        seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
+        spread = torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count).flatten()
+        return (1 + (spread * self.schedule.steps).long().clamp(max=self.schedule.steps - 1)).to(rng.device)
 
     def weights(self, t: Tensor, device: torch.device) -> Tensor:
         """The weight of each step's error: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""

@@ -17,7 +17,7 @@ from manyhands.models.generator import Generator
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
 from manyhands.silo import Silo
 from manyhands.spec import Int
-from manyhands.tensors import Tensors, running_average, snapshot
+from manyhands.tensors import Tensors, named, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
 
 
@@ -51,12 +51,12 @@ class Local(Denoising):
 
     def own_generator(self, silo: Silo) -> Generator | None:
         """What the silo has trained for itself."""
-        average = _named(silo.memory, "average.")
+        average = named(silo.memory, "average.")
         return self.generator_of(average) if average else None
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         network, number = silo.bench.network(self.model), answer.facts["round"]
-        start = _named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
+        start = named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, self.progress(number))
         load_optimiser_state(optimiser, silo.memory)
@@ -65,7 +65,7 @@ class Local(Denoising):
         if why := sick(trained, weights):
             return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
-        average = running_average(_named(silo.memory, "average."), weights, self.ema, updates)
+        average = running_average(named(silo.memory, "average."), weights, self.ema, updates)
         silo.memory |= {
             "updates": torch.tensor(updates + 1),
             **{f"weights.{name}": tensor for name, tensor in weights.items()},
@@ -105,13 +105,15 @@ class Central(Denoising):
     """All images in one place: what collaboration is meant to come close to. The pooled data is the only silo.
 
     It wraps ``FedAvg`` over one silo that keeps its optimiser, and sees as many images as all silos together:
-    ``silos`` times the steps of a silo (epochs of the pooled data are that already).
+    ``silos`` times the steps of a silo (epochs of the pooled data are that already), or where ``joined`` as many steps
+    of a batch as large as those of all silos together, which is what an average of their gradients would do.
     """
 
     pools = True
 
     kind: Literal["central"] = "central"
     silos: Int = Field(default=1, ge=1)
+    joined: bool = False
 
     def silo(self, silo: Silo) -> Conversation:
         """As in ``FedAvg``."""
@@ -131,13 +133,9 @@ class Central(Denoising):
     def _inner(self) -> FedAvg:
         return FedAvg(
             model=self.model,
-            training=self.training.times(self.silos),
+            training=self.training.joined(self.silos) if self.joined else self.training.times(self.silos),
             diffusion=self.diffusion,
             rounds=self.rounds,
             ema=self.ema,
             keep_optimiser=True,
         )
-
-
-def _named(tensors: Tensors, prefix: str) -> Tensors:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

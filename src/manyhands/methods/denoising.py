@@ -15,6 +15,7 @@ from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.method import Method
+from manyhands.methods.proximal import Proximal
 from manyhands.models.generator import Generator
 from manyhands.models.unet import UNet
 from manyhands.silo import Silo
@@ -63,22 +64,31 @@ class Denoising(Method, ABC):
         return number / max(self.rounds - 1, 1)
 
     def train_round(
-        self, network: torch.nn.Module, optimiser: torch.optim.Optimizer, silo: Silo, number: int
+        self,
+        network: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        silo: Silo,
+        number: int,
+        pull: Proximal | None = None,
     ) -> Trained:
-        """One round of local training."""
+        """One round of local training, held near to its start by the pull if there is one."""
         images, rng, classes = silo.images.to(silo.bench.device), silo.rng(number), self.model.classes
 
         def loss(numbers: Tensor) -> Tensor:
             x_0, labels = images.batch(numbers)
-            return self.diffusion.loss(network, x_0, labels if classes else None, classes, rng)
+            value = self.diffusion.loss(network, x_0, labels if classes else None, classes, rng)
+            return pull.added_to(value) if pull else value
 
         batches = list(self.training.batches(len(images), rng))
         autocast = self.training.autocasts(silo.bench.device)
         total = torch.zeros((), device=silo.bench.device)
         meter = Meter(silo.bench.known_flops)
         told: dict[str, Any] = {"clip": self.training.clip, "autocast": autocast, "meter": meter, "work": self.model}
+        rate = self.training.rate(self.progress(number))
         for value in steps(network, optimiser, batches, loss, **told):
             total += value
+            if pull:
+                pull.after_step(rate)
         return Trained((total / len(batches)).item(), sum(map(len, batches)), meter.flops)
 
     def generator_of(self, weights: Tensors) -> Generator:

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
-from manyhands.codec import AnyCodec, Float32
+from manyhands.codec.codec import BFloat16, Codec, Float16, Float32
+from manyhands.codec.updates import Updates
+from manyhands.codec.weights import Weights
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.methods.denoising import NOTHING, Denoising, Trained, sick, update_facts
 from manyhands.methods.method import Conversation, Server
+from manyhands.methods.proximal import Mode, Proximal
+from manyhands.methods.server_optimizer import Momentum, ServerAdam
+from manyhands.methods.sharing import ALL, SHARED, Share, asked, uploads
 from manyhands.models.generator import Generator
 from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan
-from manyhands.seed import numpy_rng
+from manyhands.seed import numpy_rng, torch_rng
 from manyhands.silo import Silo
-from manyhands.spec import Int
-from manyhands.tensors import Layout, Tensors, WeightedMean, layout, running_average, snapshot
+from manyhands.spec import Float, Int
+from manyhands.tensors import (
+    Layout,
+    Tensors,
+    WeightedMean,
+    empty,
+    in_16_bits,
+    layout,
+    named,
+    prefixed,
+    running_average,
+    snapshot,
+)
 from manyhands.training import load_optimiser_state, optimiser_state
+
+AnyCodec = Annotated[Float32 | Float16 | BFloat16 | Weights | Updates, Field(discriminator="kind")]
+AnyServerOptimizer = Annotated[Momentum | ServerAdam, Field(discriminator="kind")]
+Facts = dict[str, Any]
+HELD, LEFT, AVERAGE = "held.", "left.", "average."
 
 
 class FedAvg(Denoising):
     """Each round, silos train the shared network on their own images, and the server averages what they send.
 
     The mean is weighted by the silos' numbers of images. ``participants`` silos are drawn each round, without
-    replacement (None: all). ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo. Silos always go
-    on from the plain mean, never from its average over rounds.
+    replacement (None: all). ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo. ``proximal`` is
+    the mu of FedProx and FedDM-prox, ``up`` and ``down`` say how weights travel, ``share`` which parts of the U-Net
+    do, and ``server_optimizer`` what the server makes of the mean. Silos always go on from what they were sent last,
+    never from its average over rounds.
 
     References:
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
@@ -39,26 +63,33 @@ class FedAvg(Denoising):
     kind: Literal["fedavg"] = "fedavg"
     participants: Int | None = Field(default=None, ge=1)
     keep_optimiser: bool = False
+    proximal: Float = Field(default=0.0, ge=0)
+    proximal_mode: Mode = "coupled"
     up: AnyCodec = Float32()
     down: AnyCodec = Float32()
+    share: Share = "all"
+    server_optimizer: AnyServerOptimizer | None = None
 
-    @field_validator("up", "down", mode="before")
+    @field_validator("up", "down", "server_optimizer", mode="before")
     @classmethod
     def _by_name(cls, told: Any) -> Any:
         return {"kind": told} if isinstance(told, str) else told
 
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train whenever weights come, until the server says that it is done."""
-        hello = Message("join", facts={"images": len(silo.images)})
-        answer, again = (yield hello), None
+        answer, again = (yield self._hello(silo)), None
         while not answer.facts["done"]:
+            before = silo.memory
             try:  # no name is given to an update: a silo that waits must not hold on to it
                 answer, again = (yield again or self._say(silo, answer)), None
             except Refused as refusal:
                 stale = refusal.reason is Reason.STALE_ROUND
                 if again is not None and not stale:
                     raise
-                again = hello if stale else _withheld(silo, answer, str(refusal))
+                silo.memory = before  # as if nothing had been sent
+                again = self._hello(silo) if stale else self._withheld(silo, answer, str(refusal))
+        if answer.tensors:
+            self._receive(silo, answer)
 
     def server(self, seed: int, silos: Sequence[str]) -> FedAvgServer:
         """The server, with a freshly initialised network."""
@@ -68,13 +99,18 @@ class FedAvg(Denoising):
 
     def plan(self) -> Plan:
         """Weights down and up, once a round; no image, no label."""
-        gives = Carries(self.down.wire(self._layout), {"round": int, "done": bool}, optional=True)
-        takes = Carries(self.up.wire(self._layout), ROUND_FACTS, optional=True)
+        holds: Facts = {"holds": int} if self.tracks else {}
+        told: Facts = {"round": int, "done": bool} | ({"whole": bool} if self.tracks else {})
+        step = self.down.wire(self.layout_of(SHARED[self.share]))
+        whole = (self.whole.wire(self.layout_of(ALL)),) if self.tracks else ()
+        gives = Carries(step, told | ({"send": str} if self.share == "usplit" else {}), (*whole, {}))
+        sent, *others = (self.up.wire(self.layout_of(parts)) for parts in uploads(self.share))
+        takes = Carries(sent, ROUND_FACTS | holds, (*others, {}))
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
             {
                 "join": Operation(
-                    "says how many images it has, gets the model", "once", Carries(facts={"images": int}), gives
+                    "says how many images it has, gets the model", "once", Carries(facts={"images": int} | holds), gives
                 ),
                 "update": Operation(
                     f"sends its model after local training, gets the mean ({whose})",
@@ -88,108 +124,205 @@ class FedAvg(Denoising):
             never=("images", "labels", "file names"),
         )
 
+    def own_generator(self, silo: Silo) -> Generator | None:
+        """Where parts stay at home, the silo's own: the shared parts as it got them last, with its private ones."""
+        own = named(silo.memory, AVERAGE)
+        return self.generator_of(own) if own else None
+
+    @cached_property
+    def tracks(self) -> bool:
+        """Whether what a silo is sent depends on what it holds, so that it must say so."""
+        return self.down.relative or SHARED[self.share] != ALL
+
+    @cached_property
+    def whole(self) -> Codec:
+        """How the model travels to a silo that does not hold the last one."""
+        return Float16() if self.down.relative else self.down
+
+    def layout_of(self, parts: str) -> Layout:
+        """The names, shapes and types of the weights in parts of the network."""
+        return {name: like for name, like in self._layout.items() if self.model.part_of(name) in parts.split("+")}
+
+    def received(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Tensors:
+        """What both sides take the shared weights to be, of which ``base`` was what they took them to be before."""
+        weights = self.down.decode(wire, base)
+        return in_16_bits(weights) if self.down.relative else weights
+
     @cached_property
     def _layout(self) -> Layout:
         with torch.device("meta"):
             return layout(self.model.build(seed=0).state_dict())
 
+    def _hello(self, silo: Silo) -> Message:
+        return Message("join", facts={"images": len(silo.images)} | self._holds(silo))
+
+    def _holds(self, silo: Silo) -> Facts:
+        """The round whose model a silo holds, where the server must know."""
+        return {"holds": int(silo.memory.get("holds", -1))} if self.tracks else {}
+
+    def _withheld(self, silo: Silo, answer: Message, why: str, trained: Trained = NOTHING) -> Message:
+        facts = update_facts(silo, answer, trained._replace(loss=None), why)
+        return Message("update", {}, facts | self._holds(silo))
+
     def _say(self, silo: Silo, answer: Message) -> Message:
-        return self._update(silo, answer) if answer.tensors else _withheld(silo, answer, RESTING)
+        return self._update(silo, answer) if answer.tensors else self._withheld(silo, answer, RESTING)
+
+    def _receive(self, silo: Silo, answer: Message) -> Tensors:
+        """The network's weights as they are at the silo now; kept, where it must know them later."""
+        if not self.tracks:
+            return self.down.decode(answer.tensors, empty(self._layout))
+        held, shared = named(silo.memory, HELD), self.layout_of(SHARED[self.share])
+        if answer.facts["whole"]:
+            weights = self.whole.decode(answer.tensors, empty(self._layout))
+            weights |= {name: own for name, own in held.items() if name not in shared}
+        else:
+            base = {name: held[name] for name in shared} if self.down.relative else empty(shared)
+            weights = held | self.received(answer.tensors, base)
+        number = answer.facts["round"]
+        silo.memory = silo.memory | prefixed(weights, HELD) | {"holds": torch.tensor(number)}
+        if SHARED[self.share] != ALL:
+            count = int(silo.memory.get("receipts", 0))
+            average = running_average(named(silo.memory, AVERAGE), weights, self.ema, count)
+            silo.memory |= prefixed(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
+        return weights
 
     def _update(self, silo: Silo, answer: Message) -> Message:
         """One round at the silo: load what came, train, send what came of it."""
+        received = self._receive(silo, answer)
         network = silo.bench.network(self.model)
-        network.load_state_dict(self.down.decode(answer.tensors))
+        network.load_state_dict(received)
         number = answer.facts["round"]
         optimiser = self.training.optimiser_of(network, self.progress(number))
         if self.keep_optimiser:
             load_optimiser_state(optimiser, silo.memory)
-        trained = self.train_round(network, optimiser, silo, number)
+        pull = Proximal(network, self.proximal, self.proximal_mode) if self.proximal else None
+        trained = self.train_round(network, optimiser, silo, number, pull)
         weights = snapshot(network.state_dict())
         if why := sick(trained, weights):
-            return _withheld(silo, answer, why, trained)
-        if self.keep_optimiser:
-            silo.memory |= optimiser_state(optimiser)
-        return Message("update", self.up.encode(weights), update_facts(silo, answer, trained))
+            return self._withheld(silo, answer, why, trained)
+        parts = answer.facts.get("send", SHARED[self.share])
+        sent = {name: weights[name] for name in self.layout_of(parts)}
+        rng = torch_rng(silo.seed, silo.name, "up", number)
+        wire, left = self.up.encode(sent, received, named(silo.memory, LEFT), rng)
+        private = {name: own for name, own in weights.items() if self.share != "usplit" and name not in sent}
+        kept = optimiser_state(optimiser) if self.keep_optimiser else {}
+        silo.memory = silo.memory | kept | prefixed(left, LEFT) | prefixed(private, HELD)
+        return Message("update", wire, update_facts(silo, answer, trained) | self._holds(silo))
 
 
 class FedAvgServer(Server):
-    """Holds the model, and while a round is open the sum of the updates that came."""
+    """Holds the model, and while a round is open the sum of the updates that came.
+
+    ``weights`` are the server's own, and ``given`` what the silos of the open round hold of them. They differ by what
+    ``down`` rounds; where that is relative, to ``base``, the difference is in what is sent in the next round.
+    """
 
     def __init__(self, method: FedAvg, seed: int, silos: Sequence[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         self.weights: Tensors = snapshot(method.model.build(seed).state_dict())
-        self.average = self.weights
+        self.base: Tensors = {}
+        self.memory: Tensors = {}
         self.updates = 0
         self.mean = WeightedMean()
-        self._chosen = self._draw()
-        self._sent: tuple[Tensors, Tensors] = {}, {}
+        self._open()
+        self.average = self.given
 
     def on(self, silo: str, message: Message) -> Message:
         """Join: the model of the open round, for those who take part in it."""
-        return self._hand_out(message.op, [silo])[silo]
+        return self._hand_out(message.op, {silo: message})[silo]
 
     def admit(self, silo: str, message: Message) -> None:
         """An update from a silo that does not take part in the round is refused."""
-        if message.tensors and silo not in self._chosen:
+        if not message.tensors:
+            return
+        if silo not in self._asked:
             raise Refused(Reason.NOT_ASKED, f"{silo} does not take part in round {self.round}")
+        self.method.up.check(message.tensors, self.method.layout_of(self._asked[silo]))
 
     def fold(self, silo: str, message: Message) -> Message:
         """Add an update to the sum and keep only what it says."""
         if message.tensors:
-            self.mean.add(self.method.up.decode(message.tensors), message.facts["images"])
+            base = {name: self.weights[name] for name in self.method.layout_of(self._asked[silo])}
+            self.mean.add(self.method.up.decode(message.tensors, base), message.facts["images"])
         return Message(message.op, {}, message.facts)
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
-        """Close the round, and give the mean to those who take part in the next one."""
-        if self.mean.weight:
-            self.weights = self.mean.value()
-            self.average = running_average(self.average, self.weights, self.method.ema, self.updates)
-            self.updates += 1
+        """Close the round, and give what came of it to those who take part in the next one."""
+        mean = self.mean.value()
         self.mean = WeightedMean()
+        self.base = {name: self.given[name] for name in self._shared} if self.method.down.relative else {}
+        if mean and self.method.server_optimizer:
+            mean, self.memory = self.method.server_optimizer.step(self.weights, mean, self.memory)
+        self.weights = self.weights | mean
         self.round += 1
-        self._chosen = self._draw()
+        self._open()
+        if mean:
+            self.average = running_average(self.average, self.given, self.method.ema, self.updates)
+            self.updates += 1
         return self._hand_out(op, messages)
 
-    def generator(self) -> Generator:
-        """The network that all share."""
-        return self.method.generator_of(self.average)
+    def generator(self) -> Generator | None:
+        """The network that all share, as silos receive it; there is none where parts of it stay with them."""
+        return self.method.generator_of(self.average) if SHARED[self.method.share] == ALL else None
 
     def state_dict(self) -> Tensors:
-        """The model, its average over rounds, and how many means went into that."""
-        kept = {"updates": torch.tensor(self.updates)} | {
-            f"weights.{name}": tensor for name, tensor in self.weights.items()
-        }
-        if self.method.ema:
-            kept |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        return kept
+        """The model, its average over rounds, how many means went into that, and what optimiser and codec keep."""
+        average = self.average if self.method.ema else {}
+        kept = {"weights.": self.weights, "base.": self.base, AVERAGE: average, "memory.": self.memory}
+        flat = {f"{prefix}{name}": tensor for prefix, group in kept.items() for name, tensor in group.items()}
+        return {"updates": torch.tensor(self.updates)} | flat
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept model."""
         self.updates = int(state["updates"])
-        self.weights = {name.removeprefix("weights."): t for name, t in state.items() if name.startswith("weights.")}
-        average = {name.removeprefix("average."): t for name, t in state.items() if name.startswith("average.")}
-        self.average = average or self.weights
-        self._chosen = self._draw()
+        self.weights, self.base, self.memory = (named(state, prefix) for prefix in ("weights.", "base.", "memory."))
+        self._open()
+        self.average = named(state, AVERAGE) or self.given
 
-    def _hand_out(self, op: str, silos: Iterable[str]) -> dict[str, Message]:
-        facts = {"round": self.round, "done": self.round >= self.method.rounds}
-        return {silo: Message(op, self._wire() if silo in self._chosen else {}, facts) for silo in silos}
+    @property
+    def _shared(self) -> Layout:
+        return self.method.layout_of(SHARED[self.method.share])
 
-    def _wire(self) -> Tensors:
-        """The model of the open round as it travels: one copy, whoever asks for it."""
-        if self._sent[0] is not self.weights:
-            self._sent = self.weights, self.method.down.encode(self.weights)
-        return self._sent[1]
+    def _open(self) -> None:
+        """Draw who takes part in the open round, and put its model on the wire."""
+        down, shared = self.method.down, {name: self.weights[name] for name in self._shared}
+        self._asked = self._draw()
+        self._step: Tensors = {}
+        if down.relative and not self.base:
+            self.given = in_16_bits(self.weights)
+        else:
+            rng = torch_rng(self.seed, "down", self.round)
+            self._step = down.encode(shared, self.base, {}, rng).wire
+            self.given = self.weights | self.method.received(self._step, self.base or shared)
+        self._whole: Tensors = {}
 
-    def _draw(self) -> set[str]:
-        """Those who take part in the open round; nobody when all are done."""
+    def _hand_out(self, op: str, messages: Mapping[str, Message]) -> dict[str, Message]:
+        return {silo: Message(op, *self._answer(silo, message)) for silo, message in messages.items()}
+
+    def _answer(self, silo: str, message: Message) -> tuple[Tensors, Facts]:
+        method, done = self.method, self.round >= self.method.rounds
+        facts: Facts = {"round": self.round, "done": done}
+        if method.share == "usplit":
+            facts["send"] = self._asked.get(silo, "")
+        if method.tracks:
+            holds = message.facts["holds"]
+            facts["whole"] = holds < 0 or (method.down.relative and holds != self.round - 1)
+        wanted = silo in self._asked or (done and SHARED[method.share] != ALL)
+        if not wanted:
+            return {}, facts
+        return self._whole_wire() if facts.get("whole") else self._step, facts
+
+    def _whole_wire(self) -> Tensors:
+        """The model of the open round for those who do not hold the one before: one copy, whoever asks for it."""
+        if not self._whole:
+            rng = torch_rng(self.seed, "whole", self.round)
+            self._whole = self.method.whole.encode(self.given, {}, {}, rng).wire
+        return self._whole
+
+    def _draw(self) -> dict[str, str]:
+        """Those who take part in the open round, and what each is to send; nobody when all are done."""
         if self.round >= self.method.rounds:
-            return set()
+            return {}
         count = min(self.method.participants or len(self.silos), len(self.silos))
         rng = numpy_rng(self.seed, "participants", self.round)
-        return set(rng.choice(self.silos, count, replace=False).tolist())
-
-
-def _withheld(silo: Silo, answer: Message, why: str, trained: Trained = NOTHING) -> Message:
-    return Message("update", {}, update_facts(silo, answer, trained._replace(loss=None), why))
+        return asked(self.method.share, rng.choice(self.silos, count, replace=False).tolist(), rng)

@@ -1,0 +1,168 @@
+"""The contraction of federated averaging on quadratics, where all can be computed, held against its bounds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import bench
+import torch
+from torch import Tensor
+
+from manyhands.codec.codec import Codec
+from manyhands.codec.updates import Updates
+from manyhands.codec.weights import Weights
+from manyhands.seed import torch_rng
+from manyhands.tensors import Tensors, WeightedMean, in_16_bits
+
+SILOS, ROWS, COLUMNS = 10, 5, 10
+LEAST, MOST, RATE, STEPS = 0.5, 2.0, 0.04, 100
+MUS = (0.0, 1.0, 5.0, 20.0)
+BARS = {"contraction": "== 1", "bias_falls": "== 1", "rounding_8": "<= 0.1", "rounding_4": "<= 0.1"}
+
+
+class Quadratics:
+    """f_k(w) = (w - c_k)' A_k (w - c_k) / 2 for each silo, with eigenvalues of A_k from ``LEAST`` to ``MOST``."""
+
+    def __init__(self, seed: int) -> None:
+        rng, size = torch_rng(seed, "quadratics"), ROWS * COLUMNS
+        self.a, self.c = torch.empty(SILOS, size, size), torch.randn(SILOS, size, generator=rng)
+        values = torch.linspace(LEAST, MOST, size)
+        for k in range(SILOS):
+            turn, _ = torch.linalg.qr(torch.randn(size, size, generator=rng))
+            self.a[k] = turn @ torch.diag(values) @ turn.T
+        self.a, self.c = self.a.double(), self.c.double()
+        self.best = torch.linalg.solve(self.a.mean(0), torch.einsum("kij,kj->ki", self.a, self.c).mean(0))
+
+    def trained(self, k: int, w: Tensor, mu: float, steps: int = STEPS) -> Tensor:
+        """What a silo makes of w by gradient descent on f_k + mu / 2 ||w - start||^2."""
+        start = w
+        for _ in range(steps):
+            w = w - RATE * (self.a[k] @ (w - self.c[k]) + mu * (w - start))
+        return w
+
+    def round(self, w: Tensor, mu: float) -> Tensor:
+        """The mean of what all silos make of w."""
+        return torch.stack([self.trained(k, w, mu) for k in range(SILOS)]).mean(0)
+
+    def fixed_point(self, mu: float) -> Tensor:
+        """Where a round changes nothing: the map is affine, so it is the solution of a linear system."""
+        size = len(self.best)
+        at_zero = self.round(torch.zeros(size, dtype=torch.double), mu)
+        columns = [self.round(unit, mu) - at_zero for unit in torch.eye(size, dtype=torch.double)]
+        found: Tensor = torch.linalg.solve(torch.eye(size, dtype=torch.double) - torch.stack(columns, 1), at_zero)
+        return found
+
+
+def bound(mu: float) -> float:
+    """The contraction of a round, at most: mu / (m + mu) + m / (m + mu) (1 - rate (m + mu))^steps."""
+    return mu / (LEAST + mu) + LEAST / (LEAST + mu) * (1 - RATE * (LEAST + mu)) ** STEPS
+
+
+def contraction(problem: Quadratics, mu: float, rounds: int) -> dict[str, Any]:
+    """How fast rounds come together, and how far from the optimum."""
+    w, end, away = torch.zeros_like(problem.best), problem.fixed_point(mu), []
+    for _ in range(rounds):
+        away.append(float((w - end).norm()))
+        w = problem.round(w, mu)
+    above = [a for a in away if a > 1e-9]
+    return {
+        "bound": bound(mu),
+        "most": max(b / a for a, b in pairwise(above)),
+        "last": above[-1] / above[-2],
+        "bias": float((end - problem.best).norm()),
+        "away": away,
+    }
+
+
+def rounded(problem: Quadratics, codec: Codec, rounds: int, seed: int) -> list[float]:
+    """The relative error of what silos receive, round by round, one step each, all tensors rounded both ways."""
+    shape, rng = (ROWS, COLUMNS), torch_rng(seed, "rounding")
+    server: Tensors = {"w": torch.zeros(shape)}
+    given, left, errors = in_16_bits(server), [dict[str, Tensor]() for _ in range(SILOS)], []
+    for _ in range(rounds):
+        mean = WeightedMean()
+        for k in range(SILOS):
+            start = given["w"].double().flatten()
+            mine = {"w": problem.trained(k, start, 0.0, steps=1).float().view(shape)}
+            wire, left[k] = codec.encode(mine, given, left[k], rng)
+            mean.add(codec.decode(wire, server), 1)
+        server = mean.value()
+        wire, _ = codec.encode(server, given, {}, rng)
+        given = codec.decode(wire, given)
+        given = in_16_bits(given) if codec.relative else given
+        errors.append(float((given["w"].double().flatten() - problem.best).norm() / problem.best.norm()))
+    return errors
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """Rates against bounds and biases for four mu; relative errors of rounding weights and updates, at 8 and 4 bits."""
+    seeds = [0] if told.quick else [0, 1, 2]
+    rounds, many = (20, 100) if told.quick else (60, 1500)
+    problems = [Quadratics(seed) for seed in seeds]
+    rates = {mu: [contraction(problem, mu, rounds) for problem in problems] for mu in MUS}
+    biases = [[found["bias"] for found in rates[mu]] for mu in MUS]
+    kinds: dict[str, Callable[[Any], Codec]] = {
+        "weights, nearest": lambda bits: Weights(bits=bits),
+        "updates, nearest, nothing kept": lambda bits: Updates(bits=bits, stochastic=False, feedback=False),
+        "updates, stochastic, with feedback": lambda bits: Updates(bits=bits),
+    }
+    errors = {
+        f"{kind}, {bits} bits": [rounded(problem, codec(bits), many, seed) for seed, problem in enumerate(problems)]
+        for bits in (8, 4)
+        for kind, codec in kinds.items()
+    }
+    ends = {name: max(each[-1] for each in found) for name, found in errors.items()}
+    draw(rates, errors)
+    return {
+        "figures": {
+            "contraction": _share(
+                [found["most"] <= found["bound"] + 1e-9 for each in rates.values() for found in each]
+            ),
+            "bias_falls": _share([a > b for one, other in pairwise(biases) for a, b in zip(one, other, strict=True)]),
+            **{f"rounding_{bits}": _ratio(ends, bits) for bits in (8, 4)},
+        },
+        "cases": {
+            "rates": {
+                f"mu {mu:g}": {name: round(max(found[name] for found in each), 4) for name in ("bound", "most", "bias")}
+                for mu, each in rates.items()
+            },
+            "relative error": {name: float(f"{error:.3g}") for name, error in ends.items()},
+        },
+        "seeds": seeds,
+    }
+
+
+def draw(rates: dict[float, list[dict[str, Any]]], errors: dict[str, list[list[float]]]) -> None:
+    """Both as one picture, beside the results."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, (mu, found) in enumerate(rates.items()):
+        away = found[0]["away"]
+        left.semilogy(away, color=f"C{i}", label=f"mu = {mu:g}, ends {found[0]['bias']:.2g} from the optimum")
+        left.semilogy([away[0] * bound(mu) ** r for r in range(len(away))], color=f"C{i}", ls=":", lw=1)
+    left.set(xlabel="round", ylabel="distance from the fixed point (dotted: bound)", ylim=(1e-9, None))
+    for i, (name, each) in enumerate(errors.items()):
+        right.loglog(each[0], color=f"C{i % 3}", ls="-" if i < 3 else "--", label=name)
+    right.set(xlabel="round", ylabel="relative error of what silos receive")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=7)
+    bench.RESULTS.mkdir(exist_ok=True)
+    figure.savefig(Path(bench.RESULTS) / "convergence.png", dpi=110)
+
+
+def _share(right: list[bool]) -> float:
+    return sum(right) / len(right)
+
+
+def _ratio(ends: dict[str, float], bits: int) -> float:
+    return ends[f"updates, stochastic, with feedback, {bits} bits"] / ends[f"weights, nearest, {bits} bits"]
+
+
+if __name__ == "__main__":
+    bench.main("convergence", measure, BARS)

@@ -1,0 +1,196 @@
+"""What federated diffusion comes to: parity with pooled data, proximal terms, codecs, many silos.
+
+Every case is a ``manyhands run`` of a shipped recipe with a few ``--set``, in a folder of its own under ``--work``. One
+that has ended is not run again, and one that was cut off goes on, so that all can be done in pieces: ``--budget`` says
+after how many seconds no further run is begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import bench
+import numpy as np
+
+from manyhands.journal import RunFolder
+
+BARS = {
+    "vanilla_iid": "<= 1.1", "beats_local": ">= 1.5", "prox": "<= 1",
+    "quant8_bytes": ">= 3.9", "quant8_fid": "<= 1.05", "quant4_bytes": ">= 7.5", "quant4_fid": "<= 1.1",
+    "stretch_bytes": ">= 20", "stretch_fid": "<= 1.15", "codec_seconds": "<= 1.5", "codec_copies": "<= 2",
+}  # fmt: skip
+RECIPES = {"small": "mnist16-fedavg", "paper": "fashion-fedavg", "quick": "digits-fedavg"}
+SKEWED = 'partition={kind="dirichlet",silos=10,alpha=0.1,minimum=10}'
+LONG = {"small": (6, "steps=50"), "paper": (12, "epochs=5"), "quick": (2, "steps=4")}
+"""Rounds, and what each is, where silos train long between them: as much in all."""
+MUS = (0.01, 0.1, 1.0)
+QUICK = ["vanilla", "updates, 4 bits"]
+CODECS = {
+    "weights, 8 bits": 'kind="weights",bits=8',
+    "weights, 4 bits": 'kind="weights",bits=4',
+    "updates, 8 bits": 'kind="updates",bits=8,entropy=true',
+    "updates, 4 bits": 'kind="updates",bits=4,entropy=true',
+    "updates, 3 bits": 'kind="updates",bits=3,entropy=true',
+    "updates, stretch": 'kind="updates",bits=2,reach=3,entropy=true',
+}
+CODEC_CHILD = """
+import resource, sys, time
+import torch
+from manyhands import UNet
+from manyhands.codec.updates import Updates
+torch.set_num_threads(1)
+widths, what = tuple(map(int, sys.argv[2].split(","))), sys.argv[1]
+model = UNet(size=32, channels=3, classes=0, widths=widths, blocks=2, attention=(1,), groups=min(32, widths[0]))
+base = model.build(0).state_dict()
+rng = torch.Generator().manual_seed(0)
+weights = {name: tensor + 1e-3 * torch.randn(tensor.shape, generator=rng) for name, tensor in base.items()}
+left = {name: 1e-5 * torch.randn(tensor.shape, generator=rng) for name, tensor in base.items()}
+codec, size = Updates(bits=8), 4 * sum(tensor.numel() for tensor in base.values())
+wire = codec.encode(weights, base, left, rng).wire if what == "decode" else None
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def now():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+hold = torch.ones(max(peak() - now(), 0) // 4)  # so that what comes is above the peak that has been
+before, began = peak(), time.perf_counter()
+done = codec.encode(weights, base, left, rng) if what == "encode" else codec.decode(wire, base)
+print(time.perf_counter() - began, (peak() - before) / size, size // 4)
+"""
+
+
+def cases(scale: str) -> dict[str, tuple[str, ...]]:
+    """What is told to each case beside its recipe."""
+    rounds, length = LONG[scale]
+    long = (SKEWED, f"method.rounds={rounds}", f"method.training.{length}")
+    pulls = {
+        f"skewed long, {mode} mu {mu:g}": (*long, f"method.proximal={mu}", f"method.proximal_mode={mode}")
+        for mode, mu in product(("coupled", "decoupled"), MUS)
+    }
+    codecs = {name: (f"method.up={{{codec}}}", f"method.down={{{codec}}}") for name, codec in CODECS.items()}
+    return {
+        "vanilla": (),
+        "central-joined": ("method.kind=central", "method.joined=true"),
+        "central": ("method.kind=central",),
+        **codecs,
+        "skewed": (SKEWED,),
+        "skewed local": (SKEWED, "method.kind=local"),
+        "skewed long": long,
+        **pulls,
+    }
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """Mean FIDs over the seeds, against each other; bytes both ways as counted on the wire, against float32."""
+    scale = "quick" if told.quick else told.scale
+    seeds = [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]
+    asked = QUICK if told.quick else [name for name in told.only.split(";") if name] or list(cases(scale))
+    if not told.quick and not (Path(told.data) / "mnist").is_dir():
+        return {"figures": dict.fromkeys(BARS), "why": f"{told.data} has no folder mnist", "seeds": []}
+    work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
+    toy = ["method.rounds=2", "evaluation.images=60"] if told.quick else []
+    runs = [
+        (work / place(name, seed), [f"seed={seed}", *cases(scale)[name], *toy]) for seed, name in product(seeds, asked)
+    ]
+    run_all(runs, bench.ROOT / "recipes" / f"{RECIPES[scale]}.toml", told)
+    found = {name: [work / place(name, seed) for seed in seeds] for name in cases(scale)}
+    ended = {name: folders for name, folders in found.items() if all((at / "report.json").exists() for at in folders)}
+    table = {name: row([RunFolder(folder).report for folder in folders]) for name, folders in ended.items()}
+    codec = codec_cases("16,32" if told.quick else "128,256,256,256")
+    return {
+        "figures": dict.fromkeys(BARS) | ratios(table) | codec_figures(codec),
+        "cases": table,
+        "codec": codec,
+        "why": "a figure is null where not all of its runs have ended",
+        "seeds": seeds,
+    }
+
+
+def run_all(runs: list[tuple[Path, list[str]]], recipe: Path, told: argparse.Namespace) -> None:
+    """Run those that have not ended, several at a time."""
+    end = time.monotonic() + told.budget
+    threads = str(max(1, (os.cpu_count() or 1) // told.parallel))
+    data = f'"{Path(told.data).resolve()}/'
+
+    def run(folder: Path, changes: list[str]) -> None:
+        if (folder / "report.json").exists() or time.monotonic() > end:
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        here = folder.with_suffix(".toml")
+        here.write_text(recipe.read_text().replace('"data/', data))
+        command = [sys.executable, "-m", "manyhands", "run", str(here), "--out", str(folder), "--json"]
+        command += [part for change in changes for part in ("--set", change)] + ["--resume"] * folder.exists()
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": threads}, stdout=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(told.parallel) as pool:
+        list(pool.map(run, *zip(*runs, strict=True)))
+
+
+def place(name: str, seed: int) -> str:
+    """The folder of a run."""
+    return "-".join(name.replace(",", "").split()) + f"-{seed}"
+
+
+def row(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of a case came to: FID by mean and deviation, and what it cost."""
+    fids = [report["metrics"]["fid"] for report in reports]
+    first = reports[0]
+    return {
+        "fid": round(float(np.mean(fids)), 4),
+        "deviation": round(float(np.std(fids, ddof=1)), 4) if len(fids) > 1 else None,
+        "floor": round(first["floor"]["fid"], 4),
+        "label_match": round(float(np.mean([report["metrics"]["label_match"] for report in reports])), 4),
+        "bytes": first["bytes_up"] + first["bytes_down"],
+        "seconds": round(float(np.mean([report["seconds"] for report in reports])), 1),
+    }
+
+
+def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The figures, as far as their cases have been run."""
+
+    def of(name: str, other: str, what: str = "fid") -> float | None:
+        return table[name][what] / table[other][what] if name in table and other in table else None
+
+    pulled = [ratio for name in table if "mu" in name and (ratio := of(name, "skewed long")) is not None]
+    found = {
+        "vanilla_iid": of("vanilla", "central-joined"),
+        "beats_local": of("skewed local", "skewed"),
+        "prox": min(pulled, default=None),
+    }
+    for id_, name in {"quant8": "updates, 8 bits", "quant4": "updates, 4 bits", "stretch": "updates, stretch"}.items():
+        found |= {f"{id_}_bytes": of("vanilla", name, "bytes"), f"{id_}_fid": of(name, "vanilla")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def codec_cases(widths: str) -> dict[str, dict[str, float]]:
+    """Seconds on one core, and peak memory in updates, of an update at 8 bits, by chance and with feedback."""
+    found = {}
+    for what in ("encode", "decode"):
+        said = subprocess.run(
+            [sys.executable, "-c", CODEC_CHILD, what, widths], capture_output=True, text=True, check=True
+        )
+        seconds, copies, weights = map(float, said.stdout.split())
+        found[what] = {"seconds": round(seconds, 3), "copies": round(copies, 2), "weights": int(weights)}
+    return found
+
+
+def codec_figures(codec: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Both together."""
+    each = codec.values()
+    return {
+        "codec_seconds": sum(one["seconds"] for one in each),
+        "codec_copies": max(one["copies"] for one in each),
+    }
+
+
+if __name__ == "__main__":
+    options = {"scale": "small", "seeds": "0,1,2", "only": "", "work": "runs/federated_diffusion", "data": "data"}
+    bench.main("federated_diffusion", measure, BARS, **options, budget=1e9, parallel=2)

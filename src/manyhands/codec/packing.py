@@ -1,0 +1,33 @@
+"""Codes of a few bits each, eight at a time in as many bytes as a code has bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def packed_size(count: int, bits: int) -> int:
+    """How many bytes ``count`` codes take."""
+    return count if bits == 8 else -(-count // 8) * bits
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes (uint8, below 2 ** bits) as bytes."""
+    codes = codes.flatten()
+    if bits == 8:
+        return codes
+    words = torch.nn.functional.pad(codes, (0, -len(codes) % 8)).view(-1, 8).long()
+    words = (words << _shifts(bits)).sum(1)
+    return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()
+
+
+def unpack(raw: Tensor, count: int, bits: int) -> Tensor:
+    """The codes in bytes."""
+    if bits == 8:
+        return raw
+    words = torch.nn.functional.pad(raw.view(-1, bits), (0, 8 - bits)).view(torch.int64)
+    return (words >> _shifts(bits) & (1 << bits) - 1).to(torch.uint8).flatten()[:count]
+
+
+def _shifts(bits: int) -> Tensor:
+    return torch.arange(0, 8 * bits, bits)

@@ -1,0 +1,179 @@
+"""What is sent comes back as was promised, in the layout that the plan expects, and nothing foreign gets in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from manyhands.codec.codec import BFloat16, Codec, Float16, Float32
+from manyhands.codec.packing import pack, packed_size, unpack
+from manyhands.codec.updates import Updates
+from manyhands.codec.weights import Weights
+from manyhands.errors import Reason, Refused
+from manyhands.seed import torch_rng
+from manyhands.tensors import Tensors, empty, layout
+
+CODECS: list[Codec] = [
+    Float32(),
+    Float16(),
+    BFloat16(),
+    *[Weights(bits=bits) for bits in (8, 4, 3, 2)],  # type: ignore[arg-type]
+    *[Updates(bits=bits, entropy=entropy) for bits in (8, 4, 3, 2) for entropy in (False, True)],  # type: ignore[arg-type]
+]
+
+
+def some(seed: int = 0, by: float = 1.0) -> Tensors:
+    rng = torch_rng(seed, "tensors")
+    shapes = {"a.weight": (6, 5, 3, 3), "a.bias": (6,), "conv_in.weight": (4, 1, 3, 3), "b.weight": (7, 3)}
+    return {name: by * torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+
+
+def moved(base: Tensors, by: float = 1e-3) -> Tensors:
+    return {name: base[name] + step for name, step in some(1, by).items()}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 101])
+def test_packing_is_undone_exactly_and_takes_the_bits_it_says(bits: int, count: int) -> None:
+    codes = torch.randint(0, 2**bits, (count,), dtype=torch.uint8, generator=torch_rng(0, "codes"))
+    raw = pack(codes, bits)
+    assert len(raw) == packed_size(count, bits) <= count * bits / 8 + bits
+    assert torch.equal(unpack(raw, count, bits), codes)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_what_travels_is_of_the_layout_that_the_plan_expects(codec: Codec) -> None:
+    base = some()
+    wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
+    codec.check(wire, layout(base))
+    decoded = codec.decode(wire, base)
+    assert layout(decoded) == layout(base)
+    assert all(bool(tensor.isfinite().all()) for tensor in decoded.values())
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_the_order_of_names_is_of_no_account(codec: Codec) -> None:
+    base = some()
+    wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
+    turned = dict(reversed(base.items()))
+    again = codec.encode(dict(reversed(moved(base).items())), turned, {}, torch_rng(0, "codec")).wire
+    assert all(torch.equal(wire[name], again[name]) for name in wire)
+    one, other = codec.decode(wire, base), codec.decode(again, turned)
+    assert all(torch.equal(one[name], other[name]) for name in base)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_weights_come_back_within_half_a_step(bits: Any) -> None:
+    weights = some() | {"same": torch.full((4,), 0.7), "none": torch.zeros(3), "far": torch.tensor([98.0, 98.5, 99.0])}
+    codec = Weights(bits=bits)
+    decoded = codec.decode(codec.encode(weights, {}, {}, torch_rng(0, "codec")).wire, empty(layout(weights)))
+    for name, tensor in weights.items():
+        step = (tensor.max() - tensor.min()) / (2**bits - 1)
+        assert bool(((decoded[name] - tensor).abs() <= step / 2 + 1e-5 * tensor.abs().max()).all()), name
+    assert torch.equal(decoded["same"], weights["same"])
+
+
+def test_weights_have_a_dead_zone_and_updates_have_none() -> None:
+    base = {"w.weight": torch.linspace(0, 1, 64).view(8, 8)}
+    step = torch.full((64,), 1e-4)
+    step[0] = step[-1] = 0  # the range stays
+    rounded, updates, rng = Weights(bits=8), Updates(bits=8), torch_rng(0, "codec")
+    there = rounded.decode(rounded.encode(base, {}, {}, rng).wire, base)
+    for _ in range(20):
+        trained = {"w.weight": there["w.weight"] + step.view(8, 8)}
+        again = rounded.decode(rounded.encode(trained, {}, {}, rng).wire, base)
+        assert torch.allclose(again["w.weight"], there["w.weight"], atol=1e-6)
+    trained = {"w.weight": base["w.weight"] + step.view(8, 8)}
+    said = updates.decode(updates.encode(trained, base, {}, rng).wire, base)
+    assert torch.allclose(said["w.weight"], trained["w.weight"], atol=2e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_by_chance_the_mean_is_right(bits: Any) -> None:
+    base = some()
+    weights, codec = moved(base), Updates(bits=bits, reach=100.0, feedback=False)
+    mean = {name: torch.zeros_like(tensor, dtype=torch.double) for name, tensor in base.items()}
+    for seed in range(400):
+        decoded = codec.decode(codec.encode(weights, base, {}, torch_rng(seed, "codec")).wire, base)
+        mean = {name: mean[name] + decoded[name] / 400 for name in mean}
+    for name, tensor in mean.items():
+        step = 2 * (weights[name] - base[name]).abs().max() / (2**bits - 2)
+        assert float((tensor - weights[name]).abs().max()) < 4 * float(step) / 2 / 400**0.5 + 1e-6
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_what_is_said_and_what_is_left_are_the_update(bits: Any) -> None:
+    base = some()
+    weights, codec, left = moved(base), Updates(bits=bits), some(2, 1e-4)
+    wire, unsaid = codec.encode(weights, base, left, torch_rng(0, "codec"))
+    decoded = codec.decode(wire, base)
+    for name in base:
+        assert torch.allclose(decoded[name] + unsaid[name], weights[name] + left[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_with_feedback_nothing_is_lost_in_the_long_run(bits: Any) -> None:
+    base = some()
+    step, codec, left, arrived = some(3, 1e-3), Updates(bits=bits), {}, base
+    for number in range(50):
+        aim = {name: arrived[name] + step[name] for name in base}
+        wire, left = codec.encode(aim, arrived, left, torch_rng(number, "codec"))
+        arrived = codec.decode(wire, arrived)
+    for name in base:
+        missing = (base[name] + 50 * step[name] - arrived[name]).norm() / (50 * step[name]).norm()
+        assert float(missing) < 0.08, name
+
+
+def test_nothing_that_changed_sends_nothing() -> None:
+    base = some()
+    for bits in (8, 4, 3, 2):
+        codec = Updates(bits=bits)  # type: ignore[arg-type]
+        decoded = codec.decode(codec.encode(base, base, {}, torch_rng(0, "codec")).wire, base)
+        assert all(torch.equal(decoded[name], base[name]) for name in base)
+
+
+def test_squeezing_changes_the_bytes_and_nothing_else() -> None:
+    base = {"w.weight": torch.randn(64, 64, generator=torch_rng(0, "w"))}
+    weights = {"w.weight": base["w.weight"] + 1e-3 * torch.randn(64, 64, generator=torch_rng(1, "w"))}
+    plain, short = (Updates(bits=4, entropy=entropy) for entropy in (False, True))
+    one, other = (codec.encode(weights, base, {}, torch_rng(0, "codec")).wire for codec in (plain, short))
+    assert len(other["codes"]) < 0.95 * len(one["codes"])
+    assert torch.equal(plain.decode(one, base)["w.weight"], short.decode(other, base)["w.weight"])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda codes: codes[:-3],
+        lambda codes: torch.cat([codes, codes[:2]]),
+        lambda codes: torch.randint(0, 256, codes.shape, dtype=torch.uint8),
+        lambda codes: codes[:0],
+    ],
+)
+def test_codes_that_were_tampered_with_are_refused(bad: Any) -> None:
+    base, codec = some(), Updates(entropy=True)
+    wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
+    with pytest.raises(Refused) as refused:
+        codec.check({**wire, "codes": bad(wire["codes"])}, layout(base))
+    assert refused.value.reason in (Reason.MALFORMED, Reason.WRONG_SHAPE)
+
+
+def test_a_small_message_cannot_grow_without_bound() -> None:
+    import zlib
+
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = coder.compress(bytes(50_000_000)) + coder.flush()
+    codec, base = Updates(entropy=True), some()
+    wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
+    with pytest.raises(Refused, match="not 291"):
+        codec.check({**wire, "codes": torch.frombuffer(bytearray(bomb), dtype=torch.uint8)}, layout(base))
+
+
+@pytest.mark.parametrize("codec", [Weights(), Updates()], ids=str)
+def test_scales_that_would_overflow_are_refused(codec: Codec) -> None:
+    base = some()
+    wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
+    with pytest.raises(Refused, match="beyond"):
+        codec.check({**wire, "scales": torch.full_like(wire["scales"], 3e38)}, layout(base))
