@@ -116,7 +116,8 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         for kind, codec in kinds.items()
     }
     ends = {name: max(each[-1] for each in found) for name, found in errors.items()}
-    draw(rates, errors)
+    if told.save:
+        draw(rates, errors)
     return {
         "figures": {
             "contraction": _share(
