@@ -49,6 +49,7 @@ class Bare:
 
     def __init__(self, method: FedAvg, silos: list[Silo]) -> None:
         self.method, self.silos = method, silos
+        assert isinstance(method.model, UNet)
         self.net = UNet2DModel(**method.model.settings())
         self.weights = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
         self.alpha, self.sigma = (x.float()[:, None, None, None] for x in _levels())

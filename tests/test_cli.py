@@ -190,3 +190,25 @@ def test_the_help_page_does_not_import_torch() -> None:
 def test_a_round_fits_in_a_terminal_of_80_columns() -> None:
     done = Round(999, 1000, 123.4, 60_000, 10**9, 10**9, {f"s{i}": 0.1 for i in range(100)})
     assert len(round_line(done, 100)) <= 80
+
+
+def test_an_autoencoder_is_trained_and_a_latent_model_on_top_of_it(tmp_path: Path) -> None:
+    short = ["--set", "method.rounds=1", "--set", "method.training.steps=2", "--set", "device=cpu"]
+    early = manyhands("run", "digits-latent", *short, where=tmp_path)
+    assert early.returncode == 4
+    assert "runs/digits-autoencoder/model: holds no autoencoder" in early.stderr
+    first = manyhands("run", "digits-autoencoder", *short, where=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "samples: what an autoencoder makes of the held-out images" in first.stdout.lower()
+    assert "figures/samples.png" not in first.stdout  # it could only show images of silos
+    assert (
+        "draws nothing of its own"
+        in manyhands("sample", "runs/digits-autoencoder", "--out", "s", where=tmp_path).stderr
+    )
+    measured = manyhands("evaluate", "runs/digits-autoencoder", "--images", "50", "--no-cas", "--json", where=tmp_path)
+    assert json.loads(measured.stdout)["evaluation"]["protocol"]["sampling"] == {}
+    second = manyhands("run", "digits-latent", *short, "--set", "sampling.steps=2", where=tmp_path)
+    assert second.returncode == 0, second.stderr
+    drawn = manyhands("sample", "runs/digits-latent", "--out", "s", "--count", "3", "--steps", "2", where=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert load_file(tmp_path / "s" / "samples.safetensors")["images"].shape == (3, 1, 8, 8)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from manyhands.methods.fedavg import FedAvg as FedAvg
     from manyhands.methods.method import Method as Method
     from manyhands.methods.method import Server as Server
+    from manyhands.models.autoencoder import Autoencoder as Autoencoder
     from manyhands.models.generator import Generator as Generator
+    from manyhands.models.latent import Latent as Latent
     from manyhands.models.unet import UNet as UNet
     from manyhands.recipe import load_recipe as load_recipe
     from manyhands.silo import Silo as Silo
@@ -58,7 +60,9 @@ _HOME = {
     "methods.baselines": ["Central", "Local"],
     "methods.fedavg": ["FedAvg"],
     "methods.method": ["Method", "Server"],
+    "models.autoencoder": ["Autoencoder"],
     "models.generator": ["Generator"],
+    "models.latent": ["Latent"],
     "models.unet": ["UNet"],
     "recipe": ["load_recipe"],
     "silo": ["Silo"],

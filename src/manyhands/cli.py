@@ -224,9 +224,10 @@ def _show_ended(folder: Path, *, as_json: bool) -> None:
         print_table(figures_table(report), measured_words(report))
         for note in report["evaluation"]["notes"]:
             typer.echo(f"warning: {note}", err=True)
-    typer.echo(f"samples  {folder / 'figures' / 'samples.png'}\nreport   {folder / 'report.html'}")
-    if (folder / "model").exists():
-        typer.echo(f"model    {folder / 'model'}")
+    parts = {"samples": "figures/samples.png", "report": "report.html", "model": "model"}
+    for name, part in parts.items():
+        if (folder / part).exists():
+            typer.echo(f"{name:9}{folder / part}")
 
 
 def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool) -> None:
@@ -258,17 +259,18 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool
 def _show_plan(told: Recipe, *, as_json: bool) -> None:
     import tomli_w
 
-    words = told.method.plan().words()
+    words, sizes = told.method.plan().words(), told.method.sizes(told.partition.silos)
     if as_json:
-        typer.echo(json.dumps({"recipe": told.resolved(), "plan": words}))
+        typer.echo(json.dumps({"recipe": told.resolved(), "plan": words, "sizes": sizes}))
     else:
-        typer.echo(tomli_w.dumps(told.resolved()) + "\n" + "\n".join(f"# {line}" for line in words))
+        typer.echo(tomli_w.dumps(told.resolved()) + "\n" + "\n".join(f"# {line}" for line in [*words, *sizes]))
 
 
 def _generator(folder: Path, silo: str | None) -> Generator:
     from manyhands.experiment import chosen_device
     from manyhands.journal import RunFolder
-    from manyhands.models.generator import Generator
+    from manyhands.models.autoencoder import TrainedAutoencoder
+    from manyhands.models.generator import load
 
     kept = RunFolder(folder)
     device = chosen_device(kept.recipe.get("device", "auto"))
@@ -277,7 +279,13 @@ def _generator(folder: Path, silo: str | None) -> Generator:
         own = sorted(path.parent.name for path in kept.path.glob("silos/*/model"))
         hint = f"; these silos have one of their own (--silo): {', '.join(own)}" if own else "; has the run ended?"
         raise RunFolderError(f"{folder}: {'the server' if silo is None else silo} has no trained generator{hint}")
-    return Generator.from_pretrained(where, device)
+    found = load(where, device)
+    if isinstance(found, TrainedAutoencoder):
+        raise RunFolderError(
+            f"{folder}: trained an autoencoder, which draws nothing of its own; name its model/ in a "
+            "recipe with method.model.kind = 'latent'"
+        )
+    return found
 
 
 def _recipe_path(given: str) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from manyhands.citation import citations
+from manyhands.data.images import as_floats
 from manyhands.data.partition import class_counts
 from manyhands.evaluation import report
 from manyhands.evaluation.features import fingerprint
@@ -16,11 +19,12 @@ if TYPE_CHECKING:
 
     from manyhands.experiment import Experiment
     from manyhands.journal import Round, RunFolder
+    from manyhands.models.autoencoder import TrainedAutoencoder
     from manyhands.models.generator import Generator
     from manyhands.silo import Silo
 
 
-def facts(experiment: Experiment, folder: RunFolder, drawn: Generator | None) -> dict[str, Any]:
+def facts(experiment: Experiment, folder: RunFolder, drawn: Generator | TrainedAutoencoder | None) -> dict[str, Any]:
     """What report.json has of every run, evaluated or not."""
     rounds, ledger, roster = folder.rounds, experiment.ledger, experiment.roster
     return {
@@ -66,6 +70,12 @@ def picture(generator: Generator, rows: int) -> tuple[Tensor, tuple[str, ...]]:
     return generator.sample(labels=labels), headings
 
 
+def before_and_after(autoencoder: TrainedAutoencoder, silo: Silo, rows: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Rows of a silo's images, and beside each what the autoencoder makes of it."""
+    images = as_floats((silo.held_out or silo.images).pixels[: 4 * rows])
+    return torch.stack([images, autoencoder.redrawn(images)], 1).flatten(0, 1), ("image", "back") * 4
+
+
 def _loss(rounds: Sequence[Round]) -> float | None:
     return rounds[-1].loss if rounds and rounds[-1].losses else None
 
@@ -84,6 +94,7 @@ def _circumstances(experiment: Experiment) -> dict[str, Any]:
             for name, told in plan.operations.items()
         },
         "never": list(plan.never),
+        "sizes": experiment.method.sizes(len(silos)),
         "pooled": experiment.method.pools,
         "own": experiment.server.generator() is None,
         "papers": citations(experiment.method, experiment.sampling, experiment.evaluation),

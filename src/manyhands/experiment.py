@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from manyhands import ending
 from manyhands.data.images import Images
@@ -24,7 +25,8 @@ from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
 from manyhands.methods.method import Method, Server
-from manyhands.models.generator import Generator
+from manyhands.models.autoencoder import DRAWS_NOTHING, TrainedAutoencoder
+from manyhands.models.generator import Generator, load
 from manyhands.plan import RESTING
 from manyhands.recipe import Recipe, parse_recipe
 from manyhands.seed import numpy_rng
@@ -115,9 +117,12 @@ class Experiment:
             found = next((self.method.own_generator(each) for each in self.silos if each.name == silo), None)
         if found is None:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
-        return self._ready(found)
+        ready = self._ready(found)
+        if isinstance(ready, TrainedAutoencoder):
+            raise RecipeError(DRAWS_NOTHING)
+        return ready
 
-    def generators(self) -> dict[str, Generator]:
+    def generators(self) -> dict[str, Generator | TrainedAutoencoder]:
         """The generator that each silo ends up with: its own where it has one, else the shared one."""
         shared = self.server.generator()
         ready = None if shared is None else self._ready(shared)
@@ -144,7 +149,8 @@ class Experiment:
         if not generators:
             return done
         try:
-            figures.sheet(folder.round_picture(number), *ending.picture(next(iter(generators.values())), rows=4))
+            if picture := self._picture(next(iter(generators.values())), rows=4):
+                figures.sheet(folder.round_picture(number), *picture)
             if number == done.rounds or not self.evaluation.images:
                 return done  # the last one is measured whole, when the run ends
             return replace(done, metrics=self.judge.quick(generators, self.sampling))
@@ -152,9 +158,17 @@ class Experiment:
             folder.problem(f"round {number} was not measured: {error}")
             return done
 
-    def _ready(self, generator: Generator) -> Generator:
-        classes = self.silos[0].images.classes
-        return replace(generator, sampling=self.sampling, classes=classes, device=str(self.silos[0].bench.device))
+    def _picture(self, trained: Generator | TrainedAutoencoder, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
+        """Of what was trained; nothing where it could only show the silos' own images."""
+        if not isinstance(trained, TrainedAutoencoder):
+            return ending.picture(trained, rows)
+        return ending.before_and_after(trained, self.silos[0], rows) if self.method.pools else None
+
+    def _ready(self, trained: Generator | TrainedAutoencoder) -> Generator | TrainedAutoencoder:
+        device = str(self.silos[0].bench.device)
+        if isinstance(trained, TrainedAutoencoder):
+            return replace(trained, device=device)
+        return replace(trained, sampling=self.sampling, classes=self.silos[0].images.classes, device=device)
 
     def _go_on(self, folder: RunFolder) -> None:
         """Draw who holds what, and take up the newest round that is kept."""
@@ -186,8 +200,8 @@ class Experiment:
         if shared is not None:
             self._ready(shared).save(folder.model)
         drawn = shared or next(iter(own.values()), None)
-        if drawn is not None:
-            figures.grid(folder.figures / "samples.png", *ending.picture(self._ready(drawn), rows=8))
+        if drawn is not None and (picture := self._picture(self._ready(drawn), rows=8)):
+            figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
         report.write(folder, ending.facts(self, folder, drawn) | self._verdict(folder))
 
@@ -254,13 +268,13 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
     return folder.report
 
 
-def _kept_generators(folder: RunFolder, silos: Sequence[Silo]) -> dict[str, Generator]:
+def _kept_generators(folder: RunFolder, silos: Sequence[Silo]) -> dict[str, Generator | TrainedAutoencoder]:
     """The exported generator of each silo: its own where it has one, else the shared one."""
     device = chosen_device(folder.recipe.get("device", "auto"))
     own = {silo.name: folder.silo(silo.name) / "model" for silo in silos}
-    shared = Generator.from_pretrained(folder.model, device) if folder.model.exists() else None
+    shared = load(folder.model, device) if folder.model.exists() else None
     found = dict.fromkeys(own, shared) if shared else {}
-    return found | {silo: Generator.from_pretrained(path, device) for silo, path in own.items() if path.exists()}
+    return found | {silo: load(path, device) for silo, path in own.items() if path.exists()}
 
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:

@@ -152,10 +152,11 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain values; what the data says of the model is filled in."""
+    full = _filled_in(told)
     try:
-        return Recipe.model_validate(_filled_in(told))
+        return Recipe.model_validate(full)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{where}: {line}" for line in _lines(error, told))) from None
+        raise RecipeError("\n".join(f"{where}: {line}" for line in _lines(error, full))) from None
 
 
 def specs_in(told: Mapping[str, Any], where: str) -> list[Spec]:
@@ -171,13 +172,13 @@ def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with the model's size, channels and classes, and the silos that a central run stands for."""
     full = {**told}
     method, data = full.get("method"), full.get("data")
-    if not isinstance(method, dict) or not isinstance(data, dict):
+    if not isinstance(method, dict):
         return full
-    model = method.get("model", {})
+    model, data = method.get("model", {}), data if isinstance(data, dict) else {}
     if isinstance(model, dict):
         form = {key: data[key] for key in ("size", "channels") if key in data}
-        model = {"channels": 1, **form, **model}
-        if "classes" not in model:
+        model = {"kind": "unet", "channels": 1, **form, **model}
+        if "classes" not in model and model["kind"] != "autoencoder":
             model["classes"] = _count_classes(data)
         method = {**method, "model": model}
     if method.get("kind") == "central":

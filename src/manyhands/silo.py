@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from manyhands.data.images import Images
+    from manyhands.data.latents import Latents
     from manyhands.tensors import Tensors
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -53,7 +54,8 @@ class Silo:
     """What a data holder owns. None of it leaves but in a message.
 
     It trains on ``images``, never on those ``held_out``, which what was trained is held against. ``memory`` holds the
-    tensors that a method keeps at the silo over rounds; it is checkpointed there.
+    tensors that a method keeps at the silo over rounds; it is checkpointed there. ``latents`` are the images as a
+    latent model trains on them; they are made anew when a run goes on.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Silo:
     bench: Workbench = field(default_factory=Workbench)
     memory: Tensors = field(default_factory=dict)
     held_out: Images | None = None
+    latents: Latents | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or ".." in self.name:

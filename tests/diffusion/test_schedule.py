@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from manyhands.diffusion.objective import Diffusion, eps_of_v, noised, v_of, x_0_of_eps, x_0_of_v
 from manyhands.diffusion.schedule import Schedule
 
-schedules = st.builds(Schedule, kind=st.sampled_from(["cosine", "linear"]), steps=st.integers(2, 1500))
+schedules = st.builds(Schedule, kind=st.sampled_from(["cosine", "linear", "scaled-linear"]), steps=st.integers(2, 1500))
 
 
 @given(schedules)
@@ -21,7 +21,9 @@ def test_the_chain_starts_clean_and_snr_falls(schedule: Schedule) -> None:
     assert (schedule.snr()[1:].diff() < 0).all()
 
 
-@pytest.mark.parametrize(("kind", "theirs"), [("cosine", "squaredcos_cap_v2"), ("linear", "linear")])
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [("cosine", "squaredcos_cap_v2"), ("linear", "linear"), ("scaled-linear", "scaled_linear")]
+)
 def test_the_levels_are_those_of_diffusers_counted_from_one(kind: str, theirs: str) -> None:
     ours = Schedule.model_validate({"kind": kind}).alpha_bar()
     assert torch.allclose(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands import Central, Experiment, Local, Silo, Training
+from manyhands import Central, Experiment, Local, Silo, Training, UNet
 from manyhands.errors import QuorumLost, Reason, RecipeError, Refused
 from manyhands.links.embedded import Embedded
 from manyhands.message import Message
@@ -113,7 +113,7 @@ def test_a_silo_with_fewer_images_than_a_batch_works() -> None:
 
 
 def test_unconditional_models_train_and_labels_are_not_used() -> None:
-    model = {"size": 4, "channels": 1, "classes": 0, "widths": (8,)}
+    model = UNet(size=4, channels=1, classes=0, widths=(8,))
     silos = [Silo("s0", tiny_images(8))]
     blind = [Silo("s0", type(silos[0].images)(silos[0].images.pixels))]
     one, other = (trained(tiny_fedavg(model=model), each) for each in (silos, blind))

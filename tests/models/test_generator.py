@@ -38,7 +38,7 @@ def test_what_is_saved_draws_the_same(tmp_path: Path, classes: int) -> None:
 
 
 @pytest.mark.parametrize("target", ["eps", "v"])
-@pytest.mark.parametrize("kind", ["cosine", "linear"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "scaled-linear"])
 @pytest.mark.parametrize("classes", [0, 3])
 def test_diffusers_loads_it_and_draws_the_same_images(tmp_path: Path, classes: int, kind: str, target: str) -> None:
     one = generator(classes, schedule={"kind": kind}, target=target)

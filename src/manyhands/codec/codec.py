@@ -57,6 +57,12 @@ class Codec(Spec, ABC):
             raise bad
 
 
+def wire_size(codec: Codec, layout: Layout) -> int:
+    """The most bytes that tensors of this layout take on the wire: before an entropy coder, where there is one."""
+    plain = codec.model_copy(update={"entropy": False}) if "entropy" in type(codec).model_fields else codec
+    return sum(like.dtype.itemsize * like.size for like in plain.wire(layout).values())
+
+
 def bounded(scales: Tensor) -> None:
     """Refuse scales that would take codes beyond what a float32 can hold."""
     if bool((scales.abs() > MOST).any()):

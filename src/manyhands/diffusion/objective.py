@@ -18,10 +18,11 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Diffusion(Spec):
     """The objective of a denoiser: its chain, its target and the weights of its steps.
 
-    ``min_snr`` is the gamma of min-SNR weighting, None for equal weights; a huge one cuts nothing, and weighs v as the
-    noise's own error, by SNR / (1 + SNR). ``times`` draws the steps of a batch each for itself, or evenly spread by a
-    scrambled Sobol sequence, which makes the loss vary less. ``label_dropout`` is the share of labels
-    that training hides, so that one network learns with and without them, as classifier-free guidance needs.
+    ``error`` is squared, or absolute as in the latent models of Rombach et al. ``min_snr`` is the gamma of min-SNR
+    weighting, None for equal weights; a huge one cuts nothing, and weighs v as the noise's own error, by
+    SNR / (1 + SNR). ``times`` draws the steps of a batch each for itself, or evenly spread by a scrambled Sobol
+    sequence, which makes the loss vary less. ``label_dropout`` is the share of labels that training hides, so that one
+    network learns with and without them, as classifier-free guidance needs.
 
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
@@ -32,11 +33,12 @@ class Diffusion(Spec):
     schedule: Schedule = Schedule()
     target: Literal["eps", "v"] = "v"
     min_snr: Float | None = Field(default=None, gt=0)
+    error: Literal["squared", "absolute"] = "squared"
     times: Literal["uniform", "sobol"] = "uniform"
     label_dropout: Float = Field(default=0.1, ge=0, le=1)
 
     def loss(self, network: Network, x_0: Tensor, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor:
-        """The weighted squared error of the network on a batch, at random steps with random noise."""
+        """The weighted error of the network on a batch, at random steps with random noise."""
         t = self.steps(len(x_0), rng)
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
         if labels is not None:
@@ -44,8 +46,9 @@ class Diffusion(Spec):
             labels = torch.where(hidden, no_label, labels)
         alpha, sigma = self.schedule.levels(t, x_0)
         wanted = eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
-        error = (network(noised(x_0, eps, alpha, sigma), t, labels) - wanted).square().flatten(1).mean(1)
-        return (self.weights(t, x_0.device) * error).mean()
+        error = network(noised(x_0, eps, alpha, sigma), t, labels) - wanted
+        size = error.square() if self.error == "squared" else error.abs()
+        return (self.weights(t, x_0.device) * size.flatten(1).mean(1)).mean()
 
     def steps(self, count: int, rng: torch.Generator) -> Tensor:
         """Steps of the chain to train on, on the device of the random numbers."""

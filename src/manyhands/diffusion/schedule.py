@@ -16,14 +16,15 @@ from manyhands.spec import Float, Int, Spec
 class Schedule(Spec):
     """The noise schedule of a chain of ``steps`` steps: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
 
-    Step 0 is the clean image (alpha_bar_0 = 1), step ``steps`` the noisiest.
+    Betas rise linearly, or as squares of what rises linearly (``scaled-linear``), or as the cosine curve has it. Step 0
+    is the clean image (alpha_bar_0 = 1), step ``steps`` the noisiest.
 
     References:
         Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
         Improved Denoising Diffusion Probabilistic Models, Nichol, Dhariwal, 2021, arXiv 2102.09672
     """
 
-    kind: Literal["cosine", "linear"] = "cosine"
+    kind: Literal["cosine", "linear", "scaled-linear"] = "cosine"
     steps: Int = Field(default=1000, ge=2, le=100_000)
     beta_start: Float = Field(default=1e-4, gt=0, lt=1)
     beta_end: Float = Field(default=0.02, gt=0, lt=1)
@@ -52,13 +53,15 @@ def _levels(schedule: Schedule, device: torch.device, dtype: torch.dtype) -> tup
 
 @cache
 def _alpha_bar(schedule: Schedule) -> Tensor:
-    betas = _linear(schedule) if schedule.kind == "linear" else _cosine(schedule.steps)
+    betas = _cosine(schedule.steps) if schedule.kind == "cosine" else _linear(schedule)
     left = torch.cumprod(1 - betas, 0)
     return torch.cat([torch.ones(1, dtype=torch.float64), left])
 
 
 def _linear(schedule: Schedule) -> Tensor:
-    return torch.linspace(schedule.beta_start, schedule.beta_end, schedule.steps, dtype=torch.float64)
+    power = 2 if schedule.kind == "scaled-linear" else 1
+    ends = schedule.beta_start ** (1 / power), schedule.beta_end ** (1 / power)
+    return torch.linspace(*ends, schedule.steps, dtype=torch.float64) ** power
 
 
 def _cosine(steps: int) -> Tensor:

@@ -18,7 +18,7 @@ from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation import figures
 from manyhands.evaluation.markup import count_text, number
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
-from manyhands.evaluation.report import NAMES, curve
+from manyhands.evaluation.report import NAMES, curve, sampling_words
 from manyhands.journal import Round, RunFolder, difference
 from manyhands.plan import size_text
 from manyhands.spec import nearest
@@ -130,13 +130,12 @@ class Comparison:
         if not self.ranked:
             return f"Not ranked: {self.differs}."
         told = self.entries[0].reports[0]["evaluation"]["protocol"]
-        sampling, told_spread = told["sampling"], self.entries[0].reports[0]["evaluation"]["spread_of"]
+        told_spread = self.entries[0].reports[0]["evaluation"]["spread_of"]
         return (
             f"Best first by {NAMES[self.by]}; * is the best of a row, be it by less than the deviations, which are "
             f"over {'the seeds of training' if self.several else told_spread}. "
             f"{told['images']:,} samples against "
-            f"{told['reference']:,} training images, features of {told['features']}, {sampling['sampler']} with "
-            f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, weights: {told['weights']}."
+            f"{told['reference']:,} training images, features of {told['features']}; samples: {sampling_words(told)}."
         )
 
     def write(self, out: Path) -> list[Path]:

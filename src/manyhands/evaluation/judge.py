@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from manyhands.data.images import Images, as_bytes, checked, pooled
+from manyhands.data.images import Images, as_bytes, as_floats, checked, pooled
 from manyhands.errors import DataError
 from manyhands.evaluation import features, inception, metrics
 from manyhands.evaluation.features import Extractor, Seen
+from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.seed import numpy_rng, seed_of
 from manyhands.spec import Int, Spec
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from manyhands.silo import Silo
 
 Figures = dict[str, float]
+Trained: TypeAlias = "Generator | TrainedAutoencoder"
 CAS_EPOCHS, CAS_BATCH = 15, 64
 ALARM = 4 * metrics.TAIL
 SHOWN = 8
@@ -125,7 +127,7 @@ class Judge:
         self._usual = metrics.cosine_distance(self._floor.seen.features, self._every.features)
 
     def __call__(
-        self, generators: Mapping[str, Generator], sampling: Sampling, *, cas: bool | None = None
+        self, generators: Mapping[str, Trained], sampling: Sampling, *, cas: bool | None = None
     ) -> dict[str, Any]:
         """Everything about the generators that the silos have: one of their own each, or one for all."""
         asked = _conditional(generators)
@@ -151,7 +153,7 @@ class Judge:
             "seconds": time.perf_counter() - began,
         }
 
-    def quick(self, generators: Mapping[str, Generator], sampling: Sampling) -> Figures:
+    def quick(self, generators: Mapping[str, Trained], sampling: Sampling) -> Figures:
         """The pooled figures of one draw, without CAS."""
         return self.measure(self.look(self.draw(generators, sampling)), asked=_conditional(generators), cas=False)
 
@@ -160,13 +162,19 @@ class Judge:
         """The class of each held-out image, which is asked of a sample."""
         return torch.zeros(len(self.held), dtype=torch.long) if self.held.labels is None else self.held.labels
 
-    def draw(self, generators: Mapping[str, Generator], sampling: Sampling, seed: int = 0) -> Tensor:
-        """A sample for each held-out image, by the generator of the silo that holds it: bytes."""
+    def draw(self, generators: Mapping[str, Trained], sampling: Sampling, seed: int = 0) -> Tensor:
+        """A sample for each held-out image, by the generator of the silo that holds it: bytes.
+
+        An autoencoder draws nothing of its own: it gives what comes back of the image.
+        """
         images = torch.empty_like(self.held.pixels)
         if without := [silo for i, silo in enumerate(self.silos) if silo not in generators and i in self.held_silo]:
             raise DataError(f"{', '.join(without)}: no generator was trained")
         for who, generator in _distinct(generators).items():
             mine = torch.isin(self.held_silo, torch.tensor([self.silos.index(silo) for silo in who]))
+            if isinstance(generator, TrainedAutoencoder):
+                images[mine] = _drawn(generator.redrawn(as_floats(self.held.pixels[mine])))
+                continue
             labels = (self.labels[mine] if generator.model.classes else torch.zeros(int(mine.sum()))).long().tolist()
             own = seed if len(who) == len(self.silos) else seed_of(seed, *who)
             if labels:
@@ -227,8 +235,9 @@ class Judge:
             found.setdefault(kind, {})[name] = rows
         return found
 
-    def protocol(self, generators: Mapping[str, Generator], sampling: Sampling) -> dict[str, Any]:
+    def protocol(self, generators: Mapping[str, Trained], sampling: Sampling) -> dict[str, Any]:
         """All that two figures must have in common to be compared."""
+        redrawn = any(isinstance(generator, TrainedAutoencoder) for generator in generators.values())
         averaged = {generator.ema > 0 for generator in generators.values()}
         return {
             "data": self.data,
@@ -237,7 +246,7 @@ class Judge:
             "classifier": self.classifier.name,
             "images": len(self.held),
             "reference": len(self.real),
-            "sampling": sampling.model_dump(mode="json"),
+            "sampling": {} if redrawn else sampling.model_dump(mode="json"),
             "weights": " and ".join("average over rounds" if one else "raw" for one in sorted(averaged)),
             "seeds": list(range(self.told.seeds)),
         }
@@ -345,12 +354,12 @@ def _drawn(images: Tensor) -> Tensor:
     return as_bytes(images)
 
 
-def _conditional(generators: Mapping[str, Generator]) -> bool:
+def _conditional(generators: Mapping[str, Trained]) -> bool:
     """Whether all of them can be asked for a class."""
     return all(generator.model.classes for generator in generators.values())
 
 
-def _distinct(generators: Mapping[str, Generator]) -> dict[tuple[str, ...], Generator]:
+def _distinct(generators: Mapping[str, Trained]) -> dict[tuple[str, ...], Trained]:
     """Each generator once, by the silos that have it."""
     owners: dict[int, list[str]] = {}
     for silo, generator in generators.items():

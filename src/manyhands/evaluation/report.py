@@ -102,13 +102,19 @@ def figures_table(facts: Mapping[str, Any]) -> list[list[str]]:
 
 def protocol_words(told: Mapping[str, Any]) -> str:
     """By what figures were measured, in words."""
-    sampling = told["sampling"]
     return (
         f"{told['images']:,} samples against {told['reference']:,} training images, in the features of "
-        f"{told['features']}; real images are as many held-out ones. Drawn by {sampling['sampler']}, "
-        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, weights: {told['weights']}, seeds "
+        f"{told['features']}; real images are as many held-out ones. Samples: {sampling_words(told)}, seeds "
         f"{', '.join(map(str, told['seeds']))}"
     )
+
+
+def sampling_words(told: Mapping[str, Any]) -> str:
+    """What samples are, in words."""
+    sampling, weights = told["sampling"], f"weights: {told['weights']}"
+    if not sampling:
+        return f"what an autoencoder makes of the held-out images, {weights}"
+    return f"by {sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}, {weights}"
 
 
 def measured_words(facts: Mapping[str, Any]) -> str:
@@ -126,7 +132,7 @@ def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[
 
 def _story(facts: dict[str, Any]) -> str:
     silos, images = len(facts["silos"]), sum(facts["silos"].values())
-    about = "a generator of its own each" if facts["own"] else "one generator"
+    about = "a model of its own each" if facts["own"] else "one model"
     told = f"trained {about}, of {facts['parameters']:,} weights, by <b>{text(facts['method'])}</b>"
     if facts["pooled"]:
         return f"{images:,} images in one place {told}: a baseline with pooled data."
@@ -178,7 +184,7 @@ def _warnings(facts: dict[str, Any], rounds: list[Round]) -> str:
 def _samples(folder: RunFolder) -> str:
     found = sorted((folder.figures / "rounds").glob("*.png"))
     if len(found) < 2:
-        last, about = folder.figures / "samples.png", "Drawn from the trained generator; a column is a class."
+        last, about = folder.figures / "samples.png", "Drawn from what was trained."
         return (
             f'<h2>Samples</h2><div class="samples"><p>{about}</p>{picture(last, about)}</div>' if last.exists() else ""
         )
@@ -296,12 +302,13 @@ def _sharing(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
         [op, way, f"{messages:,}", size_text(size), size_text(size / silos)]
         for (op, way), (messages, size) in sorted(totals.items())
     ]
+    sizes = "".join(f'<p class="dim">{text(line)}.</p>' for line in facts.get("sizes", ()))
     by_operation = table(["operation", "direction", "messages", "in all", "a silo"], rows, left=2)
     return (
         '<h2>What left the silos, and what never did</h2><div class="two">'
         f'<div class="leaves"><h3>Left a silo</h3><ul>{leaves}</ul></div>'
         f'<div class="stays"><h3>Never left it</h3><ul>{stays}</ul></div></div>'
-        f"<h3>Bytes by operation, as encoded</h3>{by_operation}"
+        f"<h3>Bytes by operation, as encoded</h3>{sizes}{by_operation}"
     )
 
 

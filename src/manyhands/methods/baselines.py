@@ -12,7 +12,9 @@ from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.methods.denoising import Denoising, sick, update_facts
 from manyhands.methods.fedavg import FedAvg, FedAvgServer
+from manyhands.methods.latents import AGREE, FETCH
 from manyhands.methods.method import Conversation, Server
+from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.generator import Generator
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
 from manyhands.silo import Silo
@@ -28,19 +30,21 @@ class Local(Denoising):
 
     def silo(self, silo: Silo) -> Conversation:
         """Train from the common start, and tell after each round how it went."""
+        yield from self.prepared(silo)
         answer = yield Message("join", facts={"images": len(silo.images)})
         while not answer.facts["done"]:
             answer = yield self._round(silo, answer)
 
     def server(self, seed: int, silos: Sequence[str]) -> LocalServer:
         """A server that only counts rounds, and tells everyone the seed of the common start."""
-        return LocalServer(self.rounds, seed)
+        return LocalServer(self, seed)
 
     def plan(self) -> Plan:
         """No tensor either way."""
         gives = Carries(facts={"round": int, "done": bool, "seed": int})
         return Plan(
-            {
+            self.preparations()
+            | {
                 "join": Operation("says how many images it has", "once", Carries(facts={"images": int}), gives),
                 "progress": Operation(
                     "tells its loss", f"{self.rounds} times", Carries(facts=ROUND_FACTS), gives, True, True
@@ -49,10 +53,9 @@ class Local(Denoising):
             never=("images", "labels", "file names", "models"),
         )
 
-    def own_generator(self, silo: Silo) -> Generator | None:
+    def own_generator(self, silo: Silo) -> Generator | TrainedAutoencoder | None:
         """What the silo has trained for itself."""
-        average = named(silo.memory, "average.")
-        return self.generator_of(average) if average else None
+        return self.own_generator_of(silo, named(silo.memory, "average."))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         network, number = silo.bench.network(self.model), answer.facts["round"]
@@ -78,24 +81,36 @@ class Local(Denoising):
 class LocalServer(Server):
     """Counts rounds."""
 
-    def __init__(self, rounds: int, seed: int) -> None:
-        self.rounds, self.seed = rounds, seed
+    def __init__(self, method: Local, seed: int) -> None:
+        self.rounds, self.seed = method.rounds, seed
+        self.latents = method.latent_server()
 
     def on(self, silo: str, message: Message) -> Message:
         """Join."""
+        if self.latents and message.op == FETCH:
+            return self.latents.answer(message)
         return self._answer(message.op)
+
+    def admit(self, silo: str, message: Message) -> None:
+        """All may tell of their rounds."""
+        if self.latents and message.op == AGREE:
+            self.latents.admit(silo, message.facts)
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round."""
+        if self.latents and op == AGREE:
+            return self.latents.agree(op, messages)
         self.round += 1
         return {silo: self._answer(op) for silo in messages}
 
     def state_dict(self) -> Tensors:
-        """Nothing but the round's number, which is kept for every server."""
-        return {}
+        """Nothing but the round's number, which is kept for every server, and what latents are scaled by."""
+        return self.latents.state_dict() if self.latents else {}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Nothing to load."""
+        """The scale of latents."""
+        if self.latents:
+            self.latents.load_state_dict(state)
 
     def _answer(self, op: str) -> Message:
         return Message(op, {}, {"round": self.round, "done": self.round >= self.rounds, "seed": self.seed})

@@ -1,10 +1,12 @@
-"""What the methods have in common that train one denoiser at each silo."""
+"""What the methods have in common that train one network at each silo."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -14,14 +16,21 @@ from manyhands.diffusion.objective import Diffusion
 from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.meter import Meter
-from manyhands.methods.method import Method
+from manyhands.methods import latents
+from manyhands.methods.latents import LatentServer
+from manyhands.methods.method import Conversation, Method
 from manyhands.methods.proximal import Proximal
+from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.generator import Generator
+from manyhands.models.latent import Latent
 from manyhands.models.unet import UNet
+from manyhands.plan import Operation
 from manyhands.silo import Silo
 from manyhands.spec import Float
 from manyhands.tensors import Tensors, finite
 from manyhands.training import Training, steps
+
+AnyModel = Annotated[UNet | Latent | Autoencoder, Field(discriminator="kind")]
 
 
 class Trained(NamedTuple):
@@ -36,15 +45,30 @@ NOTHING = Trained()
 
 
 class Denoising(Method, ABC):
-    """A U-Net, its objective, and what a silo does in a round.
+    """A network, its objective, and what a silo does in a round.
+
+    The network is a U-Net, that of a latent model, or an autoencoder for one, which has an objective of its own.
 
     ``ema`` is the decay of the average over rounds that images are drawn from; 0 draws from the last weights.
     """
 
-    model: UNet
+    model: AnyModel
     training: Training
     diffusion: Diffusion = Diffusion()
     ema: Float = Field(default=0.0, ge=0, lt=1)
+
+    def prepared(self, silo: Silo) -> Conversation:
+        """What a silo does before the first round, and when it goes on."""
+        if isinstance(self.model, Latent):
+            yield from latents.encoding(silo, self.model)
+
+    def preparations(self) -> dict[str, Operation]:
+        """The operations of that."""
+        return latents.operations(self.model) if isinstance(self.model, Latent) else {}
+
+    def latent_server(self) -> LatentServer | None:
+        """The server's half of that."""
+        return LatentServer(self.model) if isinstance(self.model, Latent) else None
 
     def fits(self, silo: Silo) -> None:
         """The silo's images must be of the model's size, and labelled if it is conditional."""
@@ -72,14 +96,14 @@ class Denoising(Method, ABC):
         pull: Proximal | None = None,
     ) -> Trained:
         """One round of local training, held near to its start by the pull if there is one."""
-        images, rng, classes = silo.images.to(silo.bench.device), silo.rng(number), self.model.classes
+        rng = silo.rng(number)
+        learn = self._objective(network, silo, rng)
 
         def loss(numbers: Tensor) -> Tensor:
-            x_0, labels = images.batch(numbers)
-            value = self.diffusion.loss(network, x_0, labels if classes else None, classes, rng)
+            value = learn(numbers)
             return pull.added_to(value) if pull else value
 
-        batches = list(self.training.batches(len(images), rng))
+        batches = list(self.training.batches(len(silo.images), rng))
         autocast = self.training.autocasts(silo.bench.device)
         total = torch.zeros((), device=silo.bench.device)
         meter = Meter(silo.bench.known_flops)
@@ -89,11 +113,33 @@ class Denoising(Method, ABC):
             total += value
             if pull:
                 pull.after_step(rate)
-        return Trained((total / len(batches)).item(), sum(map(len, batches)), meter.flops)
+        flops = meter.flops + latents.encoding_flops(silo)
+        return Trained((total / len(batches)).item(), sum(map(len, batches)), flops)
 
-    def generator_of(self, weights: Tensors) -> Generator:
-        """A generator with these weights."""
-        return Generator(self.model, self.diffusion, weights, ema=self.ema)
+    def _objective(self, network: Any, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """The loss on a batch of the silo's images, told by their numbers."""
+        model, device = self.model, silo.bench.device
+        batch = partial(silo.latents.to(device).batch, rng=rng) if silo.latents else silo.images.to(device).batch
+        if isinstance(model, Autoencoder):
+            return lambda numbers: model.loss(network, batch(numbers)[0], rng)
+
+        def loss(numbers: Tensor) -> Tensor:
+            x_0, labels = batch(numbers)
+            return self.diffusion.loss(network, x_0, labels if model.classes else None, model.classes, rng)
+
+        return loss
+
+    def generator_of(self, weights: Tensors, scale: float = 1.0) -> Generator | TrainedAutoencoder:
+        """What has these weights; ``scale`` is that of latents."""
+        model = self.model
+        if isinstance(model, Autoencoder):
+            return TrainedAutoencoder(model, weights, ema=self.ema)
+        first = model.trained if isinstance(model, Latent) else None
+        return Generator(model, self.diffusion, weights, ema=self.ema, autoencoder=first, scale=scale)
+
+    def own_generator_of(self, silo: Silo, weights: Tensors) -> Generator | TrainedAutoencoder | None:
+        """What a silo has trained for itself, if it has."""
+        return self.generator_of(weights, float(silo.memory.get(latents.SCALE, 1.0))) if weights else None
 
 
 def sick(trained: Trained, weights: Tensors) -> str:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from manyhands.codec.codec import BFloat16, Codec, Float16, Float32
+from manyhands.codec.codec import BFloat16, Codec, Float16, Float32, wire_size
 from manyhands.codec.updates import Updates
 from manyhands.codec.weights import Weights
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.methods.denoising import NOTHING, Denoising, Trained, sick, update_facts
+from manyhands.methods.latents import AGREE, FETCH
 from manyhands.methods.method import Conversation, Server
 from manyhands.methods.proximal import Mode, Proximal
 from manyhands.methods.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.sharing import ALL, SHARED, Share, asked, uploads
+from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.generator import Generator
-from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan
+from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan, size_text
 from manyhands.seed import numpy_rng, torch_rng
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
@@ -75,8 +77,15 @@ class FedAvg(Denoising):
     def _by_name(cls, told: Any) -> Any:
         return {"kind": told} if isinstance(told, str) else told
 
+    @model_validator(mode="after")
+    def _whole_autoencoder(self) -> Self:
+        if isinstance(self.model, Autoencoder) and self.share != "all":
+            raise ValueError(f"share is {self.share!r}, but an autoencoder is shared whole")
+        return self
+
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train whenever weights come, until the server says that it is done."""
+        yield from self.prepared(silo)
         answer, again = (yield self._hello(silo)), None
         while not answer.facts["done"]:
             before = silo.memory
@@ -108,7 +117,8 @@ class FedAvg(Denoising):
         takes = Carries(sent, ROUND_FACTS | holds, (*others, {}))
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
-            {
+            self.preparations()
+            | {
                 "join": Operation(
                     "says how many images it has, gets the model", "once", Carries(facts={"images": int} | holds), gives
                 ),
@@ -124,10 +134,25 @@ class FedAvg(Denoising):
             never=("images", "labels", "file names"),
         )
 
-    def own_generator(self, silo: Silo) -> Generator | None:
+    def sizes(self, silos: int) -> list[str]:
+        """The parts of the network, and the bytes of a round against those of all weights in float32."""
+        count = self.participants or silos
+        parts = {part: sum(like.size for like in self.layout_of(part).values()) for part in ALL.split("+")}
+        every = sum(parts.values())
+        up = wire_size(self.up, self.layout_of(SHARED[self.share])) / (2 if self.share == "usplit" else 1)
+        down = wire_size(self.down, self.layout_of(SHARED[self.share]))
+        shares = ", ".join(f"{size / every:.1%} {part}" for part, size in parts.items() if size)
+        saving = 8 * every / (up + down)
+        return [
+            f"{every:,} weights: {shares}",
+            f"a round of {count} silos: {size_text(count * up)} up and {size_text(count * down)} down, "
+            f"{saving:.2f} x fewer bytes than all weights in float32; all {self.rounds:,} rounds: "
+            f"{size_text(self.rounds * count * (up + down))}",
+        ]
+
+    def own_generator(self, silo: Silo) -> Generator | TrainedAutoencoder | None:
         """Where parts stay at home, the silo's own: the shared parts as it got them last, with its private ones."""
-        own = named(silo.memory, AVERAGE)
-        return self.generator_of(own) if own else None
+        return self.own_generator_of(silo, named(silo.memory, AVERAGE))
 
     @cached_property
     def tracks(self) -> bool:
@@ -224,15 +249,20 @@ class FedAvgServer(Server):
         self.memory: Tensors = {}
         self.updates = 0
         self.mean = WeightedMean()
+        self.latents = method.latent_server()
         self._open()
         self.average = self.given
 
     def on(self, silo: str, message: Message) -> Message:
         """Join: the model of the open round, for those who take part in it."""
+        if self.latents and message.op == FETCH:
+            return self.latents.answer(message)
         return self._hand_out(message.op, {silo: message})[silo]
 
     def admit(self, silo: str, message: Message) -> None:
         """An update from a silo that does not take part in the round is refused."""
+        if self.latents and message.op == AGREE:
+            self.latents.admit(silo, message.facts)
         if not message.tensors:
             return
         if silo not in self._asked:
@@ -248,6 +278,8 @@ class FedAvgServer(Server):
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and give what came of it to those who take part in the next one."""
+        if self.latents and op == AGREE:
+            return self.latents.agree(op, messages)
         mean = self.mean.value()
         self.mean = WeightedMean()
         self.base = {name: self.given[name] for name in self._shared} if self.method.down.relative else {}
@@ -261,20 +293,25 @@ class FedAvgServer(Server):
             self.updates += 1
         return self._hand_out(op, messages)
 
-    def generator(self) -> Generator | None:
+    def generator(self) -> Generator | TrainedAutoencoder | None:
         """The network that all share, as silos receive it; there is none where parts of it stay with them."""
-        return self.method.generator_of(self.average) if SHARED[self.method.share] == ALL else None
+        if SHARED[self.method.share] != ALL:
+            return None
+        return self.method.generator_of(self.average, self.latents.scale if self.latents else 1.0)
 
     def state_dict(self) -> Tensors:
         """The model, its average over rounds, how many means went into that, and what optimiser and codec keep."""
         average = self.average if self.method.ema else {}
         kept = {"weights.": self.weights, "base.": self.base, AVERAGE: average, "memory.": self.memory}
         flat = {f"{prefix}{name}": tensor for prefix, group in kept.items() for name, tensor in group.items()}
-        return {"updates": torch.tensor(self.updates)} | flat
+        prepared = self.latents.state_dict() if self.latents else {}
+        return {"updates": torch.tensor(self.updates)} | flat | prepared
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept model."""
         self.updates = int(state["updates"])
+        if self.latents:
+            self.latents.load_state_dict(state)
         self.weights, self.base, self.memory = (named(state, prefix) for prefix in ("weights.", "base.", "memory."))
         self._open()
         self.average = named(state, AVERAGE) or self.given

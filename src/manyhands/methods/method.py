@@ -12,6 +12,7 @@ from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
     from manyhands.message import Message
+    from manyhands.models.autoencoder import TrainedAutoencoder
     from manyhands.models.generator import Generator as ImageGenerator
     from manyhands.plan import Plan
     from manyhands.silo import Silo
@@ -45,7 +46,7 @@ class Server(ABC):
         """Answer all who called a group operation, when everyone awaited has called."""
         raise NotImplementedError(f"{type(self).__name__} answers no group operation, {sorted(messages)} sent {op}")
 
-    def generator(self) -> ImageGenerator | None:
+    def generator(self) -> ImageGenerator | TrainedAutoencoder | None:
         """The trained generator that all share, or None where there is none."""
         return None
 
@@ -82,9 +83,13 @@ class Method(Spec, ABC):
     def plan(self) -> Plan:
         """Every operation, and what it may carry each way."""
 
+    def sizes(self, silos: int) -> list[str]:
+        """What a round of so many silos puts on the wire, for people; nothing where no weights travel."""
+        return []
+
     def fits(self, silo: Silo) -> None:
         """Raise ``RecipeError`` where this method cannot work with what a silo has."""
 
-    def own_generator(self, silo: Silo) -> ImageGenerator | None:
+    def own_generator(self, silo: Silo) -> ImageGenerator | TrainedAutoencoder | None:
         """The generator that this silo keeps for itself, or None where there is none."""
         return None

@@ -5,39 +5,46 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
-from manyhands.checkpoint import writing
+from manyhands.checkpoint import replacing
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import Sampling, guided
 from manyhands.errors import RecipeError, RunFolderError
+from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
+from manyhands.models.latent import Latent
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors
 
-FACTS = "manyhands.json"
+DIFFUSERS_NAME = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled-linear": "scaled_linear"}
+Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
 class Generator:
     """Draws images in [-1, 1], of the asked classes where it knows any.
 
-    ``ema`` is the decay of the average over rounds that its weights are; 0 for the last weights themselves.
+    ``ema`` is the decay of the average over rounds that its weights are; 0 for the last weights themselves. A latent
+    model has its ``autoencoder``, and the ``scale`` by which the latents that it learnt from were multiplied.
     """
 
-    model: UNet
+    model: UNet | Latent
     diffusion: Diffusion
     weights: Tensors
     classes: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     device: str = "cpu"
     ema: float = 0.0
+    autoencoder: TrainedAutoencoder | None = None
+    scale: float = 1.0
 
     def sample(
         self,
@@ -73,30 +80,23 @@ class Generator:
 
     def save(self, folder: Path | str) -> None:
         """Write the folder that diffusers and ``from_pretrained`` load; an older one is replaced when all is there."""
-        folder = Path(folder)
-        fresh = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            with writing(folder):
-                fresh.mkdir(parents=True)
-                self._write(fresh)
-                shutil.rmtree(folder, ignore_errors=True)
-                fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        with replacing(Path(folder)) as fresh:
+            self._write(fresh)
 
     def _write(self, fresh: Path) -> None:
         self._network.inner.save_pretrained(fresh / "unet")
         self._scheduler().save_pretrained(fresh / "scheduler")
-        pipeline: Any = "DDIMPipeline"
-        if self.model.classes:
-            pipeline = ["pipeline", "ClassConditionalPipeline"]
-            shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
-        index = {
-            "_class_name": pipeline,
+        index: dict[str, Any] = {
+            "_class_name": "DDIMPipeline",
             "unet": ["diffusers", "UNet2DModel"],
             "scheduler": ["diffusers", "DDIMScheduler"],
         }
+        if self.autoencoder:
+            self.autoencoder.write(fresh / "vae", self.scale)
+            index["vae"] = ["diffusers", "AutoencoderKL"]
+        if self.autoencoder or self.model.classes:
+            index["_class_name"] = ["pipeline", "ImagePipeline"]
+            shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
         (fresh / "model_index.json").write_text(json.dumps(index, indent=1))
         (fresh / FACTS).write_text(json.dumps(self._facts(), indent=1))
 
@@ -109,9 +109,21 @@ class Generator:
         try:
             facts = json.loads((folder / FACTS).read_text())
             raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-            told = UNet(**facts["model"]), Diffusion(**facts["diffusion"]), Sampling(**facts["sampling"])
-            weights = {f"inner.{name}": tensor for name, tensor in raw.items()}
-            loaded = cls(told[0], told[1], weights, tuple(facts["classes"]), told[2], device, facts["ema"])
+            model: UNet | Latent = TypeAdapter(Denoiser).validate_python(facts["model"])
+            frozen = None
+            if isinstance(model, Latent):
+                frozen = TrainedAutoencoder.from_pretrained(folder / "vae", model.autoencoder, device)
+            loaded = cls(
+                model,
+                Diffusion(**facts["diffusion"]),
+                {f"inner.{name}": tensor for name, tensor in raw.items()},
+                tuple(facts["classes"]),
+                Sampling(**facts["sampling"]),
+                device,
+                facts["ema"],
+                frozen,
+                facts["scale"],
+            )
             _ = loaded._network  # a file of other weights is noticed here
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
@@ -125,27 +137,49 @@ class Generator:
 
     def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         model, schedule = self.model, self.diffusion.schedule
-        x = torch.randn(len(labels), model.channels, model.size, model.size, generator=rng, device=labels.device)
+        unet = model.unet if isinstance(model, Latent) else model
+        x = torch.randn(len(labels), unet.channels, unet.size, unet.size, generator=rng, device=labels.device)
         known = labels if model.classes else None
         denoiser = guided(self._network, self.diffusion, known, model.classes, sampling.guidance)
-        return sampling.walk(denoiser, x, schedule, schedule.steps, 0, rng).clamp(-1, 1)
+        x = self._bounded(sampling).walk(denoiser, x, schedule, schedule.steps, 0, rng)
+        return (self._decoder.decoded(x / self.scale) if self._decoder else x).clamp(-1, 1)
+
+    def _bounded(self, sampling: Sampling) -> Sampling:
+        """Latents have no bounds that an estimate could be held to."""
+        return sampling.model_copy(update={"clip": None}) if self.autoencoder else sampling
+
+    @cached_property
+    def _decoder(self) -> TrainedAutoencoder | None:
+        return replace(self.autoencoder, device=self.device) if self.autoencoder else None
 
     def _facts(self) -> dict[str, Any]:
         told = {"model": self.model, "diffusion": self.diffusion, "sampling": self.sampling}
         plain = {name: spec.model_dump(mode="json") for name, spec in told.items()}
-        return {**plain, "classes": self.classes, "ema": self.ema}
+        return {**plain, "classes": self.classes, "ema": self.ema, "scale": self.scale}
 
     def _scheduler(self) -> Any:
         from diffusers import DDIMScheduler
 
-        schedule = self.diffusion.schedule
+        schedule, clip = self.diffusion.schedule, self._bounded(self.sampling).clip
         return DDIMScheduler(
             num_train_timesteps=schedule.steps,
-            beta_schedule="squaredcos_cap_v2" if schedule.kind == "cosine" else "linear",
+            beta_schedule=DIFFUSERS_NAME[schedule.kind],
             beta_start=schedule.beta_start,
             beta_end=schedule.beta_end,
             prediction_type="epsilon" if self.diffusion.target == "eps" else "v_prediction",
             timestep_spacing="trailing",
-            clip_sample=self.sampling.clip is not None,
-            clip_sample_range=self.sampling.clip or 1.0,
+            clip_sample=clip is not None,
+            clip_sample_range=clip or 1.0,
         )
+
+
+def load(folder: Path, device: str = "cpu") -> Generator | TrainedAutoencoder:
+    """What a run has trained."""
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        if facts["model"]["kind"] != "autoencoder":
+            return Generator.from_pretrained(folder, device)
+        model = Autoencoder(**facts["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
+    return TrainedAutoencoder.from_pretrained(folder, model, device, facts["ema"])

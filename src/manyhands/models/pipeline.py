@@ -1,4 +1,4 @@
-"""A diffusers pipeline for a class-conditional U-Net. It lies beside the weights and needs diffusers only.
+"""A diffusers pipeline for a U-Net that knows classes, or works on latents. It lies beside the weights.
 
 DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)(class_labels=[0, 1, 2])
 """
@@ -6,15 +6,20 @@ DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_c
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 
 
-class ClassConditionalPipeline(DiffusionPipeline):
-    """Draws one image for each class label; the class after the last one means: no label."""
+class ImagePipeline(DiffusionPipeline):
+    """Draws one image for each class label; the class after the last one means: no label.
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler) -> None:
+    A U-Net without classes is told how many to draw, by as many zeros.
+    """
+
+    _optional_components = ["vae"]  # noqa: RUF012 # as diffusers has it
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, vae: AutoencoderKL | None = None) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
 
     @torch.no_grad()
     def __call__(
@@ -27,17 +32,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
         """Images as PIL pictures, or as an array N x H x W x C in [0, 1] for any other output type."""
-        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        labels = torch.as_tensor(class_labels, device=self.device)
-        nobody = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
-        x = torch.randn(len(labels), channels, size, size, generator=generator, device=self.device)
+        size, channels, known = (self.unet.config[name] for name in ("sample_size", "in_channels", "num_class_embeds"))
+        labels = torch.as_tensor(class_labels, device=self.device) if known else None
+        nobody = None if labels is None else torch.full_like(labels, known - 1)
+        x = torch.randn(len(class_labels), channels, size, size, generator=generator, device=self.device)
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.progress_bar(self.scheduler.timesteps):
             out = self.unet(x, t, class_labels=labels).sample
-            if guidance_scale != 1:
+            if guidance_scale != 1 and labels is not None:
                 without = self.unet(x, t, class_labels=nobody).sample
                 out = torch.lerp(without, out, guidance_scale)
             step = self.scheduler.step(out, t, x, eta=eta, use_clipped_model_output=True, generator=generator)
             x = step.prev_sample
+        if self.vae is not None:
+            x = self.vae.decode(x / self.vae.config.scaling_factor).sample
         images = (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
         return ImagePipelineOutput(images=self.numpy_to_pil(images) if output_type == "pil" else images)

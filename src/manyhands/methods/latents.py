@@ -1,0 +1,130 @@
+"""Before a latent model is trained: the frozen autoencoder is handed out, and silos agree on one scale of latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from manyhands.data.latents import Latents, Moments, scale_of
+from manyhands.errors import CheckpointError, Reason, Refused
+from manyhands.message import Message
+from manyhands.meter import Meter
+from manyhands.models.latent import Latent
+from manyhands.plan import Carries, Operation
+from manyhands.tensors import Tensors, layout, sha256
+
+if TYPE_CHECKING:
+    from manyhands.methods.method import Conversation
+    from manyhands.models.autoencoder import Autoencoder, AutoencoderModule
+    from manyhands.silo import Silo
+
+FETCH, AGREE = "autoencoder", "moments"
+SCALE = "latents.scale"
+BATCH = 64
+MOST_SQUARE = 1e8
+"""The mean square of latents above which nobody is believed."""
+
+
+def operations(model: Latent) -> dict[str, Operation]:
+    """What passes before the first round, and when a run goes on."""
+    with torch.device("meta"):
+        weights = layout(model.autoencoder.build(seed=0).state_dict())
+    fetch = Operation("asks for the frozen autoencoder", "once", Carries(), Carries(weights, {"scale": float}))
+    if model.scale is not None:
+        return {FETCH: fetch}
+    counted = {"images": int, **Moments.__annotations__, "numbers": int, "sum": float, "squares": float}
+    agree = Operation(
+        "tells how many numbers its latents are, their sum and that of their squares, gets the one scale of all silos",
+        "once",
+        Carries(facts=counted),
+        Carries(facts={"scale": float}),
+        group=True,
+    )
+    return {FETCH: fetch, AGREE: agree}
+
+
+def encoding(silo: Silo, model: Latent) -> Conversation:
+    """The silo's half: encode its images once, and agree on the scale."""
+    answer = yield Message(FETCH)
+    encoded = encode(silo, model.autoencoder, answer.tensors)
+    scale = answer.facts["scale"]
+    if not scale:
+        told = {"images": len(silo.images), **encoded.moments()._asdict()}
+        try:
+            answer = yield Message(AGREE, {}, told)
+        except Refused as refusal:
+            if refusal.reason is not Reason.STALE_ROUND:
+                raise
+            answer = yield Message(FETCH)  # the others have agreed without it
+        scale = answer.facts["scale"]
+    silo.latents = replace(encoded, scale=scale)
+    silo.memory |= {SCALE: torch.tensor(scale, dtype=torch.float64)}
+
+
+def encode(silo: Silo, autoencoder: Autoencoder, weights: Mapping[str, torch.Tensor]) -> Latents:
+    """All images of a silo as latents."""
+    network: AutoencoderModule = silo.bench.network(autoencoder)
+    network.load_state_dict(weights)
+    network.eval()
+    meter, means, deviations = Meter(silo.bench.known_flops), [], []
+    with torch.no_grad():
+        for numbers in torch.arange(len(silo.images)).split(BATCH):
+            x = silo.images.batch(numbers)[0].to(silo.bench.device)
+            with meter.work(autoencoder, "encode", len(numbers)):
+                mean, log_variance = network.moments(x)
+            means.append(mean.cpu())
+            deviations.append((log_variance / 2).exp().cpu())
+    return Latents(torch.cat(means), torch.cat(deviations), silo.images.labels, flops=meter.flops)
+
+
+def encoding_flops(silo: Silo) -> int:
+    """What encoding its images took a silo, told once."""
+    if silo.latents is None:
+        return 0
+    flops, silo.latents = silo.latents.flops, replace(silo.latents, flops=0)
+    return flops
+
+
+class LatentServer:
+    """The server's half: it holds the autoencoder, and the scale once that is agreed."""
+
+    def __init__(self, model: Latent) -> None:
+        self.model, self.trained = model, model.trained
+        self.scale = model.scale or 0.0
+        self.hash = sha256(self.trained.weights)
+
+    def answer(self, message: Message) -> Message:
+        """The autoencoder, and the scale: 0 while there is none."""
+        return Message(message.op, self.trained.weights, {"scale": self.scale})
+
+    def admit(self, silo: str, told: Mapping[str, Any]) -> None:
+        """Refuse moments when the scale is agreed, and those that no latents have."""
+        if self.scale:
+            raise Refused(Reason.STALE_ROUND, "the scale of latents is agreed already")
+        each = self.model.autoencoder.latent * self.model.autoencoder.side**2
+        if told["numbers"] != told["images"] * each:
+            raise Refused(Reason.WRONG_WEIGHT, f"{silo} tells of {told['numbers']} numbers, {each} are of an image")
+        mean, square = told["sum"] / told["numbers"], told["squares"] / told["numbers"]
+        if not (0 < square < MOST_SQUARE and abs(mean) < math.sqrt(square)):
+            raise Refused(Reason.WRONG_WEIGHT, f"{silo} tells of moments that no latents have")
+
+    def agree(self, op: str, messages: Mapping[str, Message]) -> dict[str, Message]:
+        """The same scale for all."""
+        told = [messages[silo].facts for silo in sorted(messages)]
+        self.scale = scale_of([Moments(each["numbers"], each["sum"], each["squares"]) for each in told])
+        return {silo: Message(op, {}, {"scale": self.scale}) for silo in messages}
+
+    def state_dict(self) -> Tensors:
+        """The scale, and which autoencoder it is of."""
+        code = torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8)
+        return {SCALE: torch.tensor(self.scale, dtype=torch.float64), "latents.hash": code}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on with a kept scale; of another autoencoder it would mean nothing."""
+        if bytes(state["latents.hash"].tolist()).hex() != self.hash:
+            raise CheckpointError(f"{self.model.folder}: is no longer the autoencoder that the run began with")
+        self.scale = float(state[SCALE])

@@ -1,0 +1,216 @@
+"""A latent model over silos: one frozen autoencoder, one scale, and only the U-Net on its way in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manyhands import Central, Experiment, FedAvg, Local, Message, Silo, Training
+from manyhands.data.latents import Latents, scale_of
+from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
+from manyhands.links.embedded import Embedded
+from manyhands.methods.latents import AGREE, FETCH, SCALE, LatentServer, encode
+from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
+from manyhands.models.latent import Latent
+from manyhands.tensors import sha256
+from tests.conftest import tiny_images
+
+AUTOENCODER = Autoencoder(size=8, channels=1, latent=2, widths=(8, 8))
+TRAINING = Training(batch=4, steps=2, learning_rate=1e-2)
+SIZES = (7, 12, 5)
+
+
+def silos() -> list[Silo]:
+    """The last one has images that are all nearly black, so that its latents differ in scale from the others'."""
+    images = [tiny_images(count, seed=i, size=8) for i, count in enumerate(SIZES)]
+    images[-1] = replace(images[-1], pixels=images[-1].pixels // 64)
+    return [Silo(f"s{i}", each) for i, each in enumerate(images)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoencoder whose latents say much of an image, and little of the noise."""
+    found = tmp_path_factory.mktemp("first") / "model"
+    weights = AUTOENCODER.build(5).state_dict()
+    weights["inner.quant_conv.bias"][AUTOENCODER.latent :] -= 6
+    TrainedAutoencoder(AUTOENCODER, weights).save(found)
+    return found
+
+
+def latent(folder: Path, **told: Any) -> Latent:
+    parts = {"autoencoder": AUTOENCODER, "unet": {"widths": [8]}}
+    return Latent.model_validate({"size": 8, "channels": 1, "classes": 2, "folder": str(folder), **parts, **told})
+
+
+def method(folder: Path, **told: Any) -> FedAvg:
+    return FedAvg(model=latent(folder), training=TRAINING, **{"rounds": 3, **told})
+
+
+def trained(told: Any, **more: Any) -> Experiment:
+    experiment = Experiment(told, silos(), device="cpu", **more)
+    for _ in experiment:
+        pass
+    return experiment
+
+
+def state(experiment: Experiment) -> Mapping[str, torch.Tensor]:
+    return experiment.server.state_dict()
+
+
+def test_the_scale_is_that_of_all_latents_pooled_however_they_are_dealt(folder: Path) -> None:
+    model, holders = latent(folder), silos()
+    weights = model.trained.weights
+    encoded = [encode(silo, AUTOENCODER, weights) for silo in holders]
+    mean, deviation = (torch.cat([getattr(each, name) for each in encoded]) for name in ("mean", "deviation"))
+    pooled = scale_of([Latents(mean, deviation).moments()])
+    assert scale_of([each.moments() for each in encoded]) == pytest.approx(pooled, rel=1e-12)
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.cat([Latents(mean, deviation).batch(torch.arange(len(mean)), rng)[0] for _ in range(50)])
+    assert 1 / drawn.std().item() == pytest.approx(pooled, rel=0.02)
+    alone = [scale_of([each.moments()]) for each in encoded]
+    assert max(alone) > 1.02 * min(alone)  # a scale for each silo would be another one
+
+    experiment = trained(method(folder, rounds=1))
+    assert float(state(experiment)[SCALE]) == pytest.approx(pooled, rel=1e-12)
+    assert {float(silo.memory[SCALE]) for silo in experiment.silos} == {float(state(experiment)[SCALE])}
+    assert experiment.generator().scale == float(state(experiment)[SCALE])
+
+
+def test_latents_are_encoded_as_diffusers_encodes_them_and_scaled(folder: Path) -> None:
+    silo, model = silos()[0], latent(folder)
+    encoded = encode(silo, AUTOENCODER, model.trained.weights)
+    told = model.trained.network.inner.encode(silo.images.batch(torch.arange(7))[0]).latent_dist
+    assert torch.allclose(encoded.mean, told.mean)
+    assert torch.allclose(encoded.deviation, told.std)
+    numbers = torch.tensor([4, 1])
+    scaled, labels = replace(encoded, scale=3.0).batch(numbers, torch.Generator().manual_seed(0))
+    plain, _ = encoded.batch(numbers, torch.Generator().manual_seed(0))
+    assert torch.equal(scaled, 3 * plain)
+    assert labels is not None
+    assert silo.images.labels is not None
+    assert torch.equal(labels, silo.images.labels[numbers])
+    assert encoded.flops > 0
+
+
+def test_rounds_carry_the_unet_alone_and_the_autoencoder_stays_as_it_was(folder: Path) -> None:
+    told = method(folder)
+    before = sha256(told.model.trained.weights)  # type: ignore[union-attr]
+    experiment = trained(told, link=Embedded(wire="bytes"))
+    assert sha256(experiment.generator().autoencoder.weights) == before  # type: ignore[union-attr]
+    entries = {(entry["op"], entry["direction"]): entry for entry in experiment.ledger.entries()}
+    unet = 4 * sum(weight.numel() for weight in told.model.build(0).state_dict().values())
+    first = 4 * sum(weight.numel() for weight in AUTOENCODER.build(0).state_dict().values())
+    sent = experiment.ledger.entries()
+    update = [entry for entry in sent if (entry["op"], entry["direction"]) == ("update", "up")]
+    messages, size = sum(entry["messages"] for entry in update), sum(entry["bytes"] for entry in update)
+    assert messages == 9
+    assert unet < size / messages < 1.3 * unet
+    assert first < entries[FETCH, "down"]["bytes"]
+    assert entries[AGREE, "up"]["bytes"] < 1000
+    counted = trained(method(folder))
+    assert counted.ledger.entries() == sent
+    assert sha256(state(counted)) == sha256(state(experiment))
+
+
+@pytest.mark.parametrize("share", ["all", "up"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, folder: Path, share: str) -> None:
+    whole = trained(method(folder, share=share, ema=0.5), folder=tmp_path / "whole")
+    cut = Experiment(method(folder, share=share, ema=0.5), silos(), folder=tmp_path / "cut", device="cpu")
+    next(iter(cut))
+    on = trained(method(folder, share=share, ema=0.5), folder=tmp_path / "cut", resume=True)
+    assert sha256(state(on)) == sha256(state(whole))
+    names = [None] if share == "all" else [silo.name for silo in whole.silos]
+    for name in names:
+        assert torch.equal(on.generator(name).sample(2), whole.generator(name).sample(2))
+
+
+def test_a_run_does_not_go_on_with_another_autoencoder(tmp_path: Path, folder: Path) -> None:
+    mine = tmp_path / "model"
+    TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(5).state_dict()).save(mine)
+    next(iter(Experiment(method(mine), silos(), folder=tmp_path / "run", device="cpu")))
+    TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(6).state_dict()).save(mine)
+    with pytest.raises(CheckpointError, match="no longer the autoencoder that the run began with"):
+        trained(method(mine), folder=tmp_path / "run", resume=True)
+
+
+def test_a_scale_that_is_told_is_not_asked_for(folder: Path) -> None:
+    told = FedAvg(model=latent(folder, scale=0.5), training=TRAINING, rounds=1)
+    assert AGREE not in told.plan().operations
+    assert trained(told).generator().scale == 0.5
+
+
+def test_one_who_comes_late_gets_the_scale_of_the_others(folder: Path) -> None:
+    server = LatentServer(latent(folder))
+    holders = silos()
+    moments = [encode(silo, AUTOENCODER, server.trained.weights).moments() for silo in holders]
+    said = {
+        silo.name: Message(AGREE, {}, {"images": len(silo.images), **each._asdict()})
+        for silo, each in zip(holders, moments, strict=True)
+    }
+    assert server.answer(Message(FETCH)).facts == {"scale": 0.0}
+    server.admit("s0", said["s0"].facts)
+    server.agree(AGREE, {name: said[name] for name in ("s0", "s1")})
+    with pytest.raises(Refused) as refused:
+        server.admit("s2", said["s2"].facts)
+    assert refused.value.reason is Reason.STALE_ROUND
+
+    late = method(folder).silo(holders[2])
+    assert next(late).op == FETCH
+    assert late.send(Message(FETCH, server.trained.weights, {"scale": 0.0})).op == AGREE
+    assert late.throw(Refused(Reason.STALE_ROUND, "agreed")).op == FETCH
+    assert late.send(server.answer(Message(FETCH))).op == "join"
+    assert holders[2].latents is not None
+    assert holders[2].latents.scale == server.scale
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"numbers": 31 * 7}, {"squares": 0.0}, {"squares": -1.0}, {"sum": 1e9}, {"sum": 1e300, "squares": 1e300}],
+)
+def test_moments_that_no_latents_have_are_refused(folder: Path, lie: dict[str, Any]) -> None:
+    server, silo = LatentServer(latent(folder)), silos()[0]
+    moments = encode(silo, AUTOENCODER, server.trained.weights).moments()._asdict()
+    server.admit("s0", {"images": 7, **moments})
+    with pytest.raises(Refused) as refused:
+        server.admit("s0", {"images": 7, **moments, **lie})
+    assert refused.value.reason is Reason.WRONG_WEIGHT
+
+
+@pytest.mark.parametrize("kind", [Local, Central])
+def test_the_baselines_train_latent_models_too(folder: Path, kind: type[Local] | type[Central]) -> None:
+    told = kind(model=latent(folder), training=TRAINING, rounds=1)
+    holders = silos() if kind is Local else silos()[:1]
+    experiment = Experiment(told, holders, device="cpu")
+    for _ in experiment:
+        pass
+    name = "s0" if kind is Local else None
+    assert experiment.generator(name).sample(2).shape == (2, 1, 8, 8)
+
+
+def test_its_work_counts_the_encoding_once(folder: Path) -> None:
+    first, second, _ = Experiment(method(folder), silos()[:1], device="cpu")
+    assert first.flops["s0"] > second.flops["s0"] > 0
+
+
+@pytest.mark.parametrize("kind", [FedAvg, Central])
+def test_an_autoencoder_is_trained_by_the_same_methods(tmp_path: Path, kind: Any) -> None:
+    told = kind(model=AUTOENCODER, training=TRAINING, rounds=2)
+    holders = silos()[:1] if kind is Central else silos()
+    experiment = Experiment(told, holders, folder=tmp_path / "run", device="cpu")
+    losses = [done.loss for done in experiment]
+    assert len(losses) == 2
+    loaded = TrainedAutoencoder.from_pretrained(tmp_path / "run" / "model", AUTOENCODER)
+    assert sha256(loaded.weights) == sha256(experiment.server.weights)  # type: ignore[attr-defined]
+    assert (tmp_path / "run" / "figures" / "samples.png").exists() is (kind is Central)  # else: images of silos
+    with pytest.raises(RecipeError, match="draws nothing of its own"):
+        experiment.generator()
+
+
+def test_parts_of_an_autoencoder_do_not_stay_at_home() -> None:
+    with pytest.raises(ValueError, match="an autoencoder is shared whole"):
+        FedAvg(model=AUTOENCODER, training=TRAINING, rounds=1, share="up")
