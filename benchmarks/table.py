@@ -1,13 +1,14 @@
-"""README's table of claims, from the committed results: ``python -m benchmarks.table`` writes it into README.md."""
+"""Tables of the committed results: ``python -m benchmarks.table`` writes them into README.md and docs/methods.md."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+RESULTS = ROOT / "benchmarks" / "results"
 WHAT = {
     "overhead": "rounds of a run against a bare PyTorch loop, 10 silos",
     "memory": "peak memory, 100 silos against 2",
@@ -51,14 +52,11 @@ WHAT = {
 }
 
 
-def table() -> str:
-    """The table as Markdown."""
+def figures() -> str:
+    """All figures, for README."""
     lines = ["| claim | bar | measured | holds | program |", "|---|---|---|---|---|"]
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        result = json.loads(path.read_text())
-        if result["scale"] == "quick":
-            continue
-        program = path.stem.rsplit("-", 1)[0]
+    for program in sorted({path.stem.rsplit("-", 1)[0] for path in RESULTS.glob("*.json")}):
+        result = newest(program)
         for name, figure in result["figures"].items():
             verdict = {True: "yes", False: "**no**", None: "not measured"}[result["holds"].get(name)]
             shown = "-" if figure is None else f"{figure:.4g}"
@@ -67,13 +65,42 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str) -> str:
-    """README with the table put between its marks."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+def newest(program: str) -> dict[str, Any]:
+    """The result at full size where there is one, else the small one."""
+    paths = [RESULTS / f"{program}-{scale}.json" for scale in ("paper", "small")]
+    result: dict[str, Any] = json.loads(next(path for path in paths if path.exists()).read_text())
+    return result
+
+
+def cases() -> str:
+    """What each case of federated diffusion came to, for docs/methods.md."""
+    told = newest("federated_diffusion")["cases"]
+    lines = [
+        "| case | FID | deviation over seeds | asked class recognised | bytes both ways |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in told.items():
+        deviation = "-" if row["deviation"] is None else f"{row['deviation']:.2f}"
+        less = told["vanilla"]["bytes"] / row["bytes"]
+        told_bytes = f"{row['bytes'] / 1e6:.1f} MB" + (
+            f", {less:.1f} x fewer" if less > 1.01 and "bits" in name else ""
+        )
+        lines.append(f"| {name} | {row['fid']:.2f} | {deviation} | {row['label_match']:.3f} | {told_bytes} |")
+    return "\n".join(lines)
+
+
+PAGES = {ROOT / "README.md": ("figures", figures), ROOT / "docs" / "methods.md": ("cases", cases)}
+
+
+def with_table(page: Path) -> str:
+    """A page with its table put between its marks."""
+    name, table = PAGES[page]
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = page.read_text().split(begin)
+    return f"{before}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text()))
-    sys.stdout.write(table() + "\n")
+    for page in PAGES:
+        page.write_text(with_table(page))
+        sys.stdout.write(f"{page.relative_to(ROOT)}\n")

@@ -50,7 +50,7 @@ class Local(Denoising):
                     "tells its loss", f"{self.rounds} times", Carries(facts=ROUND_FACTS), gives, True, True
                 ),
             },
-            never=("images", "labels", "file names", "models"),
+            never=(*self.never, "models"),
         )
 
     def own_generator(self, silo: Silo) -> Generator | TrainedAutoencoder | None:

@@ -57,6 +57,11 @@ class Denoising(Method, ABC):
     diffusion: Diffusion = Diffusion()
     ema: Float = Field(default=0.0, ge=0, lt=1)
 
+    @property
+    def never(self) -> tuple[str, ...]:
+        """What no silo ever sends."""
+        return ("images", "labels", "file names") + ("latents",) * isinstance(self.model, Latent)
+
     def prepared(self, silo: Silo) -> Conversation:
         """What a silo does before the first round, and when it goes on."""
         if isinstance(self.model, Latent):

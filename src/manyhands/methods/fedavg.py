@@ -131,7 +131,7 @@ class FedAvg(Denoising):
                     closes_round=True,
                 ),
             },
-            never=("images", "labels", "file names"),
+            never=self.never,
         )
 
     def sizes(self, silos: int) -> list[str]:
@@ -142,12 +142,12 @@ class FedAvg(Denoising):
         up = wire_size(self.up, self.layout_of(SHARED[self.share])) / (2 if self.share == "usplit" else 1)
         down = wire_size(self.down, self.layout_of(SHARED[self.share]))
         shares = ", ".join(f"{size / every:.1%} {part}" for part, size in parts.items() if size)
-        saving = 8 * every / (up + down)
+        plain = up + down == 8 * every
+        saving = "all weights in float32" if plain else f"{8 * every / (up + down):.2f} x fewer bytes than in float32"
         return [
             f"{every:,} weights: {shares}",
-            f"a round of {count} silos: {size_text(count * up)} up and {size_text(count * down)} down, "
-            f"{saving:.2f} x fewer bytes than all weights in float32; all {self.rounds:,} rounds: "
-            f"{size_text(self.rounds * count * (up + down))}",
+            f"a round of {count} silos: {size_text(count * up)} up and {size_text(count * down)} down, {saving}",
+            f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
         ]
 
     def own_generator(self, silo: Silo) -> Generator | TrainedAutoencoder | None:
