@@ -96,7 +96,7 @@ class Experiment:
         if self._ran:
             raise RecipeError("this experiment has run; make another, with resume=True to go on in its folder")
         self._ran = True
-        if self.server.round >= self.method.rounds:
+        if self.run_folder is not None and self.run_folder.ended and self.server.round >= self.method.rounds:
             return
         hub = Hub(self.server, self.method.plan(), self.roster, self.quorum)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}

@@ -150,6 +150,11 @@ class RunFolder:
         return next(iter(generations(self.server)), 0)
 
     @property
+    def ended(self) -> bool:
+        """Whether a run has ended here: its report is the last thing that is written."""
+        return (self.path / "report.json").exists()
+
+    @property
     def report(self) -> dict[str, Any]:
         """The contents of report.json."""
         try:

@@ -33,11 +33,10 @@ def layout(tensors: Mapping[str, Tensor]) -> Layout:
     return {name: Like(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
-def empty(layout: Layout) -> Tensors:
-    """Tensors of this layout without any numbers: what a decoder needs to know of shapes."""
+def zeros(layout: Layout) -> Tensors:
+    """Tensors of this layout that are all zero, and take no memory."""
     return {
-        name: torch.empty([n or 0 for n in like.shape], dtype=like.dtype, device="meta")
-        for name, like in layout.items()
+        name: torch.zeros((), dtype=like.dtype).expand([n or 0 for n in like.shape]) for name, like in layout.items()
     }
 
 

@@ -14,6 +14,7 @@ from manyhands import Central, Experiment, FedAvg, Local, Message, Silo, Trainin
 from manyhands.data.latents import Latents, scale_of
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.links.embedded import Embedded
+from manyhands.methods.baselines import LocalServer
 from manyhands.methods.latents import AGREE, FETCH, SCALE, LatentServer, encode
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.latent import Latent
@@ -64,8 +65,7 @@ def state(experiment: Experiment) -> Mapping[str, torch.Tensor]:
 
 def test_the_scale_is_that_of_all_latents_pooled_however_they_are_dealt(folder: Path) -> None:
     model, holders = latent(folder), silos()
-    weights = model.trained.weights
-    encoded = [encode(silo, AUTOENCODER, weights) for silo in holders]
+    encoded = [encode(silo, model.load()) for silo in holders]
     mean, deviation = (torch.cat([getattr(each, name) for each in encoded]) for name in ("mean", "deviation"))
     pooled = scale_of([Latents(mean, deviation).moments()])
     assert scale_of([each.moments() for each in encoded]) == pytest.approx(pooled, rel=1e-12)
@@ -83,8 +83,8 @@ def test_the_scale_is_that_of_all_latents_pooled_however_they_are_dealt(folder: 
 
 def test_latents_are_encoded_as_diffusers_encodes_them_and_scaled(folder: Path) -> None:
     silo, model = silos()[0], latent(folder)
-    encoded = encode(silo, AUTOENCODER, model.trained.weights)
-    told = model.trained.network.inner.encode(silo.images.batch(torch.arange(7))[0]).latent_dist
+    encoded = encode(silo, model.load())
+    told = model.load().network.inner.encode(silo.images.batch(torch.arange(7))[0]).latent_dist
     assert torch.allclose(encoded.mean, told.mean)
     assert torch.allclose(encoded.deviation, told.std)
     numbers = torch.tensor([4, 1])
@@ -99,7 +99,7 @@ def test_latents_are_encoded_as_diffusers_encodes_them_and_scaled(folder: Path) 
 
 def test_rounds_carry_the_unet_alone_and_the_autoencoder_stays_as_it_was(folder: Path) -> None:
     told = method(folder)
-    before = sha256(told.model.trained.weights)  # type: ignore[union-attr]
+    before = sha256(told.model.load().weights)  # type: ignore[union-attr]
     experiment = trained(told, link=Embedded(wire="bytes"))
     assert sha256(experiment.generator().autoencoder.weights) == before  # type: ignore[union-attr]
     entries = {(entry["op"], entry["direction"]): entry for entry in experiment.ledger.entries()}
@@ -145,25 +145,25 @@ def test_a_scale_that_is_told_is_not_asked_for(folder: Path) -> None:
 
 
 def test_one_who_comes_late_gets_the_scale_of_the_others(folder: Path) -> None:
-    server = LatentServer(latent(folder))
+    server = LatentServer(latent(folder), LocalServer(1, 0))
     holders = silos()
-    moments = [encode(silo, AUTOENCODER, server.trained.weights).moments() for silo in holders]
+    moments = [encode(silo, server.trained).moments() for silo in holders]
     said = {
         silo.name: Message(AGREE, {}, {"images": len(silo.images), **each._asdict()})
         for silo, each in zip(holders, moments, strict=True)
     }
-    assert server.answer(Message(FETCH)).facts == {"scale": 0.0}
-    server.admit("s0", said["s0"].facts)
-    server.agree(AGREE, {name: said[name] for name in ("s0", "s1")})
+    assert server.on("s0", Message(FETCH)).facts == {"scale": 0.0}
+    server.admit("s0", said["s0"])
+    server.on_group(AGREE, {name: said[name] for name in ("s0", "s1")})
     with pytest.raises(Refused) as refused:
-        server.admit("s2", said["s2"].facts)
+        server.admit("s2", said["s2"])
     assert refused.value.reason is Reason.STALE_ROUND
 
     late = method(folder).silo(holders[2])
     assert next(late).op == FETCH
     assert late.send(Message(FETCH, server.trained.weights, {"scale": 0.0})).op == AGREE
     assert late.throw(Refused(Reason.STALE_ROUND, "agreed")).op == FETCH
-    assert late.send(server.answer(Message(FETCH))).op == "join"
+    assert late.send(server.on("s2", Message(FETCH))).op == "join"
     assert holders[2].latents is not None
     assert holders[2].latents.scale == server.scale
 
@@ -173,11 +173,11 @@ def test_one_who_comes_late_gets_the_scale_of_the_others(folder: Path) -> None:
     [{"numbers": 31 * 7}, {"squares": 0.0}, {"squares": -1.0}, {"sum": 1e9}, {"sum": 1e300, "squares": 1e300}],
 )
 def test_moments_that_no_latents_have_are_refused(folder: Path, lie: dict[str, Any]) -> None:
-    server, silo = LatentServer(latent(folder)), silos()[0]
-    moments = encode(silo, AUTOENCODER, server.trained.weights).moments()._asdict()
-    server.admit("s0", {"images": 7, **moments})
+    server, silo = LatentServer(latent(folder), LocalServer(1, 0)), silos()[0]
+    moments = encode(silo, server.trained).moments()._asdict()
+    server.admit("s0", Message(AGREE, {}, {"images": 7, **moments}))
     with pytest.raises(Refused) as refused:
-        server.admit("s0", {"images": 7, **moments, **lie})
+        server.admit("s0", Message(AGREE, {}, {"images": 7, **moments, **lie}))
     assert refused.value.reason is Reason.WRONG_WEIGHT
 
 

@@ -14,7 +14,8 @@ from manyhands.plan import misfit
 from manyhands.spec import Spec
 from manyhands.tensors import Layout, Like, Tensors
 
-MOST = 1e30
+MOST = 6e4
+"""No weight is larger than this, so that each can be said in 16 bits."""
 
 
 class Encoded(NamedTuple):
@@ -52,21 +53,30 @@ class Codec(Spec, ABC):
         """What the plan must expect of tensors of this layout."""
 
     def check(self, wire: Mapping[str, Tensor], layout: Layout) -> None:
-        """Refuse what the plan lets through, but would not decode to finite tensors of this layout."""
+        """Refuse what the plan lets through, but would not decode to tensors of this layout that weights can be."""
         if bad := misfit(self.wire(layout), wire):
             raise bad
+        for name, tensor in self.extremes(wire).items():
+            if tensor.numel() and not float(tensor.abs().max()) <= MOST:
+                raise Refused(Reason.NOT_FINITE, f"{name} reaches beyond {MOST:g}")
+
+    @abstractmethod
+    def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Numbers among which are the largest that the wire decodes to."""
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it sends differences, and what rounding them loses is lost."""
+        return False
+
+    def plain(self) -> Codec:
+        """The same codec without an entropy coder."""
+        return self
 
 
-def wire_size(codec: Codec, layout: Layout) -> int:
+def most_bytes(codec: Codec, layout: Layout) -> int:
     """The most bytes that tensors of this layout take on the wire: before an entropy coder, where there is one."""
-    plain = codec.model_copy(update={"entropy": False}) if "entropy" in type(codec).model_fields else codec
-    return sum(like.dtype.itemsize * like.size for like in plain.wire(layout).values())
-
-
-def bounded(scales: Tensor) -> None:
-    """Refuse scales that would take codes beyond what a float32 can hold."""
-    if bool((scales.abs() > MOST).any()):
-        raise Refused(Reason.NOT_FINITE, f"scales reach beyond {MOST:g}")
+    return sum(like.dtype.itemsize * like.size for like in codec.plain().wire(layout).values())
 
 
 class _Float(Codec, ABC):
@@ -86,6 +96,9 @@ class _Float(Codec, ABC):
 
     def wire(self, layout: Layout) -> Layout:
         return {name: Like(like.shape, self.dtype) for name, like in layout.items()}
+
+    def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return wire
 
 
 class Float32(_Float):

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from manyhands.codec.codec import Codec, Encoded, bounded
+from manyhands.codec.codec import Codec, Encoded
 from manyhands.codec.packing import pack, packed_size, unpack
 from manyhands.errors import Reason, Refused
 from manyhands.spec import Float
@@ -101,12 +101,23 @@ class Updates(Codec):
         }
 
     def check(self, wire: Mapping[str, Tensor], layout: Layout) -> None:
-        """Scales must be in bounds, and squeezed codes as many as there are weights."""
+        """What is said must be in bounds, and squeezed codes as many as there are weights."""
         super().check(wire, layout)
-        bounded(wire["scales"])
         if self.entropy:
-            size = Updates.wire(self.model_copy(update={"entropy": False}), layout)["codes"].shape[0]
-            _unsqueezed(wire["codes"], size or 0)
+            _unsqueezed(wire["codes"], self.plain().wire(layout)["codes"].size)
+
+    def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The outermost step of each channel, and the numbers in 16 bits."""
+        return {"a channel": wire["scales"].float() * (2 ** (self.bits - 1)), "a number in 16 bits": wire["fine"]}
+
+    def plain(self) -> Updates:
+        """The same, codes as they are."""
+        return self.model_copy(update={"entropy": False})
+
+    @property
+    def forgets(self) -> bool:
+        """Whether what rounding loses is lost."""
+        return not self.feedback
 
     def _is_fine(self, name: str, dimensions: int) -> bool:
         return dimensions < 2 or any(part in name for part in self.fine)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from manyhands.codec.codec import Codec, Encoded, bounded
+from manyhands.codec.codec import Codec, Encoded
 from manyhands.codec.packing import pack, packed_size, unpack
 from manyhands.tensors import Layout, Like, Tensors
 
@@ -16,8 +16,8 @@ from manyhands.tensors import Layout, Like, Tensors
 class Weights(Codec):
     """Each tensor's own values, rounded to the nearest of 2 ** bits that are evenly spread from its least to its most.
 
-    s = (max - min) / (2^b - 1), z = round(-min / s), q = clip(round(x / s) + z, 0, 2^b - 1), and s (q - z) is what
-    comes: affine, per tensor, of weights already trained, as readers of FedDM describe its quantisation. What is lost
+    s = (max - min) / (2^b - 1), q = round((x - min) / s), and min + s q is what comes. FedDM, its readers say, rounds
+    the parameters after training, in both directions; affine, per tensor and by its range is our reading. What is lost
     is lost: a change of less than s / 2 in a round leaves no trace.
 
     References:
@@ -35,18 +35,17 @@ class Weights(Codec):
         left: Mapping[str, Tensor],
         rng: torch.Generator,
     ) -> Encoded:
-        """The codes of all tensors in the order of their names, and a scale and a zero for each."""
-        parts, scales, zeros = [], [], []
+        """The codes of all tensors in the order of their names, and the least and the step of each."""
+        codes, steps, leasts = [], [], []
         for name in sorted(tensors):
             x = tensors[name]
             least, most = x.aminmax()
-            scale = (most - least) / (2**self.bits - 1)
-            scale = scale if scale > 0 else least.abs() if least else torch.ones(())
-            zero = (-least / scale).round()
-            parts.append(pack((x / scale).round().add(zero).clamp(0, 2**self.bits - 1).to(torch.uint8), self.bits))
-            scales.append(scale)
-            zeros.append(zero.int())
-        return Encoded({"codes": torch.cat(parts), "scales": torch.stack(scales), "zeros": torch.stack(zeros)}, {})
+            step = (most - least) / (2**self.bits - 1)
+            code = ((x - least) / step).round().clamp(0, 2**self.bits - 1) if step > 0 else torch.zeros_like(x)
+            codes.append(pack(code.to(torch.uint8), self.bits))
+            steps.append(step)
+            leasts.append(least)
+        return Encoded({"codes": torch.cat(codes), "steps": torch.stack(steps), "leasts": torch.stack(leasts)}, {})
 
     def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Tensors:
         """What the codes stand for."""
@@ -54,8 +53,8 @@ class Weights(Codec):
         sizes = [packed_size(base[name].numel(), self.bits) for name in names]
         parts = torch.split(wire["codes"], sizes)
         return {
-            name: ((unpack(part, base[name].numel(), self.bits).float() - zero) * scale).view(base[name].shape)
-            for name, part, zero, scale in zip(names, parts, wire["zeros"], wire["scales"], strict=True)
+            name: unpack(part, base[name].numel(), self.bits).float().mul_(step).add_(least).view(base[name].shape)
+            for name, part, step, least in zip(names, parts, wire["steps"], wire["leasts"], strict=True)
         }
 
     def wire(self, layout: Layout) -> Layout:
@@ -63,11 +62,11 @@ class Weights(Codec):
         size = sum(packed_size(like.size, self.bits) for like in layout.values())
         return {
             "codes": Like((size,), torch.uint8),
-            "scales": Like((len(layout),), torch.float32),
-            "zeros": Like((len(layout),), torch.int32),
+            "steps": Like((len(layout),), torch.float32),
+            "leasts": Like((len(layout),), torch.float32),
         }
 
-    def check(self, wire: Mapping[str, Tensor], layout: Layout) -> None:
-        """Scales must be in bounds."""
-        super().check(wire, layout)
-        bounded(wire["scales"])
+    def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Both ends of each tensor."""
+        ends = wire["leasts"], wire["leasts"] + (2**self.bits - 1) * wire["steps"]
+        return {"the range of a tensor": torch.cat(ends)}

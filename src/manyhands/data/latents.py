@@ -11,6 +11,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from manyhands.models.autoencoder import TrainedAutoencoder
+
 
 class Moments(NamedTuple):
     """Of all numbers in some latents: how many they are, their sum and that of their squares."""
@@ -24,7 +26,7 @@ class Moments(NamedTuple):
 class Latents:
     """The mean and the deviation of each image's latents, and its label; a batch is drawn from these and scaled.
 
-    ``flops`` is what it took to encode the images.
+    ``flops`` is what it took to encode the images with ``autoencoder``.
     """
 
     mean: Tensor
@@ -32,6 +34,7 @@ class Latents:
     labels: Tensor | None = None
     scale: float = 1.0
     flops: int = 0
+    autoencoder: TrainedAutoencoder | None = None
 
     def __len__(self) -> int:
         return len(self.mean)

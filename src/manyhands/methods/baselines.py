@@ -11,15 +11,14 @@ from pydantic import Field
 from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.methods.denoising import Denoising, sick, update_facts
-from manyhands.methods.fedavg import FedAvg, FedAvgServer
-from manyhands.methods.latents import AGREE, FETCH
+from manyhands.methods.fedavg import FedAvg
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.generator import Generator
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
 from manyhands.silo import Silo
 from manyhands.spec import Int
-from manyhands.tensors import Tensors, named, running_average, snapshot
+from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
 
 
@@ -35,9 +34,9 @@ class Local(Denoising):
         while not answer.facts["done"]:
             answer = yield self._round(silo, answer)
 
-    def server(self, seed: int, silos: Sequence[str]) -> LocalServer:
+    def server(self, seed: int, silos: Sequence[str]) -> Server:
         """A server that only counts rounds, and tells everyone the seed of the common start."""
-        return LocalServer(self, seed)
+        return self.prepared_server(LocalServer(self.rounds, seed))
 
     def plan(self) -> Plan:
         """No tensor either way."""
@@ -71,8 +70,8 @@ class Local(Denoising):
         average = running_average(named(silo.memory, "average."), weights, self.ema, updates)
         silo.memory |= {
             "updates": torch.tensor(updates + 1),
-            **{f"weights.{name}": tensor for name, tensor in weights.items()},
-            **{f"average.{name}": tensor for name, tensor in average.items()},
+            **prefixed(weights, "weights."),
+            **prefixed(average, "average."),
             **optimiser_state(optimiser),
         }
         return Message("progress", {}, update_facts(silo, answer, trained))
@@ -81,36 +80,24 @@ class Local(Denoising):
 class LocalServer(Server):
     """Counts rounds."""
 
-    def __init__(self, method: Local, seed: int) -> None:
-        self.rounds, self.seed = method.rounds, seed
-        self.latents = method.latent_server()
+    def __init__(self, rounds: int, seed: int) -> None:
+        self.rounds, self.seed = rounds, seed
 
     def on(self, silo: str, message: Message) -> Message:
         """Join."""
-        if self.latents and message.op == FETCH:
-            return self.latents.answer(message)
         return self._answer(message.op)
-
-    def admit(self, silo: str, message: Message) -> None:
-        """All may tell of their rounds."""
-        if self.latents and message.op == AGREE:
-            self.latents.admit(silo, message.facts)
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round."""
-        if self.latents and op == AGREE:
-            return self.latents.agree(op, messages)
         self.round += 1
         return {silo: self._answer(op) for silo in messages}
 
     def state_dict(self) -> Tensors:
-        """Nothing but the round's number, which is kept for every server, and what latents are scaled by."""
-        return self.latents.state_dict() if self.latents else {}
+        """Nothing but the round's number, which is kept for every server."""
+        return {}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """The scale of latents."""
-        if self.latents:
-            self.latents.load_state_dict(state)
+        """Nothing to load."""
 
     def _answer(self, op: str) -> Message:
         return Message(op, {}, {"round": self.round, "done": self.round >= self.rounds, "seed": self.seed})
@@ -134,7 +121,7 @@ class Central(Denoising):
         """As in ``FedAvg``."""
         return self._inner.silo(silo)
 
-    def server(self, seed: int, silos: Sequence[str]) -> FedAvgServer:
+    def server(self, seed: int, silos: Sequence[str]) -> Server:
         """As in ``FedAvg``."""
         if len(silos) != 1:
             raise RecipeError(f"method central takes one silo with all the data, not {len(silos)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods import latents
 from manyhands.methods.latents import LatentServer
-from manyhands.methods.method import Conversation, Method
+from manyhands.methods.method import Conversation, Method, Server
 from manyhands.methods.proximal import Proximal
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.generator import Generator
@@ -71,9 +72,9 @@ class Denoising(Method, ABC):
         """The operations of that."""
         return latents.operations(self.model) if isinstance(self.model, Latent) else {}
 
-    def latent_server(self) -> LatentServer | None:
-        """The server's half of that."""
-        return LatentServer(self.model) if isinstance(self.model, Latent) else None
+    def prepared_server(self, inner: Server) -> Server:
+        """A server that answers these, too."""
+        return LatentServer(self.model, inner) if isinstance(self.model, Latent) else inner
 
     def fits(self, silo: Silo) -> None:
         """The silo's images must be of the model's size, and labelled if it is conditional."""
@@ -134,17 +135,19 @@ class Denoising(Method, ABC):
 
         return loss
 
-    def generator_of(self, weights: Tensors, scale: float = 1.0) -> Generator | TrainedAutoencoder:
-        """What has these weights; ``scale`` is that of latents."""
-        model = self.model
-        if isinstance(model, Autoencoder):
-            return TrainedAutoencoder(model, weights, ema=self.ema)
-        first = model.trained if isinstance(model, Latent) else None
-        return Generator(model, self.diffusion, weights, ema=self.ema, autoencoder=first, scale=scale)
+    def generator_of(self, weights: Tensors) -> Generator | TrainedAutoencoder:
+        """What has these weights; one of latents is not whole yet."""
+        if isinstance(self.model, Autoencoder):
+            return TrainedAutoencoder(self.model, weights, ema=self.ema)
+        return Generator(self.model, self.diffusion, weights, ema=self.ema)
 
     def own_generator_of(self, silo: Silo, weights: Tensors) -> Generator | TrainedAutoencoder | None:
         """What a silo has trained for itself, if it has."""
-        return self.generator_of(weights, float(silo.memory.get(latents.SCALE, 1.0))) if weights else None
+        found = self.generator_of(weights) if weights else None
+        if not isinstance(self.model, Latent) or not isinstance(found, Generator):
+            return found
+        first = silo.latents.autoencoder if silo.latents else self.model.load()
+        return replace(found, autoencoder=first, scale=float(silo.memory[latents.SCALE]))
 
 
 def sick(trained: Trained, weights: Tensors) -> str:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
-from manyhands.codec.codec import BFloat16, Codec, Float16, Float32, wire_size
+from manyhands.codec.codec import BFloat16, Float16, Float32, most_bytes
 from manyhands.codec.updates import Updates
 from manyhands.codec.weights import Weights
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.methods.denoising import NOTHING, Denoising, Trained, sick, update_facts
-from manyhands.methods.latents import AGREE, FETCH
+from manyhands.methods.handout import Downlink, Handout
 from manyhands.methods.method import Conversation, Server
 from manyhands.methods.proximal import Mode, Proximal
 from manyhands.methods.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.sharing import ALL, SHARED, Share, asked, uploads
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.generator import Generator
+from manyhands.models.layout import layout_of
 from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan, size_text
 from manyhands.seed import numpy_rng, torch_rng
 from manyhands.silo import Silo
@@ -31,13 +30,11 @@ from manyhands.tensors import (
     Layout,
     Tensors,
     WeightedMean,
-    empty,
-    in_16_bits,
-    layout,
     named,
     prefixed,
     running_average,
     snapshot,
+    zeros,
 )
 from manyhands.training import load_optimiser_state, optimiser_state
 
@@ -72,6 +69,11 @@ class FedAvg(Denoising):
     share: Share = "all"
     server_optimizer: AnyServerOptimizer | None = None
 
+    @field_validator("server_optimizer")
+    @classmethod
+    def _no_step_of_its_own(cls, told: AnyServerOptimizer | None) -> AnyServerOptimizer | None:
+        return None if told == Momentum(rate=1.0, momentum=0.0) else told
+
     @field_validator("up", "down", "server_optimizer", mode="before")
     @classmethod
     def _by_name(cls, told: Any) -> Any:
@@ -100,21 +102,21 @@ class FedAvg(Denoising):
         if answer.tensors:
             self._receive(silo, answer)
 
-    def server(self, seed: int, silos: Sequence[str]) -> FedAvgServer:
+    def server(self, seed: int, silos: Sequence[str]) -> Server:
         """The server, with a freshly initialised network."""
         if (self.participants or 1) > len(silos):
             raise RecipeError(f"participants is {self.participants}, there are {len(silos)} silos")
-        return FedAvgServer(self, seed, silos)
+        return self.prepared_server(FedAvgServer(self, seed, silos))
 
     def plan(self) -> Plan:
         """Weights down and up, once a round; no image, no label."""
-        holds: Facts = {"holds": int} if self.tracks else {}
-        told: Facts = {"round": int, "done": bool} | ({"whole": bool} if self.tracks else {})
-        step = self.down.wire(self.layout_of(SHARED[self.share]))
-        whole = (self.whole.wire(self.layout_of(ALL)),) if self.tracks else ()
-        gives = Carries(step, told | ({"send": str} if self.share == "usplit" else {}), (*whole, {}))
-        sent, *others = (self.up.wire(self.layout_of(parts)) for parts in uploads(self.share))
-        takes = Carries(sent, ROUND_FACTS | holds, (*others, {}))
+        link = self.downlink
+        holds: Facts = {"holds": int} if link.tracks else {}
+        told: Facts = {"round": int, "done": bool} | ({"form": str} if link.tracks else {})
+        step, *others = link.forms().values()
+        gives = Carries(step, told | ({"send": str} if self.share == "usplit" else {}), (*others, {}))
+        sent, *halves = (self.up.wire(self.layout_of(parts)) for parts in uploads(self.share))
+        takes = Carries(sent, ROUND_FACTS | holds, (*halves, {}))
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
             self.preparations()
@@ -135,12 +137,13 @@ class FedAvg(Denoising):
         )
 
     def sizes(self, silos: int) -> list[str]:
-        """The parts of the network, and the bytes of a round against those of all weights in float32."""
-        count = self.participants or silos
+        """The parts of the network, and about what a round weighs against all weights in float32."""
+        count = min(self.participants or silos, silos)
         parts = {part: sum(like.size for like in self.layout_of(part).values()) for part in ALL.split("+")}
         every = sum(parts.values())
-        up = wire_size(self.up, self.layout_of(SHARED[self.share])) / (2 if self.share == "usplit" else 1)
-        down = wire_size(self.down, self.layout_of(SHARED[self.share]))
+        shared = most_bytes(self.up, self.layout_of(SHARED[self.share]))
+        up = shared / 2 if self.share == "usplit" else shared
+        down = self.downlink.bytes(count / silos)
         shares = ", ".join(f"{size / every:.1%} {part}" for part, size in parts.items() if size)
         plain = up + down == 8 * every
         saving = "all weights in float32" if plain else f"{8 * every / (up + down):.2f} x fewer bytes than in float32"
@@ -154,36 +157,27 @@ class FedAvg(Denoising):
         """Where parts stay at home, the silo's own: the shared parts as it got them last, with its private ones."""
         return self.own_generator_of(silo, named(silo.memory, AVERAGE))
 
-    @cached_property
-    def tracks(self) -> bool:
-        """Whether what a silo is sent depends on what it holds, so that it must say so."""
-        return self.down.relative or SHARED[self.share] != ALL
+    @property
+    def downlink(self) -> Downlink:
+        """How weights come to silos."""
+        return Downlink(self.down, layout_of(self.model), self.layout_of(SHARED[self.share]))
 
-    @cached_property
-    def whole(self) -> Codec:
-        """How the model travels to a silo that does not hold the last one."""
-        return Float16() if self.down.relative else self.down
+    @property
+    def personal(self) -> bool:
+        """Whether parts of the network stay at their silo."""
+        return SHARED[self.share] != ALL
 
     def layout_of(self, parts: str) -> Layout:
         """The names, shapes and types of the weights in parts of the network."""
-        return {name: like for name, like in self._layout.items() if self.model.part_of(name) in parts.split("+")}
-
-    def received(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Tensors:
-        """What both sides take the shared weights to be, of which ``base`` was what they took them to be before."""
-        weights = self.down.decode(wire, base)
-        return in_16_bits(weights) if self.down.relative else weights
-
-    @cached_property
-    def _layout(self) -> Layout:
-        with torch.device("meta"):
-            return layout(self.model.build(seed=0).state_dict())
+        wanted = parts.split("+")
+        return {name: like for name, like in layout_of(self.model).items() if self.model.part_of(name) in wanted}
 
     def _hello(self, silo: Silo) -> Message:
         return Message("join", facts={"images": len(silo.images)} | self._holds(silo))
 
     def _holds(self, silo: Silo) -> Facts:
         """The round whose model a silo holds, where the server must know."""
-        return {"holds": int(silo.memory.get("holds", -1))} if self.tracks else {}
+        return {"holds": int(silo.memory.get("holds", -1))} if self.downlink.tracks else {}
 
     def _withheld(self, silo: Silo, answer: Message, why: str, trained: Trained = NOTHING) -> Message:
         facts = update_facts(silo, answer, trained._replace(loss=None), why)
@@ -194,18 +188,13 @@ class FedAvg(Denoising):
 
     def _receive(self, silo: Silo, answer: Message) -> Tensors:
         """The network's weights as they are at the silo now; kept, where it must know them later."""
-        if not self.tracks:
-            return self.down.decode(answer.tensors, empty(self._layout))
-        held, shared = named(silo.memory, HELD), self.layout_of(SHARED[self.share])
-        if answer.facts["whole"]:
-            weights = self.whole.decode(answer.tensors, empty(self._layout))
-            weights |= {name: own for name, own in held.items() if name not in shared}
-        else:
-            base = {name: held[name] for name in shared} if self.down.relative else empty(shared)
-            weights = held | self.received(answer.tensors, base)
-        number = answer.facts["round"]
+        link, number = self.downlink, answer.facts["round"]
+        weights = link.received(answer.facts.get("form", "step"), answer.tensors, named(silo.memory, HELD))
+        if not link.tracks:
+            return weights
+        anew = number != int(silo.memory.get("holds", -1))
         silo.memory = silo.memory | prefixed(weights, HELD) | {"holds": torch.tensor(number)}
-        if SHARED[self.share] != ALL:
+        if self.personal and anew:
             count = int(silo.memory.get("receipts", 0))
             average = running_average(named(silo.memory, AVERAGE), weights, self.ema, count)
             silo.memory |= prefixed(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
@@ -229,40 +218,35 @@ class FedAvg(Denoising):
         sent = {name: weights[name] for name in self.layout_of(parts)}
         rng = torch_rng(silo.seed, silo.name, "up", number)
         wire, left = self.up.encode(sent, received, named(silo.memory, LEFT), rng)
-        private = {name: own for name, own in weights.items() if self.share != "usplit" and name not in sent}
+        private = {name: own for name, own in weights.items() if self.personal and name not in sent}
         kept = optimiser_state(optimiser) if self.keep_optimiser else {}
         silo.memory = silo.memory | kept | prefixed(left, LEFT) | prefixed(private, HELD)
         return Message("update", wire, update_facts(silo, answer, trained) | self._holds(silo))
 
 
 class FedAvgServer(Server):
-    """Holds the model, and while a round is open the sum of the updates that came.
-
-    ``weights`` are the server's own, and ``given`` what the silos of the open round hold of them. They differ by what
-    ``down`` rounds; where that is relative, to ``base``, the difference is in what is sent in the next round.
-    """
+    """Holds the model, and while a round is open the sum of the updates that came."""
 
     def __init__(self, method: FedAvg, seed: int, silos: Sequence[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
-        self.weights: Tensors = snapshot(method.model.build(seed).state_dict())
-        self.base: Tensors = {}
+        self.handout = Handout(method.downlink, seed, snapshot(method.model.build(seed).state_dict()))
+        self.average = self.handout.given
         self.memory: Tensors = {}
         self.updates = 0
         self.mean = WeightedMean()
-        self.latents = method.latent_server()
-        self._open()
-        self.average = self.given
+        self._asked = self._draw()
+
+    @property
+    def weights(self) -> Tensors:
+        """The server's own weights."""
+        return self.handout.weights
 
     def on(self, silo: str, message: Message) -> Message:
         """Join: the model of the open round, for those who take part in it."""
-        if self.latents and message.op == FETCH:
-            return self.latents.answer(message)
-        return self._hand_out(message.op, {silo: message})[silo]
+        return self._answer(silo, message)
 
     def admit(self, silo: str, message: Message) -> None:
         """An update from a silo that does not take part in the round is refused."""
-        if self.latents and message.op == AGREE:
-            self.latents.admit(silo, message.facts)
         if not message.tensors:
             return
         if silo not in self._asked:
@@ -272,89 +256,61 @@ class FedAvgServer(Server):
     def fold(self, silo: str, message: Message) -> Message:
         """Add an update to the sum and keep only what it says."""
         if message.tensors:
-            base = {name: self.weights[name] for name in self.method.layout_of(self._asked[silo])}
+            base = zeros(self.method.layout_of(self._asked[silo]))
             self.mean.add(self.method.up.decode(message.tensors, base), message.facts["images"])
         return Message(message.op, {}, message.facts)
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and give what came of it to those who take part in the next one."""
-        if self.latents and op == AGREE:
-            return self.latents.agree(op, messages)
-        mean = self.mean.value()
-        self.mean = WeightedMean()
-        self.base = {name: self.given[name] for name in self._shared} if self.method.down.relative else {}
-        if mean and self.method.server_optimizer:
-            mean, self.memory = self.method.server_optimizer.step(self.weights, mean, self.memory)
-        self.weights = self.weights | mean
+        mean, self.mean = self.mean.value(), WeightedMean()
+        self.handout = self.handout.next(self._moved(mean))
         self.round += 1
-        self._open()
+        self._asked = self._draw()
         if mean:
-            self.average = running_average(self.average, self.given, self.method.ema, self.updates)
+            self.average = running_average(self.average, self.handout.given, self.method.ema, self.updates)
             self.updates += 1
-        return self._hand_out(op, messages)
+        return {silo: self._answer(silo, message) for silo, message in messages.items()}
 
     def generator(self) -> Generator | TrainedAutoencoder | None:
         """The network that all share, as silos receive it; there is none where parts of it stay with them."""
-        if SHARED[self.method.share] != ALL:
-            return None
-        return self.method.generator_of(self.average, self.latents.scale if self.latents else 1.0)
+        return None if self.method.personal else self.method.generator_of(self.average)
 
     def state_dict(self) -> Tensors:
         """The model, its average over rounds, how many means went into that, and what optimiser and codec keep."""
         average = self.average if self.method.ema else {}
-        kept = {"weights.": self.weights, "base.": self.base, AVERAGE: average, "memory.": self.memory}
-        flat = {f"{prefix}{name}": tensor for prefix, group in kept.items() for name, tensor in group.items()}
-        prepared = self.latents.state_dict() if self.latents else {}
-        return {"updates": torch.tensor(self.updates)} | flat | prepared
+        kept = {"weights.": self.weights, "base.": self.handout.base, AVERAGE: average, "memory.": self.memory}
+        flat = {name: tensor for prefix, group in kept.items() for name, tensor in prefixed(group, prefix).items()}
+        return {"updates": torch.tensor(self.updates)} | flat
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept model."""
-        self.updates = int(state["updates"])
-        if self.latents:
-            self.latents.load_state_dict(state)
-        self.weights, self.base, self.memory = (named(state, prefix) for prefix in ("weights.", "base.", "memory."))
-        self._open()
-        self.average = named(state, AVERAGE) or self.given
-
-    @property
-    def _shared(self) -> Layout:
-        return self.method.layout_of(SHARED[self.method.share])
-
-    def _open(self) -> None:
-        """Draw who takes part in the open round, and put its model on the wire."""
-        down, shared = self.method.down, {name: self.weights[name] for name in self._shared}
+        self.updates, self.memory = int(state["updates"]), named(state, "memory.")
+        weights, base = named(state, "weights."), named(state, "base.")
+        self.handout = Handout(self.method.downlink, self.seed, weights, base, self.round)
+        self.average = named(state, AVERAGE) or self.handout.given
         self._asked = self._draw()
-        self._step: Tensors = {}
-        if down.relative and not self.base:
-            self.given = in_16_bits(self.weights)
-        else:
-            rng = torch_rng(self.seed, "down", self.round)
-            self._step = down.encode(shared, self.base, {}, rng).wire
-            self.given = self.weights | self.method.received(self._step, self.base or shared)
-        self._whole: Tensors = {}
 
-    def _hand_out(self, op: str, messages: Mapping[str, Message]) -> dict[str, Message]:
-        return {silo: Message(op, *self._answer(silo, message)) for silo, message in messages.items()}
+    def _moved(self, mean: Tensors) -> Tensors:
+        """The server's weights, moved as silos moved away from what they held."""
+        up, down, optimizer = self.method.up, self.method.down, self.method.server_optimizer
+        if not (optimizer or up.relative or down.relative):
+            return mean  # to the bit
+        given = self.handout.given
+        moved = mean if up.relative else {name: value - given[name] for name, value in mean.items()}
+        if optimizer and mean:
+            moved, self.memory = optimizer.step(moved, self.memory)
+        return {name: self.weights[name] + value for name, value in moved.items()}
 
-    def _answer(self, silo: str, message: Message) -> tuple[Tensors, Facts]:
-        method, done = self.method, self.round >= self.method.rounds
+    def _answer(self, silo: str, message: Message) -> Message:
+        done, holds = self.round >= self.method.rounds, message.facts.get("holds", -1)
+        form = self.handout.link.form(holds, self.round)
         facts: Facts = {"round": self.round, "done": done}
-        if method.share == "usplit":
+        if self.method.share == "usplit":
             facts["send"] = self._asked.get(silo, "")
-        if method.tracks:
-            holds = message.facts["holds"]
-            facts["whole"] = holds < 0 or (method.down.relative and holds != self.round - 1)
-        wanted = silo in self._asked or (done and SHARED[method.share] != ALL)
-        if not wanted:
-            return {}, facts
-        return self._whole_wire() if facts.get("whole") else self._step, facts
-
-    def _whole_wire(self) -> Tensors:
-        """The model of the open round for those who do not hold the one before: one copy, whoever asks for it."""
-        if not self._whole:
-            rng = torch_rng(self.seed, "whole", self.round)
-            self._whole = self.method.whole.encode(self.given, {}, {}, rng).wire
-        return self._whole
+        if self.handout.link.tracks:
+            facts["form"] = form
+        wanted = silo in self._asked or (done and self.method.personal)
+        return Message(message.op, self.handout.wire(form) if wanted else {}, facts)
 
     def _draw(self) -> dict[str, str]:
         """Those who take part in the open round, and what each is to send; nobody when all are done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,17 +13,21 @@ from manyhands.data.latents import Latents, Moments, scale_of
 from manyhands.errors import CheckpointError, Reason, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
+from manyhands.methods.method import Server
+from manyhands.models.autoencoder import TrainedAutoencoder
+from manyhands.models.generator import Generator
 from manyhands.models.latent import Latent
+from manyhands.models.layout import layout_of
 from manyhands.plan import Carries, Operation
-from manyhands.tensors import Tensors, layout, sha256
+from manyhands.tensors import Tensors, sha256
 
 if TYPE_CHECKING:
     from manyhands.methods.method import Conversation
-    from manyhands.models.autoencoder import Autoencoder, AutoencoderModule
+    from manyhands.models.autoencoder import AutoencoderModule
     from manyhands.silo import Silo
 
 FETCH, AGREE = "autoencoder", "moments"
-SCALE = "latents.scale"
+SCALE, HASH = "latents.scale", "latents.hash"
 BATCH = 64
 MOST_SQUARE = 1e8
 """The mean square of latents above which nobody is believed."""
@@ -31,12 +35,11 @@ MOST_SQUARE = 1e8
 
 def operations(model: Latent) -> dict[str, Operation]:
     """What passes before the first round, and when a run goes on."""
-    with torch.device("meta"):
-        weights = layout(model.autoencoder.build(seed=0).state_dict())
+    weights = layout_of(model.autoencoder)
     fetch = Operation("asks for the frozen autoencoder", "once", Carries(), Carries(weights, {"scale": float}))
     if model.scale is not None:
         return {FETCH: fetch}
-    counted = {"images": int, **Moments.__annotations__, "numbers": int, "sum": float, "squares": float}
+    counted = {"images": int, "numbers": int, "sum": float, "squares": float}
     agree = Operation(
         "tells how many numbers its latents are, their sum and that of their squares, gets the one scale of all silos",
         "once",
@@ -50,7 +53,7 @@ def operations(model: Latent) -> dict[str, Operation]:
 def encoding(silo: Silo, model: Latent) -> Conversation:
     """The silo's half: encode its images once, and agree on the scale."""
     answer = yield Message(FETCH)
-    encoded = encode(silo, model.autoencoder, answer.tensors)
+    encoded = encode(silo, TrainedAutoencoder(model.autoencoder, dict(answer.tensors)))
     scale = answer.facts["scale"]
     if not scale:
         told = {"images": len(silo.images), **encoded.moments()._asdict()}
@@ -65,20 +68,20 @@ def encoding(silo: Silo, model: Latent) -> Conversation:
     silo.memory |= {SCALE: torch.tensor(scale, dtype=torch.float64)}
 
 
-def encode(silo: Silo, autoencoder: Autoencoder, weights: Mapping[str, torch.Tensor]) -> Latents:
+def encode(silo: Silo, first: TrainedAutoencoder) -> Latents:
     """All images of a silo as latents."""
-    network: AutoencoderModule = silo.bench.network(autoencoder)
-    network.load_state_dict(weights)
+    network: AutoencoderModule = silo.bench.network(first.model)
+    network.load_state_dict(first.weights)
     network.eval()
     meter, means, deviations = Meter(silo.bench.known_flops), [], []
     with torch.no_grad():
         for numbers in torch.arange(len(silo.images)).split(BATCH):
             x = silo.images.batch(numbers)[0].to(silo.bench.device)
-            with meter.work(autoencoder, "encode", len(numbers)):
+            with meter.work(first.model, "encode", len(numbers)):
                 mean, log_variance = network.moments(x)
             means.append(mean.cpu())
             deviations.append((log_variance / 2).exp().cpu())
-    return Latents(torch.cat(means), torch.cat(deviations), silo.images.labels, flops=meter.flops)
+    return Latents(torch.cat(means), torch.cat(deviations), silo.images.labels, flops=meter.flops, autoencoder=first)
 
 
 def encoding_flops(silo: Silo) -> int:
@@ -89,20 +92,35 @@ def encoding_flops(silo: Silo) -> int:
     return flops
 
 
-class LatentServer:
-    """The server's half: it holds the autoencoder, and the scale once that is agreed."""
+class LatentServer(Server):
+    """Holds the autoencoder, and the scale once that is agreed; ``inner`` answers everything else."""
 
-    def __init__(self, model: Latent) -> None:
-        self.model, self.trained = model, model.trained
+    def __init__(self, model: Latent, inner: Server) -> None:
+        self.model, self.inner = model, inner
+        self.trained = model.load()
         self.scale = model.scale or 0.0
         self.hash = sha256(self.trained.weights)
 
-    def answer(self, message: Message) -> Message:
-        """The autoencoder, and the scale: 0 while there is none."""
-        return Message(message.op, self.trained.weights, {"scale": self.scale})
+    @property
+    def round(self) -> int:
+        """That of the inner server."""
+        return self.inner.round
 
-    def admit(self, silo: str, told: Mapping[str, Any]) -> None:
+    @round.setter  # noqa: A003 - the property above
+    def round(self, number: int) -> None:
+        self.inner.round = number
+
+    def on(self, silo: str, message: Message) -> Message:
+        """The autoencoder, and the scale: 0 while there is none."""
+        if message.op != FETCH:
+            return self.inner.on(silo, message)
+        return Message(FETCH, self.trained.weights, {"scale": self.scale})
+
+    def admit(self, silo: str, message: Message) -> None:
         """Refuse moments when the scale is agreed, and those that no latents have."""
+        if message.op != AGREE:
+            return self.inner.admit(silo, message)
+        told = message.facts
         if self.scale:
             raise Refused(Reason.STALE_ROUND, "the scale of latents is agreed already")
         each = self.model.autoencoder.latent * self.model.autoencoder.side**2
@@ -111,20 +129,34 @@ class LatentServer:
         mean, square = told["sum"] / told["numbers"], told["squares"] / told["numbers"]
         if not (0 < square < MOST_SQUARE and abs(mean) < math.sqrt(square)):
             raise Refused(Reason.WRONG_WEIGHT, f"{silo} tells of moments that no latents have")
+        return None
 
-    def agree(self, op: str, messages: Mapping[str, Message]) -> dict[str, Message]:
+    def fold(self, silo: str, message: Message) -> Message:
+        """Moments are kept until the barrier."""
+        return message if message.op == AGREE else self.inner.fold(silo, message)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """The same scale for all."""
+        if op != AGREE:
+            return self.inner.on_group(op, messages)
         told = [messages[silo].facts for silo in sorted(messages)]
         self.scale = scale_of([Moments(each["numbers"], each["sum"], each["squares"]) for each in told])
         return {silo: Message(op, {}, {"scale": self.scale}) for silo in messages}
 
+    def generator(self) -> Generator | TrainedAutoencoder | None:
+        """That of the inner server, which draws latents, with what makes images of them."""
+        found = self.inner.generator()
+        return replace(found, autoencoder=self.trained, scale=self.scale) if isinstance(found, Generator) else None
+
     def state_dict(self) -> Tensors:
         """The scale, and which autoencoder it is of."""
         code = torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8)
-        return {SCALE: torch.tensor(self.scale, dtype=torch.float64), "latents.hash": code}
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        return {**self.inner.state_dict(), SCALE: scale, HASH: code}
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         """Go on with a kept scale; of another autoencoder it would mean nothing."""
-        if bytes(state["latents.hash"].tolist()).hex() != self.hash:
+        if bytes(state[HASH].tolist()).hex() != self.hash:
             raise CheckpointError(f"{self.model.folder}: is no longer the autoencoder that the run began with")
         self.scale = float(state[SCALE])
+        self.inner.load_state_dict({name: tensor for name, tensor in state.items() if name not in (SCALE, HASH)})

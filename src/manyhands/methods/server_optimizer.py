@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from manyhands.spec import Float, Spec
 from manyhands.tensors import Tensors, named, prefixed
 
 
 class ServerOptimizer(Spec, ABC):
-    """A step from the shared weights towards the mean of what the silos sent."""
+    """What the server makes of ``moved``: how far silos moved, in the mean, from the weights that they held."""
 
     @abstractmethod
-    def step(self, weights: Mapping[str, Tensor], mean: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
-        """The new weights, for the names in the mean, and the new memory."""
+    def step(self, moved: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
+        """What is added to the server's weights, for the names in ``moved``, and the new memory."""
 
 
 class Momentum(ServerOptimizer):
-    """FedAvgM: m = momentum m + (mean - w), w = w + rate m. Rate 1 without momentum is the mean itself.
+    """FedAvgM: m = momentum m + d, w = w + rate m, where d is how far silos moved.
 
     References:
         Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, Hsu, Qi, Brown,
@@ -34,19 +32,16 @@ class Momentum(ServerOptimizer):
     rate: Float = Field(default=1.0, gt=0, le=10)
     momentum: Float = Field(default=0.9, ge=0, lt=1)
 
-    def step(self, weights: Mapping[str, Tensor], mean: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
+    def step(self, moved: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
         """``memory`` is m."""
-        if self.rate == 1 and not self.momentum:
-            return mean, memory
-        moved = {name: value - weights[name] for name, value in mean.items()}
         m = {name: self.momentum * memory.get(name, torch.zeros(())) + value for name, value in moved.items()}
-        return {name: weights[name] + self.rate * value for name, value in m.items()}, memory | m
+        return {name: self.rate * value for name, value in m.items()}, memory | m
 
 
 class ServerAdam(ServerOptimizer):
-    """FedAdam: m and v are averages of d = mean - w and of its square, and w = w + rate m / (sqrt(v) + tau).
+    """FedAdam: m and v are averages of d and of its square, and w = w + rate m / (sqrt(v) + tau).
 
-    As published, no bias is corrected: v begins at tau^2.
+    d is how far silos moved. As published, no bias is corrected: v begins at tau^2.
 
     References:
         Adaptive Federated Optimization, Reddi et al., 2021, arXiv 2003.00295
@@ -58,12 +53,11 @@ class ServerAdam(ServerOptimizer):
     beta_2: Float = Field(default=0.99, ge=0, lt=1)
     tau: Float = Field(default=1e-3, gt=0, le=1)
 
-    def step(self, weights: Mapping[str, Tensor], mean: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
+    def step(self, moved: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
         """``memory`` is m and v."""
-        m, v, stepped = named(memory, "m."), named(memory, "v."), {}
-        for name, value in mean.items():
-            d = value - weights[name]
+        m, v, step = named(memory, "m."), named(memory, "v."), {}
+        for name, d in moved.items():
             m[name] = torch.lerp(d, m.get(name, torch.zeros_like(d)), self.beta_1)
             v[name] = torch.lerp(d.square(), v.get(name, torch.full_like(d, self.tau**2)), self.beta_2)
-            stepped[name] = weights[name] + self.rate * m[name] / (v[name].sqrt() + self.tau)
-        return stepped, prefixed(m, "m.") | prefixed(v, "v.")
+            step[name] = self.rate * m[name] / (v[name].sqrt() + self.tau)
+        return step, prefixed(m, "m.") | prefixed(v, "v.")

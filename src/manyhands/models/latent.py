@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -62,8 +61,7 @@ class Latent(Spec):
             )
         return self
 
-    @cached_property
-    def trained(self) -> TrainedAutoencoder:
+    def load(self) -> TrainedAutoencoder:
         """The autoencoder of the folder."""
         return TrainedAutoencoder.from_pretrained(self.folder, self.autoencoder)
 
