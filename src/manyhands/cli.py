@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -144,7 +147,9 @@ def sample(
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     told = {path.stem: _first_words(path) for path in _shipped()}
-    typer.echo(json.dumps(told) if as_json else "\n".join(f"{name:28}{words}" for name, words in told.items()))
+    typer.echo(
+        json.dumps(told) if as_json else "\n".join(_wrapped(words, f"{name:21}") for name, words in told.items())
+    )
 
 
 @app.command()
@@ -263,7 +268,7 @@ def _show_plan(told: Recipe, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"recipe": told.resolved(), "plan": words, "sizes": sizes}))
     else:
-        typer.echo(tomli_w.dumps(told.resolved()) + "\n" + "\n".join(f"# {line}" for line in [*words, *sizes]))
+        typer.echo(tomli_w.dumps(told.resolved()) + "\n" + "\n".join(_wrapped(line, "# ") for line in [*words, *sizes]))
 
 
 def _generator(folder: Path, silo: str | None) -> Generator:
@@ -278,6 +283,8 @@ def _generator(folder: Path, silo: str | None) -> Generator:
     if not where.exists():
         own = sorted(path.parent.name for path in kept.path.glob("silos/*/model"))
         hint = f"; these silos have one of their own (--silo): {', '.join(own)}" if own else "; has the run ended?"
+        if silo is not None and kept.model.exists():
+            hint = "; this run has one for all: leave out --silo"
         raise RunFolderError(f"{folder}: {'the server' if silo is None else silo} has no trained generator{hint}")
     found = load(where, device)
     if isinstance(found, TrainedAutoencoder):
@@ -305,5 +312,13 @@ def _shipped() -> list[Path]:
     return sorted((inside if inside.is_dir() else beside).glob("*.toml"))
 
 
-def _first_words(path: Path) -> Any:
-    return path.read_text().split("\n", 1)[0].lstrip("# ")
+def _first_words(path: Path) -> str:
+    """The first sentence of a recipe's header, as far as its first semicolon."""
+    header = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return re.split(r"; |(?<! al)\. ", " ".join(line.lstrip("# ") for line in header), maxsplit=1)[0]
+
+
+def _wrapped(words: str, head: str) -> str:
+    """Words after a head, in lines of 80 columns."""
+    mark = "#" if head.startswith("#") else ""
+    return textwrap.fill(words, 80, initial_indent=head, subsequent_indent=mark.ljust(max(len(head), 4)))

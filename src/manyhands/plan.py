@@ -99,7 +99,9 @@ def tensors_size(layout: Layout) -> str:
     if not layout:
         return "no tensors"
     size = size_text(sum(like.dtype.itemsize * like.size for like in layout.values()))
-    return f"{size} for each item" if any(None in like.shape for like in layout.values()) else size
+    if any(None in like.shape and like.most is None for like in layout.values()):
+        return f"{size} for each item"
+    return f"at most {size}" if any(None in like.shape for like in layout.values()) else size
 
 
 def size_text(count: float) -> str:
@@ -137,4 +139,6 @@ def _misfit_of(name: str, like: Like, tensor: Tensor) -> Refused | None:
     shape = tuple(tensor.shape)
     if len(shape) != len(like.shape) or any(n not in (None, got) for n, got in zip(like.shape, shape, strict=True)):
         return Refused(Reason.WRONG_SHAPE, f"{name} is {shape}, not {like.shape}")
+    if like.most is not None and tensor.numel() > like.size:
+        return Refused(Reason.WRONG_SHAPE, f"{name} has {tensor.numel()} numbers, {like.size} are the most")
     return None

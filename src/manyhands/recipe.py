@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from manyhands.data.images import Images, join
-from manyhands.data.partition import AnyPartition, Domains
+from manyhands.data.partition import AnyPartition, Dirichlet, Domains, Shards
 from manyhands.data.sources import MOST_CLASSES, AnySource
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import DataError, RecipeError
@@ -127,6 +127,8 @@ class Recipe(Spec):
             raise ValueError(f"quorum is {self.quorum}, but only {a_round} silos take part in a round")
         if self.sampling.guidance != 1 and model.classes and not self.method.diffusion.label_dropout:
             raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
+        if isinstance(self.partition, Dirichlet | Shards) and self.data.classes == ():
+            raise ValueError(f"partition {self.partition.kind!r} deals by label, and data.classes is 0")
         if isinstance(self.partition, Domains) != bool(self.data.domains):
             raise ValueError("partition 'domains' and [data.domains] go together")
         return self
@@ -201,6 +203,8 @@ def _apply(told: dict[str, Any], change: str) -> None:
     *parents, last = path.strip().split(".")
     table = told
     for parent in parents:
+        if isinstance(table.get(parent), str):
+            table[parent] = {"kind": table[parent]}  # its short form
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {change}: {parent} is a value, not a table")
@@ -222,7 +226,9 @@ def _lines(error: ValidationError, told: Mapping[str, Any]) -> list[str]:
             context = problem["ctx"]
             known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
             text = f"kind {context['tag']!r} is not known; {nearest(str(context['tag']), known)}"
-        elif problem["type"] not in {"unknown_key", "missing", "value_error", "union_tag_not_found"}:
+        elif problem["type"] in {"union_tag_not_found", "model_attributes_type"}:
+            text = "say its kind, in a table: kind = ..."
+        elif problem["type"] not in {"unknown_key", "missing", "value_error"}:
             text = f"{problem['input']!r} came: {text[0].lower()}{text[1:]}"
         lines.append(f"{where}: {text}" if where else text)
     return lines

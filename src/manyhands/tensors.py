@@ -14,15 +14,16 @@ Tensors = dict[str, Tensor]
 
 
 class Like(NamedTuple):
-    """What a named tensor must look like; ``None`` in a shape stands for any length."""
+    """What a named tensor must look like; ``None`` in a shape stands for any length, or any up to ``most``."""
 
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    most: int | None = None
 
     @property
     def size(self) -> int:
-        """How many numbers; for a shape with an open length, of one item."""
-        return math.prod(n or 1 for n in self.shape)
+        """How many numbers at most; for a shape with an open length, of one item."""
+        return math.prod((self.most or 1) if n is None else n for n in self.shape)
 
 
 Layout = Mapping[str, Like]

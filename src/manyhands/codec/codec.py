@@ -69,14 +69,10 @@ class Codec(Spec, ABC):
         """Whether it sends differences, and what rounding them loses is lost."""
         return False
 
-    def plain(self) -> Codec:
-        """The same codec without an entropy coder."""
-        return self
-
 
 def most_bytes(codec: Codec, layout: Layout) -> int:
-    """The most bytes that tensors of this layout take on the wire: before an entropy coder, where there is one."""
-    return sum(like.dtype.itemsize * like.size for like in codec.plain().wire(layout).values())
+    """The most bytes that tensors of this layout take on the wire."""
+    return sum(like.dtype.itemsize * like.size for like in codec.wire(layout).values())
 
 
 class _Float(Codec, ABC):

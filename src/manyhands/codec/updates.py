@@ -91,33 +91,37 @@ class Updates(Codec):
 
     def wire(self, layout: Layout) -> Layout:
         """Three tensors, of a length that is known but where codes are squeezed."""
-        fine = {name: like for name, like in layout.items() if self._is_fine(name, len(like.shape))}
-        coarse = [like for name, like in layout.items() if name not in fine]
-        size = sum(packed_size(like.size, self.bits) for like in coarse)
+        coarse = self._coarse(layout)
+        fine = [like.size for name, like in layout.items() if self._is_fine(name, len(like.shape))]
+        size = self._packed(layout)
+        squeezed = Like((None,), torch.uint8, size + size // 4096 + 64)  # the most, where nothing can be shortened
         return {
-            "codes": Like((None if self.entropy else size,), torch.uint8),
+            "codes": squeezed if self.entropy else Like((size,), torch.uint8),
             "scales": Like((sum(like.shape[0] or 0 for like in coarse),), torch.bfloat16),
-            "fine": Like((sum(like.size for like in fine.values()),), torch.float16),
+            "fine": Like((sum(fine),), torch.float16),
         }
 
     def check(self, wire: Mapping[str, Tensor], layout: Layout) -> None:
         """What is said must be in bounds, and squeezed codes as many as there are weights."""
         super().check(wire, layout)
         if self.entropy:
-            _unsqueezed(wire["codes"], self.plain().wire(layout)["codes"].size)
+            _unsqueezed(wire["codes"], self._packed(layout))
 
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The outermost step of each channel, and the numbers in 16 bits."""
         return {"a channel": wire["scales"].float() * (2 ** (self.bits - 1)), "a number in 16 bits": wire["fine"]}
 
-    def plain(self) -> Updates:
-        """The same, codes as they are."""
-        return self.model_copy(update={"entropy": False})
-
     @property
     def forgets(self) -> bool:
         """Whether what rounding loses is lost."""
         return not self.feedback
+
+    def _coarse(self, layout: Layout) -> list[Like]:
+        return [like for name, like in layout.items() if not self._is_fine(name, len(like.shape))]
+
+    def _packed(self, layout: Layout) -> int:
+        """The bytes of all codes, before they are squeezed."""
+        return sum(packed_size(like.size, self.bits) for like in self._coarse(layout))
 
     def _is_fine(self, name: str, dimensions: int) -> bool:
         return dimensions < 2 or any(part in name for part in self.fine)

@@ -26,6 +26,7 @@ class Local(Denoising):
     """No exchange: every silo trains a network of its own, by the same loop and with the same budget."""
 
     kind: Literal["local"] = "local"
+    keep_optimiser: bool = True
 
     def silo(self, silo: Silo) -> Conversation:
         """Train from the common start, and tell after each round how it went."""
@@ -61,7 +62,8 @@ class Local(Denoising):
         start = named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, self.progress(number))
-        load_optimiser_state(optimiser, silo.memory)
+        if self.keep_optimiser:
+            load_optimiser_state(optimiser, silo.memory)
         trained = self.train_round(network, optimiser, silo, number)
         weights = snapshot(network.state_dict())
         if why := sick(trained, weights):
@@ -72,7 +74,7 @@ class Local(Denoising):
             "updates": torch.tensor(updates + 1),
             **prefixed(weights, "weights."),
             **prefixed(average, "average."),
-            **optimiser_state(optimiser),
+            **(optimiser_state(optimiser) if self.keep_optimiser else {}),
         }
         return Message("progress", {}, update_facts(silo, answer, trained))
 
@@ -106,7 +108,7 @@ class LocalServer(Server):
 class Central(Denoising):
     """All images in one place: what collaboration is meant to come close to. The pooled data is the only silo.
 
-    It wraps ``FedAvg`` over one silo that keeps its optimiser, and sees as many images as all silos together:
+    It wraps ``FedAvg`` over one silo, and sees as many images as all silos together:
     ``silos`` times the steps of a silo (epochs of the pooled data are that already), or where ``joined`` as many steps
     of a batch as large as those of all silos together, which is what an average of their gradients would do.
     """
@@ -116,6 +118,7 @@ class Central(Denoising):
     kind: Literal["central"] = "central"
     silos: Int = Field(default=1, ge=1)
     joined: bool = False
+    keep_optimiser: bool = True
 
     def silo(self, silo: Silo) -> Conversation:
         """As in ``FedAvg``."""
@@ -139,5 +142,5 @@ class Central(Denoising):
             diffusion=self.diffusion,
             rounds=self.rounds,
             ema=self.ema,
-            keep_optimiser=True,
+            keep_optimiser=self.keep_optimiser,
         )

@@ -24,8 +24,9 @@ from manyhands.methods.proximal import Proximal
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.generator import Generator
 from manyhands.models.latent import Latent
+from manyhands.models.layout import layout_of
 from manyhands.models.unet import UNet
-from manyhands.plan import Operation
+from manyhands.plan import Operation, size_text
 from manyhands.silo import Silo
 from manyhands.spec import Float
 from manyhands.tensors import Tensors, finite
@@ -57,6 +58,18 @@ class Denoising(Method, ABC):
     training: Training
     diffusion: Diffusion = Diffusion()
     ema: Float = Field(default=0.0, ge=0, lt=1)
+
+    def behind(self) -> list[object]:
+        """An autoencoder learns no diffusion."""
+        left_out = self.diffusion if isinstance(self.model, Autoencoder) else None
+        return [part for part in super().behind() if part is None or part is not left_out]
+
+    def prepared_sizes(self) -> list[str]:
+        """What passes before the first round, for people."""
+        if not isinstance(self.model, Latent):
+            return []
+        count = sum(like.size for like in layout_of(self.model.autoencoder).values())
+        return [f"before the first round each silo gets the autoencoder: {count:,} weights, {size_text(4 * count)}"]
 
     @property
     def never(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from manyhands.methods.handout import Downlink, Handout
 from manyhands.methods.method import Conversation, Server
 from manyhands.methods.proximal import Mode, Proximal
 from manyhands.methods.server_optimizer import Momentum, ServerAdam
-from manyhands.methods.sharing import ALL, SHARED, Share, asked, uploads
+from manyhands.methods.sharing import ALL, SHARED, WAYS, Share, asked, uploads
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.generator import Generator
 from manyhands.models.layout import layout_of
@@ -62,7 +62,7 @@ class FedAvg(Denoising):
     kind: Literal["fedavg"] = "fedavg"
     participants: Int | None = Field(default=None, ge=1)
     keep_optimiser: bool = False
-    proximal: Float = Field(default=0.0, ge=0)
+    proximal: Float = Field(default=0.0, ge=0, le=1e30)
     proximal_mode: Mode = "coupled"
     up: AnyCodec = Float32()
     down: AnyCodec = Float32()
@@ -125,7 +125,8 @@ class FedAvg(Denoising):
                     "says how many images it has, gets the model", "once", Carries(facts={"images": int} | holds), gives
                 ),
                 "update": Operation(
-                    f"sends its model after local training, gets the mean ({whose})",
+                    f"sends {'its model' if not self.personal else 'the shared parts'} after local training, gets the "
+                    f"mean ({whose})",
                     f"{self.rounds} times",
                     takes,
                     gives,
@@ -133,7 +134,7 @@ class FedAvg(Denoising):
                     closes_round=True,
                 ),
             },
-            never=self.never,
+            never=(*self.never, *(f"weights of the {WAYS[part]}" for part in self._private)),
         )
 
     def sizes(self, silos: int) -> list[str]:
@@ -149,7 +150,9 @@ class FedAvg(Denoising):
         saving = "all weights in float32" if plain else f"{8 * every / (up + down):.2f} x fewer bytes than in float32"
         return [
             f"{every:,} weights: {shares}",
-            f"a round of {count} silos: {size_text(count * up)} up and {size_text(count * down)} down, {saving}",
+            *self.prepared_sizes(),
+            f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} up and {size_text(count * down)} "
+            f"down, {saving}",
             f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
         ]
 
@@ -163,9 +166,17 @@ class FedAvg(Denoising):
         return Downlink(self.down, layout_of(self.model), self.layout_of(SHARED[self.share]))
 
     @property
+    def _private(self) -> list[str]:
+        return [part for part in ALL.split("+") if part not in SHARED[self.share].split("+")]
+
+    @property
     def personal(self) -> bool:
         """Whether parts of the network stay at their silo."""
         return SHARED[self.share] != ALL
+
+    def behind(self) -> list[object]:
+        """With what pulls, and what shares."""
+        return [*super().behind(), *([Proximal] if self.proximal else []), *([asked] if self.share != "all" else [])]
 
     def layout_of(self, parts: str) -> Layout:
         """The names, shapes and types of the weights in parts of the network."""

@@ -11,6 +11,7 @@ Share = Literal["all", "up", "up+mid", "usplit"]
 ALL = "down+mid+up"
 SHARED = {"all": ALL, "up": "up", "up+mid": "mid+up", "usplit": ALL}
 """The parts that are averaged and handed out; the others never leave their silo."""
+WAYS = {"down": "way down", "mid": "middle", "up": "way up"}
 
 
 def uploads(share: Share) -> tuple[str, ...]:
@@ -23,6 +24,9 @@ def asked(share: Share, silos: Sequence[str], rng: np.random.Generator) -> dict[
 
     USplit pairs the silos at random: one of a pair sends the way up, the other the way down, and the middle comes from
     either. One who is left over sends everything.
+
+    References:
+        Training Diffusion Models with Federated Learning, de Goede, Cox, Decouchant, 2024, arXiv 2406.12575
     """
     if share != "usplit":
         return dict.fromkeys(silos, SHARED[share])

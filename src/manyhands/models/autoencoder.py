@@ -16,9 +16,11 @@ from manyhands.checkpoint import replacing
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.seed import seeded_globally
 from manyhands.spec import Float, Int, Spec
-from manyhands.tensors import Tensors, snapshot
+from manyhands.tensors import Tensors, finite, snapshot
 
 FACTS = "manyhands.json"
+BESIDE_FORM = {"sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
+"""What diffusers keeps with an autoencoder and its network does not depend on."""
 DRAWS_NOTHING = (
     "an autoencoder was trained, which draws nothing of its own: name its folder in a recipe with "
     "method.model.kind = 'latent'"
@@ -80,6 +82,12 @@ class Autoencoder(Spec):
         back = network.decode(mean + (log_variance / 2).exp() * noise)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean() / 2
         return (back - x).abs().mean() + self.kl * divergence
+
+    def form(self) -> dict[str, Any]:
+        """All that the config.json of its weights must say, where it says it."""
+        with torch.device("meta"):
+            told: dict[str, Any] = json.loads(self.build(seed=0).inner.to_json_string())
+        return {name: value for name, value in told.items() if not name.startswith("_") and name not in BESIDE_FORM}
 
     def settings(self) -> dict[str, Any]:
         """The arguments of diffusers' AutoencoderKL."""
@@ -155,14 +163,17 @@ class TrainedAutoencoder:
 
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise RunFolderError(
-                f"{folder}: holds no autoencoder in the layout of diffusers; a run of a recipe with "
-                "method.model.kind = 'autoencoder' leaves one in its folder's model/"
+            near = [part for part in ("model", "vae") if (folder / part / "config.json").is_file()]
+            hint = (
+                f"; did you mean {folder / near[0]}?"
+                if near
+                else ("; a run of a recipe with method.model.kind = 'autoencoder' leaves one in its folder's model/")
             )
+            raise RunFolderError(f"{folder}: holds no autoencoder in the layout of diffusers{hint}")
         try:
             config = json.loads((folder / "config.json").read_text())
-            for name, told in model.settings().items():
-                found = tuple(config[name]) if isinstance(config.get(name), list) else config.get(name, told)
+            for name, told in model.form().items():
+                found = config.get(name, told)
                 if found != told:
                     raise RecipeError(f"{folder}: is an autoencoder of {name} = {found}, the recipe says {told}")
             inner = AutoencoderKL.from_pretrained(
@@ -172,7 +183,9 @@ class TrainedAutoencoder:
             loaded = cls(model, weights, device, ema)
             _ = loaded.network  # a file of other weights is noticed here
         except (OSError, ValueError, AttributeError, RuntimeError) as error:
-            raise RunFolderError(f"{folder}: holds no autoencoder in the layout of diffusers: {error}") from None
+            raise RunFolderError(f"{folder}: this autoencoder cannot be loaded: {error}") from None
+        if bad := finite(loaded.weights):
+            raise RunFolderError(f"{folder}: this autoencoder cannot be used: {bad} is not finite")
         return loaded
 
     @cached_property

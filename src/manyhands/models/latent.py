@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.unet import UNet
@@ -32,7 +32,7 @@ class Latent(Spec):
     folder: str
     autoencoder: Autoencoder
     unet: UNet
-    scale: Float | None = Field(default=None, gt=0)
+    scale: Float | None = Field(default=None, ge=1e-6, le=1e6)
 
     @model_validator(mode="before")
     @classmethod
@@ -40,14 +40,16 @@ class Latent(Spec):
         """The autoencoder is for the images, the U-Net for the latents."""
         if not isinstance(told, dict):
             return told
+        form = {name: told[name] for name in ("size", "channels", "classes") if name in told}
         first, unet = told.get("autoencoder", {}), told.get("unet", {})
         if isinstance(first, dict):
-            first = {name: told[name] for name in ("size", "channels") if name in told} | first
-            first = Autoencoder.model_validate(first)
-        if isinstance(unet, dict) and isinstance(first, Autoencoder):
-            classes = {"classes": told["classes"]} if "classes" in told else {}
-            unet = {"size": first.side, "channels": first.latent} | classes | unet
-        return told | {"autoencoder": first, "unet": unet}
+            first = {name: form[name] for name in ("size", "channels") if name in form} | first
+        try:
+            made = Autoencoder.model_validate(first)
+            form |= {"size": made.side, "channels": made.latent}
+        except ValidationError:
+            pass  # told when it is looked at in its own place
+        return told | {"autoencoder": first, "unet": form | unet if isinstance(unet, dict) else unet}
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
