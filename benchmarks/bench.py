@@ -9,8 +9,9 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,22 @@ def complete(measured: Measured, bars: dict[str, str], scale: str, seconds: floa
         "seconds": round(seconds, 1),
         "scale": scale,
     }
+
+
+def run_recipe(
+    name: str, folder: Path, data: Path, changes: Sequence[str], threads: int | None = None
+) -> dict[str, Any]:
+    """The report of a ``manyhands run`` of a shipped recipe, with the data of this folder; a stopped one goes on."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recipe = folder.with_suffix(".toml")
+    shipped = ROOT / "recipes" / f"{name}.toml"
+    recipe.write_text(shipped.read_text().replace('"data/', f'"{data.resolve()}/'))
+    command = [sys.executable, "-m", "manyhands", "run", str(recipe), "--out", str(folder), "--json"]
+    command += [part for change in changes for part in ("--set", change)] + ["--resume"] * folder.exists()
+    variables = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    said = subprocess.run(command, check=True, env=variables, stdout=subprocess.PIPE, text=True)
+    report: dict[str, Any] = json.loads(said.stdout)
+    return report
 
 
 def held(figure: float, bar: str) -> bool:

@@ -72,7 +72,6 @@ def contraction(problem: Quadratics, mu: float, rounds: int) -> dict[str, Any]:
     return {
         "bound": bound(mu),
         "most": max(b / a for a, b in pairwise(above)),
-        "last": above[-1] / above[-2],
         "bias": float((end - problem.best).norm()),
         "away": away,
     }

@@ -29,7 +29,7 @@ BARS = {
     "stretch_bytes": ">= 20", "stretch_fid": "<= 1.15", "codec_seconds": "<= 1.5", "codec_copies": "<= 2",
 }  # fmt: skip
 RECIPES = {"small": "mnist16-fedavg", "paper": "fashion-fedavg", "quick": "digits-fedavg"}
-DATA = {"small": "mnist", "paper": "fashion-mnist"}
+DATA = {"small": "mnist", "paper": "fashion-mnist", "quick": "nothing"}
 SKEWED = 'partition={kind="dirichlet",silos=10,alpha=0.1,minimum=10}'
 LONG = {"small": (6, "steps=50"), "paper": (12, "epochs=5"), "quick": (2, "steps=4")}
 """Rounds, and what each is, where silos train long between them: as much in all."""
@@ -45,29 +45,6 @@ CODECS = {
     "updates, 4 bits": 'kind="updates",bits=4,entropy=true',
     "updates, stretch": 'kind="updates",bits=2,reach=3,entropy=true',
 }
-CODEC_CHILD = """
-import resource, sys, time
-import torch
-from manyhands import UNet
-from manyhands.codec.updates import Updates
-torch.set_num_threads(1)
-widths, what = tuple(map(int, sys.argv[2].split(","))), sys.argv[1]
-model = UNet(size=32, channels=3, classes=0, widths=widths, blocks=2, attention=(1,), groups=min(32, widths[0]))
-base = model.build(0).state_dict()
-rng = torch.Generator().manual_seed(0)
-weights = {name: tensor + 1e-3 * torch.randn(tensor.shape, generator=rng) for name, tensor in base.items()}
-left = {name: 1e-5 * torch.randn(tensor.shape, generator=rng) for name, tensor in base.items()}
-codec, size = Updates(bits=8), 4 * sum(tensor.numel() for tensor in base.values())
-wire = codec.encode(weights, base, left, rng).wire if what == "decode" else None
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-def now():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-hold = torch.ones(max(peak() - now(), 0) // 4)  # so that what comes is above the peak that has been
-before, began = peak(), time.perf_counter()
-done = codec.encode(weights, base, left, rng) if what == "encode" else codec.decode(wire, base)
-print(time.perf_counter() - began, (peak() - before) / size, size // 4)
-"""
 
 
 def cases(scale: str) -> dict[str, tuple[str, ...]]:
@@ -96,14 +73,13 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     scale = "quick" if told.quick else told.scale
     seeds = [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]
     asked = QUICK if told.quick else [name for name in told.only.split(";") if name] or list(cases(scale))
-    if not told.quick and not (Path(told.data) / DATA[scale]).is_dir():
-        return {"figures": dict.fromkeys(BARS), "why": f"{told.data} has no folder {DATA[scale]}", "seeds": []}
     work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
     toy = ["method.rounds=2", "evaluation.images=60"] if told.quick else []
     runs = [
         (work / place(name, seed), [f"seed={seed}", *cases(scale)[name], *toy]) for seed, name in product(seeds, asked)
     ]
-    run_all(runs, bench.ROOT / "recipes" / f"{RECIPES[scale]}.toml", told)
+    if told.quick or (Path(told.data) / DATA[scale]).is_dir():
+        run_all(runs, RECIPES[scale], told)
     found = {name: [work / place(name, seed) for seed in seeds] for name in cases(scale)}
     ended = {name: folders for name, folders in found.items() if all((at / "report.json").exists() for at in folders)}
     table = {name: row([RunFolder(folder).report for folder in folders]) for name, folders in ended.items()}
@@ -112,26 +88,19 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         "figures": dict.fromkeys(BARS) | ratios(table) | codec_figures(codec),
         "cases": table,
         "codec": codec,
-        "why": "a figure is null where not all of its runs have ended",
+        "why": f"a figure is null where not all of its runs have ended; they need {DATA[scale]} in {told.data}",
         "seeds": seeds,
     }
 
 
-def run_all(runs: list[tuple[Path, list[str]]], recipe: Path, told: argparse.Namespace) -> None:
+def run_all(runs: list[tuple[Path, list[str]]], recipe: str, told: argparse.Namespace) -> None:
     """Run those that have not ended, several at a time."""
     end = time.monotonic() + told.budget
-    threads = str(max(1, (os.cpu_count() or 1) // told.parallel))
-    data = f'"{Path(told.data).resolve()}/'
+    threads = max(1, (os.cpu_count() or 1) // told.parallel)
 
     def run(folder: Path, changes: list[str]) -> None:
-        if (folder / "report.json").exists() or time.monotonic() > end:
-            return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        here = folder.with_suffix(".toml")
-        here.write_text(recipe.read_text().replace('"data/', data))
-        command = [sys.executable, "-m", "manyhands", "run", str(here), "--out", str(folder), "--json"]
-        command += [part for change in changes for part in ("--set", change)] + ["--resume"] * folder.exists()
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": threads}, stdout=subprocess.DEVNULL)
+        if not (folder / "report.json").exists() and time.monotonic() < end:
+            bench.run_recipe(recipe, folder, Path(told.data), changes, threads=threads)
 
     with ThreadPoolExecutor(told.parallel) as pool:
         list(pool.map(run, *zip(*runs, strict=True)))
@@ -177,9 +146,8 @@ def codec_cases(widths: str) -> dict[str, dict[str, float]]:
     """Seconds on one core, and peak memory in updates, of an update at 8 bits, by chance and with feedback."""
     found = {}
     for what in ("encode", "decode"):
-        said = subprocess.run(
-            [sys.executable, "-c", CODEC_CHILD, what, widths], capture_output=True, text=True, check=True
-        )
+        child = [sys.executable, str(bench.ROOT / "benchmarks" / "codec_child.py"), what, widths]
+        said = subprocess.run(child, capture_output=True, text=True, check=True)
         seconds, copies, weights = map(float, said.stdout.split())
         found[what] = {"seconds": round(seconds, 3), "copies": round(copies, 2), "weights": int(weights)}
     return found

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,16 +32,10 @@ def measure(told: argparse.Namespace) -> bench.Measured:
 
 def ended(silos: int, rounds: int, data: Path, *, toy: bool) -> dict[str, Any]:
     """The report of a run in a process of its own."""
-    recipe = bench.ROOT / "recipes" / f"{'digits-fedavg' if toy else 'mnist16-by-writer'}.toml"
+    recipe = "digits-fedavg" if toy else "mnist16-by-writer"
     sets = [f"partition.silos={silos}", f"method.rounds={rounds}", "method.participants=10", "evaluation.images=0"]
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder) / "recipe.toml"
-        here.write_text(recipe.read_text().replace('"data/', f'"{data}/'))
-        command = [sys.executable, "-m", "manyhands", "run", str(here), "--out", str(Path(folder) / "run"), "--json"]
-        command += [part for change in sets for part in ("--set", change)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        report: dict[str, Any] = json.loads((Path(folder) / "run" / "report.json").read_text())
-    return report
+        return bench.run_recipe(recipe, Path(folder) / "run", data, sets)
 
 
 if __name__ == "__main__":

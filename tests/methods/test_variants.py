@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from manyhands import Experiment, Silo
+from manyhands import Experiment, Silo, UNet
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.methods.fedavg import AVERAGE, HELD, LEFT, FedAvg
@@ -254,6 +255,20 @@ def test_sharing_less_sends_less_by_the_share_of_the_weights() -> None:
     for share in ("up+mid", "up"):
         part = sum(like.size for name, like in layout.items() if TINY.part_of(name) in share.split("+"))
         assert size[share] / size["all"] == pytest.approx(part / sum(like.size for like in layout.values()), abs=0.03)
+
+
+@pytest.mark.parametrize("participants", [None, 2])
+@pytest.mark.parametrize("told", [{}, BOTH, {**BOTH, "share": "up"}, {"share": "up"}, {"share": "usplit", **BOTH}])
+def test_the_sizes_that_are_told_are_those_of_the_ledger(told: dict[str, Any], participants: int | None) -> None:
+    model = UNet(size=4, channels=1, classes=2, widths=(16,))  # so that what stands around its weights matters less
+    method = tiny_fedavg(model=model, rounds=30, participants=participants, **told)
+    experiment = trained(method, tiny_silos([5, 9, 3, 7]))
+    updates = [each for each in experiment.ledger.entries() if each["op"] == "update"]
+    really = sum(each["bytes"] for each in updates) / 30
+    (line,) = [line for line in method.sizes(4) if line.startswith("a round")]
+    amounts = re.findall(r"([\d.]+) (kB|MB) (?:up|down)", line)
+    planned = sum(float(number) * {"kB": 1e3, "MB": 1e6}[unit] for number, unit in amounts)
+    assert really == pytest.approx(planned, rel=0.25)
 
 
 def test_usplit_pairs_silos_so_that_every_part_comes_from_half_of_them() -> None:

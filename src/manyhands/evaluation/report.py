@@ -302,7 +302,8 @@ def _sharing(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
         [op, way, f"{messages:,}", size_text(size), size_text(size / silos)]
         for (op, way), (messages, size) in sorted(totals.items())
     ]
-    sizes = "".join(f'<p class="dim">{text(line)}.</p>' for line in facts.get("sizes", ()))
+    planned = "; ".join(facts.get("sizes", ()))
+    sizes = f'<p class="dim">By the plan: {text(planned)}.</p>' if planned else ""
     by_operation = table(["operation", "direction", "messages", "in all", "a silo"], rows, left=2)
     return (
         '<h2>What left the silos, and what never did</h2><div class="two">'

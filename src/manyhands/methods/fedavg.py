@@ -80,6 +80,14 @@ class FedAvg(Denoising):
         return {"kind": told} if isinstance(told, str) else told
 
     @model_validator(mode="after")
+    def _has_what_is_fine(self) -> Self:
+        for codec in (self.up, self.down):
+            words = codec.fine if isinstance(codec, Updates) and codec.fine != Updates().fine else ()
+            if bad := [word for word in words if not word or not any(word in name for name in layout_of(self.model))]:
+                raise ValueError(f"fine has {bad[0]!r}, which is in no name of the model's weights")
+        return self
+
+    @model_validator(mode="after")
     def _whole_autoencoder(self) -> Self:
         if isinstance(self.model, Autoencoder) and self.share != "all":
             raise ValueError(f"share is {self.share!r}, but an autoencoder is shared whole")
