@@ -75,6 +75,15 @@ def test_changes_are_toml_values_or_plain_words(path: Path) -> None:
         (["method.model.size=16"], r"method.model is for 1 x 16, data is 1 x 8"),
         (["method.model.widths=[8, 12]"], r"method.model: width 12 is no multiple of groups"),
         (["partition.kind=domains"], r"go together"),
+        (["partition.kind=dirichlet", "partition.alpha=1", "data.classes=0"], r"'dirichlet' deals by label"),
+        (["method.up={kind='updates',fine=['nothing']}"], r"method: fine has 'nothing', which is in no name"),
+        (["method.up.bits=4"], r"method.up: say its kind, in a table"),
+        (["method.up=4"], r"method.up: say its kind, in a table"),
+        (["method.proximal=1e39"], r"method.proximal: 1e\+39 came"),
+        (
+            ["method.model.kind=autoencoder", "method.model.widths=[8, 16]", "method.share=up"],
+            r"an autoencoder is shared whole",
+        ),
         (["partition.kind=dirichlet"], r"partition.alpha: [Ff]ield required"),
         (["name=../up"], r"name: '../up' came"),
         (["method.rounds=true"], r"method.rounds: True came"),
@@ -157,6 +166,7 @@ def test_a_limit_keeps_the_names_of_what_was_skipped(tmp_path: Path) -> None:
 
 
 def test_codecs_have_a_short_form_and_a_file_name_gives_the_run_its_name(path: Path) -> None:
+    assert load_recipe(path, ["method.up=updates", "method.up.bits=4"]).method.up.bits == 4  # type: ignore[union-attr]
     assert load_recipe(path, ["method.up=float16"]) == load_recipe(path, ["method.up.kind=float16"])
     other = path.with_name("My Recipe.toml")
     other.write_text(TEXT)

@@ -70,18 +70,36 @@ def test_another_autoencoder_or_none_is_told_in_words(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     autoencoder().save(folder)
     wider = Autoencoder(size=8, channels=1, latent=2, widths=(8, 16))
-    with pytest.raises(RecipeError, match=r"block_out_channels = \(8, 8\), the recipe says \(8, 16\)"):
+    with pytest.raises(RecipeError, match=r"block_out_channels = \[8, 8\], the recipe says \[8, 16\]"):
         TrainedAutoencoder.from_pretrained(folder, wider)
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
-    with pytest.raises(RunFolderError, match="holds no autoencoder"):
+    with pytest.raises(RunFolderError, match="cannot be loaded"):
         load(folder)
     weights.unlink()
-    with pytest.raises(RunFolderError, match="holds no autoencoder"):
+    with pytest.raises(RunFolderError, match="cannot be loaded"):
         TrainedAutoencoder.from_pretrained(folder, SPEC)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(RunFolderError, match="holds no autoencoder"):
+    with pytest.raises(RunFolderError, match="cannot be loaded"):
         TrainedAutoencoder.from_pretrained(folder, SPEC)
+
+
+@pytest.mark.parametrize("told", [{"act_fn": "gelu"}, {"use_quant_conv": False}, {"norm_num_groups": 4}])
+def test_whatever_its_form_depends_on_is_held_against_the_recipe(tmp_path: Path, told: dict[str, object]) -> None:
+    AutoencoderKL(**{**SPEC.settings(), **told}).save_pretrained(tmp_path)
+    ((name, found),) = told.items()
+    with pytest.raises(RecipeError, match=f"is an autoencoder of {name} = {found}, the recipe says"):
+        TrainedAutoencoder.from_pretrained(tmp_path, SPEC)
+
+
+def test_weights_that_are_not_finite_are_told_with_their_folder(tmp_path: Path) -> None:
+    weights = SPEC.build(0).state_dict()
+    weights["inner.quant_conv.bias"][0] = torch.nan
+    TrainedAutoencoder(SPEC, weights).save(tmp_path / "model")
+    with pytest.raises(RunFolderError, match=r"model: this autoencoder cannot be used: inner.quant_conv.bias is not"):
+        TrainedAutoencoder.from_pretrained(tmp_path / "model", SPEC)
+    with pytest.raises(RunFolderError, match=r"did you mean .*model\?"):
+        TrainedAutoencoder.from_pretrained(tmp_path, SPEC)
 
 
 def test_its_loss_is_the_absolute_error_and_the_divergence_from_the_normal_distribution() -> None:

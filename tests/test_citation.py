@@ -1,0 +1,33 @@
+"""What is cited is what was used."""
+
+from __future__ import annotations
+
+import pytest
+
+from manyhands import Autoencoder, FedAvg, Training
+from manyhands.citation import citations
+from tests.conftest import tiny_fedavg
+
+PROX, FEDDIFFUSE, DIFFUSION, FEDDM, SERVER_ADAM = "1812.06127", "2406.12575", "2006.11239", "2407.14730", "2003.00295"
+
+
+@pytest.mark.parametrize(
+    ("told", "there", "not_there"),
+    [
+        ({}, {DIFFUSION}, {PROX, FEDDIFFUSE, FEDDM, SERVER_ADAM}),
+        ({"proximal": 0.1}, {PROX}, {FEDDIFFUSE}),
+        ({"share": "up"}, {FEDDIFFUSE}, {PROX}),
+        ({"up": "weights", "server_optimizer": "adam"}, {FEDDM, SERVER_ADAM}, {PROX}),
+    ],
+)
+def test_a_field_that_is_used_is_cited(told: dict[str, object], there: set[str], not_there: set[str]) -> None:
+    text = " ".join(citations(tiny_fedavg(**told)))
+    assert all(paper in text for paper in there)
+    assert not any(paper in text for paper in not_there)
+
+
+def test_an_autoencoder_cites_no_diffusion() -> None:
+    model = Autoencoder(size=8, channels=1, widths=(8, 8))
+    text = " ".join(citations(FedAvg(model=model, training=Training(steps=1), rounds=1)))
+    assert "1312.6114" in text
+    assert DIFFUSION not in text
