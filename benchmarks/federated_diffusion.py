@@ -80,15 +80,15 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     ]
     if told.quick or (Path(told.data) / DATA[scale]).is_dir():
         run_all(runs, RECIPES[scale], told)
-    found = {name: [work / place(name, seed) for seed in seeds] for name in cases(scale)}
-    ended = {name: folders for name, folders in found.items() if all((at / "report.json").exists() for at in folders)}
-    table = {name: row([RunFolder(folder).report for folder in folders]) for name, folders in ended.items()}
+    found = {name: {seed: RunFolder(work / place(name, seed)) for seed in seeds} for name in cases(scale)}
+    ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
+    table = {name: row(reports) for name, reports in ended.items() if reports}
     codec = codec_cases("16,32" if told.quick else "128,256,256,256")
     return {
         "figures": dict.fromkeys(BARS) | ratios(table) | codec_figures(codec),
         "cases": table,
         "codec": codec,
-        "why": f"a figure is null where not all of its runs have ended; they need {DATA[scale]} in {told.data}",
+        "why": f"a figure is of the seeds for which both its cases have ended; they need {DATA[scale]} in {told.data}",
         "seeds": seeds,
     }
 
@@ -111,25 +111,31 @@ def place(name: str, seed: int) -> str:
     return "-".join(name.replace(",", "").split()) + f"-{seed}"
 
 
-def row(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of a case came to: FID by mean and deviation, and what it cost."""
-    fids = [report["metrics"]["fid"] for report in reports]
-    first = reports[0]
+def row(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of a case came to: FID by mean and deviation over seeds, and what it cost."""
+    by_seed = {seed: report["metrics"]["fid"] for seed, report in reports.items()}
+    fids, first = list(by_seed.values()), next(iter(reports.values()))
     return {
+        "fids": {seed: round(fid, 4) for seed, fid in by_seed.items()},
         "fid": round(float(np.mean(fids)), 4),
         "deviation": round(float(np.std(fids, ddof=1)), 4) if len(fids) > 1 else None,
         "floor": round(first["floor"]["fid"], 4),
-        "label_match": round(float(np.mean([report["metrics"]["label_match"] for report in reports])), 4),
+        "label_match": round(float(np.mean([report["metrics"]["label_match"] for report in reports.values()])), 4),
         "bytes": first["bytes_up"] + first["bytes_down"],
-        "seconds": round(float(np.mean([report["seconds"] for report in reports])), 1),
+        "seconds": round(float(np.mean([report["seconds"] for report in reports.values()])), 1),
     }
 
 
 def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The figures, as far as their cases have been run."""
 
-    def of(name: str, other: str, what: str = "fid") -> float | None:
-        return table[name][what] / table[other][what] if name in table and other in table else None
+    def of(name: str, other: str) -> float | None:
+        one, two = (table[case]["fids"] if case in table else {} for case in (name, other))
+        common = one.keys() & two.keys()
+        return sum(one[seed] for seed in common) / sum(two[seed] for seed in common) if common else None
+
+    def fewer(name: str) -> float | None:
+        return table["vanilla"]["bytes"] / table[name]["bytes"] if {name, "vanilla"} <= table.keys() else None
 
     pulled = [ratio for name in table if "mu" in name and (ratio := of(name, "skewed long")) is not None]
     found = {
@@ -138,7 +144,7 @@ def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
         "prox": min(pulled, default=None),
     }
     for id_, name in {"quant8": "updates, 8 bits", "quant4": "updates, 4 bits", "stretch": "updates, stretch"}.items():
-        found |= {f"{id_}_bytes": of("vanilla", name, "bytes"), f"{id_}_fid": of(name, "vanilla")}
+        found |= {f"{id_}_bytes": fewer(name), f"{id_}_fid": of(name, "vanilla")}
     return {name: value for name, value in found.items() if value is not None}
 
 
