@@ -8,6 +8,7 @@ after how many seconds no further run is begun. What the recipes say was chosen 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,10 +22,13 @@ from typing import Any
 import bench
 import numpy as np
 
+from manyhands import Generator, Judge
+from manyhands.experiment import silos_of
 from manyhands.journal import RunFolder
+from manyhands.recipe import parse_recipe
 
 BARS = {
-    "vanilla_iid": "<= 1.1", "beats_local": ">= 1.5", "prox": "<= 1",
+    "vanilla_iid": "<= 1.1", "beats_local": ">= 1.5", "beats_local_together": ">= 1.5", "prox": "<= 1",
     "quant8_bytes": ">= 3.9", "quant8_fid": "<= 1.05", "quant4_bytes": ">= 7.5", "quant4_fid": "<= 1.1",
     "stretch_bytes": ">= 20", "stretch_fid": "<= 1.15", "codec_seconds": "<= 1.5", "codec_copies": "<= 2",
 }  # fmt: skip
@@ -83,6 +87,10 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     found = {name: {seed: RunFolder(work / place(name, seed)) for seed in seeds} for name in cases(scale)}
     ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
     table = {name: row(reports) for name, reports in ended.items() if reports}
+    alone = {seed: alone_fid(found["skewed local"][seed]) for seed in ended["skewed local"]}
+    if alone:
+        fid = float(np.mean(list(alone.values())))
+        table["skewed local, a silo's own"] = table["skewed local"] | {"fids": alone, "fid": round(fid, 4)}
     codec = codec_cases("16,32" if told.quick else "128,256,256,256")
     return {
         "figures": dict.fromkeys(BARS) | ratios(table) | codec_figures(codec),
@@ -126,6 +134,19 @@ def row(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def alone_fid(run: RunFolder) -> float:
+    """The mean FID of the silos' own generators, each asked for all that is held out, whoever holds it; kept beside."""
+    kept = run.path / "alone.json"
+    if not kept.exists():
+        recipe = parse_recipe(run.recipe)
+        silos, _ = silos_of(recipe)
+        judge = Judge(recipe.evaluation, silos)
+        own = [Generator.from_pretrained(run.silo(silo.name) / "model") for silo in silos]
+        fids = [judge.quick(dict.fromkeys(judge.silos, each), recipe.sampling)["fid"] for each in own]
+        kept.write_text(json.dumps(fids))
+    return round(float(np.mean(json.loads(kept.read_text()))), 4)
+
+
 def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The figures, as far as their cases have been run."""
 
@@ -140,7 +161,8 @@ def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
     pulled = [ratio for name in table if "mu" in name and (ratio := of(name, "skewed long")) is not None]
     found = {
         "vanilla_iid": of("vanilla", "central-joined"),
-        "beats_local": of("skewed local", "skewed"),
+        "beats_local": of("skewed local, a silo's own", "skewed"),
+        "beats_local_together": of("skewed local", "skewed"),
         "prox": min(pulled, default=None),
     }
     for id_, name in {"quant8": "updates, 8 bits", "quant4": "updates, 4 bits", "stretch": "updates, stretch"}.items():

@@ -42,6 +42,7 @@ WHAT = {
     "quant8_fid": "FID of `updates` at 8 bits against float32",
     "quant4_bytes": "bytes of float32 against `updates` at 4 bits, both ways",
     "quant4_fid": "FID of `updates` at 4 bits against float32",
+    "beats_local_together": "the same, each image drawn by the silo that holds such ones",
     "stretch_bytes": "bytes of float32 against the coarsest `updates`, both ways",
     "stretch_fid": "its FID against float32",
     "codec_seconds": "encoding and decoding 35.7 M weights at 8 bits on one core, seconds",
