@@ -36,7 +36,7 @@ WHAT = {
     "rounding_8": "error of `updates` against that of `weights` after 1,500 rounds, both ways, 8 bits",
     "rounding_4": "the same at 4 bits",
     "vanilla_iid": "FID of `fedavg`, 10 silos IID, against pooled data with joined batches, 3 seeds",
-    "beats_local": "FID of silos on their own against `fedavg`, Dirichlet 0.1",
+    "beats_local": "FID of a silo on its own, asked for every class, against `fedavg`, Dirichlet 0.1",
     "prox": "FID of the best proximal term of the sweep against none, Dirichlet 0.1, 100 local steps",
     "quant8_bytes": "bytes of float32 against `updates` at 8 bits, both ways",
     "quant8_fid": "FID of `updates` at 8 bits against float32",
