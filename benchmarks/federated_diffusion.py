@@ -47,7 +47,8 @@ CODECS = {
     "weights, 4 bits": 'kind="weights",bits=4',
     "updates, 8 bits": 'kind="updates",bits=8,entropy=true',
     "updates, 4 bits": 'kind="updates",bits=4,entropy=true',
-    "updates, stretch": 'kind="updates",bits=2,reach=3,entropy=true',
+    "updates, 2 bits": 'kind="updates",bits=2,reach=3,entropy=true',
+    "updates, stretch": 'kind="updates",bits=2,reach=2.5,entropy=true',
 }
 
 
