@@ -48,6 +48,7 @@ CODECS = {
     "updates, 8 bits": 'kind="updates",bits=8,entropy=true',
     "updates, 4 bits": 'kind="updates",bits=4,entropy=true',
     "updates, 2 bits": 'kind="updates",bits=2,reach=3,entropy=true',
+    "updates, 2 bits near": 'kind="updates",bits=2,reach=2.5,entropy=true',
 }
 
 
@@ -166,7 +167,11 @@ def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
         "beats_local_together": of("skewed local", "skewed"),
         "prox": min(pulled, default=None),
     }
-    for id_, name in {"quant8": "updates, 8 bits", "quant4": "updates, 4 bits", "stretch": "updates, 2 bits"}.items():
+    for id_, name in {
+        "quant8": "updates, 8 bits",
+        "quant4": "updates, 4 bits",
+        "stretch": "updates, 2 bits near",
+    }.items():
         found |= {f"{id_}_bytes": fewer(name), f"{id_}_fid": of(name, "vanilla")}
     return {name: value for name, value in found.items() if value is not None}
 
