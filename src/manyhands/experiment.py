@@ -85,6 +85,8 @@ class Experiment:
         told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain}
         with self.run_folder.open(told, resume=self.resume):
             self._go_on(self.run_folder)
+            if self.run_folder.ended and self.server.round >= self.method.rounds:
+                return
             for closed in self._rounds():
                 done = self._looked_at(self.run_folder, closed)
                 self._keep(self.run_folder, done)
@@ -96,8 +98,6 @@ class Experiment:
         if self._ran:
             raise RecipeError("this experiment has run; make another, with resume=True to go on in its folder")
         self._ran = True
-        if self.run_folder is not None and self.run_folder.ended and self.server.round >= self.method.rounds:
-            return
         hub = Hub(self.server, self.method.plan(), self.roster, self.quorum)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
         clock = _Clock(self.ledger, self.server)
