@@ -90,14 +90,14 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     table = {name: row(reports) for name, reports in ended.items() if reports}
     alone = {seed: alone_fid(found["skewed local"][seed], end) for seed in ended["skewed local"]}
     if alone := {seed: fid for seed, fid in alone.items() if fid is not None}:
-        fid = float(np.mean(list(alone.values())))
-        table["skewed local, a silo's own"] = table["skewed local"] | {"fids": alone, "fid": round(fid, 4)}
+        fids = {"fids": alone, "fid": round(float(np.mean(list(alone.values()))), 4), "deviation": None}
+        table["skewed local, a silo's own"] = table["skewed local"] | fids
     codec = codec_cases("16,32" if told.quick else "128,256,256,256")
     return {
         "figures": dict.fromkeys(BARS) | ratios(table) | codec_figures(codec),
         "cases": table,
         "codec": codec,
-        "why": f"a figure is of the seeds for which both its cases have ended; they need {DATA[scale]} in {told.data}",
+        "why": f"a figure is of the seeds for which both its cases have ended; they need {DATA[scale]} in --data",
         "seeds": seeds,
     }
 

@@ -37,12 +37,12 @@ WHAT = {
     "rounding_4": "the same at 4 bits",
     "vanilla_iid": "FID of `fedavg`, 10 silos IID, against pooled data with joined batches, 3 seeds",
     "beats_local": "FID of a silo on its own, asked for every class, against `fedavg`, Dirichlet 0.1",
-    "prox": "FID of the best proximal term of the sweep against none, Dirichlet 0.1, 100 local steps",
+    "prox": "FID of the best proximal term of the sweep against none, Dirichlet 0.1, 50 local steps",
     "quant8_bytes": "bytes of float32 against `updates` at 8 bits, both ways",
     "quant8_fid": "FID of `updates` at 8 bits against float32",
     "quant4_bytes": "bytes of float32 against `updates` at 4 bits, both ways",
     "quant4_fid": "FID of `updates` at 4 bits against float32",
-    "beats_local_together": "the same, each image drawn by the silo that holds such ones",
+    "beats_local_together": "the same, each image drawn by the silo that holds such ones (3 seeds)",
     "stretch_bytes": "bytes of float32 against the coarsest `updates`, both ways",
     "stretch_fid": "its FID against float32",
     "codec_seconds": "encoding and decoding 35.7 M weights at 8 bits on one core, seconds",
@@ -77,7 +77,7 @@ def cases() -> str:
     """What each case of federated diffusion came to, for docs/methods.md."""
     told = newest("federated_diffusion")["cases"]
     lines = [
-        "| case | FID | deviation over seeds | asked class recognised | bytes both ways |",
+        "| case | FID | deviation over 3 seeds (-: one seed) | asked class recognised | bytes both ways |",
         "|---|---|---|---|---|",
     ]
     for name, row in told.items():
