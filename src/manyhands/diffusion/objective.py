@@ -37,26 +37,46 @@ class Diffusion(Spec):
     times: Literal["uniform", "sobol"] = "uniform"
     label_dropout: Float = Field(default=0.1, ge=0, le=1)
 
-    def loss(self, network: Network, x_0: Tensor, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor:
-        """The weighted error of the network on a batch, at random steps with random noise."""
-        t = self.steps(len(x_0), rng)
+    def loss(
+        self,
+        network: Network,
+        x_0: Tensor,
+        labels: Tensor | None,
+        no_label: int,
+        rng: torch.Generator,
+        above: int | Tensor = 0,
+        upto: int | None = None,
+    ) -> Tensor:
+        """The weighted error of the network on a batch, at random steps ``above`` < t <= ``upto``: all by default."""
+        t = self.steps(len(x_0), rng, above, upto)
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
-        if labels is not None:
-            hidden = torch.rand(len(x_0), generator=rng, device=x_0.device) < self.label_dropout
-            labels = torch.where(hidden, no_label, labels)
+        labels = self.hidden(labels, no_label, rng)
         alpha, sigma = self.schedule.levels(t, x_0)
         wanted = eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
         error = network(noised(x_0, eps, alpha, sigma), t, labels) - wanted
         size = error.square() if self.error == "squared" else error.abs()
         return (self.weights(t, x_0.device) * size.flatten(1).mean(1)).mean()
 
-    def steps(self, count: int, rng: torch.Generator) -> Tensor:
-        """Steps of the chain to train on, on the device of the random numbers."""
+    def hidden(self, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor | None:
+        """The labels, a share of them hidden."""
+        if labels is None:
+            return None
+        hide = torch.rand(len(labels), generator=rng, device=labels.device) < self.label_dropout
+        return torch.where(hide, no_label, labels)
+
+    def steps(self, count: int, rng: torch.Generator, above: int | Tensor = 0, upto: int | None = None) -> Tensor:
+        """Steps of the chain to train on, on the device of the random numbers: above < t <= upto."""
+        upto = self.schedule.steps if upto is None else upto
+        if self.times == "uniform" and isinstance(above, int):
+            return torch.randint(above + 1, upto + 1, (count,), generator=rng, device=rng.device)
+        return (above + 1 + (self._spread(count, rng) * (upto - above)).long()).clamp(max=upto)
+
+    def _spread(self, count: int, rng: torch.Generator) -> Tensor:
+        """Numbers from 0 to 1, each for itself or evenly spread."""
         if self.times == "uniform":
-            return torch.randint(1, self.schedule.steps + 1, (count,), generator=rng, device=rng.device)
+            return torch.rand(count, generator=rng, device=rng.device)
         seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
-        spread = torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count).flatten()
-        return (1 + (spread * self.schedule.steps).long().clamp(max=self.schedule.steps - 1)).to(rng.device)
+        return torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count).flatten().to(rng.device)
 
     def weights(self, t: Tensor, device: torch.device) -> Tensor:
         """The weight of each step's error: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""

@@ -1,0 +1,44 @@
+"""What is learnt from images that were noised up to a cut is the chain itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manyhands.diffusion.bridge import bridge, bridge_loss
+from manyhands.diffusion.objective import Diffusion
+from manyhands.diffusion.schedule import Schedule
+
+
+@given(st.integers(1, 998), st.data(), st.sampled_from(["cosine", "linear"]))
+def test_noising_twice_over_the_bridge_is_noising_once(cut: int, data: st.DataObject, kind: str) -> None:
+    schedule = Schedule.model_validate({"kind": kind})
+    t = data.draw(st.integers(cut + 1, 999))
+    like = torch.zeros(1, 1, dtype=torch.float64)
+    alpha_r, sigma_r = (float(x) for x in bridge(schedule, torch.tensor([t]), torch.tensor([cut]), like))
+    alpha_bar = schedule.alpha_bar().tolist()
+    assert alpha_r**2 * alpha_bar[cut] == pytest.approx(alpha_bar[t])
+    assert alpha_r**2 * (1 - alpha_bar[cut]) + sigma_r**2 == pytest.approx(1 - alpha_bar[t])
+
+
+@pytest.mark.parametrize("target", ["eps", "v"])
+def test_no_network_does_better_than_the_ordinary_denoiser_at_any_cut(target: str) -> None:
+    diffusion, mean, variance = Diffusion.model_validate({"target": target}), 0.5, 0.3
+    schedule, rng = diffusion.schedule, torch.Generator().manual_seed(0)
+    x_0 = mean + variance**0.5 * torch.randn(200_000, 1, generator=rng, dtype=torch.float64)
+    cut = torch.randint(100, 700, (len(x_0),), generator=rng)
+    alpha, sigma = schedule.levels(cut, x_0)
+    x_cut = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
+
+    def loss(push: float) -> float:
+        def network(x: torch.Tensor, t: torch.Tensor, _: object) -> torch.Tensor:
+            alpha, sigma = schedule.levels(t, x)
+            eps = sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
+            return (eps if target == "eps" else (eps - sigma * x) / alpha) + push * x
+
+        return bridge_loss(diffusion, network, x_cut, cut, None, 0, torch.Generator().manual_seed(1)).item()
+
+    best = loss(0.0)
+    assert loss(0.02) > best < loss(-0.02)
