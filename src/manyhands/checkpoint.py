@@ -23,10 +23,15 @@ GENERATIONS = 2
 
 def write_checkpoint(folder: Path, number: int, message: Message) -> None:
     """Keep a message as generation ``number``."""
+    write_kept(_path(folder, number), message)
+
+
+def write_kept(path: Path, message: Message) -> None:
+    """Keep a message in a file, its hash before it."""
     blob = encode(message)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    replace_file(_path(folder, number), MAGIC + hashlib.sha256(blob).digest() + blob)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, MAGIC + hashlib.sha256(blob).digest() + blob)
 
 
 def drop_generations(folder: Path, newest: int) -> None:
@@ -38,8 +43,12 @@ def drop_generations(folder: Path, newest: int) -> None:
 
 
 def read_checkpoint(folder: Path, number: int) -> Message:
-    """The message of a generation, or an error that says what is wrong with the file."""
-    path = _path(folder, number)
+    """The message of a generation."""
+    return read_kept(_path(folder, number))
+
+
+def read_kept(path: Path) -> Message:
+    """The message that was kept in a file, or an error that says what is wrong with it."""
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -16,7 +16,7 @@ import typer
 from manyhands.errors import ManyhandsError, RecipeError, RunFolderError
 
 if TYPE_CHECKING:
-    from manyhands.models.generator import Generator
+    from manyhands.models.generator import Drawing
     from manyhands.recipe import Recipe
 
 INTERRUPTED = 130
@@ -124,7 +124,13 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
     label: Annotated[int | None, typer.Option(help="Only this class; all in turn if not given.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    silo: Annotated[str | None, typer.Option(help="The generator that this silo has for itself.")] = None,
+    silo: Annotated[
+        str | None, typer.Option(help="What this silo draws: from its own network, or with the server.")
+    ] = None,
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="Of a chain that is cut, only the server's network, or with --silo only its own."),
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=1, max=100_000, help="Steps down the chain.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Classifier-free guidance.")] = None,
     png: Annotated[bool, typer.Option("--png", help="One PNG for each image, too.")] = False,
@@ -133,7 +139,7 @@ def sample(
     """Draw images from a trained generator."""
     from manyhands.evaluation.samples import write_samples
 
-    generator = _generator(run_folder, silo)
+    generator = _generator(run_folder, silo, alone=alone)
     told = {key: value for key, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
     sampling = generator.sampling.model_copy(update=told)
     labels = generator.labels(count, None if label is None else [label] * count)
@@ -271,22 +277,12 @@ def _show_plan(told: Recipe, *, as_json: bool) -> None:
         typer.echo(tomli_w.dumps(told.resolved()) + "\n" + "\n".join(_wrapped(line, "# ") for line in [*words, *sizes]))
 
 
-def _generator(folder: Path, silo: str | None) -> Generator:
-    from manyhands.experiment import chosen_device
+def _generator(folder: Path, silo: str | None, *, alone: bool) -> Drawing:
+    from manyhands.experiment import drawn_by
     from manyhands.journal import RunFolder
     from manyhands.models.autoencoder import TrainedAutoencoder
-    from manyhands.models.generator import load
 
-    kept = RunFolder(folder)
-    device = chosen_device(kept.recipe.get("device", "auto"))
-    where = kept.model if silo is None else kept.silo(silo) / "model"
-    if not where.exists():
-        own = sorted(path.parent.name for path in kept.path.glob("silos/*/model"))
-        hint = f"; these silos have one of their own (--silo): {', '.join(own)}" if own else "; has the run ended?"
-        if silo is not None and kept.model.exists():
-            hint = "; this run has one for all: leave out --silo"
-        raise RunFolderError(f"{folder}: {'the server' if silo is None else silo} has no trained generator{hint}")
-    found = load(where, device)
+    found = drawn_by(RunFolder(folder), silo, alone=alone)
     if isinstance(found, TrainedAutoencoder):
         raise RunFolderError(
             f"{folder}: trained an autoencoder, which draws nothing of its own; name its model/ in a "

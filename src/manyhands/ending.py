@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
     from manyhands.experiment import Experiment
     from manyhands.journal import Round, RunFolder
+    from manyhands.methods.method import Trained
     from manyhands.models.autoencoder import TrainedAutoencoder
-    from manyhands.models.generator import Generator
+    from manyhands.models.generator import Drawing
     from manyhands.silo import Silo
 
 
-def facts(experiment: Experiment, folder: RunFolder, drawn: Generator | TrainedAutoencoder | None) -> dict[str, Any]:
+def facts(experiment: Experiment, folder: RunFolder, drawn: Trained | None) -> dict[str, Any]:
     """What report.json has of every run, evaluated or not."""
     rounds, ledger, roster = folder.rounds, experiment.ledger, experiment.roster
     return {
@@ -62,7 +63,7 @@ def measured(verdict: dict[str, Any], rounds: Sequence[Round]) -> dict[str, Any]
     }
 
 
-def picture(generator: Generator, rows: int) -> tuple[Tensor, tuple[str, ...]]:
+def picture(generator: Drawing, rows: int) -> tuple[Tensor, tuple[str, ...]]:
     """Rows of images with a column for each class, ten classes at most; eight columns where there are none."""
     headings = generator.classes[:10] if generator.model.classes else ()
     columns = len(headings) or 8

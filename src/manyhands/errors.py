@@ -77,6 +77,11 @@ class Reason(StrEnum):
     NOT_FINITE = "not finite"
     WRONG_FACTS = "wrong facts"
     WRONG_WEIGHT = "wrong weight"
+    OTHER_SCHEDULE = "another schedule"
+    OTHER_CUT = "another cut"
+    RELEASED = "released already"
+    BELOW_CUT = "below its cut"
+    FOREIGN_LABEL = "label of others"
 
 
 class Refused(ManyhandsError):  # noqa: N818 - thrown into a silo's half as the answer it gets

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from manyhands.hub import Closed, Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
-from manyhands.methods.method import Method, Server
+from manyhands.message import Message
+from manyhands.methods.method import Method, Server, Trained
 from manyhands.models.autoencoder import DRAWS_NOTHING, TrainedAutoencoder
-from manyhands.models.generator import Generator, load
+from manyhands.models.generator import Drawing, Generator, load
 from manyhands.plan import RESTING
-from manyhands.recipe import Recipe, parse_recipe
+from manyhands.recipe import Recipe, parse_recipe, specs_in
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo, Workbench, distinct
 
+Drawn = Drawing | TrainedAutoencoder
 UNMEASURED = (ManyhandsError, RuntimeError, ValueError)
 """What measuring may come to: ours, PyTorch's, or that of the libraries of the metrics, which want finite numbers."""
 NOT_EVALUATED = "not evaluated"
@@ -42,6 +44,7 @@ class Experiment:
     """Silos, a method that they agree on, and a link between them. Iterating over it runs it, round by round.
 
     Without a ``folder`` nothing is written. With one, a run that was stopped goes on where it was if ``resume``.
+    ``ledger`` counts the bytes of training, ``drawn`` those of drawing, for methods whose silos ask the server then.
     """
 
     method: Method
@@ -57,6 +60,7 @@ class Experiment:
     recipe: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
+    drawn: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
         bench = Workbench(chosen_device(self.device))
@@ -70,6 +74,7 @@ class Experiment:
         if not 1 <= self.quorum <= len(self.roster):
             raise RecipeError(f"quorum is {self.quorum}, there are {len(self.roster)} silos")
         self.server: Server = self.method.server(self.seed, list(self.roster))
+        self.server.device = bench.device
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
         self._ran = False
 
@@ -122,15 +127,17 @@ class Experiment:
             raise RecipeError(DRAWS_NOTHING)
         return ready
 
-    def generators(self) -> dict[str, Generator | TrainedAutoencoder]:
-        """The generator that each silo ends up with: its own where it has one, else the shared one."""
+    def generators(self) -> dict[str, Drawn]:
+        """What each silo draws from when all is done."""
         shared = self.server.generator()
         ready = None if shared is None else self._ready(shared)
-        found = {}
+        hub, found = Hub(self.server, self.method.plan(), self.roster), {}
         for silo in self.silos:
             own = self.method.own_generator(silo)
-            if generator := ready if own is None else self._ready(own):
-                found[silo.name] = generator
+            ask = self.link.asking(hub, silo.name, self.drawn)
+            mine = self.method.drawn_from(silo.name, ready, None if own is None else self._ready(own), ask)
+            if mine is not None:
+                found[silo.name] = mine
         return found
 
     def evaluate(self) -> dict[str, Any]:
@@ -158,7 +165,7 @@ class Experiment:
             folder.problem(f"round {number} was not measured: {error}")
             return done
 
-    def _picture(self, trained: Generator | TrainedAutoencoder, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
+    def _picture(self, trained: Drawn, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
         """Of what was trained; nothing where it could only show the silos' own images."""
         if not isinstance(trained, TrainedAutoencoder):
             return ending.picture(trained, rows)
@@ -177,6 +184,7 @@ class Experiment:
         state = folder.resume(self.roster)
         if state is not None:
             self.server.round = state.round
+            self.server.load_stores(state.stores)
             self.server.load_state_dict(state.server)
             self.ledger.load(state.ledger)
             for silo in self.silos:
@@ -189,7 +197,8 @@ class Experiment:
     def _save(self, folder: RunFolder) -> None:
         memories = {silo.name: silo.memory for silo in self.silos}
         server = self.server.state_dict()
-        folder.save(State(self.server.round, server, memories, self.roster, self.ledger.entries()))
+        ledger, stores = self.ledger.entries(), self.server.stores()
+        folder.save(State(self.server.round, server, memories, self.roster, ledger, stores))
 
     def _export(self, folder: RunFolder) -> None:
         """Write what was trained, a picture of it, and the report."""
@@ -200,7 +209,7 @@ class Experiment:
         if shared is not None:
             self._ready(shared).save(folder.model)
         drawn = shared or next(iter(own.values()), None)
-        if drawn is not None and (picture := self._picture(self._ready(drawn), rows=8)):
+        if (generators := self.generators()) and (picture := self._picture(next(iter(generators.values())), rows=8)):
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
         report.write(folder, ending.facts(self, folder, drawn) | self._verdict(folder))
@@ -260,7 +269,8 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
             )
         if kept["data"] != ending.data_of(silos):
             raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
-        judge, generators = Judge(told, silos, chosen_device(recipe.device)), _kept_generators(folder, silos)
+        generators = kept_generators(folder, recipe.method, recipe.link)
+        judge = Judge(told, silos, chosen_device(recipe.device))
         verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
         old = [line for line in kept["problems"] if not line.startswith(NOT_EVALUATED)]
         anew = {"problems": old, "versions": report.versions()}
@@ -268,13 +278,53 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
     return folder.report
 
 
-def _kept_generators(folder: RunFolder, silos: Sequence[Silo]) -> dict[str, Generator | TrainedAutoencoder]:
-    """The exported generator of each silo: its own where it has one, else the shared one."""
+def kept_generators(folder: RunFolder, method: Method, link: Embedded) -> dict[str, Drawn]:
+    """What each silo of a finished run draws from."""
+    device, ledger = chosen_device(folder.recipe.get("device", "auto")), Ledger()
+    shared = _kept(folder.model, device)
+    hub = cache(lambda: _restored(folder, method, device))
+    found = {}
+    for silo in folder.report["silos"]:
+
+        def ask(message: Message, silo: str = silo) -> Message:
+            return link.asking(hub(), silo, ledger)(message)
+
+        if drawn := method.drawn_from(silo, shared, _kept(folder.silo(silo) / "model", device), ask):
+            found[silo] = drawn
+    return found
+
+
+def drawn_by(folder: RunFolder, silo: str | None, *, alone: bool = False) -> Drawn:
+    """What a silo of a finished run draws from, or without one what all do; ``alone``: one network, and no other."""
+    method = next(spec for spec in specs_in(folder.recipe, str(folder.path)) if isinstance(spec, Method))
+    generators = kept_generators(folder, method, Embedded())
     device = chosen_device(folder.recipe.get("device", "auto"))
-    own = {silo.name: folder.silo(silo.name) / "model" for silo in silos}
-    shared = load(folder.model, device) if folder.model.exists() else None
-    found = dict.fromkeys(own, shared) if shared else {}
-    return found | {silo: load(path, device) for silo, path in own.items() if path.exists()}
+    if silo is not None and silo not in generators:
+        raise RunFolderError(f"{folder.path}: {silo} has no generator; there are those of {', '.join(generators)}")
+    if alone:
+        found: Drawn | None = _kept(folder.model if silo is None else folder.silo(silo) / "model", device)
+        if found is None:
+            raise RunFolderError(f"{folder.path}: {silo or 'the server'} has no network of its own")
+        return found
+    drawn = list({id(each): each for each in generators.values()}.values()) if silo is None else [generators[silo]]
+    if len(drawn) != 1:
+        own = f"these silos have one of their own (--silo): {', '.join(generators)}" if drawn else "has the run ended?"
+        raise RunFolderError(f"{folder.path}: there is no one generator of all; {own}")
+    return drawn[0]
+
+
+def _kept(path: Path, device: str) -> Trained | None:
+    return load(path, device) if path.exists() else None
+
+
+def _restored(folder: RunFolder, method: Method, device: str) -> Hub:
+    """The server of a finished run, ready to answer."""
+    state = folder.state()
+    server = method.server(int(folder.recipe.get("seed", 0)), list(state.roster))
+    server.device, server.round = torch.device(device), state.round
+    server.load_stores(state.stores)
+    server.load_state_dict(state.server)
+    return Hub(server, method.plan(), state.roster)
 
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
@@ -310,7 +360,7 @@ class _Clock:
     server: Server
 
     def __post_init__(self) -> None:
-        self.flops = self.server.flops
+        self.flops, self.seen = self.server.flops, self.server.seen
         self.up, self.down = self.ledger.bytes("up"), self.ledger.bytes("down")
         self.start()
 
@@ -333,6 +383,8 @@ class _Clock:
             sum(facts.get("withheld") == RESTING for facts in said.values()),
             {silo: facts["flops"] for silo, facts in said.items() if facts.get("flops")},
             self.server.flops - self.flops,
+            self.server.seen - self.seen,
+            self.server.loss,
         )
-        self.up, self.down, self.flops = up, down, self.server.flops
+        self.up, self.down, self.flops, self.seen = up, down, self.server.flops, self.server.seen
         return done

@@ -121,6 +121,10 @@ class Hub:
                 self.away.setdefault(silo, f"silent at the deadline of {self.deadline:g} s")
         self._fire_when_complete()
 
+    def work(self) -> bool:
+        """Let the server do a piece of its own work, if it has any."""
+        return self.server.work()
+
     def leave(self, silo: str, reason: str) -> None:
         """Go on without a silo, until it calls again; a call that it has made stands."""
         self.away[silo] = reason

@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from manyhands.checkpoint import drop_generations, generations, read_checkpoint, replace_file, write_checkpoint, writing
+from manyhands.checkpoint import (
+    drop_generations,
+    generations,
+    read_checkpoint,
+    read_kept,
+    replace_file,
+    write_checkpoint,
+    write_kept,
+    writing,
+)
 from manyhands.errors import CheckpointError, RunFolderError
 from manyhands.message import Message
+from manyhands.tensors import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Round:
-    """What happened in a round: one line of the journal. ``metrics`` are there where the round was evaluated."""
+    """What happened in a round: one line of the journal. ``metrics`` are there where the round was evaluated.
+
+    ``images`` are those that silos trained on, ``server_images`` those that the server did, noised as it has them.
+    """
 
     number: int
     rounds: int
@@ -40,23 +53,31 @@ class Round:
     resting: int = 0
     flops: dict[str, int] = field(default_factory=dict)
     server_flops: int = 0
+    server_images: int = 0
+    server_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
-        """The mean of the silos' losses; NaN when no silo had one."""
-        return sum(self.losses.values()) / len(self.losses) if self.losses else float("nan")
+        """The mean of the silos' losses; the server's where no silo had one, and NaN where nobody had."""
+        if self.losses:
+            return sum(self.losses.values()) / len(self.losses)
+        return float("nan") if self.server_loss is None else self.server_loss
 
 
 @dataclass(frozen=True)
 class State:
-    """A closed round, as it is kept: the server's tensors, each silo's own memory, who took part, and the ledger."""
+    """A closed round, as it is kept: the server's tensors, each silo's own memory, who took part, and the ledger.
+
+    ``stores`` are what the server keeps once.
+    """
 
     round: int
     server: Tensors
     memories: Mapping[str, Tensors]
     roster: dict[str, int]
     ledger: list[dict[str, Any]]
+    stores: Mapping[str, Tensors] = field(default_factory=dict)
 
 
 NEEDED = frozenset({"data", "silos", "rounds", "metrics", "floor", "flops_silos", "problems"})
@@ -72,6 +93,7 @@ class RunFolder:
         self.model = path / "model"
         self.figures = path / "figures"
         self.problems: list[str] = []
+        self._stored: dict[str, str] = {}
 
     def silo(self, name: str) -> Path:
         """The folder of a silo; on a network it is at the silo and nowhere else."""
@@ -193,7 +215,8 @@ class RunFolder:
         keeps = sorted(silo for silo, memory in state.memories.items() if memory)
         for silo in keeps:
             write_checkpoint(self.silo(silo), state.round, self._sealed(silo, state.round, state.memories[silo]))
-        facts = {"silos": keeps, "roster": state.roster, "ledger": state.ledger}
+        stores = {name: self._store(name, tensors) for name, tensors in state.stores.items()}
+        facts = {"silos": keeps, "roster": state.roster, "ledger": state.ledger, "stores": stores}
         write_checkpoint(self.server, state.round, self._sealed("server", state.round, state.server, **facts))
         self._drop_generations(state.round)
 
@@ -202,12 +225,8 @@ class RunFolder:
 
         What is torn is named in ``problems``; where nothing whole is left, the run stops.
         """
-        for number in generations(self.server):
-            try:
-                state = self._read(number)
-            except CheckpointError as error:
-                self.problems.append(str(error))
-                continue
+        for state in self._whole():
+            number = state.round
             if differs := first_difference(state.roster, roster, "images"):
                 raise RunFolderError(f"{self.path}: was started with other data: {differs}")
             if len(self.rounds) < number:
@@ -219,6 +238,39 @@ class RunFolder:
             raise CheckpointError("; ".join([f"{self.path}: no whole checkpoint is left", *self.problems]))
         self._cut_journal(0)
         return None
+
+    def _store(self, name: str, tensors: Tensors) -> str:
+        """Keep a store of the server, if it is not there yet; its hash goes into every checkpoint."""
+        if name not in self._stored:
+            write_kept(self._store_of(name), self._sealed(f"store {name}", 0, tensors))
+            self._stored[name] = sha256(tensors)
+        return self._stored[name]
+
+    def _store_of(self, name: str) -> Path:
+        return self.server / "releases" / f"{name}.mh"
+
+    def _read_store(self, name: str, known: str) -> Tensors:
+        path = self._store_of(name)
+        kept = read_kept(path)
+        tensors = dict(kept.tensors)
+        if kept.facts.get("of") != self._sealed(f"store {name}", 0, {}).facts["of"] or sha256(tensors) != known:
+            raise CheckpointError(f"{path}: is of another run, or was changed")
+        self._stored[name] = known
+        return tensors
+
+    def state(self) -> State:
+        """The newest closed round that is whole, to be read only."""
+        for state in self._whole():
+            return state
+        raise CheckpointError("; ".join([f"{self.path}: holds no whole checkpoint", *self.problems]))
+
+    def _whole(self) -> Iterator[State]:
+        """The rounds that are kept whole, newest first; what is torn is named in ``problems``."""
+        for number in generations(self.server):
+            try:
+                yield self._read(number)
+            except CheckpointError as error:
+                self.problem(str(error))
 
     def _sealed(self, whose: str, number: int, tensors: Tensors, **facts: Any) -> Message:
         """A checkpoint says whose it is, of which round and of which run, so that no other can stand in for it."""
@@ -235,7 +287,8 @@ class RunFolder:
         kept = self._unsealed(self.server, "server", number)
         silos = kept.facts["silos"]
         memories = {silo: dict(self._unsealed(self.silo(silo), silo, number).tensors) for silo in silos}
-        return State(number, dict(kept.tensors), memories, kept.facts["roster"], kept.facts["ledger"])
+        stores = {name: self._read_store(name, known) for name, known in kept.facts["stores"].items()}
+        return State(number, dict(kept.tensors), memories, kept.facts["roster"], kept.facts["ledger"], stores)
 
     def _drop_generations(self, newest: int) -> None:
         for folder in [self.server, *self.path.glob("silos/*")]:

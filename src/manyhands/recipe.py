@@ -21,12 +21,13 @@ from manyhands.errors import DataError, RecipeError
 from manyhands.evaluation.judge import Evaluation
 from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
+from manyhands.methods.collafuse import CollaFuse
 from manyhands.methods.fedavg import FedAvg
 from manyhands.seed import numpy_rng
 from manyhands.spec import Float, Int, Spec, nearest
 
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
-AnyMethod = Annotated[FedAvg | Local | Central, Field(discriminator="kind")]
+AnyMethod = Annotated[FedAvg | Local | Central | CollaFuse, Field(discriminator="kind")]
 
 
 class Data(Spec):
@@ -183,6 +184,9 @@ def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
         if "classes" not in model and model["kind"] != "autoencoder":
             model["classes"] = _count_classes(data)
         method = {**method, "model": model}
+        if isinstance(own := method.get("silo_model"), dict) and isinstance(model, dict):
+            known = {key: model[key] for key in ("size", "channels", "classes") if key in model}
+            method["silo_model"] = known | own
     if method.get("kind") == "central":
         partition = full.get("partition")
         method = {"silos": partition.get("silos", 5) if isinstance(partition, dict) else 1, **method}

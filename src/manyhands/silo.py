@@ -55,7 +55,8 @@ class Silo:
 
     It trains on ``images``, never on those ``held_out``, which what was trained is held against. ``memory`` holds the
     tensors that a method keeps at the silo over rounds; it is checkpointed there. ``latents`` are the images as a
-    latent model trains on them; they are made anew when a run goes on.
+    latent model trains on them; they are made anew when a run goes on. ``secret`` is what noise that must hide
+    something is drawn from; without one it is made of the run's seed, which is for simulations only.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Silo:
     memory: Tensors = field(default_factory=dict)
     held_out: Images | None = None
     latents: Latents | None = None
+    secret: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or ".." in self.name:

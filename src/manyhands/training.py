@@ -46,6 +46,10 @@ class Training(Spec):
         """The same training by batches ``count`` times as large: as many steps, on all that ``count`` silos have."""
         return self.model_copy(update={"batch": self.batch * count})
 
+    def seen(self, count: int) -> int:
+        """How many images, each as often as it is taken, a silo of ``count`` images takes in a round."""
+        return (self.epochs or 0) * count + (self.steps or 0) * min(self.batch, count)
+
     def rate(self, progress: float) -> float:
         """The learning rate when a share ``progress`` of the run is done."""
         left = self.learning_rate_end

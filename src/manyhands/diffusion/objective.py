@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.diffusion.schedule import Schedule
-from manyhands.spec import Float, Spec
+from manyhands.spec import Float, Int, Spec
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -22,7 +22,8 @@ class Diffusion(Spec):
     weighting, None for equal weights; a huge one cuts nothing, and weighs v as the noise's own error, by
     SNR / (1 + SNR). ``times`` draws the steps of a batch each for itself, or evenly spread by a scrambled Sobol
     sequence, which makes the loss vary less. ``label_dropout`` is the share of labels that training hides, so that one
-    network learns with and without them, as classifier-free guidance needs.
+    network learns with and without them, as classifier-free guidance needs. ``upto`` is the last step that is learnt,
+    None for the whole chain, 0 for nothing at all.
 
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
@@ -36,6 +37,13 @@ class Diffusion(Spec):
     error: Literal["squared", "absolute"] = "squared"
     times: Literal["uniform", "sobol"] = "uniform"
     label_dropout: Float = Field(default=0.1, ge=0, le=1)
+    upto: Int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _in_the_chain(self) -> Self:
+        if (self.upto or 0) > self.schedule.steps:
+            raise ValueError(f"upto is {self.upto}, the chain has {self.schedule.steps} steps")
+        return self
 
     def loss(
         self,
@@ -44,11 +52,9 @@ class Diffusion(Spec):
         labels: Tensor | None,
         no_label: int,
         rng: torch.Generator,
-        above: int | Tensor = 0,
-        upto: int | None = None,
     ) -> Tensor:
-        """The weighted error of the network on a batch, at random steps ``above`` < t <= ``upto``: all by default."""
-        t = self.steps(len(x_0), rng, above, upto)
+        """The weighted error of the network on a batch, at random steps with random noise."""
+        t = self.steps(len(x_0), rng)
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
         labels = self.hidden(labels, no_label, rng)
         alpha, sigma = self.schedule.levels(t, x_0)
@@ -64,9 +70,9 @@ class Diffusion(Spec):
         hide = torch.rand(len(labels), generator=rng, device=labels.device) < self.label_dropout
         return torch.where(hide, no_label, labels)
 
-    def steps(self, count: int, rng: torch.Generator, above: int | Tensor = 0, upto: int | None = None) -> Tensor:
-        """Steps of the chain to train on, on the device of the random numbers: above < t <= upto."""
-        upto = self.schedule.steps if upto is None else upto
+    def steps(self, count: int, rng: torch.Generator, above: int | Tensor = 0) -> Tensor:
+        """Steps of the chain to train on, above < t <= upto, on the device of the random numbers."""
+        upto = self.schedule.steps if self.upto is None else self.upto
         if self.times == "uniform" and isinstance(above, int):
             return torch.randint(above + 1, upto + 1, (count,), generator=rng, device=rng.device)
         return (above + 1 + (self._spread(count, rng) * (upto - above)).long()).clamp(max=upto)

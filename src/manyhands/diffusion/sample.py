@@ -35,12 +35,23 @@ class Sampling(Spec):
     clip: Float | None = Field(default=1.0, gt=0)
 
     def walk(
-        self, denoiser: Denoiser, x: Tensor, schedule: Schedule, t_from: int, t_to: int, rng: torch.Generator
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        schedule: Schedule,
+        t_from: int,
+        t_to: int,
+        rng: torch.Generator,
+        steps: int | None = None,
     ) -> Tensor:
-        """Take x from noise level ``t_from`` to ``t_to``, by the steps of the whole chain that lie between."""
-        between = [t for t in times(schedule.steps, 0, self.steps) if t_to < t < t_from]
+        """Take x from noise level ``t_from`` to ``t_to``, in so many steps, or by those of the whole chain between."""
+        at = self.between(schedule, t_from, t_to) if steps is None else times(t_from, t_to, steps)
         eta = 0.0 if self.sampler == "ddim" else 1.0
-        return walk(denoiser, x, schedule, [t_from, *between, t_to], rng, eta=eta, clip=self.clip)
+        return walk(denoiser, x, schedule, at, rng, eta=eta, clip=self.clip)
+
+    def between(self, schedule: Schedule, t_from: int, t_to: int) -> list[int]:
+        """The two ends, and the steps of the whole chain that lie between."""
+        return [t_from, *(t for t in times(schedule.steps, 0, self.steps) if t_to < t < t_from), t_to]
 
 
 def times(t_from: int, t_to: int, steps: int) -> list[int]:

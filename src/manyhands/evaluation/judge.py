@@ -26,11 +26,11 @@ from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
-    from manyhands.models.generator import Generator
+    from manyhands.models.generator import Drawing
     from manyhands.silo import Silo
 
 Figures = dict[str, float]
-Trained: TypeAlias = "Generator | TrainedAutoencoder"
+Trained: TypeAlias = "Drawing | TrainedAutoencoder"
 CAS_EPOCHS, CAS_BATCH = 15, 64
 ALARM = 4 * metrics.TAIL
 SHOWN = 8

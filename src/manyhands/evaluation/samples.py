@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyhands.diffusion.sample import Sampling
-    from manyhands.models.generator import Generator
+    from manyhands.models.generator import Drawing
 
 SHOWN = 100
 
 
 def write_samples(
-    out: Path, generator: Generator, labels: list[int], seed: int, sampling: Sampling, *, png: bool = False
+    out: Path, generator: Drawing, labels: list[int], seed: int, sampling: Sampling, *, png: bool = False
 ) -> list[Path]:
     """Draw the labels; write samples.safetensors, grid.png (of the first 100) and if asked a PNG for each image.
 
@@ -53,7 +53,7 @@ def write_samples(
     return files
 
 
-def _header(generator: Generator, count: int) -> bytes:
+def _header(generator: Drawing, count: int) -> bytes:
     """The start of a safetensors file: what it holds, and where; the library writes only what is whole in memory."""
     model = generator.model
     shape = [count, model.channels, model.size, model.size]

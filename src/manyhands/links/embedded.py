@@ -12,7 +12,7 @@ from manyhands.spec import Spec
 if TYPE_CHECKING:
     from manyhands.hub import Closed, Hub
     from manyhands.ledger import Direction, Ledger
-    from manyhands.methods.method import Conversation
+    from manyhands.methods.method import Ask, Conversation
 
 
 class Embedded(Spec):
@@ -28,6 +28,7 @@ class Embedded(Spec):
             moved = False
             for name, call in list(calls.items()):
                 moved |= self._advance(hub, call, ledger)
+                hub.work()
                 if call.ended:
                     del calls[name]
                 while hub.closed:
@@ -35,9 +36,21 @@ class Embedded(Spec):
             if calls and not moved:
                 raise ManyhandsError(f"{', '.join(calls)} wait at a barrier that nobody can complete")
 
+    def asking(self, hub: Hub, silo: str, ledger: Ledger) -> Ask:
+        """How a silo reaches the server outside a run: one message, one answer."""
+
+        def ask(message: Message) -> Message:
+            hub.submit(silo, self._carry(silo, "up", message, ledger))
+            reply = self._answer(hub, silo, ledger)
+            if not isinstance(reply, Message):
+                raise ManyhandsError(f"{message.op} is answered to all silos together")
+            return reply
+
+        return ask
+
     def _advance(self, hub: Hub, call: _Call, ledger: Ledger) -> bool:
         """Let one silo talk until it waits at a barrier or ends, if it can; it passes one barrier a turn at most."""
-        answer = self._answer(hub, call, ledger) if call.started else None
+        answer: Message | Refused | None = self._answer(hub, call.silo, ledger) if call.started else None
         if call.started and answer is None:
             return False
         while (message := call.go_on(answer)) is not None:
@@ -51,18 +64,18 @@ class Embedded(Spec):
                 continue
             if message.op in hub.plan.groups:
                 return True
-            answer = self._answer(hub, call, ledger)
+            answer = self._answer(hub, call.silo, ledger)
         if call.lost:
             hub.leave(call.silo, call.lost)
         else:
             hub.finish(call.silo)
         return True
 
-    def _answer(self, hub: Hub, call: _Call, ledger: Ledger) -> Message | Refused | None:
-        reply = hub.collect(call.silo)
+    def _answer(self, hub: Hub, silo: str, ledger: Ledger) -> Message | None:
+        reply = hub.collect(silo)
         if reply is None:
             return None
-        reply = self._carry(call.silo, "down", reply, ledger)
+        reply = self._carry(silo, "down", reply, ledger)
         hub.plan.check(reply, "down")  # as a silo checks what it gets
         return reply
 

@@ -58,6 +58,8 @@ class Local(Denoising):
         return self.own_generator_of(silo, named(silo.memory, "average."))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
+        if self.diffusion.upto == 0:
+            return Message("progress", {}, update_facts(silo, answer))
         network, number = silo.bench.network(self.model), answer.facts["round"]
         start = named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)

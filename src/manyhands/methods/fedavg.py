@@ -50,7 +50,8 @@ class FedAvg(Denoising):
     The mean is weighted by the silos' numbers of images. ``participants`` silos are drawn each round, without
     replacement (None: all). ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo. ``proximal`` is
     the mu of FedProx and FedDM-prox, ``up`` and ``down`` say how weights travel, ``share`` which parts of the U-Net
-    do, and ``server_optimizer`` what the server makes of the mean. Silos always go on from what they were sent last,
+    do, and ``server_optimizer`` what the server makes of the mean. Where it is ``kept``, silos get the last mean, too,
+    and keep what they got as a generator of their own. Silos always go on from what they were sent last,
     never from its average over rounds.
 
     References:
@@ -68,6 +69,7 @@ class FedAvg(Denoising):
     down: AnyCodec = Float32()
     share: Share = "all"
     server_optimizer: AnyServerOptimizer | None = None
+    kept: bool = False
 
     @field_validator("server_optimizer")
     @classmethod
@@ -165,7 +167,7 @@ class FedAvg(Denoising):
         ]
 
     def own_generator(self, silo: Silo) -> Generator | TrainedAutoencoder | None:
-        """Where parts stay at home, the silo's own: the shared parts as it got them last, with its private ones."""
+        """Where parts stay at home or all is kept there: what it got last, with its private parts."""
         return self.own_generator_of(silo, named(silo.memory, AVERAGE))
 
     @property
@@ -209,11 +211,11 @@ class FedAvg(Denoising):
         """The network's weights as they are at the silo now; kept, where it must know them later."""
         link, number = self.downlink, answer.facts["round"]
         weights = link.received(answer.facts.get("form", "step"), answer.tensors, named(silo.memory, HELD))
-        if not link.tracks:
+        if not (link.tracks or self.kept):
             return weights
         anew = number != int(silo.memory.get("holds", -1))
         silo.memory = silo.memory | prefixed(weights, HELD) | {"holds": torch.tensor(number)}
-        if self.personal and anew:
+        if (self.personal or self.kept) and anew:
             count = int(silo.memory.get("receipts", 0))
             average = running_average(named(silo.memory, AVERAGE), weights, self.ema, count)
             silo.memory |= prefixed(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
@@ -328,7 +330,7 @@ class FedAvgServer(Server):
             facts["send"] = self._asked.get(silo, "")
         if self.handout.link.tracks:
             facts["form"] = form
-        wanted = silo in self._asked or (done and self.method.personal)
+        wanted = silo in self._asked or (done and (self.method.personal or self.method.kept))
         return Message(message.op, self.handout.wire(form) if wanted else {}, facts)
 
     def _draw(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from manyhands.data.latents import Latents, Moments, scale_of
 from manyhands.errors import CheckpointError, Reason, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
-from manyhands.methods.method import Server
+from manyhands.methods.method import Server, Wrapping
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.generator import Generator
 from manyhands.models.latent import Latent
@@ -92,23 +92,15 @@ def encoding_flops(silo: Silo) -> int:
     return flops
 
 
-class LatentServer(Server):
+class LatentServer(Wrapping):
     """Holds the autoencoder, and the scale once that is agreed; ``inner`` answers everything else."""
 
     def __init__(self, model: Latent, inner: Server) -> None:
-        self.model, self.inner = model, inner
+        super().__init__(inner)
+        self.model = model
         self.trained = model.load()
         self.scale = model.scale or 0.0
         self.hash = sha256(self.trained.weights)
-
-    @property
-    def round(self) -> int:
-        """That of the inner server."""
-        return self.inner.round
-
-    @round.setter  # noqa: A003 - the property above
-    def round(self, number: int) -> None:
-        self.inner.round = number
 
     def on(self, silo: str, message: Message) -> Message:
         """The autoencoder, and the scale: 0 while there is none."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+import torch
 from pydantic import Field
 
 from manyhands.spec import Int, Spec
@@ -13,19 +14,28 @@ from manyhands.spec import Int, Spec
 if TYPE_CHECKING:
     from manyhands.message import Message
     from manyhands.models.autoencoder import TrainedAutoencoder
+    from manyhands.models.generator import Drawing
     from manyhands.models.generator import Generator as ImageGenerator
     from manyhands.plan import Plan
     from manyhands.silo import Silo
     from manyhands.tensors import Tensors
 
 Conversation = Generator["Message", "Message", None]
+Trained: TypeAlias = "ImageGenerator | TrainedAutoencoder"
 
 
 class Server(ABC):
-    """The server's half of a method. It only answers. ``flops`` counts what its own work took."""
+    """The server's half of a method. It only answers, and may ``work`` meanwhile.
+
+    Of its own work, done on ``device``: ``flops`` counts what it took and ``seen`` the images that were trained on, in
+    all so far; ``loss`` is the mean of the round that was closed last.
+    """
 
     round: int = 0
     flops: int = 0
+    seen: int = 0
+    loss: float | None = None
+    device: torch.device = torch.device("cpu")
 
     def on(self, silo: str, message: Message) -> Message:
         """Answer an operation at once."""
@@ -46,9 +56,23 @@ class Server(ABC):
         """Answer all who called a group operation, when everyone awaited has called."""
         raise NotImplementedError(f"{type(self).__name__} answers no group operation, {sorted(messages)} sent {op}")
 
-    def generator(self) -> ImageGenerator | TrainedAutoencoder | None:
+    def work(self) -> bool:
+        """Do a piece of the work that the open round asks of the server itself; False when none is left.
+
+        A link calls it whenever nobody waits for an answer. What comes of it must not depend on when it is called.
+        """
+        return False
+
+    def generator(self) -> Trained | None:
         """The trained generator that all share, or None where there is none."""
         return None
+
+    def stores(self) -> Mapping[str, Tensors]:
+        """What is kept once, beside the state: it never changes when it is there. Written with the next round."""
+        return {}
+
+    def load_stores(self, stores: Mapping[str, Tensors]) -> None:
+        """Go on with kept stores; called before ``load_state_dict``."""
 
     @abstractmethod
     def state_dict(self) -> Tensors:
@@ -57,6 +81,42 @@ class Server(ABC):
     @abstractmethod
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept state; ``round`` is set already."""
+
+
+class Wrapping(Server):
+    """A server that answers some operations itself, and leaves the others to the ``inner`` one."""
+
+    def __init__(self, inner: Server) -> None:
+        self.inner = inner
+
+    @property
+    def round(self) -> int:
+        """That of the inner server."""
+        return self.inner.round
+
+    @round.setter  # noqa: A003 - the property above
+    def round(self, number: int) -> None:
+        self.inner.round = number
+
+    def on(self, silo: str, message: Message) -> Message:
+        """What the inner server answers."""
+        return self.inner.on(silo, message)
+
+    def admit(self, silo: str, message: Message) -> None:
+        """What the inner server refuses."""
+        self.inner.admit(silo, message)
+
+    def fold(self, silo: str, message: Message) -> Message:
+        """What the inner server keeps."""
+        return self.inner.fold(silo, message)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """What the inner server answers."""
+        return self.inner.on_group(op, messages)
+
+
+Ask = Callable[["Message"], "Message"]
+"""Carries a message to the server and brings its answer, or raises ``Refused``."""
 
 
 class Method(Spec, ABC):
@@ -90,6 +150,13 @@ class Method(Spec, ABC):
     def fits(self, silo: Silo) -> None:
         """Raise ``RecipeError`` where this method cannot work with what a silo has."""
 
-    def own_generator(self, silo: Silo) -> ImageGenerator | TrainedAutoencoder | None:
+    def own_generator(self, silo: Silo) -> Trained | None:
         """The generator that this silo keeps for itself, or None where there is none."""
         return None
+
+    def drawn_from(self, silo: str, shared: Trained | None, own: Trained | None, ask: Ask) -> Trained | Drawing | None:
+        """What this silo draws images from: its own generator where it has one, else the shared one.
+
+        ``ask`` reaches the server, for a method whose silos cannot draw without it.
+        """
+        return own or shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,23 +29,14 @@ DIFFUSERS_NAME = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled-lin
 Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
 
 
-@dataclass(frozen=True)
-class Generator:
-    """Draws images in [-1, 1], of the asked classes where it knows any.
-
-    ``ema`` is the decay of the average over rounds that its weights are; 0 for the last weights themselves. A latent
-    model has its ``autoencoder``, and the ``scale`` by which the latents that it learnt from were multiplied.
-    """
+class Drawing(ABC):
+    """Draws images in [-1, 1], of the asked classes where it knows any."""
 
     model: UNet | Latent
-    diffusion: Diffusion
-    weights: Tensors
-    classes: tuple[str, ...] = ()
-    sampling: Sampling = field(default_factory=Sampling)
-    device: str = "cpu"
-    ema: float = 0.0
-    autoencoder: TrainedAutoencoder | None = None
-    scale: float = 1.0
+    classes: tuple[str, ...]
+    sampling: Sampling
+    device: str
+    ema: float
 
     def sample(
         self,
@@ -70,13 +62,42 @@ class Generator:
         return [int(label) for label in wanted]
 
     def stream(
-        self, labels: Sequence[int], *, seed: int = 0, sampling: Sampling | None = None, batch: int = 256
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        batch: int = 256,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images and their labels; memory does not grow with their number."""
-        for start in range(0, len(labels), batch):
+        """Batches of images and their labels, from image ``first`` on; memory does not grow with their number."""
+        for start in range(first, len(labels), batch):
             part = torch.tensor(labels[start : start + batch], device=self.device)
             rng = torch_rng(seed, "sample", start, device=self.device)
-            yield self._draw(part, rng, sampling or self.sampling).cpu(), part.cpu()
+            yield self._draw(part, rng, sampling or self.sampling).clamp(-1, 1).cpu(), part.cpu()
+
+    @abstractmethod
+    def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+        """One image for each label."""
+
+
+@dataclass(frozen=True)
+class Generator(Drawing):
+    """Draws images from a network that knows the whole chain, or an interval of it.
+
+    ``ema`` is the decay of the average over rounds that its weights are; 0 for the last weights themselves. A latent
+    model has its ``autoencoder``, and the ``scale`` by which the latents that it learnt from were multiplied.
+    """
+
+    model: UNet | Latent
+    diffusion: Diffusion
+    weights: Tensors
+    classes: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    device: str = "cpu"
+    ema: float = 0.0
+    autoencoder: TrainedAutoencoder | None = None
+    scale: float = 1.0
 
     def save(self, folder: Path | str) -> None:
         """Write the folder that diffusers and ``from_pretrained`` load; an older one is replaced when all is there."""
@@ -136,13 +157,30 @@ class Generator:
         return network.to(self.device).eval()
 
     def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+        x = self.walked(self.noise(len(labels), rng), labels, 0, rng, sampling)
+        return self._decoder.decoded(x / self.scale) if self._decoder else x
+
+    def noise(self, count: int, rng: torch.Generator) -> Tensor:
+        """What the chain ends in."""
+        unet = self.model.unet if isinstance(self.model, Latent) else self.model
+        return torch.randn(count, unet.channels, unet.size, unet.size, generator=rng, device=self.device)
+
+    def walked(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        t_to: int,
+        rng: torch.Generator,
+        sampling: Sampling,
+        t_from: int | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Take x down the chain from ``t_from``, its end if not told, to ``t_to``."""
         model, schedule = self.model, self.diffusion.schedule
-        unet = model.unet if isinstance(model, Latent) else model
-        x = torch.randn(len(labels), unet.channels, unet.size, unet.size, generator=rng, device=labels.device)
         known = labels if model.classes else None
         denoiser = guided(self._network, self.diffusion, known, model.classes, sampling.guidance)
-        x = self._bounded(sampling).walk(denoiser, x, schedule, schedule.steps, 0, rng)
-        return (self._decoder.decoded(x / self.scale) if self._decoder else x).clamp(-1, 1)
+        t_from = schedule.steps if t_from is None else t_from
+        return self._bounded(sampling).walk(denoiser, x, schedule, t_from, t_to, rng, steps)
 
     def _bounded(self, sampling: Sampling) -> Sampling:
         """Latents have no bounds that an estimate could be held to."""

@@ -1,0 +1,74 @@
+"""Where the chain is cut in two: the silo keeps the steps up to it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from manyhands.diffusion.release import box_norm, cut_of_epsilon, epsilon, mu_of
+from manyhands.diffusion.schedule import Schedule
+from manyhands.errors import RecipeError
+from manyhands.spec import Float, Spec
+
+
+class Cut(Spec):
+    """A cut, told in one of three ways; a plain number is a share.
+
+    ``share`` is that of the chain's steps that stay at the silo: 0 none, 1 all. ``snr_db`` is the signal over the noise
+    of what is released, in decibels. ``epsilon`` is what one release of one image may have at most, at ``delta``: local
+    differential privacy, where any image may be replaced by any other (of the largest norm, or of the norm that images
+    are clipped to).
+    """
+
+    share: Float | None = Field(default=None, ge=0, le=1)
+    snr_db: Float | None = Field(default=None, ge=-200, le=200)
+    epsilon: Float | None = Field(default=None, gt=0)
+    delta: Float = Field(default=1e-5, gt=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, told: Any) -> Any:
+        plain = isinstance(told, int | float) and not isinstance(told, bool)
+        return {"share": told} if plain else told
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        told = [name for name in ("share", "snr_db", "epsilon") if getattr(self, name) is not None]
+        if len(told) != 1:
+            raise ValueError(f"say one of share, snr_db and epsilon, not {' and '.join(told) or 'none'}")
+        return self
+
+    def step(self, schedule: Schedule, norm: float) -> int:
+        """The step of the chain that images of at most this norm are noised to."""
+        if self.share is not None:
+            return round(self.share * schedule.steps)
+        if self.epsilon is not None:
+            return cut_of_epsilon(schedule, self.epsilon, self.delta, norm)
+        snr, wanted = schedule.snr().tolist(), 10 ** ((self.snr_db or 0) / 10)
+        if snr[-1] > wanted:
+            raise RecipeError(
+                f"no step of this chain has an SNR of {self.snr_db:g} dB: it ends at {decibel(snr[-1]):.1f} dB"
+            )
+        return next(step for step, left in enumerate(snr) if left <= wanted)
+
+
+def decibel(snr: float) -> float:
+    """A ratio of powers in decibels."""
+    return 10 * math.log10(snr) if snr > 0 else -math.inf
+
+
+def cut_words(schedule: Schedule, step: int, pixels: int, norm: float | None, delta: float, releases: int = 1) -> str:
+    """A cut in the three ways, for people: what an image is noised to before it leaves."""
+    if step == 0:
+        return "cut 0: as they are, nothing is hidden"
+    if step == schedule.steps:
+        return "cut 1: nothing is released"
+    snr, bound = float(schedule.snr()[step]), norm or box_norm(pixels)
+    shown = epsilon(mu_of(snr, bound, releases), delta)
+    many = f" after {releases:,} releases" if releases > 1 else ""
+    return (
+        f"step {step} of {schedule.steps} (share {step / schedule.steps:.3g}), SNR {decibel(snr):.1f} dB, epsilon "
+        f"{shown:,.3g}{many} at delta {delta:g} (local, one image replaced by any other)"
+    )

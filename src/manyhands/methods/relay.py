@@ -1,0 +1,101 @@
+"""Drawing across the cut: the server takes noise down to it, the silo takes that from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from manyhands.diffusion.sample import Sampling
+from manyhands.message import Message
+from manyhands.models.generator import Drawing, Generator
+from manyhands.models.unet import UNet
+from manyhands.plan import Carries, Operation
+from manyhands.seed import torch_rng
+from manyhands.tensors import Like
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from manyhands.methods.method import Ask
+
+MOST = 256
+"""The most images of one call."""
+
+
+def operation(model: UNet) -> Operation:
+    """What a silo asks for when it draws, and what it gets."""
+    shape = (None, model.channels, model.size, model.size)
+    asked = {"labels": Like((None,), torch.int64, MOST)} if model.classes else {}
+    facts = {
+        "count": int,
+        "to": int,
+        "seed": int,
+        "steps": int,
+        "guidance": float,
+        "sampler": str,
+        "clip": float | None,
+    }
+    tells = "which classes, and " if model.classes else ""
+    return Operation(
+        f"asks for images that are half denoised: {tells}how many, down to which step",
+        "whenever it draws",
+        Carries(asked, facts),
+        Carries({"images": Like(shape, torch.float32, MOST)}),
+    )
+
+
+def answered(generator: Generator, message: Message, clip: bool) -> Message:
+    """The server's half: noise, taken down to where the silo asked for."""
+    told = message.facts
+    rng = torch_rng(told["seed"], "server", device=generator.device)
+    sampling = Sampling(
+        sampler=told["sampler"],
+        steps=told["steps"],
+        guidance=told["guidance"] if generator.model.classes else 1.0,
+        clip=told["clip"] if clip else None,
+    )
+    x = generator.noise(told["count"], rng)
+    labels = message.tensors.get("labels", torch.zeros(told["count"], dtype=torch.int64)).to(generator.device)
+    return Message(message.op, {"images": generator.walked(x, labels, told["to"], rng, sampling).cpu()})
+
+
+@dataclass(frozen=True)
+class Relay(Drawing):
+    """What a silo draws from: the server by ``ask`` down to step ``cut``, then its own network, ``home``, if any.
+
+    ``enters`` is where in the chain the silo takes what it got to be, and ``steps`` in how many steps it finishes: by
+    those of the whole chain if not told. ``told`` says whether the server knows of classes.
+    """
+
+    model: UNet
+    ask: Ask
+    cut: int
+    enters: int
+    home: Generator | None = None
+    told: bool = False
+    steps: int | None = None
+    classes: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    device: str = "cpu"
+    ema: float = 0.0
+
+    def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+        x = self._asked(labels, rng, sampling)
+        if self.home is None or self.cut == 0:
+            return x
+        return self.home.walked(x, labels, 0, rng, sampling, self.enters, self.steps)
+
+    def _asked(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+        """What comes of the server, in calls of so many images as it answers."""
+        if self.home is not None and self.cut == self.home.diffusion.schedule.steps:
+            return self.home.noise(len(labels), rng)
+        parts = [self.ask(self._call(part, rng, sampling)).tensors["images"] for part in labels.split(MOST)]
+        return torch.cat(parts).to(labels.device)
+
+    def _call(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Message:
+        seed = int(torch.randint(2**62, (), generator=rng, device=labels.device))
+        how: dict[str, Any] = sampling.model_dump(include={"steps", "guidance", "sampler", "clip"})
+        facts = {"count": len(labels), "to": self.cut, "seed": seed, **how}
+        return Message("denoise", {"labels": labels.cpu()} if self.told else {}, facts)
