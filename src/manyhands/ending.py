@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def before_and_after(autoencoder: TrainedAutoencoder, silo: Silo, rows: int) -> 
 
 
 def _loss(rounds: Sequence[Round]) -> float | None:
-    return rounds[-1].loss if rounds and rounds[-1].losses else None
+    return rounds[-1].loss if rounds and not math.isnan(rounds[-1].loss) else None
 
 
 def _circumstances(experiment: Experiment) -> dict[str, Any]:

@@ -122,8 +122,8 @@ class Hub:
         self._fire_when_complete()
 
     def work(self) -> bool:
-        """Let the server do a piece of its own work, if it has any."""
-        return self.server.work()
+        """Let the server do a piece of its own work, if it has any; a round that was closed is kept first."""
+        return not self.closed and self.server.work()
 
     def leave(self, silo: str, reason: str) -> None:
         """Go on without a silo, until it calls again; a call that it has made stands."""
@@ -166,6 +166,8 @@ class Hub:
 
     def _fire_when_complete(self) -> None:
         present = self._present()
+        if not present and self.done:
+            return  # all who are left have gone, and the others are through
         if len(present) < min(self.quorum, len(self._callers) - len(self.done)):
             gone = "; ".join(f"{silo}: {why}" for silo, why in sorted(self.away.items()))
             raise QuorumLost(f"{len(present)} silos are left, the recipe asks for {self.quorum} ({gone})")

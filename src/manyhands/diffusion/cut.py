@@ -47,10 +47,9 @@ class Cut(Spec):
         if self.epsilon is not None:
             return cut_of_epsilon(schedule, self.epsilon, self.delta, norm)
         snr, wanted = schedule.snr().tolist(), 10 ** ((self.snr_db or 0) / 10)
-        if snr[-1] > wanted:
-            raise RecipeError(
-                f"no step of this chain has an SNR of {self.snr_db:g} dB: it ends at {decibel(snr[-1]):.1f} dB"
-            )
+        if snr[-2] > wanted:
+            last = f"{decibel(snr[-2]):.1f} dB at step {schedule.steps - 1}"
+            raise RecipeError(f"an SNR of {self.snr_db:g} dB is reached by no step of this chain: it has {last}")
         return next(step for step, left in enumerate(snr) if left <= wanted)
 
 

@@ -43,14 +43,15 @@ def box_norm(pixels: int) -> float:
 
 
 def cut_of_epsilon(schedule: Schedule, target: float, delta: float, norm: float) -> int:
-    """The first step of the chain at which one release has at most this epsilon."""
+    """The first step of the chain at which one release has at most this epsilon; at its end nothing is released."""
     snr = schedule.snr().tolist()
-    least = epsilon(mu_of(snr[-1], norm), delta)
+    last = schedule.steps - 1
+    least = epsilon(mu_of(snr[last], norm), delta)
     if least > target:
         raise RecipeError(
-            f"epsilon {target:g} is reached by no step of this chain: at its end a release still has {least:.3g}"
+            f"epsilon {target:g} is reached by no step of this chain: a release at step {last} still has {least:.3g}"
         )
-    low, high = 0, schedule.steps
+    low, high = 0, last
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if epsilon(mu_of(snr[middle], norm), delta) <= target else (middle, high)

@@ -28,11 +28,11 @@ class Embedded(Spec):
             moved = False
             for name, call in list(calls.items()):
                 moved |= self._advance(hub, call, ledger)
-                hub.work()
                 if call.ended:
                     del calls[name]
                 while hub.closed:
                     yield hub.closed.pop(0)
+                hub.work()
             if calls and not moved:
                 raise ManyhandsError(f"{', '.join(calls)} wait at a barrier that nobody can complete")
 

@@ -1,0 +1,371 @@
+"""The chain cut in time: its extremes, its laws, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from manyhands import Experiment, Message, Sampling, Silo, Training, UNet
+from manyhands.data.images import pooled
+from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
+from manyhands.hub import Hub
+from manyhands.links.embedded import Embedded
+from manyhands.methods.baselines import Local
+from manyhands.methods.collafuse import CollaFuse, CollaFuseServer
+from manyhands.methods.method import Conversation
+from manyhands.methods.relay import Relay
+from manyhands.methods.release import together
+from manyhands.seed import torch_rng
+from manyhands.tensors import named, sha256
+from manyhands.training import steps
+from tests.conftest import TINY, tiny_images, tiny_silos
+
+SHORT = Sampling(steps=5)
+
+
+def tiny_collafuse(**told: object) -> CollaFuse:
+    training = Training(batch=4, steps=2, learning_rate=1e-2)
+    given = {"model": TINY, "training": training, "rounds": 3, "cut": 0.4, "labels": "share", **told}
+    return CollaFuse.model_validate(given)
+
+
+def trained(method: CollaFuse, silos: list[Silo] | None = None, **told: Any) -> Experiment:
+    experiment = Experiment(method, silos or tiny_silos(), device="cpu", sampling=SHORT, **told)
+    for _ in experiment:
+        pass
+    return experiment
+
+
+def server_of(experiment: Experiment) -> CollaFuseServer:
+    assert isinstance(experiment.server, CollaFuseServer)
+    return experiment.server
+
+
+def everything(experiment: Experiment) -> str:
+    parts = {f"{silo.name}.{name}": t for silo in experiment.silos for name, t in silo.memory.items()}
+    return sha256(experiment.server.state_dict() | parts)
+
+
+def test_at_cut_1_silos_are_alone_and_the_server_sees_nothing() -> None:
+    method = tiny_collafuse(cut=1, ema=0.5)
+    cut = trained(method)
+    told = {name: getattr(method, name) for name in Local.model_fields if name not in {"kind"}}
+    alone = Experiment(Local(**told), tiny_silos(), device="cpu")
+    for _ in alone:
+        pass
+    for silo, lonely in zip(cut.silos, alone.silos, strict=True):
+        assert sha256(silo.memory) == sha256(lonely.memory)
+    assert not server_of(cut).held["s0"].count
+    assert {row["op"] for row in cut.ledger.entries()} == {"enter", "ready", "join", "progress"}
+    assert server_of(cut).flops == 0
+
+
+def test_at_cut_0_the_server_trains_on_all_images_as_one_would_who_had_them() -> None:
+    method = tiny_collafuse(cut=0, diffusion={"target": "eps"})
+    experiment = trained(method)
+    server = server_of(experiment)
+    network = method.model.build(seed=0)
+    x, y = pooled([silo.images for silo in tiny_silos()]).batch(torch.arange(17))
+    training, optimiser = method.training.times(3), method.training.optimiser_of(network, 0)
+    for number in range(method.rounds):
+        rng = torch_rng(0, "server", number)
+
+        def loss(numbers: torch.Tensor, rng: torch.Generator = rng) -> torch.Tensor:
+            assert y is not None
+            t = method.diffusion.steps(len(numbers), rng, torch.zeros(len(numbers), dtype=torch.long))
+            eps = torch.randn(len(numbers), 1, 4, 4, generator=rng)
+            labels = method.diffusion.hidden(y[numbers], 2, rng)
+            alpha, sigma = method.diffusion.schedule.levels(t, x)
+            return (network(alpha * x[numbers] + sigma * eps, t, labels) - eps).square().mean()
+
+        for _ in steps(network, optimiser, list(training.batches(17, rng)), loss, clip=1.0):
+            pass
+    for name, weight in network.state_dict().items():
+        assert torch.allclose(server.network.state_dict()[name], weight, atol=1e-5), name
+    assert not any("weights" in name for silo in experiment.silos for name in silo.memory)
+
+
+def test_the_same_run_twice_is_the_same_and_bytes_change_nothing() -> None:
+    assert everything(trained(tiny_collafuse())) == everything(trained(tiny_collafuse(), link=Embedded(wire="bytes")))
+
+
+def test_each_image_is_released_once_and_nothing_but_figures_goes_up_after_it() -> None:
+    experiment = trained(tiny_collafuse(rounds=9))
+    up = {(row["silo"], row["op"]): row for row in experiment.ledger.entries() if row["direction"] == "up"}
+    for silo in experiment.silos:
+        row = up[silo.name, "release"]
+        assert row["messages"] == 1
+        assert len(silo.images) * (16 * 4 + 8) < row["bytes"] < len(silo.images) * (16 * 4 + 8) + 400
+        assert up[silo.name, "progress"]["bytes"] < 9 * 250
+
+
+def test_the_work_of_a_round_is_the_same_whenever_it_is_done() -> None:
+    class Busy(Embedded):
+        def _advance(self, hub: Hub, *told: Any) -> bool:
+            for _ in range(5):
+                hub.work()
+            return super()._advance(hub, *told)
+
+    assert everything(trained(tiny_collafuse())) == everything(trained(tiny_collafuse(), link=Busy()))
+
+
+def test_what_a_silo_released_is_learnt_above_its_own_cut_only() -> None:
+    method = tiny_collafuse(cut=0.2, cuts={"s1": 0.7})
+    server = server_of(trained(method))
+    data = together([server.held[name] for name in ("s0", "s1", "s2")], torch.device("cpu"))
+    assert data.cuts.tolist() == [200] * 5 + [700] * 9 + [200] * 3
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        assert bool((method.diffusion.steps(17, rng, data.cuts) > data.cuts).all())
+
+
+def test_a_network_that_never_saw_the_release_of_another_answers_below_its_cut_the_same() -> None:
+    """Below the cut of s1, its release is nothing but more training above: what is asked there is post-processing."""
+    method = tiny_collafuse(cut=0.2, cuts={"s1": 0.7})
+    server = server_of(trained(method))
+    changed = {name: store.tensors() for name, store in server.held.items()}
+    again = trained(method)
+    assert all(
+        torch.equal(store.tensors()["images"], changed[name]["images"]) for name, store in server_of(again).held.items()
+    )
+
+
+def test_silos_draw_across_the_cut_and_each_half_alone() -> None:
+    experiment = trained(tiny_collafuse())
+    drawn = experiment.generators()
+    assert set(drawn) == {"s0", "s1", "s2"}
+    relay = drawn["s0"]
+    assert isinstance(relay, Relay)
+    images = relay.sample(labels=[0, 1, 0], seed=3)
+    assert images.shape == (3, 1, 4, 4)
+    assert torch.equal(images, relay.sample(labels=[0, 1, 0], seed=3))
+    assert not torch.equal(images, relay.sample(labels=[0, 1, 0], seed=4))
+    assert {row["op"] for row in experiment.drawn.entries()} == {"denoise"}
+    assert experiment.generator().sample(2).shape == experiment.generator("s0").sample(2).shape
+    first = next(relay.stream([0, 1] * 4, batch=2, first=2))[0]
+    assert torch.equal(first, torch.cat([x for x, _ in relay.stream([0, 1] * 4, batch=2)])[2:4])
+
+
+def hub_of(experiment: Experiment) -> Hub:
+    return Hub(experiment.server, experiment.method.plan(), experiment.roster)
+
+
+def denoise(to: int = 400, count: int = 2, labels: tuple[int, ...] = (0, 1), steps: int = 5) -> Message:
+    facts = {"count": count, "to": to, "seed": 1, "steps": steps, "guidance": 1.0, "sampler": "ddim", "clip": 1.0}
+    return Message("denoise", {"labels": torch.tensor(labels, dtype=torch.int64)}, facts)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (denoise(to=399), Reason.BELOW_CUT),
+        (denoise(to=-1), Reason.BELOW_CUT),
+        (denoise(to=1001), Reason.WRONG_FACTS),
+        (denoise(count=3), Reason.WRONG_FACTS),
+        (denoise(count=0, labels=()), Reason.WRONG_FACTS),
+        (denoise(steps=10**9), Reason.WRONG_FACTS),
+        (denoise(labels=(0, 7)), Reason.FOREIGN_LABEL),
+        (Message("denoise", {}, denoise().facts), Reason.MISSING_TENSOR),
+        (Message("enter", {}, {"images": 5, "cut": 400, "chain": "exact linear"}), Reason.OTHER_SCHEDULE),
+        (Message("enter", {}, {"images": 5, "cut": 401, "chain": tiny_collafuse().chain}), Reason.OTHER_CUT),
+        (Message("enter", {}, {"images": 6, "cut": 400, "chain": tiny_collafuse().chain}), Reason.WRONG_WEIGHT),
+        (Message("ready"), Reason.STALE_ROUND),
+        (
+            Message(
+                "release",
+                {"images": torch.zeros(5, 1, 4, 4), "labels": torch.zeros(5).long()},
+                {"first": 0, "cut": 400, "turn": 0},
+            ),
+            Reason.RELEASED,
+        ),
+        (
+            Message(
+                "release",
+                {"images": torch.zeros(5, 1, 8, 8), "labels": torch.zeros(5).long()},
+                {"first": 0, "cut": 400, "turn": 0},
+            ),
+            Reason.WRONG_SHAPE,
+        ),
+    ],
+)
+def test_what_a_silo_may_not_say_is_refused_by_name(message: Message, reason: Reason) -> None:
+    experiment = trained(tiny_collafuse())
+    before = everything(experiment)
+    with pytest.raises(Refused) as refused:
+        hub_of(experiment).submit("s0", message)
+    assert refused.value.reason is reason
+    assert everything(experiment) == before
+
+
+def test_a_silo_asks_for_labels_that_it_has_unless_the_recipe_lets_it_ask_for_any() -> None:
+    silos = [Silo("a", tiny_images(6)), Silo("b", tiny_images(6, seed=1))]
+    assert silos[0].images.labels is not None
+    silos[0] = Silo("a", silos[0].images.subset(np.flatnonzero(silos[0].images.labels.numpy() == 0)))
+    own, every = (trained(tiny_collafuse(ask=ask), list(silos)) for ask in ("own", "any"))
+    with pytest.raises(Refused, match="label of others: a asks for label 1"):
+        own.generators()["a"].sample(labels=[1])  # type: ignore[union-attr]
+    assert len(own.generators()["a"].sample(labels=[0])) == 1  # type: ignore[union-attr]
+    assert len(every.generators()["a"].sample(labels=[1])) == 1  # type: ignore[union-attr]
+
+
+def test_a_server_without_labels_is_asked_for_none() -> None:
+    experiment = trained(tiny_collafuse(labels="withhold"))
+    assert "labels" not in server_of(experiment).held["s0"].tensors()
+    assert server_of(experiment).method.server_model.classes == 0
+    assert len(experiment.generators()["s0"].sample(labels=[0, 1])) == 2  # type: ignore[union-attr]
+    with pytest.raises(Refused, match="unexpected tensor"):
+        hub_of(experiment).submit("s0", denoise())
+    assert "labels" in experiment.method.plan().never
+
+
+def test_a_silo_that_is_gone_after_its_release_is_learnt_from_all_the_same() -> None:
+    class Leaving(CollaFuse):
+        def silo(self, silo: Silo) -> Conversation:
+            talk = super().silo(silo)
+            answer = None
+            while True:
+                try:
+                    message = talk.send(answer)  # type: ignore[arg-type]
+                except StopIteration:
+                    return
+                if silo.name == "s1" and message.op == "progress":
+                    raise Refused(Reason.NOT_ASKED, "gone")
+                answer = yield message
+
+    experiment = trained(Leaving.model_validate(tiny_collafuse().model_dump()))
+    assert server_of(experiment).held["s1"].whole
+    assert server_of(experiment)._learns == ["s0", "s1", "s2"]
+    assert experiment.server.round == 3
+
+
+def rounds_of(experiment: Experiment, count: int) -> None:
+    for done in experiment:
+        if done.number + 1 == count:
+            break
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_releases_nothing_again(tmp_path: Path) -> None:
+    method = tiny_collafuse(ema=0.5)
+    whole = trained(method)
+    rounds_of(Experiment(method, tiny_silos(), folder=tmp_path / "run", device="cpu", sampling=SHORT), 2)
+    resumed = trained(method, folder=tmp_path / "run", resume=True)
+    assert everything(resumed) == everything(whole)
+    up = [row for row in resumed.ledger.entries() if row["op"] == "release" and row["direction"] == "up"]
+    assert [row["messages"] for row in up] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed", "swapped"])
+def test_a_store_that_is_missing_or_changed_is_told(tmp_path: Path, harm: str) -> None:
+    method, folder = tiny_collafuse(), tmp_path / "run"
+    rounds_of(Experiment(method, tiny_silos(), folder=folder, device="cpu", sampling=SHORT), 2)
+    path, other = (folder / "server" / "releases" / f"{name}.mh" for name in ("s1", "s0"))
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(other.read_bytes() if harm == "swapped" else path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"releases/s1\.mh"):
+        trained(method, folder=folder, resume=True)
+
+
+def test_a_silo_whose_secret_has_changed_does_not_release_a_second_time(tmp_path: Path) -> None:
+    method, folder = tiny_collafuse(), tmp_path / "run"
+
+    def silos(secret: str) -> list[Silo]:
+        return [Silo(silo.name, silo.images, secret=secret) for silo in tiny_silos()]
+
+    rounds_of(Experiment(method, silos("one"), folder=folder, device="cpu", sampling=SHORT), 2)
+    with pytest.raises(CheckpointError, match="s0: what it would release now is not what it released"):
+        trained(method, silos("two"), folder=folder, resume=True)
+
+
+def test_fresh_releases_are_of_the_images_of_each_round_with_noise_of_their_own() -> None:
+    experiment = trained(tiny_collafuse(release="fresh"))
+    up = [row for row in experiment.ledger.entries() if row["op"] == "release" and row["direction"] == "up"]
+    assert [row["messages"] for row in up] == [3, 3, 3]
+    assert experiment.method.releases(5) == pytest.approx(3 * 8 / 5)  # type: ignore[attr-defined]
+    assert server_of(experiment).seen == 3 * 6 * 4
+    assert everything(experiment) == everything(trained(tiny_collafuse(release="fresh")))
+
+
+@pytest.mark.parametrize("mode", ["authors", "nested"])
+def test_the_other_modes_run_and_differ(mode: str) -> None:
+    one, other = trained(tiny_collafuse()), trained(tiny_collafuse(mode=mode))
+    assert sha256(one.server.state_dict()) != sha256(other.server.state_dict())
+    assert one.silos[0].memory.keys() == other.silos[0].memory.keys()
+    assert len(other.generators()["s0"].sample(2)) == 2  # type: ignore[union-attr]
+
+
+def test_the_authors_hand_over_at_their_higher_level_in_as_many_steps() -> None:
+    method = tiny_collafuse(mode="authors", cut=0.2)
+    relay = trained(method).generators()["s0"]
+    assert isinstance(relay, Relay)
+    assert (relay.cut, relay.enters, relay.steps) == (200, 360, 1)
+
+
+def test_silos_may_begin_from_what_the_server_has_learnt() -> None:
+    experiment = trained(tiny_collafuse(warm_start=2, rounds=3, labels="share"))
+    entries = experiment.ledger.entries()
+    start = [row for row in entries if row["op"] == "start" and row["direction"] == "down"]
+    assert [row["messages"] for row in start] == [1, 1, 1]
+    assert all("average." + name in experiment.silos[0].memory for name in TINY.build(0).state_dict())
+
+
+def test_the_networks_of_silos_can_be_averaged() -> None:
+    experiment = trained(tiny_collafuse(federate_silos=True))
+    own = [named(silo.memory, "average.") for silo in experiment.silos]
+    assert sha256(own[0]) == sha256(own[1]) == sha256(own[2])
+    assert len(experiment.generators()["s1"].sample(2)) == 2  # type: ignore[union-attr]
+    assert "weights" not in experiment.method.plan().never
+
+
+def test_a_silo_may_have_a_smaller_network() -> None:
+    small = UNet(size=4, channels=1, classes=2, widths=(8,), groups=4)
+    experiment = trained(tiny_collafuse(silo_model=small, finish=1))
+    assert experiment.generators()["s0"].sample(2).shape == (2, 1, 4, 4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [
+        ({"cut": 1.4}, "less than or equal to 1"),
+        ({"cut": -0.1}, "greater than or equal to 0"),
+        ({"cut": {"share": 0.2, "snr_db": 3}}, "say one of share, snr_db and epsilon, not share and snr_db"),
+        ({"cut": {}}, "not none"),
+        ({"mode": "authors", "cuts": {"s0": 0.2}}, "one cut for all"),
+        ({"warm_start": 3}, "warm_start is 3, there are 3 rounds"),
+        ({"warm_start": 1, "labels": "withhold"}, "the server's, classes and all"),
+        ({"federate_silos": True, "cut": 0}, "a silo at cut 0 has no network"),
+        ({"silo_model": {"kind": "unet", "size": 8, "channels": 1, "classes": 2}}, "other images or classes"),
+        ({"diffusion": {"upto": 4}}, "for the cut to say"),
+    ],
+)
+def test_what_does_not_go_together_is_told(told: dict[str, object], match: str) -> None:
+    with pytest.raises(ValidationError, match=match):
+        tiny_collafuse(**told)
+
+
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [
+        ({"cut": {"epsilon": 1e-3}}, "epsilon 0.001 is reached by no step"),
+        ({"cut": {"snr_db": -150}}, "an SNR of -150 dB is reached by no step"),
+        ({"cuts": {"s9": 0.3}}, "cuts names 's9', which is none of the silos"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_told(told: dict[str, object], match: str) -> None:
+    with pytest.raises(RecipeError, match=match):
+        trained(tiny_collafuse(**told))
+
+
+def test_a_cut_is_the_same_however_it_is_told() -> None:
+    step = tiny_collafuse(cut={"snr_db": -3.0}).step_of("s0")
+    snr = tiny_collafuse().diffusion.schedule.snr()
+    assert snr[step] <= 10**-0.3 < snr[step - 1]
+    tighter = tiny_collafuse(cut={"epsilon": 5.0}).step_of("s0")
+    assert tighter > tiny_collafuse(cut={"epsilon": 50.0}).step_of("s0")
+    assert tiny_collafuse(cut={"epsilon": 5.0}, norm=1.0).step_of("s0") < tighter
