@@ -13,6 +13,7 @@ from torch import Tensor
 from manyhands.diffusion.bridge import Mode, bridge_loss
 from manyhands.diffusion.cut import Cut, cut_words
 from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.sample import Sampling
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
@@ -152,10 +153,10 @@ class CollaFuse(Denoising):
             self.model if own or told else self.server_model,
             ask,
             step,
-            self._enters(step),
+            self.enters(step),
             own if isinstance(own, Generator) else None,
             told,
-            self._finish(step, near),
+            self.finishes(step, near.sampling),
             near.classes,
             near.sampling,
             near.device,
@@ -297,16 +298,16 @@ class CollaFuse(Denoising):
             Carries(facts={"held": int}),
         )
 
-    def _enters(self, step: int) -> int:
+    def enters(self, step: int) -> int:
         """Where the silo takes a half-denoised image to be; higher than the cut in the authors' way."""
         whole = self.diffusion.schedule.steps
         return step if self.mode != "authors" else min(round(step + step * (1 - step / whole)), whole)
 
-    def _finish(self, step: int, near: Generator) -> int | None:
+    def finishes(self, step: int, sampling: Sampling) -> int | None:
         """In how many steps the silo finishes: the authors' way takes those of the cut over a longer way."""
         if self.finish is not None or self.mode != "authors":
             return self.finish
-        return len(near.sampling.between(self.diffusion.schedule, step, 0)) - 1 if step else None
+        return len(sampling.between(self.diffusion.schedule, step, 0)) - 1 if step else None
 
 
 def _code(noising: Noising, silo: Silo, numbers: Tensor) -> Tensor:
