@@ -37,7 +37,7 @@ def test_of_gaussian_images_theory_and_attack_agree(t: int) -> None:
     images, sigma = cloud(COUNT, size=16), level(t)[1]
     found, deviation = rate(images, t), 0.5 / math.sqrt(25 * COUNT)
     assert found == pytest.approx(equidistant(images, sigma), abs=4 * deviation)
-    told = foretold(images, sigma, COUNT, clouds(cloud(3000, seed=1, size=16), None), rng())
+    told = foretold(clouds(cloud(3000, seed=1, size=16), None), sigma, COUNT, rng())
     assert found == pytest.approx(told, abs=0.05)
     assert found <= limit(images, sigma) + 4 * deviation
 
@@ -49,7 +49,7 @@ def test_at_the_noisiest_step_it_is_chance_and_at_the_first_it_is_sure() -> None
     images, sigma = cloud(COUNT, size=8), level(5)[1]
     assert rate(images, 5, 1) == 1
     assert equidistant(images, sigma) == pytest.approx(1)
-    assert foretold(images, sigma, COUNT, clouds(images, None), rng()) == pytest.approx(1, abs=1e-3)
+    assert foretold(clouds(images, None), sigma, COUNT, rng()) == pytest.approx(1, abs=1e-3)
 
 
 def test_more_noise_identifies_less_and_more_copies_more() -> None:
@@ -72,7 +72,7 @@ def test_no_rule_beats_the_limit_which_two_candidates_reach() -> None:
 def test_clouds_are_one_for_each_class() -> None:
     images, labels = torch.cat([cloud(60), cloud(40, seed=1) + 0.5]), torch.tensor([0] * 60 + [1] * 40)
     assert [round(part.share, 3) for part in clouds(images, labels)] == [0.6, 0.4]
-    far = foretold(images, 0.3, 100, clouds(images, labels), rng())
+    far = foretold(clouds(images, labels), 0.3, 100, rng())
     assert far == pytest.approx(
         sum(
             (torch.cdist((images + 0.3 * torch.randn(images.shape, generator=rng(i))).flatten(1), images.flatten(1)))

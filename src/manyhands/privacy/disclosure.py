@@ -239,7 +239,7 @@ def _identity(ready: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> d
         "candidates": count,
         "top_1": proportion(identity.recognised(x_t[:CANDIDATES], candidates, alpha_bar**0.5)),
         "equidistant": identity.equidistant(candidates, sigma),
-        "foretold": population.foretold(candidates, sigma, count, ready.clouds, rng),
+        "foretold": population.foretold(ready.clouds, sigma, count, rng),
         "limit": identity.limit(candidates, sigma),
         "chance": 1 / count,
     }
