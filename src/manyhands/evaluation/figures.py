@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ TILE = 64
 SMALL = 32
 GAP = 4
 HEAD = 18
+RELEASES = {"one_release": "tab:blue", "all_releases": "tab:orange"}
 
 
 def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int = 0) -> None:
@@ -117,6 +118,50 @@ def silos(path: Path, runs: Mapping[str, Mapping[str, tuple[float, float]]], y: 
     _save(figure, path)
 
 
+def disclosure(path: Path, told: Mapping[str, Any]) -> None:
+    """What releases give away over the cut: how much of the image, whose it is, and its class; one release, and all."""
+    figure, (image, identity, label) = _row_of_axes((11, 3.4), 3)
+    _compared(image, told, _best_explained)
+    image.set(ylabel="variance explained, best attack", ylim=(-0.03, 1.03))
+    _compared(identity, told, lambda scores: scores["identity"]["top_1"])
+    for kind, colour in RELEASES.items():
+        known = [(at, scores["identity"]["foretold"]) for at, scores in _over_cuts(told, kind)]
+        if known:
+            identity.plot(*zip(*known, strict=True), color=colour, ls=":", lw=1.5)
+    one_of = told["cuts"][0]["one_release"]["identity"]["candidates"]
+    identity.axhline(1 / one_of, color="0.5", ls="--", lw=1)
+    identity.set(ylabel=f"right one of {one_of:,} found (dots: theory)", yscale="log", ylim=(0.5 / one_of, 1.4))
+    if "attributes" in told["floor"]:
+        _compared(label, told, lambda scores: scores["attributes"]["accuracy"])
+        for name in ("attributes", "attributes_of_clean_images"):
+            label.axhline(told["floor"][name]["accuracy"]["value"], color="0.5", ls="--", lw=1)
+    label.set(ylabel="class told (dashes: floor, clean image)", ylim=(-0.03, 1.03))
+    image.axhline(0, color="0.5", ls="--", lw=1)
+    image.legend(frameon=False)
+    _save(figure, path)
+
+
+def _compared(axes: Any, told: Mapping[str, Any], figure_of: Callable[[Any], Mapping[str, float]]) -> None:
+    """One release and all of them over the cut, each with its interval."""
+    names = {"one_release": "one release", "all_releases": f"{told['releases']} with fresh noise"}
+    for kind, colour in RELEASES.items():
+        if known := [(at, figure_of(scores)) for at, scores in _over_cuts(told, kind)]:
+            places = [at for at, _ in known]
+            low, high = ([each[end] for _, each in known] for end in ("low", "high"))
+            axes.plot(places, [each["value"] for _, each in known], "o-", ms=3, color=colour, label=names[kind])
+            axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
+    axes.set(xlabel="cut (share of the chain at the silo)", xlim=(0, 1))
+
+
+def _over_cuts(told: Mapping[str, Any], kind: str) -> list[tuple[float, Any]]:
+    return [(cut["share"], cut[kind]) for cut in told["cuts"] if kind in cut]
+
+
+def _best_explained(scores: Mapping[str, Any]) -> Mapping[str, float]:
+    each = [attack["explained"] for attack in scores["reconstruction"].values()]
+    return dict(max(each, key=lambda found: found["value"]))
+
+
 def side_by_side(path: Path, pictures: Mapping[str, Path]) -> None:
     """Pictures of several runs in a row, under their names."""
     opened = [_opened(each) for each in pictures.values()]
@@ -142,10 +187,15 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    figure, axes = _row_of_axes(size, 1)
+    return figure, axes[0]
+
+
+def _row_of_axes(size: tuple[float, float], count: int) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(min(size[0], 30), min(size[1], 30)), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
 def _save(figure: Any, path: Path) -> None:
