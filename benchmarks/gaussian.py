@@ -22,7 +22,13 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
     ``learnt``, the expectation that these pairs have); the silo's is the expectation of the noise in its own images.
     """
     method = CollaFuse.model_validate(
-        {"model": {"size": 4, "channels": 1, "classes": 0}, "training": {"steps": 1}, "rounds": 1, "mode": mode, "cut": share}
+        {
+            "model": {"size": 4, "channels": 1, "classes": 0},
+            "training": {"steps": 1},
+            "rounds": 1,
+            "mode": mode,
+            "cut": share,
+        }
     )
     schedule, cut = method.diffusion.schedule, method.step_of("silo")
     mean, root = _data()

@@ -17,7 +17,7 @@ LAYERS = [
     {"methods"},
     {"hub", "links"},
     {"recipe", "journal", "evaluation", "privacy", "citation"},
-    {"experiment", "ending", "progress"},
+    {"experiment", "ending", "progress", "audit"},
     {"cli"},
     {"__main__"},
 ]

@@ -148,7 +148,11 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
         (["run", *TINY, "--resume", "--set", "method.ema=0.5"], 4, "method.ema was 0.8, is now 0.5"),
         (["sample", "runs/none", "--out", "x"], 4, "holds no run"),
         (["sample", "runs/digits-fedavg", "--out", "x", "--label", "10"], 2, "label 10 is not in 0 to 9"),
-        (["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-9"], 4, "silo-9 has no generator; there are those of silo-0"),
+        (
+            ["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-9"],
+            4,
+            "silo-9 has no generator; there are those of silo-0",
+        ),
         (["cite", "runs/none"], 4, "holds no run"),
         (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not here"),
     ],

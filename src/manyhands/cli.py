@@ -150,6 +150,36 @@ def sample(
 
 
 @app.command()
+def audit(
+    run_folder: RunArgument,
+    cuts: Annotated[
+        str, typer.Option(help="Shares of the chain to attack at, beside the run's own.")
+    ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    as_json: JsonOption = False,
+) -> None:
+    """Attack what a run released, and its server; the figures go into its report."""
+    from manyhands.audit import audit as attack
+    from manyhands.evaluation.disclosed import rows, words
+    from manyhands.journal import RunFolder
+    from manyhands.progress import print_table
+
+    try:
+        shares = [float(share) for share in cuts.split(",") if share.strip()]
+    except ValueError:
+        raise RecipeError(f"--cuts {cuts}: is no list of shares, such as 0.2,0.4") from None
+    if bad := [share for share in shares if not 0 < share < 1]:
+        raise RecipeError(f"--cuts {cuts}: {bad[0]:g} is not between 0 and 1, where images are released noised")
+    found = attack(RunFolder(run_folder), shares)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    print_table(rows(found))
+    for line in words(found):
+        typer.echo(_wrapped(line, ""))
+    typer.echo(f"figure   {run_folder / 'figures' / 'disclosure.png'}\nreport   {run_folder / 'report.html'}")
+
+
+@app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     told = {path.stem: _first_words(path) for path in _shipped()}

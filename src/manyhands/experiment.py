@@ -255,20 +255,9 @@ def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
 
 def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, Any]:
     """Measure a finished run again, by another protocol; its report is written anew."""
-    if "data" not in folder.recipe:
-        raise RunFolderError(
-            f"{folder.path}: was run from Python, so its recipe does not say where the images are; "
-            "Experiment.evaluate() measures it there"
-        )
-    kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+    recipe, silos = held_silos(folder)
+    kept = folder.report
     with folder.alone():
-        silos, _ = silos_of(recipe)
-        if len(folder.rounds) != kept["rounds"]:
-            raise RunFolderError(
-                f"{folder.path}/journal.jsonl: tells of {len(folder.rounds)} of {kept['rounds']} rounds"
-            )
-        if kept["data"] != ending.data_of(silos):
-            raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
         generators = kept_generators(folder, recipe.method, recipe.link)
         judge = Judge(told, silos, chosen_device(recipe.device))
         verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
@@ -276,6 +265,22 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
         anew = {"problems": old, "versions": report.versions()}
         report.write(folder, kept | ending.measured(verdict, folder.rounds) | anew)
     return folder.report
+
+
+def held_silos(folder: RunFolder) -> tuple[Recipe, list[Silo]]:
+    """The recipe of a finished run and its silos, with the images that they had."""
+    if "data" not in folder.recipe:
+        raise RunFolderError(
+            f"{folder.path}: was run from Python, so its recipe does not say where the images are; "
+            "Experiment.evaluate() measures it there"
+        )
+    kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+    silos, _ = silos_of(recipe)
+    if len(folder.rounds) != kept["rounds"]:
+        raise RunFolderError(f"{folder.path}/journal.jsonl: tells of {len(folder.rounds)} of {kept['rounds']} rounds")
+    if kept["data"] != ending.data_of(silos):
+        raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
+    return recipe, silos
 
 
 def kept_generators(folder: RunFolder, method: Method, link: Embedded) -> dict[str, Drawn]:

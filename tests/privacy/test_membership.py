@@ -36,7 +36,7 @@ def overfitted() -> Small:
         network,
         optimiser,
         training.batches(64, g),
-        lambda at: DIFFUSION.loss(network, many[at], None, 0, g, above=200, upto=700),
+        lambda at: DIFFUSION.loss(network, many[at], None, 0, g),
     ):
         pass
     return network.eval()

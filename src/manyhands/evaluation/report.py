@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands.checkpoint import writing
 from manyhands.errors import RunFolderError
-from manyhands.evaluation import charts, figures
+from manyhands.evaluation import charts, disclosed, figures
 from manyhands.evaluation.charts import Line
 from manyhands.evaluation.markup import count_text, flat, number, picture, style, table, text
 from manyhands.plan import size_text
@@ -70,6 +70,7 @@ def page(folder: RunFolder, facts: dict[str, Any]) -> str:
     parts = [
         _headline(facts), _warnings(facts, rounds), _samples(folder), _quality(facts, rounds), _training(rounds),
         _silos(facts, rounds, ledger), _groups(facts), _holdings(facts, folder), _sharing(facts, ledger),
+        _disclosed(folder, facts),
         _measured(facts), _recipe(recipe, facts),
     ]  # fmt: skip
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} - Manyhands</title>
@@ -128,6 +129,11 @@ def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[
     ended = facts.get("at_end", {}).get("metrics", {})
     found = {done.number + 1: done.metrics[name] for done in rounds if name in done.metrics}
     return sorted((found | ({facts["rounds"]: ended[name]} if name in ended else {})).items())
+
+
+def _disclosed(folder: RunFolder, facts: dict[str, Any]) -> str:
+    told = facts.get("disclosure")
+    return disclosed.section(told, folder.figures / "disclosure.png") if told else ""
 
 
 def _story(facts: dict[str, Any]) -> str:

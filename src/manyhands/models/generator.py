@@ -105,7 +105,7 @@ class Generator(Drawing):
             self._write(fresh)
 
     def _write(self, fresh: Path) -> None:
-        self._network.inner.save_pretrained(fresh / "unet")
+        self.network.inner.save_pretrained(fresh / "unet")
         self._scheduler().save_pretrained(fresh / "scheduler")
         index: dict[str, Any] = {
             "_class_name": "DDIMPipeline",
@@ -145,13 +145,14 @@ class Generator(Drawing):
                 frozen,
                 facts["scale"],
             )
-            _ = loaded._network  # a file of other weights is noticed here
+            _ = loaded.network  # a file of other weights is noticed here
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
         return loaded
 
     @cached_property
-    def _network(self) -> Any:
+    def network(self) -> Any:
+        """The network itself, ready to be asked."""
         network = self.model.build(seed=0)
         network.load_state_dict(self.weights)
         return network.to(self.device).eval()
@@ -178,7 +179,7 @@ class Generator(Drawing):
         """Take x down the chain from ``t_from``, its end if not told, to ``t_to``."""
         model, schedule = self.model, self.diffusion.schedule
         known = labels if model.classes else None
-        denoiser = guided(self._network, self.diffusion, known, model.classes, sampling.guidance)
+        denoiser = guided(self.network, self.diffusion, known, model.classes, sampling.guidance)
         t_from = schedule.steps if t_from is None else t_from
         return self._bounded(sampling).walk(denoiser, x, schedule, t_from, t_to, rng, steps)
 

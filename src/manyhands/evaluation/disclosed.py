@@ -1,0 +1,109 @@
+"""What attacks on a run came to, for people: rows of a table, sentences, and a section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from manyhands.evaluation.markup import number, picture, table, text
+
+Told = Mapping[str, Any]
+HEADS = ["cut", "SNR dB", "epsilon", "explained", "PSNR dB", "1 of m", "theory", "class", "linked"]
+ABOUT = (
+    "Attackers have other images of the same kind, the held-out ones. Explained: the share of the images' variance that "
+    "the best of them brings back. 1 of m: how often the right image is picked out of m by its release. Class: how often "
+    "it is read off the release. Linked: how well two releases of one image are told from releases of two (0.5: not at "
+    "all)."
+)
+
+
+def rows(found: Told) -> list[list[str]]:
+    """A row for each cut, under heads; where there were several releases of an image, one more for all of them."""
+    body = []
+    for cut in found["cuts"]:
+        body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number(cut["linkability"]["value"])))
+        if "all_releases" in cut:
+            body.append(_row(f"  x {found['releases']:,}", cut, cut["all_releases"], ""))
+    return [HEADS, *body]
+
+
+def words(found: Told) -> list[str]:
+    """What the table does not say."""
+    floor, exact = found["floor"], found["exact_algebra"]
+    one = found["cuts"][0]["one_release"]
+    guarantee = one["guarantee"]
+    lines = [
+        f"{found['images']:,} released images, attacked with {found['public']:,} others; 1 of m: m = "
+        f"{one['identity']['candidates']:,}, by chance {number(one['identity']['chance'])}.",
+        f"Epsilon at delta {guarantee['delta']:g}: {guarantee['model']}, of {guarantee['unit']}, "
+        f"{guarantee['neighbouring']}, norm {number(guarantee['norm'])}; it is of the images, and says nothing of labels.",
+    ]
+    if "attributes" in floor:
+        clean = floor["attributes_of_clean_images"]["accuracy"]["value"]
+        lines.append(
+            f"Class: {number(floor['attributes']['accuracy']['value'])} by guessing the most frequent one, {number(clean)} "
+            "of clean images."
+        )
+    if "membership" in found:
+        auc, caught = found["membership"]["auc"], found["membership"]["found_at_1_percent"]
+        lines.append(
+            f"Membership by the server's network: AUC {_interval(auc)}, found {_interval(caught)} at 1 % false alarms."
+        )
+    lines.append(
+        f"Exact algebra on what was sent: {exact['sent']['recovered']} of {exact['sent']['of']:,} images; on the control, "
+        f"which sends the noise too: {exact['control']['recovered']} of {exact['control']['of']:,}."
+    )
+    lines += [_released(each) for each in found["as_released"]]
+    return [*lines, _recommended(found)]
+
+
+def section(found: Told, path: Path) -> str:
+    """Of the report."""
+    heads, *body = rows(found)
+    lines = "".join(f"<p>{text(line)}</p>" for line in words(found))
+    drawn = picture(path, "what releases give away over the cut") if path.exists() else ""
+    return f'<h2>Disclosure</h2><p class="dim">{text(ABOUT)}</p>{drawn}{table(heads, body)}{lines}'
+
+
+def _row(name: str, cut: Told, scores: Told, linked: str) -> list[str]:
+    attacks = scores["reconstruction"].values()
+    best, identity = max(attacks, key=lambda told: told["explained"]["value"]), scores["identity"]
+    label = number(scores["attributes"]["accuracy"]["value"]) if "attributes" in scores else "-"
+    return [
+        name,
+        f"{cut['snr_db']:.1f}",
+        number(scores["guarantee"]["epsilon"]),
+        f"{best['explained']['value']:.2f}",
+        f"{best['psnr']['value']:.1f}",
+        number(identity["top_1"]["value"]),
+        number(identity["foretold"]),
+        label,
+        linked,
+    ]
+
+
+def _released(told: Told) -> str:
+    best = max(told["reconstruction"].items(), key=lambda each: each[1]["explained"]["value"])
+    return (
+        f"What the server holds, at step {told['cut']}: {best[1]['explained']['value']:.2f} explained by {best[0]}, the right "
+        f"one of {told['identity']['candidates']:,} in {_interval(told['identity']['top_1'])} of cases."
+    )
+
+
+def _recommended(found: Told) -> str:
+    told = found["recommended"]
+    if told["cut"] is None:
+        return (
+            "Recommended cut: none; at every step of this chain an image is picked out of 1,000 in over 1 % of cases."
+        )
+    scores = told["all_releases" if "all_releases" in told else "one_release"]
+    return (
+        f"Recommended cut: {told['share']:.3g} (step {told['cut']}, {told['snr_db']:.1f} dB, epsilon "
+        f"{number(scores['guarantee']['epsilon'])}), the first where theory has at most 1 % of images picked out of 1,000; "
+        f"picked here: {_interval(scores['identity']['top_1'])}."
+    )
+
+
+def _interval(told: Told) -> str:
+    return f"{number(told['value'])} ({number(told['low'])} to {number(told['high'])})"
