@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manyhands.data.images import Images as Images
+    from manyhands.data.partition import ByAttributes as ByAttributes
     from manyhands.data.partition import ById as ById
     from manyhands.data.partition import Dirichlet as Dirichlet
     from manyhands.data.partition import Iid as Iid
@@ -46,7 +47,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "data.images": ["Images"],
-    "data.partition": ["ById", "Dirichlet", "Iid", "Quantity", "Shards"],
+    "data.partition": ["ByAttributes", "ById", "Dirichlet", "Iid", "Quantity", "Shards"],
     "data.sources": ["Digits", "Folder", "HuggingFace", "Idx", "Zip"],
     "diffusion.objective": ["Diffusion"],
     "diffusion.sample": ["Sampling"],

@@ -184,9 +184,17 @@ def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
             model["classes"] = _count_classes(data)
         method = {**method, "model": model}
     if method.get("kind") == "central":
-        partition = full.get("partition")
-        method = {"silos": partition.get("silos", 5) if isinstance(partition, dict) else 1, **method}
+        method = {"silos": _count_silos(full.get("partition")), **method}
     return {**full, "method": method}
+
+
+def _count_silos(partition: Any) -> int:
+    """What is wrong with the partition is told when the whole recipe is read."""
+    try:
+        silos: int = TypeAdapter(AnyPartition).validate_python(partition).silos
+    except ValidationError:
+        return 1
+    return silos
 
 
 def _count_classes(data: Mapping[str, Any]) -> int:
