@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from manyhands.models.unet import UNet as UNet
     from manyhands.recipe import load_recipe as load_recipe
     from manyhands.silo import Silo as Silo
+    from manyhands.sweep import load_sweep as load_sweep
     from manyhands.training import Training as Training
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ _HOME = {
     "models.unet": ["UNet"],
     "recipe": ["load_recipe"],
     "silo": ["Silo"],
+    "sweep": ["load_sweep"],
     "training": ["Training"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -139,7 +139,15 @@ class Recipe(Spec):
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply changes of the form ``a.b=c``, where c is a TOML value or a plain word."""
+    """The one experiment of a recipe, with changes of the form ``a.b=c``, where c is a TOML value or a plain word."""
+    told = read_recipe(path, changes)
+    if "sweep" in told:
+        raise RecipeError(f"{path}: has a [sweep], which makes it several recipes: load_sweep() gives them all")
+    return parse_recipe(told, str(path))
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe says, changed; it has a name, and nothing else is looked at."""
     try:
         told = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -149,7 +157,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     told.setdefault("name", re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "run")
     for change in changes:
         _apply(told, change)
-    return parse_recipe(told, str(path))
+    return told
 
 
 def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -208,18 +216,24 @@ def _apply(told: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path or "\n" in change:
         raise RecipeError(f"--set {change}: is not of the form a.b=value")
-    *parents, last = path.strip().split(".")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    put(told, path.strip(), value, f"--set {change}")
+
+
+def put(told: dict[str, Any], name: str, value: Any, where: str) -> None:
+    """Put a value into tables in tables, under a dotted name."""
+    *parents, last = name.split(".")
     table = told
     for parent in parents:
         if isinstance(table.get(parent), str):
             table[parent] = {"kind": table[parent]}  # its short form
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"--set {change}: {parent} is a value, not a table")
-    try:
-        table[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[last] = text.strip()
+            raise RecipeError(f"{where}: {parent} is a value, not a table")
+    table[last] = value
 
 
 def _lines(error: ValidationError, told: Mapping[str, Any]) -> list[str]:
