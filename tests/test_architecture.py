@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "diffusion", "models", "training"},
     {"methods"},
     {"hub", "links"},
-    {"recipe", "journal", "evaluation", "privacy", "citation"},
+    {"recipe", "sweep", "journal", "evaluation", "privacy", "citation"},
     {"experiment", "ending", "progress", "audit"},
     {"cli"},
     {"__main__"},

@@ -47,6 +47,18 @@ def test_counting_changes_no_bit() -> None:
         assert torch.equal(a, b)
 
 
+def test_attention_is_work_on_any_device() -> None:
+    """Forward two products of matrices; backward five, for the fused kernel makes the scores once more."""
+    meter, product = Meter({}), 2 * 3 * 10 * 10 * 8
+    q = torch.zeros(1, 3, 10, 8, requires_grad=True)
+    with meter.work("forward"):
+        out = nn.functional.scaled_dot_product_attention(q, q, q)
+    assert meter.flops == 2 * product
+    with meter.work("backward"):
+        out.sum().backward()
+    assert meter.flops == 7 * product
+
+
 def test_a_run_counts_the_work_of_each_silo_by_the_steps_it_takes() -> None:
     experiment = Experiment(tiny_fedavg(), tiny_silos((8, 8, 8)), device="cpu")
     rounds = list(experiment)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manyhands.data.images import Images as Images
+    from manyhands.data.partition import ByAttributes as ByAttributes
     from manyhands.data.partition import ById as ById
     from manyhands.data.partition import Dirichlet as Dirichlet
     from manyhands.data.partition import Iid as Iid
@@ -40,13 +41,14 @@ if TYPE_CHECKING:
     from manyhands.models.unet import UNet as UNet
     from manyhands.recipe import load_recipe as load_recipe
     from manyhands.silo import Silo as Silo
+    from manyhands.sweep import load_sweep as load_sweep
     from manyhands.training import Training as Training
 
 __version__ = "0.1.0"
 
 _HOME = {
     "data.images": ["Images"],
-    "data.partition": ["ById", "Dirichlet", "Iid", "Quantity", "Shards"],
+    "data.partition": ["ByAttributes", "ById", "Dirichlet", "Iid", "Quantity", "Shards"],
     "data.sources": ["Digits", "Folder", "HuggingFace", "Idx", "Zip"],
     "diffusion.objective": ["Diffusion"],
     "diffusion.sample": ["Sampling"],
@@ -66,6 +68,7 @@ _HOME = {
     "models.unet": ["UNet"],
     "recipe": ["load_recipe"],
     "silo": ["Silo"],
+    "sweep": ["load_sweep"],
     "training": ["Training"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

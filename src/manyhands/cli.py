@@ -18,6 +18,7 @@ from manyhands.errors import ManyhandsError, RecipeError, RunFolderError
 if TYPE_CHECKING:
     from manyhands.models.generator import Drawing
     from manyhands.recipe import Recipe
+    from manyhands.sweep import Sweep
 
 INTERRUPTED = 130
 
@@ -48,26 +49,24 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train as a recipe says, and measure what came of it."""
-    from manyhands.recipe import load_recipe
+    from manyhands.sweep import load_sweep, write_index
 
-    told = load_recipe(_recipe_path(recipe), changes or [])
+    sweep = load_sweep(_recipe_path(recipe), changes or [])
     if dry_run:
-        _show_plan(told, as_json=as_json)
+        _show_plans(sweep, as_json=as_json)
         return
-    folder = out or Path("runs") / told.name
-    if seeds > 1 and not told.evaluation.images:
-        raise RecipeError("--seeds: runs are told apart by what is measured, but evaluation.images is 0")
-    if seeds > 1:
-        several = [told.model_copy(update={"seed": told.seed + i}) for i in range(seeds)]
-        folders = [folder / f"seed-{each.seed}" for each in several]
+    runs = sweep.runs(seeds)
+    if len(runs) > 1 and not all(each.recipe.evaluation.images for each in runs):
+        raise RecipeError("several runs are told apart by what is measured, but evaluation.images is 0")
+    folder = out or Path("runs") / sweep.name
+    if sweep.swept:
+        write_index(folder, runs, resume=resume)
+    for each in runs:
+        _train(each.recipe, folder / each.folder, resume=resume, quiet=as_json, board=tensorboard)
+    if len(runs) > 1:
+        _compare([folder / each.folder for each in runs], unranked=sweep.swept, as_json=as_json)
     else:
-        several, folders = [told], [folder]
-    for each, where in zip(several, folders, strict=True):
-        _train(each, where, resume=resume, quiet=as_json, board=tensorboard)
-    if seeds > 1:
-        _compare(folders, as_json=as_json)
-    else:
-        _show_ended(folder, as_json=as_json)
+        _show_ended(folder / runs[0].folder, as_json=as_json)
 
 
 @app.command()
@@ -297,14 +296,27 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool
         typer.echo(f"warning: {problem}", err=True)
 
 
-def _show_plan(told: Recipe, *, as_json: bool) -> None:
+def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
+    """All of a recipe and of what it would send; of the runs of a sweep, only how much."""
     import tomli_w
 
-    words, sizes = told.method.plan().words(), told.method.sizes(told.partition.silos)
-    if as_json:
-        typer.echo(json.dumps({"recipe": told.resolved(), "plan": words, "sizes": sizes}))
+    plans = [_plan_of(run.recipe) for run in sweep.variants]
+    if sweep.swept and as_json:
+        places = [{"folder": run.folder, "values": run.values} for run in sweep.variants]
+        typer.echo(json.dumps({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
+    elif sweep.swept:
+        for run, plan in zip(sweep.variants, plans, strict=True):
+            typer.echo("\n".join([run.folder, *[_wrapped(line, "    ") for line in plan["sizes"] or plan["plan"]]]))
+    elif as_json:
+        typer.echo(json.dumps(plans[0]))
     else:
-        typer.echo(tomli_w.dumps(told.resolved()) + "\n" + "\n".join(_wrapped(line, "# ") for line in [*words, *sizes]))
+        lines = [_wrapped(line, "# ") for line in plans[0]["plan"] + plans[0]["sizes"]]
+        typer.echo(tomli_w.dumps(plans[0]["recipe"]) + "\n" + "\n".join(lines))
+
+
+def _plan_of(told: Recipe) -> dict[str, Any]:
+    words, sizes = told.method.plan().words(), told.method.sizes(told.partition.silos)
+    return {"recipe": told.resolved(), "plan": words, "sizes": sizes}
 
 
 def _generator(folder: Path, silo: str | None, *, alone: bool) -> Drawing:

@@ -10,12 +10,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manyhands import ending
 from manyhands.data.images import Images
-from manyhands.data.partition import Partition, class_counts
+from manyhands.data.partition import Partition, Parts, class_counts
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import ManyhandsError, QuorumLost, RecipeError, RunFolderError
 from manyhands.evaluation import figures, inception, report
@@ -247,10 +248,15 @@ def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = 
 
 
 def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
-    """The silos that a recipe describes, and the names of the images that could not be read."""
+    """The silos that a recipe describes, and the names of the images that could not be read.
+
+    Pooled is what the silos would have, no more, and each image as often as it was dealt.
+    """
     images = recipe.data.load()
-    silos = [_silo("pooled", images)] if recipe.method.pools else split(images, recipe.partition, recipe.seed)
-    return silos, images.skipped
+    if not recipe.method.pools:
+        return split(images, recipe.partition, recipe.seed), images.skipped
+    dealt = np.sort(np.concatenate(_parts(images, recipe.partition, recipe.seed)))
+    return [_silo("pooled", images.subset(dealt))], images.skipped
 
 
 def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, Any]:
@@ -334,9 +340,13 @@ def _restored(folder: RunFolder, method: Method, device: str) -> Hub:
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
     """Deal images to silos called silo-0, silo-1, ...; each keeps apart those that are held out."""
-    parts = partition.parts(images, numpy_rng(seed, "partition"))
+    parts = _parts(images, partition, seed)
     width = len(str(len(parts) - 1))
     return [_silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
+
+
+def _parts(images: Images, partition: Partition, seed: int) -> Parts:
+    return partition.parts(images, numpy_rng(seed, "partition"))
 
 
 def _silo(name: str, images: Images) -> Silo:

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
 
+_ATEN = torch.ops.aten
+COUNTED: dict[Any, Any] = {
+    **flop_registry,  # which leaves out that attention has a kernel of its own on the CPU
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""What counts the operations of a kernel, given what the kernel is given."""
+
+
 class Meter:
     """Adds up the floating-point operations of pieces of work; a multiplication and an addition are two.
 
@@ -47,7 +58,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func.overloadpacket):
+        if count := COUNTED.get(func.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         return out
 

@@ -140,7 +140,15 @@ class Recipe(Spec):
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply changes of the form ``a.b=c``, where c is a TOML value or a plain word."""
+    """The one experiment of a recipe, with changes of the form ``a.b=c``, where c is a TOML value or a plain word."""
+    told = read_recipe(path, changes)
+    if "sweep" in told:
+        raise RecipeError(f"{path}: has a [sweep], which makes it several recipes: load_sweep() gives them all")
+    return parse_recipe(told, str(path))
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe says, changed; it has a name, and nothing else is looked at."""
     try:
         told = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -150,7 +158,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     told.setdefault("name", re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "run")
     for change in changes:
         _apply(told, change)
-    return parse_recipe(told, str(path))
+    return told
 
 
 def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -188,9 +196,17 @@ def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
             known = {key: model[key] for key in ("size", "channels", "classes") if key in model}
             method["silo_model"] = known | own
     if method.get("kind") == "central":
-        partition = full.get("partition")
-        method = {"silos": partition.get("silos", 5) if isinstance(partition, dict) else 1, **method}
+        method = {"silos": _count_silos(full.get("partition")), **method}
     return {**full, "method": method}
+
+
+def _count_silos(partition: Any) -> int:
+    """What is wrong with the partition is told when the whole recipe is read."""
+    try:
+        silos: int = TypeAdapter(AnyPartition).validate_python(partition).silos
+    except ValidationError:
+        return 1
+    return silos
 
 
 def _count_classes(data: Mapping[str, Any]) -> int:
@@ -204,18 +220,24 @@ def _apply(told: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path or "\n" in change:
         raise RecipeError(f"--set {change}: is not of the form a.b=value")
-    *parents, last = path.strip().split(".")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    put(told, path.strip(), value, f"--set {change}")
+
+
+def put(told: dict[str, Any], name: str, value: Any, where: str) -> None:
+    """Put a value into tables in tables, under a dotted name."""
+    *parents, last = name.split(".")
     table = told
     for parent in parents:
         if isinstance(table.get(parent), str):
             table[parent] = {"kind": table[parent]}  # its short form
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"--set {change}: {parent} is a value, not a table")
-    try:
-        table[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[last] = text.strip()
+            raise RecipeError(f"{where}: {parent} is a value, not a table")
+    table[last] = value
 
 
 def _lines(error: ValidationError, told: Mapping[str, Any]) -> list[str]:

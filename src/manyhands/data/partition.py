@@ -1,21 +1,24 @@
 """How images are dealt to silos: pure functions of labels, silo count and a random generator.
 
 Each gives one array of image numbers for each silo. Together they hold every image once, and none has fewer than
-``minimum``: where the draw leaves one with fewer, the largest silo gives it random images of its own.
+``minimum``: where the draw leaves one with fewer, the largest silo gives it random images of its own. Only
+``by_attributes`` may leave images out, and deal one to several silos.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from manyhands.data.attributes import read_attributes
 from manyhands.data.idx import read_idx
 from manyhands.data.images import Images
 from manyhands.errors import DataError
+from manyhands.seed import numpy_rng
 from manyhands.spec import Float, Int, Spec
 
 Parts = list[np.ndarray]
@@ -83,6 +86,23 @@ def domains(domain: np.ndarray, silos: int, rng: np.random.Generator, minimum: i
     for source in sources:
         members = rng.permutation(np.flatnonzero(domain == source))
         parts += _top_up(np.array_split(members, silos // len(sources)), rng, minimum)
+    return parts
+
+
+def by_attributes(
+    fits: np.ndarray, rng: np.random.Generator, *, overlap: bool = False, each: int | None = None, minimum: int = 1
+) -> Parts:
+    """Each silo takes images that fit it (images x silos), ``each`` of them at most; what fits none is left out.
+
+    An image that fits several silos goes to one of them at random, or where they ``overlap`` to all.
+    """
+    if not overlap:
+        owner = np.where(fits, rng.random(fits.shape), -1).argmax(1)
+        fits = fits & (owner[:, None] == np.arange(fits.shape[1]))
+    parts = [np.sort(rng.permutation(np.flatnonzero(mine))[:each]) for mine in fits.T]
+    for silo, part in enumerate(parts):
+        if len(part) < minimum:
+            raise DataError(f"silo {silo} would have {len(part)} images, fewer than the minimum of {minimum}")
     return parts
 
 
@@ -166,11 +186,8 @@ class ById(Partition):
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``by_id``."""
-        ids = self._read()
-        rows = np.arange(len(images)) if images.rows is None else images.rows.numpy()
-        if (images.rows is None and len(ids) != len(images)) or rows.max() >= len(ids):
-            raise DataError(f"{self.ids}: has {len(ids):,} ids for {rows.max() + 1:,} images")
-        return by_id(ids[rows], self.silos, rng, self.minimum)
+        ids = _told_of(images, self._read(), self.ids, "ids")
+        return by_id(ids, self.silos, rng, self.minimum)
 
     def _read(self) -> np.ndarray:
         if self.ids.suffix in {".txt", ".csv"}:
@@ -185,6 +202,46 @@ class ById(Partition):
         return table if table.ndim == 1 else table[:, self.column]
 
 
+class ByAttributes(Partition):
+    """By a file that says which attributes each image has, CelebA's list or a CSV: a group of attributes for each silo.
+
+    A silo has the images with at least one of its attributes, ``each`` of them at most. One that several silos could
+    have goes to one of them at random, or where they ``overlap`` to all. Who holds what does not depend on the run's
+    seed: with other images left out, its figures could not be held against those of other seeds.
+
+    References:
+        CollaFuse: Collaborative Diffusion Models, Allmendinger, Zipperling, Struppek, Kuehl, 2024, arXiv 2406.14429
+        Deep Learning Face Attributes in the Wild, Liu, Luo, Wang, Tang, 2015, arXiv 1411.7766
+    """
+
+    kind: Literal["attributes"] = "attributes"
+    file: Path
+    groups: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] = Field(min_length=1)
+    overlap: bool = False
+    each: Int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_silo_for_each_group(cls, told: Any) -> Any:
+        groups = told.get("groups") if isinstance(told, dict) else None
+        return {"silos": len(groups), **told} if isinstance(groups, list | tuple) and groups else told
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.silos != len(self.groups):
+            raise ValueError(f"silos is {self.silos}, but there are {len(self.groups)} groups of attributes")
+        if self.each is not None and self.each < self.minimum:
+            raise ValueError(f"each is {self.each}, fewer than the minimum of {self.minimum}")
+        return self
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``by_attributes``."""
+        told = read_attributes(self.file)
+        fits = _told_of(images, np.stack([told.any_of(group) for group in self.groups], 1), self.file, "rows")
+        own = numpy_rng(0, "attributes")
+        return by_attributes(fits, own, overlap=self.overlap, each=self.each, minimum=self.minimum)
+
+
 class Domains(Partition):
     """Each silo has one of the sources under [data.domains]."""
 
@@ -197,7 +254,17 @@ class Domains(Partition):
         return domains(images.domain.numpy(), self.silos, rng, self.minimum)
 
 
-AnyPartition = Annotated[Iid | Dirichlet | Shards | Quantity | ById | Domains, Field(discriminator="kind")]
+AnyPartition = Annotated[
+    Iid | Dirichlet | Shards | Quantity | ById | ByAttributes | Domains, Field(discriminator="kind")
+]
+
+
+def _told_of(images: Images, told: np.ndarray, path: Path, what: str) -> np.ndarray:
+    """What a file with a row for each image of the source says of these images."""
+    rows = np.arange(len(images)) if images.rows is None else images.rows.numpy()
+    if (images.rows is None and len(told) != len(images)) or rows.max() >= len(told):
+        raise DataError(f"{path}: has {len(told):,} {what} for {rows.max() + 1:,} images")
+    return told[rows]
 
 
 def _labels_of(images: Images) -> np.ndarray:

@@ -1,0 +1,204 @@
+"""Silos by attributes: who fits whom, what is left out, and that nobody trains on what another holds out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from manyhands import ByAttributes, Images, compose, split
+from manyhands.data.attributes import read_attributes
+from manyhands.data.partition import by_attributes, class_counts
+from manyhands.errors import DataError, RecipeError
+from manyhands.recipe import Recipe, parse_recipe
+
+NAMES = ["Bald", "Bangs", "Eyeglasses", "Young"]
+GROUPS = (("Bald", "Bangs"), ("Eyeglasses",))
+
+
+def table(count: int = 60) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2, (count, len(NAMES)))
+
+
+def write_csv(path: Path, rows: np.ndarray) -> Path:
+    told = [",".join(["image_id", *NAMES]), *[f"{i:06d}.jpg,{','.join(map(str, row))}" for i, row in enumerate(rows)]]
+    path.write_text("\n".join(told) + "\n")
+    return path
+
+
+def write_celeba(path: Path, rows: np.ndarray) -> Path:
+    told = [f"{i:06d}.jpg " + " ".join(f"{value:2d}" for value in row) for i, row in enumerate(2 * rows - 1)]
+    path.write_text("\n".join([str(len(rows)), " ".join(NAMES), *told]) + "\n")
+    return path
+
+
+def numbered(count: int = 60) -> Images:
+    return Images(torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1))
+
+
+@given(st.integers(0, 99), st.integers(1, 5), st.booleans(), st.sampled_from([None, 7]))
+def test_a_silo_has_what_fits_it_and_no_image_twice_unless_pools_overlap(
+    seed: int, silos: int, overlap: bool, each: int | None
+) -> None:
+    fits = np.random.default_rng(seed).random((200, silos)) < 0.4
+    told: dict[str, Any] = {"overlap": overlap, "each": each}
+    parts, again = (by_attributes(fits, np.random.default_rng(seed), **told) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+    assert all(fits[part, silo].all() for silo, part in enumerate(parts))
+    assert all(len(np.unique(part)) == len(part) <= (each or 200) for part in parts)
+    dealt = np.concatenate(parts)
+    if not overlap:
+        assert len(np.unique(dealt)) == len(dealt)
+    if each is None:
+        assert set(dealt.tolist()) == set(np.flatnonzero(fits.any(1)).tolist())
+        assert not overlap or [len(part) for part in parts] == fits.sum(0).tolist()
+
+
+def test_an_image_that_fits_two_silos_goes_to_either_as_often() -> None:
+    parts = by_attributes(np.ones((4000, 2), bool), np.random.default_rng(0))
+    assert abs(len(parts[0]) - 2000) < 150
+
+
+def test_celebas_list_and_a_csv_say_the_same(tmp_path: Path) -> None:
+    csv, celeba = write_csv(tmp_path / "a.csv", table()), write_celeba(tmp_path / "a.txt", table())
+    assert read_attributes(csv).names == read_attributes(celeba).names == tuple(NAMES)
+    assert np.array_equal(read_attributes(csv).has, read_attributes(celeba).has)
+    assert np.array_equal(read_attributes(csv).has, table() == 1)
+    marked = tmp_path / "marked.csv"
+    marked.write_text("\ufeff" + csv.read_text().replace("\n", "\r\n"), newline="")
+    assert np.array_equal(read_attributes(marked).has, table() == 1)
+
+
+CELEBA = "2\nA B\n1.jpg -1 1\n2.jpg 1 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "name each attribute once"),
+        ("2\n", "name each attribute once"),
+        ("2\nA B\n", "name each attribute once"),
+        ("image,A,A\n1.jpg,0,1\n", "name each attribute once"),
+        (CELEBA.replace("2\n", "3\n", 1), "says that it tells of 3 images, and tells of 2"),
+        (CELEBA.replace("2.jpg 1 1", "2.jpg 1"), "image 2 has 1 values for 2 attributes"),
+        (CELEBA.replace("2.jpg 1 1", "2.jpg 1 1 1"), "image 2 has 3 values for 2 attributes"),
+        (CELEBA.replace("2.jpg 1 1", "2.jpg 1 yes"), "yes"),
+        (CELEBA.replace("2.jpg 1 1", "2.jpg 1 300"), "300"),
+        (CELEBA.replace("2.jpg 1 1", "2.jpg 1 0"), "values are -1, 0, 1; -1 and 1, or 0 and 1, are expected"),
+        ("image,A\n1.jpg,nan\n", "nan"),
+        ("9" * 5000 + "\nA B\n1.jpg 1 1\n", "digits"),
+    ],
+)
+def test_files_that_are_no_table_are_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "{attributes}.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=said) as caught:
+        read_attributes(path)
+    assert str(path) in str(caught.value)
+
+
+def test_what_does_not_fit_the_images_is_told_by_name(tmp_path: Path) -> None:
+    path, rng = write_csv(tmp_path / "a.csv", table()), np.random.default_rng(0)
+    for images, groups, more, said in [
+        (numbered(59), GROUPS, {}, r"a.csv: has 60 rows for 59 images"),
+        (
+            numbered().subset(np.arange(60)),
+            (("Bold",),),
+            {},
+            r"a.csv: there is no attribute 'Bold'; did you mean 'Bald'",
+        ),
+        (numbered(), GROUPS, {"minimum": 59}, "silo 0 would have .* images, fewer than the minimum of 59"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            ByAttributes(file=path, groups=groups, **more).parts(images, rng)
+    short = write_csv(tmp_path / "short.csv", table()[:9])
+    with pytest.raises(DataError, match="has 9 rows for 12 images"):
+        ByAttributes(file=short, groups=GROUPS).parts(numbered().subset(np.array([1, 11])), rng)
+    path.write_bytes(b"\xff\xfe\x00")
+    for bad, said in ((path, "no table of attributes"), (tmp_path / "none.csv", "no such file")):
+        with pytest.raises(DataError, match=said):
+            ByAttributes(file=bad, groups=GROUPS).parts(numbered(), rng)
+
+
+def test_attributes_find_their_images_when_some_were_left_out_whatever_the_seed(tmp_path: Path) -> None:
+    partition = ByAttributes(file=write_csv(tmp_path / "a.csv", table()), groups=GROUPS, overlap=True)
+    kept = np.flatnonzero(np.arange(60) % 3)
+    for seed in (0, 1):
+        parts = partition.parts(numbered().subset(kept), np.random.default_rng(seed))
+        wanted = [np.flatnonzero(table()[kept][:, mine].any(1)) for mine in ([0, 1], [2])]
+        assert [part.tolist() for part in parts] == [want.tolist() for want in wanted]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_one_silo_holds_out_no_other_trains_on(tmp_path: Path, overlap: bool) -> None:
+    path = write_csv(tmp_path / "a.csv", table())
+    silos = split(numbered().hold_out(0.4), ByAttributes(file=path, groups=GROUPS, overlap=overlap))
+    train = {number for silo in silos for number in silo.images.pixels.flatten().tolist()}
+    held = {number for silo in silos for number in (silo.held_out or silo.images).pixels.flatten().tolist()}
+    assert not train & held
+    assert train | held == set(np.flatnonzero(table()[:, :3].any(1)).tolist())
+    assert class_counts([silo.images for silo in silos]).sum() >= len(train)
+    assert (sum(len(silo.images) for silo in silos) > len(train)) is overlap
+
+
+def told(where: Path, **partition: object) -> dict[str, Any]:
+    return {
+        "name": "attributes",
+        "device": "cpu",
+        "data": {"size": 8, "held_out": 0.4, "classes": 0, "source": {"kind": "folder", "path": str(where / "faces")}},
+        "partition": {"kind": "attributes", "file": str(where / "a.csv"), "groups": GROUPS, **partition},
+        "method": {"kind": "local", "rounds": 1, "model": {"widths": [8]}, "training": {"steps": 1, "batch": 4}},
+        "sampling": {"steps": 2},
+        "evaluation": {"images": 20, "bootstrap": 0},
+    }
+
+
+def recipe(told: dict[str, Any], kind: str) -> Recipe:
+    return parse_recipe({**told, "method": {**told["method"], "kind": kind}})
+
+
+@pytest.mark.parametrize("partition", [{}, {"overlap": True}, {"each": 25}, {"overlap": True, "each": 30}])
+def test_runs_are_measured_by_the_same_images_whoever_trains_and_whatever_the_seed(
+    tmp_path: Path, partition: dict[str, object]
+) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "faces").mkdir()
+    for i in range(90):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "faces" / f"{i:03d}.png")
+    write_csv(tmp_path / "a.csv", table(90))
+    here = told(tmp_path, **partition)
+    local, central = (compose(recipe(here, kind), tmp_path / kind) for kind in ("local", "central"))
+    assert central.method.silos == 2  # type: ignore[attr-defined]
+    assert sum(local.roster.values()) == sum(central.roster.values())
+    other = compose(recipe({**here, "seed": 1}, "local"))
+    assert local.judge.data == central.judge.data == other.judge.data
+    list(local)
+    assert set((tmp_path / "local").glob("report.*"))
+    assert not local.run_folder.problems  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("partition", "said"),
+    [
+        ({"silos": 3}, "partition: silos is 3, but there are 2 groups"),
+        ({"groups": []}, r"partition.groups: \[\] came"),
+        ({"groups": [[]]}, r"partition.groups.0: \[\] came"),
+        ({"groups": "Bald"}, "partition.groups: 'Bald' came"),
+        ({"groups": ["Bald"]}, "partition.groups.0: 'Bald' came"),
+        ({"groups": [[1]]}, "partition.groups.0: 1 came"),
+        ({"each": 1, "minimum": 2}, "each is 1, fewer than the minimum of 2"),
+        ({"each": True}, "partition.each: True came"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["local", "central"])
+def test_a_wrong_partition_is_told_before_anything_is_read(
+    tmp_path: Path, partition: dict[str, object], said: str, kind: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        recipe(told(tmp_path, **partition), kind)
