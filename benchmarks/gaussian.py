@@ -68,7 +68,7 @@ def _server(mode: Mode, schedule: Schedule, cut: int, mean: Tensor, root: Tensor
         rng, at = torch.Generator().manual_seed(t), torch.full((1,), t)
         count = PAIRS if learnt else 1
         x_0 = mean + torch.randn(count, 4, generator=rng, dtype=torch.float64) @ root.T
-        x_cut = noised(x_0, torch.randn(x_0.shape, generator=rng, dtype=torch.float64), alpha, sigma)  # type: ignore[arg-type]
+        x_cut = noised(x_0, torch.randn(x_0.shape, generator=rng, dtype=torch.float64), alpha, sigma)
         eps = torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
         r = bridge(schedule, at, torch.full((1,), cut), x_cut, mode)
         wanted, k = target(diffusion, at, x_cut, eps, *r)

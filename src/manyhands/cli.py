@@ -315,7 +315,7 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
 
 
 def _plan_of(told: Recipe) -> dict[str, Any]:
-    words, sizes = told.method.plan().words(), told.method.sizes(told.partition.silos)
+    words, sizes = told.method.plan().words(), told.method.sizes(told.partition.silos, told.sampling)
     return {"recipe": told.resolved(), "plan": words, "sizes": sizes}
 
 

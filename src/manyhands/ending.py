@@ -96,7 +96,12 @@ def _circumstances(experiment: Experiment) -> dict[str, Any]:
             for name, told in plan.operations.items()
         },
         "never": list(plan.never),
-        "sizes": experiment.method.sizes(len(silos)),
+        "sizes": experiment.method.sizes(len(silos), experiment.sampling),
+        "costs": {
+            silo: costs
+            for silo, images in experiment.roster.items()
+            if (costs := experiment.method.costs(silo, images, experiment.sampling))
+        },
         "pooled": experiment.method.pools,
         "own": experiment.server.generator() is None,
         "papers": citations(experiment.method, experiment.sampling, experiment.evaluation),

@@ -113,6 +113,15 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def count_text(count: float) -> str:
+    """A large count for people: 12, 3.4 M."""
+    for unit in ("", " k", " M", " G", " T"):
+        if count < 1000:
+            return f"{count:.0f}" if not unit else f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} P"
+
+
 def _check_facts(expected: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     if set(facts) != set(expected):
         raise Refused(Reason.WRONG_FACTS, f"has facts {sorted(facts)}, not {sorted(expected)}")

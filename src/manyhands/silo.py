@@ -42,11 +42,11 @@ class Workbench:
         self.known_flops: dict[Hashable, int] = {}
         self._networks: dict[Hashable, torch.nn.Module] = {}
 
-    def network(self, spec: Buildable) -> Any:
-        """The working copy for a specification."""
-        if spec not in self._networks:
-            self._networks[spec] = spec.build(seed=0).to(self.device)
-        return self._networks[spec]
+    def network(self, spec: Buildable, role: str = "") -> Any:
+        """The working copy for a specification; another role has another one."""
+        if (spec, role) not in self._networks:
+            self._networks[spec, role] = spec.build(seed=0).to(self.device)
+        return self._networks[spec, role]
 
 
 @dataclass

@@ -19,8 +19,9 @@ from manyhands.evaluation import report
 from manyhands.evaluation.board import Board
 from manyhands.evaluation.compare import Comparison
 from manyhands.evaluation.judge import Evaluation
-from manyhands.evaluation.markup import count_text, number
+from manyhands.evaluation.markup import number
 from manyhands.journal import RunFolder
+from manyhands.plan import count_text
 from tests.conftest import holding_silos, tiny_fedavg
 
 needs_chromium = pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="Debian's chromium is not installed")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands import Experiment, Silo, UNet
+from manyhands import Experiment, Sampling, Silo, UNet
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.methods.fedavg import AVERAGE, HELD, LEFT, FedAvg
@@ -265,7 +265,7 @@ def test_the_sizes_that_are_told_are_those_of_the_ledger(told: dict[str, Any], p
     experiment = trained(method, tiny_silos([5, 9, 3, 7]))
     updates = [each for each in experiment.ledger.entries() if each["op"] == "update"]
     really = sum(each["bytes"] for each in updates) / 30
-    (line,) = [line for line in method.sizes(4) if line.startswith("a round")]
+    (line,) = [line for line in method.sizes(4, Sampling()) if line.startswith("a round")]
     amounts = re.findall(r"([\d.]+) (kB|MB) (?:up|down)", line)
     planned = sum(float(number) * {"kB": 1e3, "MB": 1e6}[unit] for number, unit in amounts)
     assert really == pytest.approx(planned, rel=0.25)

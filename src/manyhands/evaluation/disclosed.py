@@ -11,10 +11,10 @@ from manyhands.evaluation.markup import number, picture, table, text
 Told = Mapping[str, Any]
 HEADS = ["cut", "SNR dB", "epsilon", "explained", "PSNR dB", "1 of m", "theory", "class", "linked"]
 ABOUT = (
-    "Attackers have other images of the same kind, the held-out ones. Explained: the share of the images' variance that "
-    "the best of them brings back. 1 of m: how often the right image is picked out of m by its release. Class: how often "
-    "it is read off the release. Linked: how well two releases of one image are told from releases of two (0.5: not at "
-    "all)."
+    "Attackers have other images of the same kind, the held-out ones. Explained: the share of the images' variance "
+    "that the best of them brings back. 1 of m: how often the right image is picked out of m by its release. Class: "
+    "how often it is read off the release. Linked: how well two releases of one image are told from releases of two "
+    "(0.5: not at all)."
 )
 
 
@@ -37,13 +37,13 @@ def words(found: Told) -> list[str]:
         f"{found['images']:,} released images, attacked with {found['public']:,} others; 1 of m: m = "
         f"{one['identity']['candidates']:,}, by chance {number(one['identity']['chance'])}.",
         f"Epsilon at delta {guarantee['delta']:g}: {guarantee['model']}, of {guarantee['unit']}, "
-        f"{guarantee['neighbouring']}, norm {number(guarantee['norm'])}; it is of the images, and says nothing of labels.",
+        f"{guarantee['neighbouring']}, norm {number(guarantee['norm'])}; of images, it says nothing of labels.",
     ]
     if "attributes" in floor:
         clean = floor["attributes_of_clean_images"]["accuracy"]["value"]
         lines.append(
-            f"Class: {number(floor['attributes']['accuracy']['value'])} by guessing the most frequent one, {number(clean)} "
-            "of clean images."
+            f"Class: {number(floor['attributes']['accuracy']['value'])} by guessing the most frequent one, "
+            f"{number(clean)} of clean images."
         )
     if "membership" in found:
         auc, caught = found["membership"]["auc"], found["membership"]["found_at_1_percent"]
@@ -51,8 +51,8 @@ def words(found: Told) -> list[str]:
             f"Membership by the server's network: AUC {_interval(auc)}, found {_interval(caught)} at 1 % false alarms."
         )
     lines.append(
-        f"Exact algebra on what was sent: {exact['sent']['recovered']} of {exact['sent']['of']:,} images; on the control, "
-        f"which sends the noise too: {exact['control']['recovered']} of {exact['control']['of']:,}."
+        f"Exact algebra on what was sent: {exact['sent']['recovered']} of {exact['sent']['of']:,} images; on the "
+        f"control, which sends the noise too: {exact['control']['recovered']} of {exact['control']['of']:,}."
     )
     lines += [_released(each) for each in found["as_released"]]
     return [*lines, _recommended(found)]
@@ -86,8 +86,8 @@ def _row(name: str, cut: Told, scores: Told, linked: str) -> list[str]:
 def _released(told: Told) -> str:
     best = max(told["reconstruction"].items(), key=lambda each: each[1]["explained"]["value"])
     return (
-        f"What the server holds, at step {told['cut']}: {best[1]['explained']['value']:.2f} explained by {best[0]}, the right "
-        f"one of {told['identity']['candidates']:,} in {_interval(told['identity']['top_1'])} of cases."
+        f"What the server holds, at step {told['cut']}: {best[1]['explained']['value']:.2f} explained by {best[0]}, "
+        f"the right one of {told['identity']['candidates']:,} in {_interval(told['identity']['top_1'])} of cases."
     )
 
 
@@ -100,8 +100,8 @@ def _recommended(found: Told) -> str:
     scores = told["all_releases" if "all_releases" in told else "one_release"]
     return (
         f"Recommended cut: {told['share']:.3g} (step {told['cut']}, {told['snr_db']:.1f} dB, epsilon "
-        f"{number(scores['guarantee']['epsilon'])}), the first where theory has at most 1 % of images picked out of 1,000; "
-        f"picked here: {_interval(scores['identity']['top_1'])}."
+        f"{number(scores['guarantee']['epsilon'])}), the first where theory has at most 1 % of images picked out of "
+        f"1,000; picked here: {_interval(scores['identity']['top_1'])}."
     )
 
 

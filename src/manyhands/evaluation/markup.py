@@ -17,15 +17,6 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def count_text(count: float) -> str:
-    """A large count for people: 12, 3.4 M."""
-    for unit in ("", " k", " M", " G", " T"):
-        if count < 1000:
-            return f"{count:.0f}" if not unit else f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} P"
-
-
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table that scrolls on its own; all but the first columns are numbers."""
     kinds = ["" if i < left else ' class="n"' for i in range(len(heads))]

@@ -11,8 +11,8 @@ from manyhands.checkpoint import writing
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import charts, disclosed, figures
 from manyhands.evaluation.charts import Line
-from manyhands.evaluation.markup import count_text, flat, number, picture, style, table, text
-from manyhands.plan import size_text
+from manyhands.evaluation.markup import flat, number, picture, style, table, text
+from manyhands.plan import count_text, size_text
 
 if TYPE_CHECKING:
     from manyhands.journal import Round, RunFolder

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.methods.denoising import Denoising, sick, update_facts
+from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg import FedAvg
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.generator import Generator
+from manyhands.models.unet import UNet
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
 from manyhands.silo import Silo
 from manyhands.spec import Int
@@ -23,10 +25,22 @@ from manyhands.training import load_optimiser_state, optimiser_state
 
 
 class Local(Denoising):
-    """No exchange: every silo trains a network of its own, by the same loop and with the same budget."""
+    """No exchange: every silo trains a network of its own, by the same loop and with the same budget.
+
+    ``distil`` spends its last rounds on teaching the network to draw in a few steps.
+    """
 
     kind: Literal["local"] = "local"
     keep_optimiser: bool = True
+    distil: Distil | None = None
+
+    @model_validator(mode="after")
+    def _something_to_teach(self) -> Self:
+        if self.distil and self.distil.rounds >= self.rounds:
+            raise ValueError(f"distil.rounds is {self.distil.rounds}, and there are {self.rounds} rounds in all")
+        if self.distil and not isinstance(self.model, UNet):
+            raise ValueError(f"distil is for a U-Net, not for kind {self.model.kind!r}")
+        return self
 
     def silo(self, silo: Silo) -> Conversation:
         """Train from the common start, and tell after each round how it went."""
@@ -61,12 +75,14 @@ class Local(Denoising):
         if self.diffusion.upto == 0:
             return Message("progress", {}, update_facts(silo, answer))
         network, number = silo.bench.network(self.model), answer.facts["round"]
+        if number == self.lessons_from:
+            self._becomes_a_teacher(silo)
         start = named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, self.progress(number))
         if self.keep_optimiser:
             load_optimiser_state(optimiser, silo.memory)
-        trained = self.train_round(network, optimiser, silo, number)
+        trained = self.train_round(network, optimiser, silo, number, teacher=self._teacher(silo))
         weights = snapshot(network.state_dict())
         if why := sick(trained, weights):
             return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
@@ -79,6 +95,36 @@ class Local(Denoising):
             **(optimiser_state(optimiser) if self.keep_optimiser else {}),
         }
         return Message("progress", {}, update_facts(silo, answer, trained))
+
+    @property
+    def lessons_from(self) -> int | None:
+        """The round in which the network begins to be taught, if it is."""
+        return self.rounds - self.distil.rounds if self.distil else None
+
+    def progress(self, number: int) -> float:
+        """As ever, but learning and being taught are two runs, each with a falling rate."""
+        first = self.lessons_from
+        if first is None:
+            return super().progress(number)
+        begins, ends = (0, first) if number < first else (first, self.rounds)
+        return (number - begins) / max(ends - begins - 1, 1)
+
+    def _becomes_a_teacher(self, silo: Silo) -> None:
+        """What was learnt is kept to teach, and what is taught starts from it."""
+        learnt = named(silo.memory, "average.")
+        silo.memory = prefixed(learnt, "teacher.") | prefixed(learnt, "weights.") | _other_things(silo.memory)
+
+    def _teacher(self, silo: Silo) -> Teacher | None:
+        weights = named(silo.memory, "teacher.")
+        if not (self.distil and weights and isinstance(self.model, UNet)):
+            return None
+        return Teacher(self.distil, self.diffusion, self.model, weights)
+
+
+def _other_things(memory: Tensors) -> Tensors:
+    """What a silo remembers beside what local training made."""
+    made = ("weights.", "average.", "teacher.", "optimiser.", "updates")
+    return {name: tensor for name, tensor in memory.items() if not name.startswith(made)}
 
 
 class LocalServer(Server):

@@ -20,13 +20,15 @@ from manyhands.meter import Meter
 from manyhands.methods import relay
 from manyhands.methods.baselines import Local
 from manyhands.methods.denoising import Denoising, update_facts
+from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg import FedAvg
 from manyhands.methods.method import Ask, Conversation, Server, Trained, Wrapping
 from manyhands.methods.release import Batch, Labels, Noising, Store, chunk_of, chunks, fingerprint, together
+from manyhands.models import cost
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.layout import layout_of
 from manyhands.models.unet import UNet
-from manyhands.plan import Carries, Operation, Plan, size_text
+from manyhands.plan import Carries, Operation, Plan, count_text, size_text
 from manyhands.seed import torch_rng
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
@@ -46,7 +48,8 @@ class CollaFuse(Denoising):
     ``release`` tell the exact form from those of others. ``labels`` go to the server or not; where they do, a silo
     may ``ask`` for its own labels or for any. ``server_training`` is the server's share of a round: if not told, as
     many steps as all silos take. A silo trains from round ``warm_start`` on, from the server's weights of then;
-    it finishes what it draws in ``finish`` steps, by those of the whole chain if not told.
+    it finishes what it draws in ``finish`` steps, by those of the whole chain if not told, or in those that its last
+    rounds ``distil`` it to.
 
     References:
         CollaFuse: Navigating Limited Resources and Privacy in Collaborative Generative AI, Zipperling et al., 2024,
@@ -71,6 +74,7 @@ class CollaFuse(Denoising):
     keep_optimiser: bool = True
     warm_start: Int = Field(default=0, ge=0)
     finish: Int | None = Field(default=None, ge=1, le=100_000)
+    distil: Distil | None = None
     federate_silos: bool = False
 
     @model_validator(mode="after")
@@ -88,6 +92,10 @@ class CollaFuse(Denoising):
             raise ValueError(f"mode {self.mode!r} has one cut for all; silos with cuts of their own need mode 'exact'")
         if self.federate_silos and 0 in self.steps_told:
             raise ValueError("federate_silos: a silo at cut 0 has no network")
+        if self.distil and (self.finish or self.federate_silos or self.mode == "authors"):
+            raise ValueError("distil goes with neither finish nor federate_silos, nor with the authors' mode")
+        if self.distil and self.distil.rounds + self.warm_start >= self.rounds:
+            raise ValueError(f"distil and warm_start leave none of {self.rounds} rounds to learn in")
         if self.federate_silos and self.warm_start:
             raise ValueError("warm_start is for silos with networks of their own; federate_silos averages them")
         return self
@@ -125,18 +133,44 @@ class CollaFuse(Denoising):
         operations |= home.operations
         return Plan(operations | {"denoise": relay.operation(self.server_model)}, never=self.never)
 
-    def sizes(self, silos: int) -> list[str]:
-        """Where each cut is, in every way that it can be told."""
+    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+        """Each cut in every way that it can be told, and what it saves a silo."""
         pixels = self.model.channels * self.model.size**2
-        told = {
-            step: cut_words(self.diffusion.schedule, step, pixels, self.norm, self.cut.delta)
-            for step in self.steps_told
+        lines = [f"an image's release is {size_text(4 * pixels)}"]
+        for name in {self.step_of(name): name for name in (*self.cuts, "")}.values():
+            step, costs = self.step_of(name), self.costs(name, 1, sampling)
+            words = cut_words(self.diffusion.schedule, step, pixels, self.norm, self.cut.delta)
+            drawn, whole = costs["draw_flops"], costs["draw_flops_whole"]
+            lines.append(f"{name or 'an image'} is released at {words}")
+            lines.append(
+                f"there a silo does {drawn / whole:.1%} of the work of drawing an image ({count_text(drawn)}FLOP); its "
+                f"network has {costs['weights']:,.0f} of {costs['weights_whole']:,.0f} weights and trains in "
+                f"{size_text(costs['memory'])} where a whole one takes {size_text(costs['memory_whole'])}"
+            )
+        return [*lines, *self.home(max(self.steps_told)).sizes(silos, sampling)]
+
+    def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
+        """Of a silo, and what the whole chain would cost it: alone as in ``local``, or averaged as in ``fedavg``."""
+        step, chain = self.step_of(silo), self.diffusion.schedule
+        home, whole = self.home_model, self.model
+        passes = self.finishes(step, sampling) or (len(sampling.between(chain, step, 0)) - 1 if step else 0)
+        every = len(sampling.between(chain, chain.steps, 0)) - 1
+        twice = 2 if sampling.guidance not in (0, 1) and whole.classes else 1
+        seen = self.rounds * self.training.seen(images)
+        released = 0 if step == chain.steps else round(self.releases(images) * images)
+        return {
+            "cut": step,
+            "draw_flops": twice * passes * cost.forward_flops(home),
+            "draw_flops_whole": twice * every * cost.forward_flops(whole),
+            "train_flops": seen * cost.training_flops(home) if step else 0,
+            "train_flops_whole": seen * cost.training_flops(whole),
+            "weights": cost.weights(home) if step else 0,
+            "weights_whole": cost.weights(whole),
+            "memory": cost.training_memory(home, self.training.batch) if step else 0,
+            "memory_whole": cost.training_memory(whole, self.training.batch),
+            "bytes": released * 4 * whole.channels * whole.size**2,
+            "bytes_fedavg": 2 * self.rounds * 4 * cost.weights(whole),
         }
-        return [
-            *(f"an image is released at {words}" for words in told.values()),
-            f"an image's release is {size_text(4 * pixels)}",
-            *self.home(max(self.steps_told)).sizes(silos),
-        ]
 
     def own_generator(self, silo: Silo) -> Trained | None:
         """The silo's own network, for the steps up to its cut."""
@@ -161,6 +195,7 @@ class CollaFuse(Denoising):
             near.sampling,
             near.device,
             self.ema,
+            self.distil is not None,
         )
 
     def step_of(self, silo: str) -> int:
@@ -178,7 +213,9 @@ class CollaFuse(Denoising):
             "ema": self.ema,
             "keep_optimiser": self.keep_optimiser,
         }
-        return FedAvg(**told, kept=True) if self.federate_silos else Local(**told)
+        if self.federate_silos:
+            return FedAvg(**told, kept=True)
+        return Local(**told, distil=self.distil if step else None)
 
     @property
     def home_model(self) -> UNet:
@@ -305,6 +342,8 @@ class CollaFuse(Denoising):
 
     def finishes(self, step: int, sampling: Sampling) -> int | None:
         """In how many steps the silo finishes: the authors' way takes those of the cut over a longer way."""
+        if self.distil:
+            return self.distil.steps
         if self.finish is not None or self.mode != "authors":
             return self.finish
         return len(sampling.between(self.diffusion.schedule, step, 0)) - 1 if step else None

@@ -18,6 +18,7 @@ from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods import latents
+from manyhands.methods.distil import Teacher
 from manyhands.methods.latents import LatentServer
 from manyhands.methods.method import Conversation, Method, Server
 from manyhands.methods.proximal import Proximal
@@ -113,10 +114,11 @@ class Denoising(Method, ABC):
         silo: Silo,
         number: int,
         pull: Proximal | None = None,
+        teacher: Teacher | None = None,
     ) -> Trained:
-        """One round of local training, held near to its start by the pull if there is one."""
+        """One round of local training, held near to its start by the pull or taught by the teacher if there is one."""
         rng = silo.rng(number)
-        learn = self._objective(network, silo, rng)
+        learn = teacher.lesson(network, silo, rng) if teacher else self._objective(network, silo, rng)
 
         def loss(numbers: Tensor) -> Tensor:
             value = learn(numbers)
@@ -126,7 +128,8 @@ class Denoising(Method, ABC):
         autocast = self.training.autocasts(silo.bench.device)
         total = torch.zeros((), device=silo.bench.device)
         meter = Meter(silo.bench.known_flops)
-        told: dict[str, Any] = {"clip": self.training.clip, "autocast": autocast, "meter": meter, "work": self.model}
+        told: dict[str, Any] = {"clip": self.training.clip, "autocast": autocast, "meter": meter}
+        told["work"] = (self.model, teacher is not None)
         rate = self.training.rate(self.progress(number))
         for value in steps(network, optimiser, batches, loss, **told):
             total += value

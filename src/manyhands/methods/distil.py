@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -12,6 +14,11 @@ from torch import Tensor
 from manyhands.diffusion.objective import Diffusion, Network, noised
 from manyhands.diffusion.sample import guided, times, walk
 from manyhands.spec import Int, Spec
+
+if TYPE_CHECKING:
+    from manyhands.models.unet import UNet
+    from manyhands.silo import Silo
+    from manyhands.tensors import Tensors
 
 
 class Distil(Spec):
@@ -30,6 +37,31 @@ class Distil(Spec):
     def grid(self, cut: int) -> list[int]:
         """The steps of the chain that the student stops at, evenly spread; fewer where the cut has no more."""
         return times(cut, 0, self.steps)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a silo's network was before it is taught, and what it teaches."""
+
+    distil: Distil
+    diffusion: Diffusion
+    model: UNet
+    weights: Tensors
+
+    def lesson(self, student: Network, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """The student's loss on a batch of the silo's images, told by their numbers."""
+        network = silo.bench.network(self.model, "teacher")
+        network.load_state_dict(self.weights)
+        network.eval()
+        images, classes = silo.images.to(silo.bench.device), self.model.classes
+        grid = self.distil.grid(self.diffusion.schedule.steps if self.diffusion.upto is None else self.diffusion.upto)
+
+        def of(numbers: Tensor) -> Tensor:
+            x_0, labels = images.batch(numbers)
+            known = labels if classes else None
+            return loss(self.diffusion, student, network, x_0, known, classes, rng, grid, self.distil.teacher_steps)
+
+        return of
 
 
 def loss(

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from manyhands.codec.codec import BFloat16, Float16, Float32, most_bytes
 from manyhands.codec.updates import Updates
 from manyhands.codec.weights import Weights
+from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.methods.denoising import NOTHING, Denoising, Trained, sick, update_facts
@@ -147,7 +148,7 @@ class FedAvg(Denoising):
             never=(*self.never, *(f"weights of the {WAYS[part]}" for part in self._private)),
         )
 
-    def sizes(self, silos: int) -> list[str]:
+    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
         """The parts of the network, and about what a round weighs against all weights in float32."""
         count = min(self.participants or silos, silos)
         parts = {part: sum(like.size for like in self.layout_of(part).values()) for part in ALL.split("+")}

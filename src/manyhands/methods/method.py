@@ -12,6 +12,7 @@ from pydantic import Field
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
+    from manyhands.diffusion.sample import Sampling
     from manyhands.message import Message
     from manyhands.models.autoencoder import TrainedAutoencoder
     from manyhands.models.generator import Drawing
@@ -143,9 +144,13 @@ class Method(Spec, ABC):
     def plan(self) -> Plan:
         """Every operation, and what it may carry each way."""
 
-    def sizes(self, silos: int) -> list[str]:
-        """What a round of so many silos puts on the wire, for people; nothing where no weights travel."""
+    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+        """What so many silos put on the wire, and what else must be known before it is run, for people."""
         return []
+
+    def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
+        """What a silo with so many images pays, where that differs from the work of a whole network."""
+        return {}
 
     def fits(self, silo: Silo) -> None:
         """Raise ``RecipeError`` where this method cannot work with what a silo has."""

@@ -66,7 +66,7 @@ class Relay(Drawing):
     """What a silo draws from: the server by ``ask`` down to step ``cut``, then its own network, ``home``, if any.
 
     ``enters`` is where in the chain the silo takes what it got to be, and ``steps`` in how many steps it finishes: by
-    those of the whole chain if not told. ``told`` says whether the server knows of classes.
+    those of the whole chain if not told; it was ``taught`` to do so or not. ``told``: the server knows of classes.
     """
 
     model: UNet
@@ -80,11 +80,14 @@ class Relay(Drawing):
     sampling: Sampling = field(default_factory=Sampling)
     device: str = "cpu"
     ema: float = 0.0
+    taught: bool = False
 
     def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         x = self._asked(labels, rng, sampling)
         if self.home is None or self.cut == 0:
             return x
+        if self.taught:  # what a student says of the clean image may lie outside of [-1, 1]
+            sampling = sampling.model_copy(update={"clip": None, "sampler": "ddim"})
         return self.home.walked(x, labels, 0, rng, sampling, self.enters, self.steps)
 
     def _asked(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
