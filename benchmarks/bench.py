@@ -63,10 +63,10 @@ def complete(measured: Measured, bars: dict[str, str], scale: str, seconds: floa
 def run_recipe(
     name: str, folder: Path, data: Path, changes: Sequence[str], threads: int | None = None
 ) -> dict[str, Any]:
-    """The report of a ``manyhands run`` of a shipped recipe, with the data of this folder; a stopped one goes on."""
+    """The report of a ``manyhands run`` of a recipe, by name or file, with the data of this folder; it goes on."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = folder.with_suffix(".toml")
-    shipped = ROOT / "recipes" / f"{name}.toml"
+    shipped = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
     recipe.write_text(shipped.read_text().replace('"data/', f'"{data.resolve()}/'))
     command = [sys.executable, "-m", "manyhands", "run", str(recipe), "--out", str(folder), "--json"]
     command += [part for change in changes for part in ("--set", change)] + ["--resume"] * folder.exists()

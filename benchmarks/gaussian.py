@@ -12,7 +12,8 @@ from manyhands.diffusion.sample import Denoiser
 from manyhands.methods.collafuse import CollaFuse
 
 SHAPE = (1, 2, 2)
-PAIRS = 400_000
+PAIRS = 100_000
+MODES: tuple[Mode, ...] = ("exact", "nested", "authors")
 
 
 def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> dict[str, float]:

@@ -1,0 +1,312 @@
+"""What CollaFuse comes to: exactness, quality over the cut, a silo's work, traffic, secrets, re-identification, speed.
+
+Quality is of ``manyhands run`` of a shipped recipe with a few ``--set``, each in a folder of its own under ``--work``.
+A run that has ended is not done again, and one that was cut off goes on, so that all can be done in pieces: after
+``--budget`` seconds no further run is begun. Everything else is measured anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import bench
+import gaussian
+import numpy as np
+import torch
+import wiretap
+
+from manyhands import Experiment, Iid, Training, UNet, load_recipe, split
+from manyhands.data.images import as_floats, pooled
+from manyhands.data.sources import Digits
+from manyhands.diffusion.objective import noised
+from manyhands.experiment import silos_of
+from manyhands.journal import RunFolder
+from manyhands.methods.collafuse import CollaFuse
+from manyhands.privacy import identity, population
+from manyhands.training import steps
+
+BARS = {
+    "exactness": "<= 0.02", "exactness_authors": ">= 0.02",
+    "quality": "<= 1.15", "quality_alone": "<= 1", "quality_authors": "<= 1",
+    "silo_compute": "<= 1", "silo_compute_small": "<= 0.1", "silo_compute_small_fid": "<= 1.1",
+    "traffic": "<= 1.05", "traffic_fresh": ">= 100",
+    "secrets": "== 0", "secrets_algebra": "== 0", "secrets_control": "== 1",
+    "reidentification": "<= 0.01", "reidentification_theory": "<= 0.2",
+    "speed": ">= 0.9",
+}  # fmt: skip
+RECIPES = {"small": "mnist16-collafuse", "paper": "collafuse-celeba", "quick": "digits-collafuse"}
+DATA = {"small": "mnist", "paper": "img_align_celeba.zip", "quick": "nothing"}
+INNER = (0.2, 0.4, 0.6, 0.8)
+ALONE = ("kind", "rounds", "ema", "keep_optimiser", "model", "training", "diffusion")
+SMALL = 0.4
+"""The cut at which a silo with a light network and few steps is held against one with the server's."""
+PICKED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+DRAWS = 10
+
+
+def cases() -> dict[str, tuple[str, ...]]:
+    """What is told to each case beside its recipe. Cut 0 is the global model, cut 1 leaves every silo alone."""
+    light = ("method.silo_model={widths=[8,16]}", "method.distil={steps=2,rounds=5,teacher_steps=2}")
+    return {
+        "global": ("method.cut=0",),
+        **{f"exact {cut}": (f"method.cut={cut}",) for cut in INNER},
+        "alone": ("method.cut=1",),
+        **{f"authors {cut}": (f"method.cut={cut}", "method.mode=authors") for cut in INNER},
+        "fedavg": (),
+        "nested 0.4": ("method.cut=0.4", "method.mode=nested"),
+        "light 0.4": ("method.cut=0.4", *light),
+        "withheld 0.4": ("method.cut=0.4", "method.labels=withhold"),
+    }
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """Everything; FIDs are means over the seeds."""
+    scale = "quick" if told.quick else told.scale
+    table = quality(told, scale)
+    found = dict.fromkeys(BARS) | ratios(table)
+    shown: dict[str, Any] = {"cases": table}
+    for part in (exactness, traffic, secrets, speed):
+        figures, beside = part(told)
+        found |= figures
+        shown |= beside
+    recipe = "digits-collafuse" if told.quick or not (Path(told.data) / "mnist").is_dir() else "mnist16-collafuse"
+    figures, beside = reidentification(told, recipe)
+    why = f"quality is of the seeds for which all cases of a figure have ended; it needs {DATA[scale]} in --data"
+    return {"figures": found | figures, **shown, **beside, "why": why, "seeds": _seeds(told)}
+
+
+def quality(told: argparse.Namespace, scale: str) -> dict[str, dict[str, Any]]:
+    """What the runs came to that have ended."""
+    end = time.monotonic() + told.budget
+    work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
+    asked = (
+        ["exact 0.4", "light 0.4"] if told.quick else [name for name in told.only.split(";") if name] or list(cases())
+    )
+    toy = ["method.rounds=6", "evaluation.images=60", "method.training.steps=2"] if told.quick else []
+    runs = [
+        (RECIPES[scale], work / _place(name, seed), Path(told.data), [f"seed={seed}", *cases()[name], *toy], name)
+        for seed, name in product(_seeds(told), asked)
+    ]
+    threads = max(1, (os.cpu_count() or 1) // told.parallel)
+
+    def run(recipe: str, folder: Path, data: Path, changes: list[str], name: str) -> None:
+        if (folder / "report.json").exists() or time.monotonic() > end:
+            return
+        if name == "fedavg":
+            recipe = _averaged(recipe, folder)
+        bench.run_recipe(recipe, folder, data, changes, threads=threads)
+
+    if told.quick or (Path(told.data) / DATA[scale]).exists():
+        with ThreadPoolExecutor(told.parallel) as pool:
+            list(pool.map(run, *zip(*runs, strict=True)))
+    found = {name: {seed: RunFolder(work / _place(name, seed)) for seed in _seeds(told)} for name in cases()}
+    ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
+    return {name: row(reports) for name, reports in ended.items() if reports}
+
+
+def row(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of a case came to, and what it cost a silo."""
+    fids, first = [report["metrics"]["fid"] for report in reports.values()], next(iter(reports.values()))
+    costs: dict[str, float] = next(iter(first.get("costs", {}).values()), {})
+    return {
+        "fids": {seed: round(report["metrics"]["fid"], 4) for seed, report in reports.items()},
+        "fid": round(float(np.mean(fids)), 4),
+        "deviation": round(float(np.std(fids, ddof=1)), 4) if len(fids) > 1 else None,
+        "floor": round(first["floor"]["fid"], 4),
+        "label_match": round(
+            float(np.mean([report["metrics"].get("label_match", 0) for report in reports.values()])), 4
+        ),
+        "images_seen": first["images_seen"],
+        "flops_silo": max(first["flops_silos"].values()),
+        "flops_server": first["flops_server"],
+        "bytes_up": first["bytes_up"],
+        "bytes_down": first["bytes_down"],
+        "costs": costs,
+    }
+
+
+def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The figures of quality and work, as far as their cases have been run; each is the worst of its cuts."""
+
+    def over(name: str, *others: str) -> float | None:
+        if not {name, *others} <= table.keys():
+            return None
+        common = set.intersection(*(set(table[case]["fids"]) for case in (name, *others)))
+        means = [sum(table[case]["fids"][seed] for seed in common) for case in (name, *others)]
+        return means[0] / min(means[1:]) if common else None
+
+    def worst(pairs: list[tuple[str, ...]]) -> float | None:
+        each = [over(*pair) for pair in pairs]
+        return None if None in each else max(ratio for ratio in each if ratio is not None)
+
+    inner = [cut for cut in INNER if f"exact {cut}" in table]
+    shares = [(cut, table[f"exact {cut}"]["costs"]) for cut in inner]
+    light, plain = (table.get(f"{name} {SMALL}", {}).get("costs") for name in ("light", "exact"))
+    found = {
+        "quality": worst([(f"exact {cut}", "global", "fedavg") for cut in INNER if cut <= 0.4]),
+        "quality_alone": worst([(f"exact {cut}", "alone") for cut in INNER if cut <= 0.6]),
+        "quality_authors": worst([(f"exact {cut}", f"authors {cut}") for cut in INNER]),
+        "silo_compute": max(
+            (each["draw_flops"] / each["draw_flops_whole"] / cut for cut, each in shares), default=None
+        ),
+        "silo_compute_small": light["draw_flops"] / plain["draw_flops"] if light and plain else None,
+        "silo_compute_small_fid": over(f"light {SMALL}", f"exact {SMALL}"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def exactness(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Gaussian images of which theory knows everything: the worst error of mean and covariance, over nine cuts."""
+    cuts = (0.5,) if told.quick else tuple(round(0.1 * i, 1) for i in range(1, 10))
+    found = {mode: {cut: gaussian.errors(mode, cut, learnt=not told.quick) for cut in cuts} for mode in gaussian.MODES}
+    worst = {mode: [max(each.values()) for each in of.values()] for mode, of in found.items()}
+    return {"exactness": max(worst["exact"]), "exactness_authors": min(worst["authors"])}, {"gaussian": found}
+
+
+def traffic(_: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Bytes upward of a whole training run, against those of the images in float32; and what releasing anew would send.
+
+    The authors' settings: 1,800 rounds of 10 steps of 50 images, of a silo that has 2,000.
+    """
+    source = split(Digits().load(8), Iid(silos=5))
+    experiment = Experiment(_toy(labels="withhold"), source, device="cpu")
+    for _done in experiment:
+        pass
+    plain = 4 * 64 * sum(experiment.roster.values())
+    up = {row["op"]: 0 for row in experiment.ledger.entries()}
+    for entry in experiment.ledger.entries():
+        up[entry["op"]] += entry["bytes"] if entry["direction"] == "up" else 0
+    theirs = _toy(release="fresh", rounds=1800, training=Training(batch=50, steps=10))
+    short = Experiment(_toy(release="fresh"), source, device="cpu")
+    for _done in short:
+        pass
+    entries = short.ledger.entries()
+    again = sum(each["bytes"] for each in entries if (each["op"], each["direction"]) == ("release", "up"))
+    anew = _toy(release="fresh")
+    expected = 4 * 64 * sum(anew.releases(count) * count for count in short.roster.values())
+    figures = {"traffic": up["release"] / plain, "traffic_fresh": theirs.releases(2000)}
+    return figures, {"up": up, "images": plain, "fresh_measured": again / expected}
+
+
+def secrets(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Every byte that leaves five silos in a whole run, searched for 1,000 marked images, their labels and names."""
+    count = 100 if told.quick else 1000
+    found = wiretap.tapped(_toy(labels="withhold"), count)
+    control = wiretap.tapped(_toy(labels="share", cut=0), count)
+    leaks = {name: found[name] for name in ("images", "labels", "names")}
+    figures = {
+        "secrets": float(sum(leaks.values())),
+        "secrets_algebra": float(found["algebra"]),
+        "secrets_control": min(control["images"], control["labels"], found["algebra_control"]) / count,
+    }
+    return figures, {"leaks": found, "leaks_at_cut_0": control}
+
+
+def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """How often an image is picked out of 1,000 by its release, at the recommended cut; and against theory over 8."""
+    path = bench.ROOT / "recipes" / f"{recipe}.toml"
+    changed = Path(tempfile.mkdtemp()) / path.name
+    changed.write_text(path.read_text().replace('"data/', f'"{Path(told.data).resolve()}/'))
+    silos, _ = silos_of(load_recipe(changed))
+    private = as_floats(pooled([silo.images for silo in silos]).pixels[:1000])
+    public = pooled([silo.held_out for silo in silos if silo.held_out is not None])
+    method = load_recipe(changed).method
+    schedule, rng = method.diffusion.schedule, torch.Generator().manual_seed(0)
+    clouds = population.clouds(as_floats(public.pixels), public.labels)
+
+    def both(cut: int) -> dict[str, float]:
+        alpha, sigma = schedule.levels(torch.tensor([cut]), private)
+        draws = [torch.randn(private.shape, generator=rng) for _ in range(1 if told.quick else DRAWS)]
+        hits = [identity.recognised(noised(private, eps, alpha, sigma), private, float(alpha)) for eps in draws]
+        theory = population.foretold(clouds, float(sigma / alpha), len(private), rng)
+        return {"picked": float(torch.stack(hits).float().mean()), "theory": theory}
+
+    over = {share: both(round(share * schedule.steps)) for share in PICKED}
+    low, high = 0, schedule.steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        sigma = float(schedule.snr()[middle]) ** -0.5
+        enough = population.foretold(clouds, sigma, len(private), torch.Generator().manual_seed(1)) <= 0.01
+        low, high = (low, middle) if enough else (middle, high)
+    at = both(high)
+    off = max(abs(each["picked"] / each["theory"] - 1) for each in over.values())
+    shown = {"recommended_cut": high / schedule.steps, "at_it": at, "picked": over, "of": len(private), "data": recipe}
+    return {"reidentification": at["picked"], "reidentification_theory": off}, {"reidentified": shown}
+
+
+def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Steps a second of the server while eight silos release and train, against a bare loop over the same network.
+
+    Of the run, only the time counts in which the server is at work: its training, and all that it is asked.
+    """
+    rounds, each = (2, 20) if told.quick else (6, 60)
+    model = UNet(size=16, channels=1, classes=10, widths=(16, 32))
+    silos = split(Digits().load(16), Iid(silos=8))
+    method = CollaFuse(
+        model=model, silo_model=UNet(size=16, channels=1, classes=10, widths=(8,)), cut=0.5, labels="share", rounds=rounds,
+        training=Training(batch=8, steps=1), server_training=Training(batch=32, steps=each),
+    )  # fmt: skip
+    ratios = []
+    for _ in range(1 if told.quick else 3):
+        bare = _bare(model, each * rounds // 2)
+        link = wiretap.Timed(wire="bytes")
+        for _ in Experiment(method, silos, device="cpu", link=link):
+            pass
+        ratios.append(each * rounds / link.clock[0] / ((bare + _bare(model, each * rounds // 2)) / 2))
+    return {"speed": float(np.median(ratios))}, {"speeds": [round(ratio, 3) for ratio in ratios]}
+
+
+def _bare(model: UNet, count: int) -> float:
+    """Steps a second of a plain loop."""
+    network, training = model.build(0), Training(batch=32, steps=count)
+    optimiser, rng = training.optimiser_of(network, 0), torch.Generator().manual_seed(0)
+    x, labels = torch.randn(1000, 1, 16, 16), torch.randint(10, (1000,))
+    method = _toy()
+
+    def loss(numbers: torch.Tensor) -> torch.Tensor:
+        return method.diffusion.loss(network, x[numbers], labels[numbers], 10, rng)
+
+    began = time.perf_counter()
+    for _ in steps(network, optimiser, training.batches(1000, rng), loss, clip=1.0):
+        pass
+    return count / (time.perf_counter() - began)
+
+
+def _toy(**told: Any) -> CollaFuse:
+    given = {
+        "model": UNet(size=8, channels=1, classes=10, widths=(8,)), "cut": 0.5, "labels": "share", "rounds": 5,
+        "training": Training(batch=8, steps=2), **told,
+    }  # fmt: skip
+    return CollaFuse.model_validate(given)
+
+
+def _averaged(recipe: str, folder: Path) -> str:
+    """The same recipe with fedavg in the place of collafuse: the networks of silos, averaged over each round."""
+    shipped = (bench.ROOT / "recipes" / f"{recipe}.toml").read_text()
+    head, tail = shipped.split("[method.server_training]")[0], "[sampling]" + shipped.split("[sampling]")[1]
+    plain = head.replace('kind = "collafuse"', 'kind = "fedavg"\nkeep_optimiser = true')
+    kept = [line for line in plain.splitlines() if not line.startswith(("cut =", "labels = "))]
+    path = folder.with_name(f"{recipe}-fedavg.toml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(kept) + "\n" + tail)
+    return str(path)
+
+
+def _place(name: str, seed: int) -> str:
+    return f"{name.replace(' ', '-')}-{seed}"
+
+
+def _seeds(told: argparse.Namespace) -> list[int]:
+    return [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]
+
+
+if __name__ == "__main__":
+    options = {"scale": "small", "seeds": "1,2,3", "only": "", "work": "runs/collafuse", "data": "data"}
+    bench.main("collafuse", measure, BARS, **options, budget=1e9, parallel=2)
