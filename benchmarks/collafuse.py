@@ -252,10 +252,9 @@ def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     rounds, each = (2, 20) if told.quick else (6, 60)
     model = UNet(size=16, channels=1, classes=10, widths=(16, 32))
     silos = split(Digits().load(16), Iid(silos=8))
-    method = CollaFuse(
-        model=model, silo_model=UNet(size=16, channels=1, classes=10, widths=(8,)), cut=0.5, labels="share", rounds=rounds,
-        training=Training(batch=8, steps=1), server_training=Training(batch=32, steps=each),
-    )  # fmt: skip
+    light = UNet(size=16, channels=1, classes=10, widths=(8,))
+    shares = {"training": Training(batch=8, steps=1), "server_training": Training(batch=32, steps=each)}
+    method = _toy(model=model, silo_model=light, rounds=rounds, **shares)
     ratios = []
     for _ in range(1 if told.quick else 3):
         bare = _bare(model, each * rounds // 2)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from manyhands.message import Message as Message
     from manyhands.methods.baselines import Central as Central
     from manyhands.methods.baselines import Local as Local
+    from manyhands.methods.collafuse import CollaFuse as CollaFuse
     from manyhands.methods.fedavg import FedAvg as FedAvg
     from manyhands.methods.method import Method as Method
     from manyhands.methods.method import Server as Server
@@ -60,6 +61,7 @@ _HOME = {
     "journal": ["Round"],
     "message": ["Message"],
     "methods.baselines": ["Central", "Local"],
+    "methods.collafuse": ["CollaFuse"],
     "methods.fedavg": ["FedAvg"],
     "methods.method": ["Method", "Server"],
     "models.autoencoder": ["Autoencoder"],

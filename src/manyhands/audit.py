@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from manyhands.checkpoint import replace_file
 from manyhands.data.images import Images, as_floats, pooled
 from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, figures, report
 from manyhands.experiment import chosen_device, held_silos
+from manyhands.journal import RunFolder
 from manyhands.message import Message
 from manyhands.methods.collafuse import CollaFuse
 from manyhands.models.generator import Generator, load
 from manyhands.privacy import algebra
 from manyhands.privacy.disclosure import Actual, Own, disclosure
 from manyhands.seed import torch_rng
+from manyhands.sweep import INDEX
 
 if TYPE_CHECKING:
-    from manyhands.journal import RunFolder
     from manyhands.silo import Silo
     from manyhands.tensors import Tensors
 
@@ -60,6 +64,64 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES) -> dict[str, Any]
         figures.disclosure(folder.figures / "disclosure.png", found)
         report.write(folder, folder.report | {"disclosure": found})
     return found
+
+
+def trade(folder: Path) -> list[dict[str, float | None]]:
+    """What each cut of a sweep reaches, gives away and costs a silo, as a table, trade.json, and a picture, trade.png.
+
+    Attacks are made once, on the first run that releases noised images.
+    """
+    ended = [run for run in _swept(folder) if run.ended and "costs" in run.report]
+    inner = [run for run in ended if 0 < _share(run) < 1]
+    if not inner:
+        raise RunFolderError(f"{folder}: no run of it has ended that releases noised images")
+    found = audit(inner[0], sorted({_share(run) for run in inner}))
+    rows = [_trade_row([run for run in ended if _share(run) == share], share, found) for share in _shares(ended)]
+    figures.trade(folder / "trade.png", rows)
+    replace_file(folder / "trade.json", json.dumps(rows, indent=1).encode())
+    return rows
+
+
+def _swept(folder: Path) -> list[RunFolder]:
+    try:
+        told = json.loads((folder / INDEX).read_text())
+        return [RunFolder(folder / run["folder"]) for run in told if "method.cut" in run["values"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{folder}: holds no sweep over cuts: {error}") from None
+
+
+def _shares(runs: Sequence[RunFolder]) -> list[float]:
+    return sorted({_share(run) for run in runs})
+
+
+def _share(run: RunFolder) -> float:
+    """The cut of a run, the lowest if silos differ, as a share of its chain."""
+    steps = run.recipe["method"]["diffusion"]["schedule"]["steps"]
+    return float(min(costs["cut"] for costs in run.report["costs"].values()) / steps)
+
+
+def _trade_row(runs: Sequence[RunFolder], share: float, found: Mapping[str, Any]) -> dict[str, float | None]:
+    """One cut; figures of several seeds are means. At cut 0 all is given away, at cut 1 nothing."""
+    reports = [run.report for run in runs]
+    costs = next(iter(reports[0]["costs"].values()))
+    at = next((cut for cut in found["cuts"] if abs(cut["share"] - share) < 1e-9), None)
+    scores = at["one_release"] if at else None
+    chance, best = found["cuts"][0]["one_release"]["identity"]["chance"], None
+    if scores:
+        best = max(attack["explained"]["value"] for attack in scores["reconstruction"].values())
+    fids = [report["metrics"]["fid"] for report in reports if "fid" in report["metrics"]]
+    return {
+        "cut": share,
+        "snr_db": at["snr_db"] if at else None,
+        "epsilon": scores["guarantee"]["epsilon"] if scores else None,
+        "fid": float(np.mean(fids)) if fids else None,
+        "fid_deviation": float(np.std(fids, ddof=1)) if len(fids) > 1 else None,
+        "fid_real": reports[0]["floor"].get("fid"),
+        "explained": best if scores else float(share == 0),
+        "picked": scores["identity"]["top_1"]["value"] if scores else 1.0 if share == 0 else chance,
+        "draw_share": costs["draw_flops"] / costs["draw_flops_whole"],
+        "train_share": costs["train_flops"] / costs["train_flops_whole"],
+    }
 
 
 def _private_and_public(silos: Sequence[Silo]) -> tuple[Images, Images]:

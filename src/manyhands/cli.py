@@ -65,6 +65,8 @@ def run(
         _train(each.recipe, folder / each.folder, resume=resume, quiet=as_json, board=tensorboard)
     if len(runs) > 1:
         _compare([folder / each.folder for each in runs], unranked=sweep.swept, as_json=as_json)
+        if "method.cut" in sweep.variants[0].values:
+            _trade(folder, quiet=as_json)
     else:
         _show_ended(folder / runs[0].folder, as_json=as_json)
 
@@ -142,7 +144,8 @@ def sample(
     told = {key: value for key, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
     sampling = generator.sampling.model_copy(update=told)
     labels = generator.labels(count, None if label is None else [label] * count)
-    files = write_samples(out, generator, labels, seed, sampling, png=png)
+    of = f"{run_folder.resolve()} {(run_folder / 'report.json').stat().st_mtime_ns} {silo} {alone}"
+    files = write_samples(out, generator, labels, seed, sampling, png=png, of=of)
     typer.echo(
         json.dumps({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
     )
@@ -156,8 +159,9 @@ def audit(
     ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     as_json: JsonOption = False,
 ) -> None:
-    """Attack what a run released, and its server; the figures go into its report."""
+    """Attack what a run released, and its server; the figures go into its report. Of a sweep over cuts: all of them."""
     from manyhands.audit import audit as attack
+    from manyhands.audit import trade
     from manyhands.evaluation.disclosed import rows, words
     from manyhands.journal import RunFolder
     from manyhands.progress import print_table
@@ -168,6 +172,12 @@ def audit(
         raise RecipeError(f"--cuts {cuts}: is no list of shares, such as 0.2,0.4") from None
     if bad := [share for share in shares if not 0 < share < 1]:
         raise RecipeError(f"--cuts {cuts}: {bad[0]:g} is not between 0 and 1, where images are released noised")
+    if (run_folder / "sweep.json").exists():
+        if as_json:
+            typer.echo(json.dumps(trade(run_folder)))
+        else:
+            _trade(run_folder, quiet=False)
+        return
     found = attack(RunFolder(run_folder), shares)
     if as_json:
         typer.echo(json.dumps(found))
@@ -234,6 +244,18 @@ def _interrupt(*_: object) -> NoReturn:
     raise Interrupted
 
 
+def _trade(folder: Path, *, quiet: bool) -> None:
+    """The table and the picture of a sweep over cuts."""
+    from manyhands.audit import trade
+    from manyhands.evaluation.disclosed import trade_rows
+    from manyhands.progress import print_table
+
+    rows = trade(folder)
+    if not quiet:
+        print_table(trade_rows(rows), "What each cut reaches, gives away (one release) and costs a silo.")
+        typer.echo(f"figure   {folder / 'trade.png'}")
+
+
 def _compare(
     folders: list[Path], out: Path | None = None, by: str = "fid", *, unranked: bool = False, as_json: bool = False
 ) -> None:
@@ -278,6 +300,9 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool
     experiment = compose(told, folder, resume=resume)
     for line in [f"skipped {name}" for name in experiment.skipped]:
         typer.echo(line, err=True)
+    before = experiment.method.warnings(experiment.roster)
+    for line in before:
+        typer.echo(f"warning: {line}", err=True)
     watchers: list[Any] = [Progress(told, quiet=quiet)]
     if board:
         from manyhands.evaluation.board import Board
@@ -292,7 +317,8 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool
     finally:
         for watcher in watchers:
             watcher.close()
-    for problem in experiment.run_folder.problems if experiment.run_folder else []:
+    problems = experiment.run_folder.problems if experiment.run_folder else []
+    for problem in [each for each in problems if each not in before]:
         typer.echo(f"warning: {problem}", err=True)
 
 

@@ -34,7 +34,7 @@ def facts(experiment: Experiment, folder: RunFolder, drawn: Trained | None) -> d
         "silos": roster,
         "rounds": len(rounds),
         "seconds": sum(done.seconds for done in rounds),
-        "images_seen": sum(done.images for done in rounds),
+        "images_seen": sum(done.images + done.server_images for done in rounds),
         "parameters": sum(t.numel() for t in drawn.weights.values()) if drawn else 0,
         "bytes_up": ledger.bytes("up"),
         "bytes_down": ledger.bytes("down"),

@@ -91,6 +91,8 @@ class Experiment:
         told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain}
         with self.run_folder.open(told, resume=self.resume):
             self._go_on(self.run_folder)
+            for line in self.method.warnings(self.roster):
+                self.run_folder.problem(line)
             if self.run_folder.ended and self.server.round >= self.method.rounds:
                 return
             for closed in self._rounds():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,3 +42,32 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     made = generator()
     with pytest.raises(DiskError, match="file"):
         write_samples(tmp_path / "file", made, [0], 0, made.sampling)
+
+
+def test_a_draw_that_was_cut_off_goes_on_where_it_was_and_no_other_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = generator()
+    labels = made.labels(600)
+    whole = write_samples(tmp_path / "whole", made, labels, 5, made.sampling)[0].read_bytes()
+    drawn: list[int] = []
+    stream = Generator.stream
+
+    def cut_off(self: Generator, wanted: list[int], *, first: int = 0, **told: Any) -> Iterator[Any]:
+        drawn.append(first)
+        for number, part in enumerate(stream(self, wanted, first=first, **told)):
+            if len(drawn) == 1 and number == 1:
+                raise KeyboardInterrupt
+            yield part
+
+    monkeypatch.setattr(Generator, "stream", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(tmp_path / "cut", made, labels, 5, made.sampling)
+    assert not (tmp_path / "cut" / "samples.safetensors").exists()
+    assert write_samples(tmp_path / "cut", made, labels, 5, made.sampling)[0].read_bytes() == whole
+    assert drawn == [0, 256]
+    drawn.clear()
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(tmp_path / "other", made, labels, 5, made.sampling)
+    write_samples(tmp_path / "other", made, labels, 6, made.sampling)
+    assert drawn == [0, 0]

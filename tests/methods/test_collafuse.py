@@ -369,3 +369,68 @@ def test_a_cut_is_the_same_however_it_is_told() -> None:
     tighter = tiny_collafuse(cut={"epsilon": 5.0}).step_of("s0")
     assert tighter > tiny_collafuse(cut={"epsilon": 50.0}).step_of("s0")
     assert tiny_collafuse(cut={"epsilon": 5.0}, norm=1.0).step_of("s0") < tighter
+
+
+def test_networks_of_silos_are_averaged_within_their_cluster(tmp_path: Path) -> None:
+    method = tiny_collafuse(federate_silos=True, clusters={"a": ["s0", "s2"], "b": ["s1"]})
+    experiment = trained(method)
+    own = {silo.name: sha256(named(silo.memory, "average.")) for silo in experiment.silos}
+    assert own["s0"] == own["s2"] != own["s1"]
+    alone = trained(tiny_collafuse(federate_silos=True), [tiny_silos()[1]])
+    assert own["s1"] == sha256(named(alone.silos[0].memory, "average."))
+    rounds_of(Experiment(method, tiny_silos(), folder=tmp_path / "run", device="cpu", sampling=SHORT), 2)
+    assert everything(trained(method, folder=tmp_path / "run", resume=True)) == everything(experiment)
+    with pytest.raises(RecipeError, match="clusters: 's1' is in no cluster"):
+        trained(tiny_collafuse(federate_silos=True, clusters={"a": ["s0", "s2"]}))
+    with pytest.raises(ValidationError, match="clusters go with federate_silos"):
+        tiny_collafuse(clusters={"a": ["s0"]})
+
+
+def test_a_silo_taught_to_finish_in_a_few_steps_does_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    method = tiny_collafuse(rounds=4, ema=0.5, distil={"steps": 2, "rounds": 2, "teacher_steps": 2})
+    whole = trained(method)
+    relay = whole.generators()["s0"]
+    assert isinstance(relay, Relay)
+    assert (relay.steps, relay.taught) == (2, True)
+    assert relay.sample(2).isfinite().all()
+    taught, teacher = (named(whole.silos[0].memory, prefix) for prefix in ("average.", "teacher."))
+    before = trained(tiny_collafuse(rounds=2, ema=0.5)).silos[0].memory
+    assert sha256(teacher) == sha256(named(before, "average.")) != sha256(taught)
+    rounds_of(Experiment(method, tiny_silos(), folder=tmp_path / "run", device="cpu", sampling=SHORT), 3)
+    assert everything(trained(method, folder=tmp_path / "run", resume=True)) == everything(whole)
+
+
+def test_who_releases_anew_is_told_how_often_and_what_that_comes_to(tmp_path: Path) -> None:
+    told = tiny_collafuse(release="fresh", rounds=100).warnings({"s0": 8})
+    assert told == [
+        "s0: releases each image about 100 times, each time with new noise: to whoever averages, its SNR of 2.6 dB is "
+        "22.6 dB; release = 'once' keeps it"
+    ]
+    experiment = trained(tiny_collafuse(cut=0), folder=tmp_path / "run")
+    assert experiment.run_folder is not None
+    assert "s0: cut 0 sends its images to the server as they are" in experiment.run_folder.problems
+    assert not tiny_collafuse().warnings({"s0": 5})
+
+
+def test_a_network_of_another_schedule_is_refused() -> None:
+    experiment, other = trained(tiny_collafuse()), tiny_collafuse(diffusion={"schedule": {"kind": "linear"}})
+    own = experiment.method.own_generator(experiment.silos[0])
+    with pytest.raises(RecipeError, match="s0: a network was trained on another schedule"):
+        other.drawn_from("s0", experiment.server.generator(), own, lambda message: message)
+
+
+def test_costs_are_those_of_the_networks_and_the_share_of_the_chain() -> None:
+    method = tiny_collafuse(cut=0.4)
+    costs = method.costs("s0", 100, Sampling(steps=50))
+    assert costs["draw_flops"] / costs["draw_flops_whole"] == pytest.approx(0.4)
+    assert costs["bytes"] == 100 * 64
+    assert costs["weights"] == costs["weights_whole"]
+    alone = tiny_collafuse(cut=1).costs("s0", 100, Sampling(steps=50))
+    assert alone["draw_flops"] == alone["draw_flops_whole"]
+    assert alone["bytes"] == 0
+    assert tiny_collafuse(cut=0).costs("s0", 100, Sampling(steps=50))["train_flops"] == 0
+    measured = trained(tiny_collafuse(rounds=3))
+    assert method.model_copy(update={"rounds": 3}).costs("s0", 5, SHORT)["train_flops"] == 6 * 4 * (
+        costs["train_flops"] / (3 * 8)
+    )
+    assert measured.server.flops > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +107,22 @@ def _recommended(found: Told) -> str:
 
 def _interval(told: Told) -> str:
     return f"{number(told['value'])} ({number(told['low'])} to {number(told['high'])})"
+
+
+def trade_rows(rows: Sequence[Told]) -> list[list[str]]:
+    """A sweep over cuts, under heads."""
+    heads = ["cut", "SNR dB", "epsilon", "FID", "explained", "1 of 1,000", "drawing", "training"]
+    body = [
+        [
+            f"{row['cut']:.3g}",
+            "-" if row["snr_db"] is None else f"{row['snr_db']:.1f}",
+            number(row["epsilon"]),
+            number(row["fid"]),
+            f"{row['explained']:.2f}",
+            number(row["picked"]),
+            f"{row['draw_share']:.0%}",
+            f"{row['train_share']:.0%}",
+        ]
+        for row in rows
+    ]
+    return [heads, *body]

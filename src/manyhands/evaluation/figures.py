@@ -141,6 +141,35 @@ def disclosure(path: Path, told: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
+def trade(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Over the cut: how good images are, what releases give away, and what a silo has to do."""
+    figure, (quality, given, work) = _row_of_axes((11, 3.4), 3)
+    cuts = [row["cut"] for row in rows]
+
+    def line(axes: Any, name: str, label: str, colour: str) -> None:
+        known = [(row["cut"], row[name]) for row in rows if row[name] is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), "o-", ms=4, color=colour, label=label)
+
+    line(quality, "fid", "drawn across the cut", "tab:blue")
+    deviations = [row["fid_deviation"] or 0.0 for row in rows]
+    if any(deviations):
+        quality.errorbar(cuts, [row["fid"] for row in rows], deviations, fmt="none", ecolor="tab:blue", capsize=3)
+    if (floor := rows[0]["fid_real"]) is not None:
+        quality.axhline(floor, color="0.5", ls="--", lw=1, label="real images")
+    quality.set(ylabel="FID", ylim=(0, None))
+    line(given, "explained", "variance explained", "tab:orange")
+    line(given, "picked", "right one of 1,000 found", "tab:red")
+    given.set(ylabel="given away by one release", ylim=(-0.03, 1.03))
+    line(work, "draw_share", "drawing an image", "tab:green")
+    line(work, "train_share", "a step of training", "tab:olive")
+    work.set(ylabel="a silo's work, of a whole network's", ylim=(-0.03, None))
+    for axes in (quality, given, work):
+        axes.set(xlabel="cut (share of the chain at the silo)", xlim=(-0.03, 1.03))
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def _compared(axes: Any, told: Mapping[str, Any], figure_of: Callable[[Any], Mapping[str, float]]) -> None:
     """One release and all of them over the cut, each with its interval."""
     names = {"one_release": "one release", "all_releases": f"{told['releases']} with fresh noise"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
@@ -20,37 +21,73 @@ if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
     from manyhands.models.generator import Drawing
 
-SHOWN = 100
+SHOWN, BATCH = 100, 256
+TOLD = ".samples.json"
 
 
 def write_samples(
-    out: Path, generator: Drawing, labels: list[int], seed: int, sampling: Sampling, *, png: bool = False
+    out: Path, generator: Drawing, labels: list[int], seed: int, sampling: Sampling, *, png: bool = False, of: str = ""
 ) -> list[Path]:
     """Draw the labels; write samples.safetensors, grid.png (of the first 100) and if asked a PNG for each image.
 
-    However many there are, only a batch of them is in memory.
+    However many there are, only a batch of them is in memory. A draw that was cut off goes on with the batch that it
+    was at, if it is the same one: of the same run, ``of``, too.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    files, done = [out / "samples.safetensors", out / "grid.png"], 0
-    first: list[Tensor] = []
-    beside = out / ".samples.tmp"
-    try:
-        with writing(files[0]), beside.open("wb") as file:
-            file.write(_header(generator, len(labels)))
-            for images, _ in generator.stream(labels, seed=seed, sampling=sampling):
+    beside, samples = out / ".samples.tmp", out / "samples.safetensors"
+    header = _header(generator, len(labels))
+    with writing(samples):
+        done = _drawn_before(out, header, {"labels": labels, "seed": seed, "sampling": sampling.model_dump(), "of": of})
+        with beside.open("r+b" if done else "wb") as file:
+            size = _image_size(generator)
+            file.truncate(len(header) + done * size) if done else file.write(header)
+            file.seek(0, 2)
+            for images, _ in generator.stream(labels, seed=seed, sampling=sampling, batch=BATCH, first=done):
                 _append(file, images)
-                first += images[: max(SHOWN - done, 0)].clone()
-                if png:
-                    files += [_write_png(out / f"{done + i:05d}.png", image) for i, image in enumerate(images)]
-                done += len(images)
+                file.flush()
             if generator.model.classes:
                 _append(file, torch.tensor(labels))
-        beside.replace(files[0])
-    finally:
+        beside.replace(samples)
+        (out / TOLD).unlink(missing_ok=True)
+    return [samples, *_pictures(out, samples, len(header), generator, len(labels), png=png)]
+
+
+def _drawn_before(out: Path, header: bytes, told: dict[str, Any]) -> int:
+    """How many images of the very same draw are there already, in whole batches; what is told is kept for next time."""
+    text, beside = json.dumps(told, sort_keys=True), out / ".samples.tmp"
+    same = (out / TOLD).exists() and beside.exists() and (out / TOLD).read_text() == text
+    if not same:
         beside.unlink(missing_ok=True)
-    grid(files[1], torch.stack(first), columns=10)
+        (out / TOLD).write_text(text)
+        return 0
+    shape = json.loads(header[8:])["images"]["shape"]
+    size = 4 * math.prod(shape[1:])
+    whole: int = min(max(beside.stat().st_size - len(header), 0) // size, shape[0])
+    return whole - whole % BATCH
+
+
+def _pictures(out: Path, samples: Path, start: int, generator: Drawing, count: int, *, png: bool) -> list[Path]:
+    """The grid of the first images, and if asked each by itself, as they were written."""
+    model, files = generator.model, [out / "grid.png"]
+    with samples.open("rb") as file:
+        file.seek(start)
+
+        def read(wanted: int) -> Tensor:
+            raw = bytearray(file.read(wanted * _image_size(generator)))
+            return torch.frombuffer(raw, dtype=torch.float32).reshape(-1, model.channels, model.size, model.size)
+
+        first = read(min(SHOWN, count))
+        grid(files[0], first, columns=10)
+        file.seek(start)
+        for begin in range(0, count if png else 0, BATCH):
+            images = read(min(BATCH, count - begin))
+            files += [_write_png(out / f"{begin + i:05d}.png", image) for i, image in enumerate(images)]
     return files
+
+
+def _image_size(generator: Drawing) -> int:
+    return 4 * generator.model.channels * generator.model.size**2
 
 
 def _header(generator: Drawing, count: int) -> bytes:

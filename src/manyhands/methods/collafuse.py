@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.diffusion.bridge import Mode, bridge_loss
-from manyhands.diffusion.cut import Cut, cut_words
+from manyhands.diffusion.cut import Cut, cut_words, decibel
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
@@ -19,6 +19,7 @@ from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods import relay
 from manyhands.methods.baselines import Local
+from manyhands.methods.clustered import Clustered
 from manyhands.methods.denoising import Denoising, update_facts
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg import FedAvg
@@ -43,7 +44,8 @@ class CollaFuse(Denoising):
     """A silo noises its images up to a cut, and releases that once; the server learns the chain above from it.
 
     Below the cut each silo trains a network of its own, ``silo_model``, that never leaves it (or, where
-    ``federate_silos``, is averaged over all silos or those of its cluster). ``model`` is the server's. ``cut`` is that
+    ``federate_silos``, is averaged over all silos, or over those of its cluster where there are ``clusters``).
+    ``model`` is the server's. ``cut`` is that
     of every silo but those in ``cuts``. ``norm`` is what images are clipped to before they are noised. ``mode`` and
     ``release`` tell the exact form from those of others. ``labels`` go to the server or not; where they do, a silo
     may ``ask`` for its own labels or for any. ``server_training`` is the server's share of a round: if not told, as
@@ -76,6 +78,7 @@ class CollaFuse(Denoising):
     finish: Int | None = Field(default=None, ge=1, le=100_000)
     distil: Distil | None = None
     federate_silos: bool = False
+    clusters: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -92,6 +95,9 @@ class CollaFuse(Denoising):
             raise ValueError(f"mode {self.mode!r} has one cut for all; silos with cuts of their own need mode 'exact'")
         if self.federate_silos and 0 in self.steps_told:
             raise ValueError("federate_silos: a silo at cut 0 has no network")
+        named = [silo for silos in self.clusters.values() for silo in silos]
+        if self.clusters and (not self.federate_silos or len(set(named)) < len(named)):
+            raise ValueError("clusters go with federate_silos, and no silo is in two of them")
         if self.distil and (self.finish or self.federate_silos or self.mode == "authors"):
             raise ValueError("distil goes with neither finish nor federate_silos, nor with the authors' mode")
         if self.distil and self.distil.rounds + self.warm_start >= self.rounds:
@@ -111,7 +117,18 @@ class CollaFuse(Denoising):
         if unknown := sorted(self.cuts.keys() - set(silos)):
             raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({', '.join(sorted(silos)[:8])})")
         cuts = {silo: self.step_of(silo) for silo in silos}
-        return CollaFuseServer(self, seed, cuts, self.home(max(cuts.values())).server(seed, silos))
+        home = self.home(max(cuts.values()))
+        each = {name: home.server(seed, mine) for name, mine in self._clusters(silos).items()}
+        inner = Clustered(each, self.clusters)
+        return CollaFuseServer(self, seed, cuts, inner if self.clusters else home.server(seed, silos))
+
+    def _clusters(self, silos: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """The clusters, each silo in one."""
+        named = {silo for mine in self.clusters.values() for silo in mine}
+        if self.clusters and named != set(silos):
+            odd = min(named ^ set(silos))
+            raise RecipeError(f"clusters: {odd!r} is {'none of the silos' if odd in named else 'in no cluster'}")
+        return self.clusters
 
     def plan(self) -> Plan:
         """The release, what the networks below the cut ask for, and half-denoised images."""
@@ -149,6 +166,22 @@ class CollaFuse(Denoising):
             )
         return [*lines, *self.home(max(self.steps_told)).sizes(silos, sampling)]
 
+    def warnings(self, roster: Mapping[str, int]) -> list[str]:
+        """How often an image is released, and what that is as one release."""
+        schedule, lines = self.diffusion.schedule, []
+        for silo, images in roster.items():
+            step, count = self.step_of(silo), self.releases(images)
+            if self.release == "fresh" and 0 < step < schedule.steps:
+                snr = float(schedule.snr()[step])
+                lines.append(
+                    f"{silo}: releases each image about {count:,.0f} times, each time with new noise: to whoever "
+                    f"averages, its SNR of {decibel(snr):.1f} dB is {decibel(snr * count):.1f} dB; release = 'once' "
+                    "keeps it"
+                )
+            if step == 0:
+                lines.append(f"{silo}: cut 0 sends its images to the server as they are")
+        return lines
+
     def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
         """Of a silo, and what the whole chain would cost it: alone as in ``local``, or averaged as in ``fedavg``."""
         step, chain = self.step_of(silo), self.diffusion.schedule
@@ -182,6 +215,9 @@ class CollaFuse(Denoising):
         near = own or shared
         if not isinstance(near, Generator):
             return None
+        for each in (own, shared):
+            if isinstance(each, Generator) and each.diffusion.schedule != self.diffusion.schedule:
+                raise RecipeError(f"{silo}: a network was trained on another schedule: {each.diffusion.schedule!r}")
         step, told = self.step_of(silo), bool(self.server_model.classes)
         return relay.Relay(
             self.model if own or told else self.server_model,

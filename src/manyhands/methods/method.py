@@ -148,6 +148,10 @@ class Method(Spec, ABC):
         """What so many silos put on the wire, and what else must be known before it is run, for people."""
         return []
 
+    def warnings(self, roster: Mapping[str, int]) -> list[str]:
+        """What whoever starts a run with these silos, and so many images at each, should know before."""
+        return []
+
     def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
         """What a silo with so many images pays, where that differs from the work of a whole network."""
         return {}

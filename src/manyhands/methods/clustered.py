@@ -1,0 +1,60 @@
+"""Several servers of one method, each for a cluster of silos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from manyhands.message import Message
+from manyhands.methods.method import Server
+from manyhands.tensors import Tensors, named, prefixed
+
+
+class Clustered(Server):
+    """Sends every silo to the server of its cluster; all of them close their rounds together."""
+
+    def __init__(self, servers: Mapping[str, Server], clusters: Mapping[str, tuple[str, ...]]) -> None:
+        self.servers = dict(servers)
+        self.cluster_of = {silo: name for name, silos in clusters.items() for silo in silos}
+
+    @property
+    def round(self) -> int:
+        """That of all of them."""
+        return min((server.round for server in self.servers.values()), default=0)
+
+    @round.setter  # noqa: A003 - the property above
+    def round(self, number: int) -> None:
+        for server in self.servers.values():
+            server.round = number
+
+    def on(self, silo: str, message: Message) -> Message:
+        """What its own server answers."""
+        return self._of(silo).on(silo, message)
+
+    def admit(self, silo: str, message: Message) -> None:
+        """What its own server refuses."""
+        self._of(silo).admit(silo, message)
+
+    def fold(self, silo: str, message: Message) -> Message:
+        """What its own server keeps."""
+        return self._of(silo).fold(silo, message)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """Close the round in every cluster, also in one of which nobody has called."""
+        answers: dict[str, Message] = {}
+        for name, server in self.servers.items():
+            mine = {silo: message for silo, message in messages.items() if self.cluster_of[silo] == name}
+            answers |= server.on_group(op, mine)
+        return answers
+
+    def state_dict(self) -> Tensors:
+        """That of each, under the name of its cluster."""
+        parts = (prefixed(server.state_dict(), f"{name}/") for name, server in self.servers.items())
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Go on from kept states."""
+        for name, server in self.servers.items():
+            server.load_state_dict(named(state, f"{name}/"))
+
+    def _of(self, silo: str) -> Server:
+        return self.servers[self.cluster_of[silo]]
