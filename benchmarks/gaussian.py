@@ -39,7 +39,7 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
     rng = torch.Generator().manual_seed(0)
 
     def down(x: Tensor) -> tuple[Tensor, Tensor]:
-        handed = sampling.walk(server, x, schedule, schedule.steps, 0 if mode == "nested" else cut, rng)
+        handed = sampling.walk(server, x, schedule, schedule.steps, method.asks(cut), rng)
         return handed, sampling.walk(silo, handed, schedule, method.enters(cut), 0, rng, method.finishes(cut, sampling))
 
     alpha_bar = float(schedule.alpha_bar()[cut])

@@ -21,7 +21,7 @@ from manyhands.message import Message
 from manyhands.methods.collafuse import CollaFuse
 from manyhands.models.generator import Generator, load
 from manyhands.privacy import algebra
-from manyhands.privacy.disclosure import Actual, Own, disclosure
+from manyhands.privacy.disclosure import Actual, Effort, Own, disclosure
 from manyhands.seed import torch_rng
 from manyhands.sweep import INDEX
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MOST = 2000
-"""The most private images that attackers are tried on."""
+"""The most images that attackers have, and that they are tried on."""
 
 
-def audit(folder: RunFolder, shares: Sequence[float] = SHARES) -> dict[str, Any]:
+def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | None = None) -> dict[str, Any]:
     """Attack a finished run of ``collafuse``; what came of it goes into its report.
 
     The attackers' images are those that the run held out, which it never trained on.
@@ -43,7 +43,8 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES) -> dict[str, Any]
     method = recipe.method
     if not isinstance(method, CollaFuse):
         raise RunFolderError(f"{folder.path}: method {method.kind} releases no images; an audit is of collafuse")
-    silos = [replace(silo, seed=recipe.seed) for silo in silos if method.step_of(silo.name)]
+    last = method.diffusion.schedule.steps
+    silos = [replace(silo, seed=recipe.seed) for silo in silos if 0 < method.step_of(silo.name) < last]
     private, public = _private_and_public(silos)
     with folder.alone():
         stores = folder.state().stores
@@ -52,11 +53,12 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES) -> dict[str, Any]
             public,
             method.diffusion,
             _cuts(method, silos, shares),
-            releases=round(max(method.releases(len(silo.images)) for silo in silos)),
+            releases=max(1, *(round(method.releases(len(silo.images))) for silo in silos)),
             own=_own(folder, method, silos),
             lens=features.classifier(private, public),
             clip_norm=method.norm,
             actual=_actual(method, silos, stores, len(private)),
+            effort=effort,
             seed=recipe.seed,
         )
         found["exact_algebra"] = _algebra(method, silos, stores)
@@ -135,7 +137,8 @@ def _private_and_public(silos: Sequence[Silo]) -> tuple[Images, Images]:
         raise DataError(
             "no images are held out, and an attacker needs some of the same kind: data.held_out or data.test"
         )
-    return pooled([silo.images for silo in silos]), pooled(held)
+    private, public = pooled([silo.images for silo in silos]), pooled(held)
+    return private.subset(np.arange(min(MOST, len(private)))), public.subset(np.arange(min(MOST, len(public))))
 
 
 def _cuts(method: CollaFuse, silos: Sequence[Silo], shares: Sequence[float]) -> list[int]:
@@ -157,26 +160,38 @@ def _own(folder: RunFolder, method: CollaFuse, silos: Sequence[Silo]) -> Own | N
 
 def _actual(method: CollaFuse, silos: Sequence[Silo], stores: Mapping[str, Tensors], count: int) -> list[Actual]:
     """What the server really holds, by cut, and of which of the private images."""
-    numbers = np.split(np.arange(count), np.cumsum([len(silo.images) for silo in silos])[:-1])
+    every = np.arange(sum(len(silo.images) for silo in silos))
+    numbers = [mine[mine < count] for mine in np.split(every, np.cumsum([len(silo.images) for silo in silos])[:-1])]
     found = []
     for cut in sorted({method.step_of(silo.name) for silo in silos}):
-        mine = [i for i, silo in enumerate(silos) if method.step_of(silo.name) == cut and silo.name in stores]
+        mine = [
+            i for i, silo in enumerate(silos)
+            if method.step_of(silo.name) == cut and silo.name in stores and len(numbers[i])
+        ]  # fmt: skip
         if mine:
-            held = torch.cat([stores[silos[i].name]["images"] for i in mine])
+            held = torch.cat([stores[silos[i].name]["images"][: len(numbers[i])] for i in mine])
             found.append(Actual(cut, np.concatenate([numbers[i] for i in mine]), held))
     return found
 
 
 def _algebra(method: CollaFuse, silos: Sequence[Silo], stores: Mapping[str, Tensors]) -> dict[str, Any]:
-    """What can be computed exactly from what was sent, and from what never may be."""
+    """What can be computed exactly from what was sent, and from what never may be.
+
+    Releases that the server does not keep are made again from the secrets of silos: two of each image.
+    """
     sent, truth, control = [], [], []
     rng, left = torch_rng(0, "control"), MOST
     for silo in silos:
         images, cut = as_floats(silo.images.pixels[:left]), method.step_of(silo.name)
         left -= len(images)
-        tensors = stores.get(silo.name) or method.noising(silo).of(silo.images, torch.arange(len(images)))
-        facts = {"first": 0, "cut": cut, "turn": 0}
-        sent.append(Message("release", {name: tensor[: len(images)] for name, tensor in tensors.items()}, facts))
+        if not len(images):
+            break
+        mine = [stores[silo.name]] if silo.name in stores else []
+        for turn in range(0 if mine else 2):
+            mine.append(method.noising(silo, turn).of(silo.images, torch.arange(len(images))))
+        for turn, tensors in enumerate(mine):
+            parts = {name: tensor[: len(images)] for name, tensor in tensors.items()}
+            sent.append(Message("release", parts, {"first": 0, "cut": cut, "turn": turn}))
         control.append(algebra.unsafe_release(method.diffusion.schedule, images, torch.full((len(images),), cut), rng))
         truth.append(images)
     every = torch.cat(truth)

@@ -64,11 +64,11 @@ def measured(verdict: dict[str, Any], rounds: Sequence[Round]) -> dict[str, Any]
     }
 
 
-def picture(generator: Drawing, rows: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Rows of images with a column for each class, ten classes at most; eight columns where there are none."""
-    headings = generator.classes[:10] if generator.model.classes else ()
-    columns = len(headings) or 8
-    labels = [i % columns if headings else 0 for i in range(rows * columns)]
+def picture(generator: Drawing, rows: int, known: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
+    """Rows of images with a column for each of the known classes, ten at most; eight columns where there are none."""
+    columns = list(known)[:10] if generator.model.classes else [0] * 8
+    labels = [columns[i % len(columns)] for i in range(rows * len(columns))]
+    headings = tuple(generator.classes[label] for label in columns) if generator.model.classes else ()
     return generator.sample(labels=labels), headings
 
 

@@ -159,7 +159,8 @@ class Experiment:
         if not generators:
             return done
         try:
-            if picture := self._picture(next(iter(generators.values())), rows=4):
+            first = generators.get(self.silos[0].name)
+            if first is not None and (picture := self._picture(first, rows=4)):
                 figures.sheet(folder.round_picture(number), *picture)
             if number == done.rounds or not self.evaluation.images:
                 return done  # the last one is measured whole, when the run ends
@@ -171,8 +172,15 @@ class Experiment:
     def _picture(self, trained: Drawn, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
         """Of what was trained; nothing where it could only show the silos' own images."""
         if not isinstance(trained, TrainedAutoencoder):
-            return ending.picture(trained, rows)
+            return ending.picture(trained, rows, self._labels_of(trained))
         return ending.before_and_after(trained, self.silos[0], rows) if self.method.pools else None
+
+    def _labels_of(self, trained: Drawing) -> list[int]:
+        """What a picture may ask for: every class, or those of the one silo that draws with the help of others."""
+        images = self.silos[0].images
+        if isinstance(trained, Generator) or images.labels is None:
+            return list(range(len(images.classes)))
+        return [int(label) for label in images.labels.unique()]
 
     def _ready(self, trained: Generator | TrainedAutoencoder) -> Generator | TrainedAutoencoder:
         device = str(self.silos[0].bench.device)
@@ -212,7 +220,8 @@ class Experiment:
         if shared is not None:
             self._ready(shared).save(folder.model)
         drawn = shared or next(iter(own.values()), None)
-        if (generators := self.generators()) and (picture := self._picture(next(iter(generators.values())), rows=8)):
+        first = self.generators().get(self.silos[0].name)
+        if first is not None and (picture := self._picture(first, rows=8)):
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
         report.write(folder, ending.facts(self, folder, drawn) | self._verdict(folder))

@@ -66,7 +66,7 @@ class Silo:
     memory: Tensors = field(default_factory=dict)
     held_out: Images | None = None
     latents: Latents | None = None
-    secret: str = ""
+    secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or ".." in self.name:

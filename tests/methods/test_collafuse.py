@@ -16,7 +16,8 @@ from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.hub import Hub
 from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Local
-from manyhands.methods.collafuse import CollaFuse, CollaFuseServer
+from manyhands.methods.collafuse import CollaFuse
+from manyhands.methods.collafuse_server import CollaFuseServer
 from manyhands.methods.method import Conversation
 from manyhands.methods.relay import Relay
 from manyhands.methods.release import together
@@ -104,14 +105,16 @@ def test_each_image_is_released_once_and_nothing_but_figures_goes_up_after_it() 
         assert up[silo.name, "progress"]["bytes"] < 9 * 250
 
 
-def test_the_work_of_a_round_is_the_same_whenever_it_is_done() -> None:
-    class Busy(Embedded):
-        def _advance(self, hub: Hub, *told: Any) -> bool:
-            for _ in range(5):
-                hub.work()
-            return super()._advance(hub, *told)
+class Busy(Embedded):
+    def _advance(self, hub: Hub, *told: Any) -> bool:
+        for _ in range(5):
+            hub.work()
+        return super()._advance(hub, *told)
 
-    assert everything(trained(tiny_collafuse())) == everything(trained(tiny_collafuse(), link=Busy()))
+
+@pytest.mark.parametrize("told", [{}, {"warm_start": 2}, {"federate_silos": True}])
+def test_the_work_of_a_round_is_the_same_whenever_it_is_done(told: dict[str, Any]) -> None:
+    assert everything(trained(tiny_collafuse(**told))) == everything(trained(tiny_collafuse(**told), link=Busy()))
 
 
 def test_what_a_silo_released_is_learnt_above_its_own_cut_only() -> None:
@@ -124,15 +127,24 @@ def test_what_a_silo_released_is_learnt_above_its_own_cut_only() -> None:
         assert bool((method.diffusion.steps(17, rng, data.cuts) > data.cuts).all())
 
 
-def test_a_network_that_never_saw_the_release_of_another_answers_below_its_cut_the_same() -> None:
-    """Below the cut of s1, its release is nothing but more training above: what is asked there is post-processing."""
+def test_what_is_answered_below_the_cut_of_another_depends_on_its_release_and_on_nothing_else_of_it() -> None:
+    """So it is post-processing: whatever was released bounds what can come out, at any step that is asked for."""
     method = tiny_collafuse(cut=0.2, cuts={"s1": 0.7})
-    server = server_of(trained(method))
-    changed = {name: store.tensors() for name, store in server.held.items()}
-    again = trained(method)
-    assert all(
-        torch.equal(store.tensors()["images"], changed[name]["images"]) for name, store in server_of(again).held.items()
+    one = server_of(trained(method))
+    other = server_of(
+        trained(method, [Silo(s.name, s.images, secret="other" * (s.name == "s1")) for s in tiny_silos()])
     )
+    assert sha256(one.latest) != sha256(other.latest)
+    again = server_of(Experiment(method, tiny_silos(), device="cpu"))  # with no image of anybody at hand
+    again.load_stores(one.stores())
+    again._open()
+    for _ in range(method.rounds):
+        while again._step():
+            pass
+        again._close()
+        again.inner.round += 1
+        again._open()
+    assert sha256(again.latest) == sha256(one.latest)
 
 
 def test_silos_draw_across_the_cut_and_each_half_alone() -> None:
@@ -155,8 +167,8 @@ def hub_of(experiment: Experiment) -> Hub:
     return Hub(experiment.server, experiment.method.plan(), experiment.roster)
 
 
-def denoise(to: int = 400, count: int = 2, labels: tuple[int, ...] = (0, 1), steps: int = 5) -> Message:
-    facts = {"count": count, "to": to, "seed": 1, "steps": steps, "guidance": 1.0, "sampler": "ddim", "clip": 1.0}
+def denoise(labels: tuple[int, ...] = (0, 1), **told: object) -> Message:
+    facts = {"count": 2, "to": 400, "seed": 1, "steps": 5, "guidance": 1.0, "sampler": "ddim", "clip": 1.0, **told}
     return Message("denoise", {"labels": torch.tensor(labels, dtype=torch.int64)}, facts)
 
 
@@ -170,6 +182,9 @@ def denoise(to: int = 400, count: int = 2, labels: tuple[int, ...] = (0, 1), ste
         (denoise(count=0, labels=()), Reason.WRONG_FACTS),
         (denoise(steps=10**9), Reason.WRONG_FACTS),
         (denoise(labels=(0, 7)), Reason.FOREIGN_LABEL),
+        (denoise(guidance=-1.0), Reason.WRONG_FACTS),
+        (denoise(sampler="x"), Reason.WRONG_FACTS),
+        (denoise(clip=-1.0), Reason.WRONG_FACTS),
         (Message("denoise", {}, denoise().facts), Reason.MISSING_TENSOR),
         (Message("enter", {}, {"images": 5, "cut": 400, "chain": "exact linear"}), Reason.OTHER_SCHEDULE),
         (Message("enter", {}, {"images": 5, "cut": 401, "chain": tiny_collafuse().chain}), Reason.OTHER_CUT),
@@ -249,8 +264,11 @@ def rounds_of(experiment: Experiment, count: int) -> None:
             break
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_releases_nothing_again(tmp_path: Path) -> None:
-    method = tiny_collafuse(ema=0.5)
+@pytest.mark.parametrize("told", [{}, {"warm_start": 1}, {"warm_start": 2, "rounds": 4}])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_releases_nothing_again(
+    tmp_path: Path, told: dict[str, Any]
+) -> None:
+    method = tiny_collafuse(ema=0.5, **told)
     whole = trained(method)
     rounds_of(Experiment(method, tiny_silos(), folder=tmp_path / "run", device="cpu", sampling=SHORT), 2)
     resumed = trained(method, folder=tmp_path / "run", resume=True)
@@ -342,6 +360,8 @@ def test_a_silo_may_have_a_smaller_network() -> None:
         ({"federate_silos": True, "cut": 0}, "a silo at cut 0 has no network"),
         ({"silo_model": {"kind": "unet", "size": 8, "channels": 1, "classes": 2}}, "other images or classes"),
         ({"diffusion": {"upto": 4}}, "for the cut to say"),
+        ({"release": "fresh", "cut": {"epsilon": 50}}, "a cut by epsilon is for one release"),
+        ({"release": "fresh", "warm_start": 1}, "warm_start needs releases"),
     ],
 )
 def test_what_does_not_go_together_is_told(told: dict[str, object], match: str) -> None:
@@ -434,3 +454,81 @@ def test_costs_are_those_of_the_networks_and_the_share_of_the_chain() -> None:
         costs["train_flops"] / (3 * 8)
     )
     assert measured.server.flops > 0
+
+
+def test_before_a_silo_has_entered_it_may_neither_release_nor_draw() -> None:
+    for told in ({}, {"release": "fresh"}):
+        experiment = Experiment(tiny_collafuse(**told), tiny_silos(), device="cpu")
+        part = {"images": torch.zeros(5, 1, 4, 4), "labels": torch.zeros(5).long()}
+        for message in (Message("release", part, {"first": 0, "cut": 400, "turn": 0}), denoise()):
+            with pytest.raises(Refused, match="out of sequence"):
+                hub_of(experiment).submit("s0", message)
+
+
+def test_nested_asks_for_the_end_of_the_servers_own_chain_and_goes_on_at_the_cut() -> None:
+    experiment = trained(tiny_collafuse(mode="nested"))
+    relay = experiment.generators()["s0"]
+    assert isinstance(relay, Relay)
+    assert (relay.asks, relay.cut, relay.enters) == (0, 400, 400)
+    assert len(relay.sample(2)) == 2
+
+
+def test_a_fresh_run_remembers_which_labels_were_told(tmp_path: Path) -> None:
+    silos = [Silo("a", tiny_images(6)), Silo("b", tiny_images(6, seed=1))]
+    assert silos[0].images.labels is not None
+    silos[0] = Silo("a", silos[0].images.subset(np.flatnonzero(silos[0].images.labels.numpy() == 0)))
+    method = tiny_collafuse(release="fresh")
+    trained(method, silos, folder=tmp_path / "run")
+    ended = trained(method, silos, folder=tmp_path / "run", resume=True)
+    with pytest.raises(Refused, match="label of others"):
+        ended.generators()["a"].sample(labels=[1])  # type: ignore[union-attr]
+
+
+def test_a_silo_gives_nothing_more_to_a_server_that_lies_about_the_round() -> None:
+    method = tiny_collafuse(release="fresh")
+    talk = method.silo(tiny_silos()[0])
+    said, sent = iter([0, 1, 1, 1, 1]), []
+
+    def answered(message: Message) -> Message:
+        sent.append(message.op)
+        if message.op == "enter":
+            return Message("enter", {}, {"held": 0, "began": True, "round": 0})
+        told = {"round": next(said), "done": False, "seed": 0} if message.op != "release" else {"held": 1}
+        return Message(message.op, {}, told)
+
+    def talked() -> None:
+        message = next(talk)
+        while True:
+            message = talk.send(answered(message))
+
+    with pytest.raises(Refused, match="stale round: the server says round 1 of 3 after 1"):
+        talked()
+    assert sent.count("release") == 2
+
+
+def test_randomised_labels_are_told_the_same_each_time() -> None:
+    silo = tiny_silos((9,))[0]
+    told = [
+        tiny_collafuse(release="fresh", labels="randomised").noising(silo, turn).of(silo.images, torch.arange(9))
+        for turn in (0, 1)
+    ]
+    assert torch.equal(told[0]["labels"], told[1]["labels"])
+    assert not torch.equal(told[0]["images"], told[1]["images"])
+    twice = tiny_collafuse(release="fresh").noising(silo).of(silo.images, torch.tensor([0, 0]))["images"]
+    assert not torch.equal(twice[0], twice[1])
+    once = tiny_collafuse().noising(silo).of(silo.images, torch.tensor([0, 0]))["images"]
+    assert torch.equal(once[0], once[1])
+
+
+def test_two_silos_with_the_same_image_share_no_noise_and_no_secret_is_shown() -> None:
+    silos = [Silo(name, tiny_images(1), secret=secret) for name, secret in (("a", ""), ("b", ""), ("c", "hidden"))]
+    released = [tiny_collafuse().noising(silo).of(silo.images, torch.arange(1))["images"] for silo in silos]
+    assert not torch.equal(released[0], released[1])
+    assert "hidden" not in repr(silos[2]) + repr(tiny_collafuse().noising(silos[2]))
+
+
+def test_a_server_whose_training_diverges_ends_the_run_by_name() -> None:
+    server = server_of(trained(tiny_collafuse()))
+    server._losses = [torch.tensor(float("nan"))]
+    with pytest.raises(RecipeError, match="what the server learns is not finite; lower its learning_rate"):
+        server._close()

@@ -49,7 +49,7 @@ def test_normal_numbers_are_normal_to_their_fourth_moment_and_their_tails() -> N
     assert u.max() < 1
 
 
-@pytest.mark.parametrize("told", [{"secret": "other"}, {"cut": 401}, {"turn": 1}, {"norm": 3.0}])
+@pytest.mark.parametrize("told", [{"secret": "other"}, {"cut": 401}, {"fresh": True}, {"norm": 3.0}])
 def test_no_two_secrets_cuts_or_turns_share_noise(told: dict[str, object]) -> None:
     images, first = many(50), Noising(SCHEDULE, 400, "secret", norm=None)
     other = Noising(**{"schedule": SCHEDULE, "cut": 400, "secret": "secret", **told})  # type: ignore[arg-type]

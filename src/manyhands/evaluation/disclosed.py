@@ -62,7 +62,7 @@ def section(found: Told, path: Path) -> str:
     """Of the report."""
     heads, *body = rows(found)
     lines = "".join(f"<p>{text(line)}</p>" for line in words(found))
-    drawn = picture(path, "what releases give away over the cut") if path.exists() else ""
+    drawn = f'<div class="wide">{picture(path, "what releases give away over the cut")}</div>' if path.exists() else ""
     return f'<h2>Disclosure</h2><p class="dim">{text(ABOUT)}</p>{drawn}{table(heads, body)}{lines}'
 
 

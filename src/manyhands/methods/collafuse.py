@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from manyhands.diffusion.bridge import Mode, bridge_loss
+from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.cut import Cut, cut_words, decibel
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.message import Message
-from manyhands.meter import Meter
 from manyhands.methods import relay
 from manyhands.methods.baselines import Local
 from manyhands.methods.clustered import Clustered
 from manyhands.methods.denoising import Denoising, update_facts
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg import FedAvg
-from manyhands.methods.method import Ask, Conversation, Server, Trained, Wrapping
-from manyhands.methods.release import Batch, Labels, Noising, Store, chunk_of, chunks, fingerprint, together
+from manyhands.methods.method import Ask, Conversation, Server, Trained
+from manyhands.methods.release import Labels, Noising, chunk_of, chunks, fingerprint
 from manyhands.models import cost
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.layout import layout_of
 from manyhands.models.unet import UNet
 from manyhands.plan import Carries, Operation, Plan, count_text, size_text
-from manyhands.seed import torch_rng
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
-from manyhands.tensors import Like, Tensors, named, prefixed, running_average, snapshot
-from manyhands.training import Training, load_optimiser_state, optimiser_state, steps
+from manyhands.tensors import Like, named, prefixed
+from manyhands.training import Training
 
 RELEASED = "released"
 Cuts = dict[str, int]
@@ -102,6 +100,12 @@ class CollaFuse(Denoising):
             raise ValueError("distil goes with neither finish nor federate_silos, nor with the authors' mode")
         if self.distil and self.distil.rounds + self.warm_start >= self.rounds:
             raise ValueError(f"distil and warm_start leave none of {self.rounds} rounds to learn in")
+        if self.release == "fresh" and any(cut.epsilon for cut in (self.cut, *self.cuts.values())):
+            raise ValueError("a cut by epsilon is for one release of an image; release = 'fresh' makes many")
+        if self.release == "fresh" and self.warm_start:
+            raise ValueError(
+                "warm_start needs releases to learn from; with release = 'fresh' silos that rest make none"
+            )
         if self.federate_silos and self.warm_start:
             raise ValueError("warm_start is for silos with networks of their own; federate_silos averages them")
         return self
@@ -120,6 +124,8 @@ class CollaFuse(Denoising):
         home = self.home(max(cuts.values()))
         each = {name: home.server(seed, mine) for name, mine in self._clusters(silos).items()}
         inner = Clustered(each, self.clusters)
+        from manyhands.methods.collafuse_server import CollaFuseServer
+
         return CollaFuseServer(self, seed, cuts, inner if self.clusters else home.server(seed, silos))
 
     def _clusters(self, silos: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
@@ -156,7 +162,8 @@ class CollaFuse(Denoising):
         lines = [f"an image's release is {size_text(4 * pixels)}"]
         for name in {self.step_of(name): name for name in (*self.cuts, "")}.values():
             step, costs = self.step_of(name), self.costs(name, 1, sampling)
-            words = cut_words(self.diffusion.schedule, step, pixels, self.norm, self.cut.delta)
+            delta = self.cuts.get(name, self.cut).delta
+            words = cut_words(self.diffusion.schedule, step, pixels, self.norm, delta)
             drawn, whole = costs["draw_flops"], costs["draw_flops_whole"]
             lines.append(f"{name or 'an image'} is released at {words}")
             lines.append(
@@ -164,6 +171,8 @@ class CollaFuse(Denoising):
                 f"network has {costs['weights']:,.0f} of {costs['weights_whole']:,.0f} weights and trains in "
                 f"{size_text(costs['memory'])} where a whole one takes {size_text(costs['memory_whole'])}"
             )
+        if self.release == "fresh":
+            lines.append(f"released anew in each of {self.rounds:,} rounds; epsilon and SNR are of one release")
         return [*lines, *self.home(max(self.steps_told)).sizes(silos, sampling)]
 
     def warnings(self, roster: Mapping[str, int]) -> list[str]:
@@ -201,7 +210,8 @@ class CollaFuse(Denoising):
             "weights_whole": cost.weights(whole),
             "memory": cost.training_memory(home, self.training.batch) if step else 0,
             "memory_whole": cost.training_memory(whole, self.training.batch),
-            "bytes": released * 4 * whole.channels * whole.size**2,
+            "bytes": released * 4 * whole.channels * whole.size**2
+            + (2 * self.rounds * 4 * cost.weights(home) if self.federate_silos else 0),
             "bytes_fedavg": 2 * self.rounds * 4 * cost.weights(whole),
         }
 
@@ -213,8 +223,8 @@ class CollaFuse(Denoising):
     def drawn_from(self, silo: str, shared: Trained | None, own: Trained | None, ask: Ask) -> Drawing | None:
         """The server down to the cut, and the silo from there."""
         near = own or shared
-        if not isinstance(near, Generator):
-            return None
+        if not isinstance(near, Generator) or (own is None and self.step_of(silo)):
+            return None  # half a chain draws nothing
         for each in (own, shared):
             if isinstance(each, Generator) and each.diffusion.schedule != self.diffusion.schedule:
                 raise RecipeError(f"{silo}: a network was trained on another schedule: {each.diffusion.schedule!r}")
@@ -223,6 +233,7 @@ class CollaFuse(Denoising):
             self.model if own or told else self.server_model,
             ask,
             step,
+            self.asks(step),
             self.enters(step),
             own if isinstance(own, Generator) else None,
             told,
@@ -291,11 +302,12 @@ class CollaFuse(Denoising):
         return Noising(
             self.diffusion.schedule,
             self.step_of(silo.name),
-            silo.secret or f"simulated {silo.seed}",
+            silo.secret or f"simulated {silo.seed} {silo.name}",
             self.norm,
             self.labels if self.model.classes else "withhold",
             self.label_epsilon,
             turn,
+            self.release == "fresh",
         )
 
     def releases(self, images: int) -> float:
@@ -320,13 +332,15 @@ class CollaFuse(Denoising):
 
     def _released(self, silo: Silo, held: int) -> Conversation:
         noising, numbers = self.noising(silo), torch.arange(len(silo.images))
-        if (kept := silo.memory.get(RELEASED)) is not None and _code(noising, silo, numbers).ne(kept).any():
+        if not 0 <= held <= len(numbers):
+            raise Refused(Reason.WRONG_FACTS, f"the server says that it holds {held} of {len(numbers)} images")
+        code = _code(noising, silo, numbers)
+        if code.ne(silo.memory.get(RELEASED, code)).any():
             raise CheckpointError(
                 f"{silo.name}: what it would release now is not what it released: its images or its secret have changed"
             )
-        if held < len(numbers):
-            yield from chunks(noising, silo.images, numbers, held)
-        silo.memory |= {RELEASED: _code(noising, silo, numbers) if kept is None else kept}
+        silo.memory |= {RELEASED: code}
+        yield from chunks(noising, silo.images, numbers, held)
 
     def _warm(self, silo: Silo, number: int) -> Conversation:
         """Rest until the server has learnt something, then start from that."""
@@ -338,12 +352,15 @@ class CollaFuse(Denoising):
 
     def _releasing_anew(self, silo: Silo, home: Conversation) -> Conversation:
         """Before a round is closed, release what was trained on in it with noise of its own."""
-        step, message = self.step_of(silo.name), next(home)
+        step, message, last = self.step_of(silo.name), next(home), -1
         while True:
             number = message.facts.get("round")
             if number is not None and step < self.diffusion.schedule.steps:
+                if not last < number < self.rounds:  # else whoever asks could have as many releases as it likes
+                    raise Refused(Reason.STALE_ROUND, f"the server says round {number} of {self.rounds} after {last}")
                 numbers = torch.cat(list(self.training.batches(len(silo.images), silo.rng(number)))).cpu()
                 yield from chunks(self.noising(silo, number), silo.images, numbers)
+                last = number
             try:
                 answer = yield message
             except Refused as refusal:
@@ -371,6 +388,10 @@ class CollaFuse(Denoising):
             Carries(facts={"held": int}),
         )
 
+    def asks(self, step: int) -> int:
+        """Down to where the server is asked to go: to the cut, or to the end of a chain of its own."""
+        return 0 if self.mode == "nested" else step
+
     def enters(self, step: int) -> int:
         """Where the silo takes a half-denoised image to be; higher than the cut in the authors' way."""
         whole = self.diffusion.schedule.steps
@@ -395,209 +416,3 @@ def _ready() -> Conversation:
     except Refused as refusal:
         if refusal.reason is not Reason.STALE_ROUND:  # the others have begun without it
             raise
-
-
-class CollaFuseServer(Wrapping):
-    """Keeps the releases and learns the chain above the cuts; ``inner`` answers for the networks below."""
-
-    def __init__(self, method: CollaFuse, seed: int, cuts: Cuts, inner: Server) -> None:
-        super().__init__(inner)
-        self.method, self.seed, self.cuts = method, seed, cuts
-        self.held: dict[str, Store] = {}
-        self.began = False
-        self.enrolled: dict[str, int] = {}
-        self.network: Any = method.server_model.build(seed)
-        self.average = snapshot(self.network.state_dict())
-        self.updates = 0
-        self.optimiser: torch.optim.Optimizer | None = None
-        self.meter = Meter({})
-        self._batch: Batch | None = None
-        self._learns: list[str] = []
-        self._steps: Iterator[Tensor] | None = None
-        self._losses: list[Tensor] = []
-
-    def on(self, silo: str, message: Message) -> Message:
-        """Enter, release, start and denoise."""
-        if message.op == "enter":
-            self.enrolled[silo] = message.facts["images"]
-            if silo not in self.held and self.method.release == "once":
-                self.held[silo] = Store(self.cuts[silo], self.enrolled[silo])
-            held = self.held[silo].count if silo in self.held else 0
-            return Message("enter", {}, {"held": held, "began": self.began, "round": self.round})
-        if message.op == "release":
-            self.held[silo].add(message.tensors)
-            return Message("release", {}, {"held": self.held[silo].count})
-        if message.op == "start":
-            return Message("start", snapshot(self.network.state_dict()))
-        if message.op == "denoise":
-            return relay.answered(self.generator(), message, self.method.mode == "exact")
-        return self.inner.on(silo, message)
-
-    def admit(self, silo: str, message: Message) -> None:
-        """Refuse what a silo may not say now."""
-        check = {
-            "enter": self._may_enter,
-            "release": self._may_release,
-            "ready": self._may_wait,
-            "denoise": self._may_draw,
-        }
-        check.get(message.op, self.inner.admit)(silo, message)
-
-    def fold(self, silo: str, message: Message) -> Message:
-        """Waiting is all that is in ``ready``."""
-        return message if message.op == "ready" else self.inner.fold(silo, message)
-
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
-        """Begin; or do what is left of the round's work, and close it."""
-        if op == "ready":
-            self._open()
-            return {silo: Message("ready") for silo in messages}
-        if self.method.release == "fresh":
-            self._open()  # what is learnt from came within the round
-        while self._step():
-            pass
-        self._close()
-        answers = self.inner.on_group(op, messages)
-        self._open()
-        return answers
-
-    def work(self) -> bool:
-        """One step of the server's training, on what was released before the round began."""
-        return self.method.release == "once" and self._step()
-
-    def generator(self) -> Generator:
-        """The server's network, for the steps above the cuts."""
-        method = self.method
-        return Generator(method.server_model, method.diffusion, self.average, ema=method.ema, device=str(self.device))
-
-    def stores(self) -> Mapping[str, Tensors]:
-        """The releases that are whole."""
-        once = self.method.release == "once"
-        return {silo: store.tensors() for silo, store in self.held.items() if once and store.count and store.whole}
-
-    def load_stores(self, stores: Mapping[str, Tensors]) -> None:
-        """Go on with releases."""
-        for silo, tensors in stores.items():
-            self.held[silo] = Store(self.cuts[silo], len(tensors["images"]))
-            self.held[silo].add(tensors)
-
-    def state_dict(self) -> Tensors:
-        """The network, its average over rounds and its optimiser, and what the inner server keeps."""
-        weights = snapshot(self.network.state_dict())
-        average = self.average if self.method.ema else {}
-        optimiser = optimiser_state(self.optimiser) if self.optimiser else {}
-        kept = {"server.": weights, "server-average.": average, "server-": optimiser, "inner.": self.inner.state_dict()}
-        flat = {name: tensor for prefix, group in kept.items() for name, tensor in prefixed(group, prefix).items()}
-        return {"server-updates": torch.tensor(self.updates)} | flat
-
-    def load_state_dict(self, state: Tensors) -> None:
-        """Go on from a kept network."""
-        self.network.load_state_dict(named(state, "server."))
-        self.average = named(state, "server-average.") or snapshot(self.network.state_dict())
-        self.updates = int(state["server-updates"])
-        if optimiser := named(state, "server-optimiser."):
-            load_optimiser_state(self._optimiser(), prefixed(optimiser, "optimiser."))
-        self.inner.load_state_dict(named(state, "inner."))
-        self._open()
-
-    def _open(self) -> None:
-        """Begin a round: with what is released by now."""
-        self.began = True
-        learns = [silo for silo in sorted(self.held) if self.held[silo].count and self.held[silo].whole]
-        if self.method.release == "fresh":
-            learns = [silo for silo in learns if self.held[silo].turn == self.round]
-        if learns != self._learns or self.method.release == "fresh":
-            self._learns, self._batch = learns, None
-        self._steps, self._losses = self._training(), []
-
-    def _step(self) -> bool:
-        loss = None if self._steps is None else next(self._steps, None)
-        if loss is not None:
-            self._losses.append(loss)
-        return loss is not None
-
-    def _close(self) -> None:
-        """The round's figures, and the average over rounds."""
-        self.flops = self.meter.flops
-        if not self._losses:
-            self.loss = None
-            return
-        self.loss = torch.stack(self._losses).mean().item()
-        self.average = running_average(self.average, snapshot(self.network.state_dict()), self.method.ema, self.updates)
-        self.updates += 1
-
-    def _training(self) -> Iterator[Tensor]:
-        """The server's steps in the open round."""
-        if not self._learns or self.round >= self.method.rounds:
-            return
-        method, rng = self.method, torch_rng(self.seed, "server", self.round, device=self.device)
-        training, data = method.server_rounds(len(self.cuts)), self._data()
-        optimiser = self._optimiser()
-        for group in optimiser.param_groups:
-            group["lr"] = training.rate(method.progress(self.round))
-
-        def loss(numbers: Tensor) -> Tensor:
-            labels = None if data.labels is None else data.labels[numbers]
-            x_cut, cuts, no_label = data.images[numbers], data.cuts[numbers], method.server_model.classes
-            return bridge_loss(method.diffusion, self.network, x_cut, cuts, labels, no_label, rng, method.mode)
-
-        batches = list(training.batches(len(data.images), rng))
-        self.seen += sum(map(len, batches))
-        told: dict[str, Any] = {"clip": training.clip, "autocast": training.autocasts(self.device)}
-        yield from steps(self.network, optimiser, batches, loss, **told, meter=self.meter, work=method.server_model)
-
-    def _data(self) -> Batch:
-        if self._batch is None:
-            self._batch = together([self.held[silo] for silo in self._learns], self.device)
-        return self._batch
-
-    def _optimiser(self) -> torch.optim.Optimizer:
-        if self.optimiser is None:
-            self.network.to(self.device)
-            self.optimiser = self.method.server_rounds(len(self.cuts)).optimiser_of(self.network, 0.0)
-        return self.optimiser
-
-    def _labels_of(self, silo: str) -> set[int]:
-        """What a silo may ask for: no class is one of them."""
-        every = set(range(self.method.model.classes + 1))
-        own = silo in self.held and self.method.labels == "share" and self.method.ask == "own"
-        return self.held[silo].labels() | {self.method.model.classes} if own else every
-
-    def _may_enter(self, silo: str, message: Message) -> None:
-        told = message.facts
-        if told["chain"] != self.method.chain:
-            raise Refused(Reason.OTHER_SCHEDULE, f"{silo} has {told['chain']}, the server {self.method.chain}")
-        if told["cut"] != self.cuts[silo]:
-            raise Refused(Reason.OTHER_CUT, f"{silo} cuts at step {told['cut']}, the recipe says {self.cuts[silo]}")
-
-    def _may_release(self, silo: str, message: Message) -> None:
-        if self.cuts[silo] == self.method.diffusion.schedule.steps:
-            raise Refused(Reason.OTHER_CUT, f"{silo} keeps the whole chain, and has nothing to release")
-        turn = message.facts["turn"]
-        if self.method.release == "fresh" and (silo not in self.held or self.held[silo].turn < turn == self.round):
-            count = self.method.training.seen(self.enrolled[silo])
-            self.held[silo] = Store(self.cuts[silo], count, turn)
-        if silo not in self.held:
-            raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} releases before it has entered")
-        self.held[silo].check(message, self.method.model.classes)
-
-    def _may_wait(self, silo: str, message: Message) -> None:
-        if self.began:
-            raise Refused(Reason.STALE_ROUND, "the others have begun")
-
-    def _may_draw(self, silo: str, message: Message) -> None:
-        told, chain = message.facts, self.method.diffusion.schedule.steps
-        if told["to"] < self.cuts[silo]:
-            raise Refused(Reason.BELOW_CUT, f"{silo} asks for step {told['to']}, its cut is {self.cuts[silo]}")
-        if not (told["to"] <= chain and 0 < told["count"] <= relay.MOST and 0 < told["steps"] <= chain):
-            raise Refused(
-                Reason.WRONG_FACTS, f"step {told['to']}, {told['count']} images or {told['steps']} steps are too many"
-            )
-        labels = message.tensors.get("labels")
-        if labels is None:
-            return
-        if len(labels) != told["count"]:
-            raise Refused(Reason.WRONG_FACTS, f"{len(labels)} labels came for {told['count']} images")
-        known = self._labels_of(silo)
-        if bad := sorted(set(labels.tolist()) - known):
-            raise Refused(Reason.FOREIGN_LABEL, f"{silo} asks for label {bad[0]}, and has released none such")

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from manyhands.diffusion.sample import Sampling
+from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.unet import UNet
@@ -50,21 +52,28 @@ def answered(generator: Generator, message: Message, clip: bool) -> Message:
     """The server's half: noise, taken down to where the silo asked for."""
     told = message.facts
     rng = torch_rng(told["seed"], "server", device=generator.device)
-    sampling = Sampling(
-        sampler=told["sampler"],
-        steps=told["steps"],
-        guidance=told["guidance"] if generator.model.classes else 1.0,
-        clip=told["clip"] if clip else None,
-    )
+    sampling = sampling_of(message).model_copy(update={} if clip else {"clip": None})
+    if not generator.model.classes:
+        sampling = sampling.model_copy(update={"guidance": 1.0})
     x = generator.noise(told["count"], rng)
     labels = message.tensors.get("labels", torch.zeros(told["count"], dtype=torch.int64)).to(generator.device)
     return Message(message.op, {"images": generator.walked(x, labels, told["to"], rng, sampling).cpu()})
 
 
+def sampling_of(message: Message) -> Sampling:
+    """How a silo wants to have it drawn, or a refusal of what cannot be."""
+    try:
+        return Sampling(**{name: message.facts[name] for name in ("sampler", "steps", "guidance", "clip")})
+    except ValidationError as error:
+        told = error.errors()[0]
+        raise Refused(Reason.WRONG_FACTS, f"{told['loc'][0]}: {told['msg'][:200]}") from None
+
+
 @dataclass(frozen=True)
 class Relay(Drawing):
-    """What a silo draws from: the server by ``ask`` down to step ``cut``, then its own network, ``home``, if any.
+    """What a silo draws from: the server by ``ask``, then from step ``cut`` its own network, ``home``, if any.
 
+    ``asks`` is the step down to which the server is asked to go,
     ``enters`` is where in the chain the silo takes what it got to be, and ``steps`` in how many steps it finishes: by
     those of the whole chain if not told; it was ``taught`` to do so or not. ``told``: the server knows of classes.
     """
@@ -72,6 +81,7 @@ class Relay(Drawing):
     model: UNet
     ask: Ask
     cut: int
+    asks: int
     enters: int
     home: Generator | None = None
     told: bool = False
@@ -100,5 +110,5 @@ class Relay(Drawing):
     def _call(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Message:
         seed = int(torch.randint(2**62, (), generator=rng, device=labels.device))
         how: dict[str, Any] = sampling.model_dump(include={"steps", "guidance", "sampler", "clip"})
-        facts = {"count": len(labels), "to": self.cut, "seed": seed, **how}
+        facts = {"count": len(labels), "to": self.asks, "seed": seed, **how}
         return Message("denoise", {"labels": labels.cpu()} if self.told else {}, facts)

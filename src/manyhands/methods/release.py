@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -33,7 +33,8 @@ FARTHEST = 50.0
 class Noising:
     """How a silo makes its release: the step of the cut, the norm that images are clipped to, what becomes of labels.
 
-    The noise of an image is drawn from ``secret``, the image itself, the cut and the ``turn``: whoever has not the
+    The noise of an image is drawn from ``secret``, the image itself, the cut and, where images are released ``fresh``,
+    the ``turn`` and its place in it: whoever has not the
     secret cannot draw it, no two images and no two cuts share any, and the same image is released the same a second
     time, so that nothing is to be gained from asking again. Generators of random numbers will not do here: PyTorch's
     has 32 bits of seed on a CPU, which can be tried one by one.
@@ -41,17 +42,18 @@ class Noising:
 
     schedule: Schedule
     cut: int
-    secret: str
+    secret: str = field(repr=False)
     norm: float | None = None
     labels: Labels = "withhold"
     label_epsilon: float = 1.0
     turn: int = 0
+    fresh: bool = False
 
-    def of(self, images: Images, numbers: Tensor) -> Tensors:
-        """The release of the images of these numbers."""
+    def of(self, images: Images, numbers: Tensor, first: int = 0) -> Tensors:
+        """The release of the images of these numbers, the first of which has this place in the whole of it."""
         pixels = images.pixels[numbers]
         x_0 = clipped(as_floats(pixels), self.norm)
-        eps = torch.stack([self._noise(image) for image in pixels]).reshape(x_0.shape)
+        eps = torch.stack([self._noise(image, first + i) for i, image in enumerate(pixels)]).reshape(x_0.shape)
         t = torch.full((len(x_0),), self.cut)
         released = {"images": noised(x_0, eps, *self.schedule.levels(t, x_0)) if self.cut else x_0}
         if self.labels == "withhold" or images.labels is None:
@@ -59,20 +61,22 @@ class Noising:
         pairs, classes = zip(pixels, images.labels[numbers].tolist(), strict=True), len(images.classes)
         return released | {"labels": torch.tensor([self._told(image, label, classes) for image, label in pairs])}
 
-    def _noise(self, image: Tensor) -> Tensor:
-        return torch.from_numpy(normal(self._key(image, "noise"), image.numel())).float()
+    def _noise(self, image: Tensor, place: int = 0) -> Tensor:
+        anew = f"{self.turn} {place}" if self.fresh else ""
+        told = f"noise\n{self.schedule!r}\n{self.cut}\n{self.norm}\n{anew}"
+        return torch.from_numpy(normal(self._key(image, told), image.numel())).float()
 
     def _told(self, image: Tensor, label: int, classes: int) -> int:
         """The label; randomised, it is the true one with the odds e^epsilon against each of the others."""
         if self.labels == "share":
             return label
-        odds, (first, second) = math.exp(self.label_epsilon), uniform(self._key(image, "label"), 2)
+        key = self._key(image, f"label\n{label}")  # the same each time it is told, or averaging would tell the true one
+        odds, (first, second) = math.exp(self.label_epsilon), uniform(key, 2)
         true = first < odds / (odds + classes - 1)
         return label if true else (label + 1 + int(second * (classes - 1))) % classes
 
     def _key(self, image: Tensor, what: str) -> bytes:
-        told = f"{self.secret}\n{what}\n{self.schedule!r}\n{self.cut}\n{self.norm}\n{self.turn}\n"
-        return told.encode() + image.numpy().tobytes()
+        return f"{self.secret}\n{what}\n".encode() + image.numpy().tobytes()
 
 
 def clipped(x: Tensor, norm: float | None) -> Tensor:
@@ -106,7 +110,7 @@ def chunks(noising: Noising, images: Images, numbers: Tensor, first: int = 0) ->
     size = chunk_of(images.pixels[0].numel())
     for start in range(first, len(numbers), size):
         facts = {"first": start, "cut": noising.cut, "turn": noising.turn}
-        yield Message("release", noising.of(images, numbers[start : start + size]), facts)
+        yield Message("release", noising.of(images, numbers[start : start + size], start), facts)
 
 
 def fingerprint(noising: Noising, images: Images, numbers: Tensor) -> str:
