@@ -68,7 +68,7 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
     return found
 
 
-def trade(folder: Path) -> list[dict[str, float | None]]:
+def trade(folder: Path, effort: Effort | None = None) -> list[dict[str, float | None]]:
     """What each cut of a sweep reaches, gives away and costs a silo, as a table, trade.json, and a picture, trade.png.
 
     Attacks are made once, on the first run that releases noised images.
@@ -77,7 +77,7 @@ def trade(folder: Path) -> list[dict[str, float | None]]:
     inner = [run for run in ended if 0 < _share(run) < 1]
     if not inner:
         raise RunFolderError(f"{folder}: no run of it has ended that releases noised images")
-    found = audit(inner[0], sorted({_share(run) for run in inner}))
+    found = audit(inner[0], sorted({_share(run) for run in inner}), effort)
     rows = [_trade_row([run for run in ended if _share(run) == share], share, found) for share in _shares(ended)]
     figures.trade(folder / "trade.png", rows)
     replace_file(folder / "trade.json", json.dumps(rows, indent=1).encode())
@@ -121,6 +121,7 @@ def _trade_row(runs: Sequence[RunFolder], share: float, found: Mapping[str, Any]
         "fid_real": reports[0]["floor"].get("fid"),
         "explained": best if scores else float(share == 0),
         "picked": scores["identity"]["top_1"]["value"] if scores else 1.0 if share == 0 else chance,
+        "of": found["cuts"][0]["one_release"]["identity"]["candidates"],
         "draw_share": costs["draw_flops"] / costs["draw_flops_whole"],
         "train_share": costs["train_flops"] / costs["train_flops_whole"],
     }

@@ -111,7 +111,7 @@ def _interval(told: Told) -> str:
 
 def trade_rows(rows: Sequence[Told]) -> list[list[str]]:
     """A sweep over cuts, under heads."""
-    heads = ["cut", "SNR dB", "epsilon", "FID", "explained", "1 of 1,000", "drawing", "training"]
+    heads = ["cut", "SNR dB", "epsilon", "FID", "explained", f"1 of {rows[0]['of']:,}", "drawing", "training"]
     body = [
         [
             f"{row['cut']:.3g}",

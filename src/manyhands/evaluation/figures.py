@@ -159,14 +159,15 @@ def trade(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         quality.axhline(floor, color="0.5", ls="--", lw=1, label="real images")
     quality.set(ylabel="FID", ylim=(0, None))
     line(given, "explained", "variance explained", "tab:orange")
-    line(given, "picked", "right one of 1,000 found", "tab:red")
+    line(given, "picked", f"right one of {rows[0]['of']:,} found", "tab:red")
     given.set(ylabel="given away by one release", ylim=(-0.03, 1.03))
     line(work, "draw_share", "drawing an image", "tab:green")
     line(work, "train_share", "a step of training", "tab:olive")
     work.set(ylabel="a silo's work, of a whole network's", ylim=(-0.03, None))
     for axes in (quality, given, work):
         axes.set(xlabel="cut (share of the chain at the silo)", xlim=(-0.03, 1.03))
-        axes.legend(frameon=False, fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
