@@ -128,6 +128,10 @@ class Recipe(Spec):
             raise ValueError(f"quorum is {self.quorum}, but only {a_round} silos take part in a round")
         if self.sampling.guidance != 1 and model.classes and not self.method.diffusion.label_dropout:
             raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
+        if isinstance(self.method, CollaFuse):
+            told = [*self.method.cuts, *(silo for mine in self.method.clusters.values() for silo in mine)]
+            if odd := [silo for silo in told if silo not in self.partition.names()]:
+                raise ValueError(f"method names {odd[0]!r}; {nearest(odd[0], self.partition.names()[:20])}")
         if isinstance(self.partition, Dirichlet | Shards) and self.data.classes == ():
             raise ValueError(f"partition {self.partition.kind!r} deals by label, and data.classes is 0")
         if isinstance(self.partition, Domains) != bool(self.data.domains):

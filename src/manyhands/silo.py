@@ -72,6 +72,9 @@ class Silo:
         if not _NAME.fullmatch(self.name) or ".." in self.name:
             raise RecipeError(f"silo name {self.name!r}: use a-z, 0-9, '.', '_' and '-', at most 63 of them")
 
+        if not isinstance(self.secret, str):
+            raise RecipeError(f"{self.name}: its secret is a {type(self.secret).__name__}, not text")
+
     def rng(self, round_number: int) -> torch.Generator:
         """The random numbers of this silo in this round, on its device."""
         return torch_rng(self.seed, self.name, round_number, device=self.bench.device)

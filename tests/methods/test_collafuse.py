@@ -382,6 +382,31 @@ def test_a_cut_that_cannot_be_is_told(told: dict[str, object], match: str) -> No
         trained(tiny_collafuse(**told))
 
 
+def test_a_cut_near_an_end_is_not_the_end() -> None:
+    assert [tiny_collafuse(cut=share).step_of("s0") for share in (0, 1e-9, 1 - 1e-9, 1)] == [0, 1, 999, 1000]
+
+
+def test_a_norm_beyond_that_of_any_image_bounds_nothing() -> None:
+    assert tiny_collafuse(norm=1e3).bound == tiny_collafuse().bound == 4
+    assert tiny_collafuse(norm=2.0).bound == 2
+
+
+@pytest.mark.parametrize("told", [{"finish": 2000}, {"distil": {"steps": 4, "rounds": 1}, "cut": 0.002}])
+def test_a_silo_takes_no_more_steps_than_there_are(told: dict[str, Any]) -> None:
+    method = tiny_collafuse(**told)
+    assert method.finishes(method.step_of("s0"), SHORT) == method.step_of("s0")
+
+
+def test_a_silo_that_is_tried_on_a_class_that_it_may_not_ask_for_is_told_before_training() -> None:
+    images = tiny_images(12)
+    assert images.labels is not None
+    first = images.subset(np.flatnonzero(images.labels.numpy() == 0))
+    silo = Silo("a", first, held_out=images)
+    with pytest.raises(RecipeError, match="a: holds out images of class 1 and trains on none.*method.ask = 'any'"):
+        Experiment(tiny_collafuse(), [silo], device="cpu")
+    Experiment(tiny_collafuse(ask="any"), [silo], device="cpu")
+
+
 def test_a_cut_is_the_same_however_it_is_told() -> None:
     step = tiny_collafuse(cut={"snr_db": -3.0}).step_of("s0")
     snr = tiny_collafuse().diffusion.schedule.snr()
@@ -443,7 +468,8 @@ def test_costs_are_those_of_the_networks_and_the_share_of_the_chain() -> None:
     method = tiny_collafuse(cut=0.4)
     costs = method.costs("s0", 100, Sampling(steps=50))
     assert costs["draw_flops"] / costs["draw_flops_whole"] == pytest.approx(0.4)
-    assert costs["bytes"] == 100 * 64
+    assert costs["bytes"] == 100 * (64 + 8)
+    assert tiny_collafuse(labels="withhold").costs("s0", 100, SHORT)["bytes"] == 100 * 64
     assert costs["weights"] == costs["weights_whole"]
     alone = tiny_collafuse(cut=1).costs("s0", 100, Sampling(steps=50))
     assert alone["draw_flops"] == alone["draw_flops_whole"]

@@ -133,6 +133,11 @@ class Partition(Spec, ABC):
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """The image numbers of each silo."""
 
+    def names(self) -> list[str]:
+        """What the silos are called: silo-0, silo-1, ..., all equally long."""
+        width = len(str(self.silos - 1))
+        return [f"silo-{i:0{width}d}" for i in range(self.silos)]
+
 
 class Iid(Partition):
     """Equal shares at random."""

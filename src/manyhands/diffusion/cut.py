@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from manyhands.diffusion.release import box_norm, cut_of_epsilon, epsilon, mu_of
+from manyhands.diffusion.release import cut_of_epsilon, epsilon, mu_of
 from manyhands.diffusion.schedule import Schedule
 from manyhands.errors import RecipeError
 from manyhands.spec import Float, Spec
@@ -43,7 +43,9 @@ class Cut(Spec):
     def step(self, schedule: Schedule, norm: float) -> int:
         """The step of the chain that images of at most this norm are noised to."""
         if self.share is not None:
-            return round(self.share * schedule.steps)
+            inside = self.share not in (0, 1)  # neither end is meant by what is only near it
+            step = round(self.share * schedule.steps)
+            return min(max(step, 1), schedule.steps - 1) if inside else step
         if self.epsilon is not None:
             return cut_of_epsilon(schedule, self.epsilon, self.delta, norm)
         snr, wanted = schedule.snr().tolist(), 10 ** ((self.snr_db or 0) / 10)
@@ -58,16 +60,15 @@ def decibel(snr: float) -> float:
     return 10 * math.log10(snr) if snr > 0 else -math.inf
 
 
-def cut_words(schedule: Schedule, step: int, pixels: int, norm: float | None, delta: float, releases: int = 1) -> str:
+def cut_words(schedule: Schedule, step: int, norm: float, delta: float) -> str:
     """A cut in the three ways, for people: what an image is noised to before it leaves."""
     if step == 0:
         return "cut 0: as they are, nothing is hidden"
     if step == schedule.steps:
         return "cut 1: nothing is released"
-    snr, bound = float(schedule.snr()[step]), norm or box_norm(pixels)
-    shown = epsilon(mu_of(snr, bound, releases), delta)
-    many = f" after {releases:,} releases" if releases > 1 else ""
+    snr = float(schedule.snr()[step])
+    shown = epsilon(mu_of(snr, norm), delta)
     return (
         f"step {step} of {schedule.steps} (share {step / schedule.steps:.3g}), SNR {decibel(snr):.1f} dB, epsilon "
-        f"{shown:,.3g}{many} at delta {delta:g} (local, one image replaced by any other)"
+        f"{shown:,.3g} at delta {delta:g} (local, one image replaced by any other)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ def rows(found: Told) -> list[list[str]]:
     for cut in found["cuts"]:
         body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number(cut["linkability"]["value"])))
         if "all_releases" in cut:
-            body.append(_row(f"  x {found['releases']:,}", cut, cut["all_releases"], ""))
+            many = found["releases"]
+            together = {**cut, "snr_db": cut["snr_db"] + 10 * math.log10(many)}
+            body.append(_row(f"  x {many:,}", together, cut["all_releases"], "-"))
     return [HEADS, *body]
 
 
@@ -101,7 +104,7 @@ def _recommended(found: Told) -> str:
     return (
         f"Recommended cut: {told['share']:.3g} (step {told['cut']}, {told['snr_db']:.1f} dB, epsilon "
         f"{number(scores['guarantee']['epsilon'])}), the first where theory has at most 1 % of images picked out of "
-        f"1,000; picked here: {_interval(scores['identity']['top_1'])}."
+        f"1,000; picked here, out of {scores['identity']['candidates']:,}: {_interval(scores['identity']['top_1'])}."
     )
 
 

@@ -159,11 +159,14 @@ class CollaFuse(Denoising):
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
         """Each cut in every way that it can be told, and what it saves a silo."""
         pixels = self.model.channels * self.model.size**2
-        lines = [f"an image's release is {size_text(4 * pixels)}"]
+        label = ", and 8 B of its label" if self.told_labels else ""
+        lines = [f"an image's release is {size_text(4 * pixels)}{label}"]
+        if label and self.labels == "randomised":
+            lines.append(f"a label has an epsilon of {self.label_epsilon:g} of its own (randomised response)")
         for name in {self.step_of(name): name for name in (*self.cuts, "")}.values():
             step, costs = self.step_of(name), self.costs(name, 1, sampling)
             delta = self.cuts.get(name, self.cut).delta
-            words = cut_words(self.diffusion.schedule, step, pixels, self.norm, delta)
+            words = cut_words(self.diffusion.schedule, step, self.bound, delta)
             drawn, whole = costs["draw_flops"], costs["draw_flops_whole"]
             lines.append(f"{name or 'an image'} is released at {words}")
             lines.append(
@@ -172,7 +175,12 @@ class CollaFuse(Denoising):
                 f"{size_text(costs['memory'])} where a whole one takes {size_text(costs['memory_whole'])}"
             )
         if self.release == "fresh":
-            lines.append(f"released anew in each of {self.rounds:,} rounds; epsilon and SNR are of one release")
+            copies = self.training.steps and self.rounds * self.training.steps * self.training.batch
+            many = f"{copies:,} copies of a silo's images" if copies else f"{self.releases(1):,.0f} of each image"
+            lines.append(
+                f"released anew, {many} in all: epsilon and SNR above are of one copy, n copies of one image are as "
+                "one at n times the SNR"
+            )
         return [*lines, *self.home(max(self.steps_told)).sizes(silos, sampling)]
 
     def warnings(self, roster: Mapping[str, int]) -> list[str]:
@@ -210,10 +218,25 @@ class CollaFuse(Denoising):
             "weights_whole": cost.weights(whole),
             "memory": cost.training_memory(home, self.training.batch) if step else 0,
             "memory_whole": cost.training_memory(whole, self.training.batch),
-            "bytes": released * 4 * whole.channels * whole.size**2
+            "bytes": released
+            * (4 * whole.channels * whole.size**2 + 8 * (self.labels != "withhold" and whole.classes > 0))
             + (2 * self.rounds * 4 * cost.weights(home) if self.federate_silos else 0),
             "bytes_fedavg": 2 * self.rounds * 4 * cost.weights(whole),
         }
+
+    def fits(self, silo: Silo) -> None:
+        """As ever; and where a silo may ask for its own labels alone, it must have some of each that it is tried on."""
+        super().fits(silo)
+        shared = self.told_labels and self.ask == "own" and self.labels == "share"
+        step = self.step_of(silo.name)
+        if not shared or step == self.diffusion.schedule.steps or silo.held_out is None:
+            return
+        mine, held = (images.labels for images in (silo.images, silo.held_out))
+        if mine is not None and held is not None and (odd := sorted(set(held.tolist()) - set(mine.tolist()))):
+            raise RecipeError(
+                f"{silo.name}: holds out images of class {odd[0]} and trains on none, so it may not ask for any; let "
+                "it with method.ask = 'any', or hold out nothing"
+            )
 
     def own_generator(self, silo: Silo) -> Trained | None:
         """The silo's own network, for the steps up to its cut."""
@@ -247,8 +270,12 @@ class CollaFuse(Denoising):
 
     def step_of(self, silo: str) -> int:
         """The step of the chain that a silo's images are noised to."""
-        pixels = self.model.channels * self.model.size**2
-        return self.cuts.get(silo, self.cut).step(self.diffusion.schedule, self.norm or box_norm(pixels))
+        return self.cuts.get(silo, self.cut).step(self.diffusion.schedule, self.bound)
+
+    @property
+    def bound(self) -> float:
+        """The largest norm that a released image has: the corners of the box of pixels, or what it is clipped to."""
+        return min(self.norm or math.inf, box_norm(self.model.channels * self.model.size**2))
 
     def home(self, step: int) -> Local | FedAvg:
         """How the networks below a cut are trained: each by its silo alone, or averaged."""
@@ -275,6 +302,11 @@ class CollaFuse(Denoising):
         return self.model.model_copy(update={"classes": 0}) if self.labels == "withhold" else self.model
 
     @property
+    def told_labels(self) -> bool:
+        """Whether labels, true ones or not, go to the server."""
+        return self.labels != "withhold" and self.model.classes > 0
+
+    @property
     def steps_told(self) -> list[int]:
         """All cuts that the recipe tells of."""
         return sorted({self.step_of(name) for name in (*self.cuts, "")})
@@ -287,7 +319,7 @@ class CollaFuse(Denoising):
     @property
     def never(self) -> tuple[str, ...]:
         """What no silo ever sends."""
-        told = self.labels != "withhold" and self.model.classes
+        told = self.told_labels
         images = () if 0 in self.steps_told else ("images that are not noised",)
         return (
             *images,
@@ -375,7 +407,7 @@ class CollaFuse(Denoising):
         pixels = (self.model.channels, self.model.size, self.model.size)
         most = chunk_of(math.prod(pixels))
         held = {"images": Like((None, *pixels), torch.float32, most)}
-        told = self.labels != "withhold" and bool(self.model.classes)
+        told = self.told_labels
         if told:
             held["labels"] = Like((None,), torch.int64, most)
         pictures = "its images as they are" if self.steps_told == [0] else "its images, noised up to its cut"
@@ -399,11 +431,13 @@ class CollaFuse(Denoising):
 
     def finishes(self, step: int, sampling: Sampling) -> int | None:
         """In how many steps the silo finishes: the authors' way takes those of the cut over a longer way."""
-        if self.distil:
-            return self.distil.steps
-        if self.finish is not None or self.mode != "authors":
-            return self.finish
-        return len(sampling.between(self.diffusion.schedule, step, 0)) - 1 if step else None
+        if not step:
+            return None
+        if self.distil or self.finish:
+            return min(self.distil.steps if self.distil else self.finish or step, step)
+        if self.mode != "authors":
+            return None
+        return len(sampling.between(self.diffusion.schedule, step, 0)) - 1
 
 
 def _code(noising: Noising, silo: Silo, numbers: Tensor) -> Tensor:

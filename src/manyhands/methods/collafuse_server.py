@@ -244,8 +244,8 @@ class CollaFuseServer(Wrapping):
         if told["to"] < self.method.asks(self.cuts[silo]):
             raise Refused(Reason.BELOW_CUT, f"{silo} asks for step {told['to']}, its cut is {self.cuts[silo]}")
         if not (told["to"] <= chain and 0 < told["count"] <= relay.MOST and 0 < told["steps"] <= chain):
-            asked = f"step {told['to']}, {told['count']} images or {told['steps']} steps"
-            raise Refused(Reason.WRONG_FACTS, f"{asked} are too many")
+            asked = f"{told['count']} images down to step {told['to']} in {told['steps']} steps of the chain"
+            raise Refused(Reason.WRONG_FACTS, f"{asked}: at most {relay.MOST} images and {chain} steps are drawn")
         relay.sampling_of(message)
         labels = message.tensors.get("labels")
         if labels is None:
