@@ -155,7 +155,7 @@ def test_a_latent_generator_draws_the_same_when_loaded_and_in_diffusers(tmp_path
     rng = torch.Generator().manual_seed(0)
     theirs = pipeline(labels, num_inference_steps=10, output_type="np", generator=rng).images
     x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    denoiser = guided(one._network, one.diffusion, torch.tensor(labels) if classes else None, classes, 1.0)
+    denoiser = guided(one.network, one.diffusion, torch.tensor(labels) if classes else None, classes, 1.0)
     unbounded = Sampling(steps=10, clip=None)
     latents = unbounded.walk(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator())
     ours = autoencoder().decoded(latents / 2.5).clamp(-1, 1)

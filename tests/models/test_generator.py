@@ -55,7 +55,7 @@ def test_diffusers_loads_it_and_draws_the_same_images(tmp_path: Path, classes: i
 
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     known = torch.tensor(labels) if classes else None
-    denoiser = guided(one._network, one.diffusion, known, classes, 1.0)
+    denoiser = guided(one.network, one.diffusion, known, classes, 1.0)
     ours = one.sampling.walk(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator()).clamp(-1, 1)
     assert torch.allclose(torch.from_numpy(theirs).permute(0, 3, 1, 2), ours / 2 + 0.5, atol=2e-3)
 
