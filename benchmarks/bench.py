@@ -65,7 +65,7 @@ def run_recipe(
 ) -> dict[str, Any]:
     """The report of a ``manyhands run`` of a recipe, by name or file, with the data of this folder; it goes on."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    recipe = folder.with_suffix(".toml")
+    recipe = folder.with_name(f"{folder.name}.toml")
     shipped = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
     recipe.write_text(shipped.read_text().replace('"data/', f'"{data.resolve()}/'))
     command = [sys.executable, "-m", "manyhands", "run", str(recipe), "--out", str(folder), "--json"]

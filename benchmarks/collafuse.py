@@ -293,11 +293,11 @@ def _averaged(recipe: str, folder: Path) -> str:
     """The same recipe with fedavg in the place of collafuse: the networks of silos, averaged over each round."""
     shipped = (bench.ROOT / "recipes" / f"{recipe}.toml").read_text()
     head, tail = shipped.split("[method.server_training]")[0], "[sampling]" + shipped.split("[sampling]")[1]
-    plain = head.replace('kind = "collafuse"', 'kind = "fedavg"\nkeep_optimiser = true')
-    kept = [line for line in plain.splitlines() if not line.startswith(("cut =", "labels = "))]
-    path = folder.with_name(f"{recipe}-fedavg.toml")
+    before, method = head.replace('kind = "collafuse"', 'kind = "fedavg"\nkeep_optimiser = true').split("[method]")
+    kept = [line for line in method.splitlines() if not line.startswith(("cut =", "labels ="))]
+    path = folder.with_name(f"{folder.name}-shipped.toml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(kept) + "\n" + tail)
+    path.write_text(f"{before}[method]" + "\n".join(kept) + "\n" + tail)
     return str(path)
 
 

@@ -72,10 +72,10 @@ def _server(mode: Mode, schedule: Schedule, cut: int, mean: Tensor, root: Tensor
         x_cut = noised(x_0, torch.randn(x_0.shape, generator=rng, dtype=torch.float64), alpha, sigma)
         eps = torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
         r = bridge(schedule, at, torch.full((1,), cut), x_cut, mode)
-        wanted, k = target(diffusion, at, x_cut, eps, *r)
+        wanted = target(diffusion, at, x_cut, eps, *r)
         if not learnt:
-            a, s = float(r[0]), float(r[1])
-            weights = float(k) * s * torch.linalg.inv(a**2 * spread + s**2 * torch.eye(4, dtype=torch.float64))
+            a, s, k = float(r[0]), float(r[1]), float(schedule.levels(at, x_cut)[1] / r[1])
+            weights = k * s * torch.linalg.inv(a**2 * spread + s**2 * torch.eye(4, dtype=torch.float64))
             return weights, -weights @ (a * alpha * mean)
         x_t = noised(x_cut, eps, *r)
         solved = torch.linalg.lstsq(torch.cat([x_t, torch.ones(count, 1, dtype=torch.float64)], 1), wanted).solution

@@ -46,6 +46,10 @@ class Training(Spec):
         """The same training by batches ``count`` times as large: as many steps, on all that ``count`` silos have."""
         return self.model_copy(update={"batch": self.batch * count})
 
+    def halved(self) -> Self:
+        """The same training by batches half as large, as far as they can be."""
+        return self.model_copy(update={"batch": max(self.batch // 2, 1)})
+
     def seen(self, count: int) -> int:
         """How many images, each as often as it is taken, a silo of ``count`` images takes in a round."""
         return (self.epochs or 0) * count + (self.steps or 0) * min(self.batch, count)

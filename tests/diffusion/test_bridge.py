@@ -23,8 +23,9 @@ def test_noising_twice_over_the_bridge_is_noising_once(cut: int, data: st.DataOb
     assert alpha_r**2 * (1 - alpha_bar[cut]) + sigma_r**2 == pytest.approx(1 - alpha_bar[t])
 
 
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("target", ["eps", "v"])
-def test_no_network_does_better_than_the_ordinary_denoiser_at_any_cut(target: str) -> None:
+def test_no_network_does_better_than_the_ordinary_denoiser_at_any_cut(target: str, pairs: bool) -> None:
     diffusion, mean, variance = Diffusion.model_validate({"target": target}), 0.5, 0.3
     schedule, rng = diffusion.schedule, torch.Generator().manual_seed(0)
     x_0 = mean + variance**0.5 * torch.randn(200_000, 1, generator=rng, dtype=torch.float64)
@@ -38,7 +39,23 @@ def test_no_network_does_better_than_the_ordinary_denoiser_at_any_cut(target: st
             eps = sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
             return (eps if target == "eps" else (eps - sigma * x) / alpha) + push * x
 
-        return bridge_loss(diffusion, network, x_cut, cut, None, 0, torch.Generator().manual_seed(1)).item()
+        rng = torch.Generator().manual_seed(1)
+        return bridge_loss(diffusion, network, x_cut, cut, None, 0, rng, pairs=pairs).item()
 
     best = loss(0.0)
     assert loss(0.02) > best < loss(-0.02)
+
+
+def test_near_the_cut_a_noise_and_its_opposite_vary_far_less_than_two_noises() -> None:
+    diffusion, x_cut = Diffusion(upto=410), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def slope(seed: int, *, pairs: bool) -> float:
+        push = torch.zeros((), requires_grad=True)
+        x = x_cut[:1] if pairs else x_cut
+        rng, cut = torch.Generator().manual_seed(seed), torch.full((len(x),), 400)
+        bridge_loss(diffusion, lambda x, *_: push * x, x, cut, None, 0, rng, pairs=pairs).backward()
+        assert push.grad is not None
+        return float(push.grad)
+
+    alone, paired = ([slope(seed, pairs=pairs) for seed in range(100)] for pairs in (False, True))
+    assert torch.tensor(paired).var() < 0.2 * torch.tensor(alone).var()

@@ -176,6 +176,7 @@ class CollaFuseServer(Wrapping):
             return
         method, rng = self.method, torch_rng(self.seed, "server", self.round, device=self.device)
         training, data = method.server_rounds(len(self.cuts)), self._data()
+        pairs = method.mode == "exact" and any(self.cuts.values())
         optimiser = self._optimiser()
         for group in optimiser.param_groups:
             group["lr"] = training.rate(method.progress(self.round))
@@ -183,10 +184,11 @@ class CollaFuseServer(Wrapping):
         def loss(numbers: Tensor) -> Tensor:
             labels = None if data.labels is None else data.labels[numbers]
             x_cut, cuts, no_label = data.images[numbers], data.cuts[numbers], method.server_model.classes
-            return bridge_loss(method.diffusion, self.network, x_cut, cuts, labels, no_label, rng, method.mode)
+            told = x_cut, cuts, labels, no_label, rng, method.mode
+            return bridge_loss(method.diffusion, self.network, *told, pairs=pairs)
 
-        batches = list(training.batches(len(data.images), rng))
-        self.seen += sum(map(len, batches))
+        batches = list((training.halved() if pairs else training).batches(len(data.images), rng))
+        self.seen += sum(map(len, batches)) * (2 if pairs else 1)
         told: dict[str, Any] = {"clip": training.clip, "autocast": training.autocasts(self.device)}
         yield from steps(self.network, optimiser, batches, loss, **told, meter=self.meter, work=method.server_model)
 
