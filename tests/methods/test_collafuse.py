@@ -91,6 +91,14 @@ def test_at_cut_0_the_server_trains_on_all_images_as_one_would_who_had_them() ->
     assert not any("weights" in name for silo in experiment.silos for name in silo.memory)
 
 
+def test_a_step_of_the_server_is_as_much_work_at_any_cut_below_1() -> None:
+    for done, same in zip(
+        *(Experiment(tiny_collafuse(cut=cut), tiny_silos(), device="cpu") for cut in (0, 0.4)), strict=True
+    ):
+        assert done.server_images == same.server_images == 24
+        assert done.server_flops == same.server_flops > 0
+
+
 def test_the_same_run_twice_is_the_same_and_bytes_change_nothing() -> None:
     assert everything(trained(tiny_collafuse())) == everything(trained(tiny_collafuse(), link=Embedded(wire="bytes")))
 

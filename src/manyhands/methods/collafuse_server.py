@@ -176,7 +176,7 @@ class CollaFuseServer(Wrapping):
             return
         method, rng = self.method, torch_rng(self.seed, "server", self.round, device=self.device)
         training, data = method.server_rounds(len(self.cuts)), self._data()
-        pairs = method.mode == "exact" and any(self.cuts.values())
+        pairs = method.mode == "exact" and bool(data.cuts.any())
         optimiser = self._optimiser()
         for group in optimiser.param_groups:
             group["lr"] = training.rate(method.progress(self.round))
