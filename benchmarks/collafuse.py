@@ -232,15 +232,16 @@ def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, f
         return {"picked": float(torch.stack(hits).float().mean()), "theory": theory}
 
     over = {share: both(round(share * schedule.steps)) for share in PICKED}
-    low, high = 0, schedule.steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        sigma = float(schedule.snr()[middle]) ** -0.5
-        enough = population.foretold(clouds, sigma, len(private), torch.Generator().manual_seed(1)) <= 0.01
-        low, high = (low, middle) if enough else (middle, high)
-    at = both(high)
+    cut = population.hidden_from(clouds, schedule, len(private), seed=1)
+    at = both(schedule.steps if cut is None else cut)
     off = max(abs(each["picked"] / each["theory"] - 1) for each in over.values())
-    shown = {"recommended_cut": high / schedule.steps, "at_it": at, "picked": over, "of": len(private), "data": recipe}
+    shown = {
+        "recommended_cut": cut and cut / schedule.steps,
+        "at_it": at,
+        "picked": over,
+        "of": len(private),
+        "data": recipe,
+    }
     return {"reidentification": at["picked"], "reidentification_theory": off}, {"reidentified": shown}
 
 

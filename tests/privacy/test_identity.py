@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manyhands.privacy.identity import equidistant, limit, linkability, recognised
-from manyhands.privacy.population import clouds, foretold
+from manyhands.privacy.population import DOUBT, SELDOM, clouds, foretold, hidden_from
 from manyhands.privacy.reconstruction import averaged, release
 from tests.privacy.crowd import SCHEDULE, cloud, rng
 
@@ -44,7 +44,8 @@ def test_of_gaussian_images_theory_and_attack_agree(t: int) -> None:
 
 def test_at_the_noisiest_step_it_is_chance_and_at_the_first_it_is_sure() -> None:
     images, sigma = cloud(COUNT), level(SCHEDULE.steps)[1]
-    for said in (equidistant(images, sigma), limit(images, sigma), rate(images, SCHEDULE.steps)):
+    told = foretold(clouds(images, None), sigma, COUNT, rng())
+    for said in (equidistant(images, sigma), limit(images, sigma), rate(images, SCHEDULE.steps), told):
         assert said == pytest.approx(1 / COUNT, abs=2e-3)
     images, sigma = cloud(COUNT, size=8), level(5)[1]
     assert rate(images, 5, 1) == 1
@@ -61,6 +62,17 @@ def test_more_noise_identifies_less_and_more_copies_more() -> None:
         assert values == sorted(values, reverse=True)
     together, at = averaged(SCHEDULE, [release(SCHEDULE, images, 700, rng(i)) for i in range(30)], 700)
     assert recognised(together, images, level(at)[0]).double().mean() > 4 * rates[3]
+
+
+def test_the_step_that_hides_is_the_first_which_does_and_more_copies_need_a_later_one() -> None:
+    crowd = clouds(cloud(500, size=8), None)
+    first, later = (hidden_from(crowd, SCHEDULE, 1000, seed=0, releases=n) for n in (1, 20))
+    assert first is not None
+    assert later is not None
+    assert later > first + 20
+    before, at = (foretold(crowd, level(t)[1], 1000, rng(0)) * DOUBT for t in (first - 1, first))
+    assert at <= SELDOM < before
+    assert hidden_from(crowd, SCHEDULE, 50, seed=0) is None
 
 
 def test_no_rule_beats_the_limit_which_two_candidates_reach() -> None:

@@ -103,8 +103,9 @@ def _recommended(found: Told) -> str:
     scores = told["all_releases" if "all_releases" in told else "one_release"]
     return (
         f"Recommended cut: {told['share']:.3g} (step {told['cut']}, {told['snr_db']:.1f} dB, epsilon "
-        f"{number(scores['guarantee']['epsilon'])}), the first where theory has at most 1 % of images picked out of "
-        f"1,000; picked here, out of {scores['identity']['candidates']:,}: {_interval(scores['identity']['top_1'])}."
+        f"{number(scores['guarantee']['epsilon'])}), the first where theory, and a fifth for what it is off by, has at "
+        f"most 1 % of images picked out of 1,000; picked here, out of {scores['identity']['candidates']:,}: "
+        f"{_interval(scores['identity']['top_1'])}."
     )
 
 

@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 from torch.special import ndtr
 
+from manyhands.diffusion.schedule import Schedule
+
 RIDGE = 1e-4
 HALVINGS = 40
-DRAWS = 2000
+DRAWS = 8000
+AT_ONCE = 1000
+SELDOM = 0.01
+"""An image that is picked out of all candidates as rarely as that is hidden."""
+DOUBT = 1.2
+"""By how much more may be picked than is foretold, as far as was seen (benchmarks/collafuse.py)."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,24 @@ def foretold(among: list[Cloud], sigma: float, candidates: int, rng: torch.Gener
     """
     images = torch.cat([_drawn(cloud, round(cloud.share * draws), rng) for cloud in among])
     noise = sigma * torch.randn(images.shape, generator=rng, dtype=torch.float64)
-    radius, nearer = noise.square().sum(1), torch.zeros(len(images), dtype=torch.float64)
-    for cloud in among:
-        nearer += cloud.share * _within(images + noise, radius, cloud)
+    nearer = torch.zeros(len(images), dtype=torch.float64)
+    for some in torch.arange(len(images)).split(AT_ONCE):
+        radius = noise[some].square().sum(1)
+        for cloud in among:
+            nearer[some] += cloud.share * _within(images[some] + noise[some], radius, cloud)
     chance = ((candidates - 1) * torch.log1p(-nearer.clamp(max=1 - 1e-12))).exp()
     return max(float(chance.mean()), 1 / candidates)
+
+
+def hidden_from(among: list[Cloud], schedule: Schedule, candidates: int, seed: int, releases: int = 1) -> int | None:
+    """The first step at which an image is seldom picked, with a margin for what theory is off by; None without one."""
+    low, high = 0, schedule.steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        sigma = (float(schedule.snr()[middle]) * releases) ** -0.5
+        told = foretold(among, sigma, candidates, torch.Generator().manual_seed(seed))
+        low, high = (low, middle) if told * DOUBT <= SELDOM else (middle, high)
+    return None if high == schedule.steps else high
 
 
 def _drawn(cloud: Cloud, count: int, rng: torch.Generator) -> Tensor:
