@@ -41,10 +41,10 @@ BARS = {
     "reidentification": "<= 0.01", "reidentification_theory": "<= 0.2",
     "speed": ">= 0.9",
 }  # fmt: skip
-RECIPES = {"small": "mnist16-collafuse", "paper": "collafuse-celeba", "quick": "digits-collafuse"}
+RECIPES = {"small": "mnist8-collafuse", "paper": "collafuse-celeba", "quick": "digits-collafuse"}
 DATA = {"small": "mnist", "paper": "img_align_celeba.zip", "quick": "nothing"}
 INNER = (0.2, 0.4, 0.6, 0.8)
-EQUAL = 10
+EQUAL = 20
 """The steps of a silo in a round of ``fedavg`` with which five silos see as many images as the global model does."""
 SMALL = 0.4
 """The cut at which a silo with a light network and few steps is held against one with the server's."""
@@ -78,7 +78,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         figures, beside = part(told)
         found |= figures
         shown |= beside
-    recipe = "digits-collafuse" if told.quick or not (Path(told.data) / "mnist").is_dir() else "mnist16-collafuse"
+    recipe = "digits-collafuse" if told.quick or not (Path(told.data) / "mnist").is_dir() else "mnist8-collafuse"
     figures, beside = reidentification(told, recipe)
     why = f"quality is of the seeds for which all cases of a figure have ended; it needs {DATA[scale]} in --data"
     return {"figures": found | figures, **shown, **beside, "why": why, "seeds": _seeds(told)}
