@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def example(name: str) -> Any:
+    return runpy.run_path(str(next(path for path in EXAMPLES if path.stem == name)))["main"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -17,8 +22,9 @@ def test_it_is_short_and_in_three_parts(path: Path) -> None:
     assert text.index("# Setup") < text.index("# Train") < text.index("# Sample")
 
 
-def test_digits(tmp_path: Path) -> None:
-    runpy.run_path(str(EXAMPLES[0]))["main"](tmp_path / "d.png", rounds=1)
+@pytest.mark.parametrize("name", ["collafuse", "digits"])
+def test_it_draws_digits(tmp_path: Path, name: str) -> None:
+    example(name)(tmp_path / "d.png", rounds=1)
     assert (tmp_path / "d.png").exists()
 
 
@@ -29,5 +35,5 @@ def test_own_folder(tmp_path: Path) -> None:
         for i in range(8):
             pixels = rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
-    runpy.run_path(str(EXAMPLES[1]))["main"](tmp_path / "pictures", tmp_path / "run", size=8, rounds=1)
+    example("own_folder")(tmp_path / "pictures", tmp_path / "run", size=8, rounds=1)
     assert (tmp_path / "run" / "figures" / "samples.png").exists()

@@ -143,6 +143,13 @@ class Experiment:
                 found[silo.name] = mine
         return found
 
+    def drawing(self, silo: str) -> Drawing:
+        """What a silo draws from when all is done: a network, or across a cut the server and its own."""
+        found = self.generators().get(silo)
+        if not isinstance(found, Drawing):
+            raise RecipeError(DRAWS_NOTHING if found else f"there is no generator of {silo}")
+        return found
+
     def evaluate(self) -> dict[str, Any]:
         """Hold what was trained against the images that the silos hold out."""
         return self.judge(self.generators(), self.sampling)

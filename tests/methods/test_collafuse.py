@@ -240,7 +240,7 @@ def test_a_server_without_labels_is_asked_for_none() -> None:
     experiment = trained(tiny_collafuse(labels="withhold"))
     assert "labels" not in server_of(experiment).held["s0"].tensors()
     assert server_of(experiment).method.server_model.classes == 0
-    assert len(experiment.generators()["s0"].sample(labels=[0, 1])) == 2  # type: ignore[union-attr]
+    assert len(experiment.drawing("s0").sample(labels=[0, 1])) == 2
     with pytest.raises(Refused, match="unexpected tensor"):
         hub_of(experiment).submit("s0", denoise())
     assert "labels" in experiment.method.plan().never
@@ -345,14 +345,14 @@ def test_the_networks_of_silos_can_be_averaged() -> None:
     experiment = trained(tiny_collafuse(federate_silos=True))
     own = [named(silo.memory, "average.") for silo in experiment.silos]
     assert sha256(own[0]) == sha256(own[1]) == sha256(own[2])
-    assert len(experiment.generators()["s1"].sample(2)) == 2  # type: ignore[union-attr]
+    assert len(experiment.drawing("s1").sample(2)) == 2
     assert "weights" not in experiment.method.plan().never
 
 
 def test_a_silo_may_have_a_smaller_network() -> None:
     small = UNet(size=4, channels=1, classes=2, widths=(8,), groups=4)
     experiment = trained(tiny_collafuse(silo_model=small, finish=1))
-    assert experiment.generators()["s0"].sample(2).shape == (2, 1, 4, 4)  # type: ignore[union-attr]
+    assert experiment.drawing("s0").sample(2).shape == (2, 1, 4, 4)
 
 
 @pytest.mark.parametrize(

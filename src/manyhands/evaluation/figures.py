@@ -137,7 +137,9 @@ def disclosure(path: Path, told: Mapping[str, Any]) -> None:
             label.axhline(told["floor"][name]["accuracy"]["value"], color="0.5", ls="--", lw=1)
     label.set(ylabel="class told (dashes: floor, clean image)", ylim=(-0.03, 1.03))
     image.axhline(0, color="0.5", ls="--", lw=1)
-    image.legend(frameon=False)
+    for axes in (image, identity, label):
+        _mark_cuts(axes, told)
+    image.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -181,6 +183,16 @@ def _compared(axes: Any, told: Mapping[str, Any], figure_of: Callable[[Any], Map
             axes.plot(places, [each["value"] for _, each in known], "o-", ms=3, color=colour, label=names[kind])
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
     axes.set(xlabel="cut (share of the chain at the silo)", xlim=(0, 1))
+
+
+def _mark_cuts(axes: Any, told: Mapping[str, Any]) -> None:
+    """Where the run cuts, and where it is recommended to."""
+    first, recommended = told["cuts"][0], told["recommended"].get("share")
+    steps = round(first["cut"] / first["share"])
+    for i, cut in enumerate(sorted({each["cut"] for each in told["as_released"]})):
+        axes.axvline(cut / steps, color="0.3", lw=1, label=None if i else "cut of this run")
+    if recommended is not None:
+        axes.axvline(recommended, color="tab:green", lw=1, label="recommended")
 
 
 def _over_cuts(told: Mapping[str, Any], kind: str) -> list[tuple[float, Any]]:
