@@ -41,9 +41,9 @@ BARS = {
     "reidentification": "<= 0.01", "reidentification_theory": "<= 0.2",
     "speed": ">= 0.9",
 }  # fmt: skip
-RECIPES = {"small": "mnist8-collafuse", "paper": "collafuse-celeba", "quick": "digits-collafuse"}
+RECIPES = {"small": "mnist16-collafuse", "paper": "collafuse-celeba", "quick": "digits-collafuse"}
 DATA = {"small": "mnist", "paper": "img_align_celeba.zip", "quick": "nothing"}
-INNER = (0.2, 0.4, 0.6, 0.8)
+INNER = (0.2, 0.4, 0.6)
 EQUAL = 20
 """The steps of a silo in a round of ``fedavg`` with which five silos see as many images as the global model does."""
 SMALL = 0.4
@@ -54,7 +54,7 @@ DRAWS = 10
 
 def cases() -> dict[str, tuple[str, ...]]:
     """What is told to each case beside its recipe. Cut 0 is the global model, cut 1 leaves every silo alone."""
-    light = ("method.silo_model={widths=[8,16]}", "method.distil={steps=2,rounds=5,teacher_steps=2}")
+    light = ("method.silo_model={widths=[8,8]}", "method.distil={steps=2,rounds=5,teacher_steps=2}")
     return {
         "global": ("method.cut=0",),
         **{f"exact {cut}": (f"method.cut={cut}",) for cut in INNER},
@@ -78,7 +78,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         figures, beside = part(told)
         found |= figures
         shown |= beside
-    recipe = "digits-collafuse" if told.quick or not (Path(told.data) / "mnist").is_dir() else "mnist8-collafuse"
+    recipe = "digits-collafuse" if told.quick or not (Path(told.data) / "mnist").is_dir() else "mnist16-collafuse"
     figures, beside = reidentification(told, recipe)
     why = f"quality is of the seeds for which all cases of a figure have ended; it needs {DATA[scale]} in --data"
     return {"figures": found | figures, **shown, **beside, "why": why, "seeds": _seeds(told)}
