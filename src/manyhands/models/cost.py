@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,11 @@ def training_memory(spec: UNet, batch: int) -> int:
     """The bytes that training in float32 holds between forward and backward: weights, Adam's, and activations."""
     with FakeTensorMode():
         network, inputs = _made(spec, batch)
-        return 4 * COPIES * weights(spec) + _saved(network, inputs)
+        return 4 * COPIES * weights(spec) + saved_bytes(network, lambda: network(*inputs))[0]
 
 
-def _saved(network: nn.Module, inputs: tuple[Any, ...]) -> int:
-    """The bytes that a forward pass keeps for the backward pass, each once, beside the weights."""
+def saved_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """The bytes that a forward pass keeps for the backward pass, each once, beside the weights; and what came out."""
     kept: list[Tensor] = []  # as long as they are here, no other takes their place
 
     def keep(saved: Tensor) -> Tensor:
@@ -66,10 +67,10 @@ def _saved(network: nn.Module, inputs: tuple[Any, ...]) -> int:
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        network(*inputs)
+        out = forward()
     own = {weight.untyped_storage()._cdata for weight in network.parameters()}
     sizes = {saved.untyped_storage()._cdata: saved.untyped_storage().nbytes() for saved in kept}
-    return sum(size for storage, size in sizes.items() if storage not in own)
+    return sum(size for storage, size in sizes.items() if storage not in own), out
 
 
 def _made(spec: UNet, batch: int) -> tuple[nn.Module, tuple[Any, ...]]:

@@ -1,0 +1,297 @@
+"""What an iteration of a cut GAN takes on given devices, and where each of them is best cut.
+
+The model of time is that of HuSCF-GAN: devices work side by side, the server serves one after another, block by block.
+``authors`` has its slips: transposed convolutions count as if their output were their input, the server's way back
+through the generator's head and the discriminator's takes the time of its tail, and the discriminator's server part
+runs once where it runs three times. ``corrected`` has none.
+
+References:
+    A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
+        Tawfilis et al., 2025, arXiv 2507.12979
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from manyhands.errors import RecipeError
+from manyhands.models.cut import NETWORKS, Cut, Cuts, maps
+from manyhands.models.gan import Gan
+from manyhands.models.work import memory_of_blocks, of_blocks
+from manyhands.spec import Float, Int, Spec
+
+Mode = Literal["corrected", "authors"]
+PASSES = {"generator": 1, "discriminator": 3}
+"""How often each network is run, forward and backward, in an iteration."""
+SIDES = ("head", "tail")
+GIGA = 1e9
+MOST = 2_000_000
+"""The most rows of levels that are tried for one side."""
+
+
+class Device(Spec):
+    """So many devices of a kind: GFLOP/s, bytes a second towards the server, and bytes of memory for training.
+
+    ``blocks`` are measured GFLOP/s of each block of a network, where they were.
+    """
+
+    count: Int = Field(default=1, ge=1, le=1_000_000)
+    gflops: Float = Field(gt=0)
+    rate: Float = Field(gt=0)
+    memory: Float | None = Field(default=None, gt=0)
+    blocks: dict[Literal["generator", "discriminator"], tuple[Float, ...]] = Field(default_factory=dict)
+
+    def speed(self, network: str, block: int) -> float:
+        """Operations a second in a block."""
+        told = self.blocks.get(network)  # type: ignore[call-overload]
+        return GIGA * float(told[block] if told else self.gflops)
+
+
+class Central(Spec):
+    """The server: GFLOP/s, and bytes a second towards each device."""
+
+    gflops: Float = Field(gt=0)
+    rate: Float = Field(gt=0)
+
+
+class Fleet(Spec):
+    """A server, its devices, and how many images each of them takes in an iteration."""
+
+    batch: Int = Field(default=64, ge=1)
+    server: Central
+    devices: dict[str, Device] = Field(min_length=1)
+
+    @property
+    def total(self) -> int:
+        """How many devices there are."""
+        return sum(device.count for device in self.devices.values())
+
+
+class Side(NamedTuple):
+    """One end of a network. A device at level l has its l + 1 outermost blocks, and the server the ``depth`` - l inner.
+
+    Seconds: ``gather`` of a device at each level (levels x devices) until what it sends has come, ``scatter`` from
+    what is sent to it until it is done, and those of the server in each inner block, for each device that has left it
+    to the server.
+    """
+
+    gather: np.ndarray
+    scatter: np.ndarray
+    server_gather: np.ndarray
+    server_scatter: np.ndarray
+    memory: np.ndarray
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are."""
+        return len(self.gather)
+
+    def seconds(self, levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Of gathering and of scattering, for rows of levels of all devices."""
+        there = _there(levels, counts, self.levels)
+        ready = np.zeros(len(levels))
+        spent = np.zeros((len(levels), self.levels))
+        for level in range(self.levels):
+            if level:
+                ready = ready + there[:, level] * self.server_gather[level]
+                spent[:, : level] += (there[:, level] * self.server_scatter[level])[:, None]
+            came = np.where(levels == level, self.gather[level], 0).max(1)
+            ready = np.maximum(ready, came)
+        left = np.take_along_axis(self.scatter.T[None].repeat(len(levels), 0), levels[:, :, None], 2)[:, :, 0]
+        ended = np.take_along_axis(spent, levels, 1) + left
+        return np.stack([ready, ended.max(1)])
+
+
+def _there(levels: np.ndarray, counts: np.ndarray, depth: int) -> np.ndarray:
+    """How many devices have left each block to the server, for rows of levels."""
+    return np.stack([((levels < level) * counts).sum(1) for level in range(depth)], 1)
+
+
+@dataclass(frozen=True)
+class Advisor:
+    """Knows what devices and blocks cost, and finds the cuts under which an iteration takes least.
+
+    ``min_head`` is the least last block of the discriminator's head, which sees the images.
+    """
+
+    model: Gan
+    fleet: Fleet
+    mode: Mode = "corrected"
+    min_head: int = 1
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Those of the kinds of devices."""
+        return list(self.fleet.devices)
+
+    @cached_property
+    def sides(self) -> dict[tuple[str, str], Side]:
+        """Head and tail of both networks."""
+        return {(network, side): self._side(network, side) for network in NETWORKS for side in SIDES}
+
+    @cached_property
+    def middles(self) -> dict[str, tuple[float, float]]:
+        """Seconds of the server in the middle block of each network, forward and backward."""
+        found = {}
+        for network in NETWORKS:
+            work = of_blocks(self.model, network, authors=self.mode == "authors")[self.model.middle]
+            unit = self._server_unit(network) * self.fleet.total
+            found[network] = (work.forward * unit, work.backward * unit)
+        return found
+
+    def seconds(self, cuts: Mapping[str, Cuts]) -> float:
+        """One iteration with these cuts."""
+        return sum(seconds for _, seconds in self.parts(cuts))
+
+    def parts(self, cuts: Mapping[str, Cuts]) -> list[tuple[str, float]]:
+        """The parts of an iteration one after another: name and seconds."""
+        found = []
+        for network in NETWORKS:
+            first, last = (self._times(network, side, cuts) for side in SIDES)
+            there, back = self.middles[network]
+            found += [(f"{network}: heads forward", first[0]), (f"{network}: middle forward", there)]
+            found += [(f"{network}: tails forward", last[1]), (f"{network}: tails backward", last[0])]
+            found += [(f"{network}: middle backward", back), (f"{network}: heads backward", first[1])]
+        return found
+
+    def memory(self, name: str, cuts: Cuts) -> int:
+        """The bytes that training takes at a device."""
+        return sum(
+            sum(each for block, each in enumerate(memory) if cuts.of(network).at_home(block))
+            for network in NETWORKS
+            for memory in [memory_of_blocks(self.model, network, self.fleet.batch)]
+        )
+
+    def exact(self) -> dict[str, Cuts]:
+        """The cuts under which an iteration takes least.
+
+        Times of the four sides add up, and each is searched by itself: given how long its devices may take to send and
+        to end at each level but the outermost, all who can go furthest in should, which only unburdens the server. So
+        only such bounds are tried as some device attains. Where memory forbids what comes of it, the device that has
+        too little must go one level out on one of its sides: each of them is tried, the most promising first.
+        """
+        free = {side: np.full(len(self.names), each.levels - 1) for side, each in self.sides.items()}
+        best = self._solved(free)
+        waiting = [(best[0], 0, free, best[1])]
+        seen, count = {self._key(free)}, itertools.count(1)
+        while waiting:
+            _, _, caps, levels = heapq.heappop(waiting)
+            over = next((i for i, name in enumerate(self.names) if self._lacks(i, levels) > 0), None)
+            if over is None:
+                return self._cuts(levels)
+            for side in self.sides:
+                lower = {name: each.copy() for name, each in caps.items()}
+                lower[side][over] = levels[side][over] - 1
+                if lower[side][over] >= self._least(side) and self._key(lower) not in seen:
+                    seen.add(self._key(lower))
+                    total, found = self._solved(lower)
+                    heapq.heappush(waiting, (total, next(count), lower, found))
+        raise self._too_small()
+
+    def _solved(self, caps: dict[tuple[str, str], np.ndarray]) -> tuple[float, dict[tuple[str, str], np.ndarray]]:
+        levels, total = {}, sum(map(sum, self.middles.values()))
+        for name, side in self.sides.items():
+            rows = _candidates(side, caps[name], self._least(name))
+            each = side.seconds(rows, self._counts).sum(0)
+            best = int(each.argmin())
+            levels[name], total = rows[best], total + float(each[best])
+        return total, levels
+
+    def _least(self, side: tuple[str, str]) -> int:
+        return self.min_head if side == ("discriminator", "head") else 0
+
+    def _lacks(self, device: int, levels: dict[tuple[str, str], np.ndarray]) -> float:
+        memory = self.fleet.devices[self.names[device]].memory
+        needed = sum(int(side.memory[: levels[name][device] + 1].sum()) for name, side in self.sides.items())
+        return 0 if memory is None else needed - memory
+
+    def _too_small(self) -> RecipeError:
+        least = {name: np.full(len(self.names), self._least(name)) for name in self.sides}
+        lacks = {name: self._lacks(i, least) for i, name in enumerate(self.names)}
+        worst = max(lacks, key=lambda name: lacks[name])
+        return RecipeError(
+            f"device {worst}: at the least cut it lacks {lacks[worst] / 1e6:,.1f} MB of memory for a batch of "
+            f"{self.fleet.batch}"
+        )
+
+    @property
+    def _counts(self) -> np.ndarray:
+        return np.array([device.count for device in self.fleet.devices.values()])
+
+    def _cuts(self, levels: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Cuts]:
+        last = self.model.depth - 1
+        return {
+            name: Cuts(**{
+                network: Cut(head=int(levels[network, "head"][i]), tail=last - int(levels[network, "tail"][i]))
+                for network in NETWORKS
+            })
+            for i, name in enumerate(self.names)
+        }  # fmt: skip
+
+    def _times(self, network: str, side: str, cuts: Mapping[str, Cuts]) -> tuple[float, float]:
+        last = self.model.depth - 1
+        each = [cuts[name].of(network) for name in self.names]
+        levels = np.array([[cut.head if side == "head" else last - cut.tail for cut in each]])
+        gather, scatter = self.sides[network, side].seconds(levels, self._counts)
+        return float(gather[0]), float(scatter[0])
+
+    def _server_unit(self, network: str) -> float:
+        """Seconds of the server for an operation on each image of one device."""
+        times = 1 if self.mode == "authors" else PASSES[network]
+        return times * self.fleet.batch / (self.fleet.server.gflops * GIGA)
+
+    def _side(self, network: str, side: str) -> Side:
+        model, times, batch = self.model, PASSES[network], self.fleet.batch
+        works = of_blocks(model, network, authors=self.mode == "authors")
+        head = side == "head"
+        blocks = list(range(model.middle)) if head else list(range(model.depth - 1, model.middle, -1))
+        crossed = [maps(model, network)[block if head else block - 1].size for block in blocks]
+
+        def way(*, out: bool) -> np.ndarray:
+            """Seconds of each device at each level: to come in (or to be sent out to), with what passes the wire."""
+            rows = []
+            for level in range(len(blocks)):
+                home = blocks[: level + 1]
+                rows.append([
+                    times * batch * (
+                        sum((works[b].backward if head == out else works[b].forward) / device.speed(network, b) for b in home)
+                        + 4 * crossed[level] / (self.fleet.server.rate if out else device.rate)
+                    )
+                    for device in self.fleet.devices.values()
+                ])  # fmt: skip
+            return np.array(rows)
+
+        unit, mirrored = self._server_unit(network), self.mode == "authors" and head
+        back = [model.depth - 1 - block if mirrored else block for block in blocks]
+        inward = np.array([(works[b].forward if head else works[b].backward) * unit for b in blocks])
+        outward = np.array([(works[b].backward if head else works[b].forward) * unit for b in (back if head else blocks)])
+        held = memory_of_blocks(model, network, batch)
+        return Side(way(out=False), way(out=True), inward, outward, np.array([held[b] for b in blocks]))
+
+    @staticmethod
+    def _key(caps: Mapping[tuple[str, str], np.ndarray]) -> bytes:
+        return b"".join(each.tobytes() for each in caps.values())
+
+
+def _candidates(side: Side, caps: np.ndarray, least: int) -> np.ndarray:
+    """Rows of levels: for all bounds that devices attain, each goes as far in as bounds and cap let it."""
+    inner = list(range(least + 1, side.levels))
+    bounds = [np.append(np.unique(way[level]), -np.inf) for level in inner for way in (side.gather, side.scatter)]
+    if (many := math.prod(map(len, bounds))) > MOST:
+        raise RecipeError(f"{len(caps)} kinds of devices make {many:,} combinations to try; use solver = 'genetic'")
+    chosen = np.stack([each.ravel() for each in np.meshgrid(*bounds, indexing="ij")] or [np.zeros(1)], 1)
+    levels = np.full((len(chosen), len(caps)), least)
+    for i, level in enumerate(inner):
+        here, there = (chosen[:, [2 * i + j]] for j in (0, 1))
+        fits = (side.gather[level] <= here) & (side.scatter[level] <= there) & (caps >= level)
+        levels[fits] = level
+    return np.unique(levels, axis=0)

@@ -1,0 +1,173 @@
+"""A conditional GAN as two lists of blocks, which can be cut between any two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from manyhands.seed import seeded_globally
+from manyhands.spec import Int, Spec
+
+GROUPS = 8
+SLOPE = 0.2
+LARGEST = 8
+"""The first map of a generator, and the innermost of a discriminator, is halved until its side is at most this."""
+
+
+class Gan(Spec):
+    """A convolutional GAN for square images. ``classes`` 0 makes it unconditional; ``latent`` is the length of noise.
+
+    A generator is a linear block, blocks that double the side, one that keeps it (the ``middle`` one), another that
+    doubles it and one that makes the image. A discriminator is the same the other way about. At 28 x 28 x 1 they are
+    those of HuSCF-GAN, to the parameter; other sizes follow the same rule. ``width`` is that of the largest maps.
+
+    References:
+        Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks, Radford, Metz,
+            Chintala, 2015, arXiv 1511.06434
+        Conditional Generative Adversarial Nets, Mirza, Osindero, 2014, arXiv 1411.1784
+    """
+
+    kind: Literal["gan"] = "gan"
+    size: Int = Field(ge=8, le=1024)
+    channels: Int = Field(ge=1, le=16)
+    classes: Int = Field(ge=0, le=100_000)
+    latent: Int = Field(default=100, ge=1, le=65_536)
+    width: Int = Field(default=64, ge=1, le=4096)
+    norm: Literal["batch", "group"] = "batch"
+    loss: Literal["bce", "hinge"] = "bce"
+    spectral: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.size % 2**self.halvings:
+            raise ValueError(f"size {self.size} cannot be halved {self.halvings} times")
+        if self.norm == "group" and self.width % GROUPS:
+            raise ValueError(f"width {self.width} is no multiple of {GROUPS}, the groups of norm = 'group'")
+        return self
+
+    @property
+    def halvings(self) -> int:
+        """How often the side of an image is halved, at least twice, before the discriminator's middle."""
+        count = 2
+        while self.size / 2**count > LARGEST:
+            count += 1
+        return count
+
+    @property
+    def middle(self) -> int:
+        """The number of the middle block, of both networks."""
+        return self.halvings
+
+    @property
+    def depth(self) -> int:
+        """How many blocks each network has."""
+        return self.halvings + 3
+
+    def build(self, seed: int) -> GanModule:
+        """Both networks with fresh weights."""
+        with seeded_globally(seed, "gan"):
+            return GanModule(self)
+
+
+class GanModule(nn.Module):
+    """Both networks: lists of blocks. The first block of each takes the labels too; the last judges by logits."""
+
+    def __init__(self, spec: Gan) -> None:
+        super().__init__()
+        self.generator = nn.ModuleList(_generator(spec))
+        self.discriminator = nn.ModuleList(_discriminator(spec))
+
+
+def through(blocks: Sequence[nn.Module] | nn.ModuleList, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    """What comes out of blocks one after another; labels are for the first block of a whole network."""
+    for block in blocks:
+        x = block(x, labels) if isinstance(block, Conditioned) else block(x)
+    return x
+
+
+class Conditioned(nn.Module):
+    """A first block: it is told the labels, too."""
+
+
+class FromNoise(Conditioned):
+    """Noise and the label's embedding, made into the first map."""
+
+    def __init__(self, spec: Gan, width: int, side: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(spec.classes, spec.classes) if spec.classes else None
+        self.linear = nn.Linear(spec.latent + spec.classes, width * side * side)
+        self.map = nn.Unflatten(1, (width, side, side))
+        flat = spec.norm == "batch"
+        self.norm = nn.BatchNorm1d(width * side * side) if flat else nn.GroupNorm(GROUPS, width)
+        self.relu = nn.ReLU()
+
+    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """The first map."""
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(labels)], 1)
+        x = self.linear(z)
+        x = self.norm(self.map(x)) if isinstance(self.norm, nn.GroupNorm) else self.map(self.norm(x))
+        out: Tensor = self.relu(x)
+        return out
+
+
+class FromImage(Conditioned):
+    """An image and the label's plane, made into the first map of the discriminator."""
+
+    def __init__(self, spec: Gan) -> None:
+        super().__init__()
+        self.size = spec.size
+        self.embedding = nn.Embedding(spec.classes, spec.size**2) if spec.classes else None
+        self.block = _down(spec, spec.channels + bool(spec.classes), spec.width)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """The first map."""
+        if self.embedding is not None:
+            x = torch.cat([x, self.embedding(labels).reshape(-1, 1, self.size, self.size)], 1)
+        out: Tensor = self.block(x)
+        return out
+
+
+def _generator(spec: Gan) -> list[nn.Module]:
+    width, side = spec.width * 2**spec.halvings, spec.size // 2**spec.halvings
+    blocks: list[nn.Module] = [FromNoise(spec, width, side)]
+    for _ in range(spec.halvings - 1):
+        blocks.append(_up(spec, width, width // 2))
+        width //= 2
+    same = nn.ConvTranspose2d(width, width, 3, 1, 1)
+    image = nn.ConvTranspose2d(width // 2, spec.channels, 3, 1, 1)
+    last = nn.Sequential(image, nn.Tanh())
+    return [*blocks, nn.Sequential(same, _norm(spec, width), nn.ReLU()), _up(spec, width, width // 2), last]
+
+
+def _discriminator(spec: Gan) -> list[nn.Module]:
+    blocks: list[nn.Module] = [FromImage(spec)]
+    width, side = spec.width, spec.size // 2
+    for _ in range(spec.halvings - 1):
+        blocks.append(_down(spec, width, width * 2))
+        width, side = width * 2, side // 2
+    same = _bounded(spec, nn.Conv2d(width, width, 3, 1, 1))
+    middle = nn.Sequential(same, _norm(spec, width), nn.LeakyReLU(SLOPE))
+    judge = _bounded(spec, nn.Linear(width * 2 * (side // 2) ** 2, 1))
+    return [*blocks, middle, _down(spec, width, width * 2), nn.Sequential(nn.Flatten(), judge)]
+
+
+def _up(spec: Gan, width: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.ConvTranspose2d(width, out, 4, 2, 1), _norm(spec, out), nn.ReLU())
+
+
+def _down(spec: Gan, width: int, out: int) -> nn.Module:
+    conv = _bounded(spec, nn.Conv2d(width, out, 4, 2, 1))
+    return nn.Sequential(conv, _norm(spec, out), nn.LeakyReLU(SLOPE))
+
+
+def _norm(spec: Gan, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width) if spec.norm == "batch" else nn.GroupNorm(GROUPS, width)
+
+
+def _bounded(spec: Gan, layer: nn.Module) -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(layer) if spec.spectral else layer

@@ -1,0 +1,100 @@
+"""What a block of a network costs, from its specification alone: operations of a pass, and the memory of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from manyhands.models.cut import NETWORKS
+from manyhands.models.gan import Gan, through
+from manyhands.models.cost import COPIES, saved_bytes
+
+
+class Work(NamedTuple):
+    """The floating-point operations of one image in a block, forward and backward."""
+
+    forward: float
+    backward: float
+
+
+def of_blocks(model: Gan, network: str, *, authors: bool = False) -> tuple[Work, ...]:
+    """Of each block, layer by layer.
+
+    ``authors`` counts as HuSCF-GAN's code does, which takes the output's positions of a transposed convolution
+    for those of its input: four times as many where it doubles the side.
+    """
+    return _of_blocks(model, network, authors)
+
+
+@cache
+def _of_blocks(model: Gan, network: str, authors: bool) -> tuple[Work, ...]:
+    found = []
+    with torch.device("meta"):
+        made, x, labels = model.build(seed=0).eval(), *_batch(model, network, 2)
+        first = True
+        for block in getattr(made, network):
+            layers: list[tuple[nn.Module, Tensor, Tensor]] = []
+            hooks = [each.register_forward_hook(_kept(layers)) for each in block.modules() if not list(each.children())]
+            x = through([block], x, labels)
+            for hook in hooks:
+                hook.remove()
+            works = []
+            for layer, taken, given in layers:
+                works.append(_of_layer(layer, taken, given, first=first, authors=authors))
+                first = first and not isinstance(layer, MATRICES)
+            found.append(Work(*(sum(parts) for parts in zip(*works, strict=True))))
+    return tuple(found)
+
+
+MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+PER_NUMBER: dict[type[nn.Module], Work] = {
+    nn.BatchNorm1d: Work(8, 11), nn.BatchNorm2d: Work(8, 11), nn.GroupNorm: Work(8, 11),
+    nn.ReLU: Work(1, 2), nn.LeakyReLU: Work(2, 3), nn.Tanh: Work(5, 3),
+}  # fmt: skip
+
+
+def _of_layer(layer: nn.Module, taken: Tensor, given: Tensor, *, first: bool, authors: bool) -> Work:
+    numbers = given[0].numel()
+    if isinstance(layer, MATRICES):
+        if isinstance(layer, nn.Linear):
+            products = layer.in_features * layer.out_features
+        else:
+            places = taken if isinstance(layer, nn.ConvTranspose2d) and not authors else given
+            kernel = layer.kernel_size[0] * layer.kernel_size[1]
+            products = layer.in_channels * layer.out_channels * kernel * places[0, 0].numel()
+        return Work(2 * products + numbers, (2 if first else 4) * products + numbers)
+    each = PER_NUMBER.get(type(layer), Work(0, 0))
+    return Work(each.forward * numbers, each.backward * numbers)
+
+
+@cache
+def memory_of_blocks(model: Gan, network: str, batch: int) -> tuple[int, ...]:
+    """The bytes that each block holds in training in float32: weights, Adam's, and what the backward pass needs."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    found = []
+    with FakeTensorMode():
+        made, x, labels = model.build(seed=0), *_batch(model, network, batch)
+        for block in getattr(made, network):
+            count = sum(weight.numel() for weight in block.parameters())
+            held, x = saved_bytes(block, lambda block=block, x=x: through([block], x, labels))
+            found.append(4 * COPIES * count + held)
+    return tuple(found)
+
+
+def _batch(model: Gan, network: str, count: int) -> tuple[Tensor, Tensor | None]:
+    labels = torch.zeros(count, dtype=torch.long) if model.classes else None
+    if network == NETWORKS[0]:
+        return torch.zeros(count, model.latent), labels
+    return torch.zeros(count, model.channels, model.size, model.size), labels
+
+
+def _kept(layers: list[tuple[nn.Module, Tensor, Tensor]]) -> Callable[..., None]:
+    def keep(layer: nn.Module, taken: tuple[Any, ...], given: Tensor) -> None:
+        layers.append((layer, taken[0], given))
+
+    return keep

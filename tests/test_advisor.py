@@ -1,0 +1,97 @@
+"""Cuts are the best there are, and the authors' own figure is reproduced."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manyhands.advisor import Advisor, Central, Device, Fleet
+from manyhands.errors import RecipeError
+from manyhands.models.cut import Cuts, every_cut
+from manyhands.models.gan import Gan
+
+GAN = Gan(size=28, channels=1, classes=10)
+DEEPER = Gan(size=64, channels=3, classes=2, width=8)
+AUTHORS = {
+    "dev1": (0.48, 50e6), "dev2": (48, 150e6), "dev3": (124.8, 1e9), "dev4": (45.76, 300e6), "dev5": (16, 50e6),
+    "dev6": (36, 100e6), "dev7": (120, 800e6),
+}  # fmt: skip
+
+
+def authors_fleet() -> Fleet:
+    """A hundred devices of seven kinds, as evenly as they can be."""
+    kinds = {
+        name: Device(count=14 + (name in ("dev1", "dev2")), gflops=gflops, rate=rate)
+        for name, (gflops, rate) in AUTHORS.items()
+    }
+    return Fleet(server=Central(gflops=672, rate=1e9), devices=kinds)
+
+
+def in_bits(cuts: Cuts) -> str:
+    """As the authors write them: what of the movable blocks is at home."""
+    return "".join(f"{cut.head}{4 - cut.tail}" for cut in (cuts.generator, cuts.discriminator))
+
+
+def test_the_authors_figure_and_cuts() -> None:
+    advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
+    cuts = advisor.exact()
+    assert advisor.seconds(cuts) == pytest.approx(8.1405, abs=5e-5)
+    told = {"dev1": "0000", "dev5": "0010", "dev6": "1110"}
+    assert {name: in_bits(each) for name, each in cuts.items()} == {name: told.get(name, "1111") for name in AUTHORS}
+
+
+def test_uniform_cuts_take_what_the_notes_say() -> None:
+    advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
+    least, most = (Cuts(generator=cut, discriminator=cut) for cut in (every_cut(GAN)[0], every_cut(GAN)[-1]))
+    assert advisor.seconds(dict.fromkeys(AUTHORS, least)) == pytest.approx(16.9, abs=0.05)
+    assert advisor.seconds(dict.fromkeys(AUTHORS, most)) == pytest.approx(195.9, abs=0.05)
+
+
+def brute(advisor: Advisor) -> float:
+    """The least of all."""
+    every = [Cuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(advisor.model), repeat=2)]
+    every = [cuts for cuts in every if cuts.discriminator.head >= advisor.min_head]
+    best = np.inf
+    fitting = [[c for c in every if advisor.memory(name, c) <= (device.memory or np.inf)]
+               for name, device in advisor.fleet.devices.items()]  # fmt: skip
+    for chosen in itertools.product(*fitting):
+        best = min(best, advisor.seconds(dict(zip(advisor.names, chosen, strict=True))))
+    return best
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> Fleet:
+    def one() -> Device:
+        speed, rate = draw(st.floats(0.1, 300)), 10 ** draw(st.floats(5, 9))
+        memory = draw(st.one_of(st.none(), st.floats(40e6, 250e6)))
+        return Device(count=draw(st.integers(1, 20)), gflops=speed, rate=rate, memory=memory)
+
+    server = Central(gflops=draw(st.floats(10, 1000)), rate=10 ** draw(st.floats(6, 9)))
+    return Fleet(server=server, devices={name: one() for name in ("a", "b")})
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(fleets(), st.sampled_from(["authors", "corrected"]), st.integers(0, 1))
+def test_nothing_is_better_than_the_exact_cuts(fleet: Fleet, mode: str, min_head: int) -> None:
+    advisor = Advisor(GAN, fleet, mode, min_head)  # type: ignore[arg-type]
+    best = brute(advisor)
+    if np.isinf(best):
+        with pytest.raises(RecipeError, match="lacks"):
+            advisor.exact()
+        return
+    cuts = advisor.exact()
+    assert advisor.seconds(cuts) == pytest.approx(best)
+    for name, each in cuts.items():
+        assert advisor.memory(name, each) <= (fleet.devices[name].memory or np.inf)
+
+
+def test_equal_devices_gain_nothing_by_different_cuts() -> None:
+    one = Device(count=6, gflops=3, rate=2e7)
+    together = Advisor(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices={"a": one}))
+    apart = {name: one.model_copy(update={"count": 2}) for name in ("a", "b", "c")}
+    each = Advisor(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices=apart))
+    assert each.seconds(each.exact()) == pytest.approx(together.seconds(together.exact()))
