@@ -24,8 +24,8 @@ import numpy as np
 from pydantic import Field
 
 from manyhands.errors import RecipeError
-from manyhands.models.cut import NETWORKS, Cut, Cuts, maps
-from manyhands.models.gan import Gan
+from manyhands.models.cut import Cut, Cuts, maps
+from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.work import memory_of_blocks, of_blocks
 from manyhands.spec import Float, Int, Spec
 

@@ -9,12 +9,11 @@ from typing import TypeVar
 import torch
 from pydantic import Field
 
-from manyhands.models.gan import Gan, through
+from manyhands.models.gan import NETWORKS, Gan, through
 from manyhands.spec import Int, Spec
 from manyhands.tensors import Like
 
 T = TypeVar("T")
-NETWORKS = ("generator", "discriminator")
 
 
 class Cut(Spec):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from manyhands.seed import seeded_globally
 from manyhands.spec import Int, Spec
 
+NETWORKS = ("generator", "discriminator")
 GROUPS = 8
 SLOPE = 0.2
 LARGEST = 8
@@ -72,6 +74,16 @@ class Gan(Spec):
         with seeded_globally(seed, "gan"):
             return GanModule(self)
 
+    def judged(self, logits: Tensor, *, real: bool) -> Tensor:
+        """The discriminator's loss on images that are real, or are not."""
+        if self.loss == "hinge":
+            return (1 - logits if real else 1 + logits).relu().mean()
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+    def fooled(self, logits: Tensor) -> Tensor:
+        """The generator's loss on what the discriminator says of its images."""
+        return -logits.mean() if self.loss == "hinge" else self.judged(logits, real=True)
+
 
 class GanModule(nn.Module):
     """Both networks: lists of blocks. The first block of each takes the labels too; the last judges by logits."""
@@ -80,6 +92,37 @@ class GanModule(nn.Module):
         super().__init__()
         self.generator = nn.ModuleList(_generator(spec))
         self.discriminator = nn.ModuleList(_discriminator(spec))
+
+    def keep(self, kept: Callable[[str, int], bool]) -> Self:
+        """Only some blocks, told by network and number; the others are gone, and the names of the rest stay."""
+        for network in NETWORKS:
+            blocks = getattr(self, network)
+            for number in range(len(blocks)):
+                if not kept(network, number):
+                    blocks[number] = nn.Identity()
+        return self
+
+
+def iteration(
+    spec: Gan, networks: GanModule, optimiser: torch.optim.Optimizer, x: Tensor, labels: Tensor | None, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of the discriminator and one of the generator, on the same made images; their losses.
+
+    One optimiser has both: it leaves alone what has no gradient.
+    """
+    made = through(networks.generator, z, labels)
+    optimiser.zero_grad(set_to_none=True)
+    judged = spec.judged(through(networks.discriminator, made.detach(), labels), real=False)
+    judged.backward()
+    real = spec.judged(through(networks.discriminator, x, labels), real=True)
+    real.backward()
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    fooled = spec.fooled(through(networks.discriminator, made, labels))
+    fooled.backward()
+    networks.discriminator.zero_grad(set_to_none=True)
+    optimiser.step()
+    return (judged + real).detach(), fooled.detach()
 
 
 def through(blocks: Sequence[nn.Module] | nn.ModuleList, x: Tensor, labels: Tensor | None = None) -> Tensor:

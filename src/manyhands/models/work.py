@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.cut import NETWORKS
-from manyhands.models.gan import Gan, through
+from manyhands.models.gan import NETWORKS, Gan, through
 from manyhands.models.cost import COPIES, saved_bytes
 
 
