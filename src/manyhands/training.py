@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from manyhands.meter import Meter
@@ -29,8 +29,16 @@ class Training(Spec):
     learning_rate: Float = Field(default=2e-4, gt=0, le=10)
     learning_rate_end: Float = Field(default=1.0, ge=0, le=1)
     weight_decay: Float = Field(default=0.0, ge=0, le=100)
+    betas: tuple[Float, Float] = (0.9, 0.999)
     clip: Float | None = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @field_validator("betas")
+    @classmethod
+    def _rates(cls, told: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in told):
+            raise ValueError(f"betas are {told[0]} and {told[1]}; each is at least 0 and less than 1")
+        return told
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -62,7 +70,8 @@ class Training(Spec):
     def optimiser_of(self, network: nn.Module, progress: float) -> torch.optim.Optimizer:
         """A fresh optimiser of the network's weights."""
         kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
-        return kind(network.parameters(), self.rate(progress), weight_decay=self.weight_decay, fused=True)
+        told = {"betas": self.betas, "weight_decay": self.weight_decay, "fused": True}
+        return kind(network.parameters(), self.rate(progress), **told)
 
     def autocasts(self, device: torch.device) -> bool:
         """Whether the forward pass runs in bfloat16."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class FromNoise(Conditioned):
         self.linear = nn.Linear(spec.latent + spec.classes, width * side * side)
         self.map = nn.Unflatten(1, (width, side, side))
         flat = spec.norm == "batch"
-        self.norm = nn.BatchNorm1d(width * side * side) if flat else nn.GroupNorm(GROUPS, width)
+        self.norm = BatchNorm(width * side * side) if flat else nn.GroupNorm(GROUPS, width)
         self.relu = nn.ReLU()
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -208,8 +208,22 @@ def _down(spec: Gan, width: int, out: int) -> nn.Module:
     return nn.Sequential(conv, _norm(spec, out), nn.LeakyReLU(SLOPE))
 
 
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm that does not count its batches: its running mean has a rate of its own, and counts have no mean."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.num_batches_tracked = None
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - its name there
+        pass
+
+    def _load_from_state_dict(self, *told: Any) -> None:
+        nn.Module._load_from_state_dict(self, *told)  # without the count that batch norm adds here
+
+
 def _norm(spec: Gan, width: int) -> nn.Module:
-    return nn.BatchNorm2d(width) if spec.norm == "batch" else nn.GroupNorm(GROUPS, width)
+    return BatchNorm(width) if spec.norm == "batch" else nn.GroupNorm(GROUPS, width)
 
 
 def _bounded(spec: Gan, layer: nn.Module) -> nn.Module:

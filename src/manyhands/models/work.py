@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.gan import NETWORKS, Gan, through
+from manyhands.models.gan import NETWORKS, BatchNorm, Gan, through
 from manyhands.models.cost import COPIES, saved_bytes
 
 
@@ -51,7 +51,7 @@ def _of_blocks(model: Gan, network: str, authors: bool) -> tuple[Work, ...]:
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 PER_NUMBER: dict[type[nn.Module], Work] = {
-    nn.BatchNorm1d: Work(8, 11), nn.BatchNorm2d: Work(8, 11), nn.GroupNorm: Work(8, 11),
+    BatchNorm: Work(8, 11), nn.GroupNorm: Work(8, 11),
     nn.ReLU: Work(1, 2), nn.LeakyReLU: Work(2, 3), nn.Tanh: Work(5, 3),
 }  # fmt: skip
 

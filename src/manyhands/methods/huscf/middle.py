@@ -11,9 +11,19 @@ from manyhands.models.cut import Cut
 
 
 class Passing:
-    """One pass of all silos through the middle, there and back."""
+    """One pass of all silos through the middle, there and back.
 
-    def __init__(self, blocks: Sequence[nn.Module] | nn.ModuleList, cuts: Mapping[str, Cut], sent: Mapping[str, Tensor]):
+    ``seen`` is what came out of the ``watched`` block.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module] | nn.ModuleList,
+        cuts: Mapping[str, Cut],
+        sent: Mapping[str, Tensor],
+        watched: int | None = None,
+    ) -> None:
+        self.watched, self.seen = watched, dict[str, Tensor]()
         self.sent = {silo: x.detach().requires_grad_() for silo, x in sent.items()}
         self.given = self._through(blocks, {silo: cuts[silo] for silo in sent})
 
@@ -48,4 +58,6 @@ class Passing:
             if inside:
                 joined: Tensor = blocks[number](torch.cat(list(inside.values())))
                 inside = dict(zip(inside, joined.split([len(x) for x in inside.values()]), strict=True))
+            if number == self.watched:
+                self.seen = {silo: x.detach() for silo, x in inside.items()}
         return left

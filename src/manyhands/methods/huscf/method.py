@@ -1,0 +1,280 @@
+"""HuSCF-GAN: a conditional GAN cut into a U over weak devices, with clusters found and weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from manyhands.errors import Reason, RecipeError, Refused
+from manyhands.message import Message
+from manyhands.meter import Meter
+from manyhands.methods.huscf.server import ORDER, HuSCFServer
+from manyhands.methods.method import Conversation, Method
+from manyhands.models.cut import Cut, Cuts, maps
+from manyhands.models.gan import Gan, through
+from manyhands.models.layout import layout_of
+from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, misfit
+from manyhands.silo import Silo
+from manyhands.spec import Float, Int
+from manyhands.tensors import Layout, Tensors, finite, named, prefixed, running_average, snapshot
+from manyhands.training import Training, load_optimiser_state, optimiser_state
+
+SAYS = {
+    "make": "sends what its head of the generator makes of noise and labels, gets what its tail goes on from",
+    "made": "sends what its head of the discriminator makes of made images, gets what its tail judges",
+    "made-back": "sends and gets gradients of that",
+    "real": "sends what its head of the discriminator makes of its own images, gets what its tail judges",
+    "real-back": "sends and gets gradients of that",
+    "fool": "sends what the discriminator's head now makes of the images that were made, gets what its tail judges",
+    "fool-back": "sends and gets gradients of that",
+    "make-back": "sends and gets gradients of the generator",
+}
+
+
+class GanTraining(Training):
+    """What a silo does in a round, with what adversarial training is used to; there is no clipping of gradients."""
+
+    learning_rate: Float = Field(default=2e-4, gt=0, le=10)
+    betas: tuple[Float, Float] = (0.5, 0.999)
+    clip: None = None
+
+
+class HuSCF(Method):
+    """A GAN whose middle blocks are the server's: silos keep images, labels, noise, losses and both ends.
+
+    ``cut`` says what a silo has at home, ``cuts`` those of silos that have others; a discriminator's head of at least
+    ``min_head`` + 1 blocks stays at home, since of one layer's output images can be computed. ``clusters`` of silos are
+    found by themselves, or so many; from round ``warm`` on their ends are averaged within them, by the weights
+    n exp(-``alpha`` d). ``statistics`` are those of the server's norms: over all silos, or within each cluster.
+
+    References:
+        A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
+            Tawfilis et al., 2025, arXiv 2507.12979
+    """
+
+    kind: Literal["huscf"] = "huscf"
+    model: Gan
+    training: GanTraining
+    cut: Cuts | None = None
+    cuts: dict[str, Cuts] = Field(default_factory=dict)
+    min_head: Int = Field(default=1, ge=0)
+    clusters: Literal["auto"] | Int = "auto"
+    alpha: Float = Field(default=1.0, ge=0)
+    warm: Int = Field(default=2, ge=0)
+    statistics: Literal["all", "cluster"] = "all"
+    ema: Float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Self:
+        for name, cuts in {"cut": self.default, **self.cuts}.items():
+            cuts.check(self.model)
+            if cuts.discriminator.head < self.min_head:
+                raise ValueError(
+                    f"{name}: the discriminator's head ends at block {cuts.discriminator.head}, min_head is "
+                    f"{self.min_head}: images can be computed from what a single layer sends"
+                )
+        return self
+
+    @property
+    def default(self) -> Cuts:
+        """The cuts of silos that have none of their own: as little at home as may be."""
+        last = self.model.depth - 1
+        least = Cuts(generator=Cut(head=0, tail=last), discriminator=Cut(head=self.min_head, tail=last))
+        return self.cut or least
+
+    def of(self, silo: str) -> Cuts:
+        """The cuts of a silo."""
+        return self.cuts.get(silo, self.default)
+
+    @property
+    def every(self) -> list[Cuts]:
+        """All cuts that the recipe tells of, each once."""
+        return list({str(cuts): cuts for cuts in (self.default, *self.cuts.values())}.values())
+
+    def silo(self, silo: Silo) -> Conversation:
+        """Join, then train with the server a mini-batch at a time, and have one's ends averaged after each round."""
+        answer = yield Message("join", facts={"images": len(silo.images)})
+        half = Half(self, silo, answer.tensors)
+        while not answer.facts["done"]:
+            number, told = answer.facts["round"], {"loss": None, "seen": 0, "flops": 0, "withheld": ""}
+            try:
+                told |= yield from half.round(number, answer.facts["steps"])
+                ends = half.ends()
+            except Refused as refusal:
+                half.restore()
+                told["withheld"], ends = str(refusal), {}
+            facts = {"round": number, "images": len(silo.images), **told}
+            answer = yield Message("segments", ends, facts)
+            half.take(answer.tensors)
+
+    def server(self, seed: int, silos: Sequence[str]) -> HuSCFServer:
+        """The server, with the middle blocks of the common start."""
+        if unknown := sorted(self.cuts.keys() - set(silos)):
+            raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({', '.join(sorted(silos)[:8])})")
+        return HuSCFServer(self, seed, {silo: self.of(silo) for silo in silos})
+
+    def plan(self) -> Plan:
+        """Activations and their gradients in each mini-batch, the ends after each round; no image, no label."""
+        ends = [self.ends_of(cuts) for cuts in self.every]
+        gives = {"round": int, "done": bool, "steps": int}
+        join = Operation(
+            "says how many images it has, gets its ends of both networks", "once",
+            Carries(facts={"images": int}), Carries(ends[0], gives, tuple(ends[1:])),
+        )  # fmt: skip
+        passes = {
+            op: Operation(SAYS[op], "in each mini-batch", self._carries(op, up=True), self._carries(op, up=False), True)
+            for op in ORDER
+        }
+        segments = Operation(
+            "sends its ends of both networks, gets the mean of its cluster", f"{self.rounds} times",
+            Carries(ends[0], ROUND_FACTS, (*ends[1:], {})), Carries(ends[0], gives, (*ends[1:], {})), True, True,
+        )  # fmt: skip
+        never = ("images, real or made", "labels", "noise", "file names")
+        return Plan({"join": join} | passes | {"segments": segments}, never=never)
+
+    def fits(self, silo: Silo) -> None:
+        """Its images must be those of the model, and two at least: norms need more than one."""
+        images, model = silo.images, self.model
+        if len(images) < 2:
+            raise RecipeError(f"{silo.name}: holds {len(images)} images, at least 2 are needed")
+        if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
+            shape = " x ".join(map(str, images.pixels.shape[1:]))
+            raise RecipeError(f"{silo.name}: holds images of {shape}, the model is for {model.channels} x {model.size}")
+        if model.classes and (images.labels is None or len(images.classes) != model.classes):
+            has = "no labels" if images.labels is None else f"{len(images.classes)} classes"
+            raise RecipeError(f"{silo.name}: has {has}, the model is for {model.classes} classes")
+
+    def progress(self, number: int) -> float:
+        """The share of the run that is done before a round."""
+        return number / max(self.rounds - 1, 1)
+
+    def ends_of(self, cuts: Cuts) -> Layout:
+        """The names, shapes and types of what a silo has at home."""
+        return {name: like for name, like in layout_of(self.model).items() if cuts.at_home(name)}
+
+    def check_shape(self, message: Message, cuts: Cuts) -> None:
+        """Refuse what this cut does not make."""
+        if bad := misfit({"x": self._crossing(message.op, cuts, up=True)}, message.tensors):
+            raise bad
+
+    def _carries(self, op: str, *, up: bool) -> Carries:
+        forms = list({like: {"x": like} for cuts in self.every for like in [self._crossing(op, cuts, up=up)]}.values())
+        return Carries(forms[0], others=tuple(forms[1:]))
+
+    def _crossing(self, op: str, cuts: Cuts, *, up: bool) -> Any:
+        """What passes: at the head on the way forward up and on the way back down, else at the tail."""
+        network = "generator" if op.startswith("make") else "discriminator"
+        cut = cuts.of(network)
+        at_head = up != op.endswith("-back")
+        return maps(self.model, network)[cut.head if at_head else cut.tail - 1]
+
+
+class Half:
+    """What a silo has of both networks, and its side of an iteration."""
+
+    def __init__(self, method: HuSCF, silo: Silo, start: Tensors) -> None:
+        self.method, self.silo, self.cuts = method, silo, method.of(silo.name)
+        self.network = method.model.build(0).keep(lambda name, block: self.cuts.of(name).at_home(block))
+        self.network.to(silo.bench.device)
+        self.optimiser = method.training.optimiser_of(self.network, 0.0)
+        self.meter = Meter(silo.bench.known_flops)
+        if not silo.memory:
+            silo.memory = prefixed(start, "weights.")
+        self.restore()
+
+    def restore(self) -> None:
+        """Go on from what was kept after the last round."""
+        self.network.load_state_dict(named(self.silo.memory, "weights."))
+        self.optimiser.state.clear()
+        load_optimiser_state(self.optimiser, self.silo.memory)
+
+    def ends(self) -> Tensors:
+        """What is sent of it; nothing that is not finite."""
+        ends = snapshot(self.network.state_dict())
+        if bad := finite(ends):
+            raise Refused(Reason.NOT_FINITE, f"{bad} is not finite")
+        return ends
+
+    def take(self, ends: Tensors) -> None:
+        """Keep what the cluster has made of it."""
+        kept = ends or named(self.silo.memory, "weights.")
+        self.network.load_state_dict(kept)
+        updates = int(self.silo.memory.get("updates", torch.tensor(0)))
+        average = running_average(named(self.silo.memory, "average."), dict(kept), self.method.ema, updates)
+        self.silo.memory = {
+            "updates": torch.tensor(updates + 1),
+            **prefixed(dict(kept), "weights."),
+            **prefixed(average, "average."),
+            **optimiser_state(self.optimiser),
+        }
+
+    def round(self, number: int, steps: int) -> Generator[Message, Message, dict[str, Any]]:
+        """So many mini-batches; the mean loss of the discriminator."""
+        silo, training, before = self.silo, self.method.training, self.meter.flops
+        training = training.model_copy(update={"steps": steps, "epochs": None})
+        rng = silo.rng(number)
+        for group in self.optimiser.param_groups:
+            group["lr"] = training.rate(self.method.progress(number))
+        images, total, seen = silo.images.to(silo.bench.device), torch.zeros((), device=silo.bench.device), 0
+        for numbers in training.batches(len(silo.images), rng):
+            x, labels = images.batch(numbers)
+            known = labels if self.method.model.classes else None
+            z = torch.randn(len(x), self.method.model.latent, generator=rng, device=x.device)
+            total += yield from self.iteration(x, known, z)
+            seen += len(x)
+        loss = (total / steps).item()
+        return {"loss": loss, "seen": seen, "flops": self.meter.flops - before}
+
+    def iteration(self, x: Tensor, labels: Tensor | None, z: Tensor) -> Generator[Message, Message, Tensor]:
+        """One step of the discriminator, one of the generator, as a plain GAN would take them."""
+        spec, loss = self.method.model, torch.zeros((), device=x.device)
+        made = yield from self._there("make", z, labels)
+        self.optimiser.zero_grad(set_to_none=True)
+        for op, image, real in (("made", made.out.detach(), False), ("real", x, True)):
+            judged = yield from self._there(op, image, labels)
+            with self.meter.work(spec, self.cuts, op, "judged", len(x)):
+                value = spec.judged(judged.out, real=real)
+                value.backward()
+            yield from self._back(op, judged)
+            loss += value.detach()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        judged = yield from self._there("fool", made.out, labels)
+        with self.meter.work(spec, self.cuts, "fool", "judged", len(x)):
+            spec.fooled(judged.out).backward()
+        yield from self._back("fool", judged)
+        yield from self._back("make", made)
+        self.network.discriminator.zero_grad(set_to_none=True)
+        self.optimiser.step()
+        return loss
+
+    def _there(self, op: str, x: Tensor, labels: Tensor | None) -> Generator[Message, Message, Pass]:
+        """Through the head, the server's middle, and the tail."""
+        network = "generator" if op == "make" else "discriminator"
+        head, _, tail = self.cuts.of(network).parts(list(getattr(self.network, network)))
+        with self.meter.work(self.method.model, self.cuts, op, "head", len(x)):
+            sent = through(head, x, labels)
+        answer = yield Message(op, {"x": sent.detach()})
+        got = answer.tensors["x"].to(x.device).requires_grad_()
+        with self.meter.work(self.method.model, self.cuts, op, "tail", len(x)):
+            out = through(tail, got)
+        return Pass(sent, got, out)
+
+    def _back(self, op: str, there: Pass) -> Conversation:
+        """The gradient goes back the same way."""
+        assert there.got.grad is not None
+        answer = yield Message(f"{op}-back", {"x": there.got.grad})
+        with self.meter.work(self.method.model, self.cuts, op, "back", len(there.sent)):
+            there.sent.backward(answer.tensors["x"].to(there.sent.device))
+
+
+class Pass(NamedTuple):
+    """One pass of a batch: what was sent of it, what came back, and what came of that."""
+
+    sent: Tensor
+    got: Tensor
+    out: Tensor

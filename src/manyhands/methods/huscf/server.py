@@ -1,0 +1,201 @@
+"""The server's half of HuSCF-GAN: the middle of both networks, clusters of silos, and means of what they have at home."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from manyhands.errors import Reason, RecipeError, Refused
+from manyhands.message import Message
+from manyhands.meter import Meter
+from manyhands.methods.huscf import clusters
+from manyhands.methods.huscf.middle import Passing
+from manyhands.methods.method import Server
+from manyhands.tensors import Tensors, named, prefixed, snapshot
+from manyhands.training import load_optimiser_state, optimiser_state
+
+if TYPE_CHECKING:
+    from manyhands.methods.huscf.method import HuSCF
+    from manyhands.models.cut import Cuts
+
+STEPS = ("make", "make-back", "made", "made-back", "real", "real-back", "fool", "fool-back")
+ORDER = ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back")
+"""The group operations of an iteration, in their order: images are made; the discriminator learns from them and from
+real ones; then the generator learns from what it now says of those that were made."""
+
+
+class HuSCFServer(Server):
+    """Has the blocks that some silo has not."""
+
+    def __init__(self, method: HuSCF, seed: int, cuts: Mapping[str, Cuts]) -> None:
+        self.method, self.seed, self.cuts = method, seed, dict(cuts)
+        whole = method.model.build(seed)
+        self.first = snapshot(whole.state_dict())
+        self.network = whole.keep(lambda name, block: any(not c.of(name).at_home(block) for c in cuts.values()))
+        self.optimiser = method.training.optimiser_of(self.network, 0.0)
+        self.buffers: dict[str, Tensors] = {}
+        self.images: dict[str, int] = {}
+        self.cluster: dict[str, int] = {}
+        self.details: dict[str, dict[str, float]] = {}
+        self.meter = Meter({})
+        self._at = 0
+        self._passes: dict[str, list[Passing]] = {}
+        self._seen: dict[str, Tensor] = {}
+
+    def on(self, silo: str, message: Message) -> Message:
+        """Join: a silo gets its own ends of the common start, and how long a round is."""
+        self.images[silo] = message.facts["images"]
+        ends = {name: tensor for name, tensor in self.first.items() if self.cuts[silo].at_home(name)}
+        return Message("join", ends, self._facts())
+
+    def admit(self, silo: str, message: Message) -> None:
+        """A pass is taken in its turn, of activations such as this silo's cut makes."""
+        if message.op not in ORDER:
+            return
+        if message.op != ORDER[self._at]:
+            raise Refused(Reason.OUT_OF_SEQUENCE, f"{message.op} came, {ORDER[self._at]} is to come")
+        if message.op.endswith("-back") and not any(silo in each.sent for each in self._passes[message.op[:-5]]):
+            raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} was not there on the way forward")
+        self.method.check_shape(message, self.cuts[silo])
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """A pass of all silos, or the end of a round."""
+        if op == "segments":
+            return self._end(messages)
+        answers = self._back(op, messages) if op.endswith("-back") else self._forward(op, messages)
+        self._at = (self._at + 1) % len(ORDER)
+        return {silo: Message(op, {"x": x}) for silo, x in answers.items()}
+
+    def state_dict(self) -> Tensors:
+        """The middle, its optimiser, the norms' means of each silo, and who is in which cluster."""
+        kept = {f"buffers.{silo}.{name}": tensor for silo, each in self.buffers.items() for name, tensor in each.items()}
+        cluster = {f"cluster.{silo}": torch.tensor(number) for silo, number in self.cluster.items()}
+        optimiser = prefixed(optimiser_state(self.optimiser), "server-")
+        return prefixed(snapshot(self.network.state_dict()), "middle.") | optimiser | kept | cluster
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Go on from a kept middle."""
+        self.network.load_state_dict(named(state, "middle."))
+        load_optimiser_state(self.optimiser, prefixed(named(state, "server-optimiser."), "optimiser."))
+        for silo in self.cuts:
+            self.buffers[silo] = named(state, f"buffers.{silo}.")
+        self.cluster = {silo: int(number) for silo, number in named(state, "cluster.").items()}
+
+    def _facts(self) -> dict[str, object]:
+        return {"round": self.round, "done": self.round >= self.method.rounds, "steps": self._steps()}
+
+    def _steps(self) -> int:
+        training = self.method.training
+        most = max(math.ceil(count / min(training.batch, count)) for count in self.images.values())
+        return training.steps or (training.epochs or 0) * most
+
+    def _blocks(self, op: str) -> tuple[str, nn.ModuleList]:
+        network = "generator" if op.startswith("make") else "discriminator"
+        return network, getattr(self.network, network)
+
+    def _forward(self, op: str, messages: Mapping[str, Message]) -> dict[str, Tensor]:
+        network, blocks = self._blocks(op)
+        self._passes[op] = []
+        answers: dict[str, Tensor] = {}
+        for group in self._groups(messages):
+            cuts = {silo: self.cuts[silo].of(network) for silo in group}
+            sent = {silo: messages[silo].tensors["x"] for silo in group}
+            self._load_means(network, group[0])
+            passing = Passing(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
+            self._keep_means(network, group)
+            self._seen |= passing.seen
+            self._passes[op].append(passing)
+            answers |= passing.answers()
+        return answers
+
+    def _back(self, op: str, messages: Mapping[str, Message]) -> dict[str, Tensor]:
+        gradients = {silo: message.tensors["x"] for silo, message in messages.items()}
+        answers: dict[str, Tensor] = {}
+        for passing in self._passes.pop(op.removesuffix("-back")):
+            mine = {silo: gradients[silo] for silo in passing.sent if silo in gradients}
+            if mine:
+                answers |= passing.back(mine, learns=op != "fool-back")
+        if op in ("real-back", "make-back"):
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+        return answers
+
+    def _groups(self, messages: Mapping[str, Message]) -> list[list[str]]:
+        """Those who share a batch."""
+        if self.method.statistics == "all":
+            return [sorted(messages)]
+        numbers = sorted({self.cluster.get(silo, 0) for silo in messages})
+        return [[silo for silo in sorted(messages) if self.cluster.get(silo, 0) == n] for n in numbers]
+
+    def _means(self, network: str = "") -> Tensors:
+        """Those that norms have for drawing."""
+        every = self.network.named_buffers()
+        return {name: tensor for name, tensor in every if name.endswith(MEANS) and name.startswith(network)}
+
+    def _load_means(self, network: str, silo: str) -> None:
+        """The norms go on from the means that they had with this silo; those that a pass holds on to stay as they are."""
+        for name, tensor in named(self.buffers.get(silo, {}), network).items() if self._apart else ():
+            where, _, which = f"{network}{name}".rpartition(".")
+            setattr(self.network.get_submodule(where), which, tensor.clone())
+
+    def _keep_means(self, network: str, group: list[str]) -> None:
+        if self._apart:
+            kept = {name: tensor.clone() for name, tensor in self._means(network).items()}
+            for silo in group:
+                self.buffers[silo] = self.buffers.get(silo, {}) | kept
+
+    @property
+    def _apart(self) -> bool:
+        return self.method.statistics == "cluster"
+
+    def _end(self, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        """Cluster the silos, weigh them, and give each what its cluster has made of its ends."""
+        sent = {silo: message.tensors for silo, message in messages.items() if message.tensors}
+        images = {silo: self.images[silo] for silo in sent}
+        features = {silo: self._seen[silo].cpu() for silo in sent if silo in self._seen}
+        plain = self.round < self.method.warm or len(features) < len(sent)
+        if sent:
+            self.cluster |= dict.fromkeys(sent, 0) if plain else clusters.found(features, self.method.clusters)
+        members = {n: [silo for silo in sent if self.cluster[silo] == n] for n in set(self.cluster.values())}
+        alpha = self.method.alpha
+        own = snapshot(self.network.state_dict())
+        whole = {silo: own | self.buffers.get(silo, {}) | ends for silo, ends in sent.items()}
+        apart = dict.fromkeys(sent, 0.0) if plain else clusters.distances(features, list(sent))
+        self.details, means = {}, {}
+        for number, mine in members.items():
+            near = dict.fromkeys(mine, 0.0) if plain else clusters.distances(features, mine)
+            shares = clusters.weights({silo: images[silo] for silo in mine}, near, alpha)
+            means[number] = mean(whole, shares)
+            for silo in mine:
+                self.details[silo] = {"cluster": number, "distance": near[silo], "weight": shares[silo]}
+        if sent:
+            shared = mean(whole, clusters.weights(images, apart, alpha))
+            self.network.load_state_dict({name: shared[name] for name in own})
+            self.buffers = dict.fromkeys(self.cuts, {name: shared[name] for name in self._means()}) if self._apart else {}
+        self._at, self._passes, self.flops = 0, {}, self.meter.flops
+        self.optimiser.zero_grad(set_to_none=True)
+        self.round += 1
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.method.training.rate(self.method.progress(self.round))
+        return {silo: Message("segments", self._ends(silo, means), self._facts()) for silo in messages}
+
+    def _ends(self, silo: str, means: Mapping[int, Tensors]) -> Tensors:
+        """What a silo has at home, as its cluster has it; nothing where nobody of its cluster has sent anything."""
+        mean = means.get(self.cluster.get(silo, 0), {})
+        return {name: tensor for name, tensor in mean.items() if self.cuts[silo].at_home(name)}
+
+
+MEANS = ("running_mean", "running_var")
+
+
+def mean(whole: Mapping[str, Tensors], shares: Mapping[str, float]) -> Tensors:
+    """The weighted mean of the networks of silos; of one alone it is that one, bit for bit."""
+    total: Tensors = {}
+    for silo, share in shares.items():
+        for name, tensor in whole[silo].items():
+            total[name] = total.get(name, 0) + tensor.double() * share
+    return {name: tensor.float() for name, tensor in total.items()}

@@ -1,0 +1,153 @@
+"""A GAN cut into a U over silos: it learns what one process would that has all in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from manyhands import Experiment, Images, Silo
+from manyhands.methods.huscf.method import GanTraining, HuSCF
+from manyhands.methods.huscf.server import HuSCFServer
+from manyhands.models.cut import Cut, Cuts
+from manyhands.models.gan import Gan, iteration
+from manyhands.tensors import named
+
+SMALL = Gan(size=16, channels=1, classes=2, latent=4, width=4)
+
+
+def cuts(text: str) -> Cuts:
+    """Of four digits: head and tail of the generator, head and tail of the discriminator."""
+    a, b, c, d = map(int, text)
+    return Cuts(generator=Cut(head=a, tail=b), discriminator=Cut(head=c, tail=d))
+
+
+def gan_silos(count: int = 3, images: int = 9) -> list[Silo]:
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, images, 1, 16, 16), dtype=torch.uint8, generator=rng)
+    labels = torch.randint(0, 2, (count, images), generator=rng)
+    return [Silo(f"s{i}", Images(pixels[i], labels[i], ("a", "b"))) for i in range(count)]
+
+
+def tiny(**told: Any) -> HuSCF:
+    training = GanTraining(batch=4, steps=5, learning_rate=1e-3)
+    return HuSCF.model_validate({"model": SMALL, "training": training, "rounds": 2, "min_head": 0, **told})
+
+
+def trained(method: HuSCF, silos: list[Silo], **told: Any) -> Experiment:
+    experiment = Experiment(method, silos, device="cpu", **told)
+    for _ in experiment:
+        pass
+    return experiment
+
+
+def pieces(experiment: Experiment, silo: int = 0) -> dict[str, torch.Tensor]:
+    assert isinstance(experiment.server, HuSCFServer)
+    return experiment.server.network.state_dict() | named(experiment.silos[silo].memory, "weights.")
+
+
+@pytest.mark.parametrize("cut", ["0404", "1313", "0314", "1403"])
+def test_one_silo_learns_what_the_uncut_gan_does(cut: str) -> None:
+    method = tiny(cut=cuts(cut), rounds=1, training=GanTraining(batch=4, steps=20, learning_rate=1e-3))
+    silos = gan_silos(1)
+    whole = SMALL.build(0)
+    optimiser = method.training.optimiser_of(whole, 0)
+    rng = silos[0].rng(0)
+    for numbers in method.training.batches(9, rng):
+        x, labels = silos[0].images.batch(numbers)
+        iteration(SMALL, whole, optimiser, x, labels, torch.randn(len(x), 4, generator=rng))
+    found = pieces(trained(method, gan_silos(1)))
+    assert found.keys() == whole.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.allclose(tensor, found[name], atol=1e-6), name
+
+
+def together(method: HuSCF, silos: list[Silo]) -> dict[str, dict[str, torch.Tensor]]:
+    """One round in one process and one graph: blocks at home each on its own, all others on the joined batch."""
+    spec, names = method.model, [silo.name for silo in silos]
+    own = {name: spec.build(0) for name in names}
+    shared = spec.build(0)
+    every = [*own.values(), shared]
+    optimisers = [method.training.optimiser_of(network, 0) for network in every]
+
+    def run(network: str, x: dict[str, torch.Tensor], y: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for b in range(spec.depth):
+            away = [name for name in names if not method.of(name).of(network).at_home(b)]
+            there = getattr(shared, network)[b]
+            joined = there(torch.cat([x[name] for name in away])) if away else torch.empty(0)
+            parts = dict(zip(away, joined.split([len(x[name]) for name in away]), strict=True)) if away else {}
+            for name in names:
+                block = getattr(own[name], network)[b]
+                x = x | {name: parts[name] if name in parts else block(x[name], y[name]) if b == 0 else block(x[name])}
+        return x
+
+    rngs = {silo.name: silo.rng(0) for silo in silos}
+    batches = [list(method.training.batches(len(silo.images), rngs[silo.name])) for silo in silos]
+    for numbers in zip(*batches, strict=True):
+        x, y, z = {}, {}, {}
+        for silo, mine in zip(silos, numbers, strict=True):
+            x[silo.name], y[silo.name] = silo.images.batch(mine)  # type: ignore[assignment]
+            z[silo.name] = torch.randn(len(mine), spec.latent, generator=rngs[silo.name])
+        made = run("generator", z, y)
+        for each in every:
+            each.zero_grad()
+        for image, real in (({name: m.detach() for name, m in made.items()}, False), (x, True)):
+            logits = run("discriminator", image, y)
+            sum(spec.judged(logits[name], real=real) for name in names).backward()  # type: ignore[union-attr]
+        for optimiser in optimisers:
+            optimiser.step()
+        for each in every:
+            each.zero_grad()
+        logits = run("discriminator", made, y)
+        sum(spec.fooled(logits[name]) for name in names).backward()  # type: ignore[union-attr]
+        for each in every:
+            each.discriminator.zero_grad()
+        for optimiser in optimisers:
+            optimiser.step()
+    whole = {}
+    for name in names:
+        at_home = {key: w for key, w in own[name].state_dict().items() if method.of(name).at_home(key)}
+        whole[name] = shared.state_dict() | at_home
+    return whole
+
+
+MIXED = {"s0": cuts("0404"), "s1": cuts("1313"), "s2": cuts("0314")}
+
+
+@pytest.mark.parametrize(("norm", "steps"), [("group", 10), ("batch", 2)])
+def test_many_silos_with_cuts_of_their_own_learn_as_in_one_process(norm: str, steps: int) -> None:
+    model = SMALL.model_copy(update={"norm": norm, "width": 8})
+    method = tiny(model=model, cuts=MIXED, rounds=1, training=GanTraining(batch=4, steps=steps, learning_rate=1e-3))
+    whole = together(method, gan_silos())
+    expected = {name: sum(each[name] for each in whole.values()) / 3 for name in whole["s0"]}
+    experiment = trained(method, gan_silos())
+    for i in range(3):
+        for name, tensor in pieces(experiment, i).items():
+            if norm == "batch" and name.endswith(("bias", "running_mean")):
+                continue  # a norm takes biases before it away: their gradient is rounding, and Adam makes steps of it
+            assert torch.allclose(tensor, expected[name], atol=1e-6), name  # type: ignore[arg-type]
+
+
+def test_messages_and_bytes_are_those_of_the_paper() -> None:
+    paper = Gan(size=28, channels=1, classes=10)
+    method = tiny(model=paper, cut=cuts("0404"))
+    told = {"0404": 27.46, "0414": 22.64, "1313": 22.48, "1314": 19.43, "0314": 16.22, "1403": 33.72}
+    for text, megabytes in told.items():
+        up = down = 0
+        for op in ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back"):
+            up += 4 * 64 * method._crossing(op, cuts(text), up=True).size
+            down += 4 * 64 * method._crossing(op, cuts(text), up=False).size
+        assert up / 1e6 == pytest.approx(megabytes, abs=0.005) == down / 1e6
+
+
+def test_what_went_over_the_wire_is_what_the_cuts_say() -> None:
+    experiment = trained(tiny(cuts=MIXED, rounds=1, training=GanTraining(batch=4, steps=3)), gan_silos())
+    method = experiment.method
+    assert isinstance(method, HuSCF)
+    for entry in experiment.ledger.entries():
+        if entry["op"] in ("join", "segments"):
+            continue
+        like = method._crossing(entry["op"], method.of(entry["silo"]), up=entry["direction"] == "up")
+        plain = 4 * 4 * 3 * like.size
+        assert plain < entry["bytes"] < plain + 3 * 300
