@@ -54,7 +54,7 @@ def test_one_silo_learns_what_the_uncut_gan_does(cut: str) -> None:
     whole = SMALL.build(0)
     optimiser = method.training.optimiser_of(whole, 0)
     rng = silos[0].rng(0)
-    for numbers in method.training.batches(9, rng):
+    for numbers in list(method.training.batches(9, rng)):
         x, labels = silos[0].images.batch(numbers)
         iteration(SMALL, whole, optimiser, x, labels, torch.randn(len(x), 4, generator=rng))
     found = pieces(trained(method, gan_silos(1)))

@@ -220,7 +220,7 @@ class Half:
         for group in self.optimiser.param_groups:
             group["lr"] = training.rate(self.method.progress(number))
         images, total, seen = silo.images.to(silo.bench.device), torch.zeros((), device=silo.bench.device), 0
-        for numbers in training.batches(len(silo.images), rng):
+        for numbers in list(training.batches(len(silo.images), rng)):
             x, labels = images.batch(numbers)
             known = labels if self.method.model.classes else None
             z = torch.randn(len(x), self.method.model.latent, generator=rng, device=x.device)
