@@ -117,7 +117,7 @@ MIXED = {"s0": cuts("0404"), "s1": cuts("1313"), "s2": cuts("0314")}
 
 @pytest.mark.parametrize(("norm", "steps"), [("group", 10), ("batch", 2)])
 def test_many_silos_with_cuts_of_their_own_learn_as_in_one_process(norm: str, steps: int) -> None:
-    model = SMALL.model_copy(update={"norm": norm, "width": 8})
+    model = SMALL.model_copy(update={"norm": norm, "width": 16})
     method = tiny(model=model, cuts=MIXED, rounds=1, training=GanTraining(batch=4, steps=steps, learning_rate=1e-3))
     whole = together(method, gan_silos())
     expected = {name: sum(each[name] for each in whole.values()) / 3 for name in whole["s0"]}
