@@ -103,7 +103,7 @@ class Side(NamedTuple):
         for level in range(self.levels):
             if level:
                 ready = ready + there[:, level] * self.server_gather[level]
-                spent[:, : level] += (there[:, level] * self.server_scatter[level])[:, None]
+                spent[:, :level] += (there[:, level] * self.server_scatter[level])[:, None]
             came = np.where(levels == level, self.gather[level], 0).max(1)
             ready = np.maximum(ready, came)
         left = np.take_along_axis(self.scatter.T[None].repeat(len(levels), 0), levels[:, :, None], 2)[:, :, 0]
@@ -258,22 +258,20 @@ class Advisor:
 
         def way(*, out: bool) -> np.ndarray:
             """Seconds of each device at each level: to come in (or to be sent out to), with what passes the wire."""
+            work = [each.backward if head == out else each.forward for each in works]
             rows = []
-            for level in range(len(blocks)):
-                home = blocks[: level + 1]
-                rows.append([
-                    times * batch * (
-                        sum((works[b].backward if head == out else works[b].forward) / device.speed(network, b) for b in home)
-                        + 4 * crossed[level] / (self.fleet.server.rate if out else device.rate)
-                    )
-                    for device in self.fleet.devices.values()
-                ])  # fmt: skip
-            return np.array(rows)
+            for level, numbers in enumerate(crossed):
+                row = []
+                for device in self.fleet.devices.values():
+                    at_home = sum(work[block] / device.speed(network, block) for block in blocks[: level + 1])
+                    row.append(at_home + 4 * numbers / (self.fleet.server.rate if out else device.rate))
+                rows.append(row)
+            return times * batch * np.array(rows)
 
         unit, mirrored = self._server_unit(network), self.mode == "authors" and head
         back = [model.depth - 1 - block if mirrored else block for block in blocks]
         inward = np.array([(works[b].forward if head else works[b].backward) * unit for b in blocks])
-        outward = np.array([(works[b].backward if head else works[b].forward) * unit for b in (back if head else blocks)])
+        outward = np.array([(works[b].backward if head else works[b].forward) * unit for b in back])
         held = memory_of_blocks(model, network, batch)
         return Side(way(out=False), way(out=True), inward, outward, np.array([held[b] for b in blocks]))
 

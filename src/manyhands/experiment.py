@@ -126,8 +126,8 @@ class Experiment:
         if found is None:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
         ready = self._ready(found)
-        if isinstance(ready, TrainedAutoencoder):
-            raise RecipeError(DRAWS_NOTHING)
+        if not isinstance(ready, Generator):
+            raise RecipeError(DRAWS_NOTHING if isinstance(ready, TrainedAutoencoder) else "draw with drawing(silo)")
         return ready
 
     def generators(self) -> dict[str, Drawn]:
@@ -189,7 +189,7 @@ class Experiment:
             return list(range(len(images.classes)))
         return [int(label) for label in images.labels.unique()]
 
-    def _ready(self, trained: Generator | TrainedAutoencoder) -> Generator | TrainedAutoencoder:
+    def _ready(self, trained: Trained) -> Trained:
         device = str(self.silos[0].bench.device)
         if isinstance(trained, TrainedAutoencoder):
             return replace(trained, device=device)

@@ -23,11 +23,12 @@ from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.collafuse import CollaFuse
 from manyhands.methods.fedavg import FedAvg
+from manyhands.methods.huscf.method import HuSCF
 from manyhands.seed import numpy_rng
 from manyhands.spec import Float, Int, Spec, nearest
 
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
-AnyMethod = Annotated[FedAvg | Local | Central | CollaFuse, Field(discriminator="kind")]
+AnyMethod = Annotated[FedAvg | Local | Central | CollaFuse | HuSCF, Field(discriminator="kind")]
 
 
 class Data(Spec):

@@ -70,8 +70,7 @@ class Training(Spec):
     def optimiser_of(self, network: nn.Module, progress: float) -> torch.optim.Optimizer:
         """A fresh optimiser of the network's weights."""
         kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
-        told = {"betas": self.betas, "weight_decay": self.weight_decay, "fused": True}
-        return kind(network.parameters(), self.rate(progress), **told)
+        return kind(network.parameters(), self.rate(progress), self.betas, weight_decay=self.weight_decay, fused=True)
 
     def autocasts(self, device: torch.device) -> bool:
         """Whether the forward pass runs in bfloat16."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from manyhands import Experiment, Images, Silo
+from manyhands import Evaluation, Experiment, Images, Silo
+from manyhands.experiment import drawn_by
+from manyhands.journal import RunFolder
 from manyhands.methods.huscf.method import GanTraining, HuSCF
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.models.cut import Cut, Cuts
 from manyhands.models.gan import Gan, iteration
+from manyhands.models.generator import Drawing
 from manyhands.tensors import named
 
 SMALL = Gan(size=16, channels=1, classes=2, latent=4, width=4)
@@ -44,7 +48,7 @@ def trained(method: HuSCF, silos: list[Silo], **told: Any) -> Experiment:
 
 def pieces(experiment: Experiment, silo: int = 0) -> dict[str, torch.Tensor]:
     assert isinstance(experiment.server, HuSCFServer)
-    return experiment.server.network.state_dict() | named(experiment.silos[silo].memory, "weights.")
+    return experiment.server.network.state_dict() | named(experiment.silos[silo].memory, "average.")
 
 
 @pytest.mark.parametrize("cut", ["0404", "1313", "0314", "1403"])
@@ -151,3 +155,25 @@ def test_what_went_over_the_wire_is_what_the_cuts_say() -> None:
         like = method._crossing(entry["op"], method.of(entry["silo"]), up=entry["direction"] == "up")
         plain = 4 * 4 * 3 * like.size
         assert plain < entry["bytes"] < plain + 3 * 300
+
+
+def test_a_silo_draws_with_the_servers_middle_and_a_run_that_stopped_goes_on(tmp_path: Path) -> None:
+    method, sampling = tiny(cuts=MIXED, rounds=4, warm=1), {"evaluation": Evaluation(images=0)}
+    whole = trained(method, gan_silos(), **sampling)
+    drawn = whole.drawing("s1").sample(labels=[0, 1, 1])
+    assert drawn.shape == (3, 1, 16, 16)
+    assert drawn.abs().max() <= 1
+
+    stopped = Experiment(method, gan_silos(), device="cpu", folder=tmp_path / "run", **sampling)  # type: ignore[arg-type]
+    for done in stopped:
+        if done.number == 1:
+            break
+    again = Experiment(method, gan_silos(), device="cpu", folder=tmp_path / "run", resume=True, **sampling)  # type: ignore[arg-type]
+    for _ in again:
+        pass
+    for i in range(3):
+        for name, tensor in pieces(whole, i).items():
+            assert torch.equal(tensor, pieces(again, i)[name]), name
+    kept = drawn_by(RunFolder(tmp_path / "run"), "s1")
+    assert isinstance(kept, Drawing)
+    assert torch.equal(kept.sample(labels=[0, 1, 1]), drawn)

@@ -88,7 +88,9 @@ def split_iteration(
     theirs.step()
 
 
-@pytest.mark.parametrize("cuts", list(itertools.product(every_cut(SMALL), repeat=2)), ids=lambda cuts: f"{cuts[0]} {cuts[1]}")
+@pytest.mark.parametrize(
+    "cuts", list(itertools.product(every_cut(SMALL), repeat=2)), ids=lambda cuts: f"{cuts[0]} {cuts[1]}"
+)
 def test_cut_anywhere_it_learns_the_same(cuts: tuple[Cut, Cut]) -> None:
     both, told = Cuts(generator=cuts[0], discriminator=cuts[1]), batch(SMALL)
     whole = SMALL.build(3)

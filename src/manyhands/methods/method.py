@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
     from manyhands.message import Message
     from manyhands.models.autoencoder import TrainedAutoencoder
+    from manyhands.models.forger import Forger
     from manyhands.models.generator import Drawing
     from manyhands.models.generator import Generator as ImageGenerator
     from manyhands.plan import Plan
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 Conversation = Generator["Message", "Message", None]
-Trained: TypeAlias = "ImageGenerator | TrainedAutoencoder"
+Trained: TypeAlias = "ImageGenerator | Forger | TrainedAutoencoder"
 
 
 class Server(ABC):

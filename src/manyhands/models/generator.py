@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -20,10 +20,14 @@ from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import Sampling, guided
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
+from manyhands.models.gan import Gan
 from manyhands.models.latent import Latent
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors
+
+if TYPE_CHECKING:
+    from manyhands.models.forger import Forger
 
 DIFFUSERS_NAME = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled-linear": "scaled_linear"}
 Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
@@ -32,7 +36,7 @@ Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
 class Drawing(ABC):
     """Draws images in [-1, 1], of the asked classes where it knows any."""
 
-    model: UNet | Latent
+    model: UNet | Latent | Gan
     classes: tuple[str, ...]
     sampling: Sampling
     device: str
@@ -212,10 +216,14 @@ class Generator(Drawing):
         )
 
 
-def load(folder: Path, device: str = "cpu") -> Generator | TrainedAutoencoder:
+def load(folder: Path, device: str = "cpu") -> Generator | Forger | TrainedAutoencoder:
     """What a run has trained."""
+    from manyhands.models.forger import Forger
+
     try:
         facts = json.loads((folder / FACTS).read_text())
+        if facts["model"]["kind"] == "gan":
+            return Forger.from_pretrained(folder, device)
         if facts["model"]["kind"] != "autoencoder":
             return Generator.from_pretrained(folder, device)
         model = Autoencoder(**facts["model"])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.gan import NETWORKS, BatchNorm, Gan, through
 from manyhands.models.cost import COPIES, saved_bytes
+from manyhands.models.gan import NETWORKS, BatchNorm, Gan, through
 
 
 class Work(NamedTuple):
@@ -80,7 +80,7 @@ def memory_of_blocks(model: Gan, network: str, batch: int) -> tuple[int, ...]:
         made, x, labels = model.build(seed=0), *_batch(model, network, batch)
         for block in getattr(made, network):
             count = sum(weight.numel() for weight in block.parameters())
-            held, x = saved_bytes(block, lambda block=block, x=x: through([block], x, labels))
+            held, x = saved_bytes(block, partial(through, [block], x, labels))
             found.append(4 * COPIES * count + held)
     return tuple(found)
 

@@ -60,7 +60,7 @@ def distances(features: Mapping[str, Tensor], among: Sequence[str]) -> dict[str,
 
 
 def weights(images: Mapping[str, int], apart: Mapping[str, float], alpha: float) -> dict[str, float]:
-    """n exp(-alpha d) of each, as a share of all."""
+    """N exp(-alpha d) of each, as a share of all."""
     each = {silo: images[silo] * float(np.exp(-alpha * distance)) for silo, distance in apart.items()}
     total = sum(each.values())
     return {silo: weight / total for silo, weight in each.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -13,9 +14,11 @@ from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.huscf.server import ORDER, HuSCFServer
-from manyhands.methods.method import Conversation, Method
+from manyhands.methods.method import Ask, Conversation, Method, Trained
 from manyhands.models.cut import Cut, Cuts, maps
+from manyhands.models.forger import Forger, generators_part
 from manyhands.models.gan import Gan, through
+from manyhands.models.generator import Drawing
 from manyhands.models.layout import layout_of
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, misfit
 from manyhands.silo import Silo
@@ -98,7 +101,7 @@ class HuSCF(Method):
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train with the server a mini-batch at a time, and have one's ends averaged after each round."""
         answer = yield Message("join", facts={"images": len(silo.images)})
-        half = Half(self, silo, answer.tensors)
+        half = Half(self, silo, dict(answer.tensors), answer.facts["round"])
         while not answer.facts["done"]:
             number, told = answer.facts["round"], {"loss": None, "seen": 0, "flops": 0, "withheld": ""}
             try:
@@ -109,7 +112,7 @@ class HuSCF(Method):
                 told["withheld"], ends = str(refusal), {}
             facts = {"round": number, "images": len(silo.images), **told}
             answer = yield Message("segments", ends, facts)
-            half.take(answer.tensors)
+            half.take(dict(answer.tensors))
 
     def server(self, seed: int, silos: Sequence[str]) -> HuSCFServer:
         """The server, with the middle blocks of the common start."""
@@ -133,8 +136,12 @@ class HuSCF(Method):
             "sends its ends of both networks, gets the mean of its cluster", f"{self.rounds} times",
             Carries(ends[0], ROUND_FACTS, (*ends[1:], {})), Carries(ends[0], gives, (*ends[1:], {})), True, True,
         )  # fmt: skip
+        draw = Operation(
+            "sends what its head of the generator makes of noise and labels, gets what its tail goes on from",
+            "whenever it draws", self._carries("make", up=True), self._carries("make", up=False),
+        )  # fmt: skip
         never = ("images, real or made", "labels", "noise", "file names")
-        return Plan({"join": join} | passes | {"segments": segments}, never=never)
+        return Plan({"join": join} | passes | {"segments": segments, "draw": draw}, never=never)
 
     def fits(self, silo: Silo) -> None:
         """Its images must be those of the model, and two at least: norms need more than one."""
@@ -147,6 +154,17 @@ class HuSCF(Method):
         if model.classes and (images.labels is None or len(images.classes) != model.classes):
             has = "no labels" if images.labels is None else f"{len(images.classes)} classes"
             raise RecipeError(f"{silo.name}: has {has}, the model is for {model.classes} classes")
+
+    def own_generator(self, silo: Silo) -> Forger | None:
+        """Both ends of the generator, as the silo has them."""
+        weights = generators_part(named(silo.memory, "average."))
+        return Forger(self.model, weights, self.of(silo.name).generator, ema=self.ema) if weights else None
+
+    def drawn_from(self, silo: str, shared: Trained | None, own: Trained | None, ask: Ask) -> Drawing | None:
+        """The ends at home, and the server's middle between them."""
+        if not isinstance(own, Forger):
+            return None
+        return replace(own, ask=lambda x: ask(Message("draw", {"x": x})).tensors["x"])
 
     def progress(self, number: int) -> float:
         """The share of the run that is done before a round."""
@@ -176,41 +194,43 @@ class HuSCF(Method):
 class Half:
     """What a silo has of both networks, and its side of an iteration."""
 
-    def __init__(self, method: HuSCF, silo: Silo, start: Tensors) -> None:
+    def __init__(self, method: HuSCF, silo: Silo, start: Tensors, number: int) -> None:
         self.method, self.silo, self.cuts = method, silo, method.of(silo.name)
         self.network = method.model.build(0).keep(lambda name, block: self.cuts.of(name).at_home(block))
         self.network.to(silo.bench.device)
         self.optimiser = method.training.optimiser_of(self.network, 0.0)
         self.meter = Meter(silo.bench.known_flops)
-        if not silo.memory:
-            silo.memory = prefixed(start, "weights.")
+        self.start = start
         self.restore()
+        if number > self.taken:
+            self.take(start)
+
+    @property
+    def taken(self) -> int:
+        """How often it has taken what its cluster made of its ends."""
+        return int(self.silo.memory.get("taken", torch.tensor(0)))
 
     def restore(self) -> None:
-        """Go on from what was kept after the last round."""
-        self.network.load_state_dict(named(self.silo.memory, "weights."))
+        """Go on from what was there when the round began."""
+        self.network.load_state_dict(self.start)
         self.optimiser.state.clear()
         load_optimiser_state(self.optimiser, self.silo.memory)
 
     def ends(self) -> Tensors:
-        """What is sent of it; nothing that is not finite."""
+        """What is sent of it, if it is finite; what is not, the optimiser's memory, is kept."""
         ends = snapshot(self.network.state_dict())
         if bad := finite(ends):
             raise Refused(Reason.NOT_FINITE, f"{bad} is not finite")
+        self.silo.memory = self.silo.memory | optimiser_state(self.optimiser)
         return ends
 
     def take(self, ends: Tensors) -> None:
-        """Keep what the cluster has made of it."""
-        kept = ends or named(self.silo.memory, "weights.")
-        self.network.load_state_dict(kept)
-        updates = int(self.silo.memory.get("updates", torch.tensor(0)))
-        average = running_average(named(self.silo.memory, "average."), dict(kept), self.method.ema, updates)
-        self.silo.memory = {
-            "updates": torch.tensor(updates + 1),
-            **prefixed(dict(kept), "weights."),
-            **prefixed(average, "average."),
-            **optimiser_state(self.optimiser),
-        }
+        """Go on from what the cluster has made of it, and average that over rounds."""
+        self.start = ends
+        self.network.load_state_dict(ends)
+        average = running_average(named(self.silo.memory, "average."), ends, self.method.ema, self.taken)
+        taken = {"taken": torch.tensor(self.taken + 1)} | prefixed(average, "average.")
+        self.silo.memory = self.silo.memory | taken
 
     def round(self, number: int, steps: int) -> Generator[Message, Message, dict[str, Any]]:
         """So many mini-batches; the mean loss of the discriminator."""

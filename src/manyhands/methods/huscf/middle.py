@@ -38,9 +38,7 @@ class Passing:
         """
         silos = list(gradients)
         into = None if learns else [self.sent[silo] for silo in silos]
-        torch.autograd.backward(
-            [self.given[silo] for silo in silos], [gradients[silo] for silo in silos], inputs=into
-        )
+        torch.autograd.backward([self.given[silo] for silo in silos], [gradients[silo] for silo in silos], inputs=into)
         found = {}
         for silo in silos:
             gradient = self.sent[silo].grad

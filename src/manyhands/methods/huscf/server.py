@@ -1,4 +1,4 @@
-"""The server's half of HuSCF-GAN: the middle of both networks, clusters of silos, and means of what they have at home."""
+"""The server's half of HuSCF-GAN: the middle of both networks, clusters of silos, and means of their ends."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from manyhands.errors import Reason, RecipeError, Refused
+from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.huscf import clusters
 from manyhands.methods.huscf.middle import Passing
 from manyhands.methods.method import Server
-from manyhands.tensors import Tensors, named, prefixed, snapshot
+from manyhands.models.gan import through
+from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class HuSCFServer(Server):
     def __init__(self, method: HuSCF, seed: int, cuts: Mapping[str, Cuts]) -> None:
         self.method, self.seed, self.cuts = method, seed, dict(cuts)
         whole = method.model.build(seed)
-        self.first = snapshot(whole.state_dict())
+        self.means: dict[int, Tensors] = {0: snapshot(whole.state_dict())}
+        self.average: Tensors = {}
         self.network = whole.keep(lambda name, block: any(not c.of(name).at_home(block) for c in cuts.values()))
         self.optimiser = method.training.optimiser_of(self.network, 0.0)
         self.buffers: dict[str, Tensors] = {}
@@ -47,13 +49,18 @@ class HuSCFServer(Server):
         self._seen: dict[str, Tensor] = {}
 
     def on(self, silo: str, message: Message) -> Message:
-        """Join: a silo gets its own ends of the common start, and how long a round is."""
+        """Join: a silo gets its own ends of the common start, and how long a round is. Or draw."""
+        if message.op == "draw":
+            return Message("draw", {"x": self._drawn(silo, message.tensors["x"])})
         self.images[silo] = message.facts["images"]
-        ends = {name: tensor for name, tensor in self.first.items() if self.cuts[silo].at_home(name)}
-        return Message("join", ends, self._facts())
+        return Message("join", self._ends(silo), self._facts())
 
     def admit(self, silo: str, message: Message) -> None:
         """A pass is taken in its turn, of activations such as this silo's cut makes."""
+        if message.op in ("make", "draw") and len(message.tensors["x"]) > MOST:
+            raise Refused(Reason.WRONG_SHAPE, f"{len(message.tensors['x'])} images at once, {MOST} are the most")
+        if message.op == "draw":
+            self.method.check_shape(Message("make", message.tensors), self.cuts[silo])
         if message.op not in ORDER:
             return
         if message.op != ORDER[self._at]:
@@ -72,18 +79,33 @@ class HuSCFServer(Server):
 
     def state_dict(self) -> Tensors:
         """The middle, its optimiser, the norms' means of each silo, and who is in which cluster."""
-        kept = {f"buffers.{silo}.{name}": tensor for silo, each in self.buffers.items() for name, tensor in each.items()}
+        kept = {
+            f"buffers.{silo}.{name}": tensor for silo, each in self.buffers.items() for name, tensor in each.items()
+        }
         cluster = {f"cluster.{silo}": torch.tensor(number) for silo, number in self.cluster.items()}
         optimiser = prefixed(optimiser_state(self.optimiser), "server-")
-        return prefixed(snapshot(self.network.state_dict()), "middle.") | optimiser | kept | cluster
+        middle = prefixed(snapshot(self.network.state_dict()), "middle.") | prefixed(self.average, "average.")
+        means = {f"mean.{n}.{name}": tensor for n, each in self.means.items() for name, tensor in each.items()}
+        return middle | optimiser | kept | cluster | means
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept middle."""
         self.network.load_state_dict(named(state, "middle."))
+        self.average = named(state, "average.")
         load_optimiser_state(self.optimiser, prefixed(named(state, "server-optimiser."), "optimiser."))
         for silo in self.cuts:
             self.buffers[silo] = named(state, f"buffers.{silo}.")
         self.cluster = {silo: int(number) for silo, number in named(state, "cluster.").items()}
+        self.means = {n: named(state, f"mean.{n}.") for n in {0, *self.cluster.values()}}
+
+    @torch.no_grad()
+    def _drawn(self, silo: str, x: Tensor) -> Tensor:
+        """Through the middle of the generator as it is after the last round, averaged over rounds if so told."""
+        cut = self.cuts[silo].generator
+        middle = self.method.model.build(0).keep(lambda name, block: name == "generator" and not cut.at_home(block))
+        kept = self.average | self.buffers.get(silo, {})
+        middle.load_state_dict({name: tensor for name, tensor in kept.items() if name in middle.state_dict()})
+        return through(cut.parts(list(middle.to(x.device).eval().generator))[1], x)
 
     def _facts(self) -> dict[str, object]:
         return {"round": self.round, "done": self.round >= self.method.rounds, "steps": self._steps()}
@@ -100,13 +122,15 @@ class HuSCFServer(Server):
     def _forward(self, op: str, messages: Mapping[str, Message]) -> dict[str, Tensor]:
         network, blocks = self._blocks(op)
         self._passes[op] = []
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.method.training.rate(self.method.progress(self.round))
         answers: dict[str, Tensor] = {}
-        for group in self._groups(messages):
-            cuts = {silo: self.cuts[silo].of(network) for silo in group}
-            sent = {silo: messages[silo].tensors["x"] for silo in group}
-            self._load_means(network, group[0])
+        for mine in self._groups(messages):
+            cuts = {silo: self.cuts[silo].of(network) for silo in mine}
+            sent = {silo: messages[silo].tensors["x"] for silo in mine}
+            self._load_means(network, mine[0])
             passing = Passing(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
-            self._keep_means(network, group)
+            self._keep_means(network, mine)
             self._seen |= passing.seen
             self._passes[op].append(passing)
             answers |= passing.answers()
@@ -137,7 +161,7 @@ class HuSCFServer(Server):
         return {name: tensor for name, tensor in every if name.endswith(MEANS) and name.startswith(network)}
 
     def _load_means(self, network: str, silo: str) -> None:
-        """The norms go on from the means that they had with this silo; those that a pass holds on to stay as they are."""
+        """The norms go on from the means that they had with this silo; those that a pass holds stay as they are."""
         for name, tensor in named(self.buffers.get(silo, {}), network).items() if self._apart else ():
             where, _, which = f"{network}{name}".rpartition(".")
             setattr(self.network.get_submodule(where), which, tensor.clone())
@@ -154,7 +178,7 @@ class HuSCFServer(Server):
 
     def _end(self, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Cluster the silos, weigh them, and give each what its cluster has made of its ends."""
-        sent = {silo: message.tensors for silo, message in messages.items() if message.tensors}
+        sent = {silo: dict(message.tensors) for silo, message in messages.items() if message.tensors}
         images = {silo: self.images[silo] for silo in sent}
         features = {silo: self._seen[silo].cpu() for silo in sent if silo in self._seen}
         plain = self.round < self.method.warm or len(features) < len(sent)
@@ -165,30 +189,32 @@ class HuSCFServer(Server):
         own = snapshot(self.network.state_dict())
         whole = {silo: own | self.buffers.get(silo, {}) | ends for silo, ends in sent.items()}
         apart = dict.fromkeys(sent, 0.0) if plain else clusters.distances(features, list(sent))
-        self.details, means = {}, {}
+        self.details = {}
         for number, mine in members.items():
             near = dict.fromkeys(mine, 0.0) if plain else clusters.distances(features, mine)
             shares = clusters.weights({silo: images[silo] for silo in mine}, near, alpha)
-            means[number] = mean(whole, shares)
+            self.means[number] = mean(whole, shares)
             for silo in mine:
                 self.details[silo] = {"cluster": number, "distance": near[silo], "weight": shares[silo]}
         if sent:
             shared = mean(whole, clusters.weights(images, apart, alpha))
             self.network.load_state_dict({name: shared[name] for name in own})
-            self.buffers = dict.fromkeys(self.cuts, {name: shared[name] for name in self._means()}) if self._apart else {}
+            kept = {name: shared[name] for name in self._means()}
+            self.buffers = {silo: kept for silo in self.cuts if self._apart}
+        self.average = running_average(self.average, snapshot(self.network.state_dict()), self.method.ema, self.round)
         self._at, self._passes, self.flops = 0, {}, self.meter.flops
         self.optimiser.zero_grad(set_to_none=True)
         self.round += 1
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.method.training.rate(self.method.progress(self.round))
-        return {silo: Message("segments", self._ends(silo, means), self._facts()) for silo in messages}
+        return {silo: Message("segments", self._ends(silo), self._facts()) for silo in messages}
 
-    def _ends(self, silo: str, means: Mapping[int, Tensors]) -> Tensors:
-        """What a silo has at home, as its cluster has it; nothing where nobody of its cluster has sent anything."""
-        mean = means.get(self.cluster.get(silo, 0), {})
+    def _ends(self, silo: str) -> Tensors:
+        """What a silo has at home, as its cluster had it last."""
+        mean = self.means[self.cluster.get(silo, 0)]
         return {name: tensor for name, tensor in mean.items() if self.cuts[silo].at_home(name)}
 
 
+MOST = 4096
+"""The most images of a silo at once."""
 MEANS = ("running_mean", "running_var")
 
 
