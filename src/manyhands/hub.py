@@ -58,7 +58,8 @@ class Hub:
     """Turns calls into ``on`` and ``on_group``. It has no clock and no thread: a link brings its own.
 
     ``roster`` says how many images each silo enrolled. A barrier fires when every silo that is not away waits at one;
-    should they wait at different operations, the one with most silos is answered and the others wait on.
+    should they wait at different operations, one that closes no round goes first, and of several the one with most
+    silos; the others wait on.
     ``expire`` leaves out those who have not called by the deadline, and ``quorum`` is the least number to go on with.
     """
 
@@ -174,7 +175,8 @@ class Hub:
         self._fold_in_order()
         waiting = {silo: caller.waiting for silo, caller in present.items() if caller.waiting is not None}
         if waiting and len(waiting) == len(present):
-            (op, _), *_ = Counter(message.op for message in waiting.values()).most_common(1)
+            count = Counter(message.op for message in waiting.values())
+            op = max(count, key=lambda op: (not self.plan.operations[op].closes_round, count[op]))
             self._fire(op, {silo: message for silo, message in waiting.items() if message.op == op})
 
     def _fire(self, op: str, group: Mapping[str, Message]) -> None:

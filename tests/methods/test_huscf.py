@@ -11,6 +11,7 @@ import torch
 from manyhands import Evaluation, Experiment, Images, Silo
 from manyhands.experiment import drawn_by
 from manyhands.journal import RunFolder
+from manyhands.methods.huscf import clusters
 from manyhands.methods.huscf.method import GanTraining, HuSCF
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.models.cut import Cut, Cuts
@@ -177,3 +178,64 @@ def test_a_silo_draws_with_the_servers_middle_and_a_run_that_stopped_goes_on(tmp
     kept = drawn_by(RunFolder(tmp_path / "run"), "s1")
     assert isinstance(kept, Drawing)
     assert torch.equal(kept.sample(labels=[0, 1, 1]), drawn)
+
+
+class Broken(Images):
+    """Gives what is no number, from the second batch on."""
+
+    def batch(self, numbers: torch.Tensor) -> Any:
+        x, labels = super().batch(numbers)
+        return x * torch.nan if 0 not in numbers else x, labels
+
+    def to(self, device: Any) -> Any:
+        return self
+
+
+@pytest.mark.parametrize(("count", "bad"), [(2, [0]), (2, [1]), (3, [0]), (3, [0, 2])])
+def test_a_silo_that_says_what_is_no_number_is_left_out_of_the_round_and_the_others_go_on(
+    count: int, bad: list[int]
+) -> None:
+    silos = gan_silos(count)
+    for i in bad:
+        was = silos[i].images
+        silos[i].images = Broken(was.pixels, was.labels, was.classes)
+    rounds = list(Experiment(tiny(cuts={"s0": MIXED["s0"]}), silos, device="cpu"))
+    assert [sorted(done.losses) for done in rounds] == [[f"s{i}" for i in range(count) if i not in bad]] * 2
+    assert all("NaN" in done.missing[f"s{i}"] for done in rounds for i in bad)
+    assert all(torch.isfinite(torch.tensor(loss)) for done in rounds for loss in done.losses.values())
+
+
+def blobs(kinds: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """What the middle might make of batches of different kinds of images."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = torch.randn(max(kinds) + 1, 4, 3, 3, generator=rng)
+    return {f"s{i:02}": centres[kind] + 0.5 * torch.randn(8, 4, 3, 3, generator=rng) for i, kind in enumerate(kinds)}
+
+
+@pytest.mark.parametrize("kinds", [[0] * 10 + [1] * 10, [0, 1, 2] * 5, [0] * 12])
+def test_clusters_are_found_without_being_told_how_many(kinds: list[int]) -> None:
+    found = clusters.found(blobs(kinds), "auto")
+    assert [found[f"s{i:02}"] for i in range(len(kinds))] == kinds
+    assert len(set(clusters.found(blobs(kinds), 2).values())) == 2
+
+
+def test_silos_that_are_alike_are_at_no_distance_and_weigh_what_they_hold() -> None:
+    same = dict.fromkeys(["a", "b", "c"], torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)))
+    apart = clusters.distances(same, list(same))
+    assert all(abs(each) < 1e-9 for each in apart.values())
+    assert clusters.weights({"a": 1, "b": 1, "c": 2}, apart, 5.0) == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
+    odd = same | {"c": -3 * same["c"]}
+    apart = clusters.distances(odd, list(odd))
+    assert apart["c"] > apart["a"] == pytest.approx(apart["b"])
+    assert clusters.weights({"a": 1, "b": 1, "c": 2}, apart, 5.0)["c"] < 0.5
+    assert clusters.distances(same, ["a"]) == {"a": 0.0}
+    assert clusters.weights({"a": 7}, {"a": 3.0}, 1.0) == {"a": 1.0}
+
+
+def test_the_distance_is_kl_of_the_others_from_each() -> None:
+    features = {
+        name: torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")
+    }
+    p, q = (torch.softmax(features[name].mean(0).reshape(3, 4), 1) for name in "ab")
+    expected = torch.nn.functional.kl_div(p.log(), q, reduction="sum") / 3
+    assert clusters.distances(features, ["a", "b"])["a"] == pytest.approx(float(expected), abs=1e-6)
