@@ -95,3 +95,28 @@ def test_equal_devices_gain_nothing_by_different_cuts() -> None:
     apart = {name: one.model_copy(update={"count": 2}) for name in ("a", "b", "c")}
     each = Advisor(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices=apart))
     assert each.seconds(each.exact()) == pytest.approx(together.seconds(together.exact()))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(fleets(), st.sampled_from(["authors", "corrected"]), st.data())
+def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_once(
+    fleet: Fleet, mode: str, data: st.DataObject
+) -> None:
+    for model in (GAN, DEEPER):
+        advisor = Advisor(model, fleet, mode, 0)  # type: ignore[arg-type]
+        one = st.sampled_from(every_cut(model))
+        cuts = {name: Cuts(generator=data.draw(one), discriminator=data.draw(one)) for name in fleet.devices}
+        bars = advisor.timeline(cuts)
+        assert max(bar.end for bar in bars) == pytest.approx(advisor.seconds(cuts))
+        for who in ("server", *fleet.devices):
+            mine = sorted((bar.start, bar.end) for bar in bars if bar.who == who)
+            assert all(before[1] <= after[0] + 1e-9 * after[0] for before, after in itertools.pairwise(mine))
+
+
+def test_bytes_are_those_of_the_paper() -> None:
+    advisor = Advisor(GAN, authors_fleet())
+    every = {in_bits(c): c for g, d in itertools.product(every_cut(GAN), repeat=2)
+             for c in [Cuts(generator=g, discriminator=d)]}  # fmt: skip
+    told = {"0000": 27.46, "0010": 22.64, "1111": 22.48, "1110": 19.43, "0110": 16.22, "1001": 33.72}
+    for bits, megabytes in told.items():
+        assert advisor.sent(every[bits]) / 1e6 == pytest.approx(megabytes, abs=0.005)

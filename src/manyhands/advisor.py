@@ -33,6 +33,7 @@ Mode = Literal["corrected", "authors"]
 PASSES = {"generator": 1, "discriminator": 3}
 """How often each network is run, forward and backward, in an iteration."""
 SIDES = ("head", "tail")
+SERVER = "server"
 GIGA = 1e9
 MOST = 2_000_000
 """The most rows of levels that are tried for one side."""
@@ -76,24 +77,44 @@ class Fleet(Spec):
         return sum(device.count for device in self.devices.values())
 
 
+class Bar(NamedTuple):
+    """Something that somebody does for a while: ``kind`` is work, or the wire."""
+
+    who: str
+    part: str
+    kind: Literal["work", "wire"]
+    start: float
+    end: float
+
+
 class Side(NamedTuple):
     """One end of a network. A device at level l has its l + 1 outermost blocks, and the server the ``depth`` - l inner.
 
-    Seconds: ``gather`` of a device at each level (levels x devices) until what it sends has come, ``scatter`` from
-    what is sent to it until it is done, and those of the server in each inner block, for each device that has left it
-    to the server.
+    Seconds of a device at each level (levels x devices): of its ``work`` and on the ``wire``, when it is gathered from
+    and when it is scattered to; and those of the server in each inner block, for each device that has left it to the
+    server. ``memory`` is of each block at home, ``bytes`` cross at each level.
     """
 
-    gather: np.ndarray
-    scatter: np.ndarray
-    server_gather: np.ndarray
-    server_scatter: np.ndarray
+    work: tuple[np.ndarray, np.ndarray]
+    wire: tuple[np.ndarray, np.ndarray]
+    server: tuple[np.ndarray, np.ndarray]
     memory: np.ndarray
+    bytes: np.ndarray
+
+    @property
+    def gather(self) -> np.ndarray:
+        """Until what a device sends has come."""
+        return self.work[0] + self.wire[0]
+
+    @property
+    def scatter(self) -> np.ndarray:
+        """From what is sent to a device until it is done."""
+        return self.work[1] + self.wire[1]
 
     @property
     def levels(self) -> int:
         """How many levels there are."""
-        return len(self.gather)
+        return len(self.memory)
 
     def seconds(self, levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Of gathering and of scattering, for rows of levels of all devices."""
@@ -102,8 +123,8 @@ class Side(NamedTuple):
         spent = np.zeros((len(levels), self.levels))
         for level in range(self.levels):
             if level:
-                ready = ready + there[:, level] * self.server_gather[level]
-                spent[:, :level] += (there[:, level] * self.server_scatter[level])[:, None]
+                ready = ready + there[:, level] * self.server[0][level]
+                spent[:, :level] += (there[:, level] * self.server[1][level])[:, None]
             came = np.where(levels == level, self.gather[level], 0).max(1)
             ready = np.maximum(ready, came)
         left = np.take_along_axis(self.scatter.T[None].repeat(len(levels), 0), levels[:, :, None], 2)[:, :, 0]
@@ -162,6 +183,61 @@ class Advisor:
             found += [(f"{network}: tails forward", last[1]), (f"{network}: tails backward", last[0])]
             found += [(f"{network}: middle backward", back), (f"{network}: heads backward", first[1])]
         return found
+
+    def timeline(self, cuts: Mapping[str, Cuts]) -> list[Bar]:
+        """Who does what when, over one iteration; those of a kind do the same."""
+        bars: list[Bar] = []
+        now = 0.0
+        for network in NETWORKS:
+            there, back = self.middles[network]
+            for side, way, middle in (("head", 0, there), ("tail", 1, 0.0), ("tail", 0, back), ("head", 1, 0.0)):
+                part = f"{network}: {side}s {'forward' if (side == 'head') == (way == 0) else 'backward'}"
+                mine, now = self._bars(network, side, way, part, cuts, now)
+                bars += mine
+                if middle:
+                    name = f"{network}: middle {'forward' if side == 'head' else 'backward'}"
+                    bars.append(Bar(SERVER, name, "work", now, now + middle))
+                    now += middle
+        return bars
+
+    def _bars(
+        self, network: str, name: str, way: int, part: str, cuts: Mapping[str, Cuts], now: float
+    ) -> tuple[list[Bar], float]:
+        """Those of one part, and when it ends."""
+        side, levels, bars = self.sides[network, name], self._levels(network, name, cuts)[0], []
+        there = _there(levels[None], self._counts, side.levels)[0]
+        work, wire = (each[way][levels, range(len(levels))] for each in (side.work, side.wire))
+        if way == 0:
+            ready = now
+            for level in range(side.levels):
+                spent = there[level] * side.server[0][level] if level else 0.0
+                if spent:
+                    bars.append(Bar(SERVER, part, "work", ready, ready + spent))
+                came = [now + work[i] + wire[i] for i in range(len(levels)) if levels[i] == level]
+                ready = max([ready + spent, *came])
+            for i, device in enumerate(self.names):
+                sent = now + work[i]
+                bars += [Bar(device, part, "work", now, sent), Bar(device, part, "wire", sent, sent + wire[i])]
+            return bars, ready
+        begins = np.full(len(levels), now)
+        for level in range(side.levels - 1, 0, -1):
+            spent = there[level] * side.server[1][level]
+            start = float(begins[levels < level].max(initial=now))
+            if spent:
+                bars.append(Bar(SERVER, part, "work", start, start + spent))
+                begins[levels < level] = start + spent
+        for i, device in enumerate(self.names):
+            came = begins[i] + wire[i]
+            bars += [Bar(device, part, "wire", begins[i], came), Bar(device, part, "work", came, came + work[i])]
+        return bars, max(bar.end for bar in bars)
+
+    def sent(self, cuts: Cuts) -> int:
+        """What a device sends in an iteration; it gets as much."""
+        return sum(
+            int(self.sides[network, side].bytes[self._level(network, side, cuts)])
+            for network in NETWORKS
+            for side in SIDES
+        )
 
     def memory(self, name: str, cuts: Cuts) -> int:
         """The bytes that training takes at a device."""
@@ -238,11 +314,16 @@ class Advisor:
         }  # fmt: skip
 
     def _times(self, network: str, side: str, cuts: Mapping[str, Cuts]) -> tuple[float, float]:
-        last = self.model.depth - 1
-        each = [cuts[name].of(network) for name in self.names]
-        levels = np.array([[cut.head if side == "head" else last - cut.tail for cut in each]])
+        levels = self._levels(network, side, cuts)
         gather, scatter = self.sides[network, side].seconds(levels, self._counts)
         return float(gather[0]), float(scatter[0])
+
+    def _levels(self, network: str, side: str, cuts: Mapping[str, Cuts]) -> np.ndarray:
+        return np.array([[self._level(network, side, cuts[name]) for name in self.names]])
+
+    def _level(self, network: str, side: str, cuts: Cuts) -> int:
+        cut = cuts.of(network)
+        return cut.head if side == "head" else self.model.depth - 1 - cut.tail
 
     def _server_unit(self, network: str) -> float:
         """Seconds of the server for an operation on each image of one device."""
@@ -254,26 +335,28 @@ class Advisor:
         works = of_blocks(model, network, authors=self.mode == "authors")
         head = side == "head"
         blocks = list(range(model.middle)) if head else list(range(model.depth - 1, model.middle, -1))
-        crossed = [maps(model, network)[block if head else block - 1].size for block in blocks]
+        devices = self.fleet.devices.values()
+        crossed = 4.0 * times * batch * np.array([maps(model, network)[b if head else b - 1].size for b in blocks])
 
-        def way(*, out: bool) -> np.ndarray:
-            """Seconds of each device at each level: to come in (or to be sent out to), with what passes the wire."""
-            work = [each.backward if head == out else each.forward for each in works]
-            rows = []
-            for level, numbers in enumerate(crossed):
-                row = []
-                for device in self.fleet.devices.values():
-                    at_home = sum(work[block] / device.speed(network, block) for block in blocks[: level + 1])
-                    row.append(at_home + 4 * numbers / (self.fleet.server.rate if out else device.rate))
-                rows.append(row)
-            return times * batch * np.array(rows)
+        def work(*, backward: bool) -> np.ndarray:
+            """Seconds of each device at each level, block by block."""
+            each = [works[b].backward if backward else works[b].forward for b in blocks]
+            rows = [[each[i] / device.speed(network, b) for device in devices] for i, b in enumerate(blocks)]
+            return times * batch * np.cumsum(rows, 0)
 
         unit, mirrored = self._server_unit(network), self.mode == "authors" and head
         back = [model.depth - 1 - block if mirrored else block for block in blocks]
         inward = np.array([(works[b].forward if head else works[b].backward) * unit for b in blocks])
         outward = np.array([(works[b].backward if head else works[b].forward) * unit for b in back])
         held = memory_of_blocks(model, network, batch)
-        return Side(way(out=False), way(out=True), inward, outward, np.array([held[b] for b in blocks]))
+        down = self.fleet.server.rate
+        return Side(
+            (work(backward=not head), work(backward=head)),
+            (crossed[:, None] / [device.rate for device in devices], crossed[:, None] / [down for _ in devices]),
+            (inward, outward),
+            np.array([held[b] for b in blocks]),
+            crossed,
+        )
 
     @staticmethod
     def _key(caps: Mapping[tuple[str, str], np.ndarray]) -> bytes:
