@@ -18,7 +18,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -27,13 +28,14 @@ from manyhands.errors import RecipeError
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.work import memory_of_blocks, of_blocks
+from manyhands.recipe import read
 from manyhands.spec import Float, Int, Spec
 
 Mode = Literal["corrected", "authors"]
 PASSES = {"generator": 1, "discriminator": 3}
 """How often each network is run, forward and backward, in an iteration."""
 SIDES = ("head", "tail")
-SERVER = "server"
+SERVER, KINDS = "server", ("work", "wire")
 GIGA = 1e9
 MOST = 2_000_000
 """The most rows of levels that are tried for one side."""
@@ -77,6 +79,17 @@ class Fleet(Spec):
         return sum(device.count for device in self.devices.values())
 
 
+class Advice(Fleet):
+    """What is asked of an advisor, as a TOML file: devices, and the networks that are to be cut."""
+
+    model: Gan = Gan(size=28, channels=1, classes=10)
+
+
+def load_devices(path: Path) -> Advice:
+    """The devices of a file."""
+    return read(Advice, path, "device file")
+
+
 class Bar(NamedTuple):
     """Something that somebody does for a while: ``kind`` is work, or the wire."""
 
@@ -104,12 +117,12 @@ class Side(NamedTuple):
     @property
     def gather(self) -> np.ndarray:
         """Until what a device sends has come."""
-        return self.work[0] + self.wire[0]
+        return np.add(self.work[0], self.wire[0])
 
     @property
     def scatter(self) -> np.ndarray:
         """From what is sent to a device until it is done."""
-        return self.work[1] + self.wire[1]
+        return np.add(self.work[1], self.wire[1])
 
     @property
     def levels(self) -> int:
@@ -230,6 +243,24 @@ class Advisor:
             came = begins[i] + wire[i]
             bars += [Bar(device, part, "wire", begins[i], came), Bar(device, part, "work", came, came + work[i])]
         return bars, max(bar.end for bar in bars)
+
+    def rows(self, cuts: Mapping[str, Cuts]) -> list[dict[str, Any]]:
+        """Of each kind of device: its cuts, how long it works, sends and waits, and what it sends and holds."""
+        bars, total, found = self.timeline(cuts), self.seconds(cuts), []
+        for name, device in self.fleet.devices.items():
+            spent = {kind: sum(b.end - b.start for b in bars if b.who == name and b.kind == kind) for kind in KINDS}
+            cut = {network: {"head": c.head, "tail": c.tail} for network in NETWORKS for c in [cuts[name].of(network)]}
+            found.append({
+                "device": name, "count": device.count, **cut, **spent, "waits": total - sum(spent.values()),
+                "bytes": self.sent(cuts[name]), "memory": self.memory(name, cuts[name]),
+            })  # fmt: skip
+        return found
+
+    def bottlenecks(self, cuts: Mapping[str, Cuts]) -> list[tuple[str, float, str]]:
+        """Of each part of an iteration, who ends it last."""
+        bars = self.timeline(cuts)
+        last = {bar.part: bar.who for bar in sorted(bars, key=lambda bar: bar.end)}
+        return [(part, seconds, last[part]) for part, seconds in self.parts(cuts)]
 
     def sent(self, cuts: Cuts) -> int:
         """What a device sends in an iteration; it gets as much."""

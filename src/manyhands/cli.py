@@ -189,6 +189,46 @@ def audit(
 
 
 @app.command()
+def advise(
+    devices: Annotated[Path, typer.Argument(metavar="DEVICES", help="A TOML file of devices.")],
+    mode: Annotated[str, typer.Option(help="corrected, or authors: with the slips of theirs.")] = "corrected",
+    min_head: Annotated[int, typer.Option(min=0, help="The least last block of a discriminator's head.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="A folder for timeline.png and cuts.toml.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the cuts of a GAN under which an iteration takes least on these devices."""
+    from manyhands.advisor import Advisor, load_devices
+    from manyhands.plan import size_text
+    from manyhands.progress import print_table
+
+    if mode not in ("corrected", "authors"):
+        raise RecipeError(f"--mode {mode}: is neither corrected nor authors")
+    told = load_devices(devices)
+    advisor = Advisor(told.model, told, mode, min_head)  # type: ignore[arg-type]
+    cuts = advisor.exact()
+    rows, parts, total = advisor.rows(cuts), advisor.bottlenecks(cuts), advisor.seconds(cuts)
+    if out:
+        from manyhands.evaluation.figures import timeline
+
+        out.mkdir(parents=True, exist_ok=True)
+        timeline(out / "timeline.png", advisor.timeline(cuts))
+    if as_json:
+        shown = [{"part": part, "seconds": seconds, "last": last} for part, seconds, last in parts]
+        typer.echo(json.dumps({"seconds": total, "devices": rows, "parts": shown}))
+        return
+    heads = ["device", "", "generator", "discriminator", "works", "on the wire", "waits", "sends", "memory"]
+    table = []
+    for row in rows:
+        ends = [f"{row[network]['head']} | {row[network]['tail']}" for network in ("generator", "discriminator")]
+        seconds = [f"{row[name]:.2f} s" for name in ("work", "wire", "waits")]
+        sizes = [size_text(row[name]) for name in ("bytes", "memory")]
+        table.append([row["device"], f"x {row['count']:,}", *ends, *seconds, *sizes])
+    print_table([heads, *table])
+    print_table([["part", "seconds", "ends last"], *([part, f"{seconds:.3f}", last] for part, seconds, last in parts)])
+    typer.echo(f"an iteration takes {total:.2f} s" + (f"\nfigure   {out / 'timeline.png'}" if out else ""))
+
+
+@app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     told = {path.stem: _first_words(path) for path in _shipped()}

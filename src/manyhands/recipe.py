@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from manyhands.methods.huscf.method import HuSCF
 from manyhands.seed import numpy_rng
 from manyhands.spec import Float, Int, Spec, nearest
 
+S = TypeVar("S", bound=Spec)
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
 AnyMethod = Annotated[FedAvg | Local | Central | CollaFuse | HuSCF, Field(discriminator="kind")]
 
@@ -127,7 +128,8 @@ class Recipe(Spec):
         a_round = (self.method.participants if isinstance(self.method, FedAvg) else None) or silos
         if self.quorum > a_round:
             raise ValueError(f"quorum is {self.quorum}, but only {a_round} silos take part in a round")
-        if self.sampling.guidance != 1 and model.classes and not self.method.diffusion.label_dropout:
+        diffusion = getattr(self.method, "diffusion", None)
+        if self.sampling.guidance != 1 and model.classes and not (diffusion and diffusion.label_dropout):
             raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
         if isinstance(self.method, CollaFuse):
             told = [*self.method.cuts, *(silo for mine in self.method.clusters.values() for silo in mine)]
@@ -173,6 +175,19 @@ def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
         return Recipe.model_validate(full)
     except ValidationError as error:
         raise RecipeError("\n".join(f"{where}: {line}" for line in _lines(error, full))) from None
+
+
+def read(kind: type[S], path: Path, what: str) -> S:
+    """A specification that is a whole TOML file."""
+    try:
+        told = tomllib.loads(path.read_text())
+        return kind.model_validate(told)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such {what}") from None
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in _lines(error, told))) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: is no TOML file: {error}") from None
 
 
 def specs_in(told: Mapping[str, Any], where: str) -> list[Spec]:

@@ -19,6 +19,7 @@ TILE = 64
 SMALL = 32
 GAP = 4
 HEAD = 18
+COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red")
 RELEASES = {"one_release": "tab:blue", "all_releases": "tab:orange"}
 
 
@@ -170,6 +171,25 @@ def trade(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set(xlabel="cut (share of the chain at the silo)", xlim=(-0.03, 1.03))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def timeline(path: Path, bars: Sequence[tuple[str, str, str, float, float]]) -> None:
+    """Who does what when: rows of (who, part, work or wire, start, end)."""
+    rows = list(dict.fromkeys(["server", *sorted(bar[0] for bar in bars if bar[0] != "server")]))
+    parts = list(dict.fromkeys(bar[1].split(":")[0] + ": " + bar[1].split()[-1] for bar in bars))
+    figure, axes = _axes((9, 1.2 + 0.3 * len(rows)))
+    for who, part, kind, start, end in bars:
+        colour = COLOURS[parts.index(part.split(":")[0] + ": " + part.split()[-1])]
+        axes.barh(
+            rows.index(who), end - start, left=start, height=0.7, color=colour, alpha=1 if kind == "work" else 0.35
+        )
+    for i, part in enumerate(parts):
+        axes.barh(0, 0, color=COLOURS[i], label=part)
+    axes.barh(0, 0, color="0.75", label="pale: on the wire")
+    axes.set(xlabel="seconds of one iteration", yticks=range(len(rows)), yticklabels=rows, xlim=(0, None))
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=7, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
     _save(figure, path)
 
 
