@@ -221,6 +221,7 @@ def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, f
     private = as_floats(pooled([silo.images for silo in silos]).pixels[:1000])
     public = pooled([silo.held_out for silo in silos if silo.held_out is not None])
     method = load_recipe(changed).method
+    assert isinstance(method, CollaFuse)
     schedule, rng = method.diffusion.schedule, torch.Generator().manual_seed(0)
     clouds = population.clouds(as_floats(public.pixels), public.labels)
 

@@ -117,12 +117,14 @@ class Side(NamedTuple):
     @property
     def gather(self) -> np.ndarray:
         """Until what a device sends has come."""
-        return np.add(self.work[0], self.wire[0])
+        seconds: np.ndarray = self.work[0] + self.wire[0]
+        return seconds
 
     @property
     def scatter(self) -> np.ndarray:
         """From what is sent to a device until it is done."""
-        return np.add(self.work[1], self.wire[1])
+        seconds: np.ndarray = self.work[1] + self.wire[1]
+        return seconds
 
     @property
     def levels(self) -> int:

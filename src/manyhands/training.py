@@ -95,6 +95,14 @@ class Training(Spec):
             left = left[size:]
 
 
+class GanTraining(Training):
+    """What a silo does in a round, with what adversarial training is used to; there is no clipping of gradients."""
+
+    learning_rate: Float = Field(default=2e-4, gt=0, le=10)
+    betas: tuple[Float, Float] = (0.5, 0.999)
+    clip: None = None
+
+
 def steps(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands import Evaluation, Experiment, Images, Silo
+from manyhands import Evaluation, Experiment, FedAvg, Images, Silo
 from manyhands.experiment import drawn_by
 from manyhands.journal import RunFolder
+from manyhands.methods.baselines import Central, Local
 from manyhands.methods.huscf import clusters
-from manyhands.methods.huscf.method import GanTraining, HuSCF
+from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.models.cut import Cut, Cuts
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.generator import Drawing
 from manyhands.tensors import named
+from manyhands.training import GanTraining
 
 SMALL = Gan(size=16, channels=1, classes=2, latent=4, width=4)
 
@@ -239,3 +241,24 @@ def test_the_distance_is_kl_of_the_others_from_each() -> None:
     p, q = (torch.softmax(features[name].mean(0).reshape(3, 4), 1) for name in "ab")
     expected = torch.nn.functional.kl_div(p.log(), q, reduction="sum") / 3
     assert clusters.distances(features, ["a", "b"])["a"] == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "local", "central"])
+def test_a_gan_is_averaged_or_trained_alone_by_the_same_loop(kind: str) -> None:
+    told = {"model": SMALL, "training": {"batch": 4, "steps": 5}, "rounds": 2}
+    method = {"fedavg": FedAvg, "local": Local, "central": Central}[kind].model_validate(told)
+    assert method.training.betas == (0.5, 0.999)
+    silos = gan_silos(1 if kind == "central" else 3)
+    experiment = trained(method, silos)
+    assert experiment.drawing(silos[0].name).sample(4).shape == (4, 1, 16, 16)
+
+
+def test_of_one_silo_the_averaged_gan_is_the_cut_one() -> None:
+    training = {"batch": 4, "steps": 10, "learning_rate": 1e-3}
+    told = {"model": SMALL, "training": training, "rounds": 2, "keep_optimiser": True}
+    whole = trained(FedAvg.model_validate(told), gan_silos(1)).server.state_dict()
+    cut = pieces(trained(tiny(training=training), gan_silos(1)))
+    weights = {name.partition(".")[2]: tensor for name, tensor in whole.items()}
+    for name, tensor in cut.items():
+        if not name.endswith(("bias", "running_mean")):
+            assert torch.allclose(tensor, weights[name], atol=1e-5), name

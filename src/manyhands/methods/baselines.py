@@ -15,6 +15,7 @@ from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg import FedAvg
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.autoencoder import TrainedAutoencoder
+from manyhands.models.forger import Forger
 from manyhands.models.generator import Generator
 from manyhands.models.unet import UNet
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
@@ -67,7 +68,7 @@ class Local(Denoising):
             never=(*self.never, "models"),
         )
 
-    def own_generator(self, silo: Silo) -> Generator | TrainedAutoencoder | None:
+    def own_generator(self, silo: Silo) -> Generator | Forger | TrainedAutoencoder | None:
         """What the silo has trained for itself."""
         return self.own_generator_of(silo, named(silo.memory, "average."))
 

@@ -7,10 +7,10 @@ from abc import ABC
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion
@@ -23,6 +23,8 @@ from manyhands.methods.latents import LatentServer
 from manyhands.methods.method import Conversation, Method, Server
 from manyhands.methods.proximal import Proximal
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
+from manyhands.models.forger import Forger, generators_part
+from manyhands.models.gan import Gan, iteration
 from manyhands.models.generator import Generator
 from manyhands.models.latent import Latent
 from manyhands.models.layout import layout_of
@@ -31,9 +33,9 @@ from manyhands.plan import Operation, size_text
 from manyhands.silo import Silo
 from manyhands.spec import Float
 from manyhands.tensors import Tensors, finite
-from manyhands.training import Training, steps
+from manyhands.training import GanTraining, Training, steps
 
-AnyModel = Annotated[UNet | Latent | Autoencoder, Field(discriminator="kind")]
+AnyModel = Annotated[UNet | Latent | Autoencoder | Gan, Field(discriminator="kind")]
 
 
 class Trained(NamedTuple):
@@ -50,7 +52,8 @@ NOTHING = Trained()
 class Denoising(Method, ABC):
     """A network, its objective, and what a silo does in a round.
 
-    The network is a U-Net, that of a latent model, or an autoencoder for one, which has an objective of its own.
+    The network is a U-Net, that of a latent model, or an autoencoder for one, which has an objective of its own; or
+    both networks of a GAN, whose training then is a ``GanTraining``.
 
     ``ema`` is the decay of the average over rounds that images are drawn from; 0 draws from the last weights.
     """
@@ -60,9 +63,25 @@ class Denoising(Method, ABC):
     diffusion: Diffusion = Diffusion()
     ema: Float = Field(default=0.0, ge=0, lt=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _adversarial(cls, told: Any) -> Any:
+        """A GAN is trained with what it is used to."""
+        if not isinstance(told, dict) or not isinstance(training := told.get("training"), dict):
+            return told
+        model = told.get("model")
+        kind = model.get("kind") if isinstance(model, dict) else getattr(model, "kind", None)
+        return told | {"training": GanTraining.model_validate(training)} if kind == "gan" else told
+
+    @model_validator(mode="after")
+    def _trains_its_kind(self) -> Self:
+        if isinstance(self.model, Gan) != isinstance(self.training, GanTraining):
+            raise ValueError("a GAN, and nothing else, is trained by a GanTraining")
+        return self
+
     def behind(self) -> list[object]:
-        """An autoencoder learns no diffusion."""
-        left_out = self.diffusion if isinstance(self.model, Autoencoder) else None
+        """An autoencoder learns no diffusion, and neither does a GAN."""
+        left_out = self.diffusion if isinstance(self.model, Autoencoder | Gan) else None
         return [part for part in super().behind() if part is None or part is not left_out]
 
     def prepared_sizes(self) -> list[str]:
@@ -118,6 +137,8 @@ class Denoising(Method, ABC):
     ) -> Trained:
         """One round of local training, held near to its start by the pull or taught by the teacher if there is one."""
         rng = silo.rng(number)
+        if isinstance(self.model, Gan):
+            return self._adversarial_round(self.model, network, optimiser, silo, rng)
         learn = teacher.lesson(network, silo, rng) if teacher else self._objective(network, silo, rng)
 
         def loss(numbers: Tensor) -> Tensor:
@@ -138,6 +159,21 @@ class Denoising(Method, ABC):
         flops = meter.flops + latents.encoding_flops(silo)
         return Trained((total / len(batches)).item(), sum(map(len, batches)), flops)
 
+    def _adversarial_round(
+        self, model: Gan, networks: Any, optimiser: torch.optim.Optimizer, silo: Silo, rng: torch.Generator
+    ) -> Trained:
+        """One round of both networks of a GAN; the loss is the discriminator's."""
+        device, meter = silo.bench.device, Meter(silo.bench.known_flops)
+        images, total = silo.images.to(device), torch.zeros((), device=device)
+        batches = list(self.training.batches(len(images), rng))
+        networks.train()
+        for numbers in batches:
+            x, labels = images.batch(numbers)
+            z = torch.randn(len(x), model.latent, generator=rng, device=x.device)
+            with meter.work(model, "iteration", len(x)):
+                total += iteration(model, networks, optimiser, x, labels if model.classes else None, z)[0]
+        return Trained(total.item() / len(batches), sum(map(len, batches)), meter.flops)
+
     def _objective(self, network: Any, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
         """The loss on a batch of the silo's images, told by their numbers."""
         model, device = self.model, silo.bench.device
@@ -151,13 +187,15 @@ class Denoising(Method, ABC):
 
         return loss
 
-    def generator_of(self, weights: Tensors) -> Generator | TrainedAutoencoder:
+    def generator_of(self, weights: Tensors) -> Generator | Forger | TrainedAutoencoder:
         """What has these weights; one of latents is not whole yet."""
+        if isinstance(self.model, Gan):
+            return Forger(self.model, generators_part(weights), ema=self.ema)
         if isinstance(self.model, Autoencoder):
             return TrainedAutoencoder(self.model, weights, ema=self.ema)
         return Generator(self.model, self.diffusion, weights, ema=self.ema)
 
-    def own_generator_of(self, silo: Silo, weights: Tensors) -> Generator | TrainedAutoencoder | None:
+    def own_generator_of(self, silo: Silo, weights: Tensors) -> Generator | Forger | TrainedAutoencoder | None:
         """What a silo has trained for itself, if it has."""
         found = self.generator_of(weights) if weights else None
         if not isinstance(self.model, Latent) or not isinstance(found, Generator):

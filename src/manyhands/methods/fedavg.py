@@ -21,6 +21,8 @@ from manyhands.methods.proximal import Mode, Proximal
 from manyhands.methods.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.sharing import ALL, SHARED, WAYS, Share, asked, uploads
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
+from manyhands.models.forger import Forger
+from manyhands.models.gan import Gan
 from manyhands.models.generator import Generator
 from manyhands.models.layout import layout_of
 from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan, size_text
@@ -88,6 +90,12 @@ class FedAvg(Denoising):
             words = codec.fine if isinstance(codec, Updates) and codec.fine != Updates().fine else ()
             if bad := [word for word in words if not word or not any(word in name for name in layout_of(self.model))]:
                 raise ValueError(f"fine has {bad[0]!r}, which is in no name of the model's weights")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_pulls_a_gan(self) -> Self:
+        if isinstance(self.model, Gan) and self.proximal:
+            raise ValueError("proximal is for one loss; a GAN has two")
         return self
 
     @model_validator(mode="after")
@@ -167,7 +175,7 @@ class FedAvg(Denoising):
             f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
         ]
 
-    def own_generator(self, silo: Silo) -> Generator | TrainedAutoencoder | None:
+    def own_generator(self, silo: Silo) -> Generator | Forger | TrainedAutoencoder | None:
         """Where parts stay at home or all is kept there: what it got last, with its private parts."""
         return self.own_generator_of(silo, named(silo.memory, AVERAGE))
 
@@ -293,7 +301,7 @@ class FedAvgServer(Server):
             self.updates += 1
         return {silo: self._answer(silo, message) for silo, message in messages.items()}
 
-    def generator(self) -> Generator | TrainedAutoencoder | None:
+    def generator(self) -> Generator | Forger | TrainedAutoencoder | None:
         """The network that all share, as silos receive it; there is none where parts of it stay with them."""
         return None if self.method.personal else self.method.generator_of(self.average)
 

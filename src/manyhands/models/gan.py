@@ -74,6 +74,10 @@ class Gan(Spec):
         with seeded_globally(seed, "gan"):
             return GanModule(self)
 
+    def part_of(self, name: str) -> Literal["down", "up"]:
+        """The discriminator is the way down, the generator the way up."""
+        return "down" if name.startswith("discriminator") else "up"
+
     def judged(self, logits: Tensor, *, real: bool) -> Tensor:
         """The discriminator's loss on images that are real, or are not."""
         if self.loss == "hinge":

@@ -24,7 +24,7 @@ from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, misfit
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import Layout, Tensors, finite, named, prefixed, running_average, snapshot
-from manyhands.training import Training, load_optimiser_state, optimiser_state
+from manyhands.training import GanTraining, load_optimiser_state, optimiser_state
 
 SAYS = {
     "make": "sends what its head of the generator makes of noise and labels, gets what its tail goes on from",
@@ -36,14 +36,6 @@ SAYS = {
     "fool-back": "sends and gets gradients of that",
     "make-back": "sends and gets gradients of the generator",
 }
-
-
-class GanTraining(Training):
-    """What a silo does in a round, with what adversarial training is used to; there is no clipping of gradients."""
-
-    learning_rate: Float = Field(default=2e-4, gt=0, le=10)
-    betas: tuple[Float, Float] = (0.5, 0.999)
-    clip: None = None
 
 
 class HuSCF(Method):
