@@ -418,6 +418,7 @@ class _Clock:
             self.server.flops - self.flops,
             self.server.seen - self.seen,
             self.server.loss,
+            weighed={silo: dict(told) for silo, told in self.server.weighed.items()},
         )
         self.up, self.down, self.flops, self.seen = up, down, self.server.flops, self.server.seen
         return done

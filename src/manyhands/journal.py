@@ -40,6 +40,7 @@ class Round:
     """What happened in a round: one line of the journal. ``metrics`` are there where the round was evaluated.
 
     ``images`` are those that silos trained on, ``server_images`` those that the server did, noised as it has them.
+    ``weighed`` is the cluster of each silo, its distance from the others and its weight, where a method has such.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Round:
     server_images: int = 0
     server_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    weighed: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:

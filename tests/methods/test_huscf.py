@@ -262,3 +262,29 @@ def test_of_one_silo_the_averaged_gan_is_the_cut_one() -> None:
     for name, tensor in cut.items():
         if not name.endswith(("bias", "running_mean")):
             assert torch.allclose(tensor, weights[name], atol=1e-5), name
+
+
+def two_domains(count: int = 6, images: int = 40) -> list[Silo]:
+    """Silos of two kinds: one has bright images, the other dark ones with stripes."""
+    rng = torch.Generator().manual_seed(0)
+    silos = []
+    for i in range(count):
+        pixels = torch.randint(0, 60, (images, 1, 16, 16), generator=rng)
+        pixels[:, :, :, :: 1 + i % 2 * 3] += 150
+        labels = torch.randint(0, 2, (images,), generator=rng)
+        silos.append(Silo(f"s{i}", Images(pixels.to(torch.uint8), labels, ("a", "b"))))
+    return silos
+
+
+def test_domains_are_found_and_each_has_ends_of_its_own_around_one_middle() -> None:
+    method = tiny(rounds=3, training=GanTraining(batch=16, steps=5, learning_rate=1e-3))
+    rounds = list(experiment := Experiment(method, two_domains(), device="cpu"))
+    found = [{silo: told["cluster"] for silo, told in done.weighed.items()} for done in rounds]
+    assert set(found[0].values()) == set(found[1].values()) == {0}  # the first two rounds are plain
+    assert [found[2][f"s{i}"] for i in range(6)] == [0, 1, 0, 1, 0, 1]
+    for cluster in (0, 1):
+        shares = [told["weight"] for told in rounds[2].weighed.values() if told["cluster"] == cluster]
+        assert sum(shares) == pytest.approx(1)
+    ends = [named(silo.memory, "average.") for silo in experiment.silos]
+    assert all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+    assert not torch.equal(ends[0]["discriminator.0.block.0.weight"], ends[1]["discriminator.0.block.0.weight"])

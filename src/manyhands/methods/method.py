@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
@@ -30,7 +31,7 @@ class Server(ABC):
     """The server's half of a method. It only answers, and may ``work`` meanwhile.
 
     Of its own work, done on ``device``: ``flops`` counts what it took and ``seen`` the images that were trained on, in
-    all so far; ``loss`` is the mean of the round that was closed last.
+    all so far; ``loss`` is the mean of the round that was closed last, ``weighed`` how silos counted in it.
     """
 
     round: int = 0
@@ -38,6 +39,7 @@ class Server(ABC):
     seen: int = 0
     loss: float | None = None
     device: torch.device = torch.device("cpu")
+    weighed: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
     def on(self, silo: str, message: Message) -> Message:
         """Answer an operation at once."""

@@ -42,7 +42,6 @@ class HuSCFServer(Server):
         self.buffers: dict[str, Tensors] = {}
         self.images: dict[str, int] = {}
         self.cluster: dict[str, int] = {}
-        self.details: dict[str, dict[str, float]] = {}
         self.meter = Meter({})
         self._at = 0
         self._passes: dict[str, list[Passing]] = {}
@@ -189,19 +188,20 @@ class HuSCFServer(Server):
         own = snapshot(self.network.state_dict())
         whole = {silo: own | self.buffers.get(silo, {}) | ends for silo, ends in sent.items()}
         apart = dict.fromkeys(sent, 0.0) if plain else clusters.distances(features, list(sent))
-        self.details = {}
+        weighed: dict[str, dict[str, float]] = {}
         for number, mine in members.items():
             near = dict.fromkeys(mine, 0.0) if plain else clusters.distances(features, mine)
             shares = clusters.weights({silo: images[silo] for silo in mine}, near, alpha)
             self.means[number] = mean(whole, shares)
             for silo in mine:
-                self.details[silo] = {"cluster": number, "distance": near[silo], "weight": shares[silo]}
+                weighed[silo] = {"cluster": number, "distance": near[silo], "weight": shares[silo]}
         if sent:
             shared = mean(whole, clusters.weights(images, apart, alpha))
             self.network.load_state_dict({name: shared[name] for name in own})
             kept = {name: shared[name] for name in self._means()}
             self.buffers = {silo: kept for silo in self.cuts if self._apart}
         self.average = running_average(self.average, snapshot(self.network.state_dict()), self.method.ema, self.round)
+        self.weighed = weighed
         self._at, self._passes, self.flops = 0, {}, self.meter.flops
         self.optimiser.zero_grad(set_to_none=True)
         self.round += 1
