@@ -288,3 +288,14 @@ def test_domains_are_found_and_each_has_ends_of_its_own_around_one_middle() -> N
     ends = [named(silo.memory, "average.") for silo in experiment.silos]
     assert all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
     assert not torch.equal(ends[0]["discriminator.0.block.0.weight"], ends[1]["discriminator.0.block.0.weight"])
+
+
+def test_silos_and_server_together_do_the_work_of_the_uncut_gan() -> None:
+    training = {"batch": 4, "steps": 3}
+    one = FedAvg.model_validate({"model": SMALL, "training": training, "rounds": 1})
+    (whole,) = Experiment(one, gan_silos(1), device="cpu")
+    for text in ("0404", "1313"):
+        (cut,) = Experiment(tiny(cut=cuts(text), rounds=1, training=training), gan_silos(1), device="cpu")
+        together = cut.flops["s0"] + cut.server_flops
+        assert cut.server_flops > 0
+        assert 0.9 * whole.flops["s0"] < together <= whole.flops["s0"]  # a discriminator that only passes on is cheaper

@@ -128,7 +128,8 @@ class HuSCFServer(Server):
             cuts = {silo: self.cuts[silo].of(network) for silo in mine}
             sent = {silo: messages[silo].tensors["x"] for silo in mine}
             self._load_means(network, mine[0])
-            passing = Passing(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
+            with self.meter.work(op, *self._form(op, sent)):
+                passing = Passing(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
             self._keep_means(network, mine)
             self._seen |= passing.seen
             self._passes[op].append(passing)
@@ -141,11 +142,17 @@ class HuSCFServer(Server):
         for passing in self._passes.pop(op.removesuffix("-back")):
             mine = {silo: gradients[silo] for silo in passing.sent if silo in gradients}
             if mine:
-                answers |= passing.back(mine, learns=op != "fool-back")
+                with self.meter.work(op, *self._form(op, mine)):
+                    answers |= passing.back(mine, learns=op != "fool-back")
         if op in ("real-back", "make-back"):
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
         return answers
+
+    def _form(self, op: str, batch: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+        """What the work of a pass depends on."""
+        network, _ = self._blocks(op)
+        return [(str(self.cuts[silo].of(network)), len(x)) for silo, x in batch.items()]
 
     def _groups(self, messages: Mapping[str, Message]) -> list[list[str]]:
         """Those who share a batch."""
