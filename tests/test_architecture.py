@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "diffusion", "models", "training"},
     {"methods"},
     {"hub", "links"},
-    {"recipe", "sweep", "journal", "evaluation", "privacy", "citation"},
+    {"recipe", "sweep", "advisor", "journal", "evaluation", "privacy", "citation"},
     {"experiment", "ending", "progress", "audit"},
     {"cli"},
     {"__main__"},
@@ -24,7 +24,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENGINES = {
     "diffusers": {"models"},
-    "sklearn": {"data", "evaluation"},
+    "sklearn": {"data", "evaluation", "methods"},
     "torchmetrics": {"evaluation"},
     "prdc": {"evaluation"},
     "tensorboard": {"evaluation"},
