@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyhands.advisor import Advisor, Central, Device, Fleet
+from manyhands.advisor import Advisor
+from manyhands.devices import Central, Device, Fleet
 from manyhands.errors import RecipeError
 from manyhands.models.cut import Cuts, every_cut
 from manyhands.models.gan import Gan

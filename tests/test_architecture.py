@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "diffusion", "models", "training"},
     {"methods"},
     {"hub", "links"},
-    {"recipe", "sweep", "advisor", "journal", "evaluation", "privacy", "citation"},
+    {"recipe", "sweep", "devices", "advisor", "journal", "evaluation", "privacy", "citation"},
     {"experiment", "ending", "progress", "audit"},
     {"cli"},
     {"__main__"},

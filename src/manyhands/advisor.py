@@ -18,76 +18,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
 
+from manyhands.devices import GIGA, Fleet
 from manyhands.errors import RecipeError
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.work import memory_of_blocks, of_blocks
-from manyhands.recipe import read
-from manyhands.spec import Float, Int, Spec
 
 Mode = Literal["corrected", "authors"]
 PASSES = {"generator": 1, "discriminator": 3}
 """How often each network is run, forward and backward, in an iteration."""
 SIDES = ("head", "tail")
 SERVER, KINDS = "server", ("work", "wire")
-GIGA = 1e9
 MOST = 2_000_000
 """The most rows of levels that are tried for one side."""
-
-
-class Device(Spec):
-    """So many devices of a kind: GFLOP/s, bytes a second towards the server, and bytes of memory for training.
-
-    ``blocks`` are measured GFLOP/s of each block of a network, where they were.
-    """
-
-    count: Int = Field(default=1, ge=1, le=1_000_000)
-    gflops: Float = Field(gt=0)
-    rate: Float = Field(gt=0)
-    memory: Float | None = Field(default=None, gt=0)
-    blocks: dict[Literal["generator", "discriminator"], tuple[Float, ...]] = Field(default_factory=dict)
-
-    def speed(self, network: str, block: int) -> float:
-        """Operations a second in a block."""
-        told = self.blocks.get(network)  # type: ignore[call-overload]
-        return GIGA * float(told[block] if told else self.gflops)
-
-
-class Central(Spec):
-    """The server: GFLOP/s, and bytes a second towards each device."""
-
-    gflops: Float = Field(gt=0)
-    rate: Float = Field(gt=0)
-
-
-class Fleet(Spec):
-    """A server, its devices, and how many images each of them takes in an iteration."""
-
-    batch: Int = Field(default=64, ge=1)
-    server: Central
-    devices: dict[str, Device] = Field(min_length=1)
-
-    @property
-    def total(self) -> int:
-        """How many devices there are."""
-        return sum(device.count for device in self.devices.values())
-
-
-class Advice(Fleet):
-    """What is asked of an advisor, as a TOML file: devices, and the networks that are to be cut."""
-
-    model: Gan = Gan(size=28, channels=1, classes=10)
-
-
-def load_devices(path: Path) -> Advice:
-    """The devices of a file."""
-    return read(Advice, path, "device file")
 
 
 class Bar(NamedTuple):
@@ -401,7 +348,7 @@ def _candidates(side: Side, caps: np.ndarray, least: int) -> np.ndarray:
     inner = list(range(least + 1, side.levels))
     bounds = [np.append(np.unique(way[level]), -np.inf) for level in inner for way in (side.gather, side.scatter)]
     if (many := math.prod(map(len, bounds))) > MOST:
-        raise RecipeError(f"{len(caps)} kinds of devices make {many:,} combinations to try; use solver = 'genetic'")
+        raise RecipeError(f"{len(caps)} kinds of devices make {many:,} combinations; tell those nearly alike as one")
     chosen = np.stack([each.ravel() for each in np.meshgrid(*bounds, indexing="ij")] or [np.zeros(1)], 1)
     levels = np.full((len(chosen), len(caps)), least)
     for i, level in enumerate(inner):

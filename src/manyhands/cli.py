@@ -193,11 +193,12 @@ def advise(
     devices: Annotated[Path, typer.Argument(metavar="DEVICES", help="A TOML file of devices.")],
     mode: Annotated[str, typer.Option(help="corrected, or authors: with the slips of theirs.")] = "corrected",
     min_head: Annotated[int, typer.Option(min=0, help="The least last block of a discriminator's head.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="A folder for timeline.png and cuts.toml.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for timeline.png.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the cuts of a GAN under which an iteration takes least on these devices."""
-    from manyhands.advisor import Advisor, load_devices
+    from manyhands.advisor import Advisor
+    from manyhands.devices import load_devices
     from manyhands.plan import size_text
     from manyhands.progress import print_table
 

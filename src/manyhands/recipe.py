@@ -156,12 +156,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     """What a recipe says, changed; it has a name, and nothing else is looked at."""
-    try:
-        told = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such recipe") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: is no TOML file: {error}") from None
+    told = _toml(path, "recipe")
     told.setdefault("name", re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "run")
     for change in changes:
         _apply(told, change)
@@ -179,13 +174,18 @@ def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 def read(kind: type[S], path: Path, what: str) -> S:
     """A specification that is a whole TOML file."""
+    told = _toml(path, what)
     try:
-        told = tomllib.loads(path.read_text())
         return kind.model_validate(told)
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such {what}") from None
     except ValidationError as error:
         raise RecipeError("\n".join(f"{path}: {line}" for line in _lines(error, told))) from None
+
+
+def _toml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such {what}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: is no TOML file: {error}") from None
 

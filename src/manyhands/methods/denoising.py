@@ -14,13 +14,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion
-from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods import latents
 from manyhands.methods.distil import Teacher
 from manyhands.methods.latents import LatentServer
-from manyhands.methods.method import Conversation, Method, Server
+from manyhands.methods.method import Conversation, Method, Server, check_images
 from manyhands.methods.proximal import Proximal
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.forger import Forger, generators_part
@@ -111,16 +110,7 @@ class Denoising(Method, ABC):
 
     def fits(self, silo: Silo) -> None:
         """The silo's images must be of the model's size, and labelled if it is conditional."""
-        images, model = silo.images, self.model
-        if not len(images):
-            raise RecipeError(f"{silo.name}: holds no images")
-        if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
-            shape = " x ".join(map(str, images.pixels.shape[1:]))
-            raise RecipeError(f"{silo.name}: holds images of {shape}, the model is for {model.channels} x {model.size}")
-        if model.classes and images.labels is None:
-            raise RecipeError(f"{silo.name}: has no labels; use a model with classes = 0")
-        if model.classes and len(images.classes) != model.classes:
-            raise RecipeError(f"{silo.name}: has {len(images.classes)} classes, the model is for {model.classes}")
+        check_images(silo, self.model)
 
     def progress(self, number: int) -> float:
         """The share of the run that is done before a round: 0 in the first, 1 in the last."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 import torch
 from pydantic import Field
 
+from manyhands.errors import RecipeError
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
@@ -119,6 +120,25 @@ class Wrapping(Server):
         return self.inner.on_group(op, messages)
 
 
+class Form(Protocol):
+    """What every model says of the images that it is for."""
+
+    @property
+    def size(self) -> int:
+        """The side of an image."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 or 3, mostly."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """How many there are; 0 where it knows of none."""
+        ...
+
+
 Ask = Callable[["Message"], "Message"]
 """Carries a message to the server and brings its answer, or raises ``Refused``."""
 
@@ -172,3 +192,17 @@ class Method(Spec, ABC):
         ``ask`` reaches the server, for a method whose silos cannot draw without it.
         """
         return own or shared
+
+
+def check_images(silo: Silo, model: Form) -> None:
+    """Raise ``RecipeError`` where a silo's images are not of the model's size, or not labelled as it asks."""
+    images = silo.images
+    if not len(images):
+        raise RecipeError(f"{silo.name}: holds no images")
+    if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
+        shape = " x ".join(map(str, images.pixels.shape[1:]))
+        raise RecipeError(f"{silo.name}: holds images of {shape}, the model is for {model.channels} x {model.size}")
+    if model.classes and images.labels is None:
+        raise RecipeError(f"{silo.name}: has no labels; use a model with classes = 0")
+    if model.classes and len(images.classes) != model.classes:
+        raise RecipeError(f"{silo.name}: has {len(images.classes)} classes, the model is for {model.classes}")

@@ -14,7 +14,7 @@ from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.huscf.server import ORDER, HuSCFServer
-from manyhands.methods.method import Ask, Conversation, Method, Trained
+from manyhands.methods.method import Ask, Conversation, Method, Trained, check_images
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.forger import Forger, generators_part
 from manyhands.models.gan import Gan, through
@@ -137,15 +137,9 @@ class HuSCF(Method):
 
     def fits(self, silo: Silo) -> None:
         """Its images must be those of the model, and two at least: norms need more than one."""
-        images, model = silo.images, self.model
-        if len(images) < 2:
-            raise RecipeError(f"{silo.name}: holds {len(images)} images, at least 2 are needed")
-        if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
-            shape = " x ".join(map(str, images.pixels.shape[1:]))
-            raise RecipeError(f"{silo.name}: holds images of {shape}, the model is for {model.channels} x {model.size}")
-        if model.classes and (images.labels is None or len(images.classes) != model.classes):
-            has = "no labels" if images.labels is None else f"{len(images.classes)} classes"
-            raise RecipeError(f"{silo.name}: has {has}, the model is for {model.classes} classes")
+        if len(silo.images) < 2:
+            raise RecipeError(f"{silo.name}: holds {len(silo.images)} images, at least 2 are needed")
+        check_images(silo, self.model)
 
     def own_generator(self, silo: Silo) -> Forger | None:
         """Both ends of the generator, as the silo has them."""

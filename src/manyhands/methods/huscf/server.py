@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from manyhands.methods.huscf.method import HuSCF
     from manyhands.models.cut import Cuts
 
-STEPS = ("make", "make-back", "made", "made-back", "real", "real-back", "fool", "fool-back")
 ORDER = ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back")
 """The group operations of an iteration, in their order: images are made; the discriminator learns from them and from
 real ones; then the generator learns from what it now says of those that were made."""
