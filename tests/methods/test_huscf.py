@@ -14,7 +14,7 @@ from manyhands.journal import RunFolder
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.huscf import clusters
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.methods.huscf.server import HuSCFServer
+from manyhands.methods.huscf.server import ORDER, HuSCFServer
 from manyhands.models.cut import Cut, Cuts
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.generator import Drawing
@@ -143,8 +143,8 @@ def test_messages_and_bytes_are_those_of_the_paper() -> None:
     for text, megabytes in told.items():
         up = down = 0
         for op in ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back"):
-            up += 4 * 64 * method._crossing(op, cuts(text), up=True).size
-            down += 4 * 64 * method._crossing(op, cuts(text), up=False).size
+            up += 4 * 64 * method.crossing(op, cuts(text), up=True).size
+            down += 4 * 64 * method.crossing(op, cuts(text), up=False).size
         assert up / 1e6 == pytest.approx(megabytes, abs=0.005) == down / 1e6
 
 
@@ -155,13 +155,14 @@ def test_what_went_over_the_wire_is_what_the_cuts_say() -> None:
     for entry in experiment.ledger.entries():
         if entry["op"] in ("join", "segments"):
             continue
-        like = method._crossing(entry["op"], method.of(entry["silo"]), up=entry["direction"] == "up")
+        like = method.crossing(entry["op"], method.of(entry["silo"]), up=entry["direction"] == "up")
         plain = 4 * 4 * 3 * like.size
         assert plain < entry["bytes"] < plain + 3 * 300
 
 
-def test_a_silo_draws_with_the_servers_middle_and_a_run_that_stopped_goes_on(tmp_path: Path) -> None:
-    method, sampling = tiny(cuts=MIXED, rounds=4, warm=1), {"evaluation": Evaluation(images=0)}
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_silo_draws_with_the_servers_middle_and_a_run_that_stopped_goes_on(tmp_path: Path, bits: int) -> None:
+    method, sampling = tiny(cuts=MIXED, rounds=4, warm=1, bits=bits), {"evaluation": Evaluation(images=0)}
     whole = trained(method, gan_silos(), **sampling)
     drawn = whole.drawing("s1").sample(labels=[0, 1, 1])
     assert drawn.shape == (3, 1, 16, 16)
@@ -180,6 +181,20 @@ def test_a_silo_draws_with_the_servers_middle_and_a_run_that_stopped_goes_on(tmp
     kept = drawn_by(RunFolder(tmp_path / "run"), "s1")
     assert isinstance(kept, Drawing)
     assert torch.equal(kept.sample(labels=[0, 1, 1]), drawn)
+
+
+@pytest.mark.parametrize(("bits", "less"), [(32, 1.0), (16, 2.0), (8, 4.0)])
+def test_fewer_bits_of_a_number_are_so_many_fewer_bytes(bits: int, less: float) -> None:
+    model, training = Gan(size=28, channels=1, classes=2), GanTraining(batch=16, steps=1)
+    rng = torch.Generator().manual_seed(0)
+    images = Images(
+        torch.randint(0, 256, (16, 1, 28, 28), dtype=torch.uint8, generator=rng), torch.arange(16) % 2, ("a", "b")
+    )
+    method = tiny(model=model, training=training, rounds=1, bits=bits)
+    plain = sum(4 * 16 * method.crossing(op, method.default, up=up).size for op in ORDER for up in (True, False))
+    entries = trained(method, [Silo("s0", images)]).ledger.entries()
+    sent = sum(entry["bytes"] for entry in entries if entry["op"] in ORDER)
+    assert 0.97 < plain / sent / less < 1
 
 
 class Broken(Images):

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from manyhands.codec import activations
+from manyhands.codec.activations import Bits
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
@@ -20,10 +22,11 @@ from manyhands.models.forger import Forger, generators_part
 from manyhands.models.gan import Gan, through
 from manyhands.models.generator import Drawing
 from manyhands.models.layout import layout_of
-from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, misfit
+from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
+from manyhands.seed import torch_rng
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
-from manyhands.tensors import Layout, Tensors, finite, named, prefixed, running_average, snapshot
+from manyhands.tensors import Layout, Like, Tensors, finite, named, prefixed, running_average, snapshot
 from manyhands.training import GanTraining, load_optimiser_state, optimiser_state
 
 SAYS = {
@@ -44,7 +47,8 @@ class HuSCF(Method):
     ``cut`` says what a silo has at home, ``cuts`` those of silos that have others; a discriminator's head of at least
     ``min_head`` + 1 blocks stays at home, since of one layer's output images can be computed. ``clusters`` of silos are
     found by themselves, or so many; from round ``warm`` on their ends are averaged within them, by the weights
-    n exp(-``alpha`` d). ``statistics`` are those of the server's norms: over all silos, or within each cluster.
+    n exp(-``alpha`` d). ``statistics`` are those of the server's norms: over all silos, or within each cluster. Each
+    number of an activation or a gradient takes so many ``bits`` on the wire.
 
     References:
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
@@ -61,6 +65,7 @@ class HuSCF(Method):
     alpha: Float = Field(default=1.0, ge=0)
     warm: Int = Field(default=2, ge=0)
     statistics: Literal["all", "cluster"] = "all"
+    bits: Bits = 32
     ema: Float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -130,7 +135,7 @@ class HuSCF(Method):
         )  # fmt: skip
         draw = Operation(
             "sends what its head of the generator makes of noise and labels, gets what its tail goes on from",
-            "whenever it draws", self._carries("make", up=True), self._carries("make", up=False),
+            "whenever it draws", self._carries("make", up=True, bits=32), self._carries("make", up=False, bits=32),
         )  # fmt: skip
         never = ("images, real or made", "labels", "noise", "file names")
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw}, never=never)
@@ -160,16 +165,18 @@ class HuSCF(Method):
         """The names, shapes and types of what a silo has at home."""
         return {name: like for name, like in layout_of(self.model).items() if cuts.at_home(name)}
 
-    def check_shape(self, message: Message, cuts: Cuts) -> None:
+    def check(self, message: Message, cuts: Cuts) -> None:
         """Refuse what this cut does not make."""
-        if bad := misfit({"x": self._crossing(message.op, cuts, up=True)}, message.tensors):
-            raise bad
+        drawn = message.op == "draw"
+        like = self.crossing("make" if drawn else message.op, cuts, up=True)
+        activations.check(message.tensors, like, 32 if drawn else self.bits)
 
-    def _carries(self, op: str, *, up: bool) -> Carries:
-        forms = list({like: {"x": like} for cuts in self.every for like in [self._crossing(op, cuts, up=up)]}.values())
+    def _carries(self, op: str, *, up: bool, bits: Bits | None = None) -> Carries:
+        likes = dict.fromkeys(self.crossing(op, cuts, up=up) for cuts in self.every)
+        forms = [activations.wire(like, bits or self.bits) for like in likes]
         return Carries(forms[0], others=tuple(forms[1:]))
 
-    def _crossing(self, op: str, cuts: Cuts, *, up: bool) -> Any:
+    def crossing(self, op: str, cuts: Cuts, *, up: bool) -> Like:
         """What passes: at the head on the way forward up and on the way back down, else at the tail."""
         network = "generator" if op.startswith("make") else "discriminator"
         cut = cuts.of(network)
@@ -186,6 +193,7 @@ class Half:
         self.network.to(silo.bench.device)
         self.optimiser = method.training.optimiser_of(self.network, 0.0)
         self.meter = Meter(silo.bench.known_flops)
+        self.chance = torch_rng(silo.seed, silo.name, "wire")
         self.start = start
         self.restore()
         if number > self.taken:
@@ -223,6 +231,7 @@ class Half:
         silo, training, before = self.silo, self.method.training, self.meter.flops
         training = training.model_copy(update={"steps": steps, "epochs": None})
         rng = silo.rng(number)
+        self.chance = torch_rng(silo.seed, silo.name, number, "wire", device=silo.bench.device)
         for group in self.optimiser.param_groups:
             group["lr"] = training.rate(self.method.progress(number))
         images, total, seen = silo.images.to(silo.bench.device), torch.zeros((), device=silo.bench.device), 0
@@ -264,8 +273,8 @@ class Half:
         head, _, tail = self.cuts.of(network).parts(list(getattr(self.network, network)))
         with self.meter.work(self.method.model, self.cuts, op, "head", len(x)):
             sent = through(head, x, labels)
-        answer = yield Message(op, {"x": sent.detach()})
-        got = answer.tensors["x"].to(x.device).requires_grad_()
+        answer = yield self._says(op, sent.detach())
+        got = activations.decode(answer.tensors).to(x.device).requires_grad_()
         with self.meter.work(self.method.model, self.cuts, op, "tail", len(x)):
             out = through(tail, got)
         return Pass(sent, got, out)
@@ -273,9 +282,12 @@ class Half:
     def _back(self, op: str, there: Pass) -> Conversation:
         """The gradient goes back the same way."""
         assert there.got.grad is not None
-        answer = yield Message(f"{op}-back", {"x": there.got.grad})
+        answer = yield self._says(f"{op}-back", there.got.grad)
         with self.meter.work(self.method.model, self.cuts, op, "back", len(there.sent)):
-            there.sent.backward(answer.tensors["x"].to(there.sent.device))
+            there.sent.backward(activations.decode(answer.tensors).to(there.sent.device))
+
+    def _says(self, op: str, x: Tensor) -> Message:
+        return Message(op, activations.encode(x, self.method.bits, self.chance))
 
 
 class Pass(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from manyhands.codec import activations
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
@@ -16,6 +17,7 @@ from manyhands.methods.huscf import clusters
 from manyhands.methods.huscf.middle import Passing
 from manyhands.methods.method import Server
 from manyhands.models.gan import through
+from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
 
@@ -42,9 +44,8 @@ class HuSCFServer(Server):
         self.images: dict[str, int] = {}
         self.cluster: dict[str, int] = {}
         self.meter = Meter({})
-        self._at = 0
-        self._passes: dict[str, list[Passing]] = {}
         self._seen: dict[str, Tensor] = {}
+        self._begin()
 
     def on(self, silo: str, message: Message) -> Message:
         """Join: a silo gets its own ends of the common start, and how long a round is. Or draw."""
@@ -58,22 +59,24 @@ class HuSCFServer(Server):
         if message.op in ("make", "draw") and len(message.tensors["x"]) > MOST:
             raise Refused(Reason.WRONG_SHAPE, f"{len(message.tensors['x'])} images at once, {MOST} are the most")
         if message.op == "draw":
-            self.method.check_shape(Message("make", message.tensors), self.cuts[silo])
+            self.method.check(message, self.cuts[silo])
         if message.op not in ORDER:
             return
         if message.op != ORDER[self._at]:
             raise Refused(Reason.OUT_OF_SEQUENCE, f"{message.op} came, {ORDER[self._at]} is to come")
         if message.op.endswith("-back") and not any(silo in each.sent for each in self._passes[message.op[:-5]]):
             raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} was not there on the way forward")
-        self.method.check_shape(message, self.cuts[silo])
+        self.method.check(message, self.cuts[silo])
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """A pass of all silos, or the end of a round."""
         if op == "segments":
             return self._end(messages)
-        answers = self._back(op, messages) if op.endswith("-back") else self._forward(op, messages)
+        told = {silo: activations.decode(message.tensors) for silo, message in messages.items()}
+        answers = self._back(op, told) if op.endswith("-back") else self._forward(op, told)
         self._at = (self._at + 1) % len(ORDER)
-        return {silo: Message(op, {"x": x}) for silo, x in answers.items()}
+        bits, rng = self.method.bits, self._chance
+        return {silo: Message(op, activations.encode(x, bits, rng)) for silo, x in answers.items()}
 
     def state_dict(self) -> Tensors:
         """The middle, its optimiser, the norms' means of each silo, and who is in which cluster."""
@@ -95,6 +98,13 @@ class HuSCFServer(Server):
             self.buffers[silo] = named(state, f"buffers.{silo}.")
         self.cluster = {silo: int(number) for silo, number in named(state, "cluster.").items()}
         self.means = {n: named(state, f"mean.{n}.") for n in {0, *self.cluster.values()}}
+        self._begin()
+
+    def _begin(self) -> None:
+        """A round begins."""
+        self._at: int = 0
+        self._passes: dict[str, list[Passing]] = {}
+        self._chance: torch.Generator = torch_rng(self.seed, "server", self.round, "wire", device=self.device)
 
     @torch.no_grad()
     def _drawn(self, silo: str, x: Tensor) -> Tensor:
@@ -117,15 +127,15 @@ class HuSCFServer(Server):
         network = "generator" if op.startswith("make") else "discriminator"
         return network, getattr(self.network, network)
 
-    def _forward(self, op: str, messages: Mapping[str, Message]) -> dict[str, Tensor]:
+    def _forward(self, op: str, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
         network, blocks = self._blocks(op)
         self._passes[op] = []
         for group in self.optimiser.param_groups:
             group["lr"] = self.method.training.rate(self.method.progress(self.round))
         answers: dict[str, Tensor] = {}
-        for mine in self._groups(messages):
+        for mine in self._groups(told):
             cuts = {silo: self.cuts[silo].of(network) for silo in mine}
-            sent = {silo: messages[silo].tensors["x"] for silo in mine}
+            sent = {silo: told[silo] for silo in mine}
             self._load_means(network, mine[0])
             with self.meter.work(op, *self._form(op, sent)):
                 passing = Passing(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
@@ -135,8 +145,7 @@ class HuSCFServer(Server):
             answers |= passing.answers()
         return answers
 
-    def _back(self, op: str, messages: Mapping[str, Message]) -> dict[str, Tensor]:
-        gradients = {silo: message.tensors["x"] for silo, message in messages.items()}
+    def _back(self, op: str, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         answers: dict[str, Tensor] = {}
         for passing in self._passes.pop(op.removesuffix("-back")):
             mine = {silo: gradients[silo] for silo in passing.sent if silo in gradients}
@@ -153,7 +162,7 @@ class HuSCFServer(Server):
         network, _ = self._blocks(op)
         return [(str(self.cuts[silo].of(network)), len(x)) for silo, x in batch.items()]
 
-    def _groups(self, messages: Mapping[str, Message]) -> list[list[str]]:
+    def _groups(self, messages: Mapping[str, Tensor]) -> list[list[str]]:
         """Those who share a batch."""
         if self.method.statistics == "all":
             return [sorted(messages)]
@@ -208,9 +217,10 @@ class HuSCFServer(Server):
             self.buffers = {silo: kept for silo in self.cuts if self._apart}
         self.average = running_average(self.average, snapshot(self.network.state_dict()), self.method.ema, self.round)
         self.weighed = weighed
-        self._at, self._passes, self.flops = 0, {}, self.meter.flops
+        self.flops = self.meter.flops
         self.optimiser.zero_grad(set_to_none=True)
         self.round += 1
+        self._begin()
         return {silo: Message("segments", self._ends(silo), self._facts()) for silo in messages}
 
     def _ends(self, silo: str) -> Tensors:
