@@ -11,7 +11,7 @@ import torch
 from manyhands.citation import citations
 from manyhands.data.images import as_floats
 from manyhands.data.partition import class_counts
-from manyhands.evaluation import report
+from manyhands.evaluation import clustered, report
 from manyhands.evaluation.features import fingerprint
 from manyhands.meter import peak_memory
 
@@ -43,7 +43,8 @@ def facts(experiment: Experiment, folder: RunFolder, drawn: Trained | None) -> d
         "peak_memory": peak_memory(),
         "metrics": {"loss": _loss(rounds)},
         "floor": {},
-        **_circumstances(experiment),
+        **(told := _circumstances(experiment)),
+        "clusters": clustered.facts(rounds, told["domains"]),
         "skipped": list(experiment.skipped),
         "problems": folder.problems,
         "versions": report.versions(),
@@ -78,6 +79,12 @@ def before_and_after(autoencoder: TrainedAutoencoder, silo: Silo, rows: int) -> 
     return torch.stack([images, autoencoder.redrawn(images)], 1).flatten(0, 1), ("image", "back") * 4
 
 
+def _domain_of(silo: Silo) -> str:
+    """The domain that most of its images are of, where there are several."""
+    images = silo.images
+    return "" if images.domain is None else images.domains[int(images.domain.mode().values)]
+
+
 def _loss(rounds: Sequence[Round]) -> float | None:
     return rounds[-1].loss if rounds and not math.isnan(rounds[-1].loss) else None
 
@@ -88,6 +95,7 @@ def _circumstances(experiment: Experiment) -> dict[str, Any]:
     counts = class_counts([silo.images for silo in silos])
     return {
         "data": data_of(silos),
+        "domains": {silo.name: domain for silo in silos if (domain := _domain_of(silo))},
         "held_out": {silo.name: len(silo.held_out or ()) for silo in silos},
         "classes": list(silos[0].images.classes),
         "class_counts": dict(zip(experiment.roster, counts.tolist(), strict=True)),

@@ -248,6 +248,19 @@ def _opened(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
+def clusters(path: Path, places: Mapping[str, tuple[float, float]], kinds: Mapping[str, tuple[str, int]]) -> None:
+    """Silos on a plane: a colour for each domain, the number of its cluster beside each."""
+    figure, axes = _axes((6.4, 4.2))
+    for domain in sorted({domain for domain, _ in kinds.values()}):
+        mine = [silo for silo in places if kinds[silo][0] == domain]
+        axes.scatter(*zip(*[places[silo] for silo in mine], strict=True), s=36, alpha=0.8, label=_plain(domain))
+    for silo, place in places.items():
+        axes.annotate(str(kinds[silo][1] + 1), place, (4, 4), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="first principal component", ylabel="second")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def _axes(size: tuple[float, float]) -> tuple[Any, Any]:
     figure, axes = _row_of_axes(size, 1)
     return figure, axes[0]

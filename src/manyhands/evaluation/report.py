@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands.checkpoint import writing
 from manyhands.errors import RunFolderError
-from manyhands.evaluation import charts, disclosed, figures
+from manyhands.evaluation import charts, clustered, disclosed, figures
 from manyhands.evaluation.charts import Line
 from manyhands.evaluation.markup import flat, number, picture, style, table, text
 from manyhands.plan import count_text, size_text
@@ -69,7 +69,8 @@ def page(folder: RunFolder, facts: dict[str, Any]) -> str:
     title = text(recipe.get("name", "run"))
     parts = [
         _headline(facts), _warnings(facts, rounds), _samples(folder), _quality(facts, rounds), _training(rounds),
-        _silos(facts, rounds, ledger), _groups(facts), _holdings(facts, folder), _sharing(facts, ledger),
+        _silos(facts, rounds, ledger), clustered.section(facts, folder.figures / "clusters.png"), _groups(facts),
+        _holdings(facts, folder), _sharing(facts, ledger),
         _disclosed(folder, facts),
         _measured(facts), _recipe(recipe, facts),
     ]  # fmt: skip

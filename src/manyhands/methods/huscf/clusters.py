@@ -25,8 +25,7 @@ def found(features: Mapping[str, Tensor], count: int | Literal["auto"], seed: in
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    silos = sorted(features)
-    points = np.stack([features[silo].mean(0).flatten().double().numpy() for silo in silos])
+    silos, points = sorted(features), _points(features)
 
     def labels(k: int) -> np.ndarray:
         return np.asarray(KMeans(k, n_init=10, random_state=seed).fit_predict(points))
@@ -40,6 +39,21 @@ def found(features: Mapping[str, Tensor], count: int | Literal["auto"], seed: in
         chosen = tried[int(np.argmax(scores))] if scores and max(scores) >= CLEAR else np.zeros(len(silos), int)
     order: dict[int, int] = {}
     return {silo: order.setdefault(int(label), len(order)) for silo, label in zip(silos, chosen, strict=True)}
+
+
+def places(features: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Where each silo lies on the plane that shows most of how they differ: their first two principal components."""
+    if len(features) < 2:
+        return dict.fromkeys(features, (0.0, 0.0))
+    points = _points(features)
+    left, singular, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    along = left[:, :2] * singular[:2] * np.sign(left[np.abs(left).argmax(0), range(left.shape[1])])[:2]
+    return {silo: (float(x), float(y)) for silo, (x, y) in zip(sorted(features), along, strict=True)}
+
+
+def _points(features: Mapping[str, Tensor]) -> np.ndarray:
+    """The mean of the batch of each silo, in the order of their names."""
+    return np.stack([features[silo].mean(0).flatten().double().numpy() for silo in sorted(features)])
 
 
 def distances(features: Mapping[str, Tensor], among: Sequence[str]) -> dict[str, float]:

@@ -33,6 +33,10 @@ real ones; then the generator learns from what it now says of those that were ma
 class HuSCFServer(Server):
     """Has the blocks that some silo has not."""
 
+    _at: int
+    _passes: dict[str, list[Passing]]
+    _chance: torch.Generator
+
     def __init__(self, method: HuSCF, seed: int, cuts: Mapping[str, Cuts]) -> None:
         self.method, self.seed, self.cuts = method, seed, dict(cuts)
         whole = method.model.build(seed)
@@ -102,9 +106,8 @@ class HuSCFServer(Server):
 
     def _begin(self) -> None:
         """A round begins."""
-        self._at: int = 0
-        self._passes: dict[str, list[Passing]] = {}
-        self._chance: torch.Generator = torch_rng(self.seed, "server", self.round, "wire", device=self.device)
+        self._at, self._passes = 0, {}
+        self._chance = torch_rng(self.seed, "server", self.round, "wire", device=self.device)
 
     @torch.no_grad()
     def _drawn(self, silo: str, x: Tensor) -> Tensor:
@@ -203,13 +206,14 @@ class HuSCFServer(Server):
         own = snapshot(self.network.state_dict())
         whole = {silo: own | self.buffers.get(silo, {}) | ends for silo, ends in sent.items()}
         apart = dict.fromkeys(sent, 0.0) if plain else clusters.distances(features, list(sent))
-        weighed: dict[str, dict[str, float]] = {}
+        weighed, places = dict[str, dict[str, float]](), clusters.places(features)
         for number, mine in members.items():
             near = dict.fromkeys(mine, 0.0) if plain else clusters.distances(features, mine)
             shares = clusters.weights({silo: images[silo] for silo in mine}, near, alpha)
             self.means[number] = mean(whole, shares)
             for silo in mine:
-                weighed[silo] = {"cluster": number, "distance": near[silo], "weight": shares[silo]}
+                place = dict(zip("xy", places[silo], strict=True)) if silo in places else {}
+                weighed[silo] = {"cluster": number, "distance": near[silo], "weight": shares[silo], **place}
         if sent:
             shared = mean(whole, clusters.weights(images, apart, alpha))
             self.network.load_state_dict({name: shared[name] for name in own})
