@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from manyhands.data.images import Images, join
-from manyhands.data.partition import AnyPartition, Dirichlet, Domains, Shards
+from manyhands.data.partition import AnyPartition, Dirichlet, Domains, Lacking, Shards
 from manyhands.data.sources import MOST_CLASSES, AnySource
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import DataError, RecipeError
@@ -24,6 +25,7 @@ from manyhands.methods.baselines import Central, Local
 from manyhands.methods.collafuse import CollaFuse
 from manyhands.methods.fedavg import FedAvg
 from manyhands.methods.huscf.method import HuSCF
+from manyhands.methods.method import Method
 from manyhands.seed import numpy_rng
 from manyhands.spec import Float, Int, Spec, nearest
 
@@ -131,19 +133,24 @@ class Recipe(Spec):
         diffusion = getattr(self.method, "diffusion", None)
         if self.sampling.guidance != 1 and model.classes and not (diffusion and diffusion.label_dropout):
             raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
-        if isinstance(self.method, CollaFuse):
-            told = [*self.method.cuts, *(silo for mine in self.method.clusters.values() for silo in mine)]
-            if odd := [silo for silo in told if silo not in self.partition.names()]:
-                raise ValueError(f"method names {odd[0]!r}; {nearest(odd[0], self.partition.names()[:20])}")
+        if odd := [name for name in _named(self.method) if not fnmatch.filter(self.partition.names(), name)]:
+            raise ValueError(f"method names {odd[0]!r}; {nearest(odd[0], self.partition.names()[:20])}")
         if isinstance(self.partition, Dirichlet | Shards) and self.data.classes == ():
             raise ValueError(f"partition {self.partition.kind!r} deals by label, and data.classes is 0")
-        if isinstance(self.partition, Domains) != bool(self.data.domains):
+        if isinstance(self.partition, Domains) != bool(self.data.domains) and not isinstance(self.partition, Lacking):
             raise ValueError("partition 'domains' and [data.domains] go together")
         return self
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, as it is kept in the run folder."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _named(method: Method) -> list[str]:
+    """The silos that a method tells of by name, or by a pattern of names."""
+    if isinstance(method, CollaFuse):
+        return [*method.cuts, *(silo for mine in method.clusters.values() for silo in mine)]
+    return list(method.cuts) if isinstance(method, HuSCF) else []
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:

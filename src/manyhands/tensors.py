@@ -63,8 +63,8 @@ def running_average(average: Tensors, latest: Tensors, decay: float, number: int
 def finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor with a NaN or an infinity in it, or None."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
+        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
+            return name  # a NaN is both the least and the largest
     return None
 
 

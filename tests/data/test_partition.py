@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands import ById, Images
-from manyhands.data.partition import Domains, Parts, by_id, class_counts, dirichlet, domains, iid, quantity, shards
+from manyhands.data.partition import (
+    Domains,
+    Lacking,
+    Parts,
+    by_id,
+    class_counts,
+    dirichlet,
+    domains,
+    iid,
+    quantity,
+    shards,
+)
 from manyhands.errors import DataError
 from tests.conftest import tiny_images
 
@@ -84,6 +96,27 @@ def test_domains_are_never_mixed_and_must_share_evenly() -> None:
         domains(domain, 3, np.random.default_rng(0))
     with pytest.raises(DataError, match="several sources"):
         Domains(silos=2).parts(tiny_images(4), np.random.default_rng(0))
+
+
+def test_silos_lack_whole_classes_and_have_no_more_than_their_share_but_what_is_held_out_is_of_all() -> None:
+    labels, held = torch.arange(4000) % 10, torch.arange(4000) % 100 < 20
+    images = Images(torch.zeros(4000, 1, 4, 4, dtype=torch.uint8), labels, tuple("0123456789"), held=held)
+    images = replace(images, domain=torch.arange(4000) // 2000, domains=("a", "b"))
+    told = Lacking(silos=10, each=150, lacks=((0, 0.5), (3, 0.5)), sizes=((0.3, 0.5), (0.7, 1.0)))
+    parts = told.parts(images, np.random.default_rng(0))
+    again = told.parts(images, np.random.default_rng(1))
+    assert all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
+    train = [part[~held.numpy()[part]] for part in parts]
+    out = [part[held.numpy()[part]] for part in parts]
+    assert sorted(map(len, train)) == [75] * 3 + [150] * 7
+    assert {len(np.unique(labels.numpy()[part])) for part in train} == {7, 10}
+    assert covers([np.searchsorted(np.flatnonzero(held), part) for part in out], int(held.sum()))
+    assert [len(np.unique(labels.numpy()[part])) for part in out] == [10] * 10
+    assert [np.unique(images.domain.numpy()[part]).tolist() for part in parts] == [[0]] * 5 + [[1]] * 5
+    with pytest.raises(DataError, match="lack 10 of 10"):
+        Lacking(silos=2, each=5, lacks=((10, 1.0),)).parts(images, np.random.default_rng(0))
+    with pytest.raises(DataError, match="fewer than the minimum"):
+        Lacking(silos=10, each=10, sizes=((1, 0.04),)).parts(images, np.random.default_rng(0))
 
 
 def test_ids_come_from_text_or_a_column_of_an_idx_file(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def rounds(*weighed: Weighed) -> list[Round]:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "kinds", "same"), [([1, 1, 0, 0], "aabb", 1.0), ([0, 0, 0, 0], "aabb", 0.0), ([0, 0, 1, 1], "abab", -0.5)]
+    ("numbers", "kinds", "same"),
+    [([1, 1, 0, 0], "aabb", 1.0), ([0, 0, 0, 0], "aabb", 0.0), ([0, 0, 1, 1], "abab", -0.5)],
 )
 def test_agreement_is_one_whatever_the_clusters_are_called_and_no_more_than_chance_is_none(
     numbers: list[int], kinds: str, same: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -44,7 +45,8 @@ SAYS = {
 class HuSCF(Method):
     """A GAN whose middle blocks are the server's: silos keep images, labels, noise, losses and both ends.
 
-    ``cut`` says what a silo has at home, ``cuts`` those of silos that have others; a discriminator's head of at least
+    ``cut`` says what a silo has at home, ``cuts`` those of silos that have others, by name or by a pattern as
+    ``silo-1*`` (the first that fits counts); a discriminator's head of at least
     ``min_head`` + 1 blocks stays at home, since of one layer's output images can be computed. ``clusters`` of silos are
     found by themselves, or so many; from round ``warm`` on their ends are averaged within them, by the weights
     n exp(-``alpha`` d). ``statistics`` are those of the server's norms: over all silos, or within each cluster. Each
@@ -87,8 +89,8 @@ class HuSCF(Method):
         return self.cut or least
 
     def of(self, silo: str) -> Cuts:
-        """The cuts of a silo."""
-        return self.cuts.get(silo, self.default)
+        """The cuts of a silo: those of the first name, or pattern of names, that is its own."""
+        return next((cuts for name, cuts in self.cuts.items() if fnmatchcase(silo, name)), self.default)
 
     @property
     def every(self) -> list[Cuts]:
@@ -113,7 +115,7 @@ class HuSCF(Method):
 
     def server(self, seed: int, silos: Sequence[str]) -> HuSCFServer:
         """The server, with the middle blocks of the common start."""
-        if unknown := sorted(self.cuts.keys() - set(silos)):
+        if unknown := [name for name in self.cuts if not any(fnmatchcase(silo, name) for silo in silos)]:
             raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({', '.join(sorted(silos)[:8])})")
         return HuSCFServer(self, seed, {silo: self.of(silo) for silo in silos})
 
