@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import operator
 import os
 import platform
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,22 @@ def run_recipe(
     said = subprocess.run(command, check=True, env=variables, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(said.stdout)
     return report
+
+
+Run = tuple[str, Path, Path, Sequence[str]]
+"""A recipe, by name or file, the folder that it runs in, where its data is, and what is changed of it."""
+
+
+def run_all(runs: Sequence[Run], parallel: int, budget: float = math.inf) -> None:
+    """Those that have not ended, so many at once; after ``budget`` seconds no further one is begun."""
+    end, threads = time.monotonic() + budget, max(1, (os.cpu_count() or 1) // parallel)
+
+    def one(run: Run) -> None:
+        if not (run[1] / "report.json").exists() and time.monotonic() < end:
+            run_recipe(*run, threads=threads)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(one, runs))
 
 
 def held(figure: float, bar: str) -> bool:

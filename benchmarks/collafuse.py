@@ -8,10 +8,8 @@ A run that has ended is not done again, and one that was cut off goes on, so tha
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -88,28 +86,19 @@ def measure(told: argparse.Namespace) -> bench.Measured:
 
 def quality(told: argparse.Namespace, scale: str) -> dict[str, dict[str, Any]]:
     """What the runs came to that have ended."""
-    end = time.monotonic() + told.budget
     work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
     asked = (
         ["exact 0.2", "light 0.2"] if told.quick else [name for name in told.only.split(";") if name] or list(cases())
     )
     toy = ["method.rounds=9", "evaluation.images=60", "method.training.steps=2"] if told.quick else []
-    runs = [
-        (RECIPES[scale], work / _place(name, seed), Path(told.data), [f"seed={seed}", *cases()[name], *toy], name)
-        for seed, name in product(_seeds(told), asked)
-    ]
-    threads = max(1, (os.cpu_count() or 1) // told.parallel)
 
-    def run(recipe: str, folder: Path, data: Path, changes: list[str], name: str) -> None:
-        if (folder / "report.json").exists() or time.monotonic() > end:
-            return
-        if name.startswith("fedavg"):
-            recipe = _averaged(recipe, folder)
-        bench.run_recipe(recipe, folder, data, changes, threads=threads)
+    def run(name: str, seed: int) -> bench.Run:
+        folder, recipe = work / _place(name, seed), RECIPES[scale]
+        recipe = _averaged(recipe, folder) if name.startswith("fedavg") else recipe
+        return recipe, folder, Path(told.data), [f"seed={seed}", *cases()[name], *toy]
 
     if told.quick or (Path(told.data) / DATA[scale]).exists():
-        with ThreadPoolExecutor(told.parallel) as pool:
-            list(pool.map(run, *zip(*runs, strict=True)))
+        bench.run_all([run(name, seed) for seed, name in product(_seeds(told), asked)], told.parallel, told.budget)
     found = {name: {seed: RunFolder(work / _place(name, seed)) for seed in _seeds(told)} for name in cases()}
     ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
     return {name: row(reports) for name, reports in ended.items() if reports}

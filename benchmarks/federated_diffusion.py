@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -80,11 +78,12 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     asked = QUICK if told.quick else [name for name in told.only.split(";") if name] or list(cases(scale))
     work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
     toy = ["method.rounds=2", "evaluation.images=60"] if told.quick else []
-    runs = [
-        (work / place(name, seed), [f"seed={seed}", *cases(scale)[name], *toy]) for seed, name in product(seeds, asked)
+    runs: list[bench.Run] = [
+        (RECIPES[scale], work / place(name, seed), Path(told.data), [f"seed={seed}", *cases(scale)[name], *toy])
+        for seed, name in product(seeds, asked)
     ]
     if told.quick or (Path(told.data) / DATA[scale]).is_dir():
-        run_all(runs, RECIPES[scale], told, end)
+        bench.run_all(runs, told.parallel, told.budget)
     found = {name: {seed: RunFolder(work / place(name, seed)) for seed in seeds} for name in cases(scale)}
     ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
     table = {name: row(reports) for name, reports in ended.items() if reports}
@@ -100,18 +99,6 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         "why": f"a figure is of the seeds for which both its cases have ended; they need {DATA[scale]} in --data",
         "seeds": seeds,
     }
-
-
-def run_all(runs: list[tuple[Path, list[str]]], recipe: str, told: argparse.Namespace, end: float) -> None:
-    """Run those that have not ended, several at a time."""
-    threads = max(1, (os.cpu_count() or 1) // told.parallel)
-
-    def run(folder: Path, changes: list[str]) -> None:
-        if not (folder / "report.json").exists() and time.monotonic() < end:
-            bench.run_recipe(recipe, folder, Path(told.data), changes, threads=threads)
-
-    with ThreadPoolExecutor(told.parallel) as pool:
-        list(pool.map(run, *zip(*runs, strict=True)))
 
 
 def place(name: str, seed: int) -> str:

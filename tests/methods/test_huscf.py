@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from whole_gan import together
 
 from manyhands import Evaluation, Experiment, FedAvg, Images, Silo
 from manyhands.experiment import drawn_by
@@ -68,55 +69,6 @@ def test_one_silo_learns_what_the_uncut_gan_does(cut: str) -> None:
     assert found.keys() == whole.state_dict().keys()
     for name, tensor in whole.state_dict().items():
         assert torch.allclose(tensor, found[name], atol=1e-6), name
-
-
-def together(method: HuSCF, silos: list[Silo]) -> dict[str, dict[str, torch.Tensor]]:
-    """One round in one process and one graph: blocks at home each on its own, all others on the joined batch."""
-    spec, names = method.model, [silo.name for silo in silos]
-    own = {name: spec.build(0) for name in names}
-    shared = spec.build(0)
-    every = [*own.values(), shared]
-    optimisers = [method.training.optimiser_of(network, 0) for network in every]
-
-    def run(network: str, x: dict[str, torch.Tensor], y: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        for b in range(spec.depth):
-            away = [name for name in names if not method.of(name).of(network).at_home(b)]
-            there = getattr(shared, network)[b]
-            joined = there(torch.cat([x[name] for name in away])) if away else torch.empty(0)
-            parts = dict(zip(away, joined.split([len(x[name]) for name in away]), strict=True)) if away else {}
-            for name in names:
-                block = getattr(own[name], network)[b]
-                x = x | {name: parts[name] if name in parts else block(x[name], y[name]) if b == 0 else block(x[name])}
-        return x
-
-    rngs = {silo.name: silo.rng(0) for silo in silos}
-    batches = [list(method.training.batches(len(silo.images), rngs[silo.name])) for silo in silos]
-    for numbers in zip(*batches, strict=True):
-        x, y, z = {}, {}, {}
-        for silo, mine in zip(silos, numbers, strict=True):
-            x[silo.name], y[silo.name] = silo.images.batch(mine)  # type: ignore[assignment]
-            z[silo.name] = torch.randn(len(mine), spec.latent, generator=rngs[silo.name])
-        made = run("generator", z, y)
-        for each in every:
-            each.zero_grad()
-        for image, real in (({name: m.detach() for name, m in made.items()}, False), (x, True)):
-            logits = run("discriminator", image, y)
-            sum(spec.judged(logits[name], real=real) for name in names).backward()  # type: ignore[union-attr]
-        for optimiser in optimisers:
-            optimiser.step()
-        for each in every:
-            each.zero_grad()
-        logits = run("discriminator", made, y)
-        sum(spec.fooled(logits[name]) for name in names).backward()  # type: ignore[union-attr]
-        for each in every:
-            each.discriminator.zero_grad()
-        for optimiser in optimisers:
-            optimiser.step()
-    whole = {}
-    for name in names:
-        at_home = {key: w for key, w in own[name].state_dict().items() if method.of(name).at_home(key)}
-        whole[name] = shared.state_dict() | at_home
-    return whole
 
 
 MIXED = {"s0": cuts("0404"), "s1": cuts("1313"), "s2": cuts("0314")}

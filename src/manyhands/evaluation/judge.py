@@ -147,7 +147,7 @@ class Judge:
             "spread": self._spread(each, views[0], asked=asked),
             "spread_of": f"{len(each)} draws" if len(each) > 1 else f"{self.told.bootstrap} halves of the draw",
             "floor": self.floor(asked=asked, cas=cas),
-            "groups": self.groups(views, asked=asked),
+            "groups": self.groups(views, asked=asked, cas=cas),
             "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},
             "notes": self._notes(mean),
             "seconds": time.perf_counter() - began,
@@ -223,15 +223,23 @@ class Judge:
             figures |= self._kept("floor cas", partial(self._cas, real.pixels, real.labels))
         return figures
 
-    def groups(self, views: Sequence[View], *, asked: bool = True) -> dict[str, dict[str, Any]]:
-        """Figures and floors for each silo, each class and each domain; by class only if classes were asked for."""
+    def groups(
+        self, views: Sequence[View], *, asked: bool = True, cas: bool | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Figures and floors for each silo, each class and each domain; by class only if classes were asked for.
+
+        CAS is by domain alone.
+        """
         found: dict[str, dict[str, Any]] = {}
+        taught = asked and self.labelled and (self.told.cas if cas is None else cas)
         for kind, name, held, real in self._members(asked=asked):
             rows: dict[str, Any] = {"images": int(held.sum()), "reference": int(real.sum())}
             if min(rows.values()) >= metrics.FEWEST:
                 rows["metrics"] = _mean([self._group(view, held, real, asked=asked) for view in views])
                 key = f"floor {asked} {features.hash_of(held=held, real=real)}"
                 rows["floor"] = self._kept(key, partial(self._group, self._floor, held, real, asked=asked))
+                if taught and kind == "domains":
+                    rows["metrics"] |= _mean([self._cas(view.pixels, self.labels, held) for view in views])
             found.setdefault(kind, {})[name] = rows
         return found
 
@@ -288,13 +296,16 @@ class Judge:
                     self.real.domain == i,
                 )
 
-    def _cas(self, pixels: Tensor, labels: Tensor | None) -> Figures:
-        """A classifier trained on these images alone, tested on the held-out ones."""
+    def _cas(self, pixels: Tensor, labels: Tensor | None, among: Tensor | None = None) -> Figures:
+        """A classifier trained on these images alone, tested on the held-out ones, all or those ``among`` them."""
         assert labels is not None  # asked of labelled images only
+        if among is not None:
+            pixels, labels = pixels[among], labels[among]
         steps = CAS_EPOCHS * math.ceil(len(pixels) / CAS_BATCH)
         network = features.trained(pixels, labels, len(self.real.classes), steps=steps, batch=CAS_BATCH)
-        said = features.see(network, self.held.pixels).logits.argmax(1)
-        return metrics.classification(said, self.labels)
+        tested = slice(None) if among is None else among
+        said = features.see(network, self.held.pixels[tested]).logits.argmax(1)
+        return metrics.classification(said, self.labels[tested])
 
     def _spread(self, each: list[Figures], view: View, *, asked: bool) -> Figures:
         """The standard deviation over draws, or over resamples of the one draw."""

@@ -1,0 +1,310 @@
+"""What HuSCF-GAN comes to: exactness of the cut, its wire, its model of time, clusters, quality, traffic and speed.
+
+Quality is of ``manyhands run`` of shipped recipes, each in a folder of its own under ``--work``. A run that has ended
+is not done again, and one that was cut off goes on; after ``--budget`` seconds no further run is begun. Everything else
+is measured anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import bench
+import numpy as np
+import tomli_w
+import torch
+from whole_gan import together
+
+from manyhands import Experiment, Images, Silo
+from manyhands.journal import RunFolder
+from manyhands.methods.huscf.method import HuSCF
+from manyhands.methods.huscf.server import ORDER
+from manyhands.models.cut import Cuts, every_cut
+from manyhands.models.gan import Gan, iteration
+from manyhands.tensors import named
+from manyhands.training import GanTraining
+
+BARS = {
+    "split_equals_whole": "<= 1e-6", "split_equals_whole_many": "<= 1e-6",
+    "wire": "<= 0.001", "wire_messages": "== 16",
+    "clusters": ">= 1", "clusters_three": ">= 0.9",
+    "quality_small": "<= 2", "quality_small_rivals": ">= 0",
+    "quality_paper": ">= 0",
+    "traffic": ">= 3.8", "traffic_quality": "<= 1",
+    "speed": ">= 0.7",
+}  # fmt: skip
+RIVALS = ("fedavg", "mdgan", "splitgan", "pflgan", "hflgan", "local")
+THEIRS = {"1": {"": 97.5}, "3": {"digits": 96.8, "clothes": 82.9}, "5": {"digits": 96.1, "clothes": 81.4}}
+"""The accuracies, in per cent, of classifiers trained on samples of the authors' generators, by scenario and domain."""
+TABLE = {"0404": 27.46, "0414": 22.64, "1313": 22.48, "1314": 19.43, "0314": 16.22, "1403": 33.72}
+"""Megabytes that a device sends in an iteration of 64 images, by cuts: the notes' table."""
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """Everything; what needs data that is not in --data stays unmeasured."""
+    table = quality(told)
+    figures, shown = dict.fromkeys(BARS) | ratios(table, told), {"cases": table}
+    for part in (split_equals_whole, wire, speed):
+        found, beside = part(told)
+        figures |= found
+        shown |= beside
+    why = "quality, clusters and traffic are of the runs that have ended; they need mnist and fashion-mnist in --data"
+    return {"figures": figures, **shown, "why": why, "seeds": _seeds(told)}
+
+
+def cases(told: argparse.Namespace) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """The recipe of each case, the method that runs it, and what is told to it beside."""
+    if told.quick:
+        return {"huscf 3": ("digits-huscf", "huscf", ()), "fedavg 4": ("digits-huscf", "fedavg", ())}
+    if told.scale == "paper":
+        return {f"huscf {n}": (f"huscf-{n}", "huscf", ()) for n in THEIRS}
+    both = {f"{kind} {n}": (f"huscf-{n}-small", kind, ()) for n, kind in product("134", ("huscf", "central"))}
+    rivals = {f"{kind} 4": ("huscf-4-small", kind, ()) for kind in RIVALS}
+    bits = {f"huscf 3, {bits} bits": ("huscf-3-small", "huscf", (f"method.bits={bits}",)) for bits in (16, 8)}
+    three = ("method.rounds=6", "partition.lacks=[[0,0.25],[2,0.3],[3,0.1],[4,0.1]]", "evaluation.images=0")
+    return both | rivals | bits | {"three domains": ("huscf-6-small", "huscf", three)}
+
+
+def quality(told: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What the runs came to that have ended."""
+    work = Path(tempfile.mkdtemp() if told.quick else told.work) / ("quick" if told.quick else told.scale)
+    every = cases(told)
+    asked = [name for name in told.only.split(";") if name] or list(every)
+    toy = ("method.rounds=3", "method.training.steps=3", "evaluation.images=60") if told.quick else ()
+
+    def run(name: str, seed: int) -> bench.Run:
+        recipe, kind, changes = every[name]
+        folder = work / _place(name, seed)
+        return _by(kind, recipe, folder), folder, Path(told.data), [f"seed={seed}", *changes, *toy]
+
+    if told.quick or all((Path(told.data) / name).is_dir() for name in ("mnist", "fashion-mnist")):
+        bench.run_all([run(name, seed) for seed, name in product(_seeds(told), asked)], told.parallel, told.budget)
+    found = {name: {seed: RunFolder(work / _place(name, seed)) for seed in _seeds(told)} for name in every}
+    ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
+    return {name: row(reports) for name, reports in ended.items() if reports}
+
+
+def row(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of a case came to: accuracies in points, means over seeds."""
+    first = next(iter(reports.values()))
+
+    def mean(name: str) -> float | None:
+        found = [report["metrics"][name] for report in reports.values() if name in report["metrics"]]
+        return round(float(np.mean(found)), 4) if found else None
+
+    agreement = [report["clusters"].get("agreement") for report in reports.values() if report.get("clusters")]
+    return {
+        "cas": {seed: round(100 * report["metrics"].get("cas", 0), 2) for seed, report in reports.items()},
+        "cas_by_domain": _by_domain(reports),
+        "cas_real": round(100 * first["floor"].get("cas", 0), 2),
+        "fid": mean("fid"),
+        "floor": first["floor"].get("fid"),
+        "label_match": mean("label_match"),
+        "agreement": agreement,
+        "bytes": first["bytes_up"] + first["bytes_down"],
+        "flops_silo": max(first["flops_silos"].values()),
+        "flops_server": first["flops_server"],
+        "seconds": round(first["seconds"]),
+    }
+
+
+def ratios(table: dict[str, dict[str, Any]], told: argparse.Namespace) -> dict[str, float]:
+    """The figures of quality, clusters and traffic, as far as their cases have been run."""
+
+    def points(name: str, other: str) -> float | None:
+        """By how much the accuracy of a case is above another's, over the seeds that both have."""
+        both = set(table.get(name, {}).get("cas", {})) & set(table.get(other, {}).get("cas", {}))
+        return float(np.mean([table[name]["cas"][s] - table[other]["cas"][s] for s in both])) if both else None
+
+    def agreement(name: str) -> float | None:
+        return min(table.get(name, {}).get("agreement", []), default=None)
+
+    behind = [points(f"central {n}", f"huscf {n}") for n in "13"]
+    ahead = [points("huscf 4", f"{kind} 4") for kind in RIVALS if kind != "local"]
+    whole, eighth = table.get("huscf 3"), table.get("huscf 3, 8 bits")
+    found = {
+        "clusters": agreement("huscf 3"),
+        "clusters_three": agreement("three domains"),
+        "quality_small": None if None in behind else max(gap for gap in behind if gap is not None),
+        "quality_small_rivals": None if None in ahead else min(gap for gap in ahead if gap is not None),
+        "traffic": whole["bytes"] / eighth["bytes"] if whole and eighth else None,
+        "traffic_quality": points("huscf 3", "huscf 3, 8 bits"),
+        "quality_paper": _against_theirs(table) if told.scale == "paper" else None,
+    }
+    return {name: value for name, value in found.items() if value is not None and not told.quick}
+
+
+def _against_theirs(table: dict[str, dict[str, Any]]) -> float | None:
+    """The least that an accuracy is above the authors', in points."""
+    if any(f"huscf {n}" not in table for n in THEIRS):
+        return None
+    gaps = []
+    for n, theirs in THEIRS.items():
+        row = table[f"huscf {n}"]
+        for domain, points in theirs.items():
+            mine = row["cas_by_domain"][domain] if domain else float(np.mean(list(row["cas"].values())))
+            gaps.append(mine - points)
+    return min(gaps)
+
+
+def split_equals_whole(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """How far weights are from those of the uncut GAN after 20 steps: one silo at each cut; many, each with its own."""
+    model, steps = Gan(size=16, channels=1, classes=2, latent=8, width=8), 4 if told.quick else 20
+    training = GanTraining(batch=8, steps=steps, learning_rate=1e-3)
+    whole = _uncut(model, training, _silos(1)[0])
+    all_cuts = [Cuts(generator=g, discriminator=d) for g, d in product(every_cut(model), every_cut(model))]
+    one = {}
+    for cuts in all_cuts[:: 5 if told.quick else 1]:
+        method = _method(model, training, cut=cuts)
+        one[str(cuts)] = _apart(whole, _weights(_trained(method, _silos(1)))["s00"])
+    many = {}
+    for norm in ("group", "batch"):
+        silos = _silos(4 if told.quick else 16)
+        own = {silo.name: cuts for silo, cuts in zip(silos, all_cuts, strict=False)}
+        method = _method(model.model_copy(update={"norm": norm}), training, cuts=own)
+        expected = together(method, silos)
+        mean = {name: sum(each[name] for each in expected.values()) / len(silos) for name in expected["s00"]}
+        found = _weights(_trained(method, silos))
+        many[norm] = max(_apart(mean, each, beside_norms=norm == "batch") for each in found.values())
+    figures = {"split_equals_whole": max(one.values()), "split_equals_whole_many": many["group"]}
+    return figures, {"split": {"one silo": one, "16 silos": many}}
+
+
+def wire(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Messages and bytes of an iteration at the paper's size, one silo at each cut, against the notes' table."""
+    model, batch = Gan(size=28, channels=1, classes=10, width=16 if told.quick else 64), 8 if told.quick else 64
+    texts = list(TABLE) if told.quick else [f"{a}{b}{c}{d}" for a, b, c, d in product("01", "34", "01", "34")]
+    silos = _silos(len(texts), images=batch, size=28, classes=10)
+    own = {silo.name: _cuts(text) for silo, text in zip(silos, texts, strict=True)}
+    method = _method(model, GanTraining(batch=batch, steps=1), cuts=own)
+    experiment = _trained(method, silos)
+    shown: dict[str, Any] = {}
+    for silo, text in zip(silos, texts, strict=True):
+        mine = [e for e in experiment.ledger.entries() if e["silo"] == silo.name and e["op"] in ORDER]
+        up = sum(entry["bytes"] for entry in mine if entry["direction"] == "up")
+        plain = {way: sum(4 * batch * method.crossing(op, own[silo.name], up=way == "up").size for op in ORDER)
+                 for way in ("up", "down")}  # fmt: skip
+        both = sum(entry["bytes"] for entry in mine)
+        shown[text] = {"messages": len(mine), "up": up, "headers": both - sum(plain.values()), "plain": plain["up"]}
+    off = [abs(each["up"] / each["plain"] - 1) for each in shown.values()]
+    if not told.quick:  # the table is of two decimals
+        off += [abs(shown[text]["plain"] / (1e6 * theirs) - 1) - 0.005 / theirs for text, theirs in TABLE.items()]
+    messages = max(each["messages"] for each in shown.values())
+    return {"wire": max(off), "wire_messages": float(messages)}, {"wire": shown}
+
+
+def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Iterations a second of eight silos with mixed cuts, against the uncut GAN on batches as large as all theirs."""
+    model = Gan(size=28, channels=1, classes=10, width=8 if told.quick else 32)
+    batch, steps = (8, 2) if told.quick else (32, 6)
+    silos = _silos(8, images=batch, size=28, classes=10)
+    texts = ("0404", "1313", "0314", "1403", "0414", "1304", "0313", "1414")
+    own = {silo.name: _cuts(text) for silo, text in zip(silos, texts, strict=True)}
+    method = _method(model, GanTraining(batch=batch, steps=steps), cuts=own)
+    pooled = _silos(1, images=8 * batch, size=28, classes=10)[0]
+    found = []
+    for _ in range(1 if told.quick else 3):
+        before = _clocked(lambda: _uncut(model, GanTraining(batch=8 * batch, steps=steps), pooled))
+        mine = _clocked(lambda: _trained(method, silos))
+        after = _clocked(lambda: _uncut(model, GanTraining(batch=8 * batch, steps=steps), pooled))
+        found.append((before + after) / 2 / mine)
+    return {"speed": float(np.median(found))}, {"speeds": [round(ratio, 3) for ratio in found]}
+
+
+def _clocked(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _by(kind: str, recipe: str, folder: Path) -> str:
+    """The same recipe with another method in the place of huscf: the same networks, steps and batches."""
+    path = bench.ROOT / "recipes" / f"{recipe}.toml"
+    if kind == "huscf":
+        return recipe
+    told = tomllib.loads(path.read_text())
+    silos, method = told["partition"]["silos"], told["method"]
+    beside = {"fedavg": {"keep_optimiser": True}, "central": {"silos": silos, "joined": True}}.get(kind, {})
+    kept = {name: method[name] for name in ("rounds", "ema", "model", "training") if name in method}
+    changed = folder.with_name(f"{folder.name}-{kind}.toml")
+    changed.parent.mkdir(parents=True, exist_ok=True)
+    changed.write_text(tomli_w.dumps(told | {"method": {"kind": kind, **kept, **beside}}))
+    return str(changed)
+
+
+def _by_domain(reports: dict[int, dict[str, Any]]) -> dict[str, float]:
+    """The accuracy by domain, where it was measured, in points."""
+    groups = [report.get("evaluation", {}).get("groups", {}).get("domains", {}) for report in reports.values()]
+    names = [name for name, told in (groups[0] or {}).items() if "cas" in told.get("metrics", {})]
+    return {name: round(100 * float(np.mean([g[name]["metrics"]["cas"] for g in groups])), 2) for name in names}
+
+
+def _silos(count: int, images: int = 24, size: int = 16, classes: int = 2) -> list[Silo]:
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, images, 1, size, size), dtype=torch.uint8, generator=rng)
+    labels = torch.randint(0, classes, (count, images), generator=rng)
+    names = tuple(map(str, range(classes)))
+    return [Silo(f"s{i:02}", Images(pixels[i], labels[i], names)) for i in range(count)]
+
+
+def _method(model: Gan, training: GanTraining, **told: Any) -> HuSCF:
+    return HuSCF.model_validate({"model": model, "training": training, "rounds": 1, "min_head": 0, **told})
+
+
+def _trained(method: HuSCF, silos: list[Silo]) -> Experiment:
+    experiment = Experiment(method, silos, device="cpu")
+    for _ in experiment:
+        pass
+    return experiment
+
+
+def _weights(experiment: Experiment) -> dict[str, dict[str, torch.Tensor]]:
+    """Both networks of each silo: its ends and the server's middle."""
+    middle = named(experiment.server.state_dict(), "middle.")
+    return {silo.name: middle | named(silo.memory, "average.") for silo in experiment.silos}
+
+
+def _uncut(model: Gan, training: GanTraining, silo: Silo) -> dict[str, torch.Tensor]:
+    """Both networks after a round of the plain step."""
+    whole, rng = model.build(0), silo.rng(0)
+    optimiser = training.optimiser_of(whole, 0)
+    for numbers in list(training.batches(len(silo.images), rng)):
+        x, labels = silo.images.batch(numbers)
+        iteration(model, whole, optimiser, x, labels, torch.randn(len(x), model.latent, generator=rng))
+    return dict(whole.state_dict())
+
+
+def _apart(expected: dict[str, Any], found: dict[str, torch.Tensor], *, beside_norms: bool = False) -> float:
+    """The largest difference of a weight.
+
+    A norm takes away biases that stand before it: their gradient is rounding, of which Adam makes whole steps, and
+    running means carry them.
+    """
+    left_out = ("bias", "running_mean") if beside_norms else ()
+    names = [name for name in expected if not name.endswith(left_out)]
+    return max(float((expected[name] - found[name]).abs().max()) for name in names)
+
+
+def _cuts(text: str) -> Cuts:
+    """Of four digits: head and tail of the generator, head and tail of the discriminator."""
+    a, b, c, d = map(int, text)
+    return Cuts.model_validate({"generator": {"head": a, "tail": b}, "discriminator": {"head": c, "tail": d}})
+
+
+def _place(name: str, seed: int) -> str:
+    return "-".join(name.replace(",", "").split()) + f"-{seed}"
+
+
+def _seeds(told: argparse.Namespace) -> list[int]:
+    return [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]
+
+
+if __name__ == "__main__":
+    options = {"scale": "small", "seeds": "1", "only": "", "work": "runs/huscf", "data": "data"}
+    bench.main("huscf", measure, BARS, **options, budget=1e9, parallel=2)
