@@ -26,11 +26,9 @@ from manyhands.devices import GIGA, Fleet
 from manyhands.errors import RecipeError
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.gan import NETWORKS, Gan
-from manyhands.models.work import memory_of_blocks, of_blocks
+from manyhands.models.work import PASSES, memory_of_blocks, of_blocks
 
 Mode = Literal["corrected", "authors"]
-PASSES = {"generator": 1, "discriminator": 3}
-"""How often each network is run, forward and backward, in an iteration."""
 SIDES = ("head", "tail")
 SERVER, KINDS = "server", ("work", "wire")
 MOST = 2_000_000

@@ -28,6 +28,7 @@ from manyhands.links.embedded import Embedded
 from manyhands.message import Message
 from manyhands.methods.method import Method, Server, Trained
 from manyhands.models.autoencoder import DRAWS_NOTHING, TrainedAutoencoder
+from manyhands.models.forger import Forger
 from manyhands.models.generator import Drawing, Generator, load
 from manyhands.plan import RESTING
 from manyhands.recipe import Recipe, parse_recipe, specs_in
@@ -91,7 +92,7 @@ class Experiment:
         told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain}
         with self.run_folder.open(told, resume=self.resume):
             self._go_on(self.run_folder)
-            for line in self.method.warnings(self.roster):
+            for line in (*self.method.warnings(self.roster), *_lacking(self.silos)):
                 self.run_folder.problem(line)
             if self.run_folder.ended and self.server.round >= self.method.rounds:
                 return
@@ -117,8 +118,8 @@ class Experiment:
             yield done
             clock.start()
 
-    def generator(self, silo: str | None = None) -> Generator:
-        """The trained generator: the shared one, or the one that a silo has for itself."""
+    def generator(self, silo: str | None = None) -> Generator | Forger:
+        """The trained generator: the shared one, or the one that a silo has for itself, whole."""
         if silo is None:
             found = self.server.generator()
         else:
@@ -126,8 +127,10 @@ class Experiment:
         if found is None:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
         ready = self._ready(found)
-        if not isinstance(ready, Generator):
-            raise RecipeError(DRAWS_NOTHING if isinstance(ready, TrainedAutoencoder) else "draw with drawing(silo)")
+        if isinstance(ready, TrainedAutoencoder):
+            raise RecipeError(DRAWS_NOTHING)
+        if isinstance(ready, Forger) and ready.cut:
+            raise RecipeError(f"{silo} has both ends of a generator: drawing({silo!r}) draws with the server")
         return ready
 
     def generators(self) -> dict[str, Drawn]:
@@ -244,6 +247,14 @@ class Experiment:
             return {"problems": folder.problems}
         ended = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
         return ending.measured(verdict, folder.rounds) | {"at_end": ended}
+
+
+def _lacking(silos: Sequence[Silo]) -> list[str]:
+    """Classes that nobody has an image of."""
+    counts, names = class_counts([silo.images for silo in silos]).sum(0), silos[0].images.classes
+    none = [names[number] for number in np.flatnonzero(counts == 0)] if names else []
+    few = ", ".join(none[:8]) + (f" and {len(none) - 8} more" if len(none) > 8 else "")
+    return [f"no silo has an image of class {few}: what is drawn of it means nothing"] if none else []
 
 
 def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = False) -> Experiment:

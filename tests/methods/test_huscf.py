@@ -9,7 +9,8 @@ import pytest
 import torch
 from whole_gan import together
 
-from manyhands import Evaluation, Experiment, FedAvg, Images, Silo
+from manyhands import Evaluation, Experiment, FedAvg, Images, Sampling, Silo
+from manyhands.errors import RecipeError
 from manyhands.experiment import drawn_by
 from manyhands.journal import RunFolder
 from manyhands.methods.baselines import Central, Local
@@ -266,3 +267,40 @@ def test_silos_and_server_together_do_the_work_of_the_uncut_gan() -> None:
         together = cut.flops["s0"] + cut.server_flops
         assert cut.server_flops > 0
         assert 0.9 * whole.flops["s0"] < together <= whole.flops["s0"]  # a discriminator that only passes on is cheaper
+
+
+def test_a_class_that_no_silo_has_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    silos = gan_silos(2)
+    for silo in silos:
+        silo.images = Images(silo.images.pixels, torch.zeros_like(silo.images.labels), ("a", "b"))  # type: ignore[arg-type]
+    told = {"rounds": 1, "training": GanTraining(batch=4, steps=1)}
+    trained(tiny(**told), silos, folder=tmp_path / "run", evaluation=Evaluation(images=0))
+    problems = RunFolder(tmp_path / "run").report["problems"]
+    assert problems == ["no silo has an image of class b: what is drawn of it means nothing"]
+
+
+def test_the_plan_tells_what_each_cut_has_at_home_and_sends() -> None:
+    method = tiny(cuts=MIXED)
+    found = {silo: method.costs(silo, 9, Sampling()) for silo in MIXED}
+    for costs in found.values():
+        assert 0 < costs["weights"] < costs["weights_whole"]
+        assert 0 < costs["work"] < costs["work_whole"]
+        assert 0 < costs["memory"] < costs["memory_whole"]
+    assert found["s0"]["work"] < found["s2"]["work"] < found["s1"]["work"]
+    eighth = tiny(cuts=MIXED, bits=8).costs("s0", 9, Sampling())
+    assert eighth["bytes"] == pytest.approx(found["s0"]["bytes"] / 4, rel=0.1)  # and scales
+    lines = method.sizes(3, Sampling())
+    assert len(lines) == 3
+    assert f"{found['s1']['weights']:,.0f} of {found['s1']['weights_whole']:,.0f} weights" in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [({"s*": "0404", "s1": "1313"}, "000"), ({"s1": "1313", "s[02]": "0314"}, "212"), ({"s2": "1313"}, "001")],
+)
+def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(told: dict[str, str], expected: str) -> None:
+    method = tiny(cuts={name: cuts(text) for name, text in told.items()})
+    number = {cuts("0404"): "0", cuts("1313"): "1", cuts("0314"): "2"}
+    assert "".join(number[method.of(f"s{i}")] for i in range(3)) == expected
+    with pytest.raises(RecipeError, match="none of the silos"):
+        tiny(cuts={"x*": cuts("0404")}).server(0, ["s0"])

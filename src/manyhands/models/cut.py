@@ -58,10 +58,14 @@ class Cuts(Spec):
     def __str__(self) -> str:
         return f"{self.generator} {self.discriminator}"
 
+    def has(self, network: str, block: int) -> bool:
+        """Whether a silo has this block of a network itself."""
+        return self.of(network).at_home(block)
+
     def at_home(self, name: str) -> bool:
         """Whether a silo has the weight of this name itself."""
         network, block, *_ = name.split(".")
-        return self.of(network).at_home(int(block))
+        return self.has(network, int(block))
 
     def check(self, model: Gan) -> None:
         """Raise ``ValueError`` for cuts that this model cannot have."""

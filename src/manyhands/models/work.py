@@ -85,6 +85,22 @@ def memory_of_blocks(model: Gan, network: str, batch: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+PASSES = {"generator": 1, "discriminator": 3}
+"""How often each network is run, forward and backward, in an iteration."""
+
+
+def price(model: Gan, batch: int, kept: Callable[[str, int], bool]) -> tuple[float, int]:
+    """The operations of an image in an iteration, and the memory of training, in the blocks that are ``kept``."""
+    work, memory = 0.0, 0
+    for network in NETWORKS:
+        held = memory_of_blocks(model, network, batch)
+        for number, block in enumerate(of_blocks(model, network)):
+            if kept(network, number):
+                work += PASSES[network] * sum(block)
+                memory += held[number]
+    return work, memory
+
+
 def _batch(model: Gan, network: str, count: int) -> tuple[Tensor, Tensor | None]:
     labels = torch.zeros(count, dtype=torch.long) if model.classes else None
     if network == NETWORKS[0]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -23,12 +23,16 @@ from manyhands.models.forger import Forger, generators_part
 from manyhands.models.gan import Gan, through
 from manyhands.models.generator import Drawing
 from manyhands.models.layout import layout_of
-from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
+from manyhands.models.work import price
+from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, size_text
 from manyhands.seed import torch_rng
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import Layout, Like, Tensors, finite, named, prefixed, running_average, snapshot
 from manyhands.training import GanTraining, load_optimiser_state, optimiser_state
+
+if TYPE_CHECKING:
+    from manyhands.diffusion.sample import Sampling
 
 SAYS = {
     "make": "sends what its head of the generator makes of noise and labels, gets what its tail goes on from",
@@ -141,6 +145,38 @@ class HuSCF(Method):
         )  # fmt: skip
         never = ("images, real or made", "labels", "noise", "file names")
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw}, never=never)
+
+    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+        """What a silo with each of the cuts has at home, and what passes in an iteration."""
+        batch, lines = self.training.batch, []
+        for cuts in self.every:
+            own = self._costs(cuts)
+            lines.append(
+                f"a silo cut at {cuts} has {own['weights']:,.0f} of {own['weights_whole']:,.0f} weights and does "
+                f"{own['work'] / own['work_whole']:.1%} of the work; it trains in {size_text(own['memory'])} where the "
+                f"whole takes {size_text(own['memory_whole'])}, sends {size_text(own['bytes'])} in an iteration of "
+                f"{batch} images and gets as much"
+            )
+        return lines
+
+    def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
+        """What a silo has at home, what it works for an image, and what it sends in an iteration."""
+        return self._costs(self.of(silo))
+
+    def _costs(self, cuts: Cuts) -> dict[str, float]:
+        batch = self.training.batch
+        found: dict[str, float] = {"bytes": sum(self._sent(op, cuts) for op in ORDER)}
+        parts = {"": (cuts.has, self.ends_of(cuts)), "_whole": (lambda *_: True, layout_of(self.model))}
+        for name, (kept, layout) in parts.items():
+            work, memory = price(self.model, batch, kept)
+            weights = sum(like.size for like in layout.values())
+            found |= {f"work{name}": work, f"memory{name}": memory, f"weights{name}": weights}
+        return found
+
+    def _sent(self, op: str, cuts: Cuts) -> int:
+        """The bytes of one message of a whole batch."""
+        wire, batch = activations.wire(self.crossing(op, cuts, up=True), self.bits), self.training.batch
+        return sum(like.size * like.dtype.itemsize * (batch if None in like.shape else 1) for like in wire.values())
 
     def fits(self, silo: Silo) -> None:
         """Its images must be those of the model, and two at least: norms need more than one."""
