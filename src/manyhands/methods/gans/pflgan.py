@@ -45,7 +45,7 @@ class PFLGan(Adversarial):
     every: Int = Field(default=5, ge=1)
     share: Float = Field(default=0.5, ge=0, le=100)
     examples: Int = Field(default=256, ge=2, le=100_000)
-    temperature: Float = Field(default=1.0, gt=0, le=1e6)
+    temperature: Float = Field(default=0.5, gt=0, le=1e6)
     keep_optimiser: bool = True
 
     def silo(self, silo: Silo) -> Conversation:

@@ -48,8 +48,8 @@ class SplitGan(RemoteGenerator):
         return self.devices
 
     def sends(self, number: int) -> bool:
-        """After each round."""
-        return True
+        """After each round but the last, when there is no more use."""
+        return number + 1 < self.rounds
 
     def server(self, seed: int, silos: Sequence[str]) -> SplitGanServer:
         """The server, with the generator of the common start."""
