@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
@@ -18,7 +19,7 @@ from manyhands.methods.gans.chain import Chain
 from manyhands.methods.method import Conversation
 from manyhands.models.gan import GanModule
 from manyhands.models.layout import layout_of
-from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
+from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, size_text
 from manyhands.silo import Silo
 from manyhands.tensors import Layout, Like, Tensors, named, prefixed, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
@@ -94,6 +95,17 @@ class RemoteGenerator(Adversarial, ABC):
         )  # fmt: skip
         operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}
         return Plan(operations, never=("real images", "labels of real images", "file names"))
+
+    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+        """What a mini-batch and a discriminator weigh on the wire."""
+        image = 4 * self.model.channels * self.model.size**2
+        down = min(self.made_at_once, silos, 2) * self.training.batch * (image + 8 * bool(self.model.classes))
+        critic = sum(like.size * like.dtype.itemsize for like in self.critic_layout.values())
+        return [
+            f"a mini-batch of {self.training.batch} at each silo: {size_text(self.training.batch * image)} up and "
+            f"{size_text(down)} down",
+            f"a discriminator: {size_text(critic)}",
+        ]
 
     @property
     def critic_layout(self) -> Layout:
