@@ -56,7 +56,7 @@ class SplitGan(RemoteGenerator):
         return SplitGanServer(self, seed, silos)
 
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
-        """What the devices of a silo do and pass on, an image and an iteration."""
+        """Beside that, what the devices of a silo do and pass on, an image and an iteration."""
         work = [sum(each) for each in of_blocks(self.model, "discriminator")]
         passed = [maps(self.model, "discriminator")[border - 1].size for border in self.devices]
         shares = [sum(work[a:b]) for a, b in pairwise((0, *self.devices, self.model.depth))]
@@ -64,7 +64,7 @@ class SplitGan(RemoteGenerator):
         lines = [f"the {len(shares)} devices of a silo do {each} for an image in an iteration"]
         if passed:
             lines.append(f"and pass on {size_text(2 * PASSES * 4 * sum(passed))} of it within the silo")
-        return lines
+        return [*super().sizes(silos, sampling), *lines]
 
 
 class SplitGanServer(RemoteServer):
