@@ -113,6 +113,29 @@ def test_no_other_operation_and_nothing_more_is_taken(method: Adversarial) -> No
 
 
 @each
+def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: Adversarial) -> None:
+    op, part = {
+        "mdgan": ("discriminator", "discriminator."),
+        "splitgan": ("discriminator", "discriminator."),
+        "pflgan": ("progress", "generator."),
+        "hflgan": ("update", ""),
+    }[method.model_dump()["kind"]]
+    weights = {name: t for name, t in SMALL.build(0).state_dict().items() if name.startswith(part)}
+    known = {"known": torch.tensor([True, True])} if op == "progress" else {}
+    huge = {name: torch.full_like(t, 1e30) for name, t in weights.items()}
+    facts = {"round": 0, "images": 9, "loss": 1.0, "seen": 9, "flops": 1, "withheld": ""}
+    server = method.server(0, ["s0"])
+    hub = Hub(server, method.plan(), {"s0": 9})
+    server.round = 1  # in which each of them asks for weights
+    with pytest.raises(ManyhandsError, match="reaches beyond"):
+        hub.submit("s0", Message(op, huge | known, facts | {"round": 1}))
+    if op != "update":
+        server.round = 3  # the last one, which asks for none
+        with pytest.raises(ManyhandsError, match="none"):
+            hub.submit("s0", Message(op, weights | known, facts | {"round": 3}))
+
+
+@each
 def test_it_needs_images_that_fit(method: Adversarial) -> None:
     with pytest.raises(RecipeError, match="at least 2"):
         Experiment(method, gan_silos(1, images=1), device="cpu")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 
 from pydantic import Field
+from torch import Tensor
 
+from manyhands.codec.codec import Float32
 from manyhands.errors import RecipeError
 from manyhands.methods.method import Method, check_images
 from manyhands.models.gan import Gan
 from manyhands.silo import Silo
 from manyhands.spec import Float
+from manyhands.tensors import layout
 from manyhands.training import GanTraining
 
 
@@ -26,6 +30,10 @@ class Adversarial(Method, ABC):
         if len(silo.images) < 2:
             raise RecipeError(f"{silo.name}: holds {len(silo.images)} images, at least 2 are needed")
         check_images(silo, self.model)
+
+    def check_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Refuse numbers that no weights are."""
+        Float32().check(weights, layout(weights))
 
     def progress(self, number: int) -> float:
         """The share of the run that is done before a round: 0 in the first, 1 in the last."""

@@ -71,6 +71,10 @@ class HFLGanServer(Server):
         """Join: the model of a silo's cluster."""
         return self._answer(message.op, silo)
 
+    def admit(self, silo: str, message: Message) -> None:
+        """Numbers that no weights are, are refused."""
+        self.method.check_weights(message.tensors)
+
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round: a mean for each cluster, or for all."""
         sent = {silo: messages[silo] for silo in sorted(messages) if messages[silo].tensors}

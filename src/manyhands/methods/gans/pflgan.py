@@ -156,6 +156,7 @@ class PFLGanServer(Server):
         """A generator knows a class at least."""
         if message.tensors and not self.method.trades(self.round):
             raise Refused(Reason.UNEXPECTED_TENSOR, f"{silo} sends a generator, none is asked for after this round")
+        self.method.check_weights({name: t for name, t in message.tensors.items() if t.is_floating_point()})
         if "known" in message.tensors and not bool(message.tensors["known"].any()):
             raise Refused(Reason.WRONG_FACTS, f"the generator of {silo} knows no class")
 

@@ -60,7 +60,11 @@ class RemoteServer(Server, ABC):
         return Message("join", self.pending.get(silo, {}), self._facts())
 
     def admit(self, silo: str, message: Message) -> None:
-        """A silo judges what it was sent, once."""
+        """A silo judges what it was sent, once; a discriminator comes when it is to."""
+        if message.op == "discriminator" and message.tensors:
+            if not self.method.sends(self.round):
+                raise Refused(Reason.UNEXPECTED_TENSOR, f"{silo} sends a discriminator, this round asks for none")
+            self.method.check_weights(message.tensors)
         if message.op == "images" and not 0 < message.facts["count"] <= self.method.training.batch:
             raise Refused(Reason.WRONG_FACTS, f"asks for {message.facts['count']} images at once")
         if message.op == "feedback":
