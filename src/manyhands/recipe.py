@@ -24,6 +24,10 @@ from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.collafuse import CollaFuse
 from manyhands.methods.fedavg import FedAvg
+from manyhands.methods.gans.hflgan import HFLGan
+from manyhands.methods.gans.mdgan import MDGan
+from manyhands.methods.gans.pflgan import PFLGan
+from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.method import Method
 from manyhands.seed import numpy_rng
@@ -31,7 +35,9 @@ from manyhands.spec import Float, Int, Spec, nearest
 
 S = TypeVar("S", bound=Spec)
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
-AnyMethod = Annotated[FedAvg | Local | Central | CollaFuse | HuSCF, Field(discriminator="kind")]
+AnyMethod = Annotated[
+    FedAvg | Local | Central | CollaFuse | HuSCF | MDGan | SplitGan | PFLGan | HFLGan, Field(discriminator="kind")
+]
 
 
 class Data(Spec):

@@ -1,0 +1,194 @@
+"""One generator on the server, a discriminator at each silo: what MD-GAN and Federated Split GANs have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from manyhands.diffusion.sample import Sampling
+from manyhands.errors import Refused
+from manyhands.message import Message
+from manyhands.meter import Meter
+from manyhands.methods.denoising import NOTHING, Trained, sick, update_facts
+from manyhands.methods.gans.adversarial import Adversarial
+from manyhands.methods.gans.chain import Chain
+from manyhands.methods.method import Conversation
+from manyhands.models.gan import GanModule
+from manyhands.models.layout import layout_of
+from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, size_text
+from manyhands.silo import Silo
+from manyhands.tensors import Layout, Like, Tensors, named, prefixed, snapshot
+from manyhands.training import load_optimiser_state, optimiser_state
+
+CRITIC = "critic."
+LEARN, JUDGE = "learn.", "judge."
+
+
+class RemoteGenerator(Adversarial, ABC):
+    """In each mini-batch the server makes images, and learns from how silos would have them changed.
+
+    Silos teach their discriminators by what was made and by their own images, then send the gradient of the generator's
+    loss at what was made. The server draws noise and labels of that, and takes the mean of what is said.
+    """
+
+    ends: ClassVar[str]
+
+    @property
+    def made_at_once(self) -> int:
+        """How many batches the server makes for all silos."""
+        return 1
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """The blocks that a device of a silo begins with, where a silo has several."""
+        return ()
+
+    @abstractmethod
+    def sends(self, number: int) -> bool:
+        """Whether silos send their discriminators at the end of this round."""
+
+    def silo(self, silo: Silo) -> Conversation:
+        """Join, then teach the discriminator a mini-batch at a time; it may be another one after a round."""
+        holds = bool(named(silo.memory, CRITIC))
+        answer = yield Message("join", facts={"images": len(silo.images), "holds": holds})
+        critic = Critic(self, silo)
+        critic.take(dict(answer.tensors))
+        while not answer.facts["done"]:
+            number, sent, trained, why = answer.facts["round"], Tensors(), NOTHING, ""
+            try:
+                trained = yield from critic.round(number)
+                why = critic.keep(trained)
+            except Refused as refusal:
+                why = str(refusal)
+            if why:
+                trained = trained._replace(loss=None)
+            elif self.sends(number):
+                sent = named(silo.memory, CRITIC)
+            answer = yield Message("discriminator", sent, update_facts(silo, answer, trained, why))
+            critic.take(dict(answer.tensors))
+
+    def plan(self) -> Plan:
+        """Made images down and gradients up in each mini-batch; of real images and labels, nothing."""
+        critic, gives = self.critic_layout, {"round": int, "done": bool}
+        one, both = self._made(LEARN), self._made(LEARN) | self._made(JUDGE)
+        sends = any(self.sends(number) for number in range(self.rounds))
+        others: tuple[Layout, ...] = ({},) if sends else ()
+        join = Operation(
+            "says how many images it has and whether it has a discriminator already, gets the start of one if not",
+            "once", Carries(facts={"images": int, "holds": bool}), Carries(critic, gives, ({},)),
+        )  # fmt: skip
+        images = Operation(
+            "asks for images that the server makes, with the labels that it drew for them", "in each mini-batch",
+            Carries(facts={"count": int}), Carries(both if self.made_at_once > 1 else one, {}, (one,)), group=True,
+        )  # fmt: skip
+        feedback = Operation(
+            "sends the gradient, at made images, of the generator's loss by its discriminator", "in each mini-batch",
+            Carries({"x": self._image()}), Carries(), group=True,
+        )  # fmt: skip
+        ends = Operation(
+            self.ends, f"{self.rounds} times", Carries(critic if sends else {}, ROUND_FACTS, others),
+            Carries(critic if sends else {}, gives, others), group=True, closes_round=True,
+        )  # fmt: skip
+        operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}
+        return Plan(operations, never=("real images", "labels of real images", "file names"))
+
+    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+        """What a mini-batch and a discriminator weigh on the wire."""
+        image = 4 * self.model.channels * self.model.size**2
+        down = min(self.made_at_once, silos, 2) * self.training.batch * (image + 8 * bool(self.model.classes))
+        critic = sum(like.size * like.dtype.itemsize for like in self.critic_layout.values())
+        return [
+            f"a mini-batch of {self.training.batch} at each silo: {size_text(self.training.batch * image)} up and "
+            f"{size_text(down)} down",
+            f"a discriminator: {size_text(critic)}",
+        ]
+
+    @property
+    def critic_layout(self) -> Layout:
+        """The names, shapes and types of a discriminator's weights."""
+        return {name: like for name, like in layout_of(self.model).items() if name.startswith("discriminator.")}
+
+    def _image(self) -> Like:
+        return Like((None, self.model.channels, self.model.size, self.model.size), torch.float32)
+
+    def _made(self, what: str) -> dict[str, Like]:
+        labels = {f"{what}labels": Like((None,), torch.int64)} if self.model.classes else {}
+        return {f"{what}images": self._image()} | labels
+
+
+class Critic:
+    """A silo's discriminator, and its side of an iteration."""
+
+    def __init__(self, method: RemoteGenerator, silo: Silo) -> None:
+        self.method, self.silo, self.device = method, silo, silo.bench.device
+        self.network: GanModule = method.model.build(0).keep(lambda network, _: network == "discriminator")
+        self.network.to(self.device)
+        self.chain = Chain(list(self.network.discriminator), method.borders)
+        self.optimiser = method.training.optimiser_of(self.network, 0.0)
+        self.meter = Meter(silo.bench.known_flops)
+
+    def take(self, weights: Tensors) -> None:
+        """Go on with what the server sent, if it sent anything; the optimiser's memory stays."""
+        self.silo.memory = self.silo.memory | prefixed(weights, CRITIC)
+
+    def keep(self, trained: Trained) -> str:
+        """Keep what came of a round, or say why not."""
+        weights = snapshot(self.network.state_dict())
+        if why := sick(trained, weights):
+            return why
+        self.silo.memory = self.silo.memory | prefixed(weights, CRITIC) | optimiser_state(self.optimiser)
+        return ""
+
+    def round(self, number: int) -> Generator[Message, Message, Trained]:
+        """A round from what is kept: what it came to, not yet kept."""
+        silo, method, before = self.silo, self.method, self.meter.flops
+        self.network.load_state_dict(named(silo.memory, CRITIC))
+        self.network.train()
+        self.optimiser.state.clear()
+        load_optimiser_state(self.optimiser, silo.memory)
+        for group in self.optimiser.param_groups:
+            group["lr"] = method.training.rate(method.progress(number))
+        images, total = silo.images.to(self.device), torch.zeros((), device=self.device)
+        batches = list(method.training.batches(len(images), silo.rng(number)))
+        for numbers in batches:
+            x, labels = images.batch(numbers)
+            total += yield from self.iteration(x, labels if method.model.classes else None)
+        return Trained(total.item() / len(batches), sum(map(len, batches)), self.meter.flops - before)
+
+    def iteration(self, x: Tensor, labels: Tensor | None) -> Generator[Message, Message, Tensor]:
+        """One step of the discriminator, then what it says to the generator; the discriminator's loss."""
+        answer = yield Message("images", {}, {"count": len(x)})
+        made, made_labels = self._got(answer, LEARN)
+        judged, judged_labels = self._got(answer, JUDGE) if f"{JUDGE}images" in answer.tensors else (made, made_labels)
+        with self.meter.work(self.method.model, "critic", len(x)):
+            loss = self._learn((made, made_labels, False), (x, labels, True))
+            gradient = self._judge(judged, judged_labels)
+        yield Message("feedback", {"x": gradient})
+        return loss
+
+    def _learn(self, *told: tuple[Tensor, Tensor | None, bool]) -> Tensor:
+        loss = torch.zeros((), device=self.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        for x, labels, real in told:
+            passed = self.chain.there(x, labels)
+            value = self.method.model.judged(passed.out, real=real)
+            passed.back(value)
+            loss += value.detach()
+        self.optimiser.step()
+        return loss
+
+    def _judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        x = x.detach().requires_grad_()
+        passed = self.chain.there(x, labels)
+        passed.back(self.method.model.fooled(passed.out))
+        assert x.grad is not None
+        return x.grad
+
+    def _got(self, answer: Message, what: str) -> tuple[Tensor, Tensor | None]:
+        labels = answer.tensors.get(f"{what}labels")
+        images = answer.tensors[f"{what}images"].to(self.device)
+        return images, None if labels is None else labels.to(self.device)
