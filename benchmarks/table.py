@@ -55,7 +55,7 @@ WHAT = {
     "quality_alone": "FID of `collafuse`, cuts <= .6, against silos alone",
     "quality_authors": "FID of the exact mode against the authors' at every inner cut",
     "silo_compute": "a silo's work in drawing, against the cut's share of a whole network's",
-    "silo_compute_small": "the same of a light network taught to finish in two steps, against an equal one, cut .4",
+    "silo_compute_small": "the same of a light network taught to finish in two steps, against an equal one, cut .2",
     "silo_compute_small_fid": "its FID against that of equal networks",
     "traffic": "bytes of the release against images x size x 4",
     "traffic_fresh": "releases of an image at the authors' settings, against one",
@@ -65,6 +65,24 @@ WHAT = {
     "reidentification": "right one of 1,000 images picked by its release at the recommended cut",
     "reidentification_theory": "worst error of theory over 8 cuts",
     "speed": "server's steps/s while 8 silos release and train, against a bare loop",
+    "split_equals_whole": "one silo, each of 16 cuts: largest difference of a weight from the uncut GAN's, 20 steps",
+    "split_equals_whole_many": "16 silos, each with another cut, against one process with the same joined batches",
+    "wire": "bytes of an iteration against the paper's table, at each of the 16 cuts, headers included",
+    "wire_messages": "messages of a silo in an iteration, both ways",
+    "cost_model": "the authors' model of time, 100 devices, at the cuts of their search: seconds an iteration",
+    "exact_seconds": "the exact solver for it, seconds on one core",
+    "exact_worse": "how often it is worse than the genetic one, over 100 random fleets",
+    "exact_differs": "how often it differs from brute force, over 50 small fleets",
+    "predicted": "time of an iteration on throttled processes: worst error of the model over 5 mixes of devices",
+    "predicted_choice": "the chosen cuts against the fastest of those tried, worst of the mixes",
+    "clusters": "agreement of the clusters found with two domains, 20 silos (adjusted Rand index)",
+    "clusters_three": "the same with three domains, not IID",
+    "quality_small": "CAS of the pooled GAN above that of `huscf`, points, worst of scenarios 1 and 3, small",
+    "quality_small_rivals": "CAS of `huscf` above the best rival's, points, scenario 4 (two domains, not IID), small",
+    "quality_paper": "CAS above the authors', points, worst of scenarios 1, 3 and 5 at full size",
+    "huscf.traffic": "bytes of training in 32 bits against 8",
+    "traffic_quality": "CAS lost by 8 bits, points",
+    "huscf.speed": "iterations/s of 8 silos with mixed cuts, against the uncut GAN on the joined batch",
     "digits": "asked digit recognised on 500 samples (DDIM 25, guidance 2), worst of 3 seeds",
     "train_and_sample_seconds": "training and drawing 500 samples, seconds, slowest of 3",
 }
@@ -78,7 +96,13 @@ def figures() -> str:
         for name, figure in result["figures"].items():
             verdict = {True: "yes", False: "**no**", None: "not measured"}[result["holds"].get(name)]
             shown = "-" if figure is None else f"{figure:.4g}"
-            cells = [WHAT[name], result["bars"][name], shown, verdict, f"`benchmarks/{program}.py`"]
+            cells = [
+                WHAT.get(f"{program}.{name}") or WHAT[name],
+                result["bars"][name],
+                shown,
+                verdict,
+                f"`benchmarks/{program}.py`",
+            ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -120,7 +144,22 @@ def cuts() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"figures": figures, "cases": cases, "collafuse": cuts}
+def rivals() -> str:
+    """What each case of HuSCF-GAN came to, for docs/methods.md."""
+    lines = [
+        "| case | CAS, % | of real images | FID | asked class recognised | bytes both ways | a silo's work, FLOP |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in newest("huscf")["cases"].items():
+        if row["fid"] is None:
+            continue
+        mean, work = sum(row["cas"].values()) / len(row["cas"]), f"{row['flops_silo'] / 1e9:.0f} G"
+        cells = [name, f"{mean:.1f}", f"{row['cas_real']:.1f}", f"{row['fid']:.2f}", f"{row['label_match']:.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['bytes'] / 1e9:.2f} GB", work]) + " |")
+    return "\n".join(lines)
+
+
+TABLES = {"figures": figures, "cases": cases, "collafuse": cuts, "huscf": rivals}
 PAGES = {ROOT / "README.md": ("figures",), ROOT / "docs" / "methods.md": ("cases", "collafuse")}
 
 
