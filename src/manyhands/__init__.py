@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from manyhands.data.partition import ByAttributes as ByAttributes
     from manyhands.data.partition import ById as ById
     from manyhands.data.partition import Dirichlet as Dirichlet
+    from manyhands.data.partition import Domains as Domains
     from manyhands.data.partition import Iid as Iid
+    from manyhands.data.partition import Lacking as Lacking
     from manyhands.data.partition import Quantity as Quantity
     from manyhands.data.partition import Shards as Shards
     from manyhands.data.sources import Digits as Digits
@@ -34,22 +36,32 @@ if TYPE_CHECKING:
     from manyhands.methods.baselines import Local as Local
     from manyhands.methods.collafuse import CollaFuse as CollaFuse
     from manyhands.methods.fedavg import FedAvg as FedAvg
+    from manyhands.methods.gans.hflgan import HFLGan as HFLGan
+    from manyhands.methods.gans.mdgan import MDGan as MDGan
+    from manyhands.methods.gans.pflgan import PFLGan as PFLGan
+    from manyhands.methods.gans.splitgan import SplitGan as SplitGan
+    from manyhands.methods.huscf.method import HuSCF as HuSCF
     from manyhands.methods.method import Method as Method
     from manyhands.methods.method import Server as Server
     from manyhands.models.autoencoder import Autoencoder as Autoencoder
+    from manyhands.models.cut import Cut as Cut
+    from manyhands.models.cut import Cuts as Cuts
+    from manyhands.models.forger import Forger as Forger
+    from manyhands.models.gan import Gan as Gan
     from manyhands.models.generator import Generator as Generator
     from manyhands.models.latent import Latent as Latent
     from manyhands.models.unet import UNet as UNet
     from manyhands.recipe import load_recipe as load_recipe
     from manyhands.silo import Silo as Silo
     from manyhands.sweep import load_sweep as load_sweep
+    from manyhands.training import GanTraining as GanTraining
     from manyhands.training import Training as Training
 
 __version__ = "0.1.0"
 
 _HOME = {
     "data.images": ["Images"],
-    "data.partition": ["ByAttributes", "ById", "Dirichlet", "Iid", "Quantity", "Shards"],
+    "data.partition": ["ByAttributes", "ById", "Dirichlet", "Domains", "Iid", "Lacking", "Quantity", "Shards"],
     "data.sources": ["Digits", "Folder", "HuggingFace", "Idx", "Zip"],
     "diffusion.objective": ["Diffusion"],
     "diffusion.sample": ["Sampling"],
@@ -63,15 +75,23 @@ _HOME = {
     "methods.baselines": ["Central", "Local"],
     "methods.collafuse": ["CollaFuse"],
     "methods.fedavg": ["FedAvg"],
+    "methods.gans.hflgan": ["HFLGan"],
+    "methods.gans.mdgan": ["MDGan"],
+    "methods.gans.pflgan": ["PFLGan"],
+    "methods.gans.splitgan": ["SplitGan"],
+    "methods.huscf.method": ["HuSCF"],
     "methods.method": ["Method", "Server"],
     "models.autoencoder": ["Autoencoder"],
+    "models.cut": ["Cut", "Cuts"],
+    "models.forger": ["Forger"],
+    "models.gan": ["Gan"],
     "models.generator": ["Generator"],
     "models.latent": ["Latent"],
     "models.unet": ["UNet"],
     "recipe": ["load_recipe"],
     "silo": ["Silo"],
     "sweep": ["load_sweep"],
-    "training": ["Training"],
+    "training": ["GanTraining", "Training"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)
