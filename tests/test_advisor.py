@@ -57,7 +57,7 @@ def brute(advisor: Advisor) -> float:
     every = [Cuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(advisor.model), repeat=2)]
     every = [cuts for cuts in every if cuts.discriminator.head >= advisor.min_head]
     best = np.inf
-    fitting = [[c for c in every if advisor.memory(name, c) <= (device.memory or np.inf)]
+    fitting = [[c for c in every if advisor.memory(c) <= (device.memory or np.inf)]
                for name, device in advisor.fleet.devices.items()]  # fmt: skip
     for chosen in itertools.product(*fitting):
         best = min(best, advisor.seconds(dict(zip(advisor.names, chosen, strict=True))))
@@ -87,7 +87,7 @@ def test_nothing_is_better_than_the_exact_cuts(fleet: Fleet, mode: str, min_head
     cuts = advisor.exact()
     assert advisor.seconds(cuts) == pytest.approx(best)
     for name, each in cuts.items():
-        assert advisor.memory(name, each) <= (fleet.devices[name].memory or np.inf)
+        assert advisor.memory(each) <= (fleet.devices[name].memory or np.inf)
 
 
 def test_equal_devices_gain_nothing_by_different_cuts() -> None:

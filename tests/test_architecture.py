@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "diffusion", "models", "training"},
     {"methods"},
     {"hub", "links"},
-    {"recipe", "sweep", "devices", "advisor", "journal", "evaluation", "privacy", "citation"},
+    {"recipe", "sweep", "devices", "solver", "genetic", "advisor", "journal", "evaluation", "privacy", "citation"},
     {"experiment", "ending", "progress", "audit"},
     {"cli"},
     {"__main__"},
@@ -29,6 +29,7 @@ ENGINES = {
     "prdc": {"evaluation"},
     "tensorboard": {"evaluation"},
     "matplotlib": {"evaluation"},
+    "pymoo": {"genetic"},
     "typer": {"cli"},
     "rich": {"progress"},
 }

@@ -12,9 +12,6 @@ References:
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,14 +24,14 @@ from manyhands.errors import RecipeError
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.work import memory_of_blocks, of_blocks
+from manyhands.solver import Problem, Side, exact, held, left_to_server
 
 Mode = Literal["corrected", "authors"]
+Solver = Literal["exact", "genetic"]
 PASSES = {"generator": 1, "discriminator": 3}
 """How often each network is run, forward and backward, in an iteration."""
 SIDES = ("head", "tail")
 SERVER, KINDS = "server", ("work", "wire")
-MOST = 2_000_000
-"""The most rows of levels that are tried for one side."""
 
 
 class Bar(NamedTuple):
@@ -45,58 +42,6 @@ class Bar(NamedTuple):
     kind: Literal["work", "wire"]
     start: float
     end: float
-
-
-class Side(NamedTuple):
-    """One end of a network. A device at level l has its l + 1 outermost blocks, and the server the ``depth`` - l inner.
-
-    Seconds of a device at each level (levels x devices): of its ``work`` and on the ``wire``, when it is gathered from
-    and when it is scattered to; and those of the server in each inner block, for each device that has left it to the
-    server. ``memory`` is of each block at home, ``bytes`` cross at each level.
-    """
-
-    work: tuple[np.ndarray, np.ndarray]
-    wire: tuple[np.ndarray, np.ndarray]
-    server: tuple[np.ndarray, np.ndarray]
-    memory: np.ndarray
-    bytes: np.ndarray
-
-    @property
-    def gather(self) -> np.ndarray:
-        """Until what a device sends has come."""
-        seconds: np.ndarray = self.work[0] + self.wire[0]
-        return seconds
-
-    @property
-    def scatter(self) -> np.ndarray:
-        """From what is sent to a device until it is done."""
-        seconds: np.ndarray = self.work[1] + self.wire[1]
-        return seconds
-
-    @property
-    def levels(self) -> int:
-        """How many levels there are."""
-        return len(self.memory)
-
-    def seconds(self, levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Of gathering and of scattering, for rows of levels of all devices."""
-        there = _there(levels, counts, self.levels)
-        ready = np.zeros(len(levels))
-        spent = np.zeros((len(levels), self.levels))
-        for level in range(self.levels):
-            if level:
-                ready = ready + there[:, level] * self.server[0][level]
-                spent[:, :level] += (there[:, level] * self.server[1][level])[:, None]
-            came = np.where(levels == level, self.gather[level], 0).max(1)
-            ready = np.maximum(ready, came)
-        left = np.take_along_axis(self.scatter.T[None].repeat(len(levels), 0), levels[:, :, None], 2)[:, :, 0]
-        ended = np.take_along_axis(spent, levels, 1) + left
-        return np.stack([ready, ended.max(1)])
-
-
-def _there(levels: np.ndarray, counts: np.ndarray, depth: int) -> np.ndarray:
-    """How many devices have left each block to the server, for rows of levels."""
-    return np.stack([((levels < level) * counts).sum(1) for level in range(depth)], 1)
 
 
 @dataclass(frozen=True)
@@ -167,7 +112,7 @@ class Advisor:
     ) -> tuple[list[Bar], float]:
         """Those of one part, and when it ends."""
         side, levels, bars = self.sides[network, name], self._levels(network, name, cuts)[0], []
-        there = _there(levels[None], self._counts, side.levels)[0]
+        there = left_to_server(levels[None], self._counts, side.levels)[0]
         work, wire = (each[way][levels, range(len(levels))] for each in (side.work, side.wire))
         if way == 0:
             ready = now
@@ -201,7 +146,7 @@ class Advisor:
             cut = {network: {"head": c.head, "tail": c.tail} for network in NETWORKS for c in [cuts[name].of(network)]}
             found.append({
                 "device": name, "count": device.count, **cut, **spent, "waits": total - sum(spent.values()),
-                "bytes": self.sent(cuts[name]), "memory": self.memory(name, cuts[name]),
+                "bytes": self.sent(cuts[name]), "memory": self.memory(cuts[name]),
             })  # fmt: skip
         return found
 
@@ -219,64 +164,42 @@ class Advisor:
             for side in SIDES
         )
 
-    def memory(self, name: str, cuts: Cuts) -> int:
+    def memory(self, cuts: Cuts) -> int:
         """The bytes that training takes at a device."""
-        return sum(
-            sum(each for block, each in enumerate(memory) if cuts.of(network).at_home(block))
-            for network in NETWORKS
-            for memory in [memory_of_blocks(self.model, network, self.fleet.batch)]
-        )
+        levels = {(network, side): np.array(self._level(network, side, cuts)) for network, side in self.sides}
+        return int(held(self.sides, levels))
+
+    def cuts(self, solver: Solver = "exact", seed: int = 0) -> dict[str, Cuts]:
+        """The cuts under which an iteration takes least; those of ``genetic`` may take more."""
+        if solver == "exact":
+            found = exact(self.problem)
+        else:
+            from manyhands.genetic import genetic
+
+            found = genetic(self.problem, seed)
+        if found is None:
+            raise self._too_small()
+        return self._cuts(found)
 
     def exact(self) -> dict[str, Cuts]:
-        """The cuts under which an iteration takes least.
+        """The cuts under which an iteration takes least."""
+        return self.cuts()
 
-        Times of the four sides add up, and each is searched by itself: given how long its devices may take to send and
-        to end at each level but the outermost, all who can go furthest in should, which only unburdens the server. So
-        only such bounds are tried as some device attains. Where memory forbids what comes of it, the device that has
-        too little must go one level out on one of its sides: each of them is tried, the most promising first.
-        """
-        free = {side: np.full(len(self.names), each.levels - 1) for side, each in self.sides.items()}
-        best = self._solved(free)
-        waiting = [(best[0], 0, free, best[1])]
-        seen, count = {self._key(free)}, itertools.count(1)
-        while waiting:
-            _, _, caps, levels = heapq.heappop(waiting)
-            over = next((i for i, name in enumerate(self.names) if self._lacks(i, levels) > 0), None)
-            if over is None:
-                return self._cuts(levels)
-            for side in self.sides:
-                lower = {name: each.copy() for name, each in caps.items()}
-                lower[side][over] = levels[side][over] - 1
-                if lower[side][over] >= self._least(side) and self._key(lower) not in seen:
-                    seen.add(self._key(lower))
-                    total, found = self._solved(lower)
-                    heapq.heappush(waiting, (total, next(count), lower, found))
-        raise self._too_small()
-
-    def _solved(self, caps: dict[tuple[str, str], np.ndarray]) -> tuple[float, dict[tuple[str, str], np.ndarray]]:
-        levels, total = {}, sum(map(sum, self.middles.values()))
-        for name, side in self.sides.items():
-            rows = _candidates(side, caps[name], self._least(name))
-            each = side.seconds(rows, self._counts).sum(0)
-            best = int(each.argmin())
-            levels[name], total = rows[best], total + float(each[best])
-        return total, levels
-
-    def _least(self, side: tuple[str, str]) -> int:
-        return self.min_head if side == ("discriminator", "head") else 0
-
-    def _lacks(self, device: int, levels: dict[tuple[str, str], np.ndarray]) -> float:
-        memory = self.fleet.devices[self.names[device]].memory
-        needed = sum(int(side.memory[: levels[name][device] + 1].sum()) for name, side in self.sides.items())
-        return 0 if memory is None else needed - memory
+    @cached_property
+    def problem(self) -> Problem:
+        """What a solver needs to know."""
+        memory = [np.inf if device.memory is None else device.memory for device in self.fleet.devices.values()]
+        least = {end: self.min_head if end == ("discriminator", "head") else 0 for end in self.sides}
+        return Problem(self.sides, self._counts, np.array(memory), least)
 
     def _too_small(self) -> RecipeError:
-        least = {name: np.full(len(self.names), self._least(name)) for name in self.sides}
-        lacks = {name: self._lacks(i, least) for i, name in enumerate(self.names)}
-        worst = max(lacks, key=lambda name: lacks[name])
+        lacks = self.problem.lacks(self.problem.outermost())
+        worst = int(lacks.argmax())
+        if lacks[worst] <= 0:
+            return RecipeError("no cuts were met that fit into memory; say --solver exact")
         return RecipeError(
-            f"device {worst}: at the least cut it lacks {lacks[worst] / 1e6:,.1f} MB of memory for a batch of "
-            f"{self.fleet.batch}"
+            f"device {self.names[worst]}: at the least cut it lacks {lacks[worst] / 1e6:,.1f} MB of memory for a batch "
+            f"of {self.fleet.batch}"
         )
 
     @property
@@ -337,22 +260,3 @@ class Advisor:
             np.array([held[b] for b in blocks]),
             crossed,
         )
-
-    @staticmethod
-    def _key(caps: Mapping[tuple[str, str], np.ndarray]) -> bytes:
-        return b"".join(each.tobytes() for each in caps.values())
-
-
-def _candidates(side: Side, caps: np.ndarray, least: int) -> np.ndarray:
-    """Rows of levels: for all bounds that devices attain, each goes as far in as bounds and cap let it."""
-    inner = list(range(least + 1, side.levels))
-    bounds = [np.append(np.unique(way[level]), -np.inf) for level in inner for way in (side.gather, side.scatter)]
-    if (many := math.prod(map(len, bounds))) > MOST:
-        raise RecipeError(f"{len(caps)} kinds of devices make {many:,} combinations; tell those nearly alike as one")
-    chosen = np.stack([each.ravel() for each in np.meshgrid(*bounds, indexing="ij")] or [np.zeros(1)], 1)
-    levels = np.full((len(chosen), len(caps)), least)
-    for i, level in enumerate(inner):
-        here, there = (chosen[:, [2 * i + j]] for j in (0, 1))
-        fits = (side.gather[level] <= here) & (side.scatter[level] <= there) & (caps >= level)
-        levels[fits] = level
-    return np.unique(levels, axis=0)
