@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from manyhands.devices import GIGA, Fleet
+from manyhands.devices import Fleet
 from manyhands.errors import RecipeError
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.gan import NETWORKS, Gan
@@ -31,7 +31,7 @@ Solver = Literal["exact", "genetic"]
 PASSES = {"generator": 1, "discriminator": 3}
 """How often each network is run, forward and backward, in an iteration."""
 SIDES = ("head", "tail")
-SERVER, KINDS = "server", ("work", "wire")
+SERVER = "server"
 
 
 class Bar(NamedTuple):
@@ -56,6 +56,12 @@ class Advisor:
     mode: Mode = "corrected"
     min_head: int = 1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_head < self.model.middle:
+            raise RecipeError(
+                f"min_head is {self.min_head}: a head ends before block {self.model.middle}, which is the server's"
+            )
+
     @cached_property
     def names(self) -> list[str]:
         """Those of the kinds of devices."""
@@ -71,9 +77,8 @@ class Advisor:
         """Seconds of the server in the middle block of each network, forward and backward."""
         found = {}
         for network in NETWORKS:
-            work = of_blocks(self.model, network, authors=self.mode == "authors")[self.model.middle]
-            unit = self._server_unit(network) * self.fleet.total
-            found[network] = (work.forward * unit, work.backward * unit)
+            there, back = self._server_seconds(network, self.model.middle)
+            found[network] = (there * self.fleet.total, back * self.fleet.total)
         return found
 
     def seconds(self, cuts: Mapping[str, Cuts]) -> float:
@@ -137,24 +142,6 @@ class Advisor:
             came = begins[i] + wire[i]
             bars += [Bar(device, part, "wire", begins[i], came), Bar(device, part, "work", came, came + work[i])]
         return bars, max(bar.end for bar in bars)
-
-    def rows(self, cuts: Mapping[str, Cuts]) -> list[dict[str, Any]]:
-        """Of each kind of device: its cuts, how long it works, sends and waits, and what it sends and holds."""
-        bars, total, found = self.timeline(cuts), self.seconds(cuts), []
-        for name, device in self.fleet.devices.items():
-            spent = {kind: sum(b.end - b.start for b in bars if b.who == name and b.kind == kind) for kind in KINDS}
-            cut = {network: {"head": c.head, "tail": c.tail} for network in NETWORKS for c in [cuts[name].of(network)]}
-            found.append({
-                "device": name, "count": device.count, **cut, **spent, "waits": total - sum(spent.values()),
-                "bytes": self.sent(cuts[name]), "memory": self.memory(cuts[name]),
-            })  # fmt: skip
-        return found
-
-    def bottlenecks(self, cuts: Mapping[str, Cuts]) -> list[tuple[str, float, str]]:
-        """Of each part of an iteration, who ends it last."""
-        bars = self.timeline(cuts)
-        last = {bar.part: bar.who for bar in sorted(bars, key=lambda bar: bar.end)}
-        return [(part, seconds, last[part]) for part, seconds in self.parts(cuts)]
 
     def sent(self, cuts: Cuts) -> int:
         """What a device sends in an iteration; it gets as much."""
@@ -222,16 +209,26 @@ class Advisor:
         return float(gather[0]), float(scatter[0])
 
     def _levels(self, network: str, side: str, cuts: Mapping[str, Cuts]) -> np.ndarray:
+        if missing := [name for name in self.names if name not in cuts]:
+            raise RecipeError(f"device {missing[0]}: there are no cuts for it")
         return np.array([[self._level(network, side, cuts[name]) for name in self.names]])
 
     def _level(self, network: str, side: str, cuts: Cuts) -> int:
         cut = cuts.of(network)
+        try:
+            cut.check(self.model, network)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
         return cut.head if side == "head" else self.model.depth - 1 - cut.tail
 
-    def _server_unit(self, network: str) -> float:
-        """Seconds of the server for an operation on each image of one device."""
+    def _server_seconds(self, network: str, block: int) -> tuple[float, float]:
+        """Of the server in a block, forward and backward, for the images of one device."""
+        mirrored = self.mode == "authors" and block < self.model.middle
+        works = of_blocks(self.model, network, authors=self.mode == "authors")
         times = 1 if self.mode == "authors" else PASSES[network]
-        return times * self.fleet.batch / (self.fleet.server.gflops * GIGA)
+        unit = times * self.fleet.batch / self.fleet.server.speed(network, block)
+        back = works[self.model.depth - 1 - block if mirrored else block].backward
+        return works[block].forward * unit, back * unit
 
     def _side(self, network: str, side: str) -> Side:
         model, times, batch = self.model, PASSES[network], self.fleet.batch
@@ -247,16 +244,15 @@ class Advisor:
             rows = [[each[i] / device.speed(network, b) for device in devices] for i, b in enumerate(blocks)]
             return times * batch * np.cumsum(rows, 0)
 
-        unit, mirrored = self._server_unit(network), self.mode == "authors" and head
-        back = [model.depth - 1 - block if mirrored else block for block in blocks]
-        inward = np.array([(works[b].forward if head else works[b].backward) * unit for b in blocks])
-        outward = np.array([(works[b].backward if head else works[b].forward) * unit for b in back])
-        held = memory_of_blocks(model, network, batch)
-        down = self.fleet.server.rate
+        there = np.array([self._server_seconds(network, b) for b in blocks])
+        inward, outward = there.T if head else there.T[::-1]
+        memory = memory_of_blocks(model, network, batch)
+        late = [times * device.latency for device in devices]
+        up, down = [device.rate for device in devices], [self.fleet.down(device) for device in devices]
         return Side(
             (work(backward=not head), work(backward=head)),
-            (crossed[:, None] / [device.rate for device in devices], crossed[:, None] / [down for _ in devices]),
+            (late + crossed[:, None] / up, late + crossed[:, None] / down),
             (inward, outward),
-            np.array([held[b] for b in blocks]),
+            np.array([memory[b] for b in blocks]),
             crossed,
         )

@@ -1,0 +1,183 @@
+"""The model of time against slow machines that are there: throttled processes, shaped links, real iterations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from bench import Measured, main
+from shares import Shares
+
+from manyhands.advisor import Advisor
+from manyhands.devices import Advice, Central, Device
+from manyhands.methods.huscf.method import HuSCF
+from manyhands.models.cut import Cuts, every_cut
+from manyhands.models.gan import Gan
+from manyhands.training import GanTraining
+
+BARS = {"predicted": "<= 0.3", "predicted_choice": "<= 1.1"}
+SERVER = 0.5
+TRIED = 8
+
+
+class Slow(NamedTuple):
+    """A machine: its share of a core, and its link in MB/s each way."""
+
+    share: float
+    rate: float
+
+
+MIXES = {
+    "alike": [Slow(0.3, 8), Slow(0.3, 8), Slow(0.3, 8)],
+    "one slow machine": [Slow(0.1, 10), Slow(0.4, 10), Slow(0.4, 10)],
+    "slow links": [Slow(0.4, 2), Slow(0.4, 2), Slow(0.15, 2)],
+    "one slow link": [Slow(0.3, 1.5), Slow(0.3, 20), Slow(0.3, 20)],
+    "strong and weak": [Slow(0.7, 20), Slow(0.2, 3)],
+}
+
+
+class Child:
+    """A process that does what it is told."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("throttled_child.py"))]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    def tell(self, do: str, **told: Any) -> None:
+        """Without waiting."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"do": do, **told}) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> Any:
+        """The next answer."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a throttled process has gone")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Farm:
+    """A server and some silos, each at its share of a core."""
+
+    def __init__(self, silos: int, stack: ExitStack) -> None:
+        self.shares = stack.enter_context(Shares())
+        self.server, *self.silos = [Child() for _ in range(silos + 1)]
+        for child in (self.server, *self.silos):
+            stack.callback(child.close)
+        for child in (self.server, *self.silos):
+            child.hear()
+        self.shares.set(self.server.process.pid, SERVER)
+
+    def throttle(self, mix: list[Slow]) -> None:
+        """The silos are these machines from now on."""
+        for child, slow in zip(self.silos, mix, strict=False):
+            self.shares.set(child.process.pid, slow.share)
+
+    def profiled(self, method: HuSCF, mix: list[Slow], span: float) -> Advice:
+        """What all machines are measured to be, at the same time."""
+        told, here = {"method": method.model_dump(mode="json"), "span": span}, self.silos[: len(mix)]
+        self.server.tell("speeds", server=True, **told)
+        for child in here:
+            child.tell("speeds", server=False, **told)
+        server, *found = [child.hear() for child in (self.server, *here)]
+        self.server.tell("answer", rates=[1e6 * slow.rate for slow in mix])
+        port, links = self.server.hear()["port"], []
+        for child, slow in zip(here, mix, strict=True):
+            child.tell("link", port=port, rate=1e6 * slow.rate)
+            links.append(child.hear())
+        self.server.hear()
+        devices = {f"s{i}": Device(**each, **link) for i, (each, link) in enumerate(zip(found, links, strict=True))}
+        return Advice(batch=method.training.batch, model=method.model, server=Central(**server), devices=devices)
+
+    def seconds(self, method: HuSCF, mix: list[Slow]) -> float:
+        """An iteration of a run, but for the first ones, as the slowest silo has it."""
+        told = method.model_dump(mode="json")
+        self.server.tell("server", method=told, rates={f"s{i}": 1e6 * slow.rate for i, slow in enumerate(mix)})
+        port, here = self.server.hear()["port"], self.silos[: len(mix)]
+        for i, (child, slow) in enumerate(zip(here, mix, strict=True)):
+            child.tell("silo", port=port, rate=1e6 * slow.rate, name=f"s{i}", method=told)
+        taken = [child.hear()["seconds"] for child in here]
+        self.server.hear()
+        return float(max(median(each[1:]) for each in taken))
+
+
+def others(model: Gan, names: list[str], chosen: dict[str, Cuts], count: int, seed: int) -> list[dict[str, Cuts]]:
+    """Other cuts: all as little at home as may be, all as much, both mixed, and random ones."""
+    least, most = every_cut(model)[0], every_cut(model)[-1]
+    same = [Cuts(generator=g, discriminator=d) for g in (least, most) for d in (least, most)]
+    found: list[dict[str, Cuts]] = [dict.fromkeys(names, cuts) for cuts in same]
+    rng = random.Random(seed)
+    every = [Cuts(generator=g, discriminator=d) for g in every_cut(model) for d in every_cut(model)]
+    while len(found) < count + 1:
+        drawn = {name: rng.choice(every) for name in names}
+        found += [drawn] * (drawn not in found)
+    return [cuts for cuts in found if cuts != chosen][:count]
+
+
+def predicted(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
+    """The worst relative error of the model of time, and the worst of chosen against fastest cuts, over mixes."""
+    size = {"size": 8, "width": 8} if quick else {"size": 28, "width": 32}
+    method = HuSCF(
+        model=Gan(channels=1, classes=10, **size),
+        training=GanTraining(batch=16 if quick else 32, steps=4 if quick else 5), rounds=1, min_head=0,
+    )  # fmt: skip
+    mixes = {"strong and weak": MIXES["strong and weak"]} if quick else MIXES
+    rows = []
+    with ExitStack() as stack:
+        farm = Farm(max(map(len, mixes.values())), stack)
+        for number, (name, mix) in enumerate(mixes.items()):
+            rows.append(_mix(farm, method, name, mix, 1 if quick else TRIED, 0.02 if quick else 0.2, number))
+        way = farm.shares.way
+    figures = {
+        "predicted": max(abs(row["tried"][0]["predicted"] / row["tried"][0]["seconds"] - 1) for row in rows),
+        "predicted_choice": max(row["tried"][0]["seconds"] / min(t["seconds"] for t in row["tried"]) for row in rows),
+    }
+    return figures, {"way": way, "server_share": SERVER, "mixes": rows}
+
+
+def _mix(farm: Farm, method: HuSCF, name: str, mix: list[Slow], tried: int, span: float, seed: int) -> dict[str, Any]:
+    farm.throttle(mix)
+    advice = farm.profiled(method, mix, span)
+    advisor = Advisor(advice.model, advice, min_head=method.min_head)
+    chosen = advisor.exact()
+    rows = []
+    for cuts in (chosen, *others(method.model, advisor.names, chosen, tried, seed)):
+        seconds = farm.seconds(method.model_copy(update={"cuts": cuts}), mix)
+        rows.append({
+            "cuts": {silo: str(each) for silo, each in cuts.items()},
+            "seconds": seconds, "predicted": advisor.seconds(cuts),
+        })  # fmt: skip
+        print(name, rows[-1], file=sys.stderr)
+    devices = {silo: [*slow, *_facts(advice.devices[silo])] for silo, slow in zip(advisor.names, mix, strict=True)}
+    return {"mix": name, "devices": devices, "server_gflops": advice.server.gflops, "tried": rows}
+
+
+def _facts(device: Device) -> list[float | None]:
+    return [device.gflops, device.rate, device.down, device.latency]
+
+
+def measure(told: argparse.Namespace) -> Measured:
+    """Both figures."""
+    figures, beside = predicted(told.quick)
+    return {"figures": figures, **beside}
+
+
+if __name__ == "__main__":
+    main("throttled", measure, BARS)
