@@ -166,7 +166,7 @@ class Advisor:
             found = genetic(self.problem, seed)
         if found is None:
             raise self._too_small()
-        return self._cuts(found)
+        return self.cuts_of(found)
 
     def exact(self) -> dict[str, Cuts]:
         """The cuts under which an iteration takes least."""
@@ -193,7 +193,8 @@ class Advisor:
     def _counts(self) -> np.ndarray:
         return np.array([device.count for device in self.fleet.devices.values()])
 
-    def _cuts(self, levels: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Cuts]:
+    def cuts_of(self, levels: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Cuts]:
+        """The cuts that levels stand for."""
         last = self.model.depth - 1
         return {
             name: Cuts(**{

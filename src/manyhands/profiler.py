@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import tomli_w
@@ -93,11 +93,11 @@ def _seconds_of(use: Callable[[], None], device: str, span: float) -> float:
 
 def _timed(use: Callable[[], None], times: int, device: str) -> float:
     _synchronise(device)
-    began = time.perf_counter()
+    began = perf_counter()
     for _ in range(times):
         use()
     _synchronise(device)
-    return time.perf_counter() - began
+    return perf_counter() - began
 
 
 def _synchronise(device: str) -> None:

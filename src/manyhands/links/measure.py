@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from statistics import median
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -56,13 +57,13 @@ def measure_link(stream: Stream) -> Link:
 
 def _exchange(stream: Stream, up: int, down: int) -> float:
     """The seconds of a message of so many numbers, and of an answer of so many."""
-    message, began = Message("link", {"x": torch.zeros(()).expand(up)}, {"answer": down}), time.perf_counter()
+    message, began = Message("link", {"x": torch.zeros(()).expand(up)}, {"answer": down}), perf_counter()
     send(stream, message)
     reply = receive(stream, _bytes(down), PATIENCE)
     if reply is None:
         raise MessageError("the peer has gone")
     PLAN.check(reply, "down")
-    return time.perf_counter() - began
+    return perf_counter() - began
 
 
 def answer(stream: Stream, seconds: float = PATIENCE) -> int:
