@@ -24,8 +24,8 @@ from manyhands.models.gan import Gan
 from manyhands.training import GanTraining
 
 BARS = {"predicted": "<= 0.3", "predicted_choice": "<= 1.1"}
-SERVER = 0.5
-TRIED = 8
+SERVER = 0.3
+TRIED, SWEEPS = 8, 2
 
 
 class Slow(NamedTuple):
@@ -36,11 +36,11 @@ class Slow(NamedTuple):
 
 
 MIXES = {
-    "alike": [Slow(0.3, 8), Slow(0.3, 8), Slow(0.3, 8)],
-    "one slow machine": [Slow(0.1, 10), Slow(0.4, 10), Slow(0.4, 10)],
-    "slow links": [Slow(0.4, 2), Slow(0.4, 2), Slow(0.15, 2)],
-    "one slow link": [Slow(0.3, 1.5), Slow(0.3, 20), Slow(0.3, 20)],
-    "strong and weak": [Slow(0.7, 20), Slow(0.2, 3)],
+    "alike": [Slow(0.3, 30), Slow(0.3, 30), Slow(0.3, 30)],
+    "one slow machine": [Slow(0.1, 40), Slow(0.4, 40), Slow(0.4, 40)],
+    "slow links": [Slow(0.4, 4), Slow(0.4, 4), Slow(0.15, 4)],
+    "one slow link": [Slow(0.3, 3), Slow(0.3, 60), Slow(0.3, 60)],
+    "strong and weak": [Slow(0.8, 60), Slow(0.15, 60)],
 }
 
 
@@ -93,9 +93,9 @@ class Farm:
     def profiled(self, method: HuSCF, mix: list[Slow], span: float) -> Advice:
         """What all machines are measured to be, at the same time."""
         told, here = {"method": method.model_dump(mode="json"), "span": span}, self.silos[: len(mix)]
-        self.server.tell("speeds", server=True, **told)
+        self.server.tell("speeds", serves=len(mix), **told)
         for child in here:
-            child.tell("speeds", server=False, **told)
+            child.tell("speeds", **told)
         server, *found = [child.hear() for child in (self.server, *here)]
         self.server.tell("answer", rates=[1e6 * slow.rate for slow in mix])
         port, links = self.server.hear()["port"], []
@@ -106,16 +106,16 @@ class Farm:
         devices = {f"s{i}": Device(**each, **link) for i, (each, link) in enumerate(zip(found, links, strict=True))}
         return Advice(batch=method.training.batch, model=method.model, server=Central(**server), devices=devices)
 
-    def seconds(self, method: HuSCF, mix: list[Slow]) -> float:
-        """An iteration of a run, but for the first ones, as the slowest silo has it."""
+    def seconds(self, method: HuSCF, mix: list[Slow]) -> list[float]:
+        """Each iteration of a run but the first, as the slowest silo has it."""
         told = method.model_dump(mode="json")
         self.server.tell("server", method=told, rates={f"s{i}": 1e6 * slow.rate for i, slow in enumerate(mix)})
         port, here = self.server.hear()["port"], self.silos[: len(mix)]
         for i, (child, slow) in enumerate(zip(here, mix, strict=True)):
             child.tell("silo", port=port, rate=1e6 * slow.rate, name=f"s{i}", method=told)
-        taken = [child.hear()["seconds"] for child in here]
+        taken = [child.hear()["seconds"][1:] for child in here]
         self.server.hear()
-        return float(max(median(each[1:]) for each in taken))
+        return [max(each) for each in zip(*taken, strict=True)]
 
 
 def others(model: Gan, names: list[str], chosen: dict[str, Cuts], count: int, seed: int) -> list[dict[str, Cuts]]:
@@ -136,7 +136,7 @@ def predicted(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
     size = {"size": 8, "width": 8} if quick else {"size": 28, "width": 32}
     method = HuSCF(
         model=Gan(channels=1, classes=10, **size),
-        training=GanTraining(batch=16 if quick else 32, steps=4 if quick else 5), rounds=1, min_head=0,
+        training=GanTraining(batch=16, steps=4 if quick else 5), rounds=1, min_head=0,
     )  # fmt: skip
     mixes = {"strong and weak": MIXES["strong and weak"]} if quick else MIXES
     rows = []
@@ -153,17 +153,20 @@ def predicted(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def _mix(farm: Farm, method: HuSCF, name: str, mix: list[Slow], tried: int, span: float, seed: int) -> dict[str, Any]:
+    farm.seconds(method, mix)  # so that nothing is done for the first time
     farm.throttle(mix)
     advice = farm.profiled(method, mix, span)
     advisor = Advisor(advice.model, advice, min_head=method.min_head)
     chosen = advisor.exact()
+    every = [chosen, *others(method.model, advisor.names, chosen, tried, seed)]
+    taken: list[list[float]] = [[] for _ in every]
+    for _ in range(SWEEPS):
+        for cuts, each in zip(every, taken, strict=True):
+            each += farm.seconds(method.model_copy(update={"cuts": cuts}), mix)
     rows = []
-    for cuts in (chosen, *others(method.model, advisor.names, chosen, tried, seed)):
-        seconds = farm.seconds(method.model_copy(update={"cuts": cuts}), mix)
-        rows.append({
-            "cuts": {silo: str(each) for silo, each in cuts.items()},
-            "seconds": seconds, "predicted": advisor.seconds(cuts),
-        })  # fmt: skip
+    for cuts, each in zip(every, taken, strict=True):
+        named = {silo: str(each) for silo, each in cuts.items()}
+        rows.append({"cuts": named, "seconds": median(each), "predicted": advisor.seconds(cuts), "iterations": each})
         print(name, rows[-1], file=sys.stderr)
     devices = {silo: [*slow, *_facts(advice.devices[silo])] for silo, slow in zip(advisor.names, mix, strict=True)}
     return {"mix": name, "devices": devices, "server_gflops": advice.server.gflops, "tried": rows}

@@ -40,10 +40,10 @@ def say(words: Any) -> None:
     print(json.dumps(words), flush=True)
 
 
-def profiled(method: dict[str, Any], server: bool, span: float) -> Any:
+def profiled(method: dict[str, Any], span: float, serves: int = 0) -> Any:
     """How fast this machine is."""
     told = HuSCF.model_validate(method)
-    return speeds(told.model, told.training.batch, server=server, span=span)._asdict()
+    return speeds(told.model, told.training.batch, serves=serves, span=span)._asdict()
 
 
 def answering(rates: list[float]) -> Any:

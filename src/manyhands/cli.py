@@ -235,7 +235,9 @@ def profile(
     rate: Annotated[float | None, typer.Option(help="Bytes a second each way, where no peer is asked.")] = None,
     name: Annotated[str | None, typer.Option(help="What the device is called; as the machine if not given.")] = None,
     memory: Annotated[float | None, typer.Option(help="MB for training; what is free if not given.")] = None,
-    server: Annotated[bool, typer.Option("--server", help="This machine is to be the server.")] = False,
+    serves: Annotated[
+        int, typer.Option("--server", metavar="N", min=0, help="This machine is to be the server of so many devices.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     serve: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Answer one peer instead; a port alone is on this machine.")
@@ -254,16 +256,16 @@ def profile(
     told = {"--rate": rate, "--memory": memory}
     if bad := [f"{option} {value:g}" for option, value in told.items() if value is not None and not 0 < value < 1e15]:
         raise RecipeError(f"{bad[0]}: is not above 0")
-    if not (server or peer or rate):
+    if not (serves or peer or rate):
         raise RecipeError("profile: say --peer HOST:PORT to measure the link to the server, or its --rate")
     from manyhands.devices import Profile, load_model
     from manyhands.experiment import chosen_device
     from manyhands.profiler import own_name, profiled, write
 
-    called, where = None if server else own_name(name), chosen_device(device)
+    called, where = own_name(name), chosen_device(device)
     work = load_model(model) if model else Profile()
     link = link_to(*address(peer, "--peer")) if peer else Link(rate, rate) if rate else None
-    found = profiled(work, called, link, memory and 1e6 * memory, where)
+    found = profiled(work, called, link, memory=memory and 1e6 * memory, serves=serves, device=where)
     write(out, found, where)
     typer.echo(f"{out}\n{out.read_text()}".rstrip())
 

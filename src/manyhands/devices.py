@@ -111,7 +111,7 @@ def load_devices(paths: Sequence[Path]) -> Advice:
     if not devices:
         raise RecipeError(f"{where}: devices: no device is told of")
     if (server := _one(told, "server")) is None:
-        raise RecipeError(f"{where}: server: is not told of; `manyhands profile --server` measures it")
+        raise RecipeError(f"{where}: server: is not told of; `manyhands profile --server N` measures it")
     try:
         return Advice(batch=_one(told, "batch"), server=server, devices=devices, model=_one(told, "model"))
     except ValueError as error:

@@ -26,6 +26,8 @@ from manyhands.training import GanTraining
 
 SAMPLES, SPAN = 5, 0.1
 """So often a block is measured, for so many seconds."""
+TOGETHER = 8
+"""The most devices whose batches a server is measured with."""
 
 
 class Speeds(NamedTuple):
@@ -35,16 +37,18 @@ class Speeds(NamedTuple):
     blocks: dict[str, tuple[float, ...]]
 
 
-def speeds(model: Gan, batch: int, *, server: bool = False, device: str = "cpu", span: float = SPAN) -> Speeds:
+def speeds(model: Gan, batch: int, *, serves: int = 0, device: str = "cpu", span: float = SPAN) -> Speeds:
     """How fast this machine is in each block: operations as ``of_blocks`` counts them, by the seconds that they take.
 
     A block is used as in an iteration: so many times forward and backward, the discriminator's first block once for
-    the gradient of its image, the ``server`` once without that of its weights, and then one step of the optimiser.
+    the gradient of its image, and then one step of the optimiser. A server, who ``serves`` so many devices, has their
+    batches at once (of ``TOGETHER`` at most), and once leaves out the gradient of its weights.
     """
+    batch *= min(max(serves, 1), TOGETHER)
     found: dict[str, tuple[float, ...]] = {}
     operations = seconds = 0.0
     for network in NETWORKS:
-        uses = _uses(model, network, batch, server=server, device=device)
+        uses = _uses(model, network, batch, server=serves > 0, device=device)
         taken = [_seconds_of(use, device, span) for use in uses]
         done = [PASSES[network] * batch * (work.forward + work.backward) for work in of_blocks(model, network)]
         found[network] = tuple(count / each / GIGA for count, each in zip(done, taken, strict=True))
@@ -116,15 +120,17 @@ def free_memory(device: str = "cpu") -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def profiled(work: Profile, name: str | None, link: Link | None, memory: float | None, device: str) -> Profile:
-    """This machine under a name, or as the server where it has none; memory is what is free if it is not told."""
-    found = speeds(work.model, work.batch, server=name is None, device=device)
+def profiled(
+    work: Profile, name: str, link: Link | None, *, memory: float | None = None, serves: int = 0, device: str = "cpu"
+) -> Profile:
+    """This machine under a name, or as the server of so many; memory is what is free if it is not told."""
+    found = speeds(work.model, work.batch, serves=serves, device=device)
     speed = {
         "gflops": _short(found.gflops),
         "blocks": {net: [*map(_short, all_)] for net, all_ in found.blocks.items()},
     }
     told: dict[str, Any] = {"batch": work.batch, "model": work.model}
-    if name is None:
+    if serves:
         return Profile(**told, server=Central(**speed, rate=_short(link.rate) if link else None))
     assert link is not None
     way = {"rate": _short(link.rate), "latency": _short(link.latency), "down": _short(link.down) if link.down else None}
