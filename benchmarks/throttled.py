@@ -38,8 +38,8 @@ class Slow(NamedTuple):
 MIXES = {
     "alike": [Slow(0.3, 30), Slow(0.3, 30), Slow(0.3, 30)],
     "one slow machine": [Slow(0.1, 40), Slow(0.4, 40), Slow(0.4, 40)],
-    "slow links": [Slow(0.4, 4), Slow(0.4, 4), Slow(0.15, 4)],
-    "one slow link": [Slow(0.3, 3), Slow(0.3, 60), Slow(0.3, 60)],
+    "slow links": [Slow(0.4, 6), Slow(0.4, 6), Slow(0.15, 6)],
+    "one slow link": [Slow(0.3, 5), Slow(0.3, 60), Slow(0.3, 60)],
     "strong and weak": [Slow(0.8, 60), Slow(0.15, 60)],
 }
 
@@ -136,14 +136,14 @@ def predicted(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
     size = {"size": 8, "width": 8} if quick else {"size": 28, "width": 32}
     method = HuSCF(
         model=Gan(channels=1, classes=10, **size),
-        training=GanTraining(batch=16, steps=4 if quick else 5), rounds=1, min_head=0,
+        training=GanTraining(batch=16, steps=3), rounds=1, min_head=0,
     )  # fmt: skip
     mixes = {"strong and weak": MIXES["strong and weak"]} if quick else MIXES
     rows = []
     with ExitStack() as stack:
         farm = Farm(max(map(len, mixes.values())), stack)
         for number, (name, mix) in enumerate(mixes.items()):
-            rows.append(_mix(farm, method, name, mix, 1 if quick else TRIED, 0.02 if quick else 0.2, number))
+            rows.append(_mix(farm, method, name, mix, 1 if quick else TRIED, 0.02 if quick else 0.15, number))
         way = farm.shares.way
     figures = {
         "predicted": max(abs(row["tried"][0]["predicted"] / row["tried"][0]["seconds"] - 1) for row in rows),

@@ -49,7 +49,7 @@ def profiled(method: dict[str, Any], span: float, serves: int = 0) -> Any:
 def answering(rates: list[float]) -> Any:
     """Answer so many who measure their links, each at its rate."""
     for rate, plain in zip(rates, _clients(len(rates)), strict=True):
-        answer(Shaped(plain, rate))
+        answer(Shaped(plain, rate), PATIENCE)
     return {"answered": len(rates)}
 
 

@@ -26,7 +26,7 @@ class Wire:
         self.link, self.now, self.left = link, 0.0, memoryview(b"")
         self.here, self.there = socket.socketpair()
         self.there.settimeout(5)
-        self.peer = threading.Thread(target=answer, args=(self.there,), daemon=True)
+        self.peer = threading.Thread(target=answer, args=(self.there, 60), daemon=True)
         self.peer.start()
 
     def sendall(self, data: bytes | memoryview, /) -> None:

@@ -66,10 +66,10 @@ def _exchange(stream: Stream, up: int, down: int) -> float:
     return perf_counter() - began
 
 
-def answer(stream: Stream, seconds: float = PATIENCE) -> int:
-    """Answer one who measures the link, until that one goes; how often."""
-    count = 0
-    while (message := receive(stream, _bytes(LARGEST), seconds)) is not None:
+def answer(stream: Stream, seconds: float) -> int:
+    """Answer one who measures the link, until that one goes, or for so many seconds; how often."""
+    count, deadline = 0, time.monotonic() + seconds
+    while message := receive(stream, _bytes(LARGEST), min(PATIENCE, deadline - time.monotonic())):
         PLAN.check(message, "up")
         if not 0 <= message.facts["answer"] <= LARGEST:
             raise MessageError(f"asks for {message.facts['answer']:,} numbers, {LARGEST:,} are the most")
@@ -91,7 +91,7 @@ def answer_one(host: str, port: int, seconds: float, say: Callable[[str], None])
                 break
             with peer:
                 try:
-                    if count := answer(peer, min(PATIENCE, left)):
+                    if count := answer(peer, left):
                         say(f"answered {place[0]} {count} times")
                         return
                 except (MessageError, Refused, OSError) as error:
@@ -119,7 +119,7 @@ def link_to(host: str, port: int) -> Link:
 def address(text: str, option: str) -> tuple[str, int]:
     """Host and port; a port alone is on this machine."""
     host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    if not port.isdecimal() or int(port) > 65535:
         raise RecipeError(f"{option} {text}: is not HOST:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
 
