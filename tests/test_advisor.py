@@ -16,6 +16,7 @@ from manyhands.errors import RecipeError
 from manyhands.genetic import _Space, genetic
 from manyhands.models.cut import Cut, Cuts, every_cut
 from manyhands.models.gan import Gan
+from manyhands.timetable import timeline
 
 GAN = Gan(size=28, channels=1, classes=10)
 DEEPER = Gan(size=64, channels=3, classes=2, width=8)
@@ -198,7 +199,7 @@ def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_
         advisor = Advisor(model, fleet, mode, 0)  # type: ignore[arg-type]
         one = st.sampled_from(every_cut(model))
         cuts = {name: Cuts(generator=data.draw(one), discriminator=data.draw(one)) for name in fleet.devices}
-        bars = advisor.timeline(cuts)
+        bars = timeline(advisor, cuts)
         assert max(bar.end for bar in bars) == pytest.approx(advisor.seconds(cuts))
         for who in ("server", *fleet.devices):
             mine = sorted((bar.start, bar.end) for bar in bars if bar.who == who)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -24,24 +24,13 @@ from manyhands.errors import RecipeError
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.work import memory_of_blocks, of_blocks
-from manyhands.solver import Problem, Side, exact, held, left_to_server
+from manyhands.solver import End, Problem, Side, exact, held
 
 Mode = Literal["corrected", "authors"]
 Solver = Literal["exact", "genetic"]
 PASSES = {"generator": 1, "discriminator": 3}
 """How often each network is run, forward and backward, in an iteration."""
 SIDES = ("head", "tail")
-SERVER = "server"
-
-
-class Bar(NamedTuple):
-    """Something that somebody does for a while: ``kind`` is work, or the wire."""
-
-    who: str
-    part: str
-    kind: Literal["work", "wire"]
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class Advisor:
         return list(self.fleet.devices)
 
     @cached_property
-    def sides(self) -> dict[tuple[str, str], Side]:
+    def sides(self) -> dict[End, Side]:
         """Head and tail of both networks."""
         return {(network, side): self._side(network, side) for network in NETWORKS for side in SIDES}
 
@@ -89,59 +78,12 @@ class Advisor:
         """The parts of an iteration one after another: name and seconds."""
         found = []
         for network in NETWORKS:
-            first, last = (self._times(network, side, cuts) for side in SIDES)
+            first, last = (self._times((network, side), cuts) for side in SIDES)
             there, back = self.middles[network]
             found += [(f"{network}: heads forward", first[0]), (f"{network}: middle forward", there)]
             found += [(f"{network}: tails forward", last[1]), (f"{network}: tails backward", last[0])]
             found += [(f"{network}: middle backward", back), (f"{network}: heads backward", first[1])]
         return found
-
-    def timeline(self, cuts: Mapping[str, Cuts]) -> list[Bar]:
-        """Who does what when, over one iteration; those of a kind do the same."""
-        bars: list[Bar] = []
-        now = 0.0
-        for network in NETWORKS:
-            there, back = self.middles[network]
-            for side, way, middle in (("head", 0, there), ("tail", 1, 0.0), ("tail", 0, back), ("head", 1, 0.0)):
-                part = f"{network}: {side}s {'forward' if (side == 'head') == (way == 0) else 'backward'}"
-                mine, now = self._bars(network, side, way, part, cuts, now)
-                bars += mine
-                if middle:
-                    name = f"{network}: middle {'forward' if side == 'head' else 'backward'}"
-                    bars.append(Bar(SERVER, name, "work", now, now + middle))
-                    now += middle
-        return bars
-
-    def _bars(
-        self, network: str, name: str, way: int, part: str, cuts: Mapping[str, Cuts], now: float
-    ) -> tuple[list[Bar], float]:
-        """Those of one part, and when it ends."""
-        side, levels, bars = self.sides[network, name], self._levels(network, name, cuts)[0], []
-        there = left_to_server(levels[None], self._counts, side.levels)[0]
-        work, wire = (each[way][levels, range(len(levels))] for each in (side.work, side.wire))
-        if way == 0:
-            ready = now
-            for level in range(side.levels):
-                spent = there[level] * side.server[0][level] if level else 0.0
-                if spent:
-                    bars.append(Bar(SERVER, part, "work", ready, ready + spent))
-                came = [now + work[i] + wire[i] for i in range(len(levels)) if levels[i] == level]
-                ready = max([ready + spent, *came])
-            for i, device in enumerate(self.names):
-                sent = now + work[i]
-                bars += [Bar(device, part, "work", now, sent), Bar(device, part, "wire", sent, sent + wire[i])]
-            return bars, ready
-        begins = np.full(len(levels), now)
-        for level in range(side.levels - 1, 0, -1):
-            spent = there[level] * side.server[1][level]
-            start = float(begins[levels < level].max(initial=now))
-            if spent:
-                bars.append(Bar(SERVER, part, "work", start, start + spent))
-                begins[levels < level] = start + spent
-        for i, device in enumerate(self.names):
-            came = begins[i] + wire[i]
-            bars += [Bar(device, part, "wire", begins[i], came), Bar(device, part, "work", came, came + work[i])]
-        return bars, max(bar.end for bar in bars)
 
     def sent(self, cuts: Cuts) -> int:
         """What a device sends in an iteration; it gets as much."""
@@ -177,7 +119,7 @@ class Advisor:
         """What a solver needs to know."""
         memory = [np.inf if device.memory is None else device.memory for device in self.fleet.devices.values()]
         least = {end: self.min_head if end == ("discriminator", "head") else 0 for end in self.sides}
-        return Problem(self.sides, self._counts, np.array(memory), least)
+        return Problem(self.sides, self.counts, np.array(memory), least)
 
     def _too_small(self) -> RecipeError:
         lacks = self.problem.lacks(self.problem.outermost())
@@ -190,10 +132,11 @@ class Advisor:
         )
 
     @property
-    def _counts(self) -> np.ndarray:
+    def counts(self) -> np.ndarray:
+        """How many devices there are of each kind."""
         return np.array([device.count for device in self.fleet.devices.values()])
 
-    def cuts_of(self, levels: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Cuts]:
+    def cuts_of(self, levels: Mapping[End, np.ndarray]) -> dict[str, Cuts]:
         """The cuts that levels stand for."""
         last = self.model.depth - 1
         return {
@@ -204,15 +147,15 @@ class Advisor:
             for i, name in enumerate(self.names)
         }  # fmt: skip
 
-    def _times(self, network: str, side: str, cuts: Mapping[str, Cuts]) -> tuple[float, float]:
-        levels = self._levels(network, side, cuts)
-        gather, scatter = self.sides[network, side].seconds(levels, self._counts)
-        return float(gather[0]), float(scatter[0])
-
-    def _levels(self, network: str, side: str, cuts: Mapping[str, Cuts]) -> np.ndarray:
+    def levels(self, end: End, cuts: Mapping[str, Cuts]) -> np.ndarray:
+        """Those that cuts put each kind of device at."""
         if missing := [name for name in self.names if name not in cuts]:
             raise RecipeError(f"device {missing[0]}: there are no cuts for it")
-        return np.array([[self._level(network, side, cuts[name]) for name in self.names]])
+        return np.array([self._level(*end, cuts[name]) for name in self.names])
+
+    def _times(self, end: End, cuts: Mapping[str, Cuts]) -> tuple[float, float]:
+        gather, scatter = self.sides[end].seconds(self.levels(end, cuts)[None], self.counts)
+        return float(gather[0]), float(scatter[0])
 
     def _level(self, network: str, side: str, cuts: Cuts) -> int:
         cut = cuts.of(network)

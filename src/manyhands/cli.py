@@ -202,7 +202,7 @@ def advise(
     from manyhands.advisor import Advisor
     from manyhands.devices import load_devices
     from manyhands.progress import print_table
-    from manyhands.timetable import tables, timetable
+    from manyhands.timetable import tables, timeline, timetable
 
     for name, value, known in (("mode", mode, ("corrected", "authors")), ("solver", solver, ("exact", "genetic"))):
         if value not in known:
@@ -211,10 +211,10 @@ def advise(
     advisor = Advisor(advice.model, advice, mode, min_head)  # type: ignore[arg-type]
     cuts = advisor.cuts(solver, seed)  # type: ignore[arg-type]
     if out:
-        from manyhands.evaluation.figures import timeline
+        from manyhands.evaluation import figures
 
         out.mkdir(parents=True, exist_ok=True)
-        timeline(out / "timeline.png", advisor.timeline(cuts))
+        figures.timeline(out / "timeline.png", timeline(advisor, cuts))
     found = timetable(advisor, cuts)
     if as_json:
         typer.echo(json.dumps(found))
