@@ -20,7 +20,7 @@ CHUNK = 1 << 16
 
 
 class Shares:
-    """Lets each process have a share of one core, by control groups where they may be made, else by stopping it."""
+    """Lets each process have a share of a core, by control groups where they may be made, else coarsely, by stops."""
 
     def __init__(self) -> None:
         self._groups: dict[int, Path] = {}
@@ -34,11 +34,11 @@ class Shares:
         return "stop and go on" if self._stopped else "control groups"
 
     def set(self, pid: int, share: float) -> None:
-        """From now on; 0 lifts it."""
+        """From now on."""
         with suppress(OSError):
             self._in_group(pid, share)
             return
-        self._stopped[pid] = share or 1.0
+        self._stopped[pid] = share
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat, daemon=True)
             self._thread.start()
@@ -61,7 +61,7 @@ class Shares:
         if pid not in self._groups:
             group.mkdir()
             self._groups[pid] = group
-        quota = round(share * PERIOD) or (-1 if old.exists() else "max")
+        quota = round(share * PERIOD)
         if old.exists():
             (group / "cpu.cfs_period_us").write_text(str(PERIOD))
             (group / "cpu.cfs_quota_us").write_text(str(quota))
