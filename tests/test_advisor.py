@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from manyhands.advisor import Advisor
 from manyhands.devices import Central, Device, Fleet
 from manyhands.errors import RecipeError
-from manyhands.models.cut import Cuts, every_cut
+from manyhands.genetic import _Space, genetic
+from manyhands.models.cut import Cut, Cuts, every_cut
 from manyhands.models.gan import Gan
+from manyhands.timetable import timeline
 
 GAN = Gan(size=28, channels=1, classes=10)
 DEEPER = Gan(size=64, channels=3, classes=2, width=8)
@@ -57,7 +60,7 @@ def brute(advisor: Advisor) -> float:
     every = [Cuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(advisor.model), repeat=2)]
     every = [cuts for cuts in every if cuts.discriminator.head >= advisor.min_head]
     best = np.inf
-    fitting = [[c for c in every if advisor.memory(name, c) <= (device.memory or np.inf)]
+    fitting = [[c for c in every if advisor.memory(c) <= (device.memory or np.inf)]
                for name, device in advisor.fleet.devices.items()]  # fmt: skip
     for chosen in itertools.product(*fitting):
         best = min(best, advisor.seconds(dict(zip(advisor.names, chosen, strict=True))))
@@ -87,7 +90,7 @@ def test_nothing_is_better_than_the_exact_cuts(fleet: Fleet, mode: str, min_head
     cuts = advisor.exact()
     assert advisor.seconds(cuts) == pytest.approx(best)
     for name, each in cuts.items():
-        assert advisor.memory(name, each) <= (fleet.devices[name].memory or np.inf)
+        assert advisor.memory(each) <= (fleet.devices[name].memory or np.inf)
 
 
 def test_equal_devices_gain_nothing_by_different_cuts() -> None:
@@ -99,6 +102,95 @@ def test_equal_devices_gain_nothing_by_different_cuts() -> None:
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
+@given(fleets(), st.sampled_from(["authors", "corrected"]), st.integers(0, 1000))
+def test_the_genetic_solver_finds_nothing_better_and_stays_within_memory(fleet: Fleet, mode: str, seed: int) -> None:
+    advisor = Advisor(DEEPER, fleet, mode)  # type: ignore[arg-type]
+    try:
+        best = advisor.seconds(advisor.exact())
+        found = problem_cuts(advisor, seed)
+    except RecipeError:
+        return
+    assert advisor.seconds(found) >= best * (1 - 1e-9)
+    for name, each in found.items():
+        assert each.discriminator.head >= 1
+        assert advisor.memory(each) <= (fleet.devices[name].memory or np.inf)
+
+
+def problem_cuts(advisor: Advisor, seed: int) -> dict[str, Cuts]:
+    """By a short search."""
+    levels = genetic(advisor.problem, seed, population=20, generations=5)
+    if levels is None:
+        raise RecipeError("none met")
+    return advisor.cuts_of(levels)
+
+
+def test_the_genetic_solver_finds_the_best_of_easy_fleets_and_the_same_again() -> None:
+    advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
+    before = np.random.get_state()[1].tolist()  # type: ignore[union-attr] # noqa: NPY002
+    found = advisor.cuts("genetic", seed=3)
+    assert advisor.seconds(found) == pytest.approx(advisor.seconds(advisor.exact()))
+    assert problem_cuts(advisor, 1) == problem_cuts(advisor, 1)
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr] # noqa: NPY002
+
+
+def test_no_chromosome_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[bytes] = []
+    real = _Space._measured
+
+    def counted(self: _Space, rows: np.ndarray) -> list[tuple[float, float]]:
+        measured.extend(row.tobytes() for row in rows)
+        return real(self, rows)
+
+    monkeypatch.setattr(_Space, "_measured", counted)
+    genetic(Advisor(GAN, authors_fleet()).problem, seed=0, population=20, generations=10)
+    assert len(measured) == len(set(measured)) > 20
+
+
+def test_without_pymoo_the_genetic_solver_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymoo.optimize", None)
+    monkeypatch.delitem(sys.modules, "manyhands.genetic")
+    with pytest.raises(RecipeError, match=r"pip install 'manyhands\[genetic\]'"):
+        Advisor(GAN, authors_fleet()).cuts("genetic")
+
+
+def test_one_that_is_too_small_is_named_with_what_it_lacks() -> None:
+    small = Device(gflops=1, rate=1e6, memory=10e6)
+    fleet = Fleet(
+        server=Central(gflops=10, rate=1e6), devices={"a": small.model_copy(update={"memory": None}), "b": small}
+    )
+    advisor = Advisor(GAN, fleet)
+    least = advisor.memory(Cuts(generator=every_cut(GAN)[0], discriminator=Cut(head=1, tail=4)))
+    for solver in ("exact", "genetic"):
+        with pytest.raises(RecipeError, match=f"device b: at the least cut it lacks {(least - 10e6) / 1e6:,.1f} MB"):
+            advisor.cuts(solver)  # type: ignore[arg-type]
+
+
+def test_cuts_that_are_none_are_told() -> None:
+    advisor = Advisor(GAN, authors_fleet())
+    good, bad = (Cuts(generator=Cut(head=h, tail=4), discriminator=Cut(head=1, tail=4)) for h in (0, 2))
+    with pytest.raises(RecipeError, match="generator: the head ends before block 2"):
+        advisor.seconds(dict.fromkeys(AUTHORS, bad))
+    with pytest.raises(RecipeError, match="device dev7: there are no cuts"):
+        advisor.seconds(dict.fromkeys(list(AUTHORS)[:-1], good))
+    with pytest.raises(RecipeError, match="min_head is 2"):
+        Advisor(GAN, authors_fleet(), min_head=2)
+
+
+def test_what_was_measured_of_a_link_counts() -> None:
+    one, server = Device(gflops=3, rate=2e7), Central(gflops=50, rate=1e9)
+
+    def seconds(**told: float) -> float:
+        advisor = Advisor(GAN, Fleet(server=server, devices={"a": one.model_copy(update=told)}))
+        return advisor.seconds({"a": every})
+
+    every = Cuts(generator=every_cut(GAN)[0], discriminator=every_cut(GAN)[0])
+    assert seconds(down=1e9) == seconds()
+    assert seconds(latency=0.5) == pytest.approx(seconds() + 16 * 0.5)
+    slower = Advisor(GAN, Fleet(server=server, devices={"a": one})).sent(every) * (1 / 1e6 - 1 / 1e9)
+    assert seconds(down=1e6) == pytest.approx(seconds() + slower)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(fleets(), st.sampled_from(["authors", "corrected"]), st.data())
 def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_once(
     fleet: Fleet, mode: str, data: st.DataObject
@@ -107,7 +199,7 @@ def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_
         advisor = Advisor(model, fleet, mode, 0)  # type: ignore[arg-type]
         one = st.sampled_from(every_cut(model))
         cuts = {name: Cuts(generator=data.draw(one), discriminator=data.draw(one)) for name in fleet.devices}
-        bars = advisor.timeline(cuts)
+        bars = timeline(advisor, cuts)
         assert max(bar.end for bar in bars) == pytest.approx(advisor.seconds(cuts))
         for who in ("server", *fleet.devices):
             mine = sorted((bar.start, bar.end) for bar in bars if bar.who == who)

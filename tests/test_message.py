@@ -22,7 +22,7 @@ facts = st.dictionaries(
 )
 messages = st.builds(
     Message,
-    st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True),
+    st.from_regex(r"[a-z][a-z0-9_-]{0,31}", fullmatch=True),
     st.dictionaries(names.filter(lambda name: name != "__metadata__"), tensors, max_size=4),
     facts,
 )

@@ -190,43 +190,84 @@ def audit(
 
 @app.command()
 def advise(
-    devices: Annotated[Path, typer.Argument(metavar="DEVICES", help="A TOML file of devices.")],
+    devices: Annotated[list[Path], typer.Argument(metavar="DEVICES...", help="TOML files of devices, or of one each.")],
     mode: Annotated[str, typer.Option(help="corrected, or authors: with the slips of theirs.")] = "corrected",
     min_head: Annotated[int, typer.Option(min=0, help="The least last block of a discriminator's head.")] = 1,
+    solver: Annotated[str, typer.Option(help="exact, or genetic: as the authors look for cuts.")] = "exact",
+    seed: Annotated[int, typer.Option(min=0, help="Of the genetic solver.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A folder for timeline.png.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the cuts of a GAN under which an iteration takes least on these devices."""
     from manyhands.advisor import Advisor
     from manyhands.devices import load_devices
-    from manyhands.plan import size_text
     from manyhands.progress import print_table
+    from manyhands.timetable import tables, timeline, timetable
 
-    if mode not in ("corrected", "authors"):
-        raise RecipeError(f"--mode {mode}: is neither corrected nor authors")
-    told = load_devices(devices)
-    advisor = Advisor(told.model, told, mode, min_head)  # type: ignore[arg-type]
-    cuts = advisor.exact()
-    rows, parts, total = advisor.rows(cuts), advisor.bottlenecks(cuts), advisor.seconds(cuts)
+    for name, value, known in (("mode", mode, ("corrected", "authors")), ("solver", solver, ("exact", "genetic"))):
+        if value not in known:
+            raise RecipeError(f"--{name} {value}: is neither {known[0]} nor {known[1]}")
+    advice = load_devices(devices)
+    advisor = Advisor(advice.model, advice, mode, min_head)  # type: ignore[arg-type]
+    cuts = advisor.cuts(solver, seed)  # type: ignore[arg-type]
     if out:
-        from manyhands.evaluation.figures import timeline
+        from manyhands.evaluation import figures
 
         out.mkdir(parents=True, exist_ok=True)
-        timeline(out / "timeline.png", advisor.timeline(cuts))
+        figures.timeline(out / "timeline.png", timeline(advisor, cuts))
+    found = timetable(advisor, cuts)
     if as_json:
-        shown = [{"part": part, "seconds": seconds, "last": last} for part, seconds, last in parts]
-        typer.echo(json.dumps({"seconds": total, "devices": rows, "parts": shown}))
+        typer.echo(json.dumps(found))
         return
-    heads = ["device", "", "generator", "discriminator", "works", "on the wire", "waits", "sends", "memory"]
-    table = []
-    for row in rows:
-        ends = [f"{row[network]['head']} | {row[network]['tail']}" for network in ("generator", "discriminator")]
-        seconds = [f"{row[name]:.2f} s" for name in ("work", "wire", "waits")]
-        sizes = [size_text(row[name]) for name in ("bytes", "memory")]
-        table.append([row["device"], f"x {row['count']:,}", *ends, *seconds, *sizes])
-    print_table([heads, *table])
-    print_table([["part", "seconds", "ends last"], *([part, f"{seconds:.3f}", last] for part, seconds, last in parts)])
-    typer.echo(f"an iteration takes {total:.2f} s" + (f"\nfigure   {out / 'timeline.png'}" if out else ""))
+    for table in tables(found):
+        print_table(table)
+    figure = f"\nfigure   {out / 'timeline.png'}" if out else ""
+    typer.echo(f"an iteration takes {found['seconds']:.2f} s{figure}")
+
+
+@app.command()
+def profile(
+    out: Annotated[Path | None, typer.Option(help="The TOML file to write, for advise.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A file with batch and [model], as advise reads; 28 x 28 x 1 if not given.")
+    ] = None,
+    peer: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Measure the link to who serves there.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Bytes a second each way, where no peer is asked.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the device is called; as the machine if not given.")] = None,
+    memory: Annotated[float | None, typer.Option(help="MB for training; what is free if not given.")] = None,
+    serves: Annotated[
+        int, typer.Option("--server", metavar="N", min=0, help="This machine is to be the server of so many devices.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    serve: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Answer one peer instead; a port alone is on this machine.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=86_400, help="How long to serve.")] = 300,
+) -> None:
+    """Measure what this machine can do for a cut GAN, and write it down for advise."""
+    from manyhands.links.measure import Link, address, answer_one, link_to
+
+    if (serve is None) == (out is None):
+        raise RecipeError("profile: say either --out FILE, to measure, or --serve HOST:PORT, to answer who measures")
+    if serve is not None:
+        answer_one(*address(serve, "--serve"), seconds, typer.echo)
+        return
+    assert out is not None
+    told = {"--rate": rate, "--memory": memory}
+    if bad := [f"{option} {value:g}" for option, value in told.items() if value is not None and not 0 < value < 1e15]:
+        raise RecipeError(f"{bad[0]}: is not above 0")
+    if not (serves or peer or rate):
+        raise RecipeError("profile: say --peer HOST:PORT to measure the link to the server, or its --rate")
+    from manyhands.devices import Profile, load_model
+    from manyhands.experiment import chosen_device
+    from manyhands.profiler import own_name, profiled, write
+
+    called, where = own_name(name), chosen_device(device)
+    work = load_model(model) if model else Profile()
+    link = link_to(*address(peer, "--peer")) if peer else Link(rate, rate) if rate else None
+    found = profiled(work, called, link, memory=memory and 1e6 * memory, serves=serves, device=where)
+    write(out, found, where)
+    typer.echo(f"{out}\n{out.read_text()}".rstrip())
 
 
 @app.command()

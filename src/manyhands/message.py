@@ -20,7 +20,7 @@ from manyhands.errors import MessageError
 
 MAGIC = b"MHM1"
 HEADER_LIMIT = 1 << 20
-_OPERATION = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_OPERATION = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _PREFIX = struct.Struct("<4sI")
 
 

@@ -1,0 +1,109 @@
+"""The model of time against the authors' own figure, and the exact solver against all there is and a genetic one."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from bench import ROOT, Measured, main
+
+from manyhands.advisor import Advisor
+from manyhands.devices import Central, Device, Fleet, load_devices
+from manyhands.models.cut import Cuts, every_cut
+from manyhands.models.gan import Gan
+
+BARS = {
+    "cost_model_off": "<= 5e-05",
+    "cost_model_cuts_off": "== 0",
+    "exact_seconds": "<= 1",
+    "genetic_better": "== 0",
+    "brute_differs": "== 0",
+}
+AUTHORS_SECONDS = 8.1405
+AUTHORS_CUTS = {"dev1": "0000", "dev5": "0010", "dev6": "1110"}
+"""Those of other kinds are 1111: what of the movable blocks is at home."""
+MODEL = Gan(size=28, channels=1, classes=10)
+SLACK = 1e-9
+
+
+def cost_model(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
+    """How far the authors' figure is from theirs, and how often others find better cuts than the exact solver."""
+    torch.set_num_threads(1)
+    fleet = load_devices([ROOT / "examples" / "devices.toml"])
+    advisor = Advisor(fleet.model, fleet, "authors", min_head=0)
+    began = time.perf_counter()
+    _ = advisor.problem  # what blocks cost is counted once for a model
+    counted, began = time.perf_counter() - began, time.perf_counter()
+    cuts = advisor.exact()
+    seconds = time.perf_counter() - began
+    told = {name: AUTHORS_CUTS.get(name, "1111") for name in advisor.names}
+    genetic = [_against_genetic(seed) for seed in range(2 if quick else 100)]
+    brute = [_against_all(seed) for seed in range(2 if quick else 50)]
+    figures = {
+        "cost_model": advisor.seconds(cuts),
+        "cost_model_off": abs(advisor.seconds(cuts) - AUTHORS_SECONDS),
+        "cost_model_cuts_off": float(sum(in_bits(each) != told[name] for name, each in cuts.items())),
+        "exact_seconds": seconds,
+        "genetic_better": float(sum(ratio < 1 - SLACK for ratio in genetic)),
+        "brute_differs": float(sum(abs(ratio - 1) > SLACK for ratio in brute)),
+    }
+    return figures, {
+        "cuts": {name: str(each) for name, each in cuts.items()},
+        "genetic_over_exact": {"worst": max(genetic), "equal": sum(ratio <= 1 + SLACK for ratio in genetic)},
+        "counting_seconds": counted,
+        "sets": {"genetic": len(genetic), "brute": len(brute)},
+    }
+
+
+def in_bits(cuts: Cuts) -> str:
+    """As the authors write them."""
+    return "".join(f"{cut.head}{4 - cut.tail}" for cut in (cuts.generator, cuts.discriminator))
+
+
+def devices(rng: np.random.Generator, kinds: int) -> Fleet:
+    """So many kinds, from a watch to a workstation; some are short of memory."""
+    made = {
+        f"d{i}": Device(
+            count=int(rng.integers(1, 21)),
+            gflops=float(10 ** rng.uniform(-1, 2.5)), rate=float(10 ** rng.uniform(5, 9)),
+            memory=float(rng.uniform(60e6, 250e6)) if rng.random() < 0.3 else None,
+        )
+        for i in range(kinds)
+    }  # fmt: skip
+    return Fleet(server=Central(gflops=float(rng.uniform(10, 1000)), rate=float(10 ** rng.uniform(6, 9))), devices=made)
+
+
+def _against_genetic(seed: int) -> float:
+    """The seconds of the genetic solver's cuts, as a multiple of the exact one's."""
+    rng = np.random.default_rng(seed)
+    mode, kinds = ("authors", "corrected")[seed % 2], int(rng.integers(2, 8))
+    advisor = Advisor(MODEL, devices(rng, kinds), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
+    return advisor.seconds(advisor.cuts("genetic", seed)) / advisor.seconds(advisor.exact())
+
+
+def _against_all(seed: int) -> float:
+    """The seconds of the best of all cuts, as a multiple of the exact one's."""
+    rng = np.random.default_rng(1000 + seed)
+    mode = ("authors", "corrected")[seed % 2]
+    advisor = Advisor(MODEL, devices(rng, 2), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
+    every = [Cuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(MODEL), repeat=2)]
+    fitting = [
+        [c for c in every if c.discriminator.head >= advisor.min_head and advisor.memory(c) <= (each.memory or np.inf)]
+        for each in advisor.fleet.devices.values()
+    ]
+    least = min(advisor.seconds(dict(zip(advisor.names, one, strict=True))) for one in itertools.product(*fitting))
+    return least / advisor.seconds(advisor.exact())
+
+
+def measure(told: argparse.Namespace) -> Measured:
+    """The figures of the model of time and its solvers."""
+    figures, beside = cost_model(told.quick)
+    return {"figures": figures, **beside}
+
+
+if __name__ == "__main__":
+    main("cutting", measure, BARS)
