@@ -13,6 +13,7 @@ from torch import Tensor
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
+from manyhands.methods.huscf.guard import GUARDED, Guard
 from manyhands.methods.huscf.server import ORDER, HuSCFServer
 from manyhands.methods.method import Ask, Conversation, Method, Trained, check_images
 from manyhands.models.cut import Cut, Cuts, maps
@@ -45,6 +46,7 @@ class HuSCF(Method):
     ``min_head`` + 1 blocks stays at home, since of one layer's output images can be computed. ``clusters`` of silos are
     found by themselves, or so many; from round ``warm`` on their ends are averaged within them, by the weights
     n exp(-``alpha`` d). ``statistics`` are those of the server's norms: over all silos, or within each cluster.
+    ``guard`` clips and noises what the discriminator's head sends.
 
     References:
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
@@ -62,6 +64,7 @@ class HuSCF(Method):
     warm: Int = Field(default=2, ge=0)
     statistics: Literal["all", "cluster"] = "all"
     ema: Float = Field(default=0.0, ge=0, lt=1)
+    guard: Guard | None = None
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> Self:
@@ -264,6 +267,8 @@ class Half:
         head, _, tail = self.cuts.of(network).parts(list(getattr(self.network, network)))
         with self.meter.work(self.method.model, self.cuts, op, "head", len(x)):
             sent = through(head, x, labels)
+            if self.method.guard and op in GUARDED:
+                sent = self.method.guard.hidden(sent, self.silo)
         answer = yield Message(op, {"x": sent.detach()})
         got = answer.tensors["x"].to(x.device).requires_grad_()
         with self.meter.work(self.method.model, self.cuts, op, "tail", len(x)):
