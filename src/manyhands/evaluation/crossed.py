@@ -9,13 +9,15 @@ from manyhands.evaluation.markup import number, table, text
 
 Told = Mapping[str, Any]
 HEADS = ["head", "attack", "PSNR dB", "SSIM", "explained", "1 of m", "class"]
+WIDE = 24
 WEAK = 0.5
-"""The share of the images' variance from which on a head counts as weak."""
+"""The share of the images' variance, or of the images that are picked, from which on a head counts as weak."""
 ABOUT = (
     "The attacker is the server: it averages the discriminator's heads, so it knows the weights with which a round "
     "begins, and it sees what they make of real images. Head n ends with block n; the heads of this run were attacked "
     "as they were sent, the others as they would have been. Explained: the share of the images' variance that comes "
-    "back. 1 of m: how often the right image is nearest to the estimate. Class: how often the label is told."
+    "back. 1 of m: how often the right image is nearest to the estimate; nearest of m: how often what the head makes of "
+    "it is nearest to what was sent. Class: how often the label is told."
 )
 
 
@@ -27,6 +29,7 @@ def rows(found: Told) -> list[list[str]]:
     for head in found["heads"]:
         name = f"{head['head']}"
         body += [_row(name, attack, told) for attack, told in head["attacks"].items()]
+        body.append([name, "nearest of m".ljust(WIDE), "-", "-", "-", number(head["recognised"]["value"]), "-"])
         body += [_row(name, f"{attack}, step {step}", told) for attack, told in later.get(name, {}).items()]
         best = max(head["unknown_head"].values(), key=lambda told: told["explained"]["value"])
         body += [_row(name, "unknown weights", best), _row(name, "other images", head["other_images"])]
@@ -76,9 +79,12 @@ def best_of(attacks: Told) -> tuple[str, Told]:
 
 def _verdict(found: Told) -> list[str]:
     """Which heads are weak, and what the least head is for."""
-    weak = [head["head"] for head in found["heads"] if best_of(head["attacks"])[1]["explained"]["value"] >= WEAK]
+    weak = [head["head"] for head in found["heads"] if _is_weak(head)]
     strong = [head["head"] for head in found["heads"] if head["head"] not in weak]
-    lines = [f"Weak, half of the images' variance or more comes back: {_listed(weak)}. Less does: {_listed(strong)}."]
+    lines = [
+        "Weak, half of the images' variance comes back or half of the images are picked, or more: "
+        f"{_listed(weak)}. Less: {_listed(strong)}."
+    ]
     if solved := found["heads"][0]["attacks"].get("least squares"):
         lines.append(
             f"Head 0 is solved as linear equations, in {solved['psnr']['value']:.1f} dB, with no search and nothing "
@@ -88,6 +94,11 @@ def _verdict(found: Told) -> list[str]:
     return lines
 
 
+def _is_weak(head: Told) -> bool:
+    best = best_of(head["attacks"])[1]["explained"]["value"]
+    return max(best, head["recognised"]["value"]) >= WEAK
+
+
 def _labelled(found: Told) -> list[Told]:
     return [head for head in found["heads"] if head["labels_of_made"] is not None]
 
@@ -95,7 +106,7 @@ def _labelled(found: Told) -> list[Told]:
 def _row(head: str, attack: str, told: Told) -> list[str]:
     return [
         head,
-        attack.ljust(24),
+        attack.ljust(WIDE),
         f"{told['psnr']['value']:.1f}",
         f"{told['ssim']['value']:.2f}",
         f"{told['explained']['value']:.2f}",

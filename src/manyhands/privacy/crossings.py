@@ -16,7 +16,7 @@ from manyhands.privacy import identity
 from manyhands.privacy.disclosure import SHOWN, Effort
 from manyhands.privacy.distance import nearness
 from manyhands.privacy.heads import Head, head_of, unknown
-from manyhands.privacy.inversion import descended, labelled, solved
+from manyhands.privacy.inversion import descended, labelled, nearest, solved
 from manyhands.privacy.inverter import Inverter, inverter
 from manyhands.privacy.statistics import Interval, proportion
 from manyhands.seed import torch_rng
@@ -65,6 +65,8 @@ class Attacked:
             "unknown_head": {name: self.scores(estimate) for name, estimate in control.items()},
             "other_images": self.scores(Estimate(best.images.roll(1, 0), None)),
             "labels_of_made": self._right(self._labels_of_made(known)),
+            "recognised": self._recognised(known),
+            "recognised_by_unknown": self._recognised(known, fresh),
         }
 
     def later(self, heard: Sequence[Heard]) -> dict[str, dict[str, Any]]:
@@ -167,6 +169,15 @@ class Attacked:
     def _labels_of_made(self, known: Of) -> Tensor | None:
         each = [self._labels(known(one), self._sent(known, one, "made"), one) for one in self.heard]
         return _together(each)
+
+    def _recognised(self, known: Of, guess: Head | None = None) -> Interval:
+        """How often the right image is nearest to what was sent, among all, after the head that is taken for it."""
+        found = []
+        for each in self.heard:
+            head = guess or known(each)
+            labels = self._labels(head, self._sent(known, each, "made"), each)
+            found.append(nearest(head, self._sent(known, each, "real"), self.truth, labels))
+        return proportion(torch.cat(found) == torch.arange(len(self.truth)))
 
     def _right(self, labels: Tensor | None) -> Interval | None:
         return None if labels is None or self.labels is None else proportion(labels == self.labels)
