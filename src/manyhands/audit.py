@@ -85,8 +85,7 @@ def _of_cuts(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], effort: Ef
     with folder.alone():
         first, later = (replay.last_round(folder, method, silos, part) for part in (0.0, 0.5))
         mine = crossings.chosen(first)
-        lens = features.classifier(pooled([silo.images for silo in silos]), public)
-        attacked = crossings.Attacked(method, mine, public, lens, effort or Effort(), silos[0].seed)
+        attacked = crossings.Attacked(method, mine, public, effort or Effort(), silos[0].seed)
         found = crossings.crossings(attacked, [later[each.silo] for each in mine])
         report.write(folder, folder.report | {"disclosure": found})
     return found

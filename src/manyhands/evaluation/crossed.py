@@ -16,8 +16,8 @@ ABOUT = (
     "The attacker is the server: it averages the discriminator's heads, so it knows the weights with which a round "
     "begins, and it sees what they make of real images. Head n ends with block n; the heads of this run were attacked "
     "as they were sent, the others as they would have been. Explained: the share of the images' variance that comes "
-    "back. 1 of m: how often the right image is nearest to the estimate; nearest of m: how often what the head makes of "
-    "it is nearest to what was sent. Class: how often the label is told."
+    "back. 1 of m: how often the right image is nearest to the estimate; nearest of m: how often what the head makes "
+    "of it is nearest to what was sent. Class: how often the label is told."
 )
 
 
@@ -96,7 +96,7 @@ def _verdict(found: Told) -> list[str]:
 
 def _is_weak(head: Told) -> bool:
     best = best_of(head["attacks"])[1]["explained"]["value"]
-    return max(best, head["recognised"]["value"]) >= WEAK
+    return bool(max(best, head["recognised"]["value"]) >= WEAK)
 
 
 def _labelled(found: Told) -> list[Told]:

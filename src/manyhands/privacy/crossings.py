@@ -23,7 +23,6 @@ from manyhands.seed import torch_rng
 from manyhands.tensors import named
 
 if TYPE_CHECKING:
-    from manyhands.evaluation.features import Extractor
     from manyhands.methods.huscf.method import HuSCF
     from manyhands.privacy.replay import Heard
     from manyhands.tensors import Tensors
@@ -46,7 +45,6 @@ class Attacked:
     method: HuSCF
     heard: Sequence[Heard]
     public: Images
-    lens: Extractor | None = None
     effort: Effort = field(default_factory=Effort)
     seed: int = 0
 
@@ -74,7 +72,7 @@ class Attacked:
         found = {}
         for last in sorted({each.cuts.discriminator.head for each in heard}):
             mine = [each for each in heard if each.cuts.discriminator.head == last]
-            those = Attacked(self.method, mine, self.public, self.lens, self.effort, self.seed)
+            those = Attacked(self.method, mine, self.public, self.effort, self.seed)
             attacks = those._attacks(last, those._known(last), "known")
             found[str(last)] = {name: those.scores(estimate) for name, estimate in attacks.items()}
         return found
@@ -92,7 +90,7 @@ class Attacked:
     def floor(self) -> dict[str, Any]:
         """What is known without anything that was sent."""
         guess = self._mean.expand_as(self.truth)
-        found: dict[str, Any] = {"reconstruction": nearness(guess, self.truth, guess, self.lens, self._rng("floor"))}
+        found: dict[str, Any] = {"reconstruction": nearness(guess, self.truth, guess, None, self._rng("floor"))}
         if self.labels is not None and self.public.labels is not None:
             said = self.public.labels.bincount(minlength=self.method.model.classes).argmax()
             found["labels"] = proportion(self.labels == said)
@@ -101,7 +99,7 @@ class Attacked:
     def scores(self, estimate: Estimate) -> dict[str, Any]:
         """How near it came."""
         guess, count = self._mean.expand_as(self.truth), len(self.truth)
-        found: dict[str, Any] = dict(nearness(estimate.images, self.truth, guess, self.lens, self._rng("scores")))
+        found: dict[str, Any] = dict(nearness(estimate.images, self.truth, guess, None, self._rng("scores")))
         picked = proportion(identity.recognised(estimate.images, self.truth, 1.0))
         found["identity"] = {"candidates": count, "top_1": picked, "chance": 1 / count}
         return found | {"label": self._right(estimate.labels)}

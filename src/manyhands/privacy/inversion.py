@@ -80,14 +80,16 @@ def labelled(head: Head, sent: Tensor, images: Tensor) -> Tensor:
 def nearest(head: Head, sent: Tensor, candidates: Tensor, labels: Tensor | None) -> Tensor:
     """The number of the candidate of which the head makes what is nearest to what was sent, with its label.
 
-    The statistics are those that came with the weights. Under Gaussian noise nothing finds the right one more often.
+    Statistics as above. Were they known, nothing would find the right one more often under Gaussian noise.
     """
     known, found = head.as_last_known(), torch.zeros(len(sent), dtype=torch.long)
     told = torch.zeros(len(sent), dtype=torch.long) if labels is None else labels
-    for label in told.unique():
-        mine, same = told == label, label.expand(len(candidates))
-        made = known(candidates, same if labels is not None else None)
-        found[mine] = torch.cdist(sent[mine].flatten(1), made.flatten(1)).argmin(1)
+    for _ in range(LOOKS):
+        for label in told.unique():
+            mine, same = told == label, label.expand(len(candidates))
+            made = known(candidates, None if labels is None else same)
+            found[mine] = torch.cdist(sent[mine].flatten(1), made.flatten(1)).argmin(1)
+        known = head.settled(candidates[found], labels)
     return found
 
 
