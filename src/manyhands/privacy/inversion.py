@@ -124,8 +124,10 @@ def _conjugate(normal: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
     """The solution of a system of equations for each image, by conjugate gradients."""
     x, left = torch.zeros_like(wanted), wanted
     way, size = left, _squares(left)
-    enough = 1e-24 * size.clamp(min=1e-30)
+    enough = 1e-14 * size.clamp(min=1e-30)
     for _ in range(TURNS):
+        if not bool((size > enough).any()):
+            break
         across = normal(way)
         step = size / (way * across).flatten(1).sum(1).clamp(min=1e-300)
         step = torch.where(size > enough, step, 0.0)
