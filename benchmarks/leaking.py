@@ -32,13 +32,11 @@ SHALLOW = {"generator": {"head": 0, "tail": 4}, "discriminator": {"head": 0, "ta
 def cases() -> dict[str, dict[str, Any]]:
     """What the method is told beside its recipe."""
     noised = {f"noise {noise}": {"guard": {"clip": CLIP, "noise": noise}} for noise in NOISES}
-    shallow = {"min_head": 0, "cut": SHALLOW}
     return {
         "none": {},
-        "one block": shallow,
+        "one block": {"min_head": 0, "cut": SHALLOW},
         "clip alone": {"guard": {"clip": CLIP}},
         **noised,
-        f"one block, noise {NOISES[1]}": shallow | noised[f"noise {NOISES[1]}"],
         "real alone": noised[f"noise {NOISES[1]}"],
     }
 
