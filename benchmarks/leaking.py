@@ -43,7 +43,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
 def leaks(told: argparse.Namespace) -> dict[str, Any]:
     """Each case: how good its images are, and what an attacker gets of its own head and of made images."""
-    work = Path(tempfile.mkdtemp() if told.quick or not getattr(told, "work", "") else told.work)
+    work = Path(tempfile.mkdtemp() if told.quick or not getattr(told, "work", "") else told.work) / "leaks"
     effort = Effort(inverter=20, descent=20) if told.quick else None
     asked = ["none", f"noise {NOISES[1]}"] if told.quick else list(cases())
     found = {name: _case(name, work / name.replace(" ", "-"), effort, quick=told.quick) for name in asked}
