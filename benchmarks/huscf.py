@@ -8,6 +8,7 @@ is measured anew each time.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 import tomllib
@@ -19,6 +20,8 @@ import bench
 import numpy as np
 import tomli_w
 import torch
+from cutting import cost_model
+from throttled import predicted
 from whole_gan import together
 
 from manyhands import Experiment, Images, Silo
@@ -33,6 +36,9 @@ from manyhands.training import GanTraining
 BARS = {
     "split_equals_whole": "<= 1e-6", "split_equals_whole_many": "<= 1e-6",
     "wire": "<= 0.001", "wire_messages": "== 16",
+    "cost_model": "<= 8.1406", "cost_model_off": "<= 5e-05", "cost_model_cuts_off": "== 0",
+    "exact_seconds": "<= 1", "genetic_better": "== 0", "brute_differs": "== 0",
+    "predicted": "<= 0.3", "predicted_choice": "<= 1.1",
     "clusters": ">= 1", "clusters_three": ">= 0.9",
     "quality_small": "<= 2", "quality_small_rivals": ">= 0",
     "quality_paper": ">= 0",
@@ -54,6 +60,9 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         found, beside = part(told)
         figures |= found
         shown |= beside
+    for name, slow in (("cost_model", cost_model), ("predicted", predicted)):
+        found, shown[name] = _kept(told, name, slow)
+        figures |= {each: found[each] for each in BARS.keys() & found.keys()}
     why = "quality, clusters and traffic are of the runs that have ended; they need mnist and fashion-mnist in --data"
     return {"figures": figures, **shown, "why": why, "seeds": _seeds(told)}
 
@@ -215,6 +224,19 @@ def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
         after = _clocked(lambda: _uncut(model, GanTraining(batch=8 * batch, steps=steps), pooled))
         found.append((before + after) / 2 / mine)
     return {"speed": float(np.median(found))}, {"speeds": [round(ratio, 3) for ratio in found]}
+
+
+def _kept(told: argparse.Namespace, name: str, slow: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    """What takes many minutes, and nothing else may run meanwhile: like runs, it is not done again under --work."""
+    path = Path(told.work) / told.scale / f"{name}.json"
+    if told.quick or not path.exists():
+        figures, beside = slow(told.quick)
+        if told.quick:
+            return figures, beside
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"figures": figures, "beside": beside | {"commit": bench.commit()}}))
+    found = json.loads(path.read_text())
+    return found["figures"], found["beside"]
 
 
 def _clocked(work: Any) -> float:

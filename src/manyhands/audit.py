@@ -1,4 +1,4 @@
-"""What a finished run gave away: attacks on its releases and on its server, by one who has images of the same kind."""
+"""What a finished run gave away: attacks on all that left its silos, by one who has images of the same kind."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from manyhands.experiment import chosen_device, held_silos
 from manyhands.journal import RunFolder
 from manyhands.message import Message
 from manyhands.methods.collafuse import CollaFuse
+from manyhands.methods.huscf.method import HuSCF
 from manyhands.models.generator import Generator, load
-from manyhands.privacy import algebra
+from manyhands.privacy import algebra, crossings, replay
 from manyhands.privacy.disclosure import Actual, Effort, Own, disclosure
 from manyhands.seed import torch_rng
+from manyhands.silo import Workbench
 from manyhands.sweep import INDEX
 
 if TYPE_CHECKING:
@@ -35,14 +37,18 @@ MOST = 2000
 
 
 def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | None = None) -> dict[str, Any]:
-    """Attack a finished run of ``collafuse``; what came of it goes into its report.
+    """Attack a finished run of ``collafuse`` or ``huscf``; what came of it goes into its report.
 
     The attackers' images are those that the run held out, which it never trained on.
     """
     recipe, silos = held_silos(folder)
     method = recipe.method
+    if isinstance(method, HuSCF):
+        return _of_cuts(folder, method, [replace(silo, seed=recipe.seed) for silo in silos], effort)
     if not isinstance(method, CollaFuse):
-        raise RunFolderError(f"{folder.path}: method {method.kind} releases no images; an audit is of collafuse")
+        raise RunFolderError(
+            f"{folder.path}: method {method.kind} releases no images; an audit is of collafuse or huscf"
+        )
     last = method.diffusion.schedule.steps
     silos = [replace(silo, seed=recipe.seed) for silo in silos if 0 < method.step_of(silo.name) < last]
     private, public = _private_and_public(silos)
@@ -64,6 +70,23 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
         found["exact_algebra"] = _algebra(method, silos, stores)
         found["mode"], found["release"], found["labels"] = method.mode, method.release, method.labels
         figures.disclosure(folder.figures / "disclosure.png", found)
+        report.write(folder, folder.report | {"disclosure": found})
+    return found
+
+
+def _of_cuts(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], effort: Effort | None) -> dict[str, Any]:
+    """Attack what crossed the cuts of a GAN in its last round, which is done once more."""
+    public, bench = _public(silos), Workbench(chosen_device(folder.recipe.get("device", "auto")))
+    if len(public) < 2:
+        raise DataError(
+            f"{len(public)} image is held out, and an attacker needs 2 at least: data.held_out or data.test"
+        )
+    silos = [replace(silo, bench=bench) for silo in silos]
+    with folder.alone():
+        first, later = (replay.last_round(folder, method, silos, part) for part in (0.0, 0.5))
+        mine = crossings.chosen(first)
+        attacked = crossings.Attacked(method, mine, public, effort or Effort(), silos[0].seed)
+        found = crossings.crossings(attacked, [later[each.silo] for each in mine])
         report.write(folder, folder.report | {"disclosure": found})
     return found
 
@@ -133,13 +156,19 @@ def _private_and_public(silos: Sequence[Silo]) -> tuple[Images, Images]:
         raise DataError(
             "every silo keeps its whole chain or releases its images as they are: there is nothing to attack"
         )
+    private = pooled([silo.images for silo in silos])
+    return private.subset(np.arange(min(MOST, len(private)))), _public(silos)
+
+
+def _public(silos: Sequence[Silo]) -> Images:
+    """The images that nobody trained on."""
     held = [silo.held_out for silo in silos if silo.held_out is not None and len(silo.held_out)]
     if not held:
         raise DataError(
             "no images are held out, and an attacker needs some of the same kind: data.held_out or data.test"
         )
-    private, public = pooled([silo.images for silo in silos]), pooled(held)
-    return private.subset(np.arange(min(MOST, len(private)))), public.subset(np.arange(min(MOST, len(public))))
+    public = pooled(held)
+    return public.subset(np.arange(min(MOST, len(public))))
 
 
 def _cuts(method: CollaFuse, silos: Sequence[Silo], shares: Sequence[float]) -> list[int]:

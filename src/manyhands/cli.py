@@ -155,11 +155,11 @@ def sample(
 def audit(
     run_folder: RunArgument,
     cuts: Annotated[
-        str, typer.Option(help="Shares of the chain to attack at, beside the run's own.")
+        str, typer.Option(help="Shares of the chain to attack at, beside the run's own (collafuse).")
     ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     as_json: JsonOption = False,
 ) -> None:
-    """Attack what a run released, and its server; the figures go into its report. Of a sweep over cuts: all of them."""
+    """Attack what a run gave away; the figures go into its report. Of a sweep over cuts of collafuse: all of them."""
     from manyhands.audit import audit as attack
     from manyhands.audit import trade
     from manyhands.evaluation.disclosed import rows, words
@@ -185,7 +185,9 @@ def audit(
     print_table(rows(found))
     for line in words(found):
         typer.echo(_wrapped(line, ""))
-    typer.echo(f"figure   {run_folder / 'figures' / 'disclosure.png'}\nreport   {run_folder / 'report.html'}")
+    if (figure := run_folder / "figures" / "disclosure.png").exists():
+        typer.echo(f"figure   {figure}")
+    typer.echo(f"report   {run_folder / 'report.html'}")
 
 
 @app.command()

@@ -260,8 +260,10 @@ class RunFolder:
         self._stored[name] = known
         return tensors
 
-    def state(self) -> State:
-        """The newest closed round that is whole, to be read only."""
+    def state(self, number: int | None = None) -> State:
+        """The newest closed round that is whole, or one of the kept ones, to be read only."""
+        if number is not None:
+            return self._read(number)
         for state in self._whole():
             return state
         raise CheckpointError("; ".join([f"{self.path}: holds no whole checkpoint", *self.problems]))

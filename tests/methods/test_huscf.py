@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from manyhands import Evaluation, Experiment, FedAvg, Images, Sampling, Silo
 from manyhands.errors import RecipeError
 from manyhands.experiment import drawn_by
 from manyhands.journal import RunFolder
+from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.huscf import clusters
 from manyhands.methods.huscf.method import HuSCF
@@ -23,6 +24,7 @@ from manyhands.models.generator import Drawing
 from manyhands.tensors import named
 from manyhands.training import GanTraining
 
+WIRES: tuple[Literal["count", "bytes"], ...] = ("count", "bytes")
 SMALL = Gan(size=16, channels=1, classes=2, latent=4, width=4)
 
 
@@ -148,6 +150,14 @@ def test_fewer_bits_of_a_number_are_so_many_fewer_bytes(bits: int, less: float) 
     entries = trained(method, [Silo("s0", images)]).ledger.entries()
     sent = sum(entry["bytes"] for entry in entries if entry["op"] in ORDER)
     assert 0.97 < plain / sent / less < 1
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_what_is_counted_is_what_is_really_encoded_and_nothing_else_changes(bits: int) -> None:
+    counted, encoded = (trained(tiny(cuts=MIXED, bits=bits), gan_silos(), link=Embedded(wire=wire)) for wire in WIRES)
+    assert counted.ledger.entries() == encoded.ledger.entries()
+    for name, tensor in pieces(counted).items():
+        assert torch.equal(tensor, pieces(encoded)[name])
 
 
 class Broken(Images):

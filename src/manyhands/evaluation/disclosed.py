@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manyhands.evaluation import crossed
 from manyhands.evaluation.markup import number, picture, table, text
 
 Told = Mapping[str, Any]
+CROSSINGS = "crossings"
+"""The kind of what is told of a cut GAN."""
 HEADS = ["cut", "SNR dB", "epsilon", "explained", "PSNR dB", "1 of m", "theory", "class", "linked"]
 ABOUT = (
     "Attackers have other images of the same kind, the held-out ones. Explained: the share of the images' variance "
@@ -21,6 +24,8 @@ ABOUT = (
 
 def rows(found: Told) -> list[list[str]]:
     """A row for each cut, under heads; where there were several releases of an image, one more for all of them."""
+    if found.get("kind") == CROSSINGS:
+        return crossed.rows(found)
     body = []
     for cut in found["cuts"]:
         body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number(cut["linkability"]["value"])))
@@ -33,6 +38,8 @@ def rows(found: Told) -> list[list[str]]:
 
 def words(found: Told) -> list[str]:
     """What the table does not say."""
+    if found.get("kind") == CROSSINGS:
+        return crossed.words(found)
     floor, exact = found["floor"], found["exact_algebra"]
     one = found["cuts"][0]["one_release"]
     guarantee = one["guarantee"]
@@ -63,6 +70,8 @@ def words(found: Told) -> list[str]:
 
 def section(found: Told, path: Path) -> str:
     """Of the report."""
+    if found.get("kind") == CROSSINGS:
+        return crossed.section(found)
     heads, *body = rows(found)
     lines = "".join(f"<p>{text(line)}</p>" for line in words(found))
     drawn = f'<div class="wide">{picture(path, "what releases give away over the cut")}</div>' if path.exists() else ""

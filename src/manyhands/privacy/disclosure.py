@@ -57,11 +57,16 @@ class Own:
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard the attackers train on their public images: the steps of each, and the widths of their U-Nets."""
+    """How hard the attackers train on their public images: the steps of each, and the widths of their U-Nets.
+
+    ``inverter`` and ``descent`` are of those who attack a cut GAN.
+    """
 
     denoiser: int = 400
     regressor: int = 400
     classifier: int = 1000
+    inverter: int = 600
+    descent: int = 200
     widths: tuple[int, ...] = (16, 32)
     batch: int = 64
     learning_rate: float = 2e-3

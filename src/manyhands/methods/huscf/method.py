@@ -16,6 +16,7 @@ from manyhands.codec.activations import Bits
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
+from manyhands.methods.huscf.guard import GUARDED, Guard
 from manyhands.methods.huscf.server import ORDER, HuSCFServer
 from manyhands.methods.method import Ask, Conversation, Method, Trained, check_images
 from manyhands.models.cut import Cut, Cuts, maps
@@ -50,11 +51,11 @@ class HuSCF(Method):
     """A GAN whose middle blocks are the server's: silos keep images, labels, noise, losses and both ends.
 
     ``cut`` says what a silo has at home, ``cuts`` those of silos that have others, by name or by a pattern as
-    ``silo-1*`` (the first that fits counts); a discriminator's head of at least
-    ``min_head`` + 1 blocks stays at home, since of one layer's output images can be computed. ``clusters`` of silos are
-    found by themselves, or so many; from round ``warm`` on their ends are averaged within them, by the weights
-    n exp(-``alpha`` d). ``statistics`` are those of the server's norms: over all silos, or within each cluster. Each
-    number of an activation or a gradient takes so many ``bits`` on the wire.
+    ``silo-1*`` (the first that fits counts); a discriminator's head of at least ``min_head`` + 1 blocks stays at home,
+    since of one layer's output images can be computed. ``clusters`` of silos are found by themselves, or so many; from
+    round ``warm`` on their ends are averaged within them, by the weights n exp(-``alpha`` d). ``statistics`` are those
+    of the server's norms: over all silos, or within each cluster. ``guard`` clips and noises what the discriminator's
+    head sends. Each number of an activation or a gradient takes so many ``bits`` on the wire.
 
     References:
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
@@ -73,6 +74,7 @@ class HuSCF(Method):
     statistics: Literal["all", "cluster"] = "all"
     bits: Bits = 32
     ema: Float = Field(default=0.0, ge=0, lt=1)
+    guard: Guard | None = None
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> Self:
@@ -311,6 +313,8 @@ class Half:
         head, _, tail = self.cuts.of(network).parts(list(getattr(self.network, network)))
         with self.meter.work(self.method.model, self.cuts, op, "head", len(x)):
             sent = through(head, x, labels)
+            if self.method.guard and op in GUARDED:
+                sent = self.method.guard.hidden(sent, self.silo)
         answer = yield self._says(op, sent.detach())
         got = activations.decode(answer.tensors).to(x.device).requires_grad_()
         with self.meter.work(self.method.model, self.cuts, op, "tail", len(x)):
