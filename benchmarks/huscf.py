@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import leaking
 import numpy as np
 import tomli_w
 import torch
@@ -38,7 +39,7 @@ BARS = {
     "wire": "<= 0.001", "wire_messages": "== 16",
     "cost_model": "<= 8.1406", "cost_model_off": "<= 5e-05", "cost_model_cuts_off": "== 0",
     "exact_seconds": "<= 1", "genetic_better": "== 0", "brute_differs": "== 0",
-    "predicted": "<= 0.3", "predicted_choice": "<= 1.1",
+    "predicted": "<= 0.3", "predicted_choice": "<= 1.1", **leaking.BARS,
     "clusters": ">= 1", "clusters_three": ">= 0.9",
     "quality_small": "<= 2", "quality_small_rivals": ">= 0",
     "quality_paper": ">= 0",
@@ -60,7 +61,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         found, beside = part(told)
         figures |= found
         shown |= beside
-    for name, slow in (("cost_model", cost_model), ("predicted", predicted)):
+    for name, slow in (("cost_model", cost_model), ("predicted", predicted), ("leaks", lambda _: _leaks(told))):
         found, shown[name] = _kept(told, name, slow)
         figures |= {each: found[each] for each in BARS.keys() & found.keys()}
     why = "quality, clusters and traffic are of the runs that have ended; they need mnist and fashion-mnist in --data"
@@ -237,6 +238,11 @@ def _kept(told: argparse.Namespace, name: str, slow: Any) -> tuple[dict[str, flo
         path.write_text(json.dumps({"figures": figures, "beside": beside | {"commit": bench.commit()}}))
     found = json.loads(path.read_text())
     return found["figures"], found["beside"]
+
+
+def _leaks(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    found = leaking.leaks(told)
+    return found.pop("figures"), found
 
 
 def _clocked(work: Any) -> float:
