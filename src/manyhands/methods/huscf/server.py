@@ -36,6 +36,7 @@ class HuSCFServer(Server):
     _at: int
     _passes: dict[str, list[Passing]]
     _chance: torch.Generator
+    _seen: dict[str, tuple[Tensor, int]]
 
     def __init__(self, method: HuSCF, seed: int, cuts: Mapping[str, Cuts]) -> None:
         self.method, self.seed, self.cuts = method, seed, dict(cuts)
@@ -48,7 +49,6 @@ class HuSCFServer(Server):
         self.images: dict[str, int] = {}
         self.cluster: dict[str, int] = {}
         self.meter = Meter({})
-        self._seen: dict[str, Tensor] = {}
         self._begin()
 
     def on(self, silo: str, message: Message) -> Message:
@@ -106,7 +106,7 @@ class HuSCFServer(Server):
 
     def _begin(self) -> None:
         """A round begins."""
-        self._at, self._passes = 0, {}
+        self._at, self._passes, self._seen = 0, {}, {}
         self._chance = torch_rng(self.seed, "server", self.round, "wire", device=self.device)
 
     @torch.no_grad()
@@ -143,10 +143,25 @@ class HuSCFServer(Server):
             with self.meter.work(op, *self._form(op, sent)):
                 passing = Passing(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
             self._keep_means(network, mine)
-            self._seen |= passing.seen
+            if not self._apart:
+                self._look(passing.seen)
             self._passes[op].append(passing)
             answers |= passing.answers()
+        if op == "real" and self._apart:
+            self._look(self._together(blocks, told))
         return answers
+
+    @torch.no_grad()
+    def _together(self, blocks: nn.ModuleList, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the middle makes of all in one batch: norms within each cluster would hide how clusters differ."""
+        cuts = {silo: self.cuts[silo].discriminator for silo in told}
+        return Passing(blocks, cuts, told, self.method.model.middle).seen
+
+    def _look(self, seen: Mapping[str, Tensor]) -> None:
+        """Add up the means of real batches: those of a whole round tell silos apart where a single one is too few."""
+        for silo, x in seen.items():
+            total, count = self._seen.get(silo, (torch.zeros(()), 0))
+            self._seen[silo] = total + x.mean(0).cpu(), count + 1
 
     def _back(self, op: str, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         answers: dict[str, Tensor] = {}
@@ -197,7 +212,7 @@ class HuSCFServer(Server):
         """Cluster the silos, weigh them, and give each what its cluster has made of its ends."""
         sent = {silo: dict(message.tensors) for silo, message in messages.items() if message.tensors}
         images = {silo: self.images[silo] for silo in sent}
-        features = {silo: self._seen[silo].cpu() for silo in sent if silo in self._seen}
+        features = {silo: total[None] / count for silo, (total, count) in self._seen.items() if silo in sent}
         plain = self.round < self.method.warm or len(features) < len(sent)
         if sent:
             self.cluster |= dict.fromkeys(sent, 0) if plain else clusters.found(features, self.method.clusters)
