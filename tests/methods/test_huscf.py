@@ -12,6 +12,7 @@ from whole_gan import together
 from manyhands import Evaluation, Experiment, FedAvg, Images, Sampling, Silo
 from manyhands.errors import RecipeError
 from manyhands.experiment import drawn_by
+from manyhands.hub import Hub
 from manyhands.journal import RunFolder
 from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
@@ -314,3 +315,30 @@ def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(told:
     assert "".join(number[method.of(f"s{i}")] for i in range(3)) == expected
     with pytest.raises(RecipeError, match="none of the silos"):
         tiny(cuts={"x*": cuts("0404")}).server(0, ["s0"])
+
+
+@pytest.mark.parametrize("calls", range(2, 9))
+def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_others_end(calls: int) -> None:
+    method, silos = tiny(cuts=MIXED), gan_silos()
+    hub = Hub(method.server(0, ["s0", "s1", "s2"]), method.plan(), {silo.name: 9 for silo in silos})
+    talks = {silo.name: method.silo(silo) for silo in silos}
+    said = {name: next(talk) for name, talk in talks.items()}
+    for turn in range(200):
+        if turn == calls and talks.pop("s1", None):
+            hub.leave("s1", "its battery is empty")
+            said.pop("s1")
+        for name, message in said.items():
+            hub.submit(name, message)
+        answers = {name: hub.collect(name) for name in said}
+        assert None not in answers.values(), f"{said} wait for ever"
+        said = {}
+        for name, talk in talks.items():
+            try:
+                said[name] = talk.send(answers[name])  # type: ignore[arg-type]
+            except StopIteration:
+                hub.finish(name)
+        if not said:
+            break
+    assert [closed.round for closed in hub.closed] == [0, 1]
+    assert all(closed.missing == {"s1": "its battery is empty"} for closed in hub.closed)
+    assert all(isinstance(facts["loss"], float) for closed in hub.closed for facts in closed.facts.values())
