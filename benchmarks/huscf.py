@@ -28,7 +28,7 @@ from whole_gan import together
 from manyhands import Experiment, Images, Silo
 from manyhands.journal import RunFolder
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.methods.huscf.server import ORDER
+from manyhands.methods.huscf.order import ORDER
 from manyhands.models.cut import Cuts, every_cut
 from manyhands.models.gan import Gan, iteration
 from manyhands.tensors import named

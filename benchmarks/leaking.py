@@ -18,7 +18,7 @@ from manyhands import compose, load_recipe
 from manyhands.audit import audit
 from manyhands.evaluation.crossed import best_of
 from manyhands.journal import RunFolder
-from manyhands.methods.huscf import method as huscf
+from manyhands.methods.huscf import half
 from manyhands.privacy.disclosure import Effort
 from manyhands.recipe import Recipe, parse_recipe
 
@@ -63,7 +63,7 @@ def _case(name: str, folder: Path, effort: Effort | None, *, quick: bool) -> dic
     """Run it, attack it, and say what came of both. Where real activations alone are noised there is no audit."""
     run, alone = RunFolder(folder), name == "real alone"
     if not run.ended:
-        with mock.patch.object(huscf, "GUARDED", ("real",)) if alone else mock.patch.dict({}):
+        with mock.patch.object(half, "GUARDED", ("real",)) if alone else mock.patch.dict({}):
             for _ in compose(_recipe(cases()[name], quick=quick), folder):
                 pass
     said = {key: run.report["metrics"].get(key) for key in ("fid", "label_match")}

@@ -83,7 +83,8 @@ def half(port: int, rate: float, name: str, method: dict[str, Any]) -> Any:
 def middle(method: dict[str, Any], rates: dict[str, float]) -> Any:
     """The server's half of a run."""
     told = HuSCF.model_validate(method)
-    hub = Hub(told.server(0, list(rates)), told.plan(), {name: len(_silo(name, told).images) for name in rates})
+    roster = {name: len(_silo(name, told).images) for name in rates}
+    hub = Hub(told.server(0, roster), told.plan(), roster)
     turn, threads = threading.Condition(), []
 
     def serve(stream: Shaped, name: str) -> None:

@@ -6,7 +6,7 @@ PyTorch with two remote calls in the middle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -64,7 +64,7 @@ class ToySplit(Method):
             silo.memory |= {**snapshot(nets.state_dict()), "rounds": torch.tensor(number + 1)}
             yield Message("segments", {}, {"loss": loss.item(), "seen": self.steps * self.batch})
 
-    def server(self, seed: int, silos: Sequence[str]) -> ToyServer:
+    def server(self, seed: int, silos: Mapping[str, int]) -> ToyServer:
         """The middle."""
         return ToyServer(self.rate)
 

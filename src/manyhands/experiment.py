@@ -75,7 +75,7 @@ class Experiment:
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
         if not 1 <= self.quorum <= len(self.roster):
             raise RecipeError(f"quorum is {self.quorum}, there are {len(self.roster)} silos")
-        self.server: Server = self.method.server(self.seed, list(self.roster))
+        self.server: Server = self.method.server(self.seed, self.roster)
         self.server.device = bench.device
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
         self._ran = False
@@ -360,7 +360,7 @@ def _kept(path: Path, device: str) -> Trained | None:
 def _restored(folder: RunFolder, method: Method, device: str) -> Hub:
     """The server of a finished run, ready to answer."""
     state = folder.state()
-    server = method.server(int(folder.recipe.get("seed", 0)), list(state.roster))
+    server = method.server(int(folder.recipe.get("seed", 0)), state.roster)
     server.device, server.round = torch.device(device), state.round
     server.load_stores(state.stores)
     server.load_state_dict(state.server)

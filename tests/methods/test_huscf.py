@@ -15,10 +15,11 @@ from manyhands.experiment import drawn_by
 from manyhands.hub import Hub
 from manyhands.journal import RunFolder
 from manyhands.links.embedded import Embedded
+from manyhands.methods import clusters
 from manyhands.methods.baselines import Central, Local
-from manyhands.methods.huscf import clusters
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.methods.huscf.server import ORDER, HuSCFServer
+from manyhands.methods.huscf.order import ORDER
+from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.models.cut import Cut, Cuts
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.generator import Drawing
@@ -314,13 +315,14 @@ def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(told:
     number = {cuts("0404"): "0", cuts("1313"): "1", cuts("0314"): "2"}
     assert "".join(number[method.of(f"s{i}")] for i in range(3)) == expected
     with pytest.raises(RecipeError, match="none of the silos"):
-        tiny(cuts={"x*": cuts("0404")}).server(0, ["s0"])
+        tiny(cuts={"x*": cuts("0404")}).server(0, {"s0": 9})
 
 
 @pytest.mark.parametrize("calls", range(2, 9))
 def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_others_end(calls: int) -> None:
     method, silos = tiny(cuts=MIXED), gan_silos()
-    hub = Hub(method.server(0, ["s0", "s1", "s2"]), method.plan(), {silo.name: 9 for silo in silos})
+    roster = {silo.name: 9 for silo in silos}
+    hub = Hub(method.server(0, roster), method.plan(), roster)
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     for turn in range(200):

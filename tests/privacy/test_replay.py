@@ -69,7 +69,7 @@ def test_a_silo_that_says_no_numbers_is_named() -> None:
     silos, method = gan_silos(2), tiny()
     was = silos[1].images
     silos[1].images = Broken(was.pixels * 0 + 255, was.labels, was.classes)
-    server = method.server(0, ["s0", "s1"])
+    server = method.server(0, {"s0": 9, "s1": 9})
     assert isinstance(server, HuSCFServer)
     with pytest.raises(DataError, match="s1: says no .* there is nothing to attack"):
         heard(method, server, silos, 0.9)

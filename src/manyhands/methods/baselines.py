@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, Self
 
 import torch
@@ -50,7 +50,7 @@ class Local(Denoising):
         while not answer.facts["done"]:
             answer = yield self._round(silo, answer)
 
-    def server(self, seed: int, silos: Sequence[str]) -> Server:
+    def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """A server that only counts rounds, and tells everyone the seed of the common start."""
         return self.prepared_server(LocalServer(self.rounds, seed))
 
@@ -173,7 +173,7 @@ class Central(Denoising):
         """As in ``FedAvg``."""
         return self._inner.silo(silo)
 
-    def server(self, seed: int, silos: Sequence[str]) -> Server:
+    def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """As in ``FedAvg``."""
         if len(silos) != 1:
             raise RecipeError(f"method central takes one silo with all the data, not {len(silos)}")

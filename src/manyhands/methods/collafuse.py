@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Literal, Self
 
 import torch
@@ -116,19 +116,22 @@ class CollaFuse(Denoising):
         home = self.home(self.step_of(silo.name)).silo(silo)
         yield from self._releasing_anew(silo, home) if self.release == "fresh" else home
 
-    def server(self, seed: int, silos: Sequence[str]) -> Server:
+    def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """The server, with a freshly initialised network."""
         if unknown := sorted(self.cuts.keys() - set(silos)):
             raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({', '.join(sorted(silos)[:8])})")
         cuts = {silo: self.step_of(silo) for silo in silos}
         home = self.home(max(cuts.values()))
-        each = {name: home.server(seed, mine) for name, mine in self._clusters(silos).items()}
+        each = {
+            name: home.server(seed, {silo: silos[silo] for silo in mine})
+            for name, mine in self._clusters(silos).items()
+        }
         inner = Clustered(each, self.clusters)
         from manyhands.methods.collafuse_server import CollaFuseServer
 
         return CollaFuseServer(self, seed, cuts, inner if self.clusters else home.server(seed, silos))
 
-    def _clusters(self, silos: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    def _clusters(self, silos: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """The clusters, each silo in one."""
         named = {silo for mine in self.clusters.values() for silo in mine}
         if self.clusters and named != set(silos):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -121,7 +121,7 @@ class FedAvg(Denoising):
         if answer.tensors:
             self._receive(silo, answer)
 
-    def server(self, seed: int, silos: Sequence[str]) -> Server:
+    def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """The server, with a freshly initialised network."""
         if (self.participants or 1) > len(silos):
             raise RecipeError(f"participants is {self.participants}, there are {len(silos)} silos")
@@ -257,7 +257,7 @@ class FedAvg(Denoising):
 class FedAvgServer(Server):
     """Holds the model, and while a round is open the sum of the updates that came."""
 
-    def __init__(self, method: FedAvg, seed: int, silos: Sequence[str]) -> None:
+    def __init__(self, method: FedAvg, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         self.handout = Handout(method.downlink, seed, snapshot(method.model.build(seed).state_dict()))
         self.average = self.handout.given

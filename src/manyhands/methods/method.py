@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
@@ -160,7 +160,7 @@ class Method(Spec, ABC):
         """
 
     @abstractmethod
-    def server(self, seed: int, silos: Sequence[str]) -> Server:
+    def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """The server's half, at the start of a run with these silos."""
 
     @abstractmethod

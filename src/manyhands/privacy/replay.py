@@ -12,8 +12,10 @@ from torch import Tensor
 from manyhands.codec import activations
 from manyhands.errors import DataError
 from manyhands.message import Message
-from manyhands.methods.huscf.method import Half, HuSCF
-from manyhands.methods.huscf.server import ORDER, HuSCFServer
+from manyhands.methods.huscf.half import Half
+from manyhands.methods.huscf.method import HuSCF
+from manyhands.methods.huscf.order import ORDER
+from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.models.cut import Cuts
 from manyhands.tensors import Tensors, finite
 
@@ -46,7 +48,7 @@ class Heard(NamedTuple):
 def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float = 0.0) -> dict[str, Heard]:
     """That after this part of the open round, with a server and silos as they were when it began."""
     known = {n: dict(mean) for n, mean in server.means.items()}
-    watched = {silo.name: _Watched(method, server, silo) for silo in _joined(server, silos)}
+    watched = {silo.name: _Watched(method, server, silo) for silo in silos}
     steps = min(each.steps for each in watched.values())
     step = int(part * steps)
     said = {name: next(each.talk) for name, each in watched.items()}
@@ -71,7 +73,7 @@ def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float
 def last_round(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], part: float = 0.0) -> dict[str, Heard]:
     """That after this part of the last round of a finished run, which went on from the round before."""
     number = method.rounds - 1
-    server = method.server(silos[0].seed, [silo.name for silo in silos])
+    server = method.server(silos[0].seed, {silo.name: len(silo.images) for silo in silos})
     server.device = silos[0].bench.device
     if not number:
         return heard(method, server, [replace(silo, memory={}) for silo in silos], part)
@@ -80,13 +82,6 @@ def last_round(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], part: fl
     server.load_state_dict(state.server)
     mine = [replace(silo, memory=dict(state.memories.get(silo.name, {}))) for silo in silos]
     return heard(method, server, mine, part)
-
-
-def _joined(server: HuSCFServer, silos: Sequence[Silo]) -> Sequence[Silo]:
-    """The silos, when the server knows how many images each of them has."""
-    for silo in silos:
-        server.on(silo.name, Message("join", facts={"images": len(silo.images)}))
-    return silos
 
 
 class _Watched:

@@ -15,7 +15,7 @@ from manyhands.experiment import drawn_by
 from manyhands.hub import Hub
 from manyhands.journal import RunFolder
 from manyhands.links.embedded import Embedded
-from manyhands.methods.gans.adversarial import Adversarial
+from manyhands.methods.adversarial import Adversarial
 from manyhands.methods.gans.hflgan import HFLGan
 from manyhands.methods.gans.mdgan import MDGan
 from manyhands.methods.gans.pflgan import PFLGan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 
 from manyhands.message import Message
+from manyhands.methods import clusters
+from manyhands.methods.adversarial import Adversarial
 from manyhands.methods.fedavg import FedAvg
-from manyhands.methods.gans.adversarial import Adversarial
-from manyhands.methods.huscf import clusters
 from manyhands.methods.method import Conversation, Server
 from manyhands.models.forger import Forger, generators_part
 from manyhands.plan import Plan
@@ -42,7 +42,7 @@ class HFLGan(Adversarial):
         """As in ``FedAvg``."""
         return self._averaged.silo(silo)
 
-    def server(self, seed: int, silos: Sequence[str]) -> HFLGanServer:
+    def server(self, seed: int, silos: Mapping[str, int]) -> HFLGanServer:
         """The server, which stands for those at the edge, too."""
         return HFLGanServer(self, seed, silos)
 
@@ -61,7 +61,7 @@ class HFLGan(Adversarial):
 class HFLGanServer(Server):
     """Has a model for each cluster, and the average over rounds of their mean."""
 
-    def __init__(self, method: HFLGan, seed: int, silos: Sequence[str]) -> None:
+    def __init__(self, method: HFLGan, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed = method, seed
         self.weights: dict[int, Tensors] = {0: snapshot(method.model.build(seed).state_dict())}
         self.cluster = dict.fromkeys(sorted(silos), 0)

@@ -39,7 +39,7 @@ class MDGan(RemoteGenerator):
         """In every round after which they change places; after the last there is no use."""
         return bool(self.swap) and (number + 1) % self.swap == 0 and number + 1 < self.rounds
 
-    def server(self, seed: int, silos: Sequence[str]) -> MDGanServer:
+    def server(self, seed: int, silos: Mapping[str, int]) -> MDGanServer:
         """The server, with the generator of the common start."""
         return MDGanServer(self, seed, silos)
 

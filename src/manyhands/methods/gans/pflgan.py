@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -14,9 +14,9 @@ from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
+from manyhands.methods.adversarial import Adversarial
 from manyhands.methods.baselines import Local
 from manyhands.methods.gans import alike
-from manyhands.methods.gans.adversarial import Adversarial
 from manyhands.methods.method import Conversation, Server, Trained
 from manyhands.models.forger import Forger, generators_part
 from manyhands.models.layout import layout_of
@@ -65,7 +65,7 @@ class PFLGan(Adversarial):
             facts = {**said.facts, "images": len(silo.images)}
             answer = yield Message("progress", {} if facts["withheld"] else self._sent(silo, facts["round"]), facts)
 
-    def server(self, seed: int, silos: Sequence[str]) -> PFLGanServer:
+    def server(self, seed: int, silos: Mapping[str, int]) -> PFLGanServer:
         """A server that trains nothing."""
         return PFLGanServer(self, seed, silos)
 
@@ -142,7 +142,7 @@ class PFLGan(Adversarial):
 class PFLGanServer(Server):
     """Counts rounds, and now and then draws from generators that it was sent."""
 
-    def __init__(self, method: PFLGan, seed: int, silos: Sequence[str]) -> None:
+    def __init__(self, method: PFLGan, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         self.handed: dict[str, Tensors] = {}
         self.meter = Meter({})

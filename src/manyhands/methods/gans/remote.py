@@ -13,8 +13,8 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
+from manyhands.methods.adversarial import Adversarial
 from manyhands.methods.denoising import NOTHING, Trained, sick, update_facts
-from manyhands.methods.gans.adversarial import Adversarial
 from manyhands.methods.gans.chain import Chain
 from manyhands.methods.method import Conversation
 from manyhands.models.gan import GanModule

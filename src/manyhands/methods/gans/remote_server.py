@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Turn(NamedTuple):
 class RemoteServer(Server, ABC):
     """Has the generator, and of discriminators those that their silos have not taken yet."""
 
-    def __init__(self, method: RemoteGenerator, seed: int, silos: Sequence[str]) -> None:
+    def __init__(self, method: RemoteGenerator, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         self.pending: dict[str, Tensors] = {}
         self.average: Tensors = {}

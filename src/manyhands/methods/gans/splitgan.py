@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
@@ -51,7 +51,7 @@ class SplitGan(RemoteGenerator):
         """After each round but the last, when there is no more use."""
         return number + 1 < self.rounds
 
-    def server(self, seed: int, silos: Sequence[str]) -> SplitGanServer:
+    def server(self, seed: int, silos: Mapping[str, int]) -> SplitGanServer:
         """The server, with the generator of the common start."""
         return SplitGanServer(self, seed, silos)
 

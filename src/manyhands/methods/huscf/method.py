@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from manyhands.codec import activations
 from manyhands.codec.activations import Bits
-from manyhands.errors import Reason, RecipeError, Refused
+from manyhands.errors import RecipeError, Refused
 from manyhands.message import Message
-from manyhands.meter import Meter
-from manyhands.methods.huscf.guard import GUARDED, Guard
-from manyhands.methods.huscf.server import ORDER, HuSCFServer
-from manyhands.methods.method import Ask, Conversation, Method, Trained, check_images
+from manyhands.methods.adversarial import Adversarial
+from manyhands.methods.huscf.guard import Guard
+from manyhands.methods.huscf.half import Half
+from manyhands.methods.huscf.order import BACK, ORDER, network_of
+from manyhands.methods.huscf.server import HuSCFServer
+from manyhands.methods.method import Ask, Conversation, Trained
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.forger import Forger, generators_part
-from manyhands.models.gan import Gan, through
 from manyhands.models.generator import Drawing
 from manyhands.models.layout import layout_of
 from manyhands.models.work import price
 from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, size_text
-from manyhands.seed import torch_rng
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
-from manyhands.tensors import Layout, Like, Tensors, finite, named, prefixed, running_average, snapshot
-from manyhands.training import GanTraining, load_optimiser_state, optimiser_state
+from manyhands.tensors import Layout, Like, named
 
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
@@ -47,7 +44,7 @@ SAYS = {
 }
 
 
-class HuSCF(Method):
+class HuSCF(Adversarial):
     """A GAN whose middle blocks are the server's: silos keep images, labels, noise, losses and both ends.
 
     ``cut`` says what a silo has at home, ``cuts`` those of silos that have others, by name or by a pattern as
@@ -63,17 +60,14 @@ class HuSCF(Method):
     """
 
     kind: Literal["huscf"] = "huscf"
-    model: Gan
-    training: GanTraining
     cut: Cuts | None = None
     cuts: dict[str, Cuts] = Field(default_factory=dict)
     min_head: Int = Field(default=1, ge=0)
-    clusters: Literal["auto"] | Int = "auto"
+    clusters: Literal["auto"] | Annotated[Int, Field(ge=1)] = "auto"
     alpha: Float = Field(default=1.0, ge=0)
     warm: Int = Field(default=2, ge=0)
     statistics: Literal["all", "cluster"] = "all"
     bits: Bits = 32
-    ema: Float = Field(default=0.0, ge=0, lt=1)
     guard: Guard | None = None
 
     @model_validator(mode="after")
@@ -119,11 +113,11 @@ class HuSCF(Method):
             answer = yield Message("segments", ends, facts)
             half.take(dict(answer.tensors))
 
-    def server(self, seed: int, silos: Sequence[str]) -> HuSCFServer:
+    def server(self, seed: int, silos: Mapping[str, int]) -> HuSCFServer:
         """The server, with the middle blocks of the common start."""
         if unknown := [name for name in self.cuts if not any(fnmatchcase(silo, name) for silo in silos)]:
             raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({', '.join(sorted(silos)[:8])})")
-        return HuSCFServer(self, seed, {silo: self.of(silo) for silo in silos})
+        return HuSCFServer(self, seed, silos)
 
     def plan(self) -> Plan:
         """Activations and their gradients in each mini-batch, the ends after each round; no image, no label."""
@@ -139,12 +133,10 @@ class HuSCF(Method):
         }
         segments = Operation(
             "sends its ends of both networks, gets the mean of its cluster", f"{self.rounds} times",
-            Carries(ends[0], ROUND_FACTS, (*ends[1:], {})), Carries(ends[0], gives, (*ends[1:], {})), True, True,
+            Carries(ends[0], ROUND_FACTS, (*ends[1:], {})), Carries(ends[0], gives, tuple(ends[1:])), True, True,
         )  # fmt: skip
-        draw = Operation(
-            "sends what its head of the generator makes of noise and labels, gets what its tail goes on from",
-            "whenever it draws", self._carries("make", up=True, bits=32), self._carries("make", up=False, bits=32),
-        )  # fmt: skip
+        there, back = (self._carries("make", up=up, bits=32) for up in (True, False))
+        draw = Operation(SAYS["make"], "whenever it draws", there, back)
         never = ("images, real or made", "labels", "noise", "file names")
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw}, never=never)
 
@@ -180,12 +172,6 @@ class HuSCF(Method):
         wire, batch = activations.wire(self.crossing(op, cuts, up=True), self.bits), self.training.batch
         return sum(like.size * like.dtype.itemsize * (batch if None in like.shape else 1) for like in wire.values())
 
-    def fits(self, silo: Silo) -> None:
-        """Its images must be those of the model, and two at least: norms need more than one."""
-        if len(silo.images) < 2:
-            raise RecipeError(f"{silo.name}: holds {len(silo.images)} images, at least 2 are needed")
-        check_images(silo, self.model)
-
     def own_generator(self, silo: Silo) -> Forger | None:
         """Both ends of the generator, as the silo has them."""
         weights = generators_part(named(silo.memory, "average."))
@@ -196,10 +182,6 @@ class HuSCF(Method):
         if not isinstance(own, Forger):
             return None
         return replace(own, ask=lambda x: ask(Message("draw", {"x": x})).tensors["x"])
-
-    def progress(self, number: int) -> float:
-        """The share of the run that is done before a round."""
-        return number / max(self.rounds - 1, 1)
 
     def ends_of(self, cuts: Cuts) -> Layout:
         """The names, shapes and types of what a silo has at home."""
@@ -218,123 +200,6 @@ class HuSCF(Method):
 
     def crossing(self, op: str, cuts: Cuts, *, up: bool) -> Like:
         """What passes: at the head on the way forward up and on the way back down, else at the tail."""
-        network = "generator" if op.startswith("make") else "discriminator"
+        network, at_head = network_of(op), up != op.endswith(BACK)
         cut = cuts.of(network)
-        at_head = up != op.endswith("-back")
         return maps(self.model, network)[cut.head if at_head else cut.tail - 1]
-
-
-class Half:
-    """What a silo has of both networks, and its side of an iteration."""
-
-    def __init__(self, method: HuSCF, silo: Silo, start: Tensors, number: int) -> None:
-        self.method, self.silo, self.cuts = method, silo, method.of(silo.name)
-        self.network = method.model.build(0).keep(lambda name, block: self.cuts.of(name).at_home(block))
-        self.network.to(silo.bench.device)
-        self.optimiser = method.training.optimiser_of(self.network, 0.0)
-        self.meter = Meter(silo.bench.known_flops)
-        self.chance = torch_rng(silo.seed, silo.name, "wire")
-        self.start = start
-        self.restore()
-        if number > self.taken:
-            self.take(start)
-
-    @property
-    def taken(self) -> int:
-        """How often it has taken what its cluster made of its ends."""
-        return int(self.silo.memory.get("taken", torch.tensor(0)))
-
-    def restore(self) -> None:
-        """Go on from what was there when the round began."""
-        self.network.load_state_dict(self.start)
-        self.optimiser.state.clear()
-        load_optimiser_state(self.optimiser, self.silo.memory)
-
-    def ends(self) -> Tensors:
-        """What is sent of it, if it is finite; what is not, the optimiser's memory, is kept."""
-        ends = snapshot(self.network.state_dict())
-        if bad := finite(ends):
-            raise Refused(Reason.NOT_FINITE, f"{bad} is not finite")
-        self.silo.memory = self.silo.memory | optimiser_state(self.optimiser)
-        return ends
-
-    def take(self, ends: Tensors) -> None:
-        """Go on from what the cluster has made of it, and average that over rounds."""
-        self.start = ends
-        self.network.load_state_dict(ends)
-        average = running_average(named(self.silo.memory, "average."), ends, self.method.ema, self.taken)
-        taken = {"taken": torch.tensor(self.taken + 1)} | prefixed(average, "average.")
-        self.silo.memory = self.silo.memory | taken
-
-    def round(self, number: int, steps: int) -> Generator[Message, Message, dict[str, Any]]:
-        """So many mini-batches; the mean loss of the discriminator."""
-        silo, training, before = self.silo, self.method.training, self.meter.flops
-        training = training.model_copy(update={"steps": steps, "epochs": None})
-        rng = silo.rng(number)
-        self.chance = torch_rng(silo.seed, silo.name, number, "wire", device=silo.bench.device)
-        for group in self.optimiser.param_groups:
-            group["lr"] = training.rate(self.method.progress(number))
-        images, total, seen = silo.images.to(silo.bench.device), torch.zeros((), device=silo.bench.device), 0
-        for numbers in list(training.batches(len(silo.images), rng)):
-            x, labels = images.batch(numbers)
-            known = labels if self.method.model.classes else None
-            z = torch.randn(len(x), self.method.model.latent, generator=rng, device=x.device)
-            total += yield from self.iteration(x, known, z)
-            seen += len(x)
-        loss = (total / steps).item()
-        return {"loss": loss, "seen": seen, "flops": self.meter.flops - before}
-
-    def iteration(self, x: Tensor, labels: Tensor | None, z: Tensor) -> Generator[Message, Message, Tensor]:
-        """One step of the discriminator, one of the generator, as a plain GAN would take them."""
-        spec, loss = self.method.model, torch.zeros((), device=x.device)
-        made = yield from self._there("make", z, labels)
-        self.optimiser.zero_grad(set_to_none=True)
-        for op, image, real in (("made", made.out.detach(), False), ("real", x, True)):
-            judged = yield from self._there(op, image, labels)
-            with self.meter.work(spec, self.cuts, op, "judged", len(x)):
-                value = spec.judged(judged.out, real=real)
-                value.backward()
-            yield from self._back(op, judged)
-            loss += value.detach()
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        judged = yield from self._there("fool", made.out, labels)
-        with self.meter.work(spec, self.cuts, "fool", "judged", len(x)):
-            spec.fooled(judged.out).backward()
-        yield from self._back("fool", judged)
-        yield from self._back("make", made)
-        self.network.discriminator.zero_grad(set_to_none=True)
-        self.optimiser.step()
-        return loss
-
-    def _there(self, op: str, x: Tensor, labels: Tensor | None) -> Generator[Message, Message, Pass]:
-        """Through the head, the server's middle, and the tail."""
-        network = "generator" if op == "make" else "discriminator"
-        head, _, tail = self.cuts.of(network).parts(list(getattr(self.network, network)))
-        with self.meter.work(self.method.model, self.cuts, op, "head", len(x)):
-            sent = through(head, x, labels)
-            if self.method.guard and op in GUARDED:
-                sent = self.method.guard.hidden(sent, self.silo)
-        answer = yield self._says(op, sent.detach())
-        got = activations.decode(answer.tensors).to(x.device).requires_grad_()
-        with self.meter.work(self.method.model, self.cuts, op, "tail", len(x)):
-            out = through(tail, got)
-        return Pass(sent, got, out)
-
-    def _back(self, op: str, there: Pass) -> Conversation:
-        """The gradient goes back the same way."""
-        assert there.got.grad is not None
-        answer = yield self._says(f"{op}-back", there.got.grad)
-        with self.meter.work(self.method.model, self.cuts, op, "back", len(there.sent)):
-            there.sent.backward(activations.decode(answer.tensors).to(there.sent.device))
-
-    def _says(self, op: str, x: Tensor) -> Message:
-        return Message(op, activations.encode(x, self.method.bits, self.chance))
-
-
-class Pass(NamedTuple):
-    """One pass of a batch: what was sent of it, what came back, and what came of that."""
-
-    sent: Tensor
-    got: Tensor
-    out: Tensor

@@ -1,9 +1,10 @@
-"""Which silos have images of one kind, found from what the discriminator's middle makes of them."""
+"""Which silos have images of one kind, found from vectors that tell of each, and how much each counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,58 @@ CLEAR = 0.25
 TINY = 1e-9
 
 
+class Place(NamedTuple):
+    """Where a silo is: its cluster, its distance from the others of that, and what share it has in their mean."""
+
+    cluster: int
+    distance: float
+    weight: float
+    at: tuple[float, float] | None = None
+
+
+def plain(images: Mapping[str, int]) -> dict[str, Place]:
+    """All in one cluster, by their images."""
+    return {silo: Place(0, 0.0, share) for silo, share in weights(images, dict.fromkeys(images, 0.0), 0).items()}
+
+
+def grouped(
+    features: Mapping[str, Tensor],
+    images: Mapping[str, int],
+    count: int | Literal["auto"],
+    alpha: float,
+    before: Mapping[str, int],
+) -> dict[str, Place]:
+    """Silos in clusters, and weighed within them. A cluster keeps the number that most of its silos had ``before``."""
+    alike: dict[int, list[str]] = {}
+    for silo, label in found(features, count).items():
+        alike.setdefault(label, []).append(silo)
+    on_plane, told = places(features), dict[str, Place]()
+    for number, mine in numbered(list(alike.values()), before):
+        near = distances(features, mine)
+        shares = weights({silo: images[silo] for silo in mine}, near, alpha)
+        told |= {silo: Place(number, near[silo], shares[silo], on_plane[silo]) for silo in mine}
+    return told
+
+
+def numbered(groups: Sequence[Sequence[str]], before: Mapping[str, int]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Groups with numbers of their own, the largest first: an old one, or one that nobody has who is in no group."""
+    present = {silo for group in groups for silo in group}
+    taken = {number for silo, number in before.items() if silo not in present}
+    free = (number for number in range(len(before) + len(groups)) if number not in taken)
+    used: set[int] = set()
+    for group in sorted(groups, key=len, reverse=True):
+        had = Counter(before[silo] for silo in group if silo in before)
+        kept = [number for number, _ in had.most_common() if number not in used]
+        number = kept[0] if kept else next(number for number in free if number not in used)
+        used.add(number)
+        yield number, group
+
+
 def found(features: Mapping[str, Tensor], count: int | Literal["auto"], seed: int = 42) -> dict[str, int]:
     """The number of the cluster of each silo, counted from 0 in the order of the first silo of each.
 
     A silo is told by the mean of its batch. So many clusters by k-means; ``auto`` tries each number and takes the one
-    with the largest silhouette, if that is clear.
+    with the largest silhouette, if that is clear: two silos alone are one cluster.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
@@ -51,11 +99,6 @@ def places(features: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     return {silo: (float(x), float(y)) for silo, (x, y) in zip(sorted(features), along, strict=True)}
 
 
-def _points(features: Mapping[str, Tensor]) -> np.ndarray:
-    """The mean of the batch of each silo, in the order of their names."""
-    return np.stack([features[silo].mean(0).flatten().double().numpy() for silo in sorted(features)])
-
-
 def distances(features: Mapping[str, Tensor], among: Sequence[str]) -> dict[str, float]:
     """How far each silo's places of activity are from those of the others: KL(Q || P), the mean over channels.
 
@@ -75,6 +118,12 @@ def distances(features: Mapping[str, Tensor], among: Sequence[str]) -> dict[str,
 
 def weights(images: Mapping[str, int], apart: Mapping[str, float], alpha: float) -> dict[str, float]:
     """N exp(-alpha d) of each, as a share of all."""
-    each = {silo: images[silo] * float(np.exp(-alpha * distance)) for silo, distance in apart.items()}
+    least = min(apart.values(), default=0.0)  # taken off all, so that however large alpha is, somebody counts
+    each = {silo: images[silo] * float(np.exp(-alpha * (distance - least))) for silo, distance in apart.items()}
     total = sum(each.values())
     return {silo: weight / total for silo, weight in each.items()}
+
+
+def _points(features: Mapping[str, Tensor]) -> np.ndarray:
+    """The mean of the batch of each silo, in the order of their names."""
+    return np.stack([features[silo].mean(0).flatten().double().numpy() for silo in sorted(features)])
