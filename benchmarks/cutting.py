@@ -38,7 +38,7 @@ def cost_model(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
     began = time.perf_counter()
     _ = advisor.problem  # what blocks cost is counted once for a model
     counted, began = time.perf_counter() - began, time.perf_counter()
-    cuts = advisor.exact()
+    cuts = advisor.cuts()
     seconds = time.perf_counter() - began
     told = {name: AUTHORS_CUTS.get(name, "1111") for name in advisor.names}
     genetic = [_against_genetic(seed) for seed in range(2 if quick else 100)]
@@ -82,7 +82,7 @@ def _against_genetic(seed: int) -> float:
     rng = np.random.default_rng(seed)
     mode, kinds = ("authors", "corrected")[seed % 2], int(rng.integers(2, 8))
     advisor = Advisor(MODEL, devices(rng, kinds), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
-    return advisor.seconds(advisor.cuts("genetic", seed)) / advisor.seconds(advisor.exact())
+    return advisor.seconds(advisor.cuts("genetic", seed)) / advisor.seconds(advisor.cuts())
 
 
 def _against_all(seed: int) -> float:
@@ -96,7 +96,7 @@ def _against_all(seed: int) -> float:
         for each in advisor.fleet.devices.values()
     ]
     least = min(advisor.seconds(dict(zip(advisor.names, one, strict=True))) for one in itertools.product(*fitting))
-    return least / advisor.seconds(advisor.exact())
+    return least / advisor.seconds(advisor.cuts())
 
 
 def measure(told: argparse.Namespace) -> Measured:

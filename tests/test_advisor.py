@@ -42,7 +42,7 @@ def in_bits(cuts: Cuts) -> str:
 
 def test_the_authors_figure_and_cuts() -> None:
     advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
-    cuts = advisor.exact()
+    cuts = advisor.cuts()
     assert advisor.seconds(cuts) == pytest.approx(8.1405, abs=5e-5)
     told = {"dev1": "0000", "dev5": "0010", "dev6": "1110"}
     assert {name: in_bits(each) for name, each in cuts.items()} == {name: told.get(name, "1111") for name in AUTHORS}
@@ -85,9 +85,9 @@ def test_nothing_is_better_than_the_exact_cuts(fleet: Fleet, mode: str, min_head
     best = brute(advisor)
     if np.isinf(best):
         with pytest.raises(RecipeError, match="lacks"):
-            advisor.exact()
+            advisor.cuts()
         return
-    cuts = advisor.exact()
+    cuts = advisor.cuts()
     assert advisor.seconds(cuts) == pytest.approx(best)
     for name, each in cuts.items():
         assert advisor.memory(each) <= (fleet.devices[name].memory or np.inf)
@@ -98,7 +98,7 @@ def test_equal_devices_gain_nothing_by_different_cuts() -> None:
     together = Advisor(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices={"a": one}))
     apart = {name: one.model_copy(update={"count": 2}) for name in ("a", "b", "c")}
     each = Advisor(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices=apart))
-    assert each.seconds(each.exact()) == pytest.approx(together.seconds(together.exact()))
+    assert each.seconds(each.cuts()) == pytest.approx(together.seconds(together.cuts()))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -106,7 +106,7 @@ def test_equal_devices_gain_nothing_by_different_cuts() -> None:
 def test_the_genetic_solver_finds_nothing_better_and_stays_within_memory(fleet: Fleet, mode: str, seed: int) -> None:
     advisor = Advisor(DEEPER, fleet, mode)  # type: ignore[arg-type]
     try:
-        best = advisor.seconds(advisor.exact())
+        best = advisor.seconds(advisor.cuts())
         found = problem_cuts(advisor, seed)
     except RecipeError:
         return
@@ -128,7 +128,7 @@ def test_the_genetic_solver_finds_the_best_of_easy_fleets_and_the_same_again() -
     advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
     before = np.random.get_state()[1].tolist()  # type: ignore[union-attr] # noqa: NPY002
     found = advisor.cuts("genetic", seed=3)
-    assert advisor.seconds(found) == pytest.approx(advisor.seconds(advisor.exact()))
+    assert advisor.seconds(found) == pytest.approx(advisor.seconds(advisor.cuts()))
     assert problem_cuts(advisor, 1) == problem_cuts(advisor, 1)
     assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr] # noqa: NPY002
 

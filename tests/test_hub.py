@@ -257,3 +257,32 @@ def test_silos_that_wait_for_one_who_never_calls_do_not_spin() -> None:
     one, _ = hub()
     with pytest.raises(ManyhandsError, match="a wait at a barrier that nobody can complete"):
         list(Embedded().run(one, {"a": calls()}, Ledger()))
+
+
+class Keeping(Summing):
+    """Takes nothing in before all are there, as where activations pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got: dict[str, float] = {}
+
+    def fold(self, silo: str, message: Message) -> Message:
+        return message
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        self.got = {silo: float(message.tensors["x"].sum()) for silo, message in messages.items()}
+        return super().on_group(op, messages)
+
+
+def test_of_a_silo_that_was_restarted_the_new_call_counts_where_the_old_was_not_taken_in() -> None:
+    server = Keeping()
+    one = Hub(server, PLAN, IMAGES)
+    message = add("a")
+    old = Message("add", {"x": torch.full_like(message.tensors["x"], 7.0)}, message.facts)
+    one.submit("a", old, session="old", sequence=1)
+    one.submit("a", message, session="new", sequence=1)
+    one.submit("b", add("b"))
+    one.submit("c", add("c"))
+    assert server.got["a"] == float(message.tensors["x"].sum()) != float(old.tensors["x"].sum())
+    assert server.fired == [["a", "b", "c"]]
+    assert one.collect("a", "new") == Message("add")

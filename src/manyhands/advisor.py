@@ -108,10 +108,6 @@ class Advisor:
             raise self._too_small()
         return self.cuts_of(found)
 
-    def exact(self) -> dict[str, Cuts]:
-        """The cuts under which an iteration takes least."""
-        return self.cuts()
-
     @cached_property
     def problem(self) -> Problem:
         """What a solver needs to know."""

@@ -35,6 +35,7 @@ class _Caller:
     waiting: Message | None = None
     waits_in: str = ""
     folded: bool = False
+    taken_in: bool = False
     retired: set[str] = field(default_factory=set)
 
     def is_resend(self, session: str, sequence: int) -> bool:
@@ -88,12 +89,12 @@ class Hub:
             return
         caller.check_order(session, sequence)
         caller.take(session, sequence)
-        if caller.waiting is not None and caller.waiting.op == message.op:
-            return  # sent anew after a restart: the first one stands, and its answer goes to the new session
+        if caller.taken_in and caller.waiting is not None and caller.waiting.op == message.op:
+            return  # sent anew after a restart: the first one counts already, and its answer goes to the new session
         self._check(silo, message)
         self.away.pop(silo, None)
         if self.plan.operations[message.op].group:
-            caller.waiting, caller.waits_in = message, session
+            caller.waiting, caller.waits_in, caller.folded = message, session, caller.taken_in
             self._fold_in_order()
             self._fire_when_complete()
         else:
@@ -163,7 +164,8 @@ class Hub:
             if caller.waiting is None:
                 return
             if not caller.folded:
-                caller.waiting, caller.folded = self.server.fold(silo, caller.waiting), True
+                kept = self.server.fold(silo, caller.waiting)
+                caller.waiting, caller.folded, caller.taken_in = kept, True, kept is not caller.waiting
 
     def _fire_when_complete(self) -> None:
         present = self._present()
@@ -184,7 +186,7 @@ class Hub:
         replies = self.server.on_group(op, group)
         for silo in group:
             caller = self._callers[silo]
-            caller.waiting, caller.folded, caller.reply = None, False, replies[silo]
+            caller.waiting, caller.folded, caller.taken_in, caller.reply = None, False, False, replies[silo]
         if self.plan.operations[op].closes_round:
             facts = {silo: message.facts for silo, message in group.items()}
             absent = {silo: why for silo, why in {**self.away, **self._refusals}.items() if silo not in group}

@@ -96,11 +96,12 @@ class Training(Spec):
 
 
 class GanTraining(Training):
-    """What a silo does in a round, with what adversarial training is used to; there is no clipping of gradients."""
+    """What a silo does in a round, as adversarial training is used to: no clipping of gradients, all in float32."""
 
     learning_rate: Float = Field(default=2e-4, gt=0, le=10)
     betas: tuple[Float, Float] = (0.5, 0.999)
     clip: None = None
+    precision: Literal["auto", "float32"] = "auto"
 
 
 def steps(

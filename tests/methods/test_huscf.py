@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from whole_gan import together
 
 from manyhands import Evaluation, Experiment, FedAvg, Images, Sampling, Silo
-from manyhands.errors import RecipeError
+from manyhands.errors import RecipeError, Refused
 from manyhands.experiment import drawn_by
 from manyhands.hub import Hub
 from manyhands.journal import RunFolder
 from manyhands.links.embedded import Embedded
+from manyhands.message import Message
 from manyhands.methods import clusters
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.huscf.method import HuSCF
@@ -344,3 +347,131 @@ def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_othe
     assert [closed.round for closed in hub.closed] == [0, 1]
     assert all(closed.missing == {"s1": "its battery is empty"} for closed in hub.closed)
     assert all(isinstance(facts["loss"], float) for closed in hub.closed for facts in closed.facts.values())
+
+
+def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goes_on(tmp_path: Path) -> None:
+    silos = lambda: [
+        replace(silo, images=silo.images.subset(np.arange(3 + 3 * i))) for i, silo in enumerate(gan_silos())
+    ]
+    told = {"rounds": 3, "training": GanTraining(batch=4, epochs=1, learning_rate=1e-3)}
+    rounds = list(whole := Experiment(tiny(**told), silos(), device="cpu"))
+    assert [done.images for done in rounds] == [3 * (3 + 4 + 4)] * 3
+    folder: dict[str, Any] = {"device": "cpu", "folder": tmp_path / "run", "evaluation": Evaluation(images=0)}
+    for done in Experiment(tiny(**told), silos(), **folder):
+        if done.number == 0:
+            break
+    again = Experiment(tiny(**told), silos(), resume=True, **folder)
+    for _ in again:
+        pass
+    for name, tensor in pieces(whole).items():
+        assert torch.equal(tensor, pieces(again)[name]), name
+
+
+def passes(server: HuSCFServer, silos: list[Silo], upto: str, method: HuSCF) -> Hub:
+    """A hub in which all silos have done an iteration up to an operation, which is open."""
+    hub = Hub(server, method.plan(), {silo.name: len(silo.images) for silo in silos})
+    talks = {silo.name: method.silo(silo) for silo in silos}
+    said = {name: next(talk) for name, talk in talks.items()}
+    while next(iter(said.values())).op != upto:
+        for name, message in said.items():
+            hub.submit(name, message)
+        said = {name: talk.send(hub.collect(name)) for name, talk in talks.items()}  # type: ignore[arg-type]
+    return hub
+
+
+def maps_of(method: HuSCF, op: str, count: int, value: float = 0.0) -> dict[str, torch.Tensor]:
+    return {"x": torch.full((count, *method.crossing(op, method.default, up=True).shape[1:]), value)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("at", "op", "count", "value"),
+    [
+        ("make", "draw", 2, 0.0),  # before a round has ended
+        ("make", "make", 5, 0.0),  # more than a batch
+        ("make", "make", 0, 0.0),
+        ("make", "made", 4, 0.0),  # out of turn
+        ("make", "make", 4, 3e38),  # finite, but not for long
+        ("made-back", "made-back", 3, 0.0),  # fewer than went forward
+        ("real", "real", 0, 0.0),
+    ],
+)
+def test_what_would_bring_the_server_down_is_refused_and_the_others_go_on(
+    at: str, op: str, count: int, value: float
+) -> None:
+    method, silos = tiny(), gan_silos(2)
+    roster = {silo.name: 9 for silo in silos}
+    hub = passes(method.server(0, roster), silos, at, method)
+    like = "make" if op == "draw" else op
+    with pytest.raises(Refused):
+        hub.submit("s0", Message(op, maps_of(method, like, count, value)))
+    hub.leave("s0", "it talks nonsense")
+    hub.submit("s1", Message(at, maps_of(method, at, 4)))
+    assert hub.collect("s1") is not None
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_ends_that_no_weights_are_or_that_come_of_no_batch_are_refused(seen: bool) -> None:
+    method, silos = tiny(), gan_silos(2)
+    roster = {silo.name: 9 for silo in silos}
+    hub = passes(method.server(0, roster), silos, "real-back" if seen else "made", method)
+    ends = {
+        name: torch.full(like.shape, 3e38 if seen else 0.1) for name, like in method.ends_of(method.default).items()
+    }  # type: ignore[arg-type]
+    facts = {"round": 0, "images": 9, "loss": 0.1, "seen": 4, "flops": 1, "withheld": ""}
+    with pytest.raises(Refused, match="reaches beyond" if seen else "no real batch"):
+        hub.submit("s0", Message("segments", ends, facts))
+
+
+def test_a_cluster_whose_only_silo_says_nothing_keeps_its_number_and_its_ends() -> None:
+    method = tiny(rounds=4, warm=1, clusters=2, training=GanTraining(batch=16, steps=5, learning_rate=1e-3))
+    silos = two_domains(3)
+    server = method.server(0, {silo.name: 40 for silo in silos})
+    hub = Hub(server, method.plan(), {silo.name: 40 for silo in silos})
+    talks = {silo.name: method.silo(silo) for silo in silos}
+    said = {name: next(talk) for name, talk in talks.items()}
+    kept: dict[str, torch.Tensor] = {}
+    while said:
+        if hub.server.round == 2 and "s1" in talks:
+            kept = server._ends("s1")
+            hub.leave("s1", "away")
+            del talks["s1"], said["s1"]
+        for name, message in said.items():
+            hub.submit(name, message)
+        answers = {name: hub.collect(name) for name in said}
+        said = {}
+        for name, talk in talks.items():
+            try:
+                said[name] = talk.send(answers[name])  # type: ignore[arg-type]
+            except StopIteration:
+                hub.finish(name)
+    assert server.round == 4
+    assert server.cluster["s0"] != server.cluster["s1"]
+    assert all(torch.equal(kept[name], tensor) for name, tensor in server._ends("s1").items())
+
+
+def test_clusters_keep_the_numbers_that_most_of_their_silos_had() -> None:
+    before = {"a": 0, "b": 0, "c": 1, "d": 1, "away": 2}
+    assert sorted(clusters.numbered([["c", "d"], ["a", "b"]], before)) == [(0, ["a", "b"]), (1, ["c", "d"])]
+    assert sorted(clusters.numbered([["a"], ["b"], ["c", "d"]], before)) == [(0, ["a"]), (1, ["c", "d"]), (3, ["b"])]
+    assert sorted(clusters.numbered([["a", "b", "c", "d"]], before)) == [(0, ["a", "b", "c", "d"])]
+
+
+def test_however_large_alpha_is_somebody_counts() -> None:
+    shares = clusters.weights({"a": 1, "b": 1}, {"a": 1.0, "b": 2.0}, 1e6)
+    assert shares == {"a": 1.0, "b": 0.0}
+
+
+def test_silos_whose_names_begin_alike_keep_what_is_their_own(tmp_path: Path) -> None:
+    method = tiny(statistics="cluster", rounds=2, warm=0)
+
+    def silos() -> list[Silo]:
+        return [replace(silo, name=name) for silo, name in zip(gan_silos(), ("a", "a.b", "a.b.c"), strict=True)]
+
+    whole = trained(method, silos())
+    told: dict[str, Any] = {"device": "cpu", "folder": tmp_path / "run", "evaluation": Evaluation(images=0)}
+    for _ in Experiment(method, silos(), **told):
+        break
+    again = Experiment(method, silos(), resume=True, **told)
+    for _ in again:
+        pass
+    assert all(torch.equal(tensor, pieces(again)[name]) for name, tensor in pieces(whole).items())

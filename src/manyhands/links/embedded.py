@@ -50,7 +50,7 @@ class Embedded(Spec):
 
     def _advance(self, hub: Hub, call: _Call, ledger: Ledger) -> bool:
         """Let one silo talk until it waits at a barrier or ends, if it can; it passes one barrier a turn at most."""
-        answer: Message | Refused | None = self._answer(hub, call.silo, ledger) if call.started else None
+        answer = self._heard(hub, call.silo, ledger) if call.started else None
         if call.started and answer is None:
             return False
         while (message := call.go_on(answer)) is not None:
@@ -64,12 +64,19 @@ class Embedded(Spec):
                 continue
             if message.op in hub.plan.groups:
                 return True
-            answer = self._answer(hub, call.silo, ledger)
+            answer = self._heard(hub, call.silo, ledger)
         if call.lost:
             hub.leave(call.silo, call.lost)
         else:
             hub.finish(call.silo)
         return True
+
+    def _heard(self, hub: Hub, silo: str, ledger: Ledger) -> Message | Refused | None:
+        """The answer as the silo takes it: one that is not in the plan is refused."""
+        try:
+            return self._answer(hub, silo, ledger)
+        except Refused as refusal:
+            return refusal
 
     def _answer(self, hub: Hub, silo: str, ledger: Ledger) -> Message | None:
         reply = hub.collect(silo)

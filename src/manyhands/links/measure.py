@@ -47,7 +47,7 @@ def measure_link(stream: Stream) -> Link:
 
     def rate(ways: tuple[int, int]) -> float:
         count = 1 << 14
-        while (taken := _exchange(stream, *(way * count for way in ways))) < TRANSFER and count < LARGEST:
+        while (taken := _exchange(stream, *(way * count for way in ways))) - 2 * latency < TRANSFER and count < LARGEST:
             count *= 2
         all_taken = [taken, *(_exchange(stream, *(way * count for way in ways)) for _ in range(TRANSFERS - 1))]
         return 4 * count / max(median(all_taken) - 2 * latency, 1e-9)

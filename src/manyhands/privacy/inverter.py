@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,13 +32,6 @@ class Inverter(nn.Module):
         return self.image(sent), self.label(sent)
 
 
-class Inverted(NamedTuple):
-    """What came of it: images, and labels where there are any."""
-
-    images: Tensor
-    labels: Tensor | None
-
-
 def inverter(head: Head, public: Images, batch: int, steps: int, rng: torch.Generator, rate: float = 2e-3) -> Inverter:
     """Train one on what the head makes of batches of public images, which are as large as those of silos."""
     known, labels = as_floats(public.pixels), public.labels if head.model.classes else None
@@ -59,10 +50,3 @@ def inverter(head: Head, public: Images, batch: int, steps: int, rng: torch.Gene
         (loss if told is None else loss + 0.1 * F.cross_entropy(logits, told)).backward()
         optimiser.step()
     return network.eval()
-
-
-@torch.no_grad()
-def inverted(network: Inverter, sent: Tensor, *, classes: int) -> Inverted:
-    """What it makes of what was sent."""
-    images, logits = network(sent)
-    return Inverted(images, logits.argmax(1) if classes else None)

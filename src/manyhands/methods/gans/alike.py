@@ -20,9 +20,9 @@ def distances(images: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     silos = sorted(images)
     flat = {silo: images[silo].flatten(1).double().cpu() for silo in silos}
     every = torch.cat([flat[silo] for silo in silos])
-    variances, directions = torch.linalg.eigh((every - every.mean(0)).T.cov(correction=0))
-    seen = {silo: flat[silo] @ directions[:, -MOST:] for silo in silos}
-    total = variances[-MOST:].sum().clamp(min=1e-12)
+    _, singular, directions = torch.linalg.svd(every - every.mean(0), full_matrices=False)
+    seen = {silo: flat[silo] @ directions[:MOST].T for silo in silos}
+    total = (singular[:MOST].square().sum() / len(every)).clamp(min=1e-12)
     return {a: {b: float(frechet(seen[a], seen[b]) / total) if a != b else 0.0 for b in silos} for a in silos}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -33,7 +33,7 @@ class HFLGan(Adversarial):
     """
 
     kind: Literal["hflgan"] = "hflgan"
-    clusters: Literal["auto"] | Int = 2
+    clusters: Literal["auto"] | Annotated[Int, Field(ge=1)] = 2
     regroup: Int = Field(default=5, ge=1)
     globally: Int = Field(default=2, ge=1)
     keep_optimiser: bool = False

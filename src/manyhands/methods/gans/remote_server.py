@@ -67,7 +67,10 @@ class RemoteServer(Server, ABC):
             self.method.check_weights(message.tensors)
         if message.op == "images" and not 0 < message.facts["count"] <= self.method.training.batch:
             raise Refused(Reason.WRONG_FACTS, f"asks for {message.facts['count']} images at once")
+        if message.op == "images" and self._turns:
+            raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} asks for images while others judge")
         if message.op == "feedback":
+            self.method.check_weights(message.tensors)
             turn, count = self._turns.get(silo), len(message.tensors["x"])
             if turn is None:
                 raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} judges what it did not get")
