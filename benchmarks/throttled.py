@@ -172,7 +172,7 @@ def _mix(farm: Farm, method: HuSCF, name: str, mix: list[Slow], seed: int, effor
     farm.throttle(mix)
     advice = farm.profiled(method, mix, effort.span)
     advisor = Advisor(advice.model, advice, min_head=method.min_head)
-    chosen = advisor.exact()
+    chosen = advisor.cuts()
     every = [chosen, *others(method.model, advisor.names, chosen, effort.tried, seed)]
     taken: list[list[float]] = [[] for _ in every]
     for _ in range(effort.sweeps):

@@ -350,9 +350,9 @@ def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_othe
 
 
 def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goes_on(tmp_path: Path) -> None:
-    silos = lambda: [
-        replace(silo, images=silo.images.subset(np.arange(3 + 3 * i))) for i, silo in enumerate(gan_silos())
-    ]
+    def silos() -> list[Silo]:
+        return [replace(silo, images=silo.images.subset(np.arange(3 + 3 * i))) for i, silo in enumerate(gan_silos())]
+
     told = {"rounds": 3, "training": GanTraining(batch=4, epochs=1, learning_rate=1e-3)}
     rounds = list(whole := Experiment(tiny(**told), silos(), device="cpu"))
     assert [done.images for done in rounds] == [3 * (3 + 4 + 4)] * 3
