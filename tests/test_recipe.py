@@ -178,3 +178,26 @@ def test_a_recipe_without_data_is_told_once(path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert str(caught.value).count("\n") == 0
+
+
+HUSCF = Path(__file__).parents[1] / "recipes" / "digits-huscf.toml"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["method.min_head=2"], r"min_head is 2: a head ends before block 2"),
+        (["method.clusters=0"], r"method.clusters.*greater than or equal to 1"),
+        (["method.clusters=9"], r"method.clusters is 9, partition.silos only 5"),
+        (["method.training.batch=1"], r"method.training.batch: 1 came"),
+        (["method.training.precision=bfloat16"], r"method.training.precision"),
+        (["method.cut={generator={head=1,tail=2},discriminator={head=1,tail=4}}"], r"the head ends before block 2"),
+        (["method.cut={generator={head=0,tail=4},discriminator={head=0,tail=4}}"], r"images can be computed"),
+        (['method.cuts={"silo-9"={generator={head=0,tail=4},discriminator={head=1,tail=4}}}'], r"'silo-9'"),
+        (["method.bits=12"], r"method.bits"),
+        (["method.guard={noise=0.1}"], r"method.guard.clip"),
+    ],
+)
+def test_what_a_cut_gan_cannot_be_is_named(changes: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(HUSCF, changes)

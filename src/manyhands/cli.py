@@ -151,12 +151,15 @@ def sample(
     )
 
 
+CUTS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
+
+
 @app.command()
 def audit(
     run_folder: RunArgument,
     cuts: Annotated[
-        str, typer.Option(help="Shares of the chain to attack at, beside the run's own (collafuse).")
-    ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+        str, typer.Option(help=f"Shares of the chain to attack at, beside the run's own; collafuse. By default {CUTS}.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Attack what a run gave away; the figures go into its report. Of a sweep over cuts of collafuse: all of them."""
@@ -167,7 +170,7 @@ def audit(
     from manyhands.progress import print_table
 
     try:
-        shares = [float(share) for share in cuts.split(",") if share.strip()]
+        shares = [float(share) for share in (cuts or CUTS).split(",") if share.strip()]
     except ValueError:
         raise RecipeError(f"--cuts {cuts}: is no list of shares, such as 0.2,0.4") from None
     if bad := [share for share in shares if not 0 < share < 1]:
@@ -178,7 +181,10 @@ def audit(
         else:
             _trade(run_folder, quiet=False)
         return
-    found = attack(RunFolder(run_folder), shares)
+    folder = RunFolder(run_folder)
+    if cuts and folder.recipe.get("method", {}).get("kind") == "huscf":
+        raise RecipeError(f"--cuts {cuts}: is for runs of collafuse; of huscf every head is attacked")
+    found = attack(folder, shares)
     if as_json:
         typer.echo(json.dumps(found))
         return

@@ -133,6 +133,8 @@ class Recipe(Spec):
             )
         if isinstance(self.method, FedAvg) and (self.method.participants or 1) > silos:
             raise ValueError(f"method.participants is {self.method.participants}, partition.silos only {silos}")
+        if isinstance(told := getattr(self.method, "clusters", None), int) and told > silos:
+            raise ValueError(f"method.clusters is {told}, partition.silos only {silos}")
         a_round = (self.method.participants if isinstance(self.method, FedAvg) else None) or silos
         if self.quorum > a_round:
             raise ValueError(f"quorum is {self.quorum}, but only {a_round} silos take part in a round")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -21,6 +21,8 @@ class Training(Spec):
     ``learning_rate_end`` is the share of the learning rate that is left in the last round; it falls along a cosine.
     ``precision = "auto"`` takes bfloat16 autocast on CUDA and float32 elsewhere.
     """
+
+    least: ClassVar[int] = 1
 
     batch: Int = Field(default=64, ge=1, le=1_000_000)
     steps: Int | None = Field(default=None, ge=1, le=1_000_000)
@@ -85,7 +87,8 @@ class Training(Spec):
         size = min(self.batch, count)
         if self.epochs is not None:
             for _ in range(self.epochs):
-                yield from torch.split(torch.randperm(count, generator=rng, device=rng.device), size)
+                parts = torch.split(torch.randperm(count, generator=rng, device=rng.device), size)
+                yield from (part for part in parts if len(part) >= min(self.least, count))
             return
         left = torch.empty(0, dtype=torch.long, device=rng.device)
         for _ in range(self.steps or 0):
@@ -96,10 +99,16 @@ class Training(Spec):
 
 
 class GanTraining(Training):
-    """What a silo does in a round, as adversarial training is used to: no clipping of gradients, all in float32."""
+    """What a silo does in a round, as adversarial training is used to: no clipping of gradients, all in float32.
+
+    Norms over a batch need two images at least: one that is left over at the end of an epoch is not taken alone.
+    """
 
     learning_rate: Float = Field(default=2e-4, gt=0, le=10)
     betas: tuple[Float, Float] = (0.5, 0.999)
+    least: ClassVar[int] = 2
+
+    batch: Int = Field(default=64, ge=2, le=1_000_000)
     clip: None = None
     precision: Literal["auto", "float32"] = "auto"
 

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,3 +124,12 @@ def test_enlarging_is_that_of_tensorflow_1() -> None:
     large = inception.enlarged(ramp)[0, 0, 0]
     expected = (torch.arange(299) * 2 / 299).clamp(max=1)
     assert torch.allclose(large, expected, atol=1e-6)
+
+
+def test_a_classifier_of_more_classes_is_another_one(halves: tuple[features.Images, features.Images]) -> None:
+    train, held = (part.subset(np.arange(40)) for part in halves)
+    few = features.classifier(train, held)
+    more = tuple(map(str, range(12)))
+    many = features.classifier(replace(train, classes=more), replace(held, classes=more))
+    assert few(held.pixels).logits.shape[1] == 10
+    assert many(held.pixels).logits.shape[1] == 12

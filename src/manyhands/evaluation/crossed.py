@@ -85,7 +85,8 @@ def _verdict(found: Told) -> list[str]:
         "Weak, half of the images' variance comes back or half of the images are picked, or more: "
         f"{_listed(weak)}. Less: {_listed(strong)}."
     ]
-    if solved := found["heads"][0]["attacks"].get("least squares"):
+    solved = found["heads"][0]["attacks"].get("least squares")
+    if solved and solved["explained"]["value"] > WEAK:
         lines.append(
             f"Head 0 is solved as linear equations, in {solved['psnr']['value']:.1f} dB, with no search and nothing "
             "learnt: that is why min_head is 1 unless told otherwise. Longer heads take a search or a trained "

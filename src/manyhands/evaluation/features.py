@@ -124,9 +124,9 @@ def classifier(train: Images, held: Images) -> Classifier:
 
     Images without labels are told apart by which way up they are: 0, 90, 180 or 270 degrees.
     """
-    key = fingerprint(train, held)
-    kept = recall("classifier", key)
     pixels, labels, classes = _task(train)
+    key = f"{fingerprint(train, held)} {classes}"
+    kept = recall("classifier", key)
     network = Network(pixels.shape[-1], pixels.shape[1], classes)
     if kept is not None:
         accuracy = float(kept.pop("accuracy"))

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor
 
 from manyhands.codec.codec import Float32
-from manyhands.errors import RecipeError
 from manyhands.methods.method import Method, check_images
 from manyhands.models.gan import Gan
 from manyhands.silo import Silo
@@ -27,9 +26,7 @@ class Adversarial(Method, ABC):
 
     def fits(self, silo: Silo) -> None:
         """Its images must be those of the model, and two at least: norms need more than one."""
-        if len(silo.images) < 2:
-            raise RecipeError(f"{silo.name}: holds {len(silo.images)} images, at least 2 are needed")
-        check_images(silo, self.model)
+        check_images(silo, self.model, self.training.least)
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Refuse numbers that no weights are."""

@@ -110,7 +110,7 @@ class Denoising(Method, ABC):
 
     def fits(self, silo: Silo) -> None:
         """The silo's images must be of the model's size, and labelled if it is conditional."""
-        check_images(silo, self.model)
+        check_images(silo, self.model, self.training.least)
 
     def progress(self, number: int) -> float:
         """The share of the run that is done before a round: 0 in the first, 1 in the last."""

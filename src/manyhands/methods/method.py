@@ -194,11 +194,13 @@ class Method(Spec, ABC):
         return own or shared
 
 
-def check_images(silo: Silo, model: Form) -> None:
-    """Raise ``RecipeError`` where a silo's images are not of the model's size, or not labelled as it asks."""
+def check_images(silo: Silo, model: Form, least: int = 1) -> None:
+    """Raise ``RecipeError`` where a silo's images are too few, not of the model's size, or not labelled as it asks."""
     images = silo.images
     if not len(images):
         raise RecipeError(f"{silo.name}: holds no images")
+    if len(images) < least:
+        raise RecipeError(f"{silo.name}: holds {len(images)} images, at least {least} are needed")
     if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
         shape = " x ".join(map(str, images.pixels.shape[1:]))
         raise RecipeError(f"{silo.name}: holds images of {shape}, the model is for {model.channels} x {model.size}")

@@ -72,6 +72,10 @@ class HuSCF(Adversarial):
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> Self:
+        if self.min_head >= self.model.middle:
+            raise ValueError(
+                f"min_head is {self.min_head}: a head ends before block {self.model.middle}, which is the server's"
+            )
         for name, cuts in {"cut": self.default, **self.cuts}.items():
             cuts.check(self.model)
             if cuts.discriminator.head < self.min_head:
