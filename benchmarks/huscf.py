@@ -1,8 +1,8 @@
 """What HuSCF-GAN comes to: exactness of the cut, its wire, its model of time, clusters, quality, traffic and speed.
 
 Quality is of ``manyhands run`` of shipped recipes, each in a folder of its own under ``--work``. A run that has ended
-is not done again, and one that was cut off goes on; after ``--budget`` seconds no further run is begun. Everything else
-is measured anew each time.
+is not done again, and one that was cut off goes on; after ``--budget`` seconds no further run is begun. So are the parts
+that take many minutes, which ``--budget 0`` leaves out. Everything else is measured anew each time.
 """
 
 from __future__ import annotations
@@ -230,6 +230,8 @@ def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
 def _kept(told: argparse.Namespace, name: str, slow: Any) -> tuple[dict[str, float], dict[str, Any]]:
     """What takes many minutes, and nothing else may run meanwhile: like runs, it is not done again under --work."""
     path = Path(told.work) / told.scale / f"{name}.json"
+    if not (told.quick or path.exists() or told.budget):
+        return {}, {}
     if told.quick or not path.exists():
         figures, beside = slow(told.quick)
         if told.quick:
