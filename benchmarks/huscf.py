@@ -1,8 +1,8 @@
 """What HuSCF-GAN comes to: exactness of the cut, its wire, its model of time, clusters, quality, traffic and speed.
 
 Quality is of ``manyhands run`` of shipped recipes, each in a folder of its own under ``--work``. A run that has ended
-is not done again, and one that was cut off goes on; after ``--budget`` seconds no further run is begun. So are the parts
-that take many minutes, which ``--budget 0`` leaves out. Everything else is measured anew each time.
+is not done again, and one that was cut off goes on; after ``--budget`` seconds no further run is begun. Parts that take
+many minutes are kept there, too, and left out by ``--budget 0``. Everything else is measured anew each time.
 """
 
 from __future__ import annotations
