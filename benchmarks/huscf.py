@@ -97,7 +97,13 @@ def quality(told: argparse.Namespace) -> dict[str, dict[str, Any]]:
         bench.run_all([run(name, seed) for seed, name in product(_seeds(told), asked)], told.parallel, told.budget)
     found = {name: {seed: RunFolder(work / _place(name, seed)) for seed in _seeds(told)} for name in every}
     ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
-    return {name: row(reports) for name, reports in ended.items() if reports}
+    passed = {name: _passed(found[name][next(iter(reports))]) for name, reports in ended.items() if reports}
+    return {name: row(reports) | {"passed": passed[name]} for name, reports in ended.items() if reports}
+
+
+def _passed(run: RunFolder) -> int:
+    """The bytes of all activations and their gradients, both ways."""
+    return sum(entry["bytes"] for entry in run.ledger if entry["op"] in ORDER)
 
 
 def row(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def ratios(table: dict[str, dict[str, Any]], told: argparse.Namespace) -> dict[s
         "clusters_three": agreement("three domains"),
         "quality_small": None if None in behind else max(gap for gap in behind if gap is not None),
         "quality_small_rivals": None if None in ahead else min(gap for gap in ahead if gap is not None),
-        "traffic": whole["bytes"] / eighth["bytes"] if whole and eighth else None,
+        "traffic": whole["passed"] / eighth["passed"] if whole and eighth else None,
         "traffic_quality": points("huscf 3", "huscf 3, 8 bits"),
         "quality_paper": _against_theirs(table) if told.scale == "paper" else None,
     }

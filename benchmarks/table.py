@@ -85,7 +85,7 @@ WHAT = {
     "quality_small": "CAS of the pooled GAN above that of `huscf`, points, worst of scenarios 1 and 3, small",
     "quality_small_rivals": "CAS of `huscf` above the best rival's, points, scenario 4 (two domains, not IID), small",
     "quality_paper": "CAS above the authors', points, worst of scenarios 1, 3 and 5 at full size",
-    "huscf.traffic": "bytes of training in 32 bits against 8",
+    "huscf.traffic": "bytes of activations and gradients in 32 bits against 8, both ways",
     "traffic_quality": "CAS lost by 8 bits, points",
     "huscf.speed": "iterations/s of 8 silos with mixed cuts, against the uncut GAN on the joined batch",
     "digits": "asked digit recognised on 500 samples (DDIM 25, guidance 2), worst of 3 seeds",
@@ -165,7 +165,7 @@ def rivals() -> str:
 
 
 TABLES = {"figures": figures, "cases": cases, "collafuse": cuts, "huscf": rivals}
-PAGES = {ROOT / "README.md": ("figures",), ROOT / "docs" / "methods.md": ("cases", "collafuse")}
+PAGES = {ROOT / "README.md": ("figures",), ROOT / "docs" / "methods.md": ("cases", "collafuse", "huscf")}
 
 
 def with_table(page: Path) -> str:

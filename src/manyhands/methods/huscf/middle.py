@@ -51,7 +51,8 @@ class Passing:
         inside: dict[str, Tensor] = {}
         left: dict[str, Tensor] = {}
         for number in range(len(blocks)):
-            inside |= {silo: self.sent[silo] for silo, cut in cuts.items() if cut.head == number - 1}
+            joining = {silo: self.sent[silo] for silo, cut in cuts.items() if cut.head == number - 1}
+            inside = {silo: (inside | joining)[silo] for silo in cuts if silo in inside or silo in joining}
             left |= {silo: inside.pop(silo) for silo, cut in cuts.items() if cut.tail == number}
             if inside:
                 joined: Tensor = blocks[number](torch.cat(list(inside.values())))
