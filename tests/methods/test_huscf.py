@@ -23,6 +23,7 @@ from manyhands.methods.baselines import Central, Local
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.order import ORDER
 from manyhands.methods.huscf.server import HuSCFServer
+from manyhands.methods.method import Conversation
 from manyhands.models.cut import Cut, Cuts
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.generator import Drawing
@@ -321,6 +322,21 @@ def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(told:
         tiny(cuts={"x*": cuts("0404")}).server(0, {"s0": 9})
 
 
+def a_turn(hub: Hub, talks: dict[str, Conversation], said: dict[str, Message]) -> dict[str, Message]:
+    """All say what they have to say, and are answered; what they say next."""
+    for name, message in said.items():
+        hub.submit(name, message)
+    answers = {name: hub.collect(name) for name in said}
+    assert None not in answers.values(), f"{said} wait for ever"
+    following = {}
+    for name, talk in talks.items():
+        try:
+            following[name] = talk.send(answers[name])  # type: ignore[arg-type]
+        except StopIteration:
+            hub.finish(name)
+    return following
+
+
 @pytest.mark.parametrize("calls", range(2, 9))
 def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_others_end(calls: int) -> None:
     method, silos = tiny(cuts=MIXED), gan_silos()
@@ -332,16 +348,7 @@ def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_othe
         if turn == calls and talks.pop("s1", None):
             hub.leave("s1", "its battery is empty")
             said.pop("s1")
-        for name, message in said.items():
-            hub.submit(name, message)
-        answers = {name: hub.collect(name) for name in said}
-        assert None not in answers.values(), f"{said} wait for ever"
-        said = {}
-        for name, talk in talks.items():
-            try:
-                said[name] = talk.send(answers[name])  # type: ignore[arg-type]
-            except StopIteration:
-                hub.finish(name)
+        said = a_turn(hub, talks, said)
         if not said:
             break
     assert [closed.round for closed in hub.closed] == [0, 1]
@@ -373,9 +380,7 @@ def passes(server: HuSCFServer, silos: list[Silo], upto: str, method: HuSCF) -> 
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     while next(iter(said.values())).op != upto:
-        for name, message in said.items():
-            hub.submit(name, message)
-        said = {name: talk.send(hub.collect(name)) for name, talk in talks.items()}  # type: ignore[arg-type]
+        said = a_turn(hub, talks, said)
     return hub
 
 
@@ -435,15 +440,7 @@ def test_a_cluster_whose_only_silo_says_nothing_keeps_its_number_and_its_ends() 
             kept = server._ends("s1")
             hub.leave("s1", "away")
             del talks["s1"], said["s1"]
-        for name, message in said.items():
-            hub.submit(name, message)
-        answers = {name: hub.collect(name) for name in said}
-        said = {}
-        for name, talk in talks.items():
-            try:
-                said[name] = talk.send(answers[name])  # type: ignore[arg-type]
-            except StopIteration:
-                hub.finish(name)
+        said = a_turn(hub, talks, said)
     assert server.round == 4
     assert server.cluster["s0"] != server.cluster["s1"]
     assert all(torch.equal(kept[name], tensor) for name, tensor in server._ends("s1").items())
