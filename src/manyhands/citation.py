@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from manyhands.diffusion.sample import Sampling
+from manyhands.models.gan import Gan
 from manyhands.spec import Spec
 
 if TYPE_CHECKING:
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def citations(*told: Spec) -> list[str]:
-    """The references of what was told and of everything in it, each once."""
-    parts = [part for each in told for part in _parts(each)]
+    """The references of what was told and of everything in it, each once; a GAN's draw needs none."""
+    drawn_at_once = any(isinstance(getattr(each, "model", None), Gan) for each in told)
+    parts = [part for each in told if not (drawn_at_once and isinstance(each, Sampling)) for part in _parts(each)]
     return list(dict.fromkeys(reference for part in parts for reference in references(part)))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from manyhands import Experiment, Local, Sampling
 from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation.compare import Comparison, _spent
-from manyhands.evaluation.judge import Evaluation
+from manyhands.evaluation.judge import AT_ONCE, Evaluation
 from manyhands.journal import Round, RunFolder
 from manyhands.methods.method import Method
 from manyhands.progress import _pieces
@@ -57,6 +57,20 @@ def test_runs_of_one_protocol_are_ranked_best_first(runs: dict[str, Path]) -> No
     coverage = Comparison([runs["shared"], runs["local"]], by="coverage")
     covers = [RunFolder(runs[entry.name]).report["metrics"]["coverage"] for entry in coverage.entries]
     assert covers == sorted(covers, reverse=True)
+
+
+def test_a_gan_draws_at_once_and_ranks_with_whoever_draws_in_steps(runs: dict[str, Path], tmp_path: Path) -> None:
+    gan = tmp_path / "gan"
+    shutil.copytree(runs["local"], gan)
+    report = json.loads((gan / "report.json").read_text())
+    report["evaluation"]["protocol"]["sampling"] = AT_ONCE
+    (gan / "report.json").write_text(json.dumps(report))
+    found = Comparison([gan, runs["shared"]])
+    assert found.ranked
+    assert "at once, as a GAN draws" in found.note()
+    assert "by ddim, 2 steps" in found.note()
+    with pytest.raises(ProtocolError, match=r"protocol\.sampling\.steps is 2 in .*, 3 in"):
+        Comparison([gan, runs["shared"], runs["steps"]])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 from manyhands.checkpoint import replace_file, writing
 from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation import figures
+from manyhands.evaluation.judge import AT_ONCE
 from manyhands.evaluation.markup import number
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
 from manyhands.evaluation.report import NAMES, curve, sampling_words
@@ -129,13 +130,14 @@ class Comparison:
         """By which protocol, or why there is no rank."""
         if not self.ranked:
             return f"Not ranked: {self.differs}."
-        told = self.entries[0].reports[0]["evaluation"]["protocol"]
+        told, *others = [entry.reports[0]["evaluation"]["protocol"] for entry in self.entries]
+        ways = dict.fromkeys(sampling_words(each) for each in (told, *others))
         told_spread = self.entries[0].reports[0]["evaluation"]["spread_of"]
         return (
             f"Best first by {NAMES[self.by]}; * is the best of a row, be it by less than the deviations, which are "
             f"over {'the seeds of training' if self.several else told_spread}. "
             f"{told['images']:,} samples against "
-            f"{told['reference']:,} training images, features of {told['features']}; samples: {sampling_words(told)}."
+            f"{told['reference']:,} training images, features of {told['features']}; samples: {' or '.join(ways)}."
         )
 
     def write(self, out: Path) -> list[Path]:
@@ -201,11 +203,12 @@ class Comparison:
     def _difference(self) -> str:
         """The first field of the protocol in which two runs differ, in words; nothing where there is none."""
         runs = [run for entry in self.entries for run in entry.runs]
-        protocols = [_protocol(run) for run in runs]
-        for run, protocol in zip(runs[1:], protocols[1:], strict=True):
-            if found := difference(protocols[0], protocol):
-                field, first, other = found
-                return f"protocol.{field} is {first!r} in {runs[0].path}, {other!r} in {run.path}"
+        protocols = {run: _protocol(run) for run in runs}
+        first = next((run for run in runs if protocols[run]["sampling"] != AT_ONCE), runs[0])
+        for run, protocol in protocols.items():
+            if found := _apart(protocols[first], protocol):
+                field, one, other = found
+                return f"protocol.{field} is {one!r} in {first.path}, {other!r} in {run.path}"
         return ""
 
 
@@ -243,6 +246,12 @@ def _protocol(run: RunFolder) -> dict[str, Any]:
         raise ProtocolError(f"{run.path}: was not evaluated; `manyhands evaluate {run.path}` does that")
     told: dict[str, Any] = evaluation["protocol"]
     return told
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first field in which protocols differ; a GAN draws at once, so that none of its settings differ."""
+    settings = one["sampling"] if other["sampling"] == AT_ONCE and one["sampling"] else other["sampling"]
+    return difference(one, {**other, "sampling": settings})
 
 
 def _first_of(entry: Entry) -> str:

@@ -34,6 +34,8 @@ Trained: TypeAlias = "Drawing | TrainedAutoencoder"
 CAS_EPOCHS, CAS_BATCH = 15, 64
 ALARM = 4 * metrics.TAIL
 SHOWN = 8
+AT_ONCE = {"sampler": "at once"}
+"""How a GAN draws, in a protocol."""
 
 
 class Evaluation(Spec):
@@ -245,7 +247,6 @@ class Judge:
 
     def protocol(self, generators: Mapping[str, Trained], sampling: Sampling) -> dict[str, Any]:
         """All that two figures must have in common to be compared."""
-        redrawn = any(isinstance(generator, TrainedAutoencoder) for generator in generators.values())
         averaged = {generator.ema > 0 for generator in generators.values()}
         return {
             "data": self.data,
@@ -254,7 +255,7 @@ class Judge:
             "classifier": self.classifier.name,
             "images": len(self.held),
             "reference": len(self.real),
-            "sampling": {} if redrawn else sampling.model_dump(mode="json"),
+            "sampling": _way(generators, sampling),
             "weights": " and ".join("average over rounds" if one else "raw" for one in sorted(averaged)),
             "seeds": list(range(self.told.seeds)),
         }
@@ -363,6 +364,14 @@ def _drawn(images: Tensor) -> Tensor:
     if not bool(images.isfinite().all()):
         raise DataError("the generator draws images that are not finite")
     return as_bytes(images)
+
+
+def _way(generators: Mapping[str, Trained], sampling: Sampling) -> dict[str, Any]:
+    """How samples come to be: down a chain, by settings; at once; or, of an autoencoder, from images, by none."""
+    if any(isinstance(generator, TrainedAutoencoder) for generator in generators.values()):
+        return {}
+    walks = any(getattr(generator, "walks", True) for generator in generators.values())
+    return sampling.model_dump(mode="json") if walks else AT_ONCE
 
 
 def _conditional(generators: Mapping[str, Trained]) -> bool:

@@ -11,6 +11,7 @@ from manyhands.checkpoint import writing
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import charts, clustered, disclosed, figures
 from manyhands.evaluation.charts import Line
+from manyhands.evaluation.judge import AT_ONCE
 from manyhands.evaluation.markup import flat, number, picture, style, table, text
 from manyhands.plan import count_text, size_text
 
@@ -116,6 +117,8 @@ def sampling_words(told: Mapping[str, Any]) -> str:
     sampling, weights = told["sampling"], f"weights: {told['weights']}"
     if not sampling:
         return f"what an autoencoder makes of the held-out images, {weights}"
+    if sampling == AT_ONCE:
+        return f"at once, as a GAN draws, {weights}"
     return f"by {sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}, {weights}"
 
 
@@ -140,7 +143,7 @@ def _disclosed(folder: RunFolder, facts: dict[str, Any]) -> str:
 def _story(facts: dict[str, Any]) -> str:
     silos, images = len(facts["silos"]), sum(facts["silos"].values())
     about = "a model of its own each" if facts["own"] else "one model"
-    told = f"trained {about}, of {facts['parameters']:,} weights, by <b>{text(facts['method'])}</b>"
+    told = f"trained {about}, which draws with {facts['parameters']:,} weights, by <b>{text(facts['method'])}</b>"
     if facts["pooled"]:
         return f"{images:,} images in one place {told}: a baseline with pooled data."
     return (

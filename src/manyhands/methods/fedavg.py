@@ -61,6 +61,8 @@ class FedAvg(Denoising):
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
             arXiv 1602.05629
         Federated Learning with Diffusion Models for Privacy-Sensitive Vision Tasks, Tun et al., 2023, arXiv 2311.16538
+        FedGAN: Federated Generative Adversarial Networks for Distributed Data, Rasouli, Sun, Rajagopal, 2020, arXiv
+            2006.07228
     """
 
     kind: Literal["fedavg"] = "fedavg"

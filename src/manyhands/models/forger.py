@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ MOST = 256
 class Forger(Drawing):
     """A trained generator. Where it is ``cut``, its middle is asked for; without anybody to ask it draws nothing."""
 
+    walks: ClassVar[bool] = False
     model: Gan
     weights: Tensors
     cut: Cut | None = None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -34,8 +34,9 @@ Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
 
 
 class Drawing(ABC):
-    """Draws images in [-1, 1], of the asked classes where it knows any."""
+    """Draws images in [-1, 1], of the asked classes where it knows any; it ``walks`` down a chain, or is a GAN."""
 
+    walks: ClassVar[bool] = True
     model: UNet | Latent | Gan
     classes: tuple[str, ...]
     sampling: Sampling
