@@ -12,8 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+QUOTA = 1_000
+"""Microseconds that a process has in a row, the least that the system knows; its period follows from its share.
+
+A process that has waited begins with all of it at once, as no slow machine does: the less, the better.
+"""
 PERIOD = 10_000
-"""Microseconds within which a process has its share."""
+"""Microseconds of a period where processes are stopped and go on instead, a quarter of it."""
 WEIGHT = 8192
 """Against 1,024 of any other: the share is what slows it down, not its neighbours."""
 CHUNK = 1 << 16
@@ -61,13 +66,13 @@ class Shares:
         if pid not in self._groups:
             group.mkdir()
             self._groups[pid] = group
-        quota = round(share * PERIOD)
+        period = round(QUOTA / share)
         if old.exists():
-            (group / "cpu.cfs_period_us").write_text(str(PERIOD))
-            (group / "cpu.cfs_quota_us").write_text(str(quota))
+            (group / "cpu.cfs_period_us").write_text(str(period))
+            (group / "cpu.cfs_quota_us").write_text(str(QUOTA))
             (group / "cpu.shares").write_text(str(WEIGHT))
         else:
-            (group / "cpu.max").write_text(f"{quota} {PERIOD}")
+            (group / "cpu.max").write_text(f"{QUOTA} {period}")
         (group / "cgroup.procs").write_text(str(pid))
 
     def _beat(self) -> None:
