@@ -30,7 +30,8 @@ LAYERS = [
         "privacy",
         "citation",
     },
-    {"experiment", "ending", "progress", "audit"},
+    {"experiment", "ending", "progress", "audit", "clock"},
+    {"federation", "shipped"},
     {"cli"},
     {"__main__"},
 ]
@@ -43,7 +44,8 @@ ENGINES = {
     "tensorboard": {"evaluation"},
     "matplotlib": {"evaluation"},
     "pymoo": {"genetic"},
-    "typer": {"cli"},
+    "typer": {"cli", "federation"},
+    "nvflare": {"links"},
     "rich": {"progress"},
 }
 

@@ -199,6 +199,30 @@ def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
     assert server.fired[1] == ["a", "b", "c"]
 
 
+def test_a_message_that_still_comes_in_has_its_deadline_anew_but_not_for_ever() -> None:
+    one, server = hub(deadline=10)
+    one.submit("b", add("b"), now=100)
+    one.submit("c", add("c"), now=100)
+    for now in range(105, 200, 5):
+        one.stir("a", now)
+        one.expire(now)
+        assert server.fired == []
+    one.stir("a", 200)
+    one.expire(200)
+    assert server.fired == [["b", "c"]]
+
+
+def test_whatever_foreign_values_do_to_a_server_is_a_refusal() -> None:
+    one, server = hub()
+
+    def broken(silo: str, message: Message) -> None:
+        raise ZeroDivisionError(f"{silo} said {message.op}")
+
+    server.admit = broken  # type: ignore[method-assign]
+    with pytest.raises(Refused, match="malformed: ZeroDivisionError"):
+        one.submit("a", add("a"))
+
+
 def test_below_quorum_the_run_stops_with_a_name() -> None:
     one, server = hub(quorum=2, deadline=10)
     one.submit("b", add("b"), now=0)

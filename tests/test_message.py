@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ messages = st.builds(
 def test_what_is_encoded_comes_back_and_weighs_what_was_counted(message: Message) -> None:
     blob = encode(message)
     assert encoded_size(message) == len(blob)
+    assert blob.endswith(safetensors.torch.save(dict(message.tensors)))  # to the byte as the library writes it
     back = decode(blob)
     assert back.op == message.op
     assert back.facts == message.facts

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from manyhands.errors import CheckpointError, DiskError, MessageError
-from manyhands.message import Message, decode, encode
+from manyhands.message import Message, decode, pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 MAGIC = b"MHC1"
 GENERATIONS = 2
@@ -27,11 +28,20 @@ def write_checkpoint(folder: Path, number: int, message: Message) -> None:
 
 
 def write_kept(path: Path, message: Message) -> None:
-    """Keep a message in a file, its hash before it."""
-    blob = encode(message)
+    """Keep a message in a file, its hash before it; tensors go there piece by piece."""
+
+    def fill(file: BinaryIO) -> None:
+        digest = hashlib.sha256()
+        file.write(MAGIC + bytes(digest.digest_size))
+        for piece in pieces(message):
+            digest.update(piece)
+            file.write(piece)
+        file.seek(len(MAGIC))
+        file.write(digest.digest())
+
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, MAGIC + hashlib.sha256(blob).digest() + blob)
+    replace_file(path, fill)
 
 
 def drop_generations(folder: Path, newest: int) -> None:
@@ -70,13 +80,14 @@ def generations(folder: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    fill = content if callable(content) else lambda file: file.write(content)
     beside = path.with_name(f".{path.name}.tmp")
     with writing(path):
         try:
             with beside.open("wb") as file:
-                file.write(content)
+                fill(file)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

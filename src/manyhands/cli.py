@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from manyhands.errors import ManyhandsError, RecipeError, RunFolderError
+from manyhands.federation.commands import app as federation
+from manyhands.shipped import recipe_path, shipped
 
 if TYPE_CHECKING:
     from manyhands.models.generator import Drawing
@@ -51,7 +53,7 @@ def run(
     """Train as a recipe says, and measure what came of it."""
     from manyhands.sweep import load_sweep, write_index
 
-    sweep = load_sweep(_recipe_path(recipe), changes or [])
+    sweep = load_sweep(recipe_path(recipe), changes or [])
     if dry_run:
         _show_plans(sweep, as_json=as_json)
         return
@@ -281,7 +283,7 @@ def profile(
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    told = {path.stem: _first_words(path) for path in _shipped()}
+    told = {path.stem: _first_words(path) for path in shipped()}
     typer.echo(
         json.dumps(told) if as_json else "\n".join(_wrapped(words, f"{name:21}") for name, words in told.items())
     )
@@ -296,6 +298,9 @@ def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
 
     found = citations(*specs_in(RunFolder(run_folder).recipe, str(run_folder)))
     typer.echo(json.dumps({"papers": found}) if as_json else "\n".join(found))
+
+
+app.add_typer(federation, name="federation")
 
 
 @app.callback(invoke_without_command=True)
@@ -447,23 +452,6 @@ def _generator(folder: Path, silo: str | None, *, alone: bool) -> Drawing:
             "recipe with method.model.kind = 'latent'"
         )
     return found
-
-
-def _recipe_path(given: str) -> Path:
-    if given.endswith(".toml") or Path(given).is_file():
-        return Path(given)
-    from manyhands.spec import nearest
-
-    shipped = {path.stem: path for path in _shipped()}
-    if given not in shipped:
-        raise RecipeError(f"{given}: there is no such recipe; {nearest(given, list(shipped))}")
-    return shipped[given]
-
-
-def _shipped() -> list[Path]:
-    """The recipes inside an installed package, or those of the checkout that the package is run from."""
-    inside, beside = Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes"
-    return sorted((inside if inside.is_dir() else beside).glob("*.toml"))
 
 
 def _first_words(path: Path) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -14,23 +15,37 @@ from manyhands.data.partition import class_counts
 from manyhands.evaluation import clustered, report
 from manyhands.evaluation.features import fingerprint
 from manyhands.meter import peak_memory
+from manyhands.models.autoencoder import TrainedAutoencoder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyhands.experiment import Experiment
+    from manyhands.diffusion.sample import Sampling
+    from manyhands.evaluation.judge import Evaluation
     from manyhands.journal import Round, RunFolder
-    from manyhands.methods.method import Trained
-    from manyhands.models.autoencoder import TrainedAutoencoder
+    from manyhands.ledger import Ledger
+    from manyhands.methods.method import Method, Server, Trained
     from manyhands.models.generator import Drawing
     from manyhands.silo import Silo
 
 
-def facts(experiment: Experiment, folder: RunFolder, drawn: Trained | None) -> dict[str, Any]:
-    """What report.json has of every run, evaluated or not."""
-    rounds, ledger, roster = folder.rounds, experiment.ledger, experiment.roster
+class Told(NamedTuple):
+    """What is known of a run wherever it is."""
+
+    method: Method
+    server: Server
+    ledger: Ledger
+    roster: dict[str, int]
+    sampling: Sampling
+    evaluation: Evaluation
+
+
+def facts(told: Told, folder: RunFolder, drawn: Trained | None, images: dict[str, Any]) -> dict[str, Any]:
+    """What report.json has of every run, evaluated or not; ``images`` is what is known of those."""
+    rounds, ledger, roster, method = folder.rounds, told.ledger, told.roster, told.method
+    plan = method.plan()
     return {
-        "method": experiment.method.model_dump()["kind"],
+        "method": method.model_dump()["kind"],
         "silos": roster,
         "rounds": len(rounds),
         "seconds": sum(done.seconds for done in rounds),
@@ -43,9 +58,18 @@ def facts(experiment: Experiment, folder: RunFolder, drawn: Trained | None) -> d
         "peak_memory": peak_memory(),
         "metrics": {"loss": _loss(rounds)},
         "floor": {},
-        **(told := _circumstances(experiment)),
-        "clusters": clustered.facts(rounds, told["domains"]),
-        "skipped": list(experiment.skipped),
+        **images,
+        "operations": {
+            name: {"says": each.says, "often": each.often, "tells": list(each.up.facts)}
+            for name, each in plan.operations.items()
+        },
+        "never": list(plan.never),
+        "sizes": method.sizes(len(roster), told.sampling),
+        "costs": {silo: costs for silo, count in roster.items() if (costs := method.costs(silo, count, told.sampling))},
+        "pooled": method.pools,
+        "own": told.server.generator() is None,
+        "papers": citations(method, told.sampling, told.evaluation),
+        "clusters": clustered.facts(rounds, images["domains"]),
         "problems": folder.problems,
         "versions": report.versions(),
     }
@@ -89,28 +113,21 @@ def _loss(rounds: Sequence[Round]) -> float | None:
     return rounds[-1].loss if rounds and not math.isnan(rounds[-1].loss) else None
 
 
-def _circumstances(experiment: Experiment) -> dict[str, Any]:
-    """Data and method, for a reader who has only the report."""
-    plan, silos = experiment.method.plan(), experiment.silos
+def ready(trained: Trained, sampling: Sampling, classes: tuple[str, ...], device: str) -> Trained:
+    """What was trained, with all that is needed to draw from it."""
+    if isinstance(trained, TrainedAutoencoder):
+        return replace(trained, device=device)
+    return replace(trained, sampling=sampling, classes=classes, device=device)
+
+
+def images_of(silos: Sequence[Silo], skipped: Sequence[str]) -> dict[str, Any]:
+    """What silos hold, for a reader who has only the report."""
     counts = class_counts([silo.images for silo in silos])
     return {
         "data": data_of(silos),
         "domains": {silo.name: domain for silo in silos if (domain := _domain_of(silo))},
         "held_out": {silo.name: len(silo.held_out or ()) for silo in silos},
         "classes": list(silos[0].images.classes),
-        "class_counts": dict(zip(experiment.roster, counts.tolist(), strict=True)),
-        "operations": {
-            name: {"says": told.says, "often": told.often, "tells": list(told.up.facts)}
-            for name, told in plan.operations.items()
-        },
-        "never": list(plan.never),
-        "sizes": experiment.method.sizes(len(silos), experiment.sampling),
-        "costs": {
-            silo: costs
-            for silo, images in experiment.roster.items()
-            if (costs := experiment.method.costs(silo, images, experiment.sampling))
-        },
-        "pooled": experiment.method.pools,
-        "own": experiment.server.generator() is None,
-        "papers": citations(experiment.method, experiment.sampling, experiment.evaluation),
+        "class_counts": {silo.name: row for silo, row in zip(silos, counts.tolist(), strict=True)},
+        "skipped": list(skipped),
     }

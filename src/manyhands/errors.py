@@ -61,6 +61,12 @@ class ProtocolError(ManyhandsError):
     exit_code, page = 10, "protocol"
 
 
+class KitError(ManyhandsError):
+    """A party's kit is not there, not its own, changed or expired, or the other end is not who it should be."""
+
+    exit_code, page = 11, "kit"
+
+
 class Reason(StrEnum):
     """The closed list of reasons for which a message is refused."""
 
@@ -82,6 +88,7 @@ class Reason(StrEnum):
     RELEASED = "released already"
     BELOW_CUT = "below its cut"
     FOREIGN_LABEL = "label of others"
+    NOT_NOW = "not now"
 
 
 class Refused(ManyhandsError):  # noqa: N818 - thrown into a silo's half as the answer it gets

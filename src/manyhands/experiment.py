@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -15,13 +14,14 @@ import torch
 from torch import Tensor
 
 from manyhands import ending
+from manyhands.clock import Clock, check_quorum
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, Parts, class_counts
 from manyhands.diffusion.sample import Sampling
-from manyhands.errors import ManyhandsError, QuorumLost, RecipeError, RunFolderError
+from manyhands.errors import ManyhandsError, RecipeError, RunFolderError
 from manyhands.evaluation import figures, inception, report
 from manyhands.evaluation.judge import Evaluation, Judge
-from manyhands.hub import Closed, Hub
+from manyhands.hub import Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
@@ -30,7 +30,6 @@ from manyhands.methods.method import Method, Server, Trained
 from manyhands.models.autoencoder import DRAWS_NOTHING, TrainedAutoencoder
 from manyhands.models.forger import Forger
 from manyhands.models.generator import Drawing, Generator, load
-from manyhands.plan import RESTING
 from manyhands.recipe import Recipe, parse_recipe, specs_in
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo, Workbench, distinct
@@ -109,12 +108,10 @@ class Experiment:
         self._ran = True
         hub = Hub(self.server, self.method.plan(), self.roster, self.quorum)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
-        clock = _Clock(self.ledger, self.server)
+        clock = Clock(self.ledger, self.server)
         for closed in self.link.run(hub, conversations, self.ledger):
             done = clock.round_of(closed, self.method.rounds)
-            if len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < self.quorum:
-                why = "; ".join(f"{silo}: {reason}" for silo, reason in done.missing.items())
-                raise QuorumLost(f"round {done.number + 1}: fewer than {self.quorum} silos could send anything ({why})")
+            check_quorum(done, closed, self.quorum)
             yield done
             clock.start()
 
@@ -193,10 +190,7 @@ class Experiment:
         return [int(label) for label in images.labels.unique()]
 
     def _ready(self, trained: Trained) -> Trained:
-        device = str(self.silos[0].bench.device)
-        if isinstance(trained, TrainedAutoencoder):
-            return replace(trained, device=device)
-        return replace(trained, sampling=self.sampling, classes=self.silos[0].images.classes, device=device)
+        return ending.ready(trained, self.sampling, self.silos[0].images.classes, str(self.silos[0].bench.device))
 
     def _go_on(self, folder: RunFolder) -> None:
         """Draw who holds what, and take up the newest round that is kept."""
@@ -234,7 +228,9 @@ class Experiment:
         if first is not None and (picture := self._picture(first, rows=8)):
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
-        report.write(folder, ending.facts(self, folder, drawn) | self._verdict(folder))
+        told = ending.Told(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
+        facts = ending.facts(told, folder, drawn, ending.images_of(self.silos, self.skipped))
+        report.write(folder, facts | self._verdict(folder))
 
     def _verdict(self, folder: RunFolder) -> dict[str, Any]:
         """What is measured at the end; a run whose figures cannot be had is a run all the same."""
@@ -310,6 +306,10 @@ def held_silos(folder: RunFolder) -> tuple[Recipe, list[Silo]]:
             "Experiment.evaluate() measures it there"
         )
     kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+    if not kept["data"]:
+        raise RunFolderError(
+            f"{folder.path}: was trained between sites, and their images are theirs: `sample` draws from it"
+        )
     silos, _ = silos_of(recipe)
     if len(folder.rounds) != kept["rounds"]:
         raise RunFolderError(f"{folder.path}/journal.jsonl: tells of {len(folder.rounds)} of {kept['rounds']} rounds")
@@ -394,42 +394,3 @@ def chosen_device(asked: str) -> str:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     return name
-
-
-@dataclass
-class _Clock:
-    """Measures what a round took, in seconds, bytes and the server's work."""
-
-    ledger: Ledger
-    server: Server
-
-    def __post_init__(self) -> None:
-        self.flops, self.seen = self.server.flops, self.server.seen
-        self.up, self.down = self.ledger.bytes("up"), self.ledger.bytes("down")
-        self.start()
-
-    def start(self) -> None:
-        self.began = time.perf_counter()
-
-    def round_of(self, closed: Closed, rounds: int) -> Round:
-        up, down = self.ledger.bytes("up"), self.ledger.bytes("down")
-        said: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
-        withheld = {silo: f["withheld"] for silo, f in said.items() if f.get("withheld", "") not in ("", RESTING)}
-        done = Round(
-            closed.round,
-            rounds,
-            time.perf_counter() - self.began,
-            sum(facts.get("seen", 0) for facts in said.values()),
-            up - self.up,
-            down - self.down,
-            {silo: facts["loss"] for silo, facts in said.items() if facts.get("loss") is not None},
-            {**closed.missing, **withheld},
-            sum(facts.get("withheld") == RESTING for facts in said.values()),
-            {silo: facts["flops"] for silo, facts in said.items() if facts.get("flops")},
-            self.server.flops - self.flops,
-            self.server.seen - self.seen,
-            self.server.loss,
-            weighed={silo: dict(told) for silo, told in self.server.weighed.items()},
-        )
-        self.up, self.down, self.flops, self.seen = up, down, self.server.flops, self.server.seen
-        return done

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from manyhands.errors import QuorumLost, Reason, Refused
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from manyhands.message import Message
     from manyhands.methods.method import Server
     from manyhands.plan import Plan
+
+T = TypeVar("T")
+LONGEST = 10
+"""So many deadlines a silo may take in all, whose message comes in little by little."""
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What code may come to that is given values which nobody thought of."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class _Caller:
     waits_in: str = ""
     folded: bool = False
     taken_in: bool = False
+    stirred: float = 0.0
     retired: set[str] = field(default_factory=set)
 
     def is_resend(self, session: str, sequence: int) -> bool:
@@ -61,7 +68,8 @@ class Hub:
     ``roster`` says how many images each silo enrolled. A barrier fires when every silo that is not away waits at one;
     should they wait at different operations, one that closes no round goes first, and of several the one with most
     silos; the others wait on.
-    ``expire`` leaves out those who have not called by the deadline, and ``quorum`` is the least number to go on with.
+    ``expire`` leaves out those who have not called, or been heard of, by the deadline, and ``quorum`` is the least
+    number to go on with.
     """
 
     server: Server
@@ -98,7 +106,7 @@ class Hub:
             self._fold_in_order()
             self._fire_when_complete()
         else:
-            caller.reply = self.server.on(silo, message)
+            caller.reply = self._unharmed(silo, lambda: self.server.on(silo, message))
 
     def collect(self, silo: str, session: str = "") -> Message | None:
         """The answer to the newest call of the silo's session, or None while it waits at a barrier."""
@@ -118,10 +126,16 @@ class Hub:
         self._now = max(now, self._now)
         if self._opened is None or self._now < self._opened + self.deadline:
             return
+        latest = self._opened + LONGEST * self.deadline
         for silo, caller in self._callers.items():
-            if caller.waiting is None and silo not in self.done:
+            end = min(max(self._opened, caller.stirred) + self.deadline, latest)
+            if caller.waiting is None and silo not in self.done and self._now >= end:
                 self.away.setdefault(silo, f"silent at the deadline of {self.deadline:g} s")
         self._fire_when_complete()
+
+    def stir(self, silo: str, now: float) -> None:
+        """A silo is heard, though its message is not whole yet: its deadline begins again."""
+        self._caller(silo).stirred = now
 
     def work(self) -> bool:
         """Let the server do a piece of its own work, if it has any; a round that was closed is kept first."""
@@ -150,9 +164,16 @@ class Hub:
                 raise Refused(Reason.WRONG_WEIGHT, f"says {images} images, enrolled {self.roster[silo]}")
             if number not in (None, self.server.round):
                 raise Refused(Reason.STALE_ROUND, f"is of round {number}, this is {self.server.round}")
-            self.server.admit(silo, message)
+            self._unharmed(silo, lambda: self.server.admit(silo, message))
         except Refused as refusal:
             raise self.refuse(silo, refusal) from None
+
+    def _unharmed(self, silo: str, tell: Callable[[], T]) -> T:
+        """Whatever foreign values bring about in a server's own code is a refusal, too."""
+        try:
+            return tell()
+        except FOREIGN as error:
+            raise Refused(Reason.MALFORMED, f"{type(error).__name__}: {str(error)[:200]}") from error
 
     def _present(self) -> dict[str, _Caller]:
         """Those who are awaited, and those who have called: a call stands even if its silo has gone since."""

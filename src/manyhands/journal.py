@@ -216,11 +216,19 @@ class RunFolder:
         """Keep a closed round: the silos' parts first, so that a server's checkpoint always finds its silos'."""
         keeps = sorted(silo for silo, memory in state.memories.items() if memory)
         for silo in keeps:
-            write_checkpoint(self.silo(silo), state.round, self._sealed(silo, state.round, state.memories[silo]))
+            self.save_silo(silo, state.round, state.memories[silo])
         stores = {name: self._store(name, tensors) for name, tensors in state.stores.items()}
         facts = {"silos": keeps, "roster": state.roster, "ledger": state.ledger, "stores": stores}
         write_checkpoint(self.server, state.round, self._sealed("server", state.round, state.server, **facts))
         self._drop_generations(state.round)
+
+    def save_silo(self, silo: str, number: int, memory: Tensors) -> None:
+        """Keep what a silo has when so many rounds are closed."""
+        write_checkpoint(self.silo(silo), number, self._sealed(silo, number, memory))
+
+    def memory(self, silo: str, number: int) -> Tensors:
+        """What a silo kept when so many rounds were closed."""
+        return dict(self._unsealed(self.silo(silo), silo, number).tensors)
 
     def resume(self, roster: dict[str, int]) -> State | None:
         """The newest closed round that the server and the silos have whole, or None where none was closed.
@@ -290,7 +298,7 @@ class RunFolder:
     def _read(self, number: int) -> State:
         kept = self._unsealed(self.server, "server", number)
         silos = kept.facts["silos"]
-        memories = {silo: dict(self._unsealed(self.silo(silo), silo, number).tensors) for silo in silos}
+        memories = {silo: self.memory(silo, number) for silo in silos}
         stores = {name: self._read_store(name, known) for name, known in kept.facts["stores"].items()}
         return State(number, dict(kept.tensors), memories, kept.facts["roster"], kept.facts["ledger"], stores)
 

@@ -6,10 +6,10 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -22,6 +22,15 @@ MAGIC = b"MHM1"
 HEADER_LIMIT = 1 << 20
 _OPERATION = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _PREFIX = struct.Struct("<4sI")
+_NAMES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""The types that travel, by their names in the format, in the order in which its library writes them."""
+_RANK = {dtype: rank for rank, dtype in enumerate(_NAMES)}
+UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, OSError)
+"""What reading foreign tensors may come to."""
+Signature = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +44,38 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """The message as bytes; nothing in them can be run."""
+    return b"".join(pieces(message))
+
+
+def pieces(message: Message) -> Iterator[bytes | memoryview]:
+    """The same in pieces, of which none is a copy but where a tensor lies elsewhere or in strides."""
     header = _header(message)
-    tensors = {name: _alone(tensor) for name, tensor in message.tensors.items()}
-    return _PREFIX.pack(MAGIC, len(header)) + header + safetensors.torch.save(tensors)
+    index, order = _index(_signature(message))
+    yield _PREFIX.pack(MAGIC, len(header)) + header + index
+    for name in order:
+        yield _raw(message.tensors[name])
 
 
 def encoded_size(message: Message) -> int:
     """Exactly ``len(encode(message))``, without copying the tensors."""
-    signature = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in message.tensors.items())
-    return _PREFIX.size + len(_header(message)) + _tensors_size(signature)
+    index, _ = _index(_signature(message))
+    weight = sum(tensor.numel() * tensor.dtype.itemsize for tensor in message.tensors.values())
+    return _PREFIX.size + len(_header(message)) + len(index) + weight
 
 
 def decode(blob: bytes) -> Message:
     """The message in the bytes, or a MessageError; foreign bytes raise nothing else."""
+    head = head_size(blob)
+    op, facts = _read_header(blob[_PREFIX.size : head])
+    try:
+        tensors = safetensors.torch.load(blob[head:])
+    except UNREADABLE as error:
+        raise MessageError(f"its tensors cannot be read: {error}") from None
+    return Message(op, tensors, facts)
+
+
+def head_size(blob: bytes) -> int:
+    """How many of a message's first bytes come before its tensors; all of them must be there."""
     if len(blob) < _PREFIX.size:
         raise MessageError(f"{len(blob)} bytes are too few for a message")
     magic, length = _PREFIX.unpack_from(blob)
@@ -55,17 +83,54 @@ def decode(blob: bytes) -> Message:
         raise MessageError(f"starts with {magic!r}, not with {MAGIC!r}")
     if length > HEADER_LIMIT or _PREFIX.size + length > len(blob):
         raise MessageError(f"says that its header has {length} bytes; it has {len(blob)} in all")
-    op, facts = _read_header(blob[_PREFIX.size : _PREFIX.size + length])
-    try:
-        tensors = safetensors.torch.load(blob[_PREFIX.size + length :])
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise MessageError(f"its tensors cannot be read: {error}") from None
-    return Message(op, tensors, facts)
+    return int(_PREFIX.size + length)
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that shares its memory with no other tensor, as safetensors asks."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+def decode_from(head: bytes, file: Named) -> Message:
+    """The message with this beginning, whose tensors are in a file: each is read whenever it is asked for."""
+    op, facts = _read_header(head[_PREFIX.size :])
+    return Message(op, Shelf(file), facts)
+
+
+class Named(Protocol):
+    """An open file that has a name."""
+
+    @property
+    def name(self) -> str:
+        """Where it is."""
+        ...
+
+
+class Shelf(Mapping[str, Tensor]):
+    """Tensors in a file, read one at a time."""
+
+    def __init__(self, file: Named) -> None:
+        self.file = file  # held, since a temporary one is gone when nobody does
+        try:
+            with safetensors.safe_open(file.name, framework="pt") as opened:
+                self._names = tuple(opened.keys())
+        except UNREADABLE as error:
+            raise MessageError(f"its tensors cannot be read: {error}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A copy, so that nothing holds on to the file."""
+        if name not in self._names:
+            raise KeyError(name)
+        with safetensors.safe_open(self.file.name, framework="pt") as opened:
+            found: Tensor = opened.get_tensor(name).clone()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """The memory of a tensor, which is on the CPU and without gaps then."""
+    plain = tensor.detach().cpu().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
 
 
 def _header(message: Message) -> bytes:
@@ -109,7 +174,18 @@ def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is no number")
 
 
+def _signature(message: Message) -> Signature:
+    return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in message.tensors.items())
+
+
 @lru_cache(maxsize=256)
-def _tensors_size(signature: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> int:
-    """The size depends on names, types and shapes only, so the library is asked once for each set of them."""
-    return len(safetensors.torch.save({name: torch.empty(shape, dtype=dtype) for name, dtype, shape in signature}))
+def _index(signature: Signature) -> tuple[bytes, tuple[str, ...]]:
+    """What the safetensors format has before the tensors, as its library writes it, and the order that they come in."""
+    order = sorted(signature, key=lambda each: (_RANK[each[1]], each[0]))
+    told, end = {}, 0
+    for name, dtype, shape in order:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        told[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
+    raw = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw, tuple(name for name, _, _ in order)

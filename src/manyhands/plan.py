@@ -46,6 +46,12 @@ class Carries:
             raise Refused(Reason.NOT_FINITE, f"{name_of_bad} holds a NaN or an infinity")
 
     @property
+    def weight(self) -> int:
+        """The bytes of the tensors, in their largest form; of a form with an open length, those of one item."""
+        forms = (self.tensors, *self.others)
+        return max(sum(like.dtype.itemsize * like.size for like in form.values()) for form in forms)
+
+    @property
     def size(self) -> str:
         """The size of the tensors, for people."""
         return " or ".join(dict.fromkeys(map(tensors_size, (self.tensors, *self.others))))

@@ -110,6 +110,19 @@ class Data(Spec):
         return replace(both, domain=None, held=torch.arange(len(both)) >= len(images))
 
 
+class Federation(Spec):
+    """How a run between real sites waits, in seconds.
+
+    ``gather`` is how long it waits for sites that should be there before it begins, or goes on after a halt, and
+    ``deadline`` how long those who have called wait for the others. A site that has ``lost`` what it kept is refused,
+    or admitted as if it were new.
+    """
+
+    gather: Float = Field(default=600.0, ge=0)
+    deadline: Float = Field(default=600.0, gt=0)
+    lost: Literal["refuse", "admit"] = "refuse"
+
+
 class Recipe(Spec):
     """One experiment: data, how it is dealt, the method, the link and the draw."""
 
@@ -123,6 +136,7 @@ class Recipe(Spec):
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
     link: Embedded = Embedded()
+    federation: Federation = Federation()
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -64,6 +64,10 @@ class Training(Spec):
         """How many images, each as often as it is taken, a silo of ``count`` images takes in a round."""
         return (self.epochs or 0) * count + (self.steps or 0) * min(self.batch, count)
 
+    def iterations(self, count: int) -> int:
+        """How many batches a silo of ``count`` images takes in a round."""
+        return self.steps or (self.epochs or 0) * -(-count // min(self.batch, max(count, 1)))
+
     def rate(self, progress: float) -> float:
         """The learning rate when a share ``progress`` of the run is done."""
         left = self.learning_rate_end

@@ -278,6 +278,8 @@ def _holdings(facts: dict[str, Any], folder: RunFolder) -> str:
     if len(counts) * len(classes) > MOST_CELLS:
         drawn = picture(folder.figures / "partition.png", "images of each class at each silo")
         return f"<h2>Who holds what</h2>{drawn}"
+    if not counts:
+        return ""  # the server of a federation sees no image
     most = max([max(row) for row in counts.values()] + [1])
     rows = "".join(
         f'<tr><th scope="row">{text(silo)}</th>'

@@ -186,6 +186,11 @@ class CollaFuse(Denoising):
             )
         return [*lines, *self.home(max(self.steps_told)).sizes(silos, sampling)]
 
+    def uploads(self, images: int) -> int:
+        """The releases, and what the networks below the cut send."""
+        image = 4 * self.model.channels * self.model.size**2 + 8 * self.told_labels
+        return round(self.releases(images) * images * image) + self.home(max(self.steps_told)).uploads(images)
+
     def warnings(self, roster: Mapping[str, int]) -> list[str]:
         """How often an image is released, and what that is as one release."""
         schedule, lines = self.diffusion.schedule, []

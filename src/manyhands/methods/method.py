@@ -171,6 +171,11 @@ class Method(Spec, ABC):
         """What so many silos put on the wire, and what else must be known before it is run, for people."""
         return []
 
+    def uploads(self, images: int) -> int:
+        """About how many bytes a silo with so many images sends in all: each operation once, or once a round."""
+        operations = self.plan().operations.values()
+        return sum((self.rounds if each.closes_round else 1) * each.up.weight for each in operations)
+
     def warnings(self, roster: Mapping[str, int]) -> list[str]:
         """What whoever starts a run with these silos, and so many images at each, should know before."""
         return []

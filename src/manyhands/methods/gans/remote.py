@@ -107,6 +107,12 @@ class RemoteGenerator(Adversarial, ABC):
             f"a discriminator: {size_text(critic)}",
         ]
 
+    def uploads(self, images: int) -> int:
+        """A gradient for each image of each mini-batch, and discriminators."""
+        image = 4 * self.model.channels * self.model.size**2
+        batches = self.rounds * self.training.iterations(images) * self.training.batch
+        return super().uploads(images) + batches * image
+
     @property
     def critic_layout(self) -> Layout:
         """The names, shapes and types of a discriminator's weights."""

@@ -157,6 +157,12 @@ class HuSCF(Adversarial):
             )
         return lines
 
+    def uploads(self, images: int) -> int:
+        """The ends after each round, and activations and gradients in each iteration, at the cuts that send most."""
+        sent = max(sum(self._sent(op, cuts) for op in ORDER) for cuts in self.every)
+        ends = self.plan().operations["segments"].up.weight
+        return self.rounds * (self.training.iterations(images) * sent + ends)
+
     def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
         """What a silo has at home, what it works for an image, and what it sends in an iteration."""
         return self._costs(self.of(silo))

@@ -1,0 +1,518 @@
+"""Runs between processes over mutual TLS on loopback: the same weights, how fast, and what survives which fault."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import queue
+import random
+import shutil
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bench
+import psutil
+import torch
+from expired import expire
+from proxy import proxy
+
+from manyhands import compose, load_recipe
+from manyhands.errors import ManyhandsError
+from manyhands.federation.demo import LOOPBACK, Federation, free_port, watch
+from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
+from manyhands.federation.lead import Lead
+from manyhands.federation.policy import Policy, approve, recipe_hash, recipe_text
+from manyhands.federation.running import OVER
+from manyhands.federation.site import Site
+from manyhands.hub import Hub
+from manyhands.journal import RunFolder
+from manyhands.links.exchange import Calling, Frame
+from manyhands.links.nvflare import Line
+from manyhands.message import Message, encode
+from manyhands.recipe import Recipe
+from manyhands.tensors import sha256
+
+BARS = {
+    "identical": "== 0", "rate": ">= 60", "rate_20ms": ">= 0.7", "u_gan": ">= 3.5",
+    "fedavg_round": "<= 5", "fedavg_memory": "<= 1", "fedavg_memory_8": "<= 1",
+    "kills": "== 1", "half_gone": "<= 1", "half_gone_mean": "== 0", "rejoin": "<= 30", "cuts": "<= 10",
+    "malformed": "== 0", "strangers": "== 0", "approval": "== 1", "sockets": "== 0",
+}  # fmt: skip
+RECIPES = bench.ROOT / "recipes"
+SMALL = ("data.limit=240", "evaluation.images=0", "method.rounds=3", "method.training.steps=10")
+METHODS = {
+    "digits-fedavg": ("method.model.widths=[8]",),
+    "digits-huscf": ("method.model.width=4", "method.training.batch=8"),
+    "digits-collafuse": ("method.model.widths=[8]", "sampling.steps=3"),
+}
+
+
+def recipe(name: str, silos: int, *changes: str) -> Recipe:
+    """A shipped recipe, small."""
+    return load_recipe(RECIPES / f"{name}.toml", [*SMALL, f"partition.silos={silos}", *METHODS[name], *changes])
+
+
+def weights(folder: RunFolder, memories: dict[str, Any]) -> dict[str, str]:
+    """A hash of what the server has, and of what each site has, at the end."""
+    state = folder.state()
+    return {"": sha256(state.server)} | {site: sha256(memory) for site, memory in (memories or state.memories).items()}
+
+
+def alone(told: Recipe, folder: Path) -> dict[str, str]:
+    """The same of a run in one process."""
+    for _ in compose(told, folder):
+        pass
+    run = RunFolder(folder)
+    return weights(run, {site: memory for site, memory in run.state().memories.items() if memory})
+
+
+def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
+    """The same of a run between sites."""
+    found = {site: RunFolder(federation.site(site) / run).memory(site, rounds) for site in sites}
+    return weights(RunFolder(federation.folder / SERVER / run), {site: mine for site, mine in found.items() if mine})
+
+
+def ended(lead: Lead) -> dict[str, Any]:
+    """How the newest run ended."""
+    *_, last = watch(lead, 0.1)
+    return last
+
+
+@contextmanager
+def up(sites: int, **told: Any) -> Iterator[tuple[Federation, Lead, list[str]]]:
+    """A federation of so many sites."""
+    names = [f"silo-{i}" for i in range(sites)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Federation(Path(folder), names, **told) as federation,
+        federation.lead() as lead,
+    ):
+        yield federation, lead, names
+
+
+def identical(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """How many of the tensors' hashes differ between one process and four."""
+    differ = {}
+    with up(3) as (federation, lead, sites), tempfile.TemporaryDirectory() as folder:
+        for name in list(METHODS)[: 1 if told.quick else 3]:
+            asked = recipe(name, 3)
+            run = lead.submit(asked, [])["run"]
+            assert ended(lead)["stage"] == "ended", federation.log(SERVER)
+            one, other = alone(asked, Path(folder) / name), between(federation, run, asked.method.rounds, sites)
+            differ[name] = sum(one.get(each) != other.get(each) for each in one.keys() | other.keys())
+    return {"identical": float(sum(differ.values()))}, {"differ": differ}
+
+
+def rate(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Operations of a megabyte a second, two sites: on loopback, and at 20 ms against gRPC alone."""
+    count = 10 if told.quick else 200
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for delay in (0.0, 0.01):
+            for bare in ("", "-bare"):
+                port = free_port()
+                with proxy(port, delay) as stretch:
+                    kits = Path(folder) / f"{delay}{bare}"
+                    new_kits(f"{LOOPBACK}:{stretch.port if delay else port}", ["a", "b"], kits)
+                    seconds[f"{2000 * delay:.0f} ms{bare}"] = _called(kits, port, bare, count)
+    slowed = seconds["20 ms-bare"] / seconds["20 ms"]
+    return {"rate": 1 / seconds["0 ms"], "rate_20ms": slowed}, {"seconds_of_a_megabyte": seconds}
+
+
+def _called(kits: Path, port: int, bare: str, count: int) -> float:
+    """The median seconds of an operation."""
+
+    def start(role: str, party: str) -> subprocess.Popen[str]:
+        child = str(Path(__file__).with_name("network_child.py"))
+        command = [sys.executable, child, f"{role}{bare}", str(kits / party), str(port), str(count)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    parties = [start("serve", SERVER), start("call", "a"), start("call", "b")]
+    said = [process.communicate(timeout=300)[0] for process in parties]
+    return float(max(statistics.median(json.loads(each)[count // 10 :]) for each in said[1:]))
+
+
+def kills(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """The share of kills, at random moments, after which the run ends by itself with the uninterrupted weights."""
+    chance, rows = random.Random(0), []
+    asked = recipe("digits-huscf", 3, "method.training.steps=25", "federation.gather=120", "federation.deadline=120")
+    with tempfile.TemporaryDirectory() as folder:
+        expected = alone(asked, Path(folder) / "one")
+    with up(3) as (federation, lead, sites):
+        began = time.perf_counter()
+        lead.submit(asked, [])
+        ended(lead)
+        length = time.perf_counter() - began
+        for who, number in [(who, n) for who in KILLED for n in range(1 if told.quick else 20)]:
+            moment = chance.uniform(0, length)
+            run = lead.submit(asked, [])["run"]
+            time.sleep(moment)
+            KILLED[who](federation)
+            stage = _through(federation)
+            same = stage == "ended" and between(federation, run, asked.method.rounds, sites) == expected
+            rows.append({"who": who, "number": number, "after": round(moment, 2), "stage": stage, "same": same})
+            print(rows[-1], file=sys.stderr)
+    return {"kills": sum(bool(row["same"]) for row in rows) / len(rows)}, {"kills": rows}
+
+
+def _through(federation: Federation) -> str:
+    """How the newest run ended, whoever was gone for a while."""
+    with federation.lead() as lead:
+        end = time.monotonic() + 180
+        while time.monotonic() < end:
+            found = lead.status()["run"]
+            if found["stage"] in OVER:
+                return str(found["stage"])
+            time.sleep(0.2)
+    return "did not end"
+
+
+def _worker(federation: Federation, party: str) -> psutil.Process | None:
+    return next(iter(psutil.Process(federation.processes[party].pid).children()), None)
+
+
+def _kill_worker(party: str) -> Callable[[Federation], None]:
+    def kill(federation: Federation) -> None:
+        if found := _worker(federation, party):
+            found.kill()
+
+    return kill
+
+
+def _kill_party(*parties: str) -> Callable[[Federation], None]:
+    """Both processes, and begun again as an operator's service would."""
+
+    def kill(federation: Federation) -> None:
+        named = parties or (SERVER, *federation.sites)
+        for party in named:
+            _end(federation, party)
+        for party in named:
+            federation.start(party)
+
+    return kill
+
+
+def _end(federation: Federation, party: str) -> None:
+    """Kill both processes of a party, at once."""
+    worker, keeper = _worker(federation, party), federation.processes[party]
+    for each in (keeper.pid, *([worker.pid] if worker else [])):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(each).kill()
+    keeper.wait()
+
+
+KILLED = {
+    "a site, whole": _kill_party("silo-1"),
+    "a site's worker": _kill_worker("silo-1"),
+    "the server's worker": _kill_worker(SERVER),
+    "everything": _kill_party(),
+}
+
+
+def half_gone(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """By how many seconds a round ends later than its deadline when half of eight sites die, and whose mean it has."""
+    deadline, gone = 8.0, [f"silo-{i}" for i in range(4)]
+    asked = recipe("digits-fedavg", 8, f"federation.deadline={deadline}", "method.training.steps=20")
+    with up(8) as (federation, lead, _sites):
+        run = lead.submit(asked, [])["run"]
+        for found in watch(lead, 0.05):
+            if found["round"] == 1:
+                break
+        for party in gone:
+            _end(federation, party)
+        stage = ended(lead)["stage"]
+        folder = RunFolder(federation.folder / SERVER / run)
+        rounds, state = folder.rounds, folder.state()
+    late = max(done.seconds for done in rounds) - deadline
+    missing = [sorted(done.missing) for done in rounds]
+    with tempfile.TemporaryDirectory() as other:
+        same = stage == "ended" and sha256(state.server) == _without(asked, missing, Path(other))
+    shown = {"missing": missing, "seconds": [done.seconds for done in rounds]}
+    return {"half_gone": late, "half_gone_mean": float(not same)}, shown
+
+
+def _without(asked: Recipe, missing: list[list[str]], folder: Path) -> str:
+    """The server's weights of a run in one process in which these were missing."""
+    experiment = compose(asked, folder)
+    server, plan = experiment.server, asked.method.plan()
+    for gone in missing:
+        hub = Hub(server, plan, experiment.roster)
+        for name in gone:
+            hub.leave(name, "gone")
+        for silo in experiment.silos:
+            if silo.name in gone:
+                continue
+            conversation = asked.method.silo(silo)
+            hub.submit(silo.name, next(conversation))
+            answer = hub.collect(silo.name)
+            assert answer is not None
+            hub.submit(silo.name, conversation.send(answer))
+            conversation.close()
+    return sha256(server.state_dict())
+
+
+def rejoin(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """The seconds from the moment a site is begun again, after it was left out, to the end of a round that has it."""
+    asked = recipe("digits-fedavg", 3, "federation.deadline=3", "method.rounds=400", "method.training.steps=40")
+    with up(3) as (federation, lead, _):
+        run = lead.submit(asked, [])["run"]
+        folder = RunFolder(federation.folder / SERVER / run)
+        _until(lambda: len(folder.rounds) >= 2)
+        party = "silo-1"
+        _end(federation, party)
+        _until(lambda: party in folder.rounds[-1].missing)
+        began = time.perf_counter()
+        federation.start(party)
+        _until(lambda: party not in folder.rounds[-1].missing)
+        taken = time.perf_counter() - began
+        lead.stop(run)
+    return {"rejoin": taken}, {}
+
+
+def cuts(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """The seconds from the healing of a network that was cut to the end of the next round."""
+    asked = recipe("digits-fedavg", 3, "federation.deadline=600", "method.rounds=4000", "method.training.steps=40")
+    port, after = free_port(), {}
+    with proxy(port) as stretch, up(3, port=port, through=stretch.port) as (federation, lead, _):
+        run = lead.submit(asked, [])["run"]
+        folder = RunFolder(federation.folder / SERVER / run)
+        _until(lambda: len(folder.rounds) >= 2)
+        for seconds in (1,) if told.quick else (5, 30, 120):
+            stretch.cut()
+            time.sleep(seconds)
+            done, began = len(folder.rounds), time.perf_counter()
+            stretch.heal()
+            _until(partial(_more_than, folder, done + 1))
+            after[seconds] = time.perf_counter() - began
+    return {"cuts": max(after.values())}, {"seconds_after_a_cut": after}
+
+
+def _more_than(folder: RunFolder, rounds: int) -> bool:
+    return len(folder.rounds) > rounds
+
+
+def _until(true: Callable[[], bool], most: float = 180.0) -> None:
+    end = time.monotonic() + most
+    while not true():
+        if time.monotonic() > end:
+            raise SystemExit("what was waited for did not come")
+        time.sleep(0.02)
+
+
+def approval(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """The share of recipes, each changed by one byte since it was approved, that a site refuses."""
+    text = recipe_text(recipe("digits-fedavg", 3))
+    refused, count, chance = 0, 20 if told.quick else 200, random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        site = Site("silo-0", Policy(), Path(folder), None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
+        approve(Path(folder), [recipe_hash(text)])
+        site.considered("run", text)
+        for _ in range(count):
+            place = chance.randrange(len(text))
+            other = chr(chance.choice([code for code in range(32, 127) if code != ord(text[place])]))
+            try:
+                site.considered("run", text[:place] + other + text[place + 1 :])
+            except ManyhandsError:
+                refused += 1
+    return {"approval": refused / count}, {}
+
+
+def sockets(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """The parties that listen where they should not: any but the server, and it on loopback alone."""
+    with up(3) as (federation, _, sites):
+        found = {party: sorted(_listening(federation, party)) for party in (SERVER, *sites)}
+        expected = {party: [f"{LOOPBACK}:{federation.port}"] if party == SERVER else [] for party in found}
+    return {"sockets": float(sum(found[party] != expected[party] for party in found))}, {"listening": found}
+
+
+def _listening(federation: Federation, party: str) -> list[str]:
+    processes = [psutil.Process(federation.processes[party].pid), _worker(federation, party)]
+    every = [each for process in processes if process for each in process.net_connections()]
+    places = [each.laddr for each in every if each.status == psutil.CONN_LISTEN]
+    return [f"{place.ip.removeprefix('::ffff:')}:{place.port}" for place in places]
+
+
+def malformed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """The messages of a registered site, and of a stranger, that broke something or were refused without a name."""
+    count, chance = 50 if told.quick else 1000, random.Random(0)
+    asked = recipe("digits-huscf", 3, "method.training.steps=25")
+    with tempfile.TemporaryDirectory() as folder, up(4) as (federation, lead, names):
+        *sites, intruder = names
+        run = lead.submit(asked, sites)["run"]
+        _until(lambda: lead.status()["run"]["stage"] == "training")
+        _end(federation, intruder)
+        kit = load_kit(federation.folder / "kits" / intruder, "site")
+        heard = _fuzz(kit, count, chance)
+        plain = _plain(federation.port, count, chance)
+        same = ended(lead)["stage"] == "ended"
+        same = same and between(federation, run, asked.method.rounds, sites) == alone(asked, Path(folder) / "one")
+    odd = count - heard + plain + (0 if same else count)
+    return {"malformed": float(odd)}, {"malformed_refused": heard, "same": same}
+
+
+def _fuzz(kit: Kit, count: int, chance: random.Random) -> int:
+    """How many of so many messages were refused by name."""
+    refused: dict[tuple[str, int], str] = {}
+    came: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+    line = Line(kit.about.party, kit.startup, LOOPBACK, kit.about.port, "client", lambda _, frame: came.put(frame))
+    whole = encode(Message("update", {"x": torch.ones(64)}, {"round": 0, "images": 3, "loss": 0.5}))
+    for number in range(count):
+        raw = bytearray(whole)
+        for _ in range(chance.randint(0, 8)):
+            raw[chance.randrange(len(raw))] ^= chance.randint(1, 255)
+        del raw[chance.randint(1, len(raw)) if chance.random() < 0.3 else len(raw) :]
+        told: dict[str, Any] = {"k": "part", "s": f"s{number}", "n": 1, "i": 0, "size": len(raw)}
+        if chance.random() < 0.3:
+            told[chance.choice(["k", "i", "size"])] = chance.choice([None, -1, 1 << 60, "x", [], {"a": 1}, 0.5])
+        while not line.send(SERVER, [Frame(told, bytes(raw))]):
+            time.sleep(0.05)
+    end = time.monotonic() + 30
+    while len(refused) < count and time.monotonic() < end:
+        with contextlib.suppress(queue.Empty):
+            frame = came.get(timeout=1)
+            if frame.told.get("k") == "refuse":
+                refused[frame.told["s"], frame.told["n"]] = frame.told["reason"]
+    line.close()
+    return len(refused)
+
+
+def _plain(port: int, count: int, chance: random.Random) -> int:
+    """How many strangers without TLS got an answer that is more than a refusal of TLS."""
+    got = 0
+    for _ in range(count // 10):
+        with socket.create_connection((LOOPBACK, port), timeout=10) as plain, contextlib.suppress(OSError):
+            plain.sendall(chance.randbytes(chance.randint(1, 4000)))
+            plain.shutdown(socket.SHUT_WR)
+            while heard := plain.recv(1 << 16):
+                got += len(heard) > 100
+    return got
+
+
+def strangers(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Those who were let in, or heard a word, and should not have."""
+    with tempfile.TemporaryDirectory() as folder, up(2) as (federation, lead, _):
+        run = lead.submit(recipe("digits-fedavg", 2), [])["run"]
+        kits, other = federation.folder / "kits", Path(folder) / "other"
+        new_kits(f"{LOOPBACK}:{federation.port}", ["silo-0"], other)
+        expired = Path(folder) / "expired"
+        shutil.copytree(kits / "silo-0" / "startup", expired)
+        expire(expired / "client.crt", kits / "authority")
+        tries = {
+            "wrong authority": ("silo-0", other / "silo-0" / "startup"),
+            "expired": ("silo-0", expired),
+            "another site's certificate": ("silo-0", kits / "silo-1" / "startup"),
+            "the lead's name": (LEAD, kits / "silo-1" / "startup"),
+            "the server's name": (SERVER, kits / "silo-1" / "startup"),
+        }
+        found = {name: _let_in(*each, federation.port) for name, each in tries.items()}
+        found["plain TCP"] = _plain(federation.port, 100, random.Random(0)) > 0
+        found["no certificate"] = _bare_tls(kits / "silo-0" / "startup", federation.port)
+        assert ended(lead)["run"] == run
+    return {"strangers": float(sum(found.values()))}, {"let_in": found}
+
+
+def _let_in(name: str, startup: Path, port: int) -> bool:
+    """Whether somebody hears a word within some seconds of calling."""
+    came: list[Frame] = []
+    line = Line(name, startup, LOOPBACK, port, "client", lambda _, frame: came.append(frame))
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        line.send(SERVER, Calling(Message("hello", facts={"declined": ""}), "s", 1, 1 << 20).begin())
+        time.sleep(0.2)
+    line.close()
+    return bool(came)
+
+
+def _bare_tls(startup: Path, port: int) -> bool:
+    context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((LOOPBACK, port), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname=LOOPBACK) as secured,
+        ):
+            secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+            return len(secured.recv(1 << 16)) > 0
+    except OSError:
+        return False
+
+
+def u_gan(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Mini-batches a second of a site, two sites, and where the time of one goes."""
+    asked = recipe("digits-huscf", 2, "data.size=28", "method.model.width=16", "method.training.batch=32")
+    asked = asked if told.quick else asked.model_copy(update={"method": asked.method.model_copy(update={"rounds": 4})})
+    with up(2) as (federation, lead, _):
+        run = lead.submit(asked, [])["run"]
+        assert ended(lead)["stage"] == "ended", federation.log(SERVER)
+        seconds = [done.seconds for done in RunFolder(federation.folder / SERVER / run).rounds[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        together = [done.seconds for done in compose(asked, Path(folder) / "one")][1:]
+    steps = asked.method.training.steps or 1
+    network, one = statistics.median(seconds) / steps, statistics.median(together) / steps
+    return {"u_gan": 1 / network}, {"iteration": {"between processes": network, "in one": one}}
+
+
+def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Seconds that a round of a large network takes more than in one process; the server's memory against its bound."""
+    widths = [16, 32] if told.quick else [128, 256, 256, 256]
+    figures: dict[str, float] = {}
+    shown: dict[str, Any] = {}
+    for sites in (2,) if told.quick else (2, 8):
+        asked = load_recipe(
+            RECIPES / "digits-fedavg.toml",
+            [*SMALL, f"partition.silos={sites}", "data.size=32", f"method.model.widths={widths}",
+             "method.training.steps=1", "method.training.batch=2"],
+        )  # fmt: skip
+        with up(sites) as (federation, lead, _):
+            run = lead.submit(asked, [])["run"]
+            peak = 0
+            for _found in watch(lead, 0.05):
+                if worker := _worker(federation, SERVER):
+                    peak = max(peak, worker.memory_info().rss)
+            folder = RunFolder(federation.folder / SERVER / run)
+            taken = statistics.median(done.seconds for done in folder.rounds[1:])
+            weights_bytes = 4 * int(folder.report["parameters"])
+        bound = 2.5 * weights_bytes + 300e6
+        figures["fedavg_memory" if sites == 2 else "fedavg_memory_8"] = peak / bound
+        shown[f"{sites} sites"] = {"seconds": taken, "peak": peak, "model": weights_bytes}
+        if sites == 2:
+            with tempfile.TemporaryDirectory() as other:
+                one = statistics.median([done.seconds for done in compose(asked, Path(other) / "one")][1:])
+            figures["fedavg_round"] = taken - one
+            shown["in one process"] = one
+    return figures, {"fedavg_round": shown}
+
+
+PARTS = (identical, rate, u_gan, fedavg_round, half_gone, rejoin, cuts, malformed, strangers, approval, sockets, kills)
+
+QUICK = (rate, approval, sockets)
+"""The faults of the others are in the tests, at small size."""
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """All parts, or those that --only names; some at toy size."""
+    figures: dict[str, float | None] = dict.fromkeys(BARS)
+    shown: dict[str, Any] = {}
+    for part in QUICK if told.quick else PARTS:
+        if told.only and part.__name__ not in told.only.split(","):
+            continue
+        found, beside = part(told)
+        figures |= found
+        shown |= beside
+        print(found, file=sys.stderr)
+    return {"figures": figures, **shown, "why": "not asked for"}
+
+
+if __name__ == "__main__":
+    bench.main("network", measure, BARS, only="")

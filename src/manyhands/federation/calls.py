@@ -1,0 +1,61 @@
+"""A party that dials: one call at a time, for as long as it takes."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from manyhands.federation.kit import SERVER, Kit
+from manyhands.links.exchange import Calling, Frame
+
+if TYPE_CHECKING:
+    from manyhands.message import Message
+
+SILENCE = 2.0
+"""Seconds without a word after which the server is asked again."""
+MOST = 1 << 32
+
+
+class Calls:
+    """The line of a site, or of the lead, to the server. ``patience`` gives up after so many silences in a row."""
+
+    def __init__(self, kit: Kit, noticed: Callable[[bool], None] = lambda _: None, patience: int = 0) -> None:
+        from manyhands.links.nvflare import Line
+
+        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._patience = patience
+        self.anew()
+        about = kit.about
+        self._line = Line(
+            about.party, kit.startup, about.host, about.port, "client",
+            lambda peer, frame: self._frames.put(frame) if peer == SERVER else None,
+            lambda peer, there: noticed(there) if peer == SERVER else None,
+        )  # fmt: skip
+
+    def anew(self) -> None:
+        """Begin a session."""
+        self.session, self._number = secrets.token_hex(8), 0
+
+    def __call__(self, message: Message) -> Message:
+        """The answer; a refusal is raised, and so is ``SessionGone`` where all must begin anew."""
+        self._number += 1
+        call, silences = Calling(message, self.session, self._number, MOST), 0
+        self._line.send(SERVER, call.begin())
+        while (answer := call.answer) is None:
+            try:
+                frame = self._frames.get(timeout=SILENCE)
+            except queue.Empty:
+                silences += 1
+                if silences == self._patience:
+                    raise TimeoutError from None
+                self._line.send(SERVER, call.again())
+                continue
+            silences = 0
+            self._line.send(SERVER, call.take(frame))
+        return answer
+
+    def close(self) -> None:
+        """Hang up."""
+        self._line.close()

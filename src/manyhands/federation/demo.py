@@ -1,0 +1,123 @@
+"""A whole federation on this machine: a server and its sites, each a process of its own, on loopback only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyhands.errors import ManyhandsError
+from manyhands.federation.kit import LEAD, SERVER, new_kits
+from manyhands.federation.lead import Lead
+from manyhands.federation.running import OVER
+
+if TYPE_CHECKING:
+    from manyhands.recipe import Recipe
+
+LOOPBACK, PATIENCE = "127.0.0.1", 60.0
+POLICY = 'approve = "limits"\nlabels = true\ndata = "recipe"\n'
+
+
+class Federation:
+    """Kits, processes and logs below a folder; ``with`` starts it and ends it.
+
+    Sites dial the server's port, or another one that it is reached ``through``.
+    """
+
+    def __init__(
+        self, folder: Path, sites: Sequence[str], policy: str = POLICY, port: int = 0, through: int = 0
+    ) -> None:
+        self.folder, self.sites, self.port = folder, list(sites), port or free_port()
+        new_kits(f"{LOOPBACK}:{through or self.port}", self.sites, folder / "kits")
+        (folder / "policy.toml").write_text(policy)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, party: str) -> None:
+        """Start a party as its operator would."""
+        kit = str(self.folder / "kits" / party)
+        if party == SERVER:
+            told = ["serve", kit, "--host", LOOPBACK, "--port", str(self.port), "--device", "cpu"]
+            told += ["--out", str(self.folder / SERVER)]
+        else:
+            told = ["join", kit, "--policy", str(self.folder / "policy.toml"), "--out", str(self.site(party))]
+        with (self.folder / f"{party}.log").open("ab") as log:
+            command = [sys.executable, "-m", "manyhands", "federation", *told]
+            self.processes[party] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def site(self, name: str) -> Path:
+        """What a site keeps."""
+        return self.folder / "sites" / name
+
+    def log(self, party: str) -> str:
+        """What a party has said."""
+        return (self.folder / f"{party}.log").read_text(errors="replace")
+
+    def lead(self) -> Lead:
+        """A line for the lead, when the server listens."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return Lead(self.folder / "kits" / LEAD)
+            except ManyhandsError:
+                if time.monotonic() > end or self.processes[SERVER].poll() is not None:
+                    raise
+                time.sleep(0.2)
+
+    def __enter__(self) -> Federation:
+        with ExitStack() as stack:
+            stack.callback(self.end)
+            for party in (SERVER, *self.sites):
+                self.start(party)
+            stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End all that was started; what a keeper leaves behind ends by itself."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def demo(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Path:
+    """Run a recipe between processes of this machine; the run folder of the server."""
+    sites = recipe.partition.names()
+    out.mkdir(parents=True, exist_ok=True)
+    with Federation(out, sites) as federation, federation.lead() as lead:
+        run, last = str(lead.submit(recipe, [])["run"]), ""
+        say(f"the server and {len(sites)} sites are processes of this machine; their logs are in {out}")
+        for found in watch(lead):
+            line = f"round {found['round']}/{found['rounds']}, {found['stage']} {found['why']}".rstrip()
+            if line != last:
+                say(line)
+            last = line
+    if found["stage"] != "ended":
+        raise ManyhandsError(f"{out}: the run {found['stage']}: {found['why']}")
+    return out / SERVER / run
+
+
+def watch(lead: Lead, every: float = 0.5) -> Iterator[dict[str, Any]]:
+    """How the newest run stands, until it is over."""
+    while True:
+        found = lead.status()["run"]
+        yield found
+        if found["stage"] in OVER:
+            return
+        time.sleep(every)
+
+
+def free_port() -> int:
+    """One that nobody listens at now."""
+    with socket.socket() as plain:
+        plain.bind((LOOPBACK, 0))
+        return int(plain.getsockname()[1])

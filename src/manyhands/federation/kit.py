@@ -1,0 +1,170 @@
+"""What each party of a federation is given: its certificate and key, and where the server is."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+
+from manyhands.checkpoint import writing
+from manyhands.errors import KitError, RecipeError
+from manyhands.spec import Int, Spec
+
+FILE = "kit.json"
+SERVER, LEAD = "server", "lead"
+DAYS = 360
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+PATIENCE = 10.0
+
+
+class About(Spec):
+    """Whose kit it is, who else there is, and where the server listens."""
+
+    party: str
+    role: Literal["server", "site", "lead"]
+    host: str
+    port: Int
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A kit as it lies in its folder."""
+
+    folder: Path
+    about: About
+
+    @property
+    def startup(self) -> Path:
+        """Where certificate, key and authority are."""
+        return self.folder / "startup"
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """This party's own."""
+        kind = "server" if self.about.role == "server" else "client"
+        return x509.load_pem_x509_certificate((self.startup / f"{kind}.crt").read_bytes())
+
+    def server_fingerprint(self) -> str:
+        """The SHA-256 of the server's certificate, after it has proved to be the server and has known this party."""
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self.startup / "rootCA.pem"))
+        context.load_cert_chain(self.startup / "client.crt", self.startup / "client.key")
+        context.set_alpn_protocols(["h2"])
+        where = (self.about.host, self.about.port)
+        try:
+            with (
+                socket.create_connection(where, timeout=PATIENCE) as plain,
+                context.wrap_socket(plain, server_hostname=self.about.host) as secured,
+            ):
+                raw = secured.getpeercert(binary_form=True)
+        except OSError as error:
+            raise KitError(f"{self.about.host}:{self.about.port}: {_why(error)}") from None
+        assert raw is not None
+        return fingerprint(raw)
+
+
+def fingerprint(certificate: bytes) -> str:
+    """Of a certificate, as people compare it."""
+    digest = hashlib.sha256(certificate).hexdigest().upper()
+    return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
+
+
+def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path:
+    """Make kits for a server, its sites and a lead, and a page that says whose is which."""
+    from manyhands.links.nvflare import provision
+
+    host, port = _address(server)
+    if bad := [name for name in sites if not _NAME.fullmatch(name) or name in (SERVER, LEAD, "authority")]:
+        raise RecipeError(
+            f"--sites: {bad[0]!r}: use a-z, 0-9, '_' and '-', but not {SERVER!r}, {LEAD!r} or 'authority'"
+        )
+    if not sites or len(set(sites)) < len(sites):
+        raise RecipeError("--sites: name each site once, such as --sites a,b,c")
+    if out.exists() and any(out.iterdir()):
+        raise KitError(f"{out}: is not empty; kits that were given out must not be made anew")
+
+    def about(party: str) -> str:
+        role = party if party in (SERVER, LEAD) else "site"
+        return About(party=party, role=role, host=host, port=port, sites=tuple(sites)).model_dump_json(indent=1)
+
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        provision(out, SERVER, host, [*sites, LEAD], days, FILE, about)
+        for name in (SERVER, LEAD, *sites):
+            (out / name).chmod(0o700)
+        page = out / "README.md"
+        page.write_text(_page(out, server, sites))
+    return page
+
+
+def load_kit(folder: Path, role: str) -> Kit:
+    """The kit in a folder, if it is for this role, as it was signed, and not expired."""
+    from manyhands.links.nvflare import untouched
+
+    startup = folder / "startup"
+    try:
+        kit = Kit(folder, About.model_validate_json((startup / FILE).read_bytes()))
+        found = kit.certificate
+    except (OSError, ValueError) as error:
+        raise KitError(f"{folder}: holds no kit: {error}") from None
+    if kit.about.role != role:
+        raise KitError(f"{folder}: is the kit of {kit.about.party}, a {kit.about.role}; a {role}'s is asked for")
+    if not untouched(startup):
+        raise KitError(f"{folder}: was changed since it was signed")
+    now = datetime.datetime.now(datetime.UTC)
+    if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+        raise KitError(
+            f"{folder}: its certificate is valid from {found.not_valid_before_utc:%Y-%m-%d} to "
+            f"{found.not_valid_after_utc:%Y-%m-%d}"
+        )
+    return kit
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise RecipeError(f"--server {text}: is not HOST:PORT, as the sites reach it")
+    return host, int(port)
+
+
+def _why(error: OSError) -> str:
+    """What a failed greeting means."""
+    told = str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"is not the server of this federation: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"did not accept this kit's certificate: {told}"
+    return f"no server answers: {error.strerror or told}"
+
+
+def _page(out: Path, server: str, sites: list[str]) -> str:
+    found = x509.load_pem_x509_certificate((out / SERVER / "startup" / "server.crt").read_bytes())
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    rows = "\n".join(
+        f"| `{name}/` | whoever runs the site `{name}` | dials the server; trains on its own images, under its own "
+        "policy; nobody can reach it |"
+        for name in sites
+    )
+    return f"""# Kits of a federation
+
+Each kit holds a private key. Give it to its one party by a way that nobody else can read, then delete it here.
+
+| kit | goes to | may |
+|---|---|---|
+| `{SERVER}/` | whoever runs the server | listens at {server}; sees what sites send, never their images |
+{rows}
+| `{LEAD}/` | whoever starts runs | submits recipes, stops them, fetches what was trained; no site has to obey |
+| `authority/` | nobody: keep it offline | signs certificates. Whoever has it can be anybody |
+
+They are valid until {found.not_valid_after_utc:%Y-%m-%d}. The server's fingerprint, which `federation join` shows:
+
+    {fingerprint(found.public_bytes(Encoding.DER))}
+"""

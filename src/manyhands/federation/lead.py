@@ -1,0 +1,73 @@
+"""The lead: submits runs, asks how they stand, stops them, and fetches what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from manyhands.checkpoint import replacing
+from manyhands.errors import KitError
+from manyhands.federation.calls import Calls
+from manyhands.federation.kit import load_kit
+from manyhands.links.exchange import SessionGone
+from manyhands.message import Message
+from manyhands.recipe import Recipe
+
+PATIENCE = 30
+
+
+class Lead:
+    """A line to the server, under the lead's kit."""
+
+    def __init__(self, folder: Path) -> None:
+        kit = load_kit(folder, "lead")
+        kit.server_fingerprint()  # says what is wrong, where the line would only go on dialling
+        self._where = f"{kit.about.host}:{kit.about.port}"
+        self._calls = Calls(kit, patience=PATIENCE)
+
+    def __enter__(self) -> Lead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.close()
+
+    def submit(self, recipe: Recipe, sites: list[str]) -> dict[str, Any]:
+        """Start a run; its name and hash."""
+        return self._ask("submit", recipe=recipe.resolved(), sites=sites)
+
+    def status(self) -> dict[str, Any]:
+        """The sites, and how the newest run stands."""
+        return self._ask("status")
+
+    def stop(self, run: str) -> dict[str, Any]:
+        """End a run."""
+        return self._ask("stop", run=run)
+
+    def fetch(self, run: str, out: Path) -> Path:
+        """Bring the server's run folder here."""
+        files = self._ask("files", run=run)["files"]
+        with replacing(out) as fresh:
+            for path, size in files.items():
+                place = fresh / path
+                if not place.resolve().is_relative_to(fresh.resolve()):
+                    raise KitError(f"{self._where}: names a file outside its folder: {path!r}")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as file:
+                    while file.tell() < size:
+                        got = self._send(Message("file", facts={"run": run, "path": path, "at": file.tell()}))
+                        if "bytes" not in got.tensors:
+                            break
+                        file.write(got.tensors["bytes"].numpy().tobytes())
+        return out
+
+    def _ask(self, op: str, **told: Any) -> dict[str, Any]:
+        return dict(self._send(Message(op, facts=told)).facts)
+
+    def _send(self, message: Message) -> Message:
+        try:
+            return self._calls(message)
+        except SessionGone:
+            self._calls.anew()
+            return self._calls(message)
+        except TimeoutError:
+            raise KitError(f"{self._where}: the server does not answer") from None

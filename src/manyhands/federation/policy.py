@@ -1,0 +1,89 @@
+"""What a site allows: its own policy, held against every recipe before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tomli_w
+from pydantic import Field
+
+from manyhands.checkpoint import replace_file, writing
+from manyhands.plan import size_text
+from manyhands.recipe import Recipe
+from manyhands.spec import Int, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+APPROVED = "approved.txt"
+
+
+class Policy(Spec):
+    """What a run may ask of this site; what is not said is not limited, but that labels stay at home.
+
+    ``approve`` is ``hash``: the site's operator has read this very recipe, to the byte, and approved it; or ``limits``:
+    whatever keeps to the limits below may run. ``bytes`` is the most that a run may send from here. ``data`` is a
+    folder of images, or ``recipe`` for what the recipe deals to a silo of this name, from sets that all have.
+    """
+
+    approve: Literal["hash", "limits"] = "hash"
+    methods: tuple[str, ...] | None = None
+    rounds: Int | None = Field(default=None, ge=1)
+    bytes: Int | None = Field(default=None, ge=0)
+    labels: bool = False
+    min_head: Int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    data: str = "recipe"
+
+    def refusals(self, recipe: Recipe, images: int) -> list[str]:
+        """Why this site does not take part in a run with so many images; nothing where it does."""
+        method, told = recipe.method, []
+        if self.methods is not None and method.kind not in self.methods:
+            told.append(f"method {method.kind!r} is not one of {', '.join(self.methods)}")
+        if self.rounds is not None and method.rounds > self.rounds:
+            told.append(f"it has {method.rounds:,} rounds, {self.rounds:,} are the most")
+        if not self.labels and not any(words.startswith("labels") for words in method.plan().never):
+            told.append("labels would leave")
+        if (sent := method.uploads(images)) > self.bytes if self.bytes is not None else False:
+            told.append(f"about {size_text(sent)} would leave, {size_text(self.bytes or 0)} are the most")
+        head = getattr(method, "min_head", None)
+        if head is not None and head < self.min_head:
+            told.append(f"min_head is {head}, {self.min_head} is the least here")
+        return told
+
+
+def told_in_words(recipe: Recipe, images: int) -> list[str]:
+    """A run as an operator reads it before approving it."""
+    method = recipe.method
+    lines = [
+        f"{recipe.name}: method {method.kind}, {method.rounds:,} rounds",
+        f"this site would send about {size_text(method.uploads(images))} in all, for its {images:,} images",
+        *method.plan().words(),
+        *method.sizes(recipe.partition.silos, recipe.sampling),
+    ]
+    return [*lines, *method.warnings({"this site": images})]
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as it is kept and hashed: every field with its value."""
+    return tomli_w.dumps(recipe.resolved())
+
+
+def recipe_hash(text: str) -> str:
+    """What a recipe is approved by."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def approved(folder: Path) -> set[str]:
+    """The hashes that were approved at this site."""
+    path = folder / APPROVED
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def approve(folder: Path, hashes: Iterable[str]) -> None:
+    """Approve recipes."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / APPROVED, "".join(f"{each}\n" for each in sorted(approved(folder) | set(hashes))).encode())

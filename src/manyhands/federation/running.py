@@ -1,0 +1,260 @@
+"""A run between sites, as its server has it: who takes part, how far it is, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from manyhands.clock import Clock, check_quorum
+from manyhands.errors import QuorumLost, Reason, Refused, RunFolderError
+from manyhands.hub import Hub
+from manyhands.journal import Round, RunFolder, State
+from manyhands.ledger import Ledger
+from manyhands.message import Message, encoded_size
+
+if TYPE_CHECKING:
+    from manyhands.hub import Closed
+    from manyhands.methods.method import Server
+    from manyhands.recipe import Recipe
+
+FILE = "federation.json"
+Stage = Literal["gathering", "training", "ended", "stopped", "failed"]
+OVER = frozenset({"ended", "stopped", "failed"})
+
+
+@dataclass
+class Enrolled:
+    """What a site said when it came: how many images it has, and how many of them nobody trains on."""
+
+    images: int
+    held_out: int
+
+
+@dataclass
+class Running:
+    """It gathers its sites, trains with them, and gathers them anew whenever one must begin the round again.
+
+    A round of several barriers can only be begun by all together. It is begun again from the newest round that was
+    closed, so that nothing depends on who was lost when.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    expected: tuple[str, ...]
+    device: torch.device
+    since: float
+    stage: Stage = "gathering"
+    why: str = ""
+    roster: dict[str, int] = field(default_factory=dict)
+    enrolled: dict[str, Enrolled] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self.method, self.plan = self.recipe.method, self.recipe.method.plan()
+        self.hub: Hub | None = None
+        self.server: Server | None = None
+        self._returning: set[str] = set()
+        self._begun: set[str] = set()
+        self._fresh = True
+        self._clock: Clock | None = None
+        self._pending: dict[str, str] = {}
+
+    @property
+    def round(self) -> int:
+        """How many rounds are closed."""
+        return self.server.round if self.server else self.folder.kept
+
+    @property
+    def awaited(self) -> list[str]:
+        """The sites that a run which gathers waits for."""
+        here = self.enrolled.keys() | self.declined.keys() | self.absent
+        return [site for site in self.roster or self.expected if site not in here]
+
+    def write(self) -> None:
+        """Keep how it stands, for a server that begins anew."""
+        told = {"stage": self.stage, "why": self.why, "expected": self.expected, "roster": self.roster}
+        self.folder.write(FILE, told)
+
+    def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | Refused | None:
+        """Take a site in. It is answered when all are there, or at once where it can go on by itself."""
+        if self.stage in OVER:
+            return Refused(Reason.NOT_NOW, f"the run is over: {self.stage} {self.why}".rstrip())
+        if self.roster and site not in self.roster:
+            return Refused(Reason.NOT_NOW, f"the run began without {site}")
+        if self.roster and self.roster[site] != facts["images"]:
+            return Refused(
+                Reason.WRONG_WEIGHT, f"says {facts['images']} images, {self.roster[site]} when the run began"
+            )
+        if facts["images"] < 1 or any(type(number) is not int for number in facts["kept"]):
+            return Refused(Reason.WRONG_FACTS, "says of its images, or of what it has kept, what cannot be")
+        kept = [number for number in facts["kept"] if 0 < number <= self.round]
+        if not kept and any(site not in done.missing for done in self.folder.rounds[: self.round]):
+            if self.recipe.federation.lost == "refuse":
+                return Refused(
+                    Reason.NOT_NOW, f"{site} took part and has kept nothing of it; federation.lost = 'admit' takes it"
+                )
+            self.folder.problem(f"{site} has lost what it kept, and goes on as if it were new")
+        self.declined.pop(site, None)
+        self.waiting.pop(site, None)
+        self.absent.discard(site)
+        self.enrolled[site] = Enrolled(facts["images"], facts["held_out"])
+        if self.hub is None:
+            return None
+        if len(self.plan.groups) > 1:
+            self._returning.add(site)
+            return None
+        return self._begin(site)
+
+    def decline(self, site: str, why: str, *, waits: bool) -> None:
+        """A site does not take part, or not yet: somebody there has to approve it first."""
+        (self.waiting if waits else self.declined)[site] = why
+        self.enrolled.pop(site, None)
+
+    def gathered(self, now: float) -> bool:
+        """Whether all are there, or those who are have waited long enough."""
+        if self.stage != "gathering" or (self.awaited and now < self.since + self.recipe.federation.gather):
+            return False
+        if len(self.enrolled) >= min(self.recipe.quorum, len(self.roster or self.expected)) and self.enrolled:
+            return True
+        if self.awaited and not self.declined:
+            return False
+        raise QuorumLost(
+            f"{len(self.enrolled)} sites are there, the recipe asks for {self.recipe.quorum}{self._gone()}"
+        )
+
+    def start(self, now: float) -> dict[str, Message]:
+        """Go on from the newest round that was closed, with those who are there; what each is told."""
+        self.roster = self.roster or {site: self.enrolled[site].images for site in sorted(self.enrolled)}
+        self.server = self.method.server(self.recipe.seed, self.roster)
+        self.server.device = self.device
+        self.ledger = Ledger()
+        state = self.folder.resume(self.roster)
+        if state is not None:
+            self.server.round = state.round
+            self.server.load_stores(state.stores)
+            self.server.load_state_dict(state.server)
+            self.ledger.load(state.ledger)
+        self.hub = Hub(self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline)
+        for site in self.roster.keys() - self.enrolled.keys():
+            self.hub.away[site] = (self.declined | self.waiting).get(site, "was not there")
+        self._clock = Clock(self.ledger, self.server)
+        self._pending, self._returning, self._begun, self._fresh, self.stage = {}, set(), set(), True, "training"
+        self.write()
+        return {site: self._begin(site) for site in self.enrolled if site in self.roster}
+
+    @property
+    def must_halt(self) -> bool:
+        """Whether a site came back that cannot go on by itself: at once, or with the next round if it was left out."""
+        return self.hub is not None and any(self._fresh or site not in self.hub.away for site in self._returning)
+
+    def halt(self, now: float) -> None:
+        """Gather anew: whoever is in the open round begins it again."""
+        assert self.hub is not None
+        self.absent = self.hub.away.keys() - self._returning
+        self.stage, self.since, self.hub = "gathering", now, None
+        self.enrolled, self._pending = {}, {}
+
+    def stop(self, stage: Stage, why: str = "") -> None:
+        """It is over."""
+        self.stage, self.why, self.hub = stage, why, None
+        self.write()
+
+    def call(self, site: str, message: Message, session: str, number: int, now: float) -> Refused | None:
+        """Take a message of the method; a refusal is answered at once."""
+        if self.hub is None or site not in self._begun:
+            return Refused(Reason.NOT_NOW, "the run waits for its sites")
+        self.ledger.add(site, "up", message.op, encoded_size(message))
+        try:
+            self.hub.submit(site, message, session, number, now)
+        except Refused as refusal:
+            return refusal
+        self._pending[site], self._fresh = session, False
+        return None
+
+    def finish(self, site: str) -> None:
+        """A site has come to its end."""
+        if self.hub is not None:
+            self.hub.finish(site)
+
+    def leave(self, site: str, why: str) -> None:
+        """A site goes, and says why."""
+        if self.hub is not None:
+            self.hub.leave(site, why)
+
+    def closed(self) -> Iterator[Round]:
+        """The rounds that were closed since; each is kept before anybody is answered."""
+        while self.hub is not None and self.hub.closed:
+            yield self._keep(self.hub.closed.pop(0))
+
+    def answers(self) -> dict[str, Message | Refused]:
+        """What there is to be said to those who have called."""
+        found: dict[str, Message | Refused] = {}
+        for site, session in list(self._pending.items()):
+            if self.hub is None:
+                break
+            try:
+                reply = self.hub.collect(site, session)
+                if reply is None:
+                    continue
+                self.plan.check(reply, "down")
+                self.ledger.add(site, "down", reply.op, encoded_size(reply))
+                found[site] = reply
+            except Refused as refusal:
+                found[site] = refusal
+            del self._pending[site]
+        return found
+
+    @property
+    def whole(self) -> bool:
+        """Whether all who are there have come to their end."""
+        if self.hub is None or self.server is None or self.server.round < self.method.rounds:
+            return False
+        return not (self.roster.keys() - self.hub.done - self.hub.away.keys())
+
+    def save(self) -> None:
+        """Keep the closed round."""
+        assert self.server is not None
+        state, stores = self.server.state_dict(), self.server.stores()
+        self.folder.save(State(self.server.round, state, {}, self.roster, self.ledger.entries(), stores))
+
+    def _begin(self, site: str) -> Message:
+        assert self.server is not None
+        self._begun.add(site)
+        return Message("enrol", facts={"round": self.server.round})
+
+    def _keep(self, closed: Closed) -> Round:
+        assert self._clock is not None
+        done = self._clock.round_of(closed, self.method.rounds)
+        check_quorum(done, closed, self.recipe.quorum)
+        self.folder.append(done)
+        self.save()
+        self._clock.start()
+        self._fresh = True
+        return done
+
+    def _gone(self) -> str:
+        told = "; ".join(f"{site}: {why}" for site, why in sorted((self.declined | self.waiting).items()))
+        return f" ({told})" if told else ""
+
+
+def load_running(folder: RunFolder, device: torch.device, now: float) -> Running:
+    """A run that a server which ended had begun."""
+    from manyhands.recipe import parse_recipe
+
+    try:
+        told = json.loads((folder.path / FILE).read_text())
+        recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+        expected, roster = tuple(told["expected"]), dict(told["roster"])
+        running = Running(folder, recipe, expected, device, now, roster=roster, why=told["why"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
+    if told["stage"] in OVER:
+        running.stage = told["stage"]
+    return running

@@ -1,0 +1,260 @@
+"""The server that sites dial: one thread that takes what they say, one thing after another."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from manyhands.errors import ManyhandsError, Reason, RecipeError, Refused
+from manyhands.federation.export import export
+from manyhands.federation.kit import LEAD, Kit
+from manyhands.federation.policy import recipe_hash, recipe_text
+from manyhands.federation.running import FILE, OVER, Running, load_running
+from manyhands.journal import RunFolder
+from manyhands.message import Message
+from manyhands.plan import Carries, size_text
+from manyhands.recipe import parse_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from manyhands.federation.switchboard import Called, Switchboard
+
+TICK = 0.2
+NEWS = 10.0
+"""Seconds after which a site that waits for a run is told that there is none."""
+PIECE = 1 << 25
+"""Bytes of a file that are fetched at once."""
+SITES: Mapping[str, Carries] = {
+    "hello": Carries(facts={"declined": str}),
+    "enrol": Carries(facts={"run": str, "images": int, "held_out": int, "kept": list}),
+    "decline": Carries(facts={"run": str, "why": str, "waits": bool}),
+    "leave": Carries(facts={"run": str, "why": str}),
+    "ended": Carries(facts={"run": str}),
+}
+"""What a site says that is no method's: it asks for a run, takes part, does not, goes, or has come to its end."""
+LEADS: Mapping[str, Carries] = {
+    "submit": Carries(facts={"recipe": dict, "sites": list}),
+    "status": Carries(),
+    "stop": Carries(facts={"run": str}),
+    "files": Carries(facts={"run": str}),
+    "file": Carries(facts={"run": str, "path": str, "at": int}),
+}
+
+
+class Serving:
+    """Offers one run at a time to the sites, and does what the lead says. ``say`` gets a line for people."""
+
+    def __init__(self, kit: Kit, board: Switchboard, out: Path, device: str, say: Callable[[str], None]) -> None:
+        self.kit, self.board, self.out, self.device, self.say = kit, board, out, torch.device(device), say
+        self.running: Running | None = None
+        self._idle: dict[str, tuple[float, str]] = {}
+        for folder in sorted(out.glob(f"*/{FILE}")):
+            found = load_running(RunFolder(folder.parent), self.device, time.monotonic())
+            if found.stage not in OVER:
+                self.running = found
+                say(f"goes on with {folder.parent}: {found.round} of {found.method.rounds} rounds are closed")
+
+    def step(self) -> None:
+        """Take a call that came, or let the server work; then say what there is to say."""
+        called = self.board.next(0 if self._unless_it_breaks(self._work) else TICK)
+        if called is not None:
+            self._take(called)
+        self._unless_it_breaks(self._go_on)
+        self._offer(time.monotonic())
+
+    def _work(self, running: Running) -> bool:
+        return running.hub is not None and running.hub.work()
+
+    def _take(self, called: Called) -> None:
+        answer: Message | Refused | None
+        try:
+            answer = self._heard(called)
+        except Refused as refusal:
+            answer = refusal
+        except RecipeError as error:
+            answer = Refused(Reason.NOT_NOW, str(error))
+        except Exception as error:
+            answer = Refused(Reason.NOT_NOW, "the run has ended")
+            self._broke(error)
+        self._answer(called.peer, answer)
+
+    def _unless_it_breaks(self, act: Callable[[Running], bool]) -> bool:
+        """Whatever ends a run ends it by name, and the server goes on."""
+        if self.running is None or self.running.stage in OVER:
+            return False
+        try:
+            return act(self.running)
+        except Exception as error:
+            self._broke(error)
+            return False
+
+    def _broke(self, error: Exception) -> None:
+        if self.running is not None and self.running.stage not in OVER:
+            words = str(error) if isinstance(error, ManyhandsError) else f"{type(error).__name__}: {error}"
+            self._over(self.running, "failed", words)
+
+    def _answer(self, peer: str, answer: Message | Refused | None) -> None:
+        if isinstance(answer, Refused) and peer != LEAD:
+            self.say(f"{peer}: refused: {answer}")
+        if answer is not None:
+            self.board.answer(peer, answer)
+
+    def _heard(self, called: Called) -> Message | Refused | None:
+        peer, session, number, message = called
+        if peer == LEAD:
+            _check(LEADS, message)
+            return getattr(self, f"_{message.op}")(**message.facts)  # type: ignore[no-any-return]
+        running, now = self.running, time.monotonic()
+        if message.op not in SITES:
+            if running is None:
+                raise Refused(Reason.NOT_NOW, "there is no run")
+            return running.call(peer, message, session, number, now)
+        _check(SITES, message)
+        told = dict(message.facts)
+        if message.op == "hello":
+            self._idle[peer] = (now, told["declined"])
+            return None
+        if running is None or running.folder.path.name != told["run"]:
+            raise Refused(Reason.NOT_NOW, f"there is no run {told['run']!r} now")
+        if message.op == "enrol":
+            return running.enrol(peer, told, now)
+        if message.op == "ended":
+            running.finish(peer)
+        elif message.op == "leave":
+            running.leave(peer, told["why"])
+        else:
+            running.decline(peer, told["why"], waits=told["waits"])
+            self.say(f"{peer}: {told['why']}")
+        return Message(message.op)
+
+    def _go_on(self, running: Running) -> bool:
+        """All that time and what was said have brought about."""
+        now = time.monotonic()
+        if running.gathered(now):
+            for site, message in running.start(now).items():
+                self._answer(site, message)
+            self.say(f"{running.folder.path.name}: {len(running.enrolled)} sites train from round {running.round + 1}")
+        if running.hub is not None:
+            for site in self.board.stirring & running.roster.keys():
+                running.hub.stir(site, now)
+            running.hub.expire(now)
+        self.board.stirring.clear()
+        for done in running.closed():
+            gone = "".join(f"; {site} is missing: {why}" for site, why in done.missing.items())
+            self.say(
+                f"round {done.number + 1}/{done.rounds}: loss {done.loss:.4f}, {done.seconds:.1f} s, "
+                f"{size_text(done.bytes_up)} up, {size_text(done.bytes_down)} down{gone}"
+            )
+        for site, answer in running.answers().items():
+            self._answer(site, answer)
+        if running.must_halt:
+            self.say("a site came back: all begin the round again")
+            running.halt(now)
+            self.board.forget(running.roster)
+        elif running.whole:
+            running.save()
+            export(running)
+            self._over(running, "ended")
+        return True
+
+    def _over(self, running: Running, stage: Any, why: str = "") -> None:
+        running.stop(stage, why)
+        self.say(f"{running.folder.path}: {stage}{f': {why}' if why else ''}")
+        self.board.forget(running.roster or running.expected)
+
+    def _offer(self, now: float) -> None:
+        """Tell sites that ask for a run which there is."""
+        running = self.running
+        for site, (since, declined) in list(self._idle.items()):
+            name = running.folder.path.name if running and running.stage not in OVER else ""
+            through = running is not None and running.hub is not None and site in running.hub.done
+            wanted = running is not None and site in running.expected and name != declined and not through
+            if name and wanted:
+                assert running is not None
+                text = (running.folder.path / "recipe.toml").read_text()
+                self._answer(site, Message("hello", facts={"run": name, "recipe": text}))
+            elif now > since + NEWS:
+                self._answer(site, Message("hello", facts={"run": "", "recipe": ""}))
+            else:
+                continue
+            del self._idle[site]
+
+    def _submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
+        if self.running is not None and self.running.stage not in OVER:
+            raise Refused(Reason.NOT_NOW, f"{self.running.folder.path.name} is not over; stop it first")
+        told, known = parse_recipe(recipe, "recipe"), self.kit.about.sites
+        if odd := [site for site in sites if site not in known]:
+            raise Refused(Reason.UNKNOWN_SILO, f"{odd[0]!r} is not one of {', '.join(known)}")
+        if told.method.pools:
+            raise Refused(Reason.NOT_NOW, f"method {told.method.kind!r} needs all images in one place")
+        name = _free(self.out, told.name)
+        folder, text = RunFolder(self.out / name), recipe_text(told)
+        with folder.open(told.resolved(), resume=False):
+            self.running = Running(folder, told, tuple(sites) or known, self.device, time.monotonic())
+            self.running.write()
+        self.say(f"{name}: was submitted, {recipe_hash(text)}")
+        return Message("submit", facts={"run": name, "hash": recipe_hash(text)})
+
+    def _status(self) -> Message:
+        running, sites = self.running, {}
+        for site in self.kit.about.sites:
+            sites[site] = "connected" if site in self.board.there else "not connected"
+            if running and (why := (running.declined | running.waiting).get(site)):
+                sites[site] += f", does not take part: {why}"
+            elif running and running.hub and site in running.hub.away:
+                sites[site] += f", missing: {running.hub.away[site]}"
+            elif running and site in running.enrolled and running.stage not in OVER:
+                sites[site] += ", takes part"
+        run = running and {
+            "run": running.folder.path.name, "stage": running.stage, "why": running.why, "round": running.round,
+            "rounds": running.method.rounds, "bytes_up": running.ledger.bytes("up"),
+            "bytes_down": running.ledger.bytes("down"), "hash": recipe_hash(recipe_text(running.recipe)),
+        }  # fmt: skip
+        return Message("status", facts={"sites": sites, "run": run or {}})
+
+    def _stop(self, run: str) -> Message:
+        running = self._named(run)
+        if running.stage in OVER:
+            raise Refused(Reason.NOT_NOW, f"{run} is over: {running.stage}")
+        self._over(running, "stopped", "by the lead")
+        return Message("stop", facts={"run": running.folder.path.name})
+
+    def _files(self, run: str) -> Message:
+        root = self._named(run).folder.path
+        found = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        return Message("files", facts={"files": {str(path.relative_to(root)): path.stat().st_size for path in found}})
+
+    def _file(self, run: str, path: str, at: int) -> Message:
+        root = self._named(run).folder.path
+        if path not in json.loads(json.dumps(self._files(run).facts["files"])) or at < 0:
+            raise Refused(Reason.WRONG_FACTS, f"{path!r} is no file of {run}")
+        with (root / path).open("rb") as file:
+            file.seek(at)
+            raw = file.read(PIECE)
+        return Message("file", {"bytes": torch.frombuffer(bytearray(raw), dtype=torch.uint8)} if raw else {})
+
+    def _named(self, run: str) -> Running:
+        """The run of this name; the newest where none is named."""
+        if self.running is not None and run in ("", self.running.folder.path.name):
+            return self.running
+        if run and "/" not in run and (self.out / run / FILE).exists():
+            return load_running(RunFolder(self.out / run), self.device, time.monotonic())
+        raise Refused(Reason.WRONG_FACTS, f"there is no run {run!r}" if run else "there is no run yet")
+
+
+def _check(known: Mapping[str, Carries], message: Message) -> None:
+    if message.op not in known:
+        raise Refused(Reason.UNKNOWN_OPERATION, f"{message.op!r} is not one of {sorted(known)}")
+    known[message.op].check(message)
+
+
+def _free(out: Path, name: str) -> str:
+    """The name of a folder that is not there yet."""
+    taken = {path.name for path in out.glob("*")}
+    return next(each for each in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if each not in taken)

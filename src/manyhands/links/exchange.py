@@ -1,0 +1,274 @@
+"""Calls over a network that loses, repeats and reorders: each is applied once and answered, however often it is cut.
+
+A call and its answer travel in parts. Whoever receives says how many it has, and whoever sends is never more than a
+window ahead of that. Only the caller asks again; a server never does. Neither end has a clock, a thread or a socket
+here: a line brings its own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
+from manyhands.message import Message, decode, decode_from, head_size, pieces
+
+PART = 1 << 20
+"""Bytes of a part; the last one of a message may have fewer."""
+WINDOW = 8
+"""Parts that may be under way."""
+SPOOLED = 16 * PART
+"""Larger messages wait in a file."""
+RETIRED = 64
+"""So many sessions that have ended are remembered of a caller."""
+
+
+class Frame(NamedTuple):
+    """What a line carries: a few plain words, and bytes."""
+
+    told: dict[str, Any]
+    payload: bytes = b""
+
+
+class SessionGone(ManyhandsError):  # noqa: N818 - the name of the event
+    """The other end knows nothing of this session: it was begun anew, or the caller begins another one."""
+
+
+class Outgoing:
+    """A message in parts; its tensors are read when a part is asked for, so they must not change meanwhile."""
+
+    def __init__(self, message: Message) -> None:
+        self._pieces = list(pieces(message))
+        self._ends = list(accumulate(map(len, self._pieces)))
+        self.size = self._ends[-1]
+        self.count = -(-self.size // PART)
+        self.sent = 0
+
+    def up_to(self, have: int, told: dict[str, Any]) -> list[Frame]:
+        """The parts not yet sent that the window allows for one who has so many."""
+        end = min(min(have, self.sent) + WINDOW, self.count)
+        numbers, self.sent = range(self.sent, end), max(self.sent, end)
+        return [Frame({**told, "k": "part", "i": i, "size": self.size}, self._part(i)) for i in numbers]
+
+    def _part(self, number: int) -> bytes:
+        at, end = number * PART, min((number + 1) * PART, self.size)
+        found, which = [], bisect_right(self._ends, at)
+        while at < end:
+            begin = self._ends[which] - len(self._pieces[which])
+            taken = self._pieces[which][at - begin : end - begin]
+            found.append(taken)
+            at, which = at + len(taken), which + 1
+        return b"".join(found)
+
+
+class Spool:
+    """A file that is gone when nobody holds it any more."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.NamedTemporaryFile(prefix="manyhands-")  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
+
+    @property
+    def name(self) -> str:
+        """Where it is."""
+        return self.file.name
+
+
+class Incoming:
+    """The parts of a message, in whatever order they come; a large one waits in a file."""
+
+    def __init__(self, size: int, most: int) -> None:
+        if not 0 < size <= most:
+            raise Refused(Reason.MALFORMED, f"a message of {size:,} bytes was announced, {most:,} are the most")
+        self.size, self.count, self.have = size, -(-size // PART), 0
+        self._early: dict[int, bytes] = {}
+        self._parts: list[bytes] = []
+        self._spool = Spool() if size > SPOOLED else None
+
+    def take(self, number: int, payload: bytes) -> None:
+        """Take a part, unless it is here already or too far ahead."""
+        if not 0 <= number < self.count:
+            raise Refused(Reason.MALFORMED, f"part {number} was sent of {self.count}")
+        if not self.have <= number < min(self.have + 2 * WINDOW, self.count):
+            return
+        if len(payload) != min(PART, self.size - number * PART):
+            raise Refused(Reason.MALFORMED, f"part {number} has {len(payload):,} bytes")
+        self._early[number] = payload
+        while (following := self._early.pop(self.have, None)) is not None:
+            self._keep(following)
+            self.have += 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is there."""
+        return self.have == self.count
+
+    def message(self) -> Message:
+        """The message, when it is whole."""
+        if self._spool is None:
+            return decode(b"".join(self._parts))
+        self._spool.file.flush()
+        return decode_from(self._parts[0], self._spool)
+
+    def _keep(self, part: bytes) -> None:
+        if self._spool is None:
+            self._parts.append(part)
+            return
+        head = 0 if self._parts else head_size(part)
+        if head:
+            self._parts.append(part[:head])
+        self._spool.file.write(part[head:])
+
+
+class Calling:
+    """The caller's end of one call."""
+
+    def __init__(self, message: Message, session: str, number: int, most: int) -> None:
+        self._told = {"s": session, "n": number}
+        self._most = most
+        self._out = Outgoing(message)
+        self._in: Incoming | None = None
+
+    def begin(self) -> list[Frame]:
+        """What to send first."""
+        return self._out.up_to(0, self._told)
+
+    def again(self) -> list[Frame]:
+        """What to send after a silence."""
+        return [Frame({**self._told, "k": "ask", "i": self._in.have if self._in else 0})]
+
+    def take(self, frame: Frame) -> list[Frame]:
+        """What to send after a frame; a refusal is raised."""
+        told = frame.told
+        if any(told.get(name) != value for name, value in self._told.items()):
+            return []
+        match told:
+            case {"k": "gone"}:
+                raise SessionGone("the server has begun anew, or another process has this silo's name")
+            case {"k": "refuse", "reason": str(reason), "detail": str(detail)} if reason in set(Reason):
+                raise Refused(Reason(reason), detail)
+            case {"k": "have", "i": int(have)}:
+                return self._out.up_to(have, self._told)
+            case {"k": "want", "i": int(have)}:
+                self._out.sent = min(self._out.sent, max(have, 0))
+                return self._out.up_to(have, self._told)
+            case {"k": "part", "i": int(number), "size": int(size)}:
+                self._in = self._in or Incoming(size, self._most)
+                self._in.take(number, frame.payload)
+                return [] if self._in.whole else [Frame({**self._told, "k": "have", "i": self._in.have})]
+        return []
+
+    @property
+    def answer(self) -> Message | None:
+        """The answer, when it is whole."""
+        return self._in.message() if self._in and self._in.whole else None
+
+
+class Desk:
+    """The server's end of the calls of one caller: it has one at a time."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.session, self.number = "", 0
+        self._in: Incoming | None = None
+        self._whole = False
+        self._out: Outgoing | None = None
+        self._refusal: Refused | None = None
+        self._retired: list[str] = []
+
+    def take(self, frame: Frame) -> tuple[list[Frame], Message | None]:
+        """What to send after a frame, and the call where it is whole now."""
+        match frame.told:
+            case {"k": "part", "s": str(session), "n": int(number), "i": int(i), "size": int(size)}:
+                return self._part(session, number, i, size, frame.payload)
+            case {"k": "ask", "s": str(session), "n": int(number), "i": int(have)}:
+                return self._asked(session, number, have), None
+            case {"k": "have", "s": self.session, "n": self.number, "i": int(have)} if self._out:
+                return self._out.up_to(have, self._told), None
+            case {"k": "have", "s": str(), "n": int(), "i": int()}:
+                return [], None
+        told = {name: frame.told.get(name) for name in self._told}
+        return [Frame({**told, **_words(Refused(Reason.MALFORMED, "there is no such frame"))})], None
+
+    def answer(self, message: Message | Refused) -> list[Frame]:
+        """Answer the call."""
+        if isinstance(message, Refused):
+            self._refusal, self._in = message, None
+            return [self._refused()]
+        self._out = Outgoing(message)
+        return self._out.up_to(0, self._told)
+
+    def forget(self) -> list[Frame]:
+        """End the session: whoever has it must begin another one, and is told so."""
+        told = self._told
+        self._retire()
+        return [Frame({"k": "gone", **told})] if told["s"] else []
+
+    @property
+    def growing(self) -> bool:
+        """Whether a message is on its way, and not whole."""
+        return self._in is not None
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return {"s": self.session, "n": self.number}
+
+    def _part(self, session: str, number: int, i: int, size: int, payload: bytes) -> tuple[list[Frame], Message | None]:
+        if (session, number) != (self.session, self.number):
+            if not self._begins(session, number):
+                return [Frame({"k": "gone", "s": session, "n": number})], None
+            if session != self.session:
+                self._retire()
+            self._clear()
+            self.session, self.number = session, number
+        if self._refusal or self._whole:
+            return [], None
+        try:
+            self._in = self._in or Incoming(size, self.most)
+            self._in.take(i, payload)
+            if not self._in.whole:
+                return [Frame({**self._told, "k": "have", "i": self._in.have})], None
+            message, self._in, self._whole = self._in.message(), None, True
+            return [], message
+        except MessageError as error:
+            return self.answer(Refused(Reason.MALFORMED, str(error))), None
+        except Refused as refusal:
+            return self.answer(refusal), None
+
+    def _asked(self, session: str, number: int, have: int) -> list[Frame]:
+        if (session, number) != (self.session, self.number):
+            fresh = self._begins(session, number)
+            return [Frame({"k": "want" if fresh else "gone", "s": session, "n": number, "i": 0})]
+        if self._refusal:
+            return [self._refused()]
+        if self._out:
+            self._out.sent = min(self._out.sent, max(have, 0))
+            return self._out.up_to(have, self._told)
+        if self._whole:
+            return [Frame({**self._told, "k": "wait"})]
+        return [Frame({**self._told, "k": "want", "i": self._in.have if self._in else 0})]
+
+    def _begins(self, session: str, number: int) -> bool:
+        """Whether a call may follow the newest one: it is the session's next, or the first of another one."""
+        return session not in self._retired and number == (self.number + 1 if session == self.session else 1)
+
+    def _retire(self) -> None:
+        if self.session:
+            self._retired = [*self._retired, self.session][-RETIRED:]
+        self.session, self.number = "", 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._in = self._out = self._refusal = None
+        self._whole = False
+
+    def _refused(self) -> Frame:
+        assert self._refusal
+        return Frame({**self._told, **_words(self._refusal)})
+
+
+def _words(refusal: Refused) -> dict[str, str]:
+    return {"k": "refuse", "reason": str(refusal.reason), "detail": refusal.detail}

@@ -1,0 +1,77 @@
+"""A kit is its party's own, as it was signed, and for a while."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nvflare")
+
+from benchmarks.expired import expire
+
+from manyhands.errors import KitError, RecipeError
+from manyhands.federation.kit import load_kit, new_kits
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("kits")
+    new_kits("train.example.org:8002", ["a", "b"], out)
+    return out
+
+
+@pytest.mark.parametrize(("party", "role"), [("server", "server"), ("lead", "lead"), ("a", "site"), ("b", "site")])
+def test_each_party_has_a_kit_that_nobody_else_can_read(kits: Path, party: str, role: str) -> None:
+    kit = load_kit(kits / party, role)
+    assert (kit.about.party, kit.about.host, kit.about.port) == (party, "train.example.org", 8002)
+    assert party in kit.certificate.subject.rfc4514_string()
+    assert (kits / party).stat().st_mode & 0o077 == 0
+    assert (kits / "authority").stat().st_mode & 0o077 == 0
+
+
+def test_the_page_says_whose_each_is_and_the_fingerprint(kits: Path) -> None:
+    page = (kits / "README.md").read_text()
+    assert all(f"`{party}/`" in page for party in ("server", "lead", "a", "b", "authority"))
+    assert page.count(":") >= 31
+
+
+def test_a_kit_of_another_role_is_named(kits: Path) -> None:
+    with pytest.raises(KitError, match="is the kit of a, a site; a server's is asked for"):
+        load_kit(kits / "a", "server")
+
+
+@pytest.mark.parametrize("file", ["kit.json", "client.crt", "client.key"])
+def test_a_kit_that_was_changed_is_refused(kits: Path, tmp_path: Path, file: str) -> None:
+    new_kits("127.0.0.1:8002", ["a"], tmp_path / "kits")
+    path = tmp_path / "kits" / "a" / "startup" / file
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(KitError):
+        load_kit(tmp_path / "kits" / "a", "site")
+
+
+def test_a_certificate_that_has_expired_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_kits("127.0.0.1:8002", ["a"], tmp_path / "kits")
+    expire(tmp_path / "kits" / "a" / "startup" / "client.crt", tmp_path / "kits" / "authority")
+    monkeypatch.setattr("manyhands.links.nvflare.untouched", lambda _: True)
+    with pytest.raises(KitError, match="its certificate is valid from .* to"):
+        load_kit(tmp_path / "kits" / "a", "site")
+
+
+@pytest.mark.parametrize(
+    ("server", "sites", "why"),
+    [
+        ("8002", ["a"], "is not HOST:PORT"), ("h:x", ["a"], "is not HOST:PORT"), ("h:8002", [], "name each site once"),
+        ("h:8002", ["a", "a"], "name each site once"), ("h:8002", ["a.b"], "use a-z"),
+        ("h:8002", ["server"], "but not"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(tmp_path: Path, server: str, sites: list[str], why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        new_kits(server, sites, tmp_path / "kits")
+    assert not (tmp_path / "kits").exists()
+
+
+def test_kits_are_never_made_anew_over_others(kits: Path) -> None:
+    with pytest.raises(KitError, match="is not empty"):
+        new_kits("h:8002", ["a"], kits)

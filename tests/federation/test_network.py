@@ -1,0 +1,146 @@
+"""Server and sites as processes of their own, over mutual TLS on loopback: the run is that of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nvflare")
+
+import psutil
+
+from manyhands.errors import KitError
+from manyhands.experiment import compose
+from manyhands.federation.demo import LOOPBACK, Federation, watch
+from manyhands.federation.kit import SERVER, load_kit, new_kits
+from manyhands.federation.lead import Lead
+from manyhands.journal import RunFolder
+from manyhands.recipe import Recipe, load_recipe
+from manyhands.shipped import recipe_path
+from manyhands.tensors import sha256
+
+SITES = ["silo-0", "silo-1", "silo-2"]
+SMALL = ["partition.silos=3", "data.limit=120", "evaluation.images=0", "method.rounds=3", "method.training.steps=4"]
+METHODS = {
+    "digits-fedavg": ["method.model.widths=[8]"],
+    "digits-huscf": ["method.model.width=4", "method.training.batch=8"],
+    "digits-collafuse": ["method.model.widths=[8]", "sampling.steps=3"],
+}
+
+
+def recipe(name: str, *changes: str) -> Recipe:
+    return load_recipe(recipe_path(name), [*SMALL, *METHODS[name], *changes])
+
+
+def in_one_process(told: Recipe, folder: Path) -> RunFolder:
+    for _ in compose(told, folder):
+        pass
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with Federation(tmp_path_factory.mktemp("federation"), SITES) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def lead(federation: Federation) -> Iterator[Lead]:
+    with federation.lead() as line:
+        yield line
+
+
+def worker(federation: Federation, party: str) -> psutil.Process:
+    """The process of a party that does the work."""
+    keeper = psutil.Process(federation.processes[party].pid)
+    while not (found := keeper.children()):
+        time.sleep(0.05)
+    return found[0]
+
+
+def ended(lead: Lead) -> dict[str, Any]:
+    *_, last = watch(lead, 0.1)
+    return last
+
+
+def assert_same(federation: Federation, run: str, expected: RunFolder) -> None:
+    """All weights, wherever they are kept, to the bit; and every byte counted alike."""
+    server = RunFolder(federation.folder / SERVER / run)
+    last = expected.kept
+    theirs = expected.state()
+    assert sha256(server.state().server) == sha256(theirs.server)
+    for site in SITES:
+        mine = RunFolder(federation.site(site) / run).memory(site, last) if theirs.memories.get(site) else {}
+        assert sha256(mine) == sha256(theirs.memories.get(site, {}))
+        assert not (server.path / "silos").exists()
+    assert server.path.joinpath("recipe.toml").read_text() == expected.path.joinpath("recipe.toml").read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_between_sites_is_the_run_of_one_process(
+    federation: Federation, lead: Lead, name: str, tmp_path: Path
+) -> None:
+    told = recipe(name)
+    run = lead.submit(told, [])["run"]
+    assert ended(lead)["stage"] == "ended", federation.log(SERVER)
+    expected = in_one_process(told, tmp_path / "one")
+    assert_same(federation, run, expected)
+    assert RunFolder(federation.folder / SERVER / run).ledger == expected.ledger
+
+
+@pytest.mark.parametrize("who", ["silo-1", SERVER])
+def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
+    federation: Federation, lead: Lead, who: str, tmp_path: Path
+) -> None:
+    told = recipe("digits-huscf", "method.training.steps=40", f"name='killed-{who}'")
+    run = lead.submit(told, [])["run"]
+    for found in watch(lead, 0.05):
+        if found["round"] == 1:
+            worker(federation, who).kill()
+            break
+    assert ended(lead)["stage"] == "ended", federation.log(SERVER)
+    assert_same(federation, run, in_one_process(told, tmp_path / "one"))
+
+
+def test_only_the_server_listens_and_only_on_loopback(federation: Federation, lead: Lead) -> None:
+    lead.status()
+    for party in (SERVER, *SITES):
+        found = [each for each in worker(federation, party).net_connections() if each.status == psutil.CONN_LISTEN]
+        ports = [(each.laddr.ip.removeprefix("::ffff:"), each.laddr.port) for each in found]
+        assert ports == ([(LOOPBACK, federation.port)] if party == SERVER else [])
+
+
+def test_strangers_are_refused(federation: Federation, lead: Lead, tmp_path: Path) -> None:
+    new_kits(f"{LOOPBACK}:{federation.port}", ["silo-0"], tmp_path / "other")
+    with pytest.raises(KitError, match="is not the server of this federation"):
+        load_kit(tmp_path / "other" / "silo-0", "site").server_fingerprint()
+    with socket.create_connection((LOOPBACK, federation.port)) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        plain.settimeout(5)
+        assert not plain.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    assert lead.status()["sites"]["silo-0"].startswith("connected")
+
+
+def test_what_the_server_has_is_fetched_whole(federation: Federation, lead: Lead, tmp_path: Path) -> None:
+    run = lead.submit(recipe("digits-fedavg", "method.rounds=1"), [])["run"]
+    ended(lead)
+    out = lead.fetch(run, tmp_path / "fetched")
+    there = federation.folder / SERVER / run
+    for path in there.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            assert (out / path.relative_to(there)).read_bytes() == path.read_bytes()
+
+
+def test_a_killed_keeper_takes_its_worker_with_it(federation: Federation) -> None:
+    child = worker(federation, "silo-2")
+    os.kill(federation.processes["silo-2"].pid, signal.SIGKILL)
+    assert psutil.wait_procs([child], timeout=10)[0]
+    federation.processes["silo-2"].wait()
+    federation.start("silo-2")

@@ -1,0 +1,195 @@
+"""A run as its server has it: who is waited for, who is let in, and from where it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manyhands.errors import QuorumLost, Refused
+from manyhands.experiment import silos_of
+from manyhands.federation.running import Running, load_running
+from manyhands.journal import RunFolder
+from manyhands.message import Message
+from manyhands.recipe import Recipe, load_recipe
+from manyhands.shipped import recipe_path
+from manyhands.silo import Silo, Workbench
+
+SITES = ("silo-0", "silo-1", "silo-2")
+SMALL = ["partition.silos=3", "data.limit=60", "method.rounds=3", "method.training.steps=1", "method.model.widths=[8]"]
+LONG = 1e6
+
+
+def recipe(*changes: str) -> Recipe:
+    return load_recipe(recipe_path("digits-fedavg"), [*SMALL, *changes])
+
+
+def begun(path: Path, told: Recipe) -> Running:
+    folder = RunFolder(path)
+    with folder.open(told.resolved(), resume=False):
+        pass
+    running = Running(folder, told, SITES, torch.device("cpu"), since=0.0)
+    running.write()
+    return running
+
+
+def enrolment(silo: Silo, *kept: int) -> dict[str, Any]:
+    return {"run": "run", "images": len(silo.images), "held_out": 0, "kept": list(kept)}
+
+
+class Driver:
+    """Sites without a network."""
+
+    def __init__(self, running: Running) -> None:
+        self.running, self.now = running, 0.0
+        silos, _ = silos_of(running.recipe)
+        self.silos = {silo.name: silo for silo in silos}
+        for silo in silos:
+            silo.bench = Workbench()
+        self.talks: dict[str, Iterator[Message]] = {}
+
+    def gather(self, *names: str) -> None:
+        for name in names:
+            assert self.running.enrol(name, enrolment(self.silos[name], 1, 2, 3), self.now) is None
+        assert self.running.gathered(self.now)
+        self.begin(self.running.start(self.now))
+
+    def begin(self, told: Mapping[str, Message]) -> None:
+        for name in told:
+            self.talks[name] = self.running.method.silo(self.silos[name])
+            self.say(name, next(self.talks[name]))
+
+    def say(self, name: str, message: Message) -> None:
+        assert self.running.call(name, message, "", 0, self.now) is None
+
+    def close(self, rounds: int) -> None:
+        """Go on until so many rounds are closed."""
+        while rounds - 1 not in self.turn():
+            pass
+
+    def turn(self) -> list[int]:
+        """The rounds that were closed, when everyone has said what comes next."""
+        found = [done.number for done in self.running.closed()]
+        for name, answer in self.running.answers().items():
+            assert isinstance(answer, Message)
+            try:
+                self.say(name, self.talks[name].send(answer))  # type: ignore[attr-defined]
+            except StopIteration:
+                self.running.finish(name)
+        return found
+
+
+def test_it_waits_for_those_who_are_asked_and_no_longer_than_it_may(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe("federation.gather=100")))
+    assert not running.gathered(0.0)
+    for name in SITES[:2]:
+        running.enrol(name, enrolment(driver.silos[name]), 0.0)
+    assert running.awaited == ["silo-2"]
+    assert not running.gathered(99.0)
+    assert running.gathered(100.0)
+    assert set(running.start(100.0)) == set(SITES[:2])
+
+
+def test_a_site_that_has_yet_to_approve_is_waited_for_and_one_that_declines_is_not(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe()))
+    for name in SITES[:2]:
+        running.enrol(name, enrolment(driver.silos[name]), 0.0)
+    running.decline("silo-2", "is not approved here", waits=True)
+    assert not running.gathered(1.0)
+    running.decline("silo-2", "this site's policy: labels would leave", waits=False)
+    assert running.gathered(1.0)
+
+
+def test_too_few_end_the_run_by_name(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe("quorum=3")))
+    for name in SITES[:2]:
+        running.enrol(name, enrolment(driver.silos[name]), 0.0)
+    running.decline("silo-2", "its policy", waits=False)
+    with pytest.raises(QuorumLost, match=r"2 sites are there, the recipe asks for 3 \(silo-2: its policy\)"):
+        running.gathered(1.0)
+
+
+def test_a_restarted_server_goes_on_from_the_last_closed_round(tmp_path: Path) -> None:
+    driver = Driver(begun(tmp_path / "run", recipe()))
+    driver.gather(*SITES)
+    driver.close(2)
+    again = load_running(RunFolder(tmp_path / "run"), torch.device("cpu"), now=5.0)
+    assert (again.stage, again.round, again.awaited) == ("gathering", 2, list(SITES))
+    other = Driver(again)
+    other.gather(*SITES)
+    while not again.whole:
+        other.turn()
+    assert again.round == 3
+
+
+def test_a_site_that_lost_what_it_kept_is_refused_or_admitted_as_the_recipe_says(tmp_path: Path) -> None:
+    for lost in ("refuse", "admit"):
+        driver = Driver(begun(tmp_path / lost, recipe(f"federation.lost={lost}")))
+        driver.gather(*SITES)
+        driver.close(1)
+        again = load_running(RunFolder(tmp_path / lost), torch.device("cpu"), now=0.0)
+        found = again.enrol("silo-0", enrolment(driver.silos["silo-0"]), 0.0)
+        assert isinstance(found, Refused) == (lost == "refuse")
+        assert again.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), 0.0) is None
+        assert any("silo-0 has lost" in line for line in again.folder.problems) == (lost == "admit")
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"images": 7}, "7 images"),
+        ({"images": 0}, "images"),
+        ({"kept": ["x"]}, "cannot be"),
+        ({"kept": [True]}, "cannot"),
+    ],
+)
+def test_what_a_site_says_of_itself_must_be_so(tmp_path: Path, changed: dict[str, Any], why: str) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe()))
+    driver.gather(*SITES)
+    found = running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | changed, 0.0)
+    assert isinstance(found, Refused)
+    assert why in str(found)
+
+
+def test_a_round_is_closed_at_its_deadline_without_the_silent(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30", "federation.gather=0")))
+    for name in SITES:
+        running.enrol(name, enrolment(driver.silos[name]), 0.0)
+    told = running.start(0.0)
+    driver.begin({name: message for name, message in told.items() if name != "silo-2"})
+    assert driver.turn() == []
+    assert running.hub is not None
+    running.hub.expire(29.0)
+    assert driver.turn() == []
+    running.hub.expire(30.0)
+    assert driver.turn() == [0]
+    assert "silo-2" in running.folder.rounds[0].missing
+
+
+def test_of_many_barriers_whoever_comes_back_has_all_begin_the_round_again(tmp_path: Path) -> None:
+    told = load_recipe(
+        recipe_path("digits-huscf"),
+        ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=2", "method.model.width=4"],
+    )
+    driver = Driver(running := begun(tmp_path / "run", told))
+    driver.gather(*SITES)
+    for _ in range(5):
+        driver.turn()
+    assert running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0) is None
+    assert running.must_halt
+    running.halt(1.0)
+    assert running.stage == "gathering"
+    assert running.round == 0
+    driver.gather(*SITES)
+    driver.close(1)
+
+
+def test_of_one_barrier_it_goes_on_alone(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe()))
+    driver.gather(*SITES)
+    driver.turn()
+    assert isinstance(running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0), Message)
+    assert not running.must_halt
