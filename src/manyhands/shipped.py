@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from manyhands.errors import RecipeError
-from manyhands.spec import nearest
 
 
 def shipped() -> list[Path]:
@@ -18,6 +17,8 @@ def recipe_path(given: str) -> Path:
     """A file, or the shipped recipe of this name."""
     if given.endswith(".toml") or Path(given).is_file():
         return Path(given)
+    from manyhands.spec import nearest
+
     known = {path.stem: path for path in shipped()}
     if given not in known:
         raise RecipeError(f"{given}: there is no such recipe; {nearest(given, list(known))}")
