@@ -91,7 +91,7 @@ def rounded(problem: Quadratics, codec: Codec, rounds: int, seed: int) -> list[f
             mean.add(codec.decode(wire, server), 1)
         server = mean.value()
         wire, _ = codec.encode(server, given, {}, rng)
-        given = codec.decode(wire, given)
+        given = dict(codec.decode(wire, given))
         given = in_16_bits(given) if codec.relative else given
         errors.append(float((given["w"].double().flatten() - problem.best).norm() / problem.best.norm()))
     return errors

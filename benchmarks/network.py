@@ -475,7 +475,7 @@ def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, 
         asked = load_recipe(
             RECIPES / "digits-fedavg.toml",
             [*SMALL, f"partition.silos={sites}", "data.size=32", f"method.model.widths={widths}",
-             "method.training.steps=1", "method.training.batch=2"],
+             "method.training.steps=1", "method.training.batch=2", "method.ema=0", "sampling.steps=1"],
         )  # fmt: skip
         with up(sites) as (federation, lead, _):
             run = lead.submit(asked, [])["run"]

@@ -2,4 +2,5 @@
 
 from manyhands.cli import main
 
-main()
+if __name__ == "__main__":  # a process that works apart imports this file, too
+    main()

@@ -198,9 +198,7 @@ class Experiment:
         figures.partition(folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
         state = folder.resume(self.roster)
         if state is not None:
-            self.server.round = state.round
-            self.server.load_stores(state.stores)
-            self.server.load_state_dict(state.server)
+            self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
             for silo in self.silos:
                 silo.memory = dict(state.memories.get(silo.name, {}))
@@ -360,11 +358,16 @@ def _kept(path: Path, device: str) -> Trained | None:
 def _restored(folder: RunFolder, method: Method, device: str) -> Hub:
     """The server of a finished run, ready to answer."""
     state = folder.state()
-    server = method.server(int(folder.recipe.get("seed", 0)), state.roster)
-    server.device, server.round = torch.device(device), state.round
-    server.load_stores(state.stores)
-    server.load_state_dict(state.server)
+    server = restored(state, method, int(folder.recipe.get("seed", 0)), device)
     return Hub(server, method.plan(), state.roster)
+
+
+def restored(state: State, method: Method, seed: int, device: str) -> Server:
+    """The server of a run as it was kept."""
+    server = method.server(seed, state.roster)
+    server.device = torch.device(device)
+    server.resume(state.round, state.stores, state.server)
+    return server
 
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:

@@ -92,22 +92,37 @@ class WeightedMean:
     """A mean that is fed one set of tensors at a time and holds nothing but its sum; sets may lack a name.
 
     The sum is kept in float64, where whole-number weights times float32 values are exact: the mean of equal
-    values is that value, bit for bit, and so is the mean of one.
+    values is that value, bit for bit, and so is the mean of one. A set that is no dict lies elsewhere, in a file: it
+    and those after it stay there until the mean is asked for, and are summed name by name.
     """
 
     def __init__(self) -> None:
         self._sum: Tensors = {}
         self._weight: dict[str, int] = {}
+        self._waiting: list[tuple[Mapping[str, Tensor], int]] = []
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         """Fold ``weight`` times the tensors in."""
+        if self._waiting or not isinstance(tensors, dict):
+            self._waiting.append((tensors, weight))
+            return
         for name, tensor in tensors.items():
-            if name in self._sum:
-                self._sum[name].add_(tensor, alpha=weight)
-            else:
-                self._sum[name] = tensor.double() * weight
-            self._weight[name] = self._weight.get(name, 0) + weight
+            self._fold(name, tensor, weight)
 
     def value(self) -> Tensors:
-        """The mean of what was added, in float32; the names that nothing was added to are not in it."""
-        return {name: (total / self._weight[name]).float() for name, total in self._sum.items()}
+        """The mean of what was added, in float32; the names that nothing was added to are not in it. It ends here."""
+        names = dict.fromkeys([*self._sum, *(name for tensors, _ in self._waiting for name in tensors)])
+        return {name: self._mean(name) for name in names}
+
+    def _mean(self, name: str) -> Tensor:
+        for tensors, weight in self._waiting:
+            if name in tensors:
+                self._fold(name, tensors[name], weight)
+        return (self._sum.pop(name) / self._weight[name]).float()
+
+    def _fold(self, name: str, tensor: Tensor, weight: int) -> None:
+        if name in self._sum:
+            self._sum[name].add_(tensor, alpha=weight)
+        else:
+            self._sum[name] = tensor.double() * weight
+        self._weight[name] = self._weight.get(name, 0) + weight

@@ -45,8 +45,8 @@ class Codec(Spec, ABC):
         """The tensors as they travel; those that travel as they are stay the same, and are not copied."""
 
     @abstractmethod
-    def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Tensors:
-        """The tensors in float32, as the other side receives them."""
+    def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors in float32, as the other side receives them; no dict where they are read when asked for."""
 
     @abstractmethod
     def wire(self, layout: Layout) -> Layout:
@@ -87,7 +87,7 @@ class _Float(Codec, ABC):
     ) -> Encoded:
         return Encoded({name: tensor.to(self.dtype) for name, tensor in tensors.items()}, {})
 
-    def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Tensors:
+    def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.float() for name, tensor in wire.items()}
 
     def wire(self, layout: Layout) -> Layout:
@@ -102,6 +102,10 @@ class Float32(_Float):
 
     kind: Literal["float32"] = "float32"
     dtype = torch.float32
+
+    def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As they are, wherever they are."""
+        return wire
 
 
 class Float16(_Float):

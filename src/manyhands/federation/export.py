@@ -6,39 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands import ending
 from manyhands.evaluation import figures, report
+from manyhands.experiment import restored
+from manyhands.ledger import Ledger
 from manyhands.models.autoencoder import TrainedAutoencoder
+from manyhands.recipe import parse_recipe
 
 if TYPE_CHECKING:
-    from manyhands.federation.running import Running
-    from manyhands.methods.method import Trained
+    from manyhands.journal import RunFolder
 
 
-def export(running: Running) -> None:
-    """Write the shared model, a picture of what it draws, and the report."""
-    assert running.server is not None
-    folder, recipe = running.folder, running.recipe
+def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:
+    """Write the shared model, a picture of what it draws, and the report.
+
+    All comes from the run folder, but for what sites said of held-out images, and the server's problems and memory.
+    """
+    recipe, state, ledger = parse_recipe(folder.recipe, str(folder.path)), folder.state(), Ledger()
+    for line in problems:
+        folder.problem(line)
+    ledger.load(state.ledger)
+    server = restored(state, recipe.method, recipe.seed, device)
     classes = recipe.data.known_classes()
-    shared = running.server.generator()
+    shared = server.generator()
     if shared is not None:
-        shared = ending.ready(shared, recipe.sampling, classes, str(running.device))
+        shared = ending.ready(shared, recipe.sampling, classes, device)
         shared.save(folder.model)
         if not isinstance(shared, TrainedAutoencoder):
             picture, headings = ending.picture(shared, 8, list(range(len(classes))))
             figures.grid(folder.figures / "samples.png", picture, headings)
-    folder.write("ledger.json", running.ledger.entries())
-    report.write(folder, facts(running, shared))
-
-
-def facts(running: Running, drawn: Trained | None) -> dict[str, Any]:
-    """The report of a server that has seen no image: what only sites know is left out."""
-    recipe = running.recipe
-    held = {site: found.held_out for site, found in running.enrolled.items()}
-    unseen = {
-        "data": "", "domains": {}, "classes": list(recipe.data.known_classes()), "class_counts": {}, "skipped": [],
-        "held_out": {site: held.get(site, 0) for site in running.roster},
+    folder.write("ledger.json", ledger.entries())
+    told = ending.Told(recipe.method, server, ledger, state.roster, recipe.sampling, recipe.evaluation)
+    unseen: dict[str, Any] = {
+        "data": "", "domains": {}, "classes": list(classes), "class_counts": {}, "skipped": [],
+        "held_out": {site: held_out.get(site, 0) for site in state.roster},
     }  # fmt: skip
-    assert running.server is not None
-    told = ending.Told(
-        recipe.method, running.server, running.ledger, running.roster, recipe.sampling, recipe.evaluation
-    )
-    return ending.facts(told, running.folder, drawn, unseen)
+    report.write(folder, ending.facts(told, folder, shared, unseen) | {"peak_memory": memory})

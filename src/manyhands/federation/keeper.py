@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 
 WORKER = "MANYHANDS_WORKER"
+SPARE = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+"""Tells the C library to give back what is freed: a line's many threads would each keep some of it."""
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
 LONG = 30.0
 """Seconds after which a worker that ends has been well."""
@@ -27,12 +29,11 @@ def is_worker() -> bool:
 
 def keep(arguments: Sequence[str]) -> int:
     """Run this command as a worker until it ends by itself; its exit code."""
+    around = SPARE | os.environ | {WORKER: "1"}
     wait, chance = FIRST_WAIT, secrets.SystemRandom()
     while True:
         began = time.monotonic()
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "manyhands", *arguments], stdin=subprocess.PIPE, env=os.environ | {WORKER: "1"}
-        )
+        worker = subprocess.Popen([sys.executable, "-m", "manyhands", *arguments], stdin=subprocess.PIPE, env=around)
         try:
             code = worker.wait()
         except BaseException:

@@ -5,33 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from manyhands.apart import Apart
 from manyhands.clock import Clock, check_quorum
 from manyhands.errors import QuorumLost, Reason, Refused, RunFolderError
 from manyhands.hub import Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.message import Message, encoded_size
+from manyhands.meter import peak_memory
 
 if TYPE_CHECKING:
     from manyhands.hub import Closed
     from manyhands.methods.method import Server
+    from manyhands.plan import Plan
     from manyhands.recipe import Recipe
 
 FILE = "federation.json"
-Stage = Literal["gathering", "training", "ended", "stopped", "failed"]
-OVER = frozenset({"ended", "stopped", "failed"})
-
-
-@dataclass
-class Enrolled:
-    """What a site said when it came: how many images it has, and how many of them nobody trains on."""
-
-    images: int
-    held_out: int
+Stage = Literal["gathering", "training", "exporting", "ended", "stopped", "failed"]
+OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped", "failed"})
 
 
 @dataclass
@@ -50,14 +47,15 @@ class Running:
     stage: Stage = "gathering"
     why: str = ""
     roster: dict[str, int] = field(default_factory=dict)
-    enrolled: dict[str, Enrolled] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
+    enrolled: set[str] = field(default_factory=set)
     declined: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
-        self.method, self.plan = self.recipe.method, self.recipe.method.plan()
+        self.method = self.recipe.method
         self.hub: Hub | None = None
         self.server: Server | None = None
         self._returning: set[str] = set()
@@ -65,6 +63,13 @@ class Running:
         self._fresh = True
         self._clock: Clock | None = None
         self._pending: dict[str, str] = {}
+        self._images: dict[str, int] = {}
+        self._export: Apart[..., None] | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The method's; asked for once there is a server, which knows its networks."""
+        return self.method.plan()
 
     @property
     def round(self) -> int:
@@ -74,13 +79,13 @@ class Running:
     @property
     def awaited(self) -> list[str]:
         """The sites that a run which gathers waits for."""
-        here = self.enrolled.keys() | self.declined.keys() | self.absent
+        here = self.enrolled | self.declined.keys() | self.absent
         return [site for site in self.roster or self.expected if site not in here]
 
     def write(self) -> None:
         """Keep how it stands, for a server that begins anew."""
         told = {"stage": self.stage, "why": self.why, "expected": self.expected, "roster": self.roster}
-        self.folder.write(FILE, told)
+        self.folder.write(FILE, told | {"held_out": self.held_out})
 
     def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | Refused | None:
         """Take a site in. It is answered when all are there, or at once where it can go on by itself."""
@@ -92,7 +97,7 @@ class Running:
             return Refused(
                 Reason.WRONG_WEIGHT, f"says {facts['images']} images, {self.roster[site]} when the run began"
             )
-        if facts["images"] < 1 or any(type(number) is not int for number in facts["kept"]):
+        if facts["images"] < 1 or facts["held_out"] < 0 or any(type(number) is not int for number in facts["kept"]):
             return Refused(Reason.WRONG_FACTS, "says of its images, or of what it has kept, what cannot be")
         kept = [number for number in facts["kept"] if 0 < number <= self.round]
         if not kept and any(site not in done.missing for done in self.folder.rounds[: self.round]):
@@ -104,7 +109,8 @@ class Running:
         self.declined.pop(site, None)
         self.waiting.pop(site, None)
         self.absent.discard(site)
-        self.enrolled[site] = Enrolled(facts["images"], facts["held_out"])
+        self._images[site], self.held_out[site] = facts["images"], facts["held_out"]
+        self.enrolled.add(site)
         if self.hub is None:
             return None
         if len(self.plan.groups) > 1:
@@ -115,7 +121,7 @@ class Running:
     def decline(self, site: str, why: str, *, waits: bool) -> None:
         """A site does not take part, or not yet: somebody there has to approve it first."""
         (self.waiting if waits else self.declined)[site] = why
-        self.enrolled.pop(site, None)
+        self.enrolled.discard(site)
 
     def gathered(self, now: float) -> bool:
         """Whether all are there, or those who are have waited long enough."""
@@ -131,18 +137,16 @@ class Running:
 
     def start(self, now: float) -> dict[str, Message]:
         """Go on from the newest round that was closed, with those who are there; what each is told."""
-        self.roster = self.roster or {site: self.enrolled[site].images for site in sorted(self.enrolled)}
+        self.roster = self.roster or {site: self._images[site] for site in sorted(self.enrolled)}
         self.server = self.method.server(self.recipe.seed, self.roster)
         self.server.device = self.device
         self.ledger = Ledger()
         state = self.folder.resume(self.roster)
         if state is not None:
-            self.server.round = state.round
-            self.server.load_stores(state.stores)
-            self.server.load_state_dict(state.server)
+            self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
         self.hub = Hub(self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline)
-        for site in self.roster.keys() - self.enrolled.keys():
+        for site in self.roster.keys() - self.enrolled:
             self.hub.away[site] = (self.declined | self.waiting).get(site, "was not there")
         self._clock = Clock(self.ledger, self.server)
         self._pending, self._returning, self._begun, self._fresh, self.stage = {}, set(), set(), True, "training"
@@ -159,11 +163,29 @@ class Running:
         assert self.hub is not None
         self.absent = self.hub.away.keys() - self._returning
         self.stage, self.since, self.hub = "gathering", now, None
-        self.enrolled, self._pending = {}, {}
+        self.enrolled, self._pending = set(), {}
+
+    def conclude(self) -> bool:
+        """Keep the end, and write of it what is for people: elsewhere, so that the server goes on answering.
+
+        Whether all is written.
+        """
+        if self._export is None:
+            if self.stage != "exporting":
+                self.save()
+                self.stop("exporting")
+            known = (self.held_out, self.folder.problems, peak_memory())
+            self._export = Apart(_export, str(self.folder.path), str(self.device), *known)
+        if self._export.ended:
+            self._export.result()
+            return True
+        return False
 
     def stop(self, stage: Stage, why: str = "") -> None:
         """It is over."""
         self.stage, self.why, self.hub = stage, why, None
+        if self._export is not None:
+            self._export.end()
         self.write()
 
     def call(self, site: str, message: Message, session: str, number: int, now: float) -> Refused | None:
@@ -244,6 +266,12 @@ class Running:
         return f" ({told})" if told else ""
 
 
+def _export(path: str, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:
+    from manyhands.federation.export import export  # where there is room for it
+
+    export(RunFolder(Path(path)), device, held_out, problems, memory)
+
+
 def load_running(folder: RunFolder, device: torch.device, now: float) -> Running:
     """A run that a server which ended had begun."""
     from manyhands.recipe import parse_recipe
@@ -252,9 +280,10 @@ def load_running(folder: RunFolder, device: torch.device, now: float) -> Running
         told = json.loads((folder.path / FILE).read_text())
         recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
         expected, roster = tuple(told["expected"]), dict(told["roster"])
-        running = Running(folder, recipe, expected, device, now, roster=roster, why=told["why"])
+        running = Running(folder, recipe, expected, device, now, why=told["why"], roster=roster)
+        running.held_out = dict(told["held_out"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
-    if told["stage"] in OVER:
+    if told["stage"] not in OPEN:
         running.stage = told["stage"]
     return running

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manyhands.errors import ManyhandsError, Reason, RecipeError, Refused
-from manyhands.federation.export import export
 from manyhands.federation.kit import LEAD, Kit
 from manyhands.federation.policy import recipe_hash, recipe_text
-from manyhands.federation.running import FILE, OVER, Running, load_running
+from manyhands.federation.running import FILE, OPEN, OVER, Running, load_running
 from manyhands.journal import RunFolder
 from manyhands.message import Message
 from manyhands.plan import Carries, size_text
@@ -54,11 +53,13 @@ class Serving:
         self.kit, self.board, self.out, self.device, self.say = kit, board, out, torch.device(device), say
         self.running: Running | None = None
         self._idle: dict[str, tuple[float, str]] = {}
-        for folder in sorted(out.glob(f"*/{FILE}")):
-            found = load_running(RunFolder(folder.parent), self.device, time.monotonic())
-            if found.stage not in OVER:
-                self.running = found
-                say(f"goes on with {folder.parent}: {found.round} of {found.method.rounds} rounds are closed")
+        for file in sorted(out.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime):
+            try:
+                self.running = load_running(RunFolder(file.parent), self.device, time.monotonic())
+            except ManyhandsError as error:
+                say(str(error))
+        if (found := self.running) is not None and found.stage not in OVER:
+            say(f"goes on with {found.folder.path}: {found.round} of {found.method.rounds} rounds are closed")
 
     def step(self) -> None:
         """Take a call that came, or let the server work; then say what there is to say."""
@@ -157,9 +158,7 @@ class Serving:
             self.say("a site came back: all begin the round again")
             running.halt(now)
             self.board.forget(running.roster)
-        elif running.whole:
-            running.save()
-            export(running)
+        elif (running.whole or running.stage == "exporting") and running.conclude():
             self._over(running, "ended")
         return True
 
@@ -172,7 +171,7 @@ class Serving:
         """Tell sites that ask for a run which there is."""
         running = self.running
         for site, (since, declined) in list(self._idle.items()):
-            name = running.folder.path.name if running and running.stage not in OVER else ""
+            name = running.folder.path.name if running and running.stage in OPEN else ""
             through = running is not None and running.hub is not None and site in running.hub.done
             wanted = running is not None and site in running.expected and name != declined and not through
             if name and wanted:

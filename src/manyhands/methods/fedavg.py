@@ -24,7 +24,7 @@ from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.forger import Forger
 from manyhands.models.gan import Gan
 from manyhands.models.generator import Generator
-from manyhands.models.layout import layout_of
+from manyhands.models.layout import layout_of, weights_of
 from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan, size_text
 from manyhands.seed import numpy_rng, torch_rng
 from manyhands.silo import Silo
@@ -261,7 +261,8 @@ class FedAvgServer(Server):
 
     def __init__(self, method: FedAvg, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
-        self.handout = Handout(method.downlink, seed, snapshot(method.model.build(seed).state_dict()))
+        begun = weights_of(method.model, seed)
+        self.handout = Handout(method.downlink, seed, begun)
         self.average = self.handout.given
         self.memory: Tensors = {}
         self.updates = 0

@@ -54,9 +54,9 @@ class Downlink:
     def received(self, form: Form, wire: Mapping[str, Tensor], held: Tensors) -> Tensors:
         """All weights as they are at a silo that held others before."""
         if form != "step":
-            return held | self.alone.decode(wire, zeros(self.shared if form == "shared" else self.every))
+            return held | dict(self.alone.decode(wire, zeros(self.shared if form == "shared" else self.every)))
         if not self.codec.relative:
-            return held | self.codec.decode(wire, zeros(self.shared))
+            return held | dict(self.codec.decode(wire, zeros(self.shared)))
         return held | in_16_bits(self.codec.decode(wire, {name: held[name] for name in self.shared}))
 
     def bytes(self, ready: float) -> float:
@@ -90,7 +90,7 @@ class Handout:
 
     def next(self, moved: Mapping[str, Tensor]) -> Handout:
         """The handout of the next round; weights stay in the bounds of what 16 bits can say."""
-        weights = self.weights | {name: tensor.clamp(-MOST, MOST) for name, tensor in moved.items()}
+        weights = self.weights | {name: _bounded(tensor) for name, tensor in moved.items()}
         base = {name: self.given[name] for name in self.link.shared} if self.link.codec.relative else {}
         return Handout(self.link, self.seed, weights, base, self.number + 1)
 
@@ -101,3 +101,9 @@ class Handout:
             rng = torch_rng(self.seed, form, self.number)
             self._wires[form] = self.link.alone.encode(told, {}, {}, rng).wire
         return self._wires[form]
+
+
+def _bounded(tensor: Tensor) -> Tensor:
+    """No copy of what is within bounds already."""
+    within = not tensor.numel() or float(tensor.abs().max()) <= MOST
+    return tensor if within else tensor.clamp(-MOST, MOST)

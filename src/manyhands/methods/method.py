@@ -79,6 +79,12 @@ class Server(ABC):
     def load_stores(self, stores: Mapping[str, Tensors]) -> None:
         """Go on with kept stores; called before ``load_state_dict``."""
 
+    def resume(self, number: int, stores: Mapping[str, Tensors], state: Tensors) -> None:
+        """Go on where so many rounds were closed."""
+        self.round = number
+        self.load_stores(stores)
+        self.load_state_dict(state)
+
     @abstractmethod
     def state_dict(self) -> Tensors:
         """All that the server must keep to go on from a closed round, but for the round's number."""
