@@ -466,17 +466,25 @@ def u_gan(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     return {"u_gan": 1 / network}, {"iteration": {"between processes": network, "in one": one}}
 
 
+SMALL_NET = ("method.model.widths=[16,32]",)
+DDPM = ("method.model.widths=[128,256,256,256]", "method.model.blocks=2", "method.model.groups=32",
+        "method.model.attention=[1]")  # fmt: skip
+"""The network of DDPM for CIFAR-10, of 35.7 million weights."""
+
+
+BRIEF = ("method.training.steps=1", "method.training.batch=2", "method.ema=0", "sampling.steps=1")
+
+
 def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds that a round of a large network takes more than in one process; the server's memory against its bound."""
-    widths = [16, 32] if told.quick else [128, 256, 256, 256]
+    model = SMALL_NET if told.quick else DDPM
     figures: dict[str, float] = {}
     shown: dict[str, Any] = {}
     for sites in (2,) if told.quick else (2, 8):
         asked = load_recipe(
             RECIPES / "digits-fedavg.toml",
-            [*SMALL, f"partition.silos={sites}", "data.size=32", f"method.model.widths={widths}",
-             "method.training.steps=1", "method.training.batch=2", "method.ema=0", "sampling.steps=1"],
-        )  # fmt: skip
+            [*SMALL, f"partition.silos={sites}", "data.size=32", *model, *BRIEF],
+        )
         with up(sites) as (federation, lead, _):
             run = lead.submit(asked, [])["run"]
             peak = 0

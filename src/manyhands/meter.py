@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from contextlib import contextmanager
@@ -68,3 +69,22 @@ def peak_memory() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return held + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+TRIM, MAP, ARENAS = -1, -3, -8
+"""Options of the GNU C library: how much may stay unused, what gets pages of its own, how many threads hold memory."""
+
+
+def give_back(*, at_once: bool) -> None:
+    """Whether memory that is freed is given back at once: that is for who holds much, and makes training slower.
+
+    Done before there are threads, it keeps each of them from holding memory of its own. Other C libraries do as they
+    please.
+    """
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        for option, value in (
+            (ARENAS, 1),
+            (TRIM, 1 << 20 if at_once else 1 << 26),
+            (MAP, 1 << 17 if at_once else 1 << 25),
+        ):
+            set_option(option, value)

@@ -85,9 +85,11 @@ def serve(
     from manyhands.federation.kit import LEAD as LEAD_NAME
     from manyhands.federation.serving import Serving
     from manyhands.federation.switchboard import Switchboard
+    from manyhands.meter import give_back
     from manyhands.models.layout import build_apart
 
     build_apart()
+    give_back(at_once=True)
     out.mkdir(parents=True, exist_ok=True)
     board = Switchboard(loaded, [*loaded.about.sites, LEAD_NAME], host, port)
     _say(f"listens at {host}:{port or loaded.about.port}")

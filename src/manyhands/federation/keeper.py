@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 
 WORKER = "MANYHANDS_WORKER"
-SPARE = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "1000000"}
-"""Tells the C library to give back what is freed: a line's many threads would each keep some of it."""
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
 LONG = 30.0
 """Seconds after which a worker that ends has been well."""
@@ -29,11 +27,12 @@ def is_worker() -> bool:
 
 def keep(arguments: Sequence[str]) -> int:
     """Run this command as a worker until it ends by itself; its exit code."""
-    around = SPARE | os.environ | {WORKER: "1"}
     wait, chance = FIRST_WAIT, secrets.SystemRandom()
     while True:
         began = time.monotonic()
-        worker = subprocess.Popen([sys.executable, "-m", "manyhands", *arguments], stdin=subprocess.PIPE, env=around)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "manyhands", *arguments], stdin=subprocess.PIPE, env=os.environ | {WORKER: "1"}
+        )
         try:
             code = worker.wait()
         except BaseException:

@@ -18,7 +18,7 @@ from manyhands.hub import Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.message import Message, encoded_size
-from manyhands.meter import peak_memory
+from manyhands.meter import give_back, peak_memory
 
 if TYPE_CHECKING:
     from manyhands.hub import Closed
@@ -140,6 +140,7 @@ class Running:
         self.roster = self.roster or {site: self._images[site] for site in sorted(self.enrolled)}
         self.server = self.method.server(self.recipe.seed, self.roster)
         self.server.device = self.device
+        give_back(at_once=not self.server.trains)
         self.ledger = Ledger()
         state = self.folder.resume(self.roster)
         if state is not None:
@@ -286,4 +287,6 @@ def load_running(folder: RunFolder, device: torch.device, now: float) -> Running
         raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
     if told["stage"] not in OPEN:
         running.stage = told["stage"]
+    if running.stage == "ended":
+        running.ledger.load(folder.ledger)
     return running

@@ -18,7 +18,7 @@ from manyhands.message import Message, decode, decode_from, head_size, pieces
 
 PART = 1 << 20
 """Bytes of a part; the last one of a message may have fewer."""
-WINDOW = 8
+WINDOW = 4
 """Parts that may be under way."""
 SPOOLED = 16 * PART
 """Larger messages wait in a file."""

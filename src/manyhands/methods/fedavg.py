@@ -259,6 +259,8 @@ class FedAvg(Denoising):
 class FedAvgServer(Server):
     """Holds the model, and while a round is open the sum of the updates that came."""
 
+    trains = False
+
     def __init__(self, method: FedAvg, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         begun = weights_of(method.model, seed)

@@ -97,7 +97,7 @@ class LatentServer(Wrapping):
 
     def __init__(self, model: Latent, inner: Server) -> None:
         super().__init__(inner)
-        self.model = model
+        self.model, self.trains = model, inner.trains
         self.trained = model.load()
         self.scale = model.scale or 0.0
         self.hash = sha256(self.trained.weights)

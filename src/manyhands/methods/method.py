@@ -32,9 +32,11 @@ class Server(ABC):
     """The server's half of a method. It only answers, and may ``work`` meanwhile.
 
     Of its own work, done on ``device``: ``flops`` counts what it took and ``seen`` the images that were trained on, in
-    all so far; ``loss`` is the mean of the round that was closed last, ``weighed`` how silos counted in it.
+    all so far; ``loss`` is the mean of the round that was closed last, ``weighed`` how silos counted in it. Where it
+    never ``trains``, it only adds up what others have trained.
     """
 
+    trains: bool = True
     round: int = 0
     flops: int = 0
     seen: int = 0
