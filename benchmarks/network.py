@@ -33,7 +33,6 @@ from manyhands.federation.demo import LOOPBACK, Federation, free_port, watch
 from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
 from manyhands.federation.lead import Lead
 from manyhands.federation.policy import Policy, approve, recipe_hash, recipe_text
-from manyhands.federation.running import OVER
 from manyhands.federation.site import Site
 from manyhands.hub import Hub
 from manyhands.journal import RunFolder
@@ -46,7 +45,7 @@ from manyhands.tensors import sha256
 BARS = {
     "identical": "== 0", "rate": ">= 60", "rate_20ms": ">= 0.7", "u_gan": ">= 3.5",
     "fedavg_round": "<= 5", "fedavg_memory": "<= 1", "fedavg_memory_8": "<= 1",
-    "kills": "== 1", "half_gone": "<= 1", "half_gone_mean": "== 0", "rejoin": "<= 30", "cuts": "<= 10",
+    "half_gone": "<= 1", "half_gone_mean": "== 0", "rejoin": "<= 30", "cuts": "<= 10",
     "malformed": "== 0", "strangers": "== 0", "approval": "== 1", "sockets": "== 0",
 }  # fmt: skip
 RECIPES = bench.ROOT / "recipes"
@@ -143,81 +142,17 @@ def _called(kits: Path, port: int, bare: str, count: int) -> float:
     return float(max(statistics.median(json.loads(each)[count // 10 :]) for each in said[1:]))
 
 
-def kills(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
-    """The share of kills, at random moments, after which the run ends by itself with the uninterrupted weights."""
-    chance, rows = random.Random(0), []
-    asked = recipe("digits-huscf", 3, "method.training.steps=25", "federation.gather=120", "federation.deadline=120")
-    with tempfile.TemporaryDirectory() as folder:
-        expected = alone(asked, Path(folder) / "one")
-    with up(3) as (federation, lead, sites):
-        began = time.perf_counter()
-        lead.submit(asked, [])
-        ended(lead)
-        length = time.perf_counter() - began
-        for who, number in [(who, n) for who in KILLED for n in range(1 if told.quick else 20)]:
-            moment = chance.uniform(0, length)
-            run = lead.submit(asked, [])["run"]
-            time.sleep(moment)
-            KILLED[who](federation)
-            stage = _through(federation)
-            same = stage == "ended" and between(federation, run, asked.method.rounds, sites) == expected
-            rows.append({"who": who, "number": number, "after": round(moment, 2), "stage": stage, "same": same})
-            print(rows[-1], file=sys.stderr)
-    return {"kills": sum(bool(row["same"]) for row in rows) / len(rows)}, {"kills": rows}
-
-
-def _through(federation: Federation) -> str:
-    """How the newest run ended, whoever was gone for a while."""
-    with federation.lead() as lead:
-        end = time.monotonic() + 180
-        while time.monotonic() < end:
-            found = lead.status()["run"]
-            if found["stage"] in OVER:
-                return str(found["stage"])
-            time.sleep(0.2)
-    return "did not end"
-
-
-def _worker(federation: Federation, party: str) -> psutil.Process | None:
+def worker_of(federation: Federation, party: str) -> psutil.Process | None:
     return next(iter(psutil.Process(federation.processes[party].pid).children()), None)
 
 
-def _kill_worker(party: str) -> Callable[[Federation], None]:
-    def kill(federation: Federation) -> None:
-        if found := _worker(federation, party):
-            found.kill()
-
-    return kill
-
-
-def _kill_party(*parties: str) -> Callable[[Federation], None]:
-    """Both processes, and begun again as an operator's service would."""
-
-    def kill(federation: Federation) -> None:
-        named = parties or (SERVER, *federation.sites)
-        for party in named:
-            _end(federation, party)
-        for party in named:
-            federation.start(party)
-
-    return kill
-
-
-def _end(federation: Federation, party: str) -> None:
+def end(federation: Federation, party: str) -> None:
     """Kill both processes of a party, at once."""
-    worker, keeper = _worker(federation, party), federation.processes[party]
+    worker, keeper = worker_of(federation, party), federation.processes[party]
     for each in (keeper.pid, *([worker.pid] if worker else [])):
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(each).kill()
     keeper.wait()
-
-
-KILLED = {
-    "a site, whole": _kill_party("silo-1"),
-    "a site's worker": _kill_worker("silo-1"),
-    "the server's worker": _kill_worker(SERVER),
-    "everything": _kill_party(),
-}
 
 
 def half_gone(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
@@ -230,7 +165,7 @@ def half_gone(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
             if found["round"] == 1:
                 break
         for party in gone:
-            _end(federation, party)
+            end(federation, party)
         stage = ended(lead)["stage"]
         folder = RunFolder(federation.folder / SERVER / run)
         rounds, state = folder.rounds, folder.state()
@@ -270,7 +205,7 @@ def rejoin(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]
         folder = RunFolder(federation.folder / SERVER / run)
         _until(lambda: len(folder.rounds) >= 2)
         party = "silo-1"
-        _end(federation, party)
+        end(federation, party)
         _until(lambda: party in folder.rounds[-1].missing)
         began = time.perf_counter()
         federation.start(party)
@@ -337,7 +272,7 @@ def sockets(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]
 
 
 def _listening(federation: Federation, party: str) -> list[str]:
-    processes = [psutil.Process(federation.processes[party].pid), _worker(federation, party)]
+    processes = [psutil.Process(federation.processes[party].pid), worker_of(federation, party)]
     every = [each for process in processes if process for each in process.net_connections()]
     places = [each.laddr for each in every if each.status == psutil.CONN_LISTEN]
     return [f"{place.ip.removeprefix('::ffff:')}:{place.port}" for place in places]
@@ -351,7 +286,7 @@ def malformed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any
         *sites, intruder = names
         run = lead.submit(asked, sites)["run"]
         _until(lambda: lead.status()["run"]["stage"] == "training")
-        _end(federation, intruder)
+        end(federation, intruder)
         kit = load_kit(federation.folder / "kits" / intruder, "site")
         heard = _fuzz(kit, count, chance)
         plain = _plain(federation.port, 10 * count, chance)
@@ -487,13 +422,10 @@ def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, 
         )
         with up(sites) as (federation, lead, _):
             run = lead.submit(asked, [])["run"]
-            peak = 0
-            for _found in watch(lead, 0.05):
-                if worker := _worker(federation, SERVER):
-                    peak = max(peak, worker.memory_info().rss)
+            assert ended(lead)["stage"] == "ended", federation.log(SERVER)
             folder = RunFolder(federation.folder / SERVER / run)
             taken = statistics.median(done.seconds for done in folder.rounds[1:])
-            weights_bytes = 4 * int(folder.report["parameters"])
+            peak, weights_bytes = folder.report["peak_memory"], 4 * int(folder.report["parameters"])
         bound = 2.5 * weights_bytes + 300e6
         figures["fedavg_memory" if sites == 2 else "fedavg_memory_8"] = peak / bound
         shown[f"{sites} sites"] = {"seconds": taken, "peak": peak, "model": weights_bytes}
@@ -505,7 +437,7 @@ def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, 
     return figures, {"fedavg_round": shown}
 
 
-PARTS = (identical, rate, u_gan, fedavg_round, half_gone, rejoin, cuts, malformed, strangers, approval, sockets, kills)
+PARTS = (identical, rate, u_gan, fedavg_round, half_gone, rejoin, cuts, malformed, strangers, approval, sockets)
 
 QUICK = (rate, approval, sockets)
 """The faults of the others are in the tests, at small size."""

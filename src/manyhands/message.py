@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -17,20 +18,22 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from manyhands.errors import MessageError
+from manyhands.tensors import Like, layout
 
 MAGIC = b"MHM1"
 HEADER_LIMIT = 1 << 20
 _OPERATION = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-_PREFIX = struct.Struct("<4sI")
+_PREFIX, _LENGTH = struct.Struct("<4sI"), struct.Struct("<Q")
 _NAMES = {
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
     torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """The types that travel, by their names in the format, in the order in which its library writes them."""
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(_NAMES)}
 UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, OSError)
 """What reading foreign tensors may come to."""
-Signature = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+Signature = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def pieces(message: Message) -> Iterator[bytes | memoryview]:
 def encoded_size(message: Message) -> int:
     """Exactly ``len(encode(message))``, without copying the tensors."""
     index, _ = _index(_signature(message))
-    weight = sum(tensor.numel() * tensor.dtype.itemsize for tensor in message.tensors.values())
+    weight = sum(like.size * like.dtype.itemsize for like in layout(message.tensors).values())
     return _PREFIX.size + len(_header(message)) + len(index) + weight
 
 
@@ -100,31 +103,44 @@ class Named(Protocol):
         """Where it is."""
         ...
 
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
+
 
 class Shelf(Mapping[str, Tensor]):
-    """Tensors in a file, read one at a time."""
+    """Tensors in a file, read one at a time; their ``layout`` is known without."""
 
     def __init__(self, file: Named) -> None:
         self.file = file  # held, since a temporary one is gone when nobody does
         try:
-            with safetensors.safe_open(file.name, framework="pt") as opened:
-                self._names = tuple(opened.keys())
+            with safetensors.safe_open(file.name, framework="pt"):
+                pass  # the library has looked at every bound
+            (length,) = _LENGTH.unpack(os.pread(file.fileno(), _LENGTH.size, 0))
+            told = json.loads(os.pread(file.fileno(), length, _LENGTH.size))
+            told.pop("__metadata__", None)
+            self.layout = {name: Like(tuple(each["shape"]), _TYPES[each["dtype"]]) for name, each in told.items()}
+            self._begins = {name: _LENGTH.size + length + each["data_offsets"][0] for name, each in told.items()}
         except UNREADABLE as error:
             raise MessageError(f"its tensors cannot be read: {error}") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        """A copy, so that nothing holds on to the file."""
-        if name not in self._names:
-            raise KeyError(name)
-        with safetensors.safe_open(self.file.name, framework="pt") as opened:
-            found: Tensor = opened.get_tensor(name).clone()
+        """A tensor of its own, which holds nothing of the file."""
+        like = self.layout[name]
+        found = torch.empty([n or 0 for n in like.shape], dtype=like.dtype)
+        into, at = _raw(found), self._begins[name]
+        while into:
+            got = os.preadv(self.file.fileno(), [into], at)
+            if not got:
+                raise MessageError(f"{self.file.name}: ends within {name}")
+            into, at = into[got:], at + got
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.layout)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.layout)
 
 
 def _raw(tensor: Tensor) -> memoryview:
@@ -175,7 +191,7 @@ def _no_constant(text: str) -> None:
 
 
 def _signature(message: Message) -> Signature:
-    return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in message.tensors.items())
+    return tuple((name, like.dtype, like.shape) for name, like in layout(message.tensors).items())
 
 
 @lru_cache(maxsize=256)
@@ -184,8 +200,8 @@ def _index(signature: Signature) -> tuple[bytes, tuple[str, ...]]:
     order = sorted(signature, key=lambda each: (_RANK[each[1]], each[0]))
     told, end = {}, 0
     for name, dtype, shape in order:
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        begin, end = end, end + Like(shape, dtype).size * dtype.itemsize
         told[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
     raw = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
-    return struct.pack("<Q", len(raw)) + raw, tuple(name for name, _, _ in order)
+    return _LENGTH.pack(len(raw)) + raw, tuple(name for name, _, _ in order)

@@ -73,18 +73,19 @@ def peak_memory() -> int:
 
 TRIM, MAP, ARENAS = -1, -3, -8
 """Options of the GNU C library: how much may stay unused, what gets pages of its own, how many threads hold memory."""
+SPARE = {TRIM: 1 << 22, MAP: 17 << 16, ARENAS: 1}
+"""Pages of their own for large tensors, and none for the parts of messages, which come and go."""
+AMPLE = {TRIM: 1 << 26, MAP: 1 << 25, ARENAS: 1}
 
 
 def give_back(*, at_once: bool) -> None:
-    """Whether memory that is freed is given back at once: that is for who holds much, and makes training slower.
+    """Give free memory back: ``at_once`` whenever it is freed, which is for who holds much, and makes training slower.
 
     Done before there are threads, it keeps each of them from holding memory of its own. Other C libraries do as they
     please.
     """
-    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
-        for option, value in (
-            (ARENAS, 1),
-            (TRIM, 1 << 20 if at_once else 1 << 26),
-            (MAP, 1 << 17 if at_once else 1 << 25),
-        ):
-            set_option(option, value)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for option, value in (SPARE if at_once else AMPLE).items():
+            library.mallopt(option, value)
+        library.malloc_trim(0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.ledger import Direction
 from manyhands.message import Message
-from manyhands.tensors import Layout, Like, finite
+from manyhands.tensors import Layout, Like, finite, layout
 
 ROUND_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "flops": int, "withheld": str}
 """What a silo tells when it closes a round: its mean loss, the images it saw, the floating-point operations that this
@@ -145,15 +145,17 @@ def misfit(expected: Layout, tensors: Mapping[str, Tensor]) -> Refused | None:
         return Refused(Reason.MISSING_TENSOR, f"{min(missing)} is not there")
     if unexpected := tensors.keys() - expected.keys():
         return Refused(Reason.UNEXPECTED_TENSOR, f"{min(unexpected)} is not in the plan")
-    return next((bad for name, like in expected.items() if (bad := _misfit_of(name, like, tensors[name]))), None)
+    found = layout(tensors)
+    return next((bad for name, like in expected.items() if (bad := _misfit_of(name, like, found[name]))), None)
 
 
-def _misfit_of(name: str, like: Like, tensor: Tensor) -> Refused | None:
-    if tensor.dtype != like.dtype:
-        return Refused(Reason.WRONG_DTYPE, f"{name} is {tensor.dtype}, not {like.dtype}")
-    shape = tuple(tensor.shape)
-    if len(shape) != len(like.shape) or any(n not in (None, got) for n, got in zip(like.shape, shape, strict=True)):
-        return Refused(Reason.WRONG_SHAPE, f"{name} is {shape}, not {like.shape}")
-    if like.most is not None and tensor.numel() > like.size:
-        return Refused(Reason.WRONG_SHAPE, f"{name} has {tensor.numel()} numbers, {like.size} are the most")
+def _misfit_of(name: str, like: Like, found: Like) -> Refused | None:
+    if found.dtype != like.dtype:
+        return Refused(Reason.WRONG_DTYPE, f"{name} is {found.dtype}, not {like.dtype}")
+    if len(found.shape) != len(like.shape) or any(
+        n not in (None, got) for n, got in zip(like.shape, found.shape, strict=True)
+    ):
+        return Refused(Reason.WRONG_SHAPE, f"{name} is {found.shape}, not {like.shape}")
+    if like.most is not None and found.size > like.size:
+        return Refused(Reason.WRONG_SHAPE, f"{name} has {found.size} numbers, {like.size} are the most")
     return None

@@ -30,7 +30,9 @@ Layout = Mapping[str, Like]
 
 
 def layout(tensors: Mapping[str, Tensor]) -> Layout:
-    """The names, shapes and types of tensors."""
+    """The names, shapes and types of tensors; those that lie in a file are not read for it."""
+    if (known := getattr(tensors, "layout", None)) is not None:
+        return known  # type: ignore[no-any-return] # as such mappings have it
     return {name: Like(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 

@@ -193,6 +193,8 @@ class Running:
         """Take a message of the method; a refusal is answered at once."""
         if self.hub is None or site not in self._begun:
             return Refused(Reason.NOT_NOW, "the run waits for its sites")
+        if self.server is not None and not self.server.trains:
+            give_back(at_once=True)  # the parts that it came in
         self.ledger.add(site, "up", message.op, encoded_size(message))
         try:
             self.hub.submit(site, message, session, number, now)

@@ -76,6 +76,10 @@ class Spool:
         """Where it is."""
         return self.file.name
 
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self.file.fileno()
+
 
 class Incoming:
     """The parts of a message, in whatever order they come; a large one waits in a file."""
@@ -105,6 +109,11 @@ class Incoming:
     def whole(self) -> bool:
         """Whether all of it is there."""
         return self.have == self.count
+
+    @property
+    def due(self) -> bool:
+        """Whether the sender is told of it: twice a window, which is before it has to wait."""
+        return not self.whole and self.have % (WINDOW // 2) == 0
 
     def message(self) -> Message:
         """The message, when it is whole."""
@@ -158,7 +167,7 @@ class Calling:
             case {"k": "part", "i": int(number), "size": int(size)}:
                 self._in = self._in or Incoming(size, self._most)
                 self._in.take(number, frame.payload)
-                return [] if self._in.whole else [Frame({**self._told, "k": "have", "i": self._in.have})]
+                return [Frame({**self._told, "k": "have", "i": self._in.have})] if self._in.due else []
         return []
 
     @property
@@ -230,7 +239,7 @@ class Desk:
             self._in = self._in or Incoming(size, self.most)
             self._in.take(i, payload)
             if not self._in.whole:
-                return [Frame({**self._told, "k": "have", "i": self._in.have})], None
+                return [Frame({**self._told, "k": "have", "i": self._in.have})] if self._in.due else [], None
             message, self._in, self._whole = self._in.message(), None, True
             return [], message
         except MessageError as error:

@@ -1,0 +1,88 @@
+"""Kills of a site, of its worker, of the server's, and of everything, at random moments of a run between processes."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import bench
+from network import alone, between, end, ended, recipe, up, worker_of
+
+from manyhands.federation.demo import Federation
+from manyhands.federation.kit import SERVER
+from manyhands.federation.running import OVER
+
+BARS = {"kills": "== 1"}
+
+
+def measure(told: argparse.Namespace) -> bench.Measured:
+    """The share of kills, at random moments, after which the run ends by itself with the uninterrupted weights."""
+    chance, rows = random.Random(0), []
+    asked = recipe("digits-huscf", 3, "method.training.steps=8", "federation.gather=120", "federation.deadline=120")
+    with tempfile.TemporaryDirectory() as folder:
+        expected = alone(asked, Path(folder) / "one")
+    with up(3) as (federation, lead, sites):
+        began = time.perf_counter()
+        lead.submit(asked, [])
+        ended(lead)
+        length = time.perf_counter() - began
+        for who, number in [(who, n) for who in KILLED for n in range(1 if told.quick else 20)]:
+            moment = chance.uniform(0, length)
+            run = lead.submit(asked, [])["run"]
+            time.sleep(moment)
+            KILLED[who](federation)
+            stage = _through(federation)
+            same = stage == "ended" and between(federation, run, asked.method.rounds, sites) == expected
+            rows.append({"who": who, "number": number, "after": round(moment, 2), "stage": stage, "same": same})
+            print(rows[-1], file=sys.stderr)
+    return {"figures": {"kills": sum(bool(row["same"]) for row in rows) / len(rows)}, "kills": rows}
+
+
+def _through(federation: Federation) -> str:
+    """How the newest run ended, whoever was gone for a while."""
+    with federation.lead() as lead:
+        end = time.monotonic() + 180
+        while time.monotonic() < end:
+            found = lead.status()["run"]
+            if found["stage"] in OVER:
+                return str(found["stage"])
+            time.sleep(0.2)
+    return "did not end"
+
+
+def _kill_worker(party: str) -> Callable[[Federation], None]:
+    def kill(federation: Federation) -> None:
+        if found := worker_of(federation, party):
+            found.kill()
+
+    return kill
+
+
+def _kill_party(*parties: str) -> Callable[[Federation], None]:
+    """Both processes, and begun again as an operator's service would."""
+
+    def kill(federation: Federation) -> None:
+        named = parties or (SERVER, *federation.sites)
+        for party in named:
+            end(federation, party)
+        for party in named:
+            federation.start(party)
+
+    return kill
+
+
+KILLED = {
+    "a site, whole": _kill_party("silo-1"),
+    "a site's worker": _kill_worker("silo-1"),
+    "the server's worker": _kill_worker(SERVER),
+    "everything": _kill_party(),
+}
+
+
+if __name__ == "__main__":
+    bench.main("network_kills", measure, BARS)
