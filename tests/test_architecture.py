@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "manyhands"
 LAYERS = [
     {"errors", "spec", "seed"},
-    {"tensors", "ledger", "message", "codec", "plan", "checkpoint", "silo", "meter"},
+    {"tensors", "ledger", "message", "codec", "plan", "checkpoint", "silo", "meter", "apart"},
     {"data", "diffusion", "models", "training"},
     {"methods"},
     {"hub", "links"},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
 
 import pytest
 import safetensors.torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.errors import MessageError
-from manyhands.message import HEADER_LIMIT, MAGIC, Message, decode, encode, encoded_size
+from manyhands.message import HEADER_LIMIT, MAGIC, Message, decode, decode_from, encode, encoded_size, head_size
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
@@ -34,13 +35,22 @@ def test_what_is_encoded_comes_back_and_weighs_what_was_counted(message: Message
     blob = encode(message)
     assert encoded_size(message) == len(blob)
     assert blob.endswith(safetensors.torch.save(dict(message.tensors)))  # to the byte as the library writes it
-    back = decode(blob)
-    assert back.op == message.op
-    assert back.facts == message.facts
-    assert back.tensors.keys() == message.tensors.keys()
-    for name, tensor in message.tensors.items():
-        assert back.tensors[name].dtype == tensor.dtype
-        assert torch.equal(back.tensors[name], tensor)
+    for back in (decode(blob), in_a_file(blob)):
+        assert back.op == message.op
+        assert back.facts == message.facts
+        assert encoded_size(back) == len(blob)
+        assert back.tensors.keys() == message.tensors.keys()
+        for name, tensor in message.tensors.items():
+            assert back.tensors[name].dtype == tensor.dtype
+            assert torch.equal(back.tensors[name], tensor)
+
+
+def in_a_file(blob: bytes) -> Message:
+    """The message whose tensors are read from a file, whenever they are asked for."""
+    file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the message holds it
+    file.write(blob[head_size(blob) :])
+    file.flush()
+    return decode_from(blob[: head_size(blob)], file)
 
 
 @given(st.binary(max_size=200))
@@ -56,10 +66,11 @@ def test_a_mutated_message_is_read_strictly_or_refused_by_name(message: Message,
         blob[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
     cut = data.draw(st.integers(0, len(blob)))
     for raw in (bytes(blob), bytes(blob[:cut])):
-        try:
-            decode(raw)
-        except MessageError:
-            continue
+        for read in (decode, in_a_file):
+            try:
+                dict(read(raw).tensors)
+            except MessageError:
+                continue
 
 
 def framed(header: bytes, rest: bytes = b"") -> bytes:

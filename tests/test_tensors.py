@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import MappingProxyType
 
 import torch
 from hypothesis import given
@@ -28,6 +29,18 @@ def test_the_mean_of_equal_values_is_that_value_bit_for_bit(value: float, each: 
     for weight in each:
         mean.add({"a": tensor}, weight)
     assert sha256(mean.value()) == sha256({"a": tensor})
+
+
+def test_the_mean_of_what_lies_elsewhere_is_that_of_what_is_here() -> None:
+    """Bit for bit, in any mixture: what is no dict waits, and so does what comes after it."""
+    rng = torch.Generator().manual_seed(0)
+    sets = [{"a": torch.randn(50, generator=rng), "b": torch.randn(3, generator=rng)} for _ in range(4)]
+    del sets[2]["b"]
+    here, elsewhere = WeightedMean(), WeightedMean()
+    for number, each in enumerate(sets):
+        here.add(each, number + 1)
+        elsewhere.add(MappingProxyType(each) if number in (1, 2) else each, number + 1)
+    assert sha256(here.value()) == sha256(elsewhere.value())
 
 
 def test_running_average_forgets_its_start_and_with_no_decay_everything_but_the_last() -> None:
