@@ -43,7 +43,7 @@ from manyhands.recipe import Recipe
 from manyhands.tensors import sha256
 
 BARS = {
-    "identical": "== 0", "rate": ">= 60", "rate_20ms": ">= 0.7", "u_gan": ">= 3.5",
+    "identical": "== 0", "rate": ">= 60", "rate_20ms": ">= 0.7",
     "fedavg_round": "<= 5", "fedavg_memory": "<= 1", "fedavg_memory_8": "<= 1",
     "half_gone": "<= 1", "half_gone_mean": "== 0", "rejoin": "<= 30", "cuts": "<= 10",
     "malformed": "== 0", "strangers": "== 0", "approval": "== 1", "sockets": "== 0",
@@ -74,6 +74,11 @@ def alone(told: Recipe, folder: Path) -> dict[str, str]:
         pass
     run = RunFolder(folder)
     return weights(run, {site: memory for site, memory in run.state().memories.items() if memory})
+
+
+def alone_seconds(told: Recipe, folder: Path) -> float:
+    """The median seconds of a round in one process, but for the first."""
+    return statistics.median([done.seconds for done in compose(told, folder)][1:])
 
 
 def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
@@ -386,21 +391,6 @@ def _bare_tls(startup: Path, port: int) -> bool:
         return False
 
 
-def u_gan(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
-    """Mini-batches a second of a site, two sites, and where the time of one goes."""
-    asked = recipe("digits-huscf", 2, "data.size=28", "method.model.width=16", "method.training.batch=32")
-    asked = asked if told.quick else asked.model_copy(update={"method": asked.method.model_copy(update={"rounds": 4})})
-    with up(2) as (federation, lead, _):
-        run = lead.submit(asked, [])["run"]
-        assert ended(lead)["stage"] == "ended", federation.log(SERVER)
-        seconds = [done.seconds for done in RunFolder(federation.folder / SERVER / run).rounds[1:]]
-    with tempfile.TemporaryDirectory() as folder:
-        together = [done.seconds for done in compose(asked, Path(folder) / "one")][1:]
-    steps = asked.method.training.steps or 1
-    network, one = statistics.median(seconds) / steps, statistics.median(together) / steps
-    return {"u_gan": 1 / network}, {"iteration": {"between processes": network, "in one": one}}
-
-
 SMALL_NET = ("method.model.widths=[16,32]",)
 DDPM = ("method.model.widths=[128,256,256,256]", "method.model.blocks=2", "method.model.groups=32",
         "method.model.attention=[1]")  # fmt: skip
@@ -431,13 +421,13 @@ def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, 
         shown[f"{sites} sites"] = {"seconds": taken, "peak": peak, "model": weights_bytes}
         if sites == 2:
             with tempfile.TemporaryDirectory() as other:
-                one = statistics.median([done.seconds for done in compose(asked, Path(other) / "one")][1:])
+                one = alone_seconds(asked, Path(other) / "one")
             figures["fedavg_round"] = taken - one
             shown["in one process"] = one
     return figures, {"fedavg_round": shown}
 
 
-PARTS = (identical, rate, u_gan, fedavg_round, half_gone, rejoin, cuts, malformed, strangers, approval, sockets)
+PARTS = (identical, rate, fedavg_round, half_gone, rejoin, cuts, malformed, strangers, approval, sockets)
 
 QUICK = (rate, approval, sockets)
 """The faults of the others are in the tests, at small size."""

@@ -88,7 +88,7 @@ WHAT = {
     "half_gone_mean": "whether its mean is another than that of the four who are left",
     "rejoin": "a site that was left out is begun again: seconds until a round has it",
     "cuts": "network cut for 5, 30, 120 s: seconds from its healing to the end of a round, worst",
-    "malformed": "1,000 broken messages of a site, 1,000 of strangers: those that broke something or had no named refusal",
+    "malformed": "1,000 broken messages of a site, 1,000 of strangers: those that broke anything, or had no refusal",
     "strangers": "of seven kinds, those who heard a word: wrong authority, expired, another's name, no certificate",
     "approval": "recipes changed by one byte after approval, share refused",
     "sockets": "parties of a federation that listen where they should not",
