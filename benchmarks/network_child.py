@@ -23,6 +23,7 @@ from manyhands.federation.kit import Kit, load_kit
 from manyhands.federation.switchboard import Switchboard
 from manyhands.hub import Hub
 from manyhands.message import Message
+from manyhands.meter import give_back
 from manyhands.methods.method import Server
 from manyhands.plan import Carries, Operation, Plan
 from manyhands.tensors import Like, Tensors
@@ -100,9 +101,10 @@ def serve_bare(kit: Kit, port: int, count: int) -> None:
                         other.put(answer)
                     waiting.clear()
             yield mine.get()
-            left[0] -= 1
-            if not left[0]:
-                done.set()
+            with lock:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
 
     handler = grpc.method_handlers_generic_handler("bare", {"Stream": grpc.stream_stream_rpc_method_handler(stream)})
     server = grpc.server(ThreadPoolExecutor(8), handlers=[handler], options=OPTIONS)
@@ -139,6 +141,7 @@ def main() -> None:
     """What the arguments say: what to be, with which kit, at which port, how often."""
     torch.set_num_threads(1)
     role, folder, port, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    give_back(at_once=role == "serve")  # as the real ones do
     kit = load_kit(folder, "server" if role.startswith("serve") else "site")
     does: dict[str, Any] = {
         "serve": lambda: serve(kit, port, count), "serve-bare": lambda: serve_bare(kit, port, count),

@@ -125,7 +125,9 @@ def join(
         raise typer.Exit(keep(sys.argv[1:]))
     from manyhands.federation.calls import Calls
     from manyhands.federation.site import Site
+    from manyhands.meter import give_back
 
+    give_back(at_once=False)
     about = loaded.about
     try:
         _say(f"{about.party} dials {about.host}:{about.port}: {loaded.server_fingerprint()}")
