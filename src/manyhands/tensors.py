@@ -120,11 +120,11 @@ class WeightedMean:
         for tensors, weight in self._waiting:
             if name in tensors:
                 self._fold(name, tensors[name], weight)
-        return (self._sum.pop(name) / self._weight[name]).float()
+        return self._sum.pop(name).div_(self._weight[name]).float()
 
     def _fold(self, name: str, tensor: Tensor, weight: int) -> None:
         if name in self._sum:
             self._sum[name].add_(tensor, alpha=weight)
         else:
-            self._sum[name] = tensor.double() * weight
+            self._sum[name] = tensor.to(torch.float64, copy=True).mul_(weight)
         self._weight[name] = self._weight.get(name, 0) + weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from manyhands.hub import Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
 from manyhands.message import Message, encoded_size
-from manyhands.meter import give_back, peak_memory
+from manyhands.meter import give_back, peak_memory, thrift
 
 if TYPE_CHECKING:
     from manyhands.hub import Closed
@@ -193,11 +194,11 @@ class Running:
         """Take a message of the method; a refusal is answered at once."""
         if self.hub is None or site not in self._begun:
             return Refused(Reason.NOT_NOW, "the run waits for its sites")
-        if self.server is not None and not self.server.trains:
-            give_back(at_once=True)  # the parts that it came in
         self.ledger.add(site, "up", message.op, encoded_size(message))
+        adds = self.server is not None and not self.server.trains
         try:
-            self.hub.submit(site, message, session, number, now)
+            with thrift() if adds else nullcontext():
+                self.hub.submit(site, message, session, number, now)
         except Refused as refusal:
             return refusal
         self._pending[site], self._fresh = session, False
