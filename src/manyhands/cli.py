@@ -76,6 +76,9 @@ def run(
 @app.command()
 def evaluate(
     run_folder: RunArgument,
+    data: Annotated[
+        str, typer.Option(help="A folder of images, or 'recipe' for what it deals; its silos' own if not given.")
+    ] = "",
     images: Annotated[
         int, typer.Option(min=12, max=1_000_000, help="How many samples, at most as many as are held out.")
     ] = 1000,
@@ -102,7 +105,9 @@ def evaluate(
     except ValidationError as error:
         raise RecipeError(f"--features {features}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     sampling = {name: value for name, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
-    measure(RunFolder(run_folder), told, **sampling)
+    if data and data != "recipe" and not Path(data).is_dir():
+        raise RecipeError(f"--data {data}: there is no such folder")
+    measure(RunFolder(run_folder), told, data, **sampling)
     _show_ended(run_folder, as_json=as_json)
 
 

@@ -17,6 +17,7 @@ from manyhands import ending
 from manyhands.clock import Clock, check_quorum
 from manyhands.data.images import Images
 from manyhands.data.partition import Partition, Parts, class_counts
+from manyhands.data.sources import Folder
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import ManyhandsError, RecipeError, RunFolderError
 from manyhands.evaluation import figures, inception, report
@@ -282,12 +283,15 @@ def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
     return [_silo("pooled", images.subset(dealt))], images.skipped
 
 
-def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, Any]:
-    """Measure a finished run again, by another protocol; its report is written anew."""
-    recipe, silos = held_silos(folder)
+def evaluate(folder: RunFolder, told: Evaluation, data: str = "", **sampling: Any) -> dict[str, Any]:
+    """Measure a finished run again, by another protocol, or on other ``data``; its report is written anew."""
+    recipe, silos = held_silos(folder, data)
     kept = folder.report
     with folder.alone():
-        generators = kept_generators(folder, recipe.method, recipe.link)
+        if data:
+            generators = dict.fromkeys((silo.name for silo in silos), drawn_by(folder, None))
+        else:
+            generators = kept_generators(folder, recipe.method, recipe.link)
         judge = Judge(told, silos, chosen_device(recipe.device))
         verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
         old = [line for line in kept["problems"] if not line.startswith(NOT_EVALUATED)]
@@ -296,17 +300,22 @@ def evaluate(folder: RunFolder, told: Evaluation, **sampling: Any) -> dict[str, 
     return folder.report
 
 
-def held_silos(folder: RunFolder) -> tuple[Recipe, list[Silo]]:
-    """The recipe of a finished run and its silos, with the images that they had."""
+def held_silos(folder: RunFolder, data: str = "") -> tuple[Recipe, list[Silo]]:
+    """The recipe of a finished run and its silos, with the images that they had.
+
+    ``data`` brings others: a folder, or ``recipe`` for what the recipe deals, whoever has trained on what.
+    """
     if "data" not in folder.recipe:
         raise RunFolderError(
             f"{folder.path}: was run from Python, so its recipe does not say where the images are; "
             "Experiment.evaluate() measures it there"
         )
     kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+    if data:
+        return recipe, silos_of(recipe)[0] if data == "recipe" else [silo_of("here", data, recipe)]
     if not kept["data"]:
         raise RunFolderError(
-            f"{folder.path}: was trained between sites, and their images are theirs: `sample` draws from it"
+            f"{folder.path}: was trained between sites, and their images are theirs; --data measures on others"
         )
     silos, _ = silos_of(recipe)
     if len(folder.rounds) != kept["rounds"]:
@@ -375,6 +384,13 @@ def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
     parts = _parts(images, partition, seed)
     width = len(str(len(parts) - 1))
     return [_silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
+
+
+def silo_of(name: str, folder: str, recipe: Recipe) -> Silo:
+    """A silo with the images of a folder, as the recipe wants them."""
+    data = recipe.data
+    images = Folder(path=folder).load(data.size, data.channels, data.known_classes())
+    return _silo(name, images.hold_out(data.held_out))
 
 
 def _parts(images: Images, partition: Partition, seed: int) -> Parts:

@@ -16,8 +16,9 @@ pytest.importorskip("nvflare")
 
 import psutil
 
-from manyhands.errors import KitError
-from manyhands.experiment import compose
+from manyhands.errors import KitError, RunFolderError
+from manyhands.evaluation.judge import Evaluation
+from manyhands.experiment import compose, evaluate
 from manyhands.federation.demo import LOOPBACK, Federation, watch
 from manyhands.federation.kit import SERVER, load_kit, new_kits
 from manyhands.federation.lead import Lead
@@ -129,14 +130,21 @@ def test_strangers_are_refused(federation: Federation, lead: Lead, tmp_path: Pat
     assert lead.status()["sites"]["silo-0"].startswith("connected")
 
 
-def test_what_the_server_has_is_fetched_whole(federation: Federation, lead: Lead, tmp_path: Path) -> None:
-    run = lead.submit(recipe("digits-fedavg", "method.rounds=1"), [])["run"]
+def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
+    federation: Federation, lead: Lead, tmp_path: Path
+) -> None:
+    told, few = recipe("digits-fedavg", "method.rounds=1"), Evaluation(images=20, bootstrap=0)
+    run = lead.submit(told, [])["run"]
     ended(lead)
     out = lead.fetch(run, tmp_path / "fetched")
     there = federation.folder / SERVER / run
     for path in there.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             assert (out / path.relative_to(there)).read_bytes() == path.read_bytes()
+    with pytest.raises(RunFolderError, match="their images are theirs"):
+        evaluate(RunFolder(out), few)
+    here = evaluate(in_one_process(told, tmp_path / "one"), few)
+    assert evaluate(RunFolder(out), few, "recipe")["metrics"] == here["metrics"]
 
 
 def test_a_killed_keeper_takes_its_worker_with_it(federation: Federation) -> None:

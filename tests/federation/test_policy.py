@@ -62,8 +62,9 @@ def test_approvals_are_kept_beside_each_other(tmp_path: Path) -> None:
 def test_an_operator_reads_what_leaves_how_often_and_how_noisy() -> None:
     words = "\n".join(told_in_words(recipe("digits-collafuse"), IMAGES))
     assert "this site would send about" in words
-    assert "dB" in words
+    assert "dB, epsilon" in words
     assert "never sent:" in words
+    assert "no epsilon can be given" in "\n".join(told_in_words(recipe("digits-fedavg"), IMAGES))
 
 
 def test_a_policy_that_says_what_is_not_known_is_refused_with_its_place(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def told_in_words(recipe: Recipe, images: int) -> list[str]:
         f"this site would send about {size_text(method.uploads(images))} in all, for its {images:,} images",
         *method.plan().words(),
         *method.sizes(recipe.partition.silos, recipe.sampling),
+        *([] if method.noised else ["no noise is added to what it sends: no SNR and no epsilon can be given"]),
     ]
     return [*lines, *method.warnings({"this site": images})]
 

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyhands.checkpoint import generations, replace_file, writing
-from manyhands.data.sources import Folder
 from manyhands.ending import ready
 from manyhands.errors import ManyhandsError, RecipeError, Refused
-from manyhands.experiment import chosen_device, silos_of
+from manyhands.experiment import chosen_device, silo_of, silos_of
 from manyhands.federation.policy import Policy, approved, recipe_hash, told_in_words
 from manyhands.journal import RunFolder
 from manyhands.links.exchange import SessionGone
 from manyhands.message import Message
 from manyhands.recipe import Recipe, parse_recipe
-from manyhands.silo import Silo, Workbench
+from manyhands.silo import Workbench
 
 if TYPE_CHECKING:
     from manyhands.federation.calls import Calls
     from manyhands.methods.method import Conversation
     from manyhands.plan import Plan
+    from manyhands.silo import Silo
 
 KEPT = 3
 """So many rounds a site keeps: that which is closed, that which it has sent, and the one before."""
@@ -103,10 +103,7 @@ class Site:
                 raise RecipeError(f"the recipe deals nothing to {self.name}, but to {', '.join(sorted(dealt)[:8])}")
             silo = dealt[self.name]
         else:
-            data, classes = recipe.data, recipe.data.known_classes()
-            images = Folder(path=self.policy.data).load(data.size, data.channels, classes)
-            train, held = images.hold_out(data.held_out).divided()
-            silo = Silo(self.name, train, held_out=held, secret=self._secret())
+            silo = replace(silo_of(self.name, self.policy.data, recipe), secret=self._secret())
         bench = Workbench(chosen_device(self.policy.device))
         silo = replace(silo, seed=recipe.seed, bench=bench)
         recipe.method.fits(silo)
