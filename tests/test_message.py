@@ -113,3 +113,9 @@ def test_tensors_that_share_memory_travel_apart() -> None:
     back = decode(encode(Message("op", {"a": whole, "b": whole[2:4], "c": whole.reshape(2, 3).T})))
     assert torch.equal(back.tensors["b"], whole[2:4])
     assert torch.equal(back.tensors["c"], whole.reshape(2, 3).T)
+
+
+def test_a_type_that_does_not_travel_is_refused() -> None:
+    head = struct.pack("<4sI", MAGIC, 9) + b'["op",{}]'
+    with pytest.raises(MessageError, match="'x' is of a type that does not travel"):
+        decode(head + safetensors.torch.save({"x": torch.ones(2, dtype=torch.uint16)}))

@@ -67,6 +67,10 @@ class KitError(ManyhandsError):
     exit_code, page = 11, "kit"
 
 
+SAID = 1000
+"""So many characters of what another party says are told on."""
+
+
 class Reason(StrEnum):
     """The closed list of reasons for which a message is refused."""
 
@@ -91,12 +95,16 @@ class Reason(StrEnum):
     NOT_NOW = "not now"
 
 
+def plain(words: str) -> str:
+    """Foreign words, as a terminal, a log and a message can bear them."""
+    return "".join(each if each.isprintable() else "?" for each in words[:SAID])
+
+
 class Refused(ManyhandsError):  # noqa: N818 - thrown into a silo's half as the answer it gets
     """A message that the plan does not allow; ``reason`` is one of a closed list."""
 
     exit_code, page = 9, "refused"
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+        self.reason, self.detail = reason, plain(detail)
+        super().__init__(f"{reason}: {self.detail}")

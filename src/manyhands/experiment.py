@@ -315,7 +315,7 @@ def held_silos(folder: RunFolder, data: str = "") -> tuple[Recipe, list[Silo]]:
         return recipe, silos_of(recipe)[0] if data == "recipe" else [silo_of("here", data, recipe)]
     if not kept["data"]:
         raise RunFolderError(
-            f"{folder.path}: was trained between sites, and their images are theirs; --data measures on others"
+            f"{folder.path}: was trained between sites, and their images are theirs: evaluate --data measures it"
         )
     silos, _ = silos_of(recipe)
     if len(folder.rounds) != kept["rounds"]:

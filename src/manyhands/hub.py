@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -43,7 +43,7 @@ class _Caller:
     folded: bool = False
     taken_in: bool = False
     stirred: float = 0.0
-    retired: set[str] = field(default_factory=set)
+    retired: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
     def is_resend(self, session: str, sequence: int) -> bool:
         return session == self.session and sequence > 0 and sequence == self.sequence
@@ -57,7 +57,7 @@ class _Caller:
 
     def take(self, session: str, sequence: int) -> None:
         if session != self.session:
-            self.retired.add(self.session)
+            self.retired.append(self.session)
         self.session, self.sequence, self.reply, self.refusal = session, sequence, None, None
 
 

@@ -74,6 +74,8 @@ def decode(blob: bytes) -> Message:
         tensors = safetensors.torch.load(blob[head:])
     except UNREADABLE as error:
         raise MessageError(f"its tensors cannot be read: {error}") from None
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _NAMES]:
+        raise MessageError(f"{odd[0]!r} is of a type that does not travel: {tensors[odd[0]].dtype}")
     return Message(op, tensors, facts)
 
 
@@ -89,19 +91,14 @@ def head_size(blob: bytes) -> int:
     return int(_PREFIX.size + length)
 
 
-def decode_from(head: bytes, file: Named) -> Message:
+def decode_from(head: bytes, file: Opened) -> Message:
     """The message with this beginning, whose tensors are in a file: each is read whenever it is asked for."""
     op, facts = _read_header(head[_PREFIX.size :])
     return Message(op, Shelf(file), facts)
 
 
-class Named(Protocol):
-    """An open file that has a name."""
-
-    @property
-    def name(self) -> str:
-        """Where it is."""
-        ...
+class Opened(Protocol):
+    """An open file."""
 
     def fileno(self) -> int:
         """Its descriptor."""
@@ -111,10 +108,10 @@ class Named(Protocol):
 class Shelf(Mapping[str, Tensor]):
     """Tensors in a file, read one at a time; their ``layout`` is known without."""
 
-    def __init__(self, file: Named) -> None:
+    def __init__(self, file: Opened) -> None:
         self.file = file  # held, since a temporary one is gone when nobody does
         try:
-            with safetensors.safe_open(file.name, framework="pt"):
+            with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="pt"):
                 pass  # the library has looked at every bound
             (length,) = _LENGTH.unpack(os.pread(file.fileno(), _LENGTH.size, 0))
             told = json.loads(os.pread(file.fileno(), length, _LENGTH.size))
@@ -132,7 +129,7 @@ class Shelf(Mapping[str, Tensor]):
         while into:
             got = os.preadv(self.file.fileno(), [into], at)
             if not got:
-                raise MessageError(f"{self.file.name}: ends within {name}")
+                raise MessageError(f"its file ends within {name!r}")
             into, at = into[got:], at + got
         return found
 

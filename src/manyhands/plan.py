@@ -135,6 +135,8 @@ def _check_facts(expected: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         value = facts[name]
         if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
             raise Refused(Reason.WRONG_FACTS, f"{name} is {value!r}, not of type {getattr(kind, '__name__', kind)}")
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise Refused(Reason.WRONG_FACTS, f"{name} is beyond 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused(Reason.NOT_FINITE, f"{name} is {value!r}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,13 @@ def test_what_cannot_be_is_refused(tmp_path: Path, server: str, sites: list[str]
 def test_kits_are_never_made_anew_over_others(kits: Path) -> None:
     with pytest.raises(KitError, match="is not empty"):
         new_kits("h:8002", ["a"], kits)
+
+
+def test_whoever_hangs_up_at_once_is_no_server_yet(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        new_kits(f"127.0.0.1:{door.getsockname()[1]}", ["a"], tmp_path / "kits")
+        closing = threading.Thread(target=lambda: door.accept()[0].close())
+        closing.start()
+        with pytest.raises(KitError, match="no server answers"):
+            load_kit(tmp_path / "kits" / "a", "site").server_fingerprint()
+        closing.join()

@@ -144,3 +144,20 @@ def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str,
             calling.take(Frame(*each))
         except (Refused, SessionGone):
             break
+
+
+@pytest.mark.parametrize("kind", ["part", "ask", "have", "other"])
+def test_no_answer_is_larger_for_a_frame_of_many_words(kind: str) -> None:
+    frames, _ = Desk(MOST).take(Frame({"k": kind, "s": "s" * 65_000, "n": 1, "i": 0, "size": 10}))
+    assert [frame.told["reason"] for frame in frames] == [Reason.MALFORMED]
+    assert len(repr(frames)) < 2000
+
+
+def test_a_message_that_there_is_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exchange, "Spool", full)
+    frames, _ = Desk(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": MOST}, bytes(10)))
+    assert frames[0].told["reason"] == Reason.NOT_NOW
+    assert "No space left" in frames[0].told["detail"]

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from manyhands.federation.kit import SERVER, Kit
-from manyhands.links.exchange import Calling, Frame
+from manyhands.links.exchange import MOST, Calling, Frame
 
 if TYPE_CHECKING:
     from manyhands.message import Message
 
 SILENCE = 2.0
 """Seconds without a word after which the server is asked again."""
-MOST = 1 << 32
 
 
 class Calls:

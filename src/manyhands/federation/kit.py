@@ -53,7 +53,7 @@ class Kit:
         return x509.load_pem_x509_certificate((self.startup / f"{kind}.crt").read_bytes())
 
     def server_fingerprint(self) -> str:
-        """The SHA-256 of the server's certificate, after it has proved to be the server and has known this party."""
+        """The SHA-256 of the server's certificate, after it has proved to be the server."""
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self.startup / "rootCA.pem"))
         context.load_cert_chain(self.startup / "client.crt", self.startup / "client.key")
         context.set_alpn_protocols(["h2"])
@@ -139,7 +139,7 @@ def _why(error: OSError) -> str:
     told = str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"is not the server of this federation: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return f"did not accept this kit's certificate: {told}"
     return f"no server answers: {error.strerror or told}"
 

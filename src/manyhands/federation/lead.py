@@ -13,7 +13,7 @@ from manyhands.links.exchange import SessionGone
 from manyhands.message import Message
 from manyhands.recipe import Recipe
 
-PATIENCE = 30
+PATIENCE, TRIES = 30, 5
 
 
 class Lead:
@@ -64,10 +64,11 @@ class Lead:
         return dict(self._send(Message(op, facts=told)).facts)
 
     def _send(self, message: Message) -> Message:
-        try:
-            return self._calls(message)
-        except SessionGone:
-            self._calls.anew()
-            return self._calls(message)
-        except TimeoutError:
-            raise KitError(f"{self._where}: the server does not answer") from None
+        for _ in range(TRIES):
+            try:
+                return self._calls(message)
+            except SessionGone:
+                self._calls.anew()
+            except TimeoutError:
+                raise KitError(f"{self._where}: the server does not answer") from None
+        raise KitError(f"{self._where}: somebody else has the lead's name")

@@ -21,7 +21,7 @@ APPROVED = "approved.txt"
 
 
 class Policy(Spec):
-    """What a run may ask of this site; what is not said is not limited, but that labels stay at home.
+    """What a run may ask of this site; what is not said is not limited, but that images and labels stay at home.
 
     ``approve`` is ``hash``: the site's operator has read this very recipe, to the byte, and approved it; or ``limits``:
     whatever keeps to the limits below may run. ``bytes`` is the most that a run may send from here. ``data`` is a
@@ -32,6 +32,7 @@ class Policy(Spec):
     methods: tuple[str, ...] | None = None
     rounds: Int | None = Field(default=None, ge=1)
     bytes: Int | None = Field(default=None, ge=0)
+    images: bool = False
     labels: bool = False
     min_head: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -44,8 +45,9 @@ class Policy(Spec):
             told.append(f"method {method.kind!r} is not one of {', '.join(self.methods)}")
         if self.rounds is not None and method.rounds > self.rounds:
             told.append(f"it has {method.rounds:,} rounds, {self.rounds:,} are the most")
-        if not self.labels and not any(words.startswith("labels") for words in method.plan().never):
-            told.append("labels would leave")
+        for what, may in {"images": self.images, "labels": self.labels}.items():
+            if not may and not any(words.startswith(what) for words in method.plan().never):
+                told.append(f"{what} would leave")
         if (sent := method.uploads(images)) > self.bytes if self.bytes is not None else False:
             told.append(f"about {size_text(sent)} would leave, {size_text(self.bytes or 0)} are the most")
         head = getattr(method, "min_head", None)
@@ -54,7 +56,7 @@ class Policy(Spec):
         return told
 
 
-def told_in_words(recipe: Recipe, images: int) -> list[str]:
+def told_in_words(recipe: Recipe, site: str, images: int) -> list[str]:
     """A run as an operator reads it before approving it."""
     method = recipe.method
     lines = [
@@ -62,9 +64,10 @@ def told_in_words(recipe: Recipe, images: int) -> list[str]:
         f"this site would send about {size_text(method.uploads(images))} in all, for its {images:,} images",
         *method.plan().words(),
         *method.sizes(recipe.partition.silos, recipe.sampling),
-        *([] if method.noised else ["no noise is added to what it sends: no SNR and no epsilon can be given"]),
     ]
-    return [*lines, *method.warnings({"this site": images})]
+    if not any("epsilon" in line for line in lines):
+        lines.append("no epsilon can be given for what it sends")
+    return [*lines, *method.warnings({site: images})]
 
 
 def recipe_text(recipe: Recipe) -> str:

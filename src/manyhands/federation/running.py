@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from manyhands.recipe import Recipe
 
 FILE = "federation.json"
+MANY = 1 << 40
+"""No site has so many images."""
 Stage = Literal["gathering", "training", "exporting", "ended", "stopped", "failed"]
 OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped", "failed"})
 
@@ -98,7 +100,11 @@ class Running:
             return Refused(
                 Reason.WRONG_WEIGHT, f"says {facts['images']} images, {self.roster[site]} when the run began"
             )
-        if facts["images"] < 1 or facts["held_out"] < 0 or any(type(number) is not int for number in facts["kept"]):
+        if (
+            not 0 < facts["images"] < MANY
+            or facts["held_out"] < 0
+            or any(type(number) is not int for number in facts["kept"])
+        ):
             return Refused(Reason.WRONG_FACTS, "says of its images, or of what it has kept, what cannot be")
         kept = [number for number in facts["kept"] if 0 < number <= self.round]
         if not kept and any(site not in done.missing for done in self.folder.rounds[: self.round]):
@@ -119,10 +125,18 @@ class Running:
             return None
         return self._begin(site)
 
+    def anew(self, site: str) -> None:
+        """A site has begun anew: nobody there waits any more for what was called before."""
+        self._pending.pop(site, None)
+        if self.hub is None:
+            self.enrolled.discard(site)
+
     def decline(self, site: str, why: str, *, waits: bool) -> None:
-        """A site does not take part, or not yet: somebody there has to approve it first."""
+        """A site does not take part, or no longer, or not yet: somebody there has to approve it first."""
         (self.waiting if waits else self.declined)[site] = why
         self.enrolled.discard(site)
+        if self.hub is not None and site in self._begun:
+            self.hub.leave(site, why)
 
     def gathered(self, now: float) -> bool:
         """Whether all are there, or those who are have waited long enough."""
@@ -194,7 +208,8 @@ class Running:
         """Take a message of the method; a refusal is answered at once."""
         if self.hub is None or site not in self._begun:
             return Refused(Reason.NOT_NOW, "the run waits for its sites")
-        self.ledger.add(site, "up", message.op, encoded_size(message))
+        op = message.op if message.op in self.plan.operations else "refused"
+        self.ledger.add(site, "up", op, encoded_size(message))
         adds = self.server is not None and not self.server.trains
         try:
             with thrift() if adds else nullcontext():
@@ -206,13 +221,8 @@ class Running:
 
     def finish(self, site: str) -> None:
         """A site has come to its end."""
-        if self.hub is not None:
+        if self.hub is not None and site in self._begun:
             self.hub.finish(site)
-
-    def leave(self, site: str, why: str) -> None:
-        """A site goes, and says why."""
-        if self.hub is not None:
-            self.hub.leave(site, why)
 
     def closed(self) -> Iterator[Round]:
         """The rounds that were closed since; each is kept before anybody is answered."""

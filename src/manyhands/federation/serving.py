@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from manyhands.errors import ManyhandsError, Reason, RecipeError, Refused
+from manyhands.errors import ManyhandsError, Reason, RecipeError, Refused, plain
 from manyhands.federation.kit import LEAD, Kit
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.running import FILE, OPEN, OVER, Running, load_running
@@ -33,10 +33,9 @@ SITES: Mapping[str, Carries] = {
     "hello": Carries(facts={"declined": str}),
     "enrol": Carries(facts={"run": str, "images": int, "held_out": int, "kept": list}),
     "decline": Carries(facts={"run": str, "why": str, "waits": bool}),
-    "leave": Carries(facts={"run": str, "why": str}),
     "ended": Carries(facts={"run": str}),
 }
-"""What a site says that is no method's: it asks for a run, takes part, does not, goes, or has come to its end."""
+"""What a site says that is no method's: it asks for a run, takes part, does not or no longer, or has ended."""
 LEADS: Mapping[str, Carries] = {
     "submit": Carries(facts={"recipe": dict, "sites": list}),
     "status": Carries(),
@@ -81,8 +80,10 @@ class Serving:
         except RecipeError as error:
             answer = Refused(Reason.NOT_NOW, str(error))
         except Exception as error:
-            answer = Refused(Reason.NOT_NOW, "the run has ended")
-            self._broke(error)
+            lead = called.peer == LEAD
+            answer = Refused(Reason.NOT_NOW, str(error) if lead else "the run has ended")
+            if not lead:
+                self._broke(error)
         self._answer(called.peer, answer)
 
     def _unless_it_breaks(self, act: Callable[[Running], bool]) -> bool:
@@ -120,18 +121,20 @@ class Serving:
         told = dict(message.facts)
         if message.op == "hello":
             self._idle[peer] = (now, told["declined"])
+            if running is not None:
+                running.anew(peer)
             return None
         if running is None or running.folder.path.name != told["run"]:
             raise Refused(Reason.NOT_NOW, f"there is no run {told['run']!r} now")
+        if peer not in running.expected:
+            raise Refused(Reason.UNKNOWN_SILO, f"{peer} was not asked to take part in {told['run']}")
         if message.op == "enrol":
             return running.enrol(peer, told, now)
         if message.op == "ended":
             running.finish(peer)
-        elif message.op == "leave":
-            running.leave(peer, told["why"])
         else:
-            running.decline(peer, told["why"], waits=told["waits"])
-            self.say(f"{peer}: {told['why']}")
+            running.decline(peer, plain(told["why"]), waits=told["waits"])
+            self.say(f"{peer}: {plain(told['why'])}")
         return Message(message.op)
 
     def _go_on(self, running: Running) -> bool:
@@ -220,19 +223,20 @@ class Serving:
     def _stop(self, run: str) -> Message:
         running = self._named(run)
         if running.stage in OVER:
-            raise Refused(Reason.NOT_NOW, f"{run} is over: {running.stage}")
+            raise Refused(Reason.NOT_NOW, f"{running.folder.path.name} is over: {running.stage}")
         self._over(running, "stopped", "by the lead")
         return Message("stop", facts={"run": running.folder.path.name})
 
     def _files(self, run: str) -> Message:
         root = self._named(run).folder.path
-        found = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-        return Message("files", facts={"files": {str(path.relative_to(root)): path.stat().st_size for path in found}})
+        found = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
+        shown = {name: path.stat().st_size for name, path in found.items() if not re.search(r"(^|/)\.", name)}
+        return Message("files", facts={"files": shown})
 
     def _file(self, run: str, path: str, at: int) -> Message:
         root = self._named(run).folder.path
-        if path not in json.loads(json.dumps(self._files(run).facts["files"])) or at < 0:
-            raise Refused(Reason.WRONG_FACTS, f"{path!r} is no file of {run}")
+        if path not in self._files(run).facts["files"] or at < 0:
+            raise Refused(Reason.WRONG_FACTS, f"{path!r} is no file of {root.name}")
         with (root / path).open("rb") as file:
             file.seek(at)
             raw = file.read(PIECE)

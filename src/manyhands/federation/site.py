@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyhands.checkpoint import generations, replace_file, writing
 from manyhands.ending import ready
-from manyhands.errors import ManyhandsError, RecipeError, Refused
+from manyhands.errors import KitError, ManyhandsError, RecipeError, Refused, plain
 from manyhands.experiment import chosen_device, silo_of, silos_of
 from manyhands.federation.policy import Policy, approved, recipe_hash, told_in_words
 from manyhands.journal import RunFolder
 from manyhands.links.exchange import SessionGone
 from manyhands.message import Message
+from manyhands.plan import Carries
 from manyhands.recipe import Recipe, parse_recipe
 from manyhands.silo import Workbench
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from manyhands.plan import Plan
     from manyhands.silo import Silo
 
+OFFER = Carries(facts={"run": str, "recipe": str})
+RUN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 KEPT = 3
 """So many rounds a site keeps: that which is closed, that which it has sent, and the one before."""
 
@@ -50,25 +55,26 @@ class Site:
                 self.calls.anew()
 
     def _once(self) -> None:
-        offer = self.calls(Message("hello", facts={"declined": self._still_declined()})).facts
-        if not offer["run"]:
+        offer = self.calls(Message("hello", facts={"declined": self._still_declined()}))
+        OFFER.check(offer)
+        run, text = offer.facts["run"], offer.facts["recipe"]
+        if not run:
             return
-        run, text = offer["run"], offer["recipe"]
+        if not RUN.fullmatch(run):
+            raise KitError(f"the server offers a run of the name {plain(run)!r}, which is none")
         try:
             recipe, silo = self.considered(run, text)
+            folder = RunFolder(self.out / run)
+            with folder.open(recipe.resolved(), resume=True):
+                self._take_part(run, recipe, silo, folder)
+        except SessionGone:
+            raise
         except ManyhandsError as error:
             waits = isinstance(error, NotApproved)
             self._declined = {run: recipe_hash(text) if waits else ""}
-            self.calls(Message("decline", facts={"run": run, "why": str(error)[:500], "waits": waits}))
             self.say(f"{run}: {error}")
-            return
-        folder = RunFolder(self.out / run)
-        with folder.open(recipe.resolved(), resume=True):
-            try:
-                self._take_part(run, recipe, silo, folder)
-            except Refused as refusal:
-                self.say(f"{run}: {refusal}")
-                self._declined = {run: ""}
+            with suppress(Refused):  # it is over already
+                self.calls(Message("decline", facts={"run": run, "why": str(error), "waits": waits}))
 
     def _still_declined(self) -> str:
         """The run that this site does not take part in; one that was approved meanwhile is asked for again."""
@@ -90,7 +96,7 @@ class Site:
             with writing(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
             replace_file(self.out / f"{mark[:12]}.toml", text.encode())
-            for line in told_in_words(recipe, len(silo.images)):
+            for line in told_in_words(recipe, self.name, len(silo.images)):
                 self.say(f"  {line}")
             raise NotApproved(f"is not approved here: manyhands federation approve {self.out} {mark[:12]}")
         return recipe, silo
@@ -126,25 +132,28 @@ class Site:
                 "kept": generations(place)}  # fmt: skip
         self.say(f"{run}: waits for the others")
         number = self.calls(Message("enrol", facts=told)).facts["round"]
-        found = next((kept for kept in generations(place) if kept <= number), None)
+        for newer in generations(place):
+            if newer > number:  # of a round that was never closed, or of an older run of this name
+                _checkpoint(place, newer).unlink()
+        found = next(iter(generations(place)), None)
         silo.memory = folder.memory(self.name, found) if found is not None else {}
         self.say(f"{run}: trains from round {number + 1}")
 
         def keep(rounds: int) -> None:
             folder.save_silo(self.name, rounds, silo.memory)
             for old in generations(place)[KEPT:]:
-                (place / f"checkpoint-{old:06d}.mh").unlink()
+                _checkpoint(place, old).unlink()
 
-        try:
-            converse(recipe.method.silo(silo), recipe.method.plan(), self.calls, keep)
-        except Refused as refusal:
-            self.calls(Message("leave", facts={"run": run, "why": str(refusal)}))
-            raise
+        converse(recipe.method.silo(silo), recipe.method.plan(), self.calls, keep)
         keep(recipe.method.rounds)
         if own := recipe.method.own_generator(silo):
             ready(own, recipe.sampling, silo.images.classes, str(silo.bench.device)).save(place / "model")
         self.calls(Message("ended", facts={"run": run}))
         self.say(f"{run}: is through")
+
+
+def _checkpoint(place: Path, number: int) -> Path:
+    return place / f"checkpoint-{number:06d}.mh"
 
 
 def _following(conversation: Conversation, answer: Message | Refused | None) -> Message:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from manyhands.links.exchange import Desk, Frame
+from manyhands.links.exchange import MOST, WINDOW, Desk, Frame
 
 if TYPE_CHECKING:
     from manyhands.errors import Refused
     from manyhands.federation.kit import Kit
     from manyhands.message import Message
 
-MOST = 1 << 32
-"""Bytes of a message, at most."""
+ROOM = 4 * WINDOW
+"""Frames of a peer that wait to be looked at, at most: more are lost, as a network may lose them."""
 
 
 class Called(NamedTuple):
@@ -38,11 +39,12 @@ class Switchboard:
         self.there: set[str] = set()
         self.stirring: set[str] = set()
         self._desks = {peer: Desk(MOST) for peer in peers}
+        self._room = {peer: threading.Semaphore(ROOM) for peer in self._desks}
         self._came: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         about = kit.about
         self._line = Line(
             about.party, kit.startup, host, port or about.port, "server",
-            lambda peer, frame: self._came.put((peer, frame)), lambda peer, there: self._came.put((peer, there)),
+            self._frame, lambda peer, there: self._came.put((peer, there)),
         )  # fmt: skip
 
     def next(self, timeout: float) -> Called | None:
@@ -54,8 +56,8 @@ class Switchboard:
         if isinstance(what, bool):
             (self.there.add if what else self.there.discard)(peer)
             return None
-        if (desk := self._desks.get(peer)) is None:
-            return None
+        self._room[peer].release()
+        desk = self._desks[peer]
         frames, message = desk.take(what)
         self._line.send(peer, frames)
         if message is None:
@@ -72,6 +74,10 @@ class Switchboard:
         """End the sessions of peers: each must begin another one."""
         for peer in peers:
             self._line.send(peer, self._desks[peer].forget())
+
+    def _frame(self, peer: str, frame: Frame) -> None:
+        if peer in self._room and self._room[peer].acquire(blocking=False):
+            self._came.put((peer, frame))
 
     def close(self) -> None:
         """Hang up."""

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
+from manyhands.errors import SAID, ManyhandsError, MessageError, Reason, Refused
 from manyhands.message import Message, decode, decode_from, head_size, pieces
 
 PART = 1 << 20
@@ -22,6 +22,8 @@ WINDOW = 4
 """Parts that may be under way."""
 SPOOLED = 16 * PART
 """Larger messages wait in a file."""
+MOST = 1 << 32
+"""Bytes of a message, at most."""
 RETIRED = 64
 """So many sessions that have ended are remembered of a caller."""
 
@@ -65,16 +67,11 @@ class Outgoing:
 
 
 class Spool:
-    """A file that is gone when nobody holds it any more."""
+    """A file without a name, gone when nobody holds it any more, however that comes about."""
 
     def __init__(self) -> None:
-        self.file = tempfile.NamedTemporaryFile(prefix="manyhands-")  # noqa: SIM115
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, self.file.close)
-
-    @property
-    def name(self) -> str:
-        """Where it is."""
-        return self.file.name
 
     def fileno(self) -> int:
         """Its descriptor."""
@@ -190,6 +187,8 @@ class Desk:
 
     def take(self, frame: Frame) -> tuple[list[Frame], Message | None]:
         """What to send after a frame, and the call where it is whole now."""
+        if len(repr(frame.told)) > SAID:
+            return [Frame(_words(Refused(Reason.MALFORMED, "its frame has too many words")))], None
         match frame.told:
             case {"k": "part", "s": str(session), "n": int(number), "i": int(i), "size": int(size)}:
                 return self._part(session, number, i, size, frame.payload)
@@ -244,6 +243,8 @@ class Desk:
             return [], message
         except MessageError as error:
             return self.answer(Refused(Reason.MALFORMED, str(error))), None
+        except OSError as error:
+            return self.answer(Refused(Reason.NOT_NOW, f"there is no room for it: {error.strerror}")), None
         except Refused as refusal:
             return self.answer(refusal), None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -59,7 +59,6 @@ class CollaFuse(Denoising):
             arXiv 2504.00952
     """
 
-    noised: ClassVar[bool] = True
     kind: Literal["collafuse"] = "collafuse"
     model: UNet
     cut: Cut

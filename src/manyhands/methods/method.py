@@ -154,11 +154,10 @@ Ask = Callable[["Message"], "Message"]
 class Method(Spec, ABC):
     """A way of training together. Its fields are its hyper-parameters.
 
-    ``pools`` marks a baseline that is given all images in one silo; ``noised``, that what leaves of images is noised.
+    ``pools`` marks a baseline that is given all images in one silo.
     """
 
     pools: ClassVar[bool] = False
-    noised: ClassVar[bool] = False
     rounds: Int = Field(ge=1, le=1_000_000)
 
     @abstractmethod

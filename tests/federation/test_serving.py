@@ -1,0 +1,160 @@
+"""A server and what its sites and its lead may say to it, without a network: nobody ends what others do."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manyhands.errors import Reason, Refused
+from manyhands.federation.kit import LEAD, About, Kit
+from manyhands.federation.serving import Serving
+from manyhands.federation.switchboard import Called
+from manyhands.message import Message
+from manyhands.recipe import load_recipe
+from manyhands.shipped import recipe_path
+
+SITES = ("a", "b", "c")
+LONG = "x" * 70_000
+SMALL = [
+    "data.limit=60",
+    "method.rounds=3",
+    "method.training.steps=1",
+    "method.model.widths=[8]",
+    "federation.gather=100",
+]
+
+
+class Board:
+    """What a switchboard is to a server."""
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.stirring: set[str] = set()
+        self.came: deque[Called] = deque()
+        self.said: dict[str, Message | Refused] = {}
+
+    def next(self, timeout: float) -> Called | None:
+        return self.came.popleft() if self.came else None
+
+    def answer(self, peer: str, answer: Message | Refused) -> None:
+        self.said[peer] = answer
+
+    def forget(self, peers: Any) -> None:
+        pass
+
+
+class World:
+    """A server with a run for two of three sites, which are enrolled."""
+
+    def __init__(self, path: Path) -> None:
+        self.board, self.lines = Board(), list[str]()
+        about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=SITES)
+        self.serving = Serving(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        told = load_recipe(recipe_path("digits-fedavg"), SMALL)
+        answer = self.call(LEAD, "submit", recipe=told.resolved(), sites=["a", "b"])
+        assert isinstance(answer, Message)
+        self.run = answer.facts["run"]
+
+    def call(self, peer: str, op: str, tensors: Any = None, **facts: Any) -> Message | Refused | None:
+        """What is answered at once."""
+        self.board.said.clear()
+        self.board.came.append(Called(peer, f"session of {peer}", 1, Message(op, tensors or {}, facts)))
+        self.serving.step()
+        return self.board.said.get(peer)
+
+    def enrol(self, site: str) -> Message | Refused | None:
+        return self.call(site, "enrol", run=self.run, images=10, held_out=0, kept=[])
+
+    @property
+    def stage(self) -> str:
+        answer = self.call(LEAD, "status")
+        assert isinstance(answer, Message)
+        return str(answer.facts["run"]["stage"])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def training(world: World) -> World:
+    for site in ("a", "b"):
+        world.enrol(site)
+    assert world.stage == "training"
+    return world
+
+
+@pytest.mark.parametrize(
+    ("op", "told"),
+    [
+        ("enrol", {"images": 10, "held_out": 0, "kept": []}),
+        ("decline", {"why": "no", "waits": False}),
+        ("ended", {}),
+    ],
+)
+def test_who_was_not_asked_is_not_heard(world: World, op: str, told: dict[str, Any]) -> None:
+    world.enrol("a")
+    refusal = world.call("c", op, run=world.run, **told)
+    assert isinstance(refusal, Refused)
+    assert refusal.reason is Reason.UNKNOWN_SILO
+    assert world.stage == "gathering"
+    assert world.serving.running is not None
+    assert world.serving.running.enrolled == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("op", "tensors", "facts"),
+    [
+        ("ended", {}, {"run": LONG}),
+        ("update", {LONG: torch.ones(1)}, {}),
+        ("x" * 32, {}, {}),
+        ("update", {"x": torch.ones(3)}, {"round": 10**400}),
+        ("update", {}, {"round": 0, "images": 10, "loss": 1.0, "seen": 10**400, "flops": 0, "withheld": ""}),
+        ("enrol", {}, {"images": 10**30, "held_out": 0, "kept": []}),
+    ],
+)
+def test_no_site_ends_the_run_of_the_others(training: World, op: str, tensors: Any, facts: dict[str, Any]) -> None:
+    refusal = training.call("a", op, tensors, **({"run": training.run} if op == "enrol" else {}) | facts)
+    assert isinstance(refusal, Refused)
+    assert len(refusal.detail) <= 1000
+    assert training.stage == "training"
+
+
+def test_what_a_site_says_is_told_on_short_and_plain(training: World) -> None:
+    training.call("a", "decline", run=training.run, why="\x1b[2J\ud800" + "é" * 400_000, waits=False)
+    answer = training.call(LEAD, "status")
+    assert isinstance(answer, Message)
+    assert answer.facts["sites"]["a"].startswith("not connected, does not take part: ?[2J?éé")
+    assert len(json.dumps(dict(answer.facts))) < 20_000
+    assert all(line.isprintable() for line in training.lines)
+
+
+def test_unknown_operations_have_one_line_in_the_ledger(training: World) -> None:
+    for i in range(5):
+        training.call("a", f"odd-{i}")
+    assert training.serving.running is not None
+    assert {entry["op"] for entry in training.serving.running.ledger.entries()} == {"refused"}
+
+
+def test_what_the_lead_asks_for_in_vain_ends_nothing(training: World, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "federation.json").write_text("{")
+    for op, told in {"files": {"run": "old"}, "stop": {"run": "old"}, "submit": {"recipe": {}, "sites": []}}.items():
+        assert isinstance(training.call(LEAD, op, **told), Refused)
+    assert training.stage == "training"
+
+
+def test_a_site_that_asks_for_runs_anew_is_not_counted_until_it_enrols_again(world: World) -> None:
+    world.enrol("a")
+    world.call("a", "hello", declined="")
+    world.enrol("b")
+    assert world.serving.running is not None
+    assert world.serving.running.enrolled == {"b"}
+    world.enrol("a")
+    assert world.stage == "training"
