@@ -24,9 +24,8 @@ from network import alone_seconds, recipe
 from manyhands.errors import Refused
 from manyhands.evaluation import figures
 from manyhands.federation.calls import Calls
-from manyhands.federation.demo import LOOPBACK, free_port, watch
+from manyhands.federation.demo import LOOPBACK, free_port, lead_of, watch
 from manyhands.federation.kit import LEAD, SERVER, load_kit, new_kits
-from manyhands.federation.lead import Lead
 from manyhands.federation.policy import Policy
 from manyhands.federation.running import OVER
 from manyhands.federation.serving import Serving
@@ -119,8 +118,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         new_kits(f"{LOOPBACK}:{free_port()}", names, root / "kits")
         parties = [_start("serve", root / "kits" / SERVER, root)]
         parties += [_start("site", root / "kits" / name, root) for name in names]
-        time.sleep(8)
-        with Lead(root / "kits" / LEAD) as lead:
+        with lead_of(root / "kits", parties[0]) as lead:
             lead.submit(asked, [])
             *_, last = watch(lead, 0.5)
         assert last["stage"] == "ended", last

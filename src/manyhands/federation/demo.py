@@ -25,6 +25,18 @@ LOOPBACK, PATIENCE = "127.0.0.1", 60.0
 POLICY = 'approve = "limits"\nlabels = true\ndata = "recipe"\n'
 
 
+def lead_of(kits: Path, server: subprocess.Popen[bytes]) -> Lead:
+    """A line for the lead, when the server listens that was begun just now."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return Lead(kits / LEAD)
+        except ManyhandsError:
+            if time.monotonic() > end or server.poll() is not None:
+                raise
+            time.sleep(0.2)
+
+
 class Federation:
     """Kits, processes and logs below a folder; ``with`` starts it and ends it.
 
@@ -61,14 +73,7 @@ class Federation:
 
     def lead(self) -> Lead:
         """A line for the lead, when the server listens."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return Lead(self.folder / "kits" / LEAD)
-            except ManyhandsError:
-                if time.monotonic() > end or self.processes[SERVER].poll() is not None:
-                    raise
-                time.sleep(0.2)
+        return lead_of(self.folder / "kits", self.processes[SERVER])
 
     def __enter__(self) -> Federation:
         with ExitStack() as stack:
