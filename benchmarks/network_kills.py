@@ -1,4 +1,7 @@
-"""Kills of a site, of its worker, of the server's, and of everything, at random moments of a run between processes."""
+"""Kills of a site, of its worker, of the server's, and of everything, at random moments of a run between processes.
+
+Two federations at a time, each of which is killed in its own ways.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import bench
 from network import alone, between, end, ended, recipe, up, worker_of
@@ -16,31 +21,42 @@ from network import alone, between, end, ended, recipe, up, worker_of
 from manyhands.federation.demo import Federation
 from manyhands.federation.kit import SERVER
 from manyhands.federation.running import OVER
+from manyhands.recipe import Recipe
 
 BARS = {"kills": "== 1"}
 
 
 def measure(told: argparse.Namespace) -> bench.Measured:
     """The share of kills, at random moments, after which the run ends by itself with the uninterrupted weights."""
-    chance, rows = random.Random(0), []
     asked = recipe("digits-huscf", 3, "method.training.steps=8", "federation.gather=120", "federation.deadline=120")
     with tempfile.TemporaryDirectory() as folder:
         expected = alone(asked, Path(folder) / "one")
+    every, ways = 1 if told.quick else 20, list(KILLED)
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda mine: list(_killed(asked, expected, mine, every)), (ways[::2], ways[1::2]))
+        rows = [row for mine in found for row in mine]
+    return {"figures": {"kills": sum(bool(row["same"]) for row in rows) / len(rows)}, "kills": rows}
+
+
+def _killed(asked: Recipe, expected: dict[str, str], ways: list[str], every: int) -> Iterator[dict[str, Any]]:
+    """What came of each kill."""
     with up(3) as (federation, lead, sites):
         began = time.perf_counter()
         lead.submit(asked, [])
         ended(lead)
         length = time.perf_counter() - began
-        for who, number in [(who, n) for who in KILLED for n in range(1 if told.quick else 20)]:
-            moment = chance.uniform(0, length)
-            run = lead.submit(asked, [])["run"]
-            time.sleep(moment)
-            KILLED[who](federation)
-            stage = _through(federation)
-            same = stage == "ended" and between(federation, run, asked.method.rounds, sites) == expected
-            rows.append({"who": who, "number": number, "after": round(moment, 2), "stage": stage, "same": same})
-            print(rows[-1], file=sys.stderr)
-    return {"figures": {"kills": sum(bool(row["same"]) for row in rows) / len(rows)}, "kills": rows}
+        for who in ways:
+            chance = random.Random(who)
+            for number in range(every):
+                moment = chance.uniform(0, length)
+                run = lead.submit(asked, [])["run"]
+                time.sleep(moment)
+                KILLED[who](federation)
+                stage = _through(federation)
+                same = stage == "ended" and between(federation, run, asked.method.rounds, sites) == expected
+                row = {"who": who, "number": number, "after": round(moment, 2), "stage": stage, "same": same}
+                print(row, file=sys.stderr, flush=True)
+                yield row
 
 
 def _through(federation: Federation) -> str:
