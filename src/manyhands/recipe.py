@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes
 AnyMethod = Annotated[
     FedAvg | Local | Central | CollaFuse | HuSCF | MDGan | SplitGan | PFLGan | HFLGan, Field(discriminator="kind")
 ]
+KINDS: list[str] = [spec.model_fields["kind"].default for spec in get_args(get_args(AnyMethod)[0])]
 
 
 class Data(Spec):

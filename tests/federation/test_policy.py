@@ -71,7 +71,8 @@ def test_an_operator_reads_what_leaves_how_often_and_how_noisy() -> None:
     assert "no epsilon can be given" in "\n".join(told_in_words(recipe("digits-fedavg"), "a", IMAGES))
 
 
-def test_a_policy_that_says_what_is_not_known_is_refused_with_its_place(tmp_path: Path) -> None:
-    (tmp_path / "policy.toml").write_text("round = 3\n")
-    with pytest.raises(RecipeError, match=r"policy\.toml: .*did you mean 'rounds'\?"):
+@pytest.mark.parametrize(("text", "meant"), [("round = 3", "rounds"), ("methods = ['fedavgg']", "fedavg")])
+def test_a_policy_that_says_what_is_not_known_is_refused_with_its_place(tmp_path: Path, text: str, meant: str) -> None:
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(RecipeError, match=rf"policy\.toml: .*did you mean '{meant}'\?"):
         read(Policy, tmp_path / "policy.toml", "policy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from manyhands.errors import KitError, Refused
 from manyhands.federation.policy import Policy, recipe_text
@@ -68,7 +69,7 @@ def test_a_folder_of_another_run_is_said_and_the_site_goes_on(tmp_path: Path) ->
     (tmp_path / "run" / "recipe.toml").write_text("name = 'another'\n")
     _, declined, again = once(tmp_path, Server(offer(), Message("decline")))
     assert declined.op == "decline"
-    assert "recipe.toml" in declined.facts["why"] or "another" in declined.facts["why"]
+    assert "its images or its folder" in declined.facts["why"]
     assert again.facts["declined"] == "run"
 
 
@@ -76,3 +77,21 @@ def test_a_refused_enrolment_is_declined_and_a_run_that_is_over_ends_nothing(tmp
     over = Refused("not now", "there is no run 'run' now")  # type: ignore[arg-type]
     said = once(tmp_path, Server(offer(), over, over))
     assert [message.op for message in said] == ["hello", "enrol", "decline", "hello"]
+
+
+def test_no_name_of_a_file_is_told_to_others(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "SMITH-JOHN").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(images / "SMITH-JOHN" / "SMITH-1.png")
+    server = Server(offer(), Message("decline"), SessionGone("the end of the test"))
+    lines = list[str]()
+    policy = Policy(approve="limits", data=str(images))
+    with pytest.raises(StopIteration):
+        Site("silo-0", policy, tmp_path / "site", server, lines.append).work()  # type: ignore[arg-type]
+    assert "SMITH" in "".join(lines)
+    assert "SMITH" not in str(server.heard)
+
+
+def test_a_site_is_not_trained_with_alone(tmp_path: Path) -> None:
+    said = once(tmp_path, Server(offer(), Message("enrol", facts={"round": 0, "sites": 1}), Message("decline")))
+    assert said[2].facts["why"] == "this site's policy: 1 take part, 2 are the fewest"

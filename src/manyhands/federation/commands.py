@@ -151,10 +151,14 @@ def approve(
     from manyhands.federation.policy import approve as allow
     from manyhands.federation.policy import recipe_hash
 
-    found = [path for path in site.glob("*.toml") if path.stem == recipe[:12]] if len(recipe) >= 12 else []
-    mark = recipe_hash(found[0].read_text()) if found else recipe
-    if len(mark) != 64 or not mark.startswith(recipe):
-        raise RecipeError(f"{recipe}: no recipe of this hash waits in {site}")
+    begins = recipe.lower()
+    if len(begins) < 12:
+        raise RecipeError(f"{recipe}: give the hash, or at least 12 characters of it")
+    waiting = {path.stem: path for path in site.glob("*.toml")}
+    found = waiting.get(begins[:12])
+    mark = recipe_hash(found.read_text()) if found else begins
+    if len(mark) != 64 or not mark.startswith(begins):
+        raise RecipeError(f"{recipe}: no recipe of this hash waits in {site}; there: {', '.join(waiting) or 'none'}")
     allow(site, [mark])
     typer.echo(f"approved {mark}")
 
@@ -175,7 +179,11 @@ def submit(
     told = load_recipe(recipe_path(recipe), changes or [])
     with Lead(kit) as lead:
         found = lead.submit(told, [name for name in sites.split(",") if name])
-    typer.echo(json.dumps(found) if as_json else f"{found['run']}: its hash is {found['hash']}")
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(f"{found['run']}: its hash is {found['hash']}")
+    typer.echo("each site may have to approve it; see how it stands: manyhands federation status --watch")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 
 WORKER = "MANYHANDS_WORKER"
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
+GRACE = 3.0
+"""Seconds that a worker has to end by itself."""
 LONG = 30.0
 """Seconds after which a worker that ends has been well."""
 
@@ -36,6 +39,8 @@ def keep(arguments: Sequence[str]) -> int:
         try:
             code = worker.wait()
         except BaseException:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(GRACE)  # what ended this one, such as Ctrl-C, has reached the worker, too
             worker.send_signal(signal.SIGTERM)
             worker.wait()
             raise

@@ -101,6 +101,7 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
             (out / name).chmod(0o700)
         page = out / "README.md"
         page.write_text(_page(out, server, sites))
+        (out / ".gitignore").write_text("*\n")  # private keys are in here
     return page
 
 
@@ -113,7 +114,8 @@ def load_kit(folder: Path, role: str) -> Kit:
         kit = Kit(folder, About.model_validate_json((startup / FILE).read_bytes()))
         found = kit.certificate
     except (OSError, ValueError) as error:
-        raise KitError(f"{folder}: holds no kit: {error}") from None
+        told = "it has no startup/kit.json" if isinstance(error, FileNotFoundError) else error
+        raise KitError(f"{folder}: holds no kit: {told}") from None
     if kit.about.role != role:
         raise KitError(f"{folder}: is the kit of {kit.about.party}, a {kit.about.role}; a {role}'s is asked for")
     if not untouched(startup):

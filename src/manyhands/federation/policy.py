@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from manyhands.checkpoint import replace_file, writing
 from manyhands.plan import size_text
-from manyhands.recipe import Recipe
-from manyhands.spec import Int, Spec
+from manyhands.recipe import KINDS, Recipe
+from manyhands.spec import Int, Spec, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,12 +24,14 @@ class Policy(Spec):
     """What a run may ask of this site; what is not said is not limited, but that images and labels stay at home.
 
     ``approve`` is ``hash``: the site's operator has read this very recipe, to the byte, and approved it; or ``limits``:
-    whatever keeps to the limits below may run. ``bytes`` is the most that a run may send from here. ``data`` is a
-    folder of images, or ``recipe`` for what the recipe deals to a silo of this name, from sets that all have.
+    whatever keeps to the limits below may run. ``bytes`` is the most that a run may send from here; fewer than
+    ``min_sites`` never train with it. ``data`` is a folder of images, or ``recipe`` for what the recipe deals to a silo
+    of this name, from sets that all have.
     """
 
     approve: Literal["hash", "limits"] = "hash"
     methods: tuple[str, ...] | None = None
+    min_sites: Int = Field(default=2, ge=1)
     rounds: Int | None = Field(default=None, ge=1)
     bytes: Int | None = Field(default=None, ge=0)
     images: bool = False
@@ -37,6 +39,14 @@ class Policy(Spec):
     min_head: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     data: str = "recipe"
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, told: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for kind in told or ():
+            if kind not in KINDS:
+                raise ValueError(f"method {kind!r} is not known; {nearest(kind, KINDS)}")
+        return told
 
     def refusals(self, recipe: Recipe, images: int) -> list[str]:
         """Why this site does not take part in a run with so many images; nothing where it does."""

@@ -263,7 +263,7 @@ class Running:
     def _begin(self, site: str) -> Message:
         assert self.server is not None
         self._begun.add(site)
-        return Message("enrol", facts={"round": self.server.round})
+        return Message("enrol", facts={"round": self.server.round, "sites": len(self.enrolled)})
 
     def _keep(self, closed: Closed) -> Round:
         assert self._clock is not None

@@ -39,6 +39,10 @@ class NotApproved(ManyhandsError):  # noqa: N818 - what is so, until somebody ap
     """Nobody at this site has read and approved this recipe."""
 
 
+TOLD = (RecipeError, Refused, NotApproved)
+"""What a site says to others of why it does not take part: other errors may name its files."""
+
+
 class Site:
     """``say`` gets a line for people."""
 
@@ -73,8 +77,11 @@ class Site:
             waits = isinstance(error, NotApproved)
             self._declined = {run: recipe_hash(text) if waits else ""}
             self.say(f"{run}: {error}")
+            why = (
+                str(error) if isinstance(error, TOLD) else "its images or its folder do not allow it; its log says why"
+            )
             with suppress(Refused):  # it is over already
-                self.calls(Message("decline", facts={"run": run, "why": str(error), "waits": waits}))
+                self.calls(Message("decline", facts={"run": run, "why": why, "waits": waits}))
 
     def _still_declined(self) -> str:
         """The run that this site does not take part in; one that was approved meanwhile is asked for again."""
@@ -98,7 +105,8 @@ class Site:
             replace_file(self.out / f"{mark[:12]}.toml", text.encode())
             for line in told_in_words(recipe, self.name, len(silo.images)):
                 self.say(f"  {line}")
-            raise NotApproved(f"is not approved here: manyhands federation approve {self.out} {mark[:12]}")
+            self.say(f"  to allow it: manyhands federation approve {self.out} {mark[:12]}")
+            raise NotApproved(f"{mark[:12]} is not approved here")
         return recipe, silo
 
     def _silo(self, recipe: Recipe) -> Silo:
@@ -131,13 +139,16 @@ class Site:
         told = {"run": run, "images": len(silo.images), "held_out": len(silo.held_out or ()),
                 "kept": generations(place)}  # fmt: skip
         self.say(f"{run}: waits for the others")
-        number = self.calls(Message("enrol", facts=told)).facts["round"]
+        begun = self.calls(Message("enrol", facts=told)).facts
+        number, sites = begun["round"], begun["sites"]
+        if sites < self.policy.min_sites:
+            raise RecipeError(f"this site's policy: {sites} take part, {self.policy.min_sites} are the fewest")
         for newer in generations(place):
             if newer > number:  # of a round that was never closed, or of an older run of this name
                 _checkpoint(place, newer).unlink()
         found = next(iter(generations(place)), None)
         silo.memory = folder.memory(self.name, found) if found is not None else {}
-        self.say(f"{run}: trains from round {number + 1}")
+        self.say(f"{run}: {sites} sites train from round {number + 1}")
 
         def keep(rounds: int) -> None:
             folder.save_silo(self.name, rounds, silo.memory)
