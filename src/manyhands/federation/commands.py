@@ -48,7 +48,9 @@ def _demo(
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"--out {out}: is not empty")
     told = load_recipe(recipe_path(recipe), ["partition.silos=3", *(changes or [])])
-    typer.echo(f"the server's run folder: {demo(told, out, _say)}")
+    run = demo(told, out, _say)
+    typer.echo(f"the server's run folder: {run}; its report: {run / 'report.html'}")
+    typer.echo(f"to measure it, on what the recipe dealt: manyhands evaluate {run} --data recipe")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands import ending
 from manyhands.evaluation import figures, report
-from manyhands.experiment import restored
+from manyhands.experiment import NOT_EVALUATED, restored
 from manyhands.ledger import Ledger
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.recipe import parse_recipe
@@ -23,6 +23,7 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
     recipe, state, ledger = parse_recipe(folder.recipe, str(folder.path)), folder.state(), Ledger()
     for line in problems:
         folder.problem(line)
+    folder.problem(f"{NOT_EVALUATED}: a server has no images to measure on; manyhands evaluate --data brings them")
     ledger.load(state.ledger)
     server = restored(state, recipe.method, recipe.seed, device)
     classes = recipe.data.known_classes()
