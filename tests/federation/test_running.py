@@ -98,6 +98,7 @@ def test_a_site_that_has_yet_to_approve_is_waited_for_and_one_that_declines_is_n
     for name in SITES[:2]:
         running.enrol(name, enrolment(driver.silos[name]), 0.0)
     running.decline("silo-2", "is not approved here", waits=True)
+    assert load_running(RunFolder(tmp_path / "run"), torch.device("cpu"), now=0.0).waiting == running.waiting
     assert not running.gathered(1.0)
     running.decline("silo-2", "this site's policy: labels would leave", waits=False)
     assert running.gathered(1.0)

@@ -88,7 +88,8 @@ class Running:
     def write(self) -> None:
         """Keep how it stands, for a server that begins anew."""
         told = {"stage": self.stage, "why": self.why, "expected": self.expected, "roster": self.roster}
-        self.folder.write(FILE, told | {"held_out": self.held_out})
+        told |= {"held_out": self.held_out, "declined": self.declined, "waiting": self.waiting}
+        self.folder.write(FILE, told)
 
     def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | Refused | None:
         """Take a site in. It is answered when all are there, or at once where it can go on by itself."""
@@ -137,6 +138,7 @@ class Running:
         self.enrolled.discard(site)
         if self.hub is not None and site in self._begun:
             self.hub.leave(site, why)
+        self.write()
 
     def gathered(self, now: float) -> bool:
         """Whether all are there, or those who are have waited long enough."""
@@ -296,6 +298,7 @@ def load_running(folder: RunFolder, device: torch.device, now: float) -> Running
         expected, roster = tuple(told["expected"]), dict(told["roster"])
         running = Running(folder, recipe, expected, device, now, why=told["why"], roster=roster)
         running.held_out = dict(told["held_out"])
+        running.declined, running.waiting = dict(told["declined"]), dict(told["waiting"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
     if told["stage"] not in OPEN:
