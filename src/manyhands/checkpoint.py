@@ -24,7 +24,7 @@ GENERATIONS = 2
 
 def write_checkpoint(folder: Path, number: int, message: Message) -> None:
     """Keep a message as generation ``number``."""
-    write_kept(_path(folder, number), message)
+    write_kept(path_of(folder, number), message)
 
 
 def write_kept(path: Path, message: Message) -> None:
@@ -49,12 +49,12 @@ def drop_generations(folder: Path, newest: int) -> None:
     with writing(folder):
         for number in generations(folder):
             if not newest - GENERATIONS < number <= newest:
-                _path(folder, number).unlink()
+                path_of(folder, number).unlink()
 
 
 def read_checkpoint(folder: Path, number: int) -> Message:
     """The message of a generation."""
-    return read_kept(_path(folder, number))
+    return read_kept(path_of(folder, number))
 
 
 def read_kept(path: Path) -> Message:
@@ -130,5 +130,6 @@ def writing(where: Path) -> Iterator[None]:
         raise DiskError(f"{where}: cannot be written: {why}") from None
 
 
-def _path(folder: Path, number: int) -> Path:
+def path_of(folder: Path, number: int) -> Path:
+    """Where a generation is kept."""
     return folder / f"checkpoint-{number:06d}.mh"

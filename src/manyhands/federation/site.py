@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyhands.checkpoint import generations, replace_file, writing
+from manyhands.checkpoint import generations, path_of, replace_file, writing
 from manyhands.ending import ready
 from manyhands.errors import KitError, ManyhandsError, RecipeError, Refused, plain
 from manyhands.experiment import chosen_device, silo_of, silos_of
@@ -145,7 +145,7 @@ class Site:
             raise RecipeError(f"this site's policy: {sites} take part, {self.policy.min_sites} are the fewest")
         for newer in generations(place):
             if newer > number:  # of a round that was never closed, or of an older run of this name
-                _checkpoint(place, newer).unlink()
+                path_of(place, newer).unlink()
         found = next(iter(generations(place)), None)
         silo.memory = folder.memory(self.name, found) if found is not None else {}
         self.say(f"{run}: {sites} sites train from round {number + 1}")
@@ -153,7 +153,7 @@ class Site:
         def keep(rounds: int) -> None:
             folder.save_silo(self.name, rounds, silo.memory)
             for old in generations(place)[KEPT:]:
-                _checkpoint(place, old).unlink()
+                path_of(place, old).unlink()
 
         converse(recipe.method.silo(silo), recipe.method.plan(), self.calls, keep)
         keep(recipe.method.rounds)
@@ -161,10 +161,6 @@ class Site:
             ready(own, recipe.sampling, silo.images.classes, str(silo.bench.device)).save(place / "model")
         self.calls(Message("ended", facts={"run": run}))
         self.say(f"{run}: is through")
-
-
-def _checkpoint(place: Path, number: int) -> Path:
-    return place / f"checkpoint-{number:06d}.mh"
 
 
 def _following(conversation: Conversation, answer: Message | Refused | None) -> Message:
