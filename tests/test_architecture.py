@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "manyhands"
 LAYERS = [
     {"errors", "spec", "seed"},
-    {"tensors", "ledger", "message", "codec", "plan", "checkpoint", "silo", "meter", "apart"},
+    {"tensors", "ledger", "message", "codec", "plan", "checkpoint", "silo", "meter", "apart", "accountant", "leaves"},
     {"data", "diffusion", "models", "training"},
     {"methods"},
     {"hub", "links"},

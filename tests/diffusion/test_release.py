@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from manyhands import Schedule
-from manyhands.diffusion.release import box_norm, cut_of_epsilon, epsilon, mu_of
+from manyhands.accountant import epsilon, mu_of
+from manyhands.diffusion.release import box_norm, cut_of_epsilon
 from manyhands.errors import RecipeError
 
 LINEAR = Schedule(kind="linear")

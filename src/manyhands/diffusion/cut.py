@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from manyhands.diffusion.release import cut_of_epsilon, epsilon, mu_of
+from manyhands.accountant import decibel, epsilon, mu_of
+from manyhands.diffusion.release import cut_of_epsilon
 from manyhands.diffusion.schedule import Schedule
 from manyhands.errors import RecipeError
 from manyhands.spec import Float, Spec
@@ -53,11 +53,6 @@ class Cut(Spec):
             last = f"{decibel(snr[-2]):.1f} dB at step {schedule.steps - 1}"
             raise RecipeError(f"an SNR of {self.snr_db:g} dB is reached by no step of this chain: it has {last}")
         return next(step for step, left in enumerate(snr) if left <= wanted)
-
-
-def decibel(snr: float) -> float:
-    """A ratio of powers in decibels."""
-    return 10 * math.log10(snr) if snr > 0 else -math.inf
 
 
 def cut_words(schedule: Schedule, step: int, norm: float, delta: float) -> str:

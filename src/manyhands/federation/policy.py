@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from manyhands.checkpoint import replace_file, writing
 from manyhands.plan import size_text
 from manyhands.recipe import KINDS, Recipe
-from manyhands.spec import Int, Spec, nearest
+from manyhands.spec import Float, Int, Spec, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +36,11 @@ class Policy(Spec):
     bytes: Int | None = Field(default=None, ge=0)
     images: bool = False
     labels: bool = False
+    computable: bool = False
+    max_epsilon: Float | None = Field(default=None, gt=0)
+    max_snr_db: Float | None = Field(default=None, ge=-200, le=200)
+    max_releases: Int | None = Field(default=None, ge=1)
+    delta: Float = Field(default=1e-5, gt=0, lt=1)
     min_head: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     data: str = "recipe"

@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from manyhands.accountant import decibel
 from manyhands.diffusion.bridge import Mode
-from manyhands.diffusion.cut import Cut, cut_words, decibel
+from manyhands.diffusion.cut import Cut, cut_words
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused

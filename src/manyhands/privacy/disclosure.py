@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manyhands.accountant import epsilon, mu_of
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion, Network
-from manyhands.diffusion.release import box_norm, epsilon, mu_of
+from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Denoiser, guided
 from manyhands.errors import RecipeError
 from manyhands.models.unet import UNet
