@@ -280,7 +280,7 @@ def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
     if not recipe.method.pools:
         return split(images, recipe.partition, recipe.seed), images.skipped
     dealt = np.sort(np.concatenate(_parts(images, recipe.partition, recipe.seed)))
-    return [_silo("pooled", images.subset(dealt))], images.skipped
+    return [Silo("pooled", images.subset(dealt))], images.skipped
 
 
 def evaluate(folder: RunFolder, told: Evaluation, data: str = "", **sampling: Any) -> dict[str, Any]:
@@ -383,23 +383,18 @@ def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
     """Deal images to silos called silo-0, silo-1, ...; each keeps apart those that are held out."""
     parts = _parts(images, partition, seed)
     width = len(str(len(parts) - 1))
-    return [_silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
+    return [Silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
 
 
 def silo_of(name: str, folder: str, recipe: Recipe) -> Silo:
     """A silo with the images of a folder, as the recipe wants them."""
     data = recipe.data
     images = Folder(path=folder).load(data.size, data.channels, data.known_classes())
-    return _silo(name, images.hold_out(data.held_out))
+    return Silo(name, images.hold_out(data.held_out))
 
 
 def _parts(images: Images, partition: Partition, seed: int) -> Parts:
     return partition.parts(images, numpy_rng(seed, "partition"))
-
-
-def _silo(name: str, images: Images) -> Silo:
-    train, held = images.divided()
-    return Silo(name, train, held_out=held)
 
 
 def chosen_device(asked: str) -> str:

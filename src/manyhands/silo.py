@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from manyhands.errors import RecipeError
+from manyhands.errors import DataError, RecipeError
 from manyhands.seed import torch_rng
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ class Workbench:
 class Silo:
     """What a data holder owns. None of it leaves but in a message.
 
-    It trains on ``images``, never on those ``held_out``, which what was trained is held against. ``memory`` holds the
-    tensors that a method keeps at the silo over rounds; it is checkpointed there. ``latents`` are the images as a
-    latent model trains on them; they are made anew when a run goes on. ``secret`` is what noise that must hide
-    something is drawn from; without one it is made of the run's seed, which is for simulations only.
+    It trains on ``images``, never on those ``held_out``, which what was trained is held against. Images that come with
+    marks of what is held out are divided into the two. ``memory`` holds the tensors that a method keeps at the silo
+    over rounds; it is checkpointed there. ``latents`` are the images as a latent model trains on them; they are made
+    anew when a run goes on. ``secret`` is what noise that must hide something is drawn from; without one it is made of
+    the run's seed, which is for simulations only.
     """
 
     name: str
@@ -74,6 +75,18 @@ class Silo:
 
         if not isinstance(self.secret, str):
             raise RecipeError(f"{self.name}: its secret is a {type(self.secret).__name__}, not text")
+        if self.images.held is not None:
+            self._hold_out()
+
+    def _hold_out(self) -> None:
+        """Keep apart what the images' own marks say: whoever builds a silo, nothing trains on those."""
+        train, marked = self.images.divided()
+        if self.held_out is not None and len(marked) and not torch.equal(marked.pixels, self.held_out.pixels):
+            raise DataError(
+                f"{self.name}: {len(marked)} of its images are marked as held out, and held_out has other images "
+                f"({len(self.held_out)}); give either marks or held_out"
+            )
+        self.images, self.held_out = train, marked if self.held_out is None else self.held_out
 
     def rng(self, round_number: int) -> torch.Generator:
         """The random numbers of this silo in this round, on its device."""

@@ -39,6 +39,11 @@ class Images:
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.dim() != 4:
             raise DataError(f"pixels are {self.pixels.dtype} {tuple(self.pixels.shape)}, not uint8 N x C x H x W")
+        if self.held is not None and (self.held.dtype != torch.bool or self.held.shape != (len(self),)):
+            raise DataError(
+                f"marks of what is held out are {self.held.dtype} {tuple(self.held.shape)}, not one bool for each of "
+                f"{len(self)} images"
+            )
         if self.labels is None:
             return
         if self.labels.shape != (len(self),):
@@ -122,13 +127,15 @@ def join(parts: Sequence[Images]) -> Images:
 
 
 def pooled(parts: Sequence[Images]) -> Images:
-    """All images of several holders, with what all of them say of theirs."""
+    """All images of several holders, with what all of them say of theirs; what any of them holds out stays marked."""
     first = parts[0]
     if any(part.classes != first.classes for part in parts):
         raise DataError(f"there are different classes: {' / '.join(str(len(part.classes)) for part in parts)}")
     if len({part.labels is None for part in parts}) > 1:
         raise DataError("some have labels and some have none")
     told = {name: [getattr(part, name) for part in parts] for name in ("labels", "domain", "rows", "held")}
+    if any(part.held is not None for part in parts):
+        told["held"] = [torch.zeros(len(part), dtype=torch.bool) if part.held is None else part.held for part in parts]
     known = {name: torch.cat(values) for name, values in told.items() if all(value is not None for value in values)}
     skipped = tuple(name for part in parts for name in part.skipped)
     return Images(
