@@ -349,6 +349,7 @@ class CollaFuse(Denoising):
             self.label_epsilon,
             turn,
             self.release == "fresh",
+            silo.held_out,
         )
 
     def releases(self, images: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -16,6 +16,7 @@ from manyhands.data.images import as_floats
 from manyhands.diffusion.objective import noised
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
+from manyhands.methods.noise import on_path, randomised
 from manyhands.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ FARTHEST = 50.0
 class Noising:
     """How a silo makes its release: the step of the cut, the norm that images are clipped to, what becomes of labels.
 
-    The noise of an image is drawn from ``secret``, the image itself, the cut and, where images are released ``fresh``,
-    the ``turn`` and its place in it: whoever has not the
-    secret cannot draw it, no two images and no two cuts share any, and the same image is released the same a second
-    time, so that nothing is to be gained from asking again. Generators of random numbers will not do here: PyTorch's
-    has 32 bits of seed on a CPU, which can be tried one by one.
+    The noise of an image is drawn from ``secret`` and the record that it is: its pixels, and which of the silo's equal
+    images, ``held_out`` ones among them. Whoever has not the secret cannot draw it, and equal images share none. How
+    a recipe puts it is of no account: only how loud the noise is, against the image as it was clipped. Of two cuts,
+    chains or norms under which that is the same, the releases are the same; else they are of one path of noise, and
+    tell together what the less noisy one tells (and, if norms differ that clip an image, its norm). Where images are
+    released ``fresh``, each place of each ``turn`` has a path of its own.
     """
 
     schedule: Schedule
@@ -48,35 +50,62 @@ class Noising:
     label_epsilon: float = 1.0
     turn: int = 0
     fresh: bool = False
+    held_out: Images | None = field(default=None, repr=False)
 
-    def of(self, images: Images, numbers: Tensor, first: int = 0) -> Tensors:
-        """The release of the images of these numbers, the first of which has this place in the whole of it."""
-        pixels = images.pixels[numbers]
-        x_0 = clipped(as_floats(pixels), self.norm)
-        eps = torch.stack([self._noise(image, first + i) for i, image in enumerate(pixels)]).reshape(x_0.shape)
-        t = torch.full((len(x_0),), self.cut)
-        released = {"images": noised(x_0, eps, *self.schedule.levels(t, x_0)) if self.cut else x_0}
+    def of(self, images: Images, numbers: Tensor, first: int = 0, which: Tensor | None = None) -> Tensors:
+        """The release of the images of these numbers, the first of which has this place in the whole of it.
+
+        ``which`` says of all images which of their equals each is; it is found out where it is not told.
+        """
+        pixels, which = images.pixels[numbers], self.which(images) if which is None else which
+        records = [self._record(image, int(which[i])) for image, i in zip(pixels, numbers, strict=True)]
+        released = {"images": self._noised(pixels, records, first)}
         if self.labels == "withhold" or images.labels is None:
             return released
-        pairs, classes = zip(pixels, images.labels[numbers].tolist(), strict=True), len(images.classes)
-        return released | {"labels": torch.tensor([self._told(image, label, classes) for image, label in pairs])}
+        known, classes = images.labels[numbers].tolist(), len(images.classes)
+        told = [self._told(record, label, classes) for record, label in zip(records, known, strict=True)]
+        return released | {"labels": torch.tensor(told)}
 
-    def _noise(self, image: Tensor, place: int = 0) -> Tensor:
+    def which(self, images: Images) -> Tensor:
+        """Which of the silo's equal images each one is, by where they stood in their source."""
+        sets = [part for part in (images, self.held_out) if part is not None]
+        pixels = [image.numpy().tobytes() for part in sets for image in part.pixels]
+        rows = [part.rows if part.rows is not None else torch.arange(len(part)) for part in sets]
+        seen: Counter[bytes] = Counter()
+        found = torch.zeros(len(pixels), dtype=torch.long)
+        for i in torch.cat(rows).argsort(stable=True).tolist():
+            found[i] = seen[pixels[i]]
+            seen[pixels[i]] += 1
+        return found[: len(images)]
+
+    def _noised(self, pixels: Tensor, records: list[bytes], first: int) -> Tensor:
+        """Images with noise of the variance that it has against the image itself, to the last digit of both.
+
+        Were it only nearly so, the difference of two releases with the same noise would tell the image.
+        """
+        x_0, factor = as_floats(pixels), shrinking(pixels, self.norm)
+        if not self.cut:
+            return (x_0.double() * factor).float()
+        alpha, sigma = (level.double() for level in self.schedule.levels(torch.tensor([self.cut]), x_0))
+        signal = alpha * factor
+        variances = (sigma / signal).square().flatten().tolist()
+        keys = [self._key(record, first + i) for i, record in enumerate(records)]
+        eps = [on_path(*each, x_0[0].numel()) for each in zip(keys, variances, strict=True)]
+        return noised(x_0.double(), torch.from_numpy(np.stack(eps)).reshape(x_0.shape), signal, sigma).float()
+
+    def _key(self, record: bytes, place: int) -> bytes:
         anew = f"{self.turn} {place}" if self.fresh else ""
-        told = f"noise\n{self.schedule!r}\n{self.cut}\n{self.norm}\n{anew}"
-        return torch.from_numpy(normal(self._key(image, told), image.numel())).float()
+        return f"noise\n{anew}\n".encode() + record
 
-    def _told(self, image: Tensor, label: int, classes: int) -> int:
-        """The label; randomised, it is the true one with the odds e^epsilon against each of the others."""
+    def _told(self, record: bytes, label: int, classes: int) -> int:
+        """The label, or what is told of it: the same each time, or averaging would tell the true one."""
         if self.labels == "share":
             return label
-        key = self._key(image, f"label\n{label}")  # the same each time it is told, or averaging would tell the true one
-        odds, (first, second) = math.exp(self.label_epsilon), uniform(key, 2)
-        true = first < odds / (odds + classes - 1)
-        return label if true else (label + 1 + int(second * (classes - 1))) % classes
+        return randomised(f"label\n{label} {classes}\n".encode() + record, label, classes, self.label_epsilon)
 
-    def _key(self, image: Tensor, what: str) -> bytes:
-        return f"{self.secret}\n{what}\n".encode() + image.numpy().tobytes()
+    def _record(self, image: Tensor, which: int) -> bytes:
+        told = f"{self.secret}\n{which}\n".encode() + image.numpy().tobytes()
+        return hashlib.sha256(told).digest()
 
 
 def clipped(x: Tensor, norm: float | None) -> Tensor:
@@ -87,17 +116,14 @@ def clipped(x: Tensor, norm: float | None) -> Tensor:
     return x * own.reciprocal().mul(norm).clamp(max=1)
 
 
-def uniform(key: bytes, count: int) -> np.ndarray:
-    """Numbers between 0 and 1, both left out, that nobody can tell who has not the key."""
-    raw = np.frombuffer(hashlib.shake_256(key).digest(8 * count), dtype="<u8")
-    return ((raw >> 12) + 0.5) * 2.0**-52
-
-
-def normal(key: bytes, count: int) -> np.ndarray:
-    """Normal numbers by the same means (Box and Muller, 1958)."""
-    u = uniform(key, 2 * math.ceil(count / 2)).reshape(2, -1)
-    radius, angle = np.sqrt(-2 * np.log(u[0])), 2 * np.pi * u[1]
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+def shrinking(pixels: Tensor, norm: float | None) -> Tensor:
+    """What images (bytes) are multiplied by to be of this norm at most: 1 to the last digit where theirs is."""
+    shape = (-1, *[1] * (pixels.dim() - 1))
+    if norm is None:
+        return torch.ones(len(pixels), dtype=torch.float64).reshape(shape)
+    own = pixels.flatten(1).long().mul(2).sub(255).square().sum(1).double().sqrt() / 255
+    factor: Tensor = (norm / own.clamp(min=1e-12)).clamp(max=1).reshape(shape)
+    return factor
 
 
 def chunk_of(pixels: int) -> int:
@@ -107,10 +133,10 @@ def chunk_of(pixels: int) -> int:
 
 def chunks(noising: Noising, images: Images, numbers: Tensor, first: int = 0) -> Iterator[Message]:
     """The messages of a release, from image ``first`` of it on."""
-    size = chunk_of(images.pixels[0].numel())
+    size, which = chunk_of(images.pixels[0].numel()), noising.which(images)
     for start in range(first, len(numbers), size):
         facts = {"first": start, "cut": noising.cut, "turn": noising.turn}
-        yield Message("release", noising.of(images, numbers[start : start + size], start), facts)
+        yield Message("release", noising.of(images, numbers[start : start + size], start, which), facts)
 
 
 def fingerprint(noising: Noising, images: Images, numbers: Tensor) -> str:

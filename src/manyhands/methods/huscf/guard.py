@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from manyhands.methods.release import normal
+from manyhands.methods.noise import normal
 from manyhands.spec import Float, Spec
 
 if TYPE_CHECKING:
