@@ -267,7 +267,8 @@ def _by(kind: str, recipe: str, folder: Path) -> str:
     told = tomllib.loads(path.read_text())
     silos, method = told["partition"]["silos"], told["method"]
     beside = {"fedavg": {"keep_optimiser": True}, "central": {"silos": silos, "joined": True}}.get(kind, {})
-    kept = {name: method[name] for name in ("rounds", "ema", "model", "training") if name in method}
+    kept = {name: method[name] for name in ("rounds", "ema", "training") if name in method}
+    kept["model"] = {"kind": "gan", **method.get("model", {})}
     changed = folder.with_name(f"{folder.name}-{kind}.toml")
     changed.parent.mkdir(parents=True, exist_ok=True)
     changed.write_text(tomli_w.dumps(told | {"method": {"kind": kind, **kept, **beside}}))

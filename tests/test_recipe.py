@@ -3,14 +3,13 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomli_w
 from PIL import Image
 
-from manyhands import Central, FedAvg, compose
+from manyhands import Central, FedAvg
 from manyhands.errors import DataError, RecipeError
-from manyhands.recipe import Data, load_recipe, parse_recipe
+from manyhands.recipe import KINDS, Data, load_recipe, parse_recipe
 
 TEXT = """
 [data]
@@ -135,24 +134,6 @@ def test_classes_are_declared_or_come_from_the_source(path: Path, tmp_path: Path
     assert isinstance(declared.method, FedAvg)
 
 
-def test_domains_end_to_end(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for domain in ("night", "day"):
-        for label in ("cat", "dog"):
-            (tmp_path / domain / label).mkdir(parents=True)
-            for i in range(3):
-                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / domain / label / f"{i}.png")
-    told = tomllib.loads(TEXT) | {"name": "two", "partition": {"kind": "domains", "silos": 2}}
-    places = {domain: {"kind": "folder", "path": str(tmp_path / domain)} for domain in ("night", "day")}
-    told["data"] = {"size": 8, "domains": places}
-    experiment = compose(parse_recipe(told))
-    assert [len(silo.images) for silo in experiment.silos] == [4, 4]
-    assert [len(silo.held_out or []) for silo in experiment.silos] == [2, 2]
-    assert [done.number for done in experiment] == [0, 1]
-    assert experiment.silos[0].images.domains == ("day", "night")
-
-
 def test_a_limit_keeps_the_names_of_what_was_skipped(tmp_path: Path) -> None:
     for i in range(4):
         Image.new("L", (4, 4)).save(tmp_path / f"{i}.png")
@@ -201,3 +182,21 @@ HUSCF = Path(__file__).parents[1] / "recipes" / "digits-huscf.toml"
 def test_what_a_cut_gan_cannot_be_is_named(changes: list[str], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_recipe(HUSCF, changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_method_implies_its_kind_of_model(kind: str) -> None:
+    told = tomllib.loads(TEXT) | {"name": "short", "data": {"source": "digits", "size": 16}}
+    told["method"] = {"kind": kind, "rounds": 1, "training": {"steps": 1}} | (
+        {"cut": 0.4} if kind == "collafuse" else {}
+    )
+    model = parse_recipe(told).method.model
+    gan = kind in {"huscf", "mdgan", "splitgan", "pflgan", "hflgan"}
+    assert (model.kind, model.classes) == ("gan" if gan else "unet", 10)
+    told["method"]["model"] = {"kind": model.kind}
+    assert parse_recipe(told).method.model == model
+    told["method"]["model"] = {"kind": "unet" if gan else "gna"}
+    with pytest.raises(
+        RecipeError, match=r"method.model.*(input should be 'gan'|input should be 'unet'|did you mean 'gan')"
+    ):
+        parse_recipe(told)

@@ -312,12 +312,12 @@ def held_silos(folder: RunFolder, data: str = "") -> tuple[Recipe, list[Silo]]:
         )
     kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
     if data:
-        return recipe, silos_of(recipe)[0] if data == "recipe" else [silo_of("here", data, recipe)]
+        return recipe, distinct(silos_of(recipe)[0]) if data == "recipe" else [silo_of("here", data, recipe)]
     if not kept["data"]:
         raise RunFolderError(
             f"{folder.path}: was trained between sites, and their images are theirs: evaluate --data measures it"
         )
-    silos, _ = silos_of(recipe)
+    silos = distinct(silos_of(recipe)[0])
     if len(folder.rounds) != kept["rounds"]:
         raise RunFolderError(f"{folder.path}/journal.jsonl: tells of {len(folder.rounds)} of {kept['rounds']} rounds")
     if kept["data"] != ending.data_of(silos):
@@ -380,10 +380,9 @@ def restored(state: State, method: Method, seed: int, device: str) -> Server:
 
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
-    """Deal images to silos called silo-0, silo-1, ...; each keeps apart those that are held out."""
-    parts = _parts(images, partition, seed)
-    width = len(str(len(parts) - 1))
-    return [Silo(f"silo-{i:0{width}d}", images.subset(part)) for i, part in enumerate(parts)]
+    """Deal images to silos, which have the names of their domains or are called silo-0, silo-1, ..."""
+    parts, names = _parts(images, partition, seed), partition.names(images.domains)
+    return [Silo(name, images.subset(part)) for name, part in zip(names, parts, strict=True)]
 
 
 def silo_of(name: str, folder: str, recipe: Recipe) -> Silo:

@@ -31,6 +31,7 @@ from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.method import Method
 from manyhands.seed import numpy_rng
+from manyhands.silo import NAME_RULE, is_name
 from manyhands.spec import Float, Int, Spec, nearest
 
 S = TypeVar("S", bound=Spec)
@@ -38,7 +39,8 @@ FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes
 AnyMethod = Annotated[
     FedAvg | Local | Central | CollaFuse | HuSCF | MDGan | SplitGan | PFLGan | HFLGan, Field(discriminator="kind")
 ]
-KINDS: list[str] = [spec.model_fields["kind"].default for spec in get_args(get_args(AnyMethod)[0])]
+METHODS: tuple[type[Method], ...] = get_args(get_args(AnyMethod)[0])
+KINDS: list[str] = [spec.model_fields["kind"].default for spec in METHODS]
 
 
 class Data(Spec):
@@ -46,8 +48,8 @@ class Data(Spec):
 
     ``classes`` is a list of names or a number of classes; without it, the source says. ``limit`` keeps so many
     images, drawn at random. Nobody trains on the images of ``test``, or on a share ``held_out`` where there is no test
-    source: what was trained is held against them. Neither draw depends on the run's seed. ``origin`` says how to get
-    the images, where they are not there.
+    source: what was trained is held against them. Neither draw depends on the run's seed. The silos of ``domains`` have
+    their names. ``origin`` says how to get the images, where they are not there.
     """
 
     size: Int = Field(ge=4, le=1024)
@@ -80,12 +82,14 @@ class Data(Spec):
             raise ValueError("say either source or domains, one of the two")
         if self.test is not None and self.source is None:
             raise ValueError("test goes with one source; domains hold a share out of each")
+        if odd := [name for name in self.domains if not is_name(name)]:
+            raise ValueError(f"domain {odd[0]!r} gives its silo its name: {NAME_RULE}")
         return self
 
     @property
     def sources(self) -> list[Any]:
-        """The source, or those of the domains in the order of their names."""
-        return [self.source] if self.source is not None else [self.domains[name] for name in sorted(self.domains)]
+        """The source, or those of the domains in the order of the recipe."""
+        return [self.source] if self.source is not None else list(self.domains.values())
 
     def known_classes(self) -> tuple[str, ...]:
         """The names of the classes, as declared or as the sources have them."""
@@ -101,7 +105,7 @@ class Data(Spec):
     def _loaded(self) -> Images:
         classes = self.known_classes()
         parts = [source.load(self.size, self.channels, classes) for source in self.sources]
-        images = parts[0] if self.source is not None else replace(join(parts), domains=tuple(sorted(self.domains)))
+        images = parts[0] if self.source is not None else join(parts, tuple(self.domains))
         if self.limit is not None and self.limit < len(images):
             images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
         if self.test is None:
@@ -141,7 +145,12 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        model, silos = self.method.model, self.partition.silos
+        model, names, domains = self.method.model, self.silo_names, self.data.domains
+        silos = len(names)
+        if domains and self.partition.silos % len(domains):
+            raise ValueError(
+                f"partition.silos is {self.partition.silos}, which {len(domains)} domains cannot share evenly"
+            )
         if (model.size, model.channels) != (self.data.size, self.data.channels):
             raise ValueError(
                 f"method.model is for {model.channels} x {model.size}, data is {self.data.channels} x {self.data.size}"
@@ -156,13 +165,20 @@ class Recipe(Spec):
         diffusion = getattr(self.method, "diffusion", None)
         if self.sampling.guidance != 1 and model.classes and not (diffusion and diffusion.label_dropout):
             raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
-        if odd := [name for name in _named(self.method) if not fnmatch.filter(self.partition.names(), name)]:
-            raise ValueError(f"method names {odd[0]!r}; {nearest(odd[0], self.partition.names()[:20])}")
+        if odd := [name for name in _named(self.method) if not fnmatch.filter(names, name)]:
+            raise ValueError(f"method names {odd[0]!r}; {nearest(odd[0], names[:20])}")
         if isinstance(self.partition, Dirichlet | Shards) and self.data.classes == ():
             raise ValueError(f"partition {self.partition.kind!r} deals by label, and data.classes is 0")
-        if isinstance(self.partition, Domains) != bool(self.data.domains) and not isinstance(self.partition, Lacking):
+        if isinstance(self.partition, Domains) != bool(domains) and not isinstance(self.partition, Lacking):
             raise ValueError("partition 'domains' and [data.domains] go together")
+        if domains and not is_name(long := max(names, key=len)):
+            raise ValueError(f"a silo would be called {long!r}: {NAME_RULE}; give its domain a shorter name")
         return self
+
+    @property
+    def silo_names(self) -> list[str]:
+        """What the silos are called, in the order of the recipe's domains where it has such."""
+        return self.partition.names(tuple(self.data.domains))
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, as it is kept in the run folder."""
@@ -230,15 +246,15 @@ def specs_in(told: Mapping[str, Any], where: str) -> list[Spec]:
 
 
 def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with the model's size, channels and classes, and the silos that a central run stands for."""
-    full = {**told}
+    """The recipe with its number of silos, the model's kind, size, channels and classes, and what a central run is."""
+    full = {**told, **_with_silos(told)}
     method, data = full.get("method"), full.get("data")
     if not isinstance(method, dict):
         return full
     model, data = method.get("model", {}), data if isinstance(data, dict) else {}
     if isinstance(model, dict):
         form = {key: data[key] for key in ("size", "channels") if key in data}
-        model = {"kind": "unet", "channels": 1, **form, **model}
+        model = {"kind": _model_kind(method.get("kind")), "channels": 1, **form, **model}
         if "classes" not in model and model["kind"] != "autoencoder":
             model["classes"] = _count_classes(data)
         method = {**method, "model": model}
@@ -248,6 +264,23 @@ def _filled_in(told: Mapping[str, Any]) -> dict[str, Any]:
     if method.get("kind") == "central":
         method = {"silos": _count_silos(full.get("partition")), **method}
     return {**full, "method": method}
+
+
+def _with_silos(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The partition with one silo for each domain, where there are domains and no number of silos is said."""
+    data, partition = told.get("data"), told.get("partition")
+    domains = data.get("domains") if isinstance(data, dict) else None
+    if not (isinstance(domains, dict) and domains and isinstance(partition, dict)):
+        return {}
+    return {"partition": {"silos": len(domains), **partition}}
+
+
+def _model_kind(method: Any) -> str:
+    """The kind of model that a kind of method trains: of several, the first."""
+    spec = next((each for each in METHODS if each.model_fields["kind"].default == method), FedAvg)
+    model = spec.model_fields["model"].annotation
+    kind: str = (get_args(model) or (model,))[0].model_fields["kind"].default
+    return kind
 
 
 def _count_silos(partition: Any) -> int:

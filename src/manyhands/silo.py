@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+NAME_RULE = "use a-z, 0-9, '.', '_' and '-', at most 63 of them"
+
+
+def is_name(name: str) -> bool:
+    """Whether a silo may be called so: it is a folder's name, and part of seeds."""
+    return bool(_NAME.fullmatch(name)) and ".." not in name
 
 
 class Buildable(Protocol):
@@ -70,8 +76,8 @@ class Silo:
     secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or ".." in self.name:
-            raise RecipeError(f"silo name {self.name!r}: use a-z, 0-9, '.', '_' and '-', at most 63 of them")
+        if not is_name(self.name):
+            raise RecipeError(f"silo name {self.name!r}: {NAME_RULE}")
 
         if not isinstance(self.secret, str):
             raise RecipeError(f"{self.name}: its secret is a {type(self.secret).__name__}, not text")

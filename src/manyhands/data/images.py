@@ -120,10 +120,10 @@ def checked(images: Tensor) -> Tensor:
     return as_bytes(images)
 
 
-def join(parts: Sequence[Images]) -> Images:
-    """All images of several sources; ``domain`` says which. Their classes must be the same."""
+def join(parts: Sequence[Images], names: Sequence[str] = ()) -> Images:
+    """All images of several sources; ``domain`` says which, by their ``names``. Their classes must be the same."""
     domain = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
-    return replace(pooled(parts), domain=domain, rows=None)
+    return replace(pooled(parts), domain=domain, rows=None, domains=tuple(names))
 
 
 def pooled(parts: Sequence[Images]) -> Images:

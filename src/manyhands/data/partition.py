@@ -169,10 +169,16 @@ class Partition(Spec, ABC):
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """The image numbers of each silo."""
 
-    def names(self) -> list[str]:
-        """What the silos are called: silo-0, silo-1, ..., all equally long."""
-        width = len(str(self.silos - 1))
-        return [f"silo-{i:0{width}d}" for i in range(self.silos)]
+    def names(self, domains: Sequence[str] = ()) -> list[str]:
+        """What the silos are called, in the order of their parts.
+
+        Of one domain each, they have its name: ``mayo``, or where it has several ``mayo-0``, ``mayo-1``; others are
+        ``silo-0``, ``silo-1``. All numbers are equally long.
+        """
+        if not domains:
+            return _numbered("silo", self.silos)
+        each = self.silos // len(domains)
+        return list(domains) if each == 1 else [name for domain in domains for name in _numbered(domain, each)]
 
 
 class Iid(Partition):
@@ -284,15 +290,22 @@ class ByAttributes(Partition):
 
 
 class Domains(Partition):
-    """Each silo has one of the sources under [data.domains]."""
+    """Each silo has one of the sources under [data.domains], and its name; without ``silos`` there is one of each."""
 
     kind: Literal["domains"] = "domains"
+    silos: Int = Field(default=0, ge=0, le=100_000)
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``domains``."""
         if images.domain is None:
             raise DataError("partition 'domains' needs several sources, under [data.domains.<name>]")
-        return domains(images.domain.numpy(), self.silos, rng, self.minimum)
+        if not (self.silos or images.domains):
+            raise DataError("the domains of these images have no names: say how many silos there are")
+        return domains(_domain_of(images), self.silos or len(images.domains), rng, self.minimum)
+
+    def names(self, domains: Sequence[str] = ()) -> list[str]:
+        """As ever, with one silo a domain where it is not said how many."""
+        return super().names(domains) if self.silos else list(domains)
 
 
 class Lacking(Partition):
@@ -320,7 +333,7 @@ class Lacking(Partition):
         if (most := max(number for number, _ in self.lacks)) >= len(np.unique(labels)):
             raise DataError(f"a silo would lack {most} of {len(np.unique(labels))} classes")
         held = nothing.astype(bool) if images.held is None else images.held.numpy()
-        domain, own = nothing if images.domain is None else images.domain.numpy(), numpy_rng(0, "lacking")
+        domain, own = _domain_of(images), numpy_rng(0, "lacking")
         return lacking(labels, held, domain, self.silos, own, self.lacks, self.sizes, self.each, self.minimum)
 
 
@@ -335,6 +348,19 @@ def _told_of(images: Images, told: np.ndarray, path: Path, what: str) -> np.ndar
     if (images.rows is None and len(told) != len(images)) or rows.max() >= len(told):
         raise DataError(f"{path}: has {len(told):,} {what} for {rows.max() + 1:,} images")
     return told[rows]
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    width = len(str(count - 1))
+    return [f"{name}-{i:0{width}d}" for i in range(count)]
+
+
+def _domain_of(images: Images) -> np.ndarray:
+    """The number of each image's domain: 0 where there is one only. No domain may be without images."""
+    domain = np.zeros(len(images), dtype=int) if images.domain is None else images.domain.numpy()
+    if empty := [name for number, name in enumerate(images.domains) if number not in domain]:
+        raise DataError(f"of domain {empty[0]!r} there are no images: a larger data.limit may help")
+    return domain
 
 
 def _labels_of(images: Images) -> np.ndarray:

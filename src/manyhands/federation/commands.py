@@ -41,13 +41,12 @@ def _demo(
         raise RecipeError("a federation needs NVIDIA FLARE: pip install 'manyhands[network]'")
     if not recipe:
         return
-    from manyhands.federation.demo import demo
-    from manyhands.recipe import load_recipe
+    from manyhands.federation.demo import demo, demo_recipe
     from manyhands.shipped import recipe_path
 
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"--out {out}: is not empty")
-    told = load_recipe(recipe_path(recipe), ["partition.silos=3", *(changes or [])])
+    told = demo_recipe(recipe_path(recipe), changes or [])
     run = demo(told, out, _say)
     typer.echo(f"the server's run folder: {run}; its report: {run / 'report.html'}")
     typer.echo(f"to measure it, on what the recipe dealt: manyhands evaluate {run} --data recipe")

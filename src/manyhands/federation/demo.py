@@ -94,9 +94,18 @@ class Federation:
             process.wait()
 
 
+def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
+    """A recipe for a few sites: one for each of its domains or three, if ``changes`` do not say otherwise."""
+    from manyhands.recipe import load_recipe, read_recipe
+
+    data = read_recipe(path, changes).get("data")
+    domains = data.get("domains") if isinstance(data, dict) else None
+    return load_recipe(path, [f"partition.silos={len(domains) if domains else 3}", *changes])
+
+
 def demo(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Path:
     """Run a recipe between processes of this machine; the run folder of the server."""
-    sites = recipe.partition.names()
+    sites = recipe.silo_names
     out.mkdir(parents=True, exist_ok=True)
     with Federation(out, sites) as federation, federation.lead() as lead:
         run, last = str(lead.submit(recipe, [])["run"]), ""
