@@ -52,13 +52,14 @@ class Clock:
             self.server.seen - self.seen,
             self.server.loss,
             weighed={silo: dict(told) for silo, told in self.server.weighed.items()},
+            note=closed.note,
         )
         self.up, self.down, self.flops, self.seen = up, down, self.server.flops, self.server.seen
         return done
 
 
 def check_quorum(done: Round, closed: Closed, quorum: int) -> None:
-    """Raise where fewer silos than that could send anything."""
-    if len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < quorum:
+    """Raise where fewer silos than that could send anything, unless the server has just gone back for them."""
+    if not closed.note and len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < quorum:
         why = "; ".join(f"{silo}: {reason}" for silo, reason in done.missing.items())
         raise QuorumLost(f"round {done.number + 1}: fewer than {quorum} silos could send anything ({why})")

@@ -85,6 +85,8 @@ class Reason(StrEnum):
     WRONG_SHAPE = "wrong shape"
     WRONG_DTYPE = "wrong dtype"
     NOT_FINITE = "not finite"
+    TOO_LONG = "update too long"
+    LEFT_OUT = "left out"
     WRONG_FACTS = "wrong facts"
     WRONG_WEIGHT = "wrong weight"
     OTHER_SCHEDULE = "another schedule"

@@ -34,6 +34,7 @@ from manyhands.models.generator import Drawing, Generator, load
 from manyhands.recipe import Recipe, parse_recipe, specs_in
 from manyhands.seed import numpy_rng
 from manyhands.silo import Silo, Workbench, distinct
+from manyhands.tensors import Tensors
 
 Drawn = Drawing | TrainedAutoencoder
 UNMEASURED = (ManyhandsError, RuntimeError, ValueError)
@@ -107,7 +108,8 @@ class Experiment:
         if self._ran:
             raise RecipeError("this experiment has run; make another, with resume=True to go on in its folder")
         self._ran = True
-        hub = Hub(self.server, self.method.plan(), self.roster, self.quorum)
+        earlier = None if self.run_folder is None else self._earlier
+        hub = Hub(self.server, self.method.plan(), self.roster, self.quorum, earlier=earlier)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
         clock = Clock(self.ledger, self.server)
         for closed in self.link.run(hub, conversations, self.ledger):
@@ -115,6 +117,11 @@ class Experiment:
             check_quorum(done, closed, self.quorum)
             yield done
             clock.start()
+
+    def _earlier(self) -> Tensors:
+        """The server's state before the newest round that is kept; its start where there is none."""
+        assert self.run_folder is not None
+        return self.run_folder.earlier() or self.method.server(self.seed, self.roster).state_dict()
 
     def generator(self, silo: str | None = None) -> Generator | Forger:
         """The trained generator: the shared one, or the one that a silo has for itself, whole."""
@@ -205,6 +212,8 @@ class Experiment:
                 silo.memory = dict(state.memories.get(silo.name, {}))
 
     def _keep(self, folder: RunFolder, done: Round) -> None:
+        if done.note:
+            folder.problem(f"round {done.number + 1}: {done.note}")
         folder.append(done)
         self._save(folder)
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from manyhands.errors import QuorumLost, Reason, Refused
+from manyhands.plan import RESTING
 
 if TYPE_CHECKING:
     from manyhands.message import Message
     from manyhands.methods.method import Server
     from manyhands.plan import Plan
+    from manyhands.tensors import Tensors
 
 T = TypeVar("T")
 LONGEST = 10
@@ -23,11 +25,15 @@ FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError
 
 @dataclass(frozen=True)
 class Closed:
-    """A barrier that ended a round: what the silos said beside their tensors, and who was missing and why."""
+    """A barrier that ended a round: what the silos said beside their tensors, and who was missing and why.
+
+    ``note`` says so where the server went back to earlier weights.
+    """
 
     round: int
     facts: Mapping[str, Mapping[str, object]]
     missing: Mapping[str, str]
+    note: str = ""
 
 
 @dataclass
@@ -69,7 +75,8 @@ class Hub:
     should they wait at different operations, one that closes no round goes first, and of several the one with most
     silos; the others wait on.
     ``expire`` leaves out those who have not called, or been heard of, by the deadline, and ``quorum`` is the least
-    number to go on with.
+    number to go on with. ``earlier`` is the server's state one generation before the newest that is kept: where every
+    silo falls ill of what the last round made, the server goes back to it, once, before the next update comes.
     """
 
     server: Server
@@ -77,6 +84,7 @@ class Hub:
     roster: Mapping[str, int]
     quorum: int = 1
     deadline: float = 600.0
+    earlier: Callable[[], Tensors] | None = None
     closed: list[Closed] = field(default_factory=list)
     away: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
@@ -84,6 +92,8 @@ class Hub:
     def __post_init__(self) -> None:
         self._callers = {name: _Caller() for name in sorted(self.roster)}
         self._refusals: dict[str, str] = {}
+        self._not_finite: set[str] = set()
+        self._went_back = False
         self._now = 0.0
         self._opened: float | None = None
 
@@ -118,6 +128,8 @@ class Hub:
     def refuse(self, silo: str, refusal: Refused) -> Refused:
         """Note a refusal: it is told with the round, unless the silo mends what it said."""
         self._caller(silo).refusal = refusal
+        if refusal.reason is Reason.NOT_FINITE:
+            self._not_finite.add(silo)
         self._refusals[silo] = str(refusal)
         return refusal
 
@@ -204,6 +216,7 @@ class Hub:
 
     def _fire(self, op: str, group: Mapping[str, Message]) -> None:
         self._opened, number = self._now, self.server.round
+        note = self._go_back_if_all_are_ill(group) if self.plan.operations[op].closes_round else ""
         replies = self.server.on_group(op, group)
         for silo in group:
             caller = self._callers[silo]
@@ -211,5 +224,26 @@ class Hub:
         if self.plan.operations[op].closes_round:
             facts = {silo: message.facts for silo, message in group.items()}
             absent = {silo: why for silo, why in {**self.away, **self._refusals}.items() if silo not in group}
-            self.closed.append(Closed(number, facts, absent))
-            self._refusals = {}
+            self.closed.append(Closed(number, facts, absent, note))
+            self._refusals, self._not_finite = {}, set()
+
+    def _go_back_if_all_are_ill(self, group: Mapping[str, Message]) -> str:
+        """What is said of it where the server goes back, else nothing."""
+        withheld = {silo: message.facts.get("withheld") or "" for silo, message in group.items()}
+        others = [silo for silo, why in withheld.items() if why != RESTING and not self._was_refused(silo)]
+        ill = [silo for silo in others if withheld[silo]]
+        if not ill or len(ill) < len(others):
+            self._went_back = False
+            return ""
+        if self._went_back or self.earlier is None:
+            return ""
+        left_out = self.server.go_back(self.earlier())
+        self._went_back = left_out is not None
+        if left_out is None:
+            return ""
+        gone = f"; {left_out}, whose update moved it most, is left out of the next round" if left_out else ""
+        return f"every silo fell ill of the last mean: the server went back to the weights before it{gone}"
+
+    def _was_refused(self, silo: str) -> bool:
+        """For another reason than numbers that are not finite, which is how an illness shows, too."""
+        return silo in self._refusals and silo not in self._not_finite

@@ -41,6 +41,7 @@ class Round:
 
     ``images`` are those that silos trained on, ``server_images`` those that the server did, noised as it has them.
     ``weighed`` is the cluster of each silo, its distance from the others and its weight, where a method has such.
+    ``note`` is what the server did beside its work.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Round:
     server_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     weighed: dict[str, dict[str, float]] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def loss(self) -> float:
@@ -248,6 +250,11 @@ class RunFolder:
             raise CheckpointError("; ".join([f"{self.path}: no whole checkpoint is left", *self.problems]))
         self._cut_journal(0)
         return None
+
+    def earlier(self) -> Tensors | None:
+        """The server's tensors one generation before the newest, or None where there is no such generation."""
+        older = generations(self.server)[1:2]
+        return dict(self._unsealed(self.server, "server", older[0]).tensors) if older else None
 
     def _store(self, name: str, tensors: Tensors) -> str:
         """Keep a store of the server, if it is not there yet; its hash goes into every checkpoint."""

@@ -39,6 +39,8 @@ class Progress:
         self._seconds.append(done.seconds)
         for silo, why in done.missing.items():
             self.console.print(f"round {done.number + 1}: without {silo}: {why}", soft_wrap=True)
+        if done.note:
+            self.console.print(f"round {done.number + 1}: {done.note}", soft_wrap=True)
         line = round_line(done, sum(self._seconds[-5:]) / len(self._seconds[-5:]))
         if self._live:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)

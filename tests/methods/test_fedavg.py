@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import Field
 
 from manyhands import Central, Experiment, Local, Silo, Training, UNet
 from manyhands.errors import QuorumLost, Reason, RecipeError, Refused
@@ -124,7 +125,7 @@ def test_unconditional_models_train_and_labels_are_not_used() -> None:
 class Bent(FedAvg):
     """Federated averaging in which one silo says something else than it should."""
 
-    bend: Any = None
+    bend: Any = Field(default=None, exclude=True)
     who: str = "s1"
 
     def silo(self, silo: Silo) -> Conversation:

@@ -186,7 +186,7 @@ def test_a_silo_that_missed_a_round_is_sent_the_whole_and_a_resting_one_nothing(
     resting = sorted({"s0", "s1", "s2", "s3"} - taking)[0]
     ready, away, new = sorted(taking)[0], sorted(taking)[1], sorted(taking)[1]
     server.round = 3
-    server.handout.number = 3
+    server.handout.number, server.handout.base = 3, server.handout.given
     says = {ready: 2, away: 1}
     forms = {}
     for silo, holds in says.items():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from manyhands.methods.method import Server
     from manyhands.plan import Plan
     from manyhands.recipe import Recipe
+    from manyhands.tensors import Tensors
 
 FILE = "federation.json"
 MANY = 1 << 40
@@ -164,6 +165,7 @@ class Running:
             self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
         self.hub = Hub(self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline)
+        self.hub.earlier = self._earlier
         for site in self.roster.keys() - self.enrolled:
             self.hub.away[site] = (self.declined | self.waiting).get(site, "was not there")
         self._clock = Clock(self.ledger, self.server)
@@ -271,11 +273,16 @@ class Running:
         assert self._clock is not None
         done = self._clock.round_of(closed, self.method.rounds)
         check_quorum(done, closed, self.recipe.quorum)
+        if done.note:
+            self.folder.problem(f"round {done.number + 1}: {done.note}")
         self.folder.append(done)
         self.save()
         self._clock.start()
         self._fresh = True
         return done
+
+    def _earlier(self) -> Tensors:
+        return self.folder.earlier() or self.method.server(self.recipe.seed, self.roster).state_dict()
 
     def _gone(self) -> str:
         told = "; ".join(f"{site}: {why}" for site, why in sorted((self.declined | self.waiting).items()))

@@ -151,6 +151,7 @@ class Serving:
         self.board.stirring.clear()
         for done in running.closed():
             gone = "".join(f"; {site} is missing: {why}" for site, why in done.missing.items())
+            gone += f"; {done.note}" * bool(done.note)
             self.say(
                 f"round {done.number + 1}/{done.rounds}: loss {done.loss:.4f}, {done.seconds:.1f} s, "
                 f"{size_text(done.bytes_up)} up, {size_text(done.bytes_down)} down{gone}"

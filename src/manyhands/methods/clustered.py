@@ -46,6 +46,11 @@ class Clustered(Server):
             answers |= server.on_group(op, mine)
         return answers
 
+    def go_back(self, state: Tensors) -> str | None:
+        """All of them do."""
+        gone = [server.go_back(named(state, f"{name}/")) for name, server in self.servers.items()]
+        return None if None in gone else ", ".join(filter(None, gone))
+
     def state_dict(self) -> Tensors:
         """That of each, under the name of its cluster."""
         parts = (prefixed(server.state_dict(), f"{name}/") for name, server in self.servers.items())

@@ -25,6 +25,7 @@ from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg import FedAvg
 from manyhands.methods.method import Ask, Conversation, Server, Trained
 from manyhands.methods.release import Labels, Noising, chunk_of, chunks, fingerprint
+from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models import cost
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.layout import layout_of
@@ -50,7 +51,7 @@ class CollaFuse(Denoising):
     may ``ask`` for its own labels or for any. ``server_training`` is the server's share of a round: if not told, as
     many steps as all silos take. A silo trains from round ``warm_start`` on, from the server's weights of then;
     it finishes what it draws in ``finish`` steps, by those of the whole chain if not told, or in those that its last
-    rounds ``distil`` it to.
+    rounds ``distil`` it to. ``max_update_ratio`` is that of ``FedAvg``, for networks that are averaged.
 
     References:
         CollaFuse: Navigating Limited Resources and Privacy in Collaborative Generative AI, Zipperling et al., 2024,
@@ -78,6 +79,7 @@ class CollaFuse(Denoising):
     distil: Distil | None = None
     federate_silos: bool = False
     clusters: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    max_update_ratio: MaxUpdateRatio = MAX_RATIO
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -297,7 +299,7 @@ class CollaFuse(Denoising):
             "keep_optimiser": self.keep_optimiser,
         }
         if self.federate_silos:
-            return FedAvg(**told, kept=True)
+            return FedAvg(**told, kept=True, max_update_ratio=self.max_update_ratio)
         return Local(**told, distil=self.distil if step else None)
 
     @property

@@ -139,8 +139,12 @@ class CollaFuseServer(Wrapping):
         self.updates = int(state["server-updates"])
         if optimiser := named(state, "server-optimiser."):
             load_optimiser_state(self._optimiser(), prefixed(optimiser, "optimiser."))
-        self.inner.load_state_dict(named(state, "inner."))
+        self.inner.load_state_dict(self.inner_state(state))
         self._open()
+
+    def inner_state(self, state: Tensors) -> Tensors:
+        """That of the networks below the cuts."""
+        return named(state, "inner.")
 
     def _open(self) -> None:
         """Begin a round: with what is released by now."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
+from torch import Tensor
 
 from manyhands.codec.codec import BFloat16, Float16, Float32, most_bytes
 from manyhands.codec.updates import Updates
@@ -20,6 +21,7 @@ from manyhands.methods.method import Conversation, Server
 from manyhands.methods.proximal import Mode, Proximal
 from manyhands.methods.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.sharing import ALL, SHARED, WAYS, Share, asked, uploads
+from manyhands.methods.update_length import LENGTHS, MAX_RATIO, MaxUpdateRatio, UpdateLengths
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.forger import Forger
 from manyhands.models.gan import Gan
@@ -55,7 +57,8 @@ class FedAvg(Denoising):
     the mu of FedProx and FedDM-prox, ``up`` and ``down`` say how weights travel, ``share`` which parts of the U-Net
     do, and ``server_optimizer`` what the server makes of the mean. Where it is ``kept``, silos get the last mean, too,
     and keep what they got as a generator of their own. Silos always go on from what they were sent last,
-    never from its average over rounds.
+    never from its average over rounds. An update that is longer than ``max_update_ratio`` times the median of the last
+    round is refused; 0 takes every finite one.
 
     References:
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
@@ -75,6 +78,7 @@ class FedAvg(Denoising):
     share: Share = "all"
     server_optimizer: AnyServerOptimizer | None = None
     kept: bool = False
+    max_update_ratio: MaxUpdateRatio = MAX_RATIO
 
     @field_validator("server_optimizer")
     @classmethod
@@ -234,6 +238,7 @@ class FedAvg(Denoising):
 
     def _update(self, silo: Silo, answer: Message) -> Message:
         """One round at the silo: load what came, train, send what came of it."""
+        before = silo.memory
         received = self._receive(silo, answer)
         network = silo.bench.network(self.model)
         network.load_state_dict(received)
@@ -245,6 +250,7 @@ class FedAvg(Denoising):
         trained = self.train_round(network, optimiser, silo, number, pull)
         weights = snapshot(network.state_dict())
         if why := sick(trained, weights):
+            silo.memory = _with_average_of(before, silo.memory)
             return self._withheld(silo, answer, why, trained)
         parts = answer.facts.get("send", SHARED[self.share])
         sent = {name: weights[name] for name in self.layout_of(parts)}
@@ -254,6 +260,13 @@ class FedAvg(Denoising):
         kept = optimiser_state(optimiser) if self.keep_optimiser else {}
         silo.memory = silo.memory | kept | prefixed(left, LEFT) | prefixed(private, HELD)
         return Message("update", wire, update_facts(silo, answer, trained) | self._holds(silo))
+
+
+def _with_average_of(before: Tensors, memory: Tensors) -> Tensors:
+    """A silo's memory without what it was sent last in its average: weights that nobody can train are in no average."""
+    averaged = (AVERAGE, "receipts")
+    kept = {name: tensor for name, tensor in memory.items() if not name.startswith(averaged)}
+    return kept | {name: tensor for name, tensor in before.items() if name.startswith(averaged)}
 
 
 class FedAvgServer(Server):
@@ -269,6 +282,8 @@ class FedAvgServer(Server):
         self.memory: Tensors = {}
         self.updates = 0
         self.mean = WeightedMean()
+        self.lengths: UpdateLengths = UpdateLengths(method.max_update_ratio)
+        self._went_back = False
         self._asked = self._draw()
 
     @property
@@ -281,30 +296,37 @@ class FedAvgServer(Server):
         return self._answer(silo, message)
 
     def admit(self, silo: str, message: Message) -> None:
-        """An update from a silo that does not take part in the round is refused."""
+        """An update is refused from a silo that does not take part in the round, and where it is far too long."""
         if not message.tensors:
             return
         if silo not in self._asked:
             raise Refused(Reason.NOT_ASKED, f"{silo} does not take part in round {self.round}")
         self.method.up.check(message.tensors, self.method.layout_of(self._asked[silo]))
+        update, images, relative = self._decoded(silo, message), message.facts["images"], self.method.up.relative
+        self.lengths.check(silo, update, self.handout.given, images, relative=relative)
 
     def fold(self, silo: str, message: Message) -> Message:
         """Add an update to the sum and keep only what it says."""
         if message.tensors:
-            base = zeros(self.method.layout_of(self._asked[silo]))
-            self.mean.add(self.method.up.decode(message.tensors, base), message.facts["images"])
+            self.mean.add(self._decoded(silo, message), message.facts["images"])
         return Message(message.op, {}, message.facts)
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and give what came of it to those who take part in the next one."""
         mean, self.mean = self.mean.value(), WeightedMean()
-        self.handout = self.handout.next(self._moved(mean))
-        self.round += 1
+        self.handout = self.handout.anew() if self._went_back else self.handout.next(self._moved(mean))
+        self.lengths.close()
+        self.round, self._went_back = self.round + 1, False
         self._asked = self._draw()
         if mean:
             self.average = running_average(self.average, self.handout.given, self.method.ema, self.updates)
             self.updates += 1
         return {silo: self._answer(silo, message) for silo, message in messages.items()}
+
+    def go_back(self, state: Tensors) -> str | None:
+        """To the weights of an earlier round; whoever moved the last mean most takes no part in the next round."""
+        self._went_back = True
+        return super().go_back({name: tensor for name, tensor in state.items() if not name.startswith("base.")})
 
     def generator(self) -> Generator | Forger | TrainedAutoencoder | None:
         """The network that all share, as silos receive it; there is none where parts of it stay with them."""
@@ -314,6 +336,7 @@ class FedAvgServer(Server):
         """The model, its average over rounds, how many means went into that, and what optimiser and codec keep."""
         average = self.average if self.method.ema else {}
         kept = {"weights.": self.weights, "base.": self.handout.base, AVERAGE: average, "memory.": self.memory}
+        kept |= {LENGTHS: self.lengths.state_dict()}
         flat = {name: tensor for prefix, group in kept.items() for name, tensor in prefixed(group, prefix).items()}
         return {"updates": torch.tensor(self.updates)} | flat
 
@@ -323,7 +346,11 @@ class FedAvgServer(Server):
         weights, base = named(state, "weights."), named(state, "base.")
         self.handout = Handout(self.method.downlink, self.seed, weights, base, self.round)
         self.average = named(state, AVERAGE) or self.handout.given
+        self.lengths.load_state_dict(named(state, LENGTHS))
         self._asked = self._draw()
+
+    def _decoded(self, silo: str, message: Message) -> Mapping[str, Tensor]:
+        return self.method.up.decode(message.tensors, zeros(self.method.layout_of(self._asked[silo])))
 
     def _moved(self, mean: Tensors) -> Tensors:
         """The server's weights, moved as silos moved away from what they held."""
@@ -338,7 +365,7 @@ class FedAvgServer(Server):
 
     def _answer(self, silo: str, message: Message) -> Message:
         done, holds = self.round >= self.method.rounds, message.facts.get("holds", -1)
-        form = self.handout.link.form(holds, self.round)
+        form = self.handout.form(holds)
         facts: Facts = {"round": self.round, "done": done}
         if self.method.share == "usplit":
             facts["send"] = self._asked.get(silo, "")
@@ -351,6 +378,7 @@ class FedAvgServer(Server):
         """Those who take part in the open round, and what each is to send; nobody when all are done."""
         if self.round >= self.method.rounds:
             return {}
-        count = min(self.method.participants or len(self.silos), len(self.silos))
+        silos = [silo for silo in self.silos if silo != self.lengths.left_out]
+        count = min(self.method.participants or len(silos), len(silos))
         rng = numpy_rng(self.seed, "participants", self.round)
-        return asked(self.method.share, rng.choice(self.silos, count, replace=False).tolist(), rng)
+        return asked(self.method.share, rng.choice(silos, count, replace=False).tolist(), rng)

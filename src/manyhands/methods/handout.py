@@ -94,6 +94,15 @@ class Handout:
         base = {name: self.given[name] for name in self.link.shared} if self.link.codec.relative else {}
         return Handout(self.link, self.seed, weights, base, self.number + 1)
 
+    def anew(self) -> Handout:
+        """The next round's handout where silos hold weights that nothing must be said against: these, by themselves."""
+        return Handout(self.link, self.seed, self.weights, None, self.number + 1)
+
+    def form(self, holds: int) -> Form:
+        """What a silo that holds the weights of a round (-1: none) is sent."""
+        form = self.link.form(holds, self.number)
+        return "shared" if form == "step" and self.link.codec.relative and not self.base else form
+
     def wire(self, form: Form) -> Tensors:
         """What is sent: one copy, whoever asks for it."""
         if form not in self._wires:

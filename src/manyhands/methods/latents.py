@@ -151,4 +151,8 @@ class LatentServer(Wrapping):
         if bytes(state[HASH].tolist()).hex() != self.hash:
             raise CheckpointError(f"{self.model.folder}: is no longer the autoencoder that the run began with")
         self.scale = float(state[SCALE])
-        self.inner.load_state_dict({name: tensor for name, tensor in state.items() if name not in (SCALE, HASH)})
+        self.inner.load_state_dict(self.inner_state(state))
+
+    def inner_state(self, state: Tensors) -> Tensors:
+        """All but the scale and the autoencoder's hash."""
+        return {name: tensor for name, tensor in state.items() if name not in (SCALE, HASH)}

@@ -11,7 +11,9 @@ import torch
 from pydantic import Field
 
 from manyhands.errors import RecipeError
+from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.spec import Int, Spec
+from manyhands.tensors import prefixed
 
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
@@ -33,10 +35,11 @@ class Server(ABC):
 
     Of its own work, done on ``device``: ``flops`` counts what it took and ``seen`` the images that were trained on, in
     all so far; ``loss`` is the mean of the round that was closed last, ``weighed`` how silos counted in it. Where it
-    never ``trains``, it only adds up what others have trained.
+    never ``trains``, it only adds up what others have trained. One that averages updates knows their ``lengths``.
     """
 
     trains: bool = True
+    lengths: UpdateLengths | None = None
     round: int = 0
     flops: int = 0
     seen: int = 0
@@ -87,6 +90,16 @@ class Server(ABC):
         self.load_stores(stores)
         self.load_state_dict(state)
 
+    def go_back(self, state: Tensors) -> str | None:
+        """Take up the state of an earlier round within this one, because no silo can train what the last one made.
+
+        Returns who is left out of the next round for it (empty: nobody), or None for a server that averages nothing.
+        """
+        if self.lengths is None:
+            return None
+        self.load_state_dict(state | prefixed(self.lengths.state_dict(), LENGTHS))
+        return self.lengths.leave_out_mover()
+
     @abstractmethod
     def state_dict(self) -> Tensors:
         """All that the server must keep to go on from a closed round, but for the round's number."""
@@ -126,6 +139,14 @@ class Wrapping(Server):
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """What the inner server answers."""
         return self.inner.on_group(op, messages)
+
+    def go_back(self, state: Tensors) -> str | None:
+        """As the inner server does; what this one has is not what silos train."""
+        return self.inner.go_back(self.inner_state(state))
+
+    def inner_state(self, state: Tensors) -> Tensors:
+        """What of a kept state is the inner server's."""
+        return state
 
 
 class Form(Protocol):

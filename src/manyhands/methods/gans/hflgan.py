@@ -14,6 +14,7 @@ from manyhands.methods import clusters
 from manyhands.methods.adversarial import Adversarial
 from manyhands.methods.fedavg import FedAvg
 from manyhands.methods.method import Conversation, Server
+from manyhands.methods.update_length import LENGTHS, MAX_RATIO, MaxUpdateRatio, UpdateLengths
 from manyhands.models.forger import Forger, generators_part
 from manyhands.plan import Plan
 from manyhands.silo import Silo
@@ -37,6 +38,7 @@ class HFLGan(Adversarial):
     regroup: Int = Field(default=5, ge=1)
     globally: Int = Field(default=2, ge=1)
     keep_optimiser: bool = False
+    max_update_ratio: MaxUpdateRatio = MAX_RATIO
 
     def silo(self, silo: Silo) -> Conversation:
         """As in ``FedAvg``."""
@@ -66,14 +68,18 @@ class HFLGanServer(Server):
         self.weights: dict[int, Tensors] = {0: snapshot(method.model.build(seed).state_dict())}
         self.cluster = dict.fromkeys(sorted(silos), 0)
         self.average, self.updates = self.weights[0], 0
+        self.lengths: UpdateLengths = UpdateLengths(method.max_update_ratio)
 
     def on(self, silo: str, message: Message) -> Message:
         """Join: the model of a silo's cluster."""
         return self._answer(message.op, silo)
 
     def admit(self, silo: str, message: Message) -> None:
-        """Numbers that no weights are, are refused."""
+        """Numbers that no weights are, are refused, and updates that are far too long."""
         self.method.check_weights(message.tensors)
+        if message.tensors:
+            held, images = self.weights[self.cluster[silo]], message.facts["images"]
+            self.lengths.check(silo, message.tensors, held, images, relative=False)
 
     def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round: a mean for each cluster, or for all."""
@@ -82,6 +88,7 @@ class HFLGanServer(Server):
             self._regroup({silo: dict(message.tensors) for silo, message in sent.items()})
         if sent:
             self._average(sent)
+        self.lengths.close()
         self.round += 1
         return {silo: self._answer(op, silo) for silo in messages}
 
@@ -94,6 +101,7 @@ class HFLGanServer(Server):
         models = {f"{n}/{name}": tensor for n, each in self.weights.items() for name, tensor in each.items()}
         cluster = {silo: torch.tensor(number) for silo, number in self.cluster.items()}
         kept = {"updates": torch.tensor(self.updates)} | prefixed(self.average, "average.")
+        kept |= prefixed(self.lengths.state_dict(), LENGTHS)
         return kept | prefixed(models, "weights.") | prefixed(cluster, "cluster.")
 
     def load_state_dict(self, state: Tensors) -> None:
@@ -102,6 +110,7 @@ class HFLGanServer(Server):
         self.cluster = {silo: int(number) for silo, number in named(state, "cluster.").items()}
         numbers = {int(name.partition("/")[0]) for name in named(state, "weights.")}
         self.weights = {number: named(state, f"weights.{number}/") for number in sorted(numbers)}
+        self.lengths.load_state_dict(named(state, LENGTHS))
 
     def _comes(self, every: int) -> bool:
         return (self.round + 1) % every == 0

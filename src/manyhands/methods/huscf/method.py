@@ -19,6 +19,7 @@ from manyhands.methods.huscf.half import Half
 from manyhands.methods.huscf.order import BACK, ORDER, network_of
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.methods.method import Ask, Conversation, Trained
+from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.cut import Cut, Cuts, maps
 from manyhands.models.forger import Forger, generators_part
 from manyhands.models.generator import Drawing
@@ -52,7 +53,8 @@ class HuSCF(Adversarial):
     since of one layer's output images can be computed. ``clusters`` of silos are found by themselves, or so many; from
     round ``warm`` on their ends are averaged within them, by the weights n exp(-``alpha`` d). ``statistics`` are those
     of the server's norms: over all silos, or within each cluster. ``guard`` clips and noises what the discriminator's
-    head sends. Each number of an activation or a gradient takes so many ``bits`` on the wire.
+    head sends. Each number of an activation or a gradient takes so many ``bits`` on the wire. Ends that move further
+    than ``max_update_ratio`` times the median of the last round are refused.
 
     References:
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
@@ -69,6 +71,7 @@ class HuSCF(Adversarial):
     statistics: Literal["all", "cluster"] = "all"
     bits: Bits = 32
     guard: Guard | None = None
+    max_update_ratio: MaxUpdateRatio = MAX_RATIO
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> Self:

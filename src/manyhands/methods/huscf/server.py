@@ -19,6 +19,7 @@ from manyhands.methods.clusters import Place
 from manyhands.methods.huscf.middle import Passing
 from manyhands.methods.huscf.order import BACK, ORDER, network_of, there_of
 from manyhands.methods.method import Server
+from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.gan import GanModule, through
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
@@ -43,6 +44,7 @@ class HuSCFServer(Server):
         self.buffers: dict[str, Tensors] = {}
         self.cluster: dict[str, int] = {}
         self.meter = Meter({})
+        self.lengths: UpdateLengths = UpdateLengths(method.max_update_ratio)
         self._begin()
 
     def _begin(self) -> None:
@@ -76,6 +78,7 @@ class HuSCFServer(Server):
             self.method.check_weights(message.tensors)
             if silo not in self._seen:
                 raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} sends ends, and has shown no real batch in this round")
+            self.lengths.check(silo, message.tensors, self._ends(silo), self.images[silo], relative=False)
         if message.op == "draw":
             self._admit_draw(silo, message)
         if message.op in ORDER:
@@ -89,6 +92,7 @@ class HuSCFServer(Server):
             raise Refused(Reason.WRONG_SHAPE, f"{len(message.tensors['x'])} images at once, {MOST} are the most")
 
     def _admit_pass(self, silo: str, message: Message) -> None:
+        self.lengths.check_takes_part(silo)
         if message.op != ORDER[self._at]:
             raise Refused(Reason.OUT_OF_SEQUENCE, f"{message.op} came, {ORDER[self._at]} is to come")
         self.method.check(message, self.cuts[silo])
@@ -120,6 +124,7 @@ class HuSCFServer(Server):
         cluster = {f"cluster.{silo}": torch.tensor(number) for silo, number in self.cluster.items()}
         optimiser = prefixed(optimiser_state(self.optimiser), "server-")
         middle = prefixed(snapshot(self.network.state_dict()), "middle.") | prefixed(self.average, "average.")
+        middle |= prefixed(self.lengths.state_dict(), LENGTHS)
         return middle | optimiser | cluster | {name: t for each in (*kept, *means) for name, t in each.items()}
 
     def load_state_dict(self, state: Tensors) -> None:
@@ -131,6 +136,7 @@ class HuSCFServer(Server):
         self.buffers = {silo: each for silo, each in buffers.items() if each}
         self.cluster = {silo: int(number) for silo, number in named(state, "cluster.").items()}
         self.means = {n: named(state, f"mean.{n}/") for n in {0, *self.cluster.values()}}
+        self.lengths.load_state_dict(named(state, LENGTHS))
         self._begin()
 
     @torch.no_grad()
@@ -232,6 +238,7 @@ class HuSCFServer(Server):
         self.average = running_average(self.average, snapshot(self.network.state_dict()), self.method.ema, self.round)
         self.flops = self.meter.flops
         self.optimiser.zero_grad(set_to_none=True)
+        self.lengths.close()
         self.round += 1
         self._begin()
         return {silo: Message("segments", self._ends(silo), self._facts()) for silo in messages}
