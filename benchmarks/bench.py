@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import operator
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,27 +37,40 @@ def main(program: str, measure: Callable[[argparse.Namespace], Measured], bars: 
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     told = parser.parse_args()
+    if told.save and getattr(told, "cases", ""):
+        parser.error("--cases writes the files of these cases and measures nothing else; --save is for all of it")
     began = time.perf_counter()
     result = complete(
         measure(told), bars, "quick" if told.quick else getattr(told, "scale", "small"), time.perf_counter() - began
     )
-    if told.save:
+    if told.save and (kept := without_claims(result))["figures"]:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{program}-{result['scale']}.json").write_text(json.dumps(result, indent=1) + "\n")
+        path = RESULTS / f"{program}-{result['scale']}.json"
+        path.write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps(result) if told.json else _lines(result))
 
 
+def without_claims(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without what follows from the files of cases: that is made anew of those whenever it is shown."""
+    claims = result.get("claims", {})
+    kept = {name: value for name, value in result.items() if name not in ("claims", "cases" if claims else "")}
+    for part in ("figures", "bars", "holds"):
+        kept[part] = {name: value for name, value in result[part].items() if name not in claims}
+    return kept
+
+
 def complete(measured: Measured, bars: dict[str, str], scale: str, seconds: float) -> dict[str, Any]:
-    """The result with its verdicts and its circumstances."""
-    figures = measured.pop("figures")
+    """The result with its verdicts and its circumstances; claims of cases come with theirs."""
+    figures, claims = measured.pop("figures"), measured.get("claims", {})
+    bars = {name: bar for name, bar in bars.items() if name in figures}
     holds = {name: None if figures[name] is None else held(figures[name], bar) for name, bar in bars.items()}
     return {
-        "figures": figures,
-        "bars": bars,
-        "holds": holds,
+        "figures": figures | {name: claim["figure"] for name, claim in claims.items()},
+        "bars": bars | {name: claim["bar"] for name, claim in claims.items()},
+        "holds": holds | {name: claim["holds"] for name, claim in claims.items()},
         **measured,
         "machine": machine(),
-        "versions": {name: version(name) for name in ("manyhands", "torch", "diffusers", "torchmetrics", "numpy")},
+        "versions": versions(),
         "commit": commit(),
         "seconds": round(seconds, 1),
         "scale": scale,
@@ -65,10 +80,15 @@ def complete(measured: Measured, bars: dict[str, str], scale: str, seconds: floa
 def run_recipe(
     name: str, folder: Path, data: Path, changes: Sequence[str], threads: int | None = None
 ) -> dict[str, Any]:
-    """The report of a ``manyhands run`` of a recipe, by name or file, with the data of this folder; it goes on."""
+    """The report of a ``manyhands run`` of a recipe, by name or file, with the data of this folder; it goes on.
+
+    Which commit trains it is written down beside the folder before it begins, and again by whoever goes on.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = folder.with_name(f"{folder.name}.toml")
     shipped = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
+    note = _note(folder)
+    note.write_text(json.dumps(_begun(folder, shipped, changes), indent=1))
     recipe.write_text(shipped.read_text().replace('"data/', f'"{data.resolve()}/'))
     command = [sys.executable, "-m", "manyhands", "run", str(recipe), "--out", str(folder), "--json"]
     command += [part for change in changes for part in ("--set", change)] + ["--resume"] * folder.exists()
@@ -76,6 +96,31 @@ def run_recipe(
     said = subprocess.run(command, check=True, env=variables, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(said.stdout)
     return report
+
+
+def began(folder: Path) -> dict[str, Any]:
+    """What was written down when a run began; of one that is older than these notes, that its commit is unknown."""
+    note = _note(folder)
+    if not note.exists():
+        return {"name": None, "sha256": None, "changes": [], "commits": [None], "date": None, "machine": None}
+    told: dict[str, Any] = json.loads(note.read_text())
+    return told
+
+
+def _begun(folder: Path, shipped: Path, changes: Sequence[str]) -> dict[str, Any]:
+    earlier = began(folder)["commits"] if folder.exists() else []
+    return {
+        "name": shipped.stem,
+        "sha256": hashlib.sha256(shipped.read_bytes()).hexdigest()[:16],
+        "changes": list(changes),
+        "commits": [*earlier, commit()],
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+    }
+
+
+def _note(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-begun.json")
 
 
 Run = tuple[str, Path, Path, Sequence[str]]
@@ -98,6 +143,11 @@ def held(figure: float, bar: str) -> bool:
     """Whether a figure meets a bar such as "<= 1.05"."""
     sign, limit = bar.split()
     return bool(_COMPARE[sign](figure, float(limit)))
+
+
+def versions() -> dict[str, str]:
+    """What figures depend on beside the code."""
+    return {name: version(name) for name in ("manyhands", "torch", "diffusers", "torchmetrics", "numpy")}
 
 
 def machine() -> dict[str, Any]:
@@ -130,5 +180,16 @@ def _lines(result: dict[str, Any]) -> str:
     lines = [f"{'id':20}{'figure':>12}  {'bar':10}holds"]
     for name, figure in result["figures"].items():
         shown = "-" if figure is None else f"{figure:.4g}"
-        lines.append(f"{name:20}{shown:>12}  {result['bars'].get(name, ''):10}{result['holds'].get(name)}")
+        lines.append(
+            f"{name:20}{shown:>12}  {result['bars'].get(name, ''):10}{result['holds'].get(name)}{_of(result, name)}"
+        )
     return "\n".join(lines)
+
+
+def _of(result: dict[str, Any], name: str) -> str:
+    """Of how many seeds a figure is, and between what it lies."""
+    claim = result.get("claims", {}).get(name)
+    if not claim or not claim["seeds"]:
+        return ""
+    ends = " ({:.4g} to {:.4g})".format(*claim["interval"]) if claim["interval"] else ""
+    return f"  {len(claim['seeds'])} seed{'s' * (len(claim['seeds']) > 1)}{ends}"

@@ -2,7 +2,9 @@
 
 Quality is of ``manyhands run`` of a shipped recipe with a few ``--set``, each in a folder of its own under ``--work``.
 A run that has ended is not done again, and one that was cut off goes on, so that all can be done in pieces: after
-``--budget`` seconds no further run is begun. Everything else is measured anew each time.
+``--budget`` seconds no further run is begun. Of each that has ended a file is kept in ``benchmarks/results/cases``, and
+what is claimed is of all files that lie there (``claims.py``). ``--cases "exact 0.4;alone" --seeds 2`` does just these;
+all else is measured anew each time.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import case_files
+import claims
 import gaussian
 import numpy as np
 import torch
@@ -32,8 +36,6 @@ from manyhands.training import steps
 
 BARS = {
     "exactness": "<= 0.02", "exactness_authors": ">= 0.02",
-    "quality": "<= 1.15", "quality_long": "<= 1.15", "quality_alone": "<= 1", "quality_authors": "<= 1",
-    "silo_compute": "<= 1", "silo_compute_small": "<= 0.1", "silo_compute_small_fid": "<= 1.1",
     "traffic": "<= 1.05", "traffic_fresh": ">= 100",
     "secrets": "== 0", "secrets_algebra": "== 0", "secrets_control": "== 1",
     "reidentification": "<= 0.01", "reidentification_theory": "<= 0.2",
@@ -41,119 +43,65 @@ BARS = {
 }  # fmt: skip
 RECIPES = {"small": "mnist16-collafuse", "paper": "collafuse-celeba", "quick": "digits-collafuse"}
 DATA = {"small": "mnist", "paper": "img_align_celeba.zip", "quick": "nothing"}
-INNER = (0.2, 0.4, 0.6)
-EQUAL = 20
-"""The steps of a silo in a round of ``fedavg`` with which five silos see as many images as the global model does."""
-SMALL = 0.2
-"""The cut at which a silo with a light network and few steps is held against one with the server's."""
 PICKED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DRAWS = 40
 FORETOLD = 40_000
 """How many draws the share of picked images and its theory are a mean of: it is their difference that is measured."""
 
 
-def cases() -> dict[str, tuple[str, ...]]:
-    """What is told to each case beside its recipe. Cut 0 is the global model, cut 1 leaves every silo alone."""
-    light = ("method.silo_model={widths=[8]}", "method.distil={steps=2,rounds=8}", "method.training.learning_rate=4e-3")
-    return {
-        "global": ("method.cut=0",),
-        **{f"exact {cut}": (f"method.cut={cut}",) for cut in INNER},
-        "alone": ("method.cut=1",),
-        **{f"authors {cut}": (f"method.cut={cut}", "method.mode=authors") for cut in INNER},
-        "fedavg": (f"method.training.steps={EQUAL}",),
-        "fedavg long": (),
-        "nested 0.4": ("method.cut=0.4", "method.mode=nested"),
-        "light 0.2": ("method.cut=0.2", *light),
-        "withheld 0.4": ("method.cut=0.4", "method.labels=withhold"),
-    }
-
-
 def measure(told: argparse.Namespace) -> bench.Measured:
-    """Everything; FIDs are means over the seeds."""
+    """Everything; with ``--cases`` the files of those cases alone. Claims are of the files that there are."""
     scale = "quick" if told.quick else told.scale
-    table = quality(told, scale)
-    found = dict.fromkeys(BARS) | ratios(table)
-    shown: dict[str, Any] = {"cases": table}
+    claimed = quality(told, scale)
+    if told.cases:
+        return {"figures": {}, "claims": claimed}
+    found: dict[str, float | None] = dict.fromkeys(BARS)
+    shown: dict[str, Any] = {}
     for part in (exactness, traffic, secrets, speed):
         figures, beside = part(told)
         found |= figures
         shown |= beside
     recipe = "digits-collafuse" if told.quick or not (Path(told.data) / "mnist").is_dir() else "mnist16-collafuse"
     figures, beside = reidentification(told, recipe)
-    why = f"quality is of the seeds for which all cases of a figure have ended; it needs {DATA[scale]} in --data"
-    return {"figures": found | figures, **shown, **beside, "why": why, "seeds": _seeds(told)}
+    return {"figures": found | figures, "claims": claimed, **shown, **beside}
 
 
-def quality(told: argparse.Namespace, scale: str) -> dict[str, dict[str, Any]]:
-    """What the runs came to that have ended."""
+def quality(told: argparse.Namespace, scale: str) -> dict[str, Any]:
+    """Train what has not ended and has its data here, keep the files, and say what all files come to."""
     work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
-    asked = (
-        ["exact 0.2", "light 0.2"] if told.quick else [name for name in told.only.split(";") if name] or list(cases())
-    )
+    root = work if told.quick else case_files.FOLDER
+    every = claims.collafuse_cases(scale)
+    asked = ["exact 0.2", "light 0.2"] if told.quick else case_files.asked(told.cases, every)
     toy = ["method.rounds=9", "evaluation.images=60", "method.training.steps=2"] if told.quick else []
 
     def run(name: str, seed: int) -> bench.Run:
         folder, recipe = work / _place(name, seed), RECIPES[scale]
         recipe = _averaged(recipe, folder) if name.startswith("fedavg") else recipe
-        return recipe, folder, Path(told.data), [f"seed={seed}", *cases()[name], *toy]
+        return recipe, folder, Path(told.data), [f"seed={seed}", *every[name], *toy]
 
     if told.quick or (Path(told.data) / DATA[scale]).exists():
         bench.run_all([run(name, seed) for seed, name in product(_seeds(told), asked)], told.parallel, told.budget)
-    found = {name: {seed: RunFolder(work / _place(name, seed)) for seed in _seeds(told)} for name in cases()}
-    ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
-    return {name: row(reports) for name, reports in ended.items() if reports}
+    for name, seed in product(asked, _seeds(told)):
+        at = RunFolder(work / _place(name, seed))
+        if at.ended:
+            told_of = case_files.of_run(at.path, of(at.report), at.report)
+            case_files.keep(root, "collafuse", scale, name, seed, told_of)
+    return claims.told("collafuse", scale, root)
 
 
-def row(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of a case came to, and what it cost a silo."""
-    fids, first = [report["metrics"]["fid"] for report in reports.values()], next(iter(reports.values()))
-    costs: dict[str, float] = next(iter(first.get("costs", {}).values()), {})
+def of(report: dict[str, Any]) -> dict[str, Any]:
+    """What a run came to, and what it cost a silo."""
     return {
-        "fids": {seed: round(report["metrics"]["fid"], 4) for seed, report in reports.items()},
-        "fid": round(float(np.mean(fids)), 4),
-        "deviation": round(float(np.std(fids, ddof=1)), 4) if len(fids) > 1 else None,
-        "floor": round(first["floor"]["fid"], 4),
-        "label_match": round(
-            float(np.mean([report["metrics"].get("label_match", 0) for report in reports.values()])), 4
-        ),
-        "images_seen": first["images_seen"],
-        "flops_silo": max(first["flops_silos"].values()),
-        "flops_server": first["flops_server"],
-        "bytes_up": first["bytes_up"],
-        "bytes_down": first["bytes_down"],
-        "costs": costs,
+        "fid": round(report["metrics"]["fid"], 4),
+        "floor": round(report["floor"]["fid"], 4),
+        "label_match": round(report["metrics"].get("label_match", 0), 4),
+        "images_seen": report["images_seen"],
+        "flops_silo": max(report["flops_silos"].values()),
+        "flops_server": report["flops_server"],
+        "bytes_up": report["bytes_up"],
+        "bytes_down": report["bytes_down"],
+        "costs": next(iter(report.get("costs", {}).values()), {}),
     }
-
-
-def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The figures of quality and work, as far as their cases have been run; each is the worst of its cuts."""
-
-    def over(name: str, *others: str) -> float | None:
-        if not {name, *others} <= table.keys():
-            return None
-        common = set.intersection(*(set(table[case]["fids"]) for case in (name, *others)))
-        means = [sum(table[case]["fids"][seed] for seed in common) for case in (name, *others)]
-        return means[0] / min(means[1:]) if common else None
-
-    def worst(pairs: list[tuple[str, ...]]) -> float | None:
-        each = [over(*pair) for pair in pairs]
-        return None if None in each else max(ratio for ratio in each if ratio is not None)
-
-    inner = [cut for cut in INNER if f"exact {cut}" in table]
-    shares = [(cut, table[f"exact {cut}"]["costs"]) for cut in inner]
-    light, plain = (table.get(f"{name} {SMALL}", {}).get("costs") for name in ("light", "exact"))
-    found = {
-        "quality": worst([(f"exact {cut}", "global", "fedavg") for cut in INNER if cut <= 0.4]),
-        "quality_long": worst([(f"exact {cut}", "fedavg long") for cut in INNER if cut <= 0.4]),
-        "quality_alone": worst([(f"exact {cut}", "alone") for cut in INNER if cut <= 0.6]),
-        "quality_authors": worst([(f"exact {cut}", f"authors {cut}") for cut in INNER]),
-        "silo_compute": max(
-            (each["draw_flops"] / each["draw_flops_whole"] / cut for cut, each in shares), default=None
-        ),
-        "silo_compute_small": light["draw_flops"] / plain["draw_flops"] if light and plain else None,
-        "silo_compute_small_fid": over(f"light {SMALL}", f"exact {SMALL}"),
-    }
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def exactness(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
@@ -303,5 +251,5 @@ def _seeds(told: argparse.Namespace) -> list[int]:
 
 
 if __name__ == "__main__":
-    options = {"scale": "small", "seeds": "1,2,3", "only": "", "work": "runs/collafuse", "data": "data"}
+    options = {"scale": "small", "seeds": "1,2,3", "cases": "", "work": "runs/collafuse", "data": "data"}
     bench.main("collafuse", measure, BARS, **options, budget=1e9, parallel=2)

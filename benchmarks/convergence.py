@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import bench
+import case_files
+import claims
 import torch
 from torch import Tensor
 
@@ -21,7 +25,7 @@ from manyhands.tensors import Tensors, WeightedMean, in_16_bits
 SILOS, ROWS, COLUMNS = 10, 5, 10
 LEAST, MOST, RATE, STEPS = 0.5, 2.0, 0.04, 100
 MUS = (0.0, 1.0, 5.0, 20.0)
-BARS = {"contraction": "== 1", "bias_falls": "== 1", "rounding_8": "<= 0.1", "rounding_4": "<= 0.1"}
+CASE = "quadratics"
 
 
 class Quadratics:
@@ -99,56 +103,63 @@ def rounded(problem: Quadratics, codec: Codec, rounds: int, seed: int) -> list[f
 
 def measure(told: argparse.Namespace) -> bench.Measured:
     """Rates against bounds and biases for four mu; relative errors of rounding weights and updates, at 8 and 4 bits."""
-    seeds = [0] if told.quick else [0, 1, 2]
-    rounds, many = (20, 100) if told.quick else (60, 1500)
-    problems = [Quadratics(seed) for seed in seeds]
-    rates = {mu: [contraction(problem, mu, rounds) for problem in problems] for mu in MUS}
-    biases = [[found["bias"] for found in rates[mu]] for mu in MUS]
+    root, scale = (Path(tempfile.mkdtemp()), "quick") if told.quick else (case_files.FOLDER, "small")
+    for seed in [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]:
+        began = time.perf_counter()
+        rates, errors = on(Quadratics(seed), seed, *((20, 100) if told.quick else (60, 1500)))
+        if told.save and seed == 0:
+            draw(rates, errors)
+        case = case_files.of_here(of(rates, errors), time.perf_counter() - began)
+        case_files.keep(root, "convergence", scale, CASE, seed, case)
+    return {"figures": {}, "claims": claims.told("convergence", scale, root)}
+
+
+Rates = dict[float, dict[str, Any]]
+Errors = dict[str, list[float]]
+
+
+def on(problem: Quadratics, seed: int, rounds: int, many: int) -> tuple[Rates, Errors]:
+    """What one problem comes to: by mu, and by codec."""
     kinds: dict[str, Callable[[Any], Codec]] = {
         "weights, nearest": lambda bits: Weights(bits=bits),
         "updates, nearest, nothing kept": lambda bits: Updates(bits=bits, stochastic=False, feedback=False),
         "updates, stochastic, with feedback": lambda bits: Updates(bits=bits),
     }
     errors = {
-        f"{kind}, {bits} bits": [rounded(problem, codec(bits), many, seed) for seed, problem in enumerate(problems)]
+        f"{kind}, {bits} bits": rounded(problem, codec(bits), many, seed)
         for bits in (8, 4)
         for kind, codec in kinds.items()
     }
-    ends = {name: max(each[-1] for each in found) for name, found in errors.items()}
-    if told.save:
-        draw(rates, errors)
+    return {mu: contraction(problem, mu, rounds) for mu in MUS}, errors
+
+
+def of(rates: Rates, errors: Errors) -> dict[str, Any]:
+    """What is kept of it."""
+    biases = [found["bias"] for found in rates.values()]
     return {
-        "figures": {
-            "contraction": _share(
-                [found["most"] <= found["bound"] + 1e-9 for each in rates.values() for found in each]
-            ),
-            "bias_falls": _share([a > b for one, other in pairwise(biases) for a, b in zip(one, other, strict=True)]),
-            **{f"rounding_{bits}": _ratio(ends, bits) for bits in (8, 4)},
+        "contraction": _share([found["most"] <= found["bound"] + 1e-9 for found in rates.values()]),
+        "bias_falls": _share([one > other for one, other in pairwise(biases)]),
+        "rates": {
+            f"mu {mu:g}": {name: round(found[name], 4) for name in ("bound", "most", "bias")}
+            for mu, found in rates.items()
         },
-        "cases": {
-            "rates": {
-                f"mu {mu:g}": {name: round(max(found[name] for found in each), 4) for name in ("bound", "most", "bias")}
-                for mu, each in rates.items()
-            },
-            "relative error": {name: float(f"{error:.3g}") for name, error in ends.items()},
-        },
-        "seeds": seeds,
+        "errors": {name: each[-1] for name, each in errors.items()},
     }
 
 
-def draw(rates: dict[float, list[dict[str, Any]]], errors: dict[str, list[list[float]]]) -> None:
-    """Both as one picture, beside the results."""
+def draw(rates: Rates, errors: Errors) -> None:
+    """Both of one problem as a picture, beside the results."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (mu, found) in enumerate(rates.items()):
-        away = found[0]["away"]
-        left.semilogy(away, color=f"C{i}", label=f"mu = {mu:g}, ends {found[0]['bias']:.2g} from the optimum")
+        away = found["away"]
+        left.semilogy(away, color=f"C{i}", label=f"mu = {mu:g}, ends {found['bias']:.2g} from the optimum")
         left.semilogy([away[0] * bound(mu) ** r for r in range(len(away))], color=f"C{i}", ls=":", lw=1)
     left.set(xlabel="round", ylabel="distance from the fixed point (dotted: bound)", ylim=(1e-9, None))
     for i, (name, each) in enumerate(errors.items()):
-        right.loglog(each[0], color=f"C{i % 3}", ls="-" if i < 3 else "--", label=name)
+        right.loglog(each, color=f"C{i % 3}", ls="-" if i < 3 else "--", label=name)
     right.set(xlabel="round", ylabel="relative error of what silos receive")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=7)
@@ -160,9 +171,5 @@ def _share(right: list[bool]) -> float:
     return sum(right) / len(right)
 
 
-def _ratio(ends: dict[str, float], bits: int) -> float:
-    return ends[f"updates, stochastic, with feedback, {bits} bits"] / ends[f"weights, nearest, {bits} bits"]
-
-
 if __name__ == "__main__":
-    bench.main("convergence", measure, BARS)
+    bench.main("convergence", measure, {}, cases="", seeds="0,1,2")

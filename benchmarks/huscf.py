@@ -1,8 +1,10 @@
 """What HuSCF-GAN comes to: exactness of the cut, its wire, its model of time, clusters, quality, traffic and speed.
 
 Quality is of ``manyhands run`` of shipped recipes, each in a folder of its own under ``--work``. A run that has ended
-is not done again, and one that was cut off goes on; after ``--budget`` seconds no further run is begun. Parts that take
-many minutes are kept there, too, and left out by ``--budget 0``. Everything else is measured anew each time.
+is not done again, and one that was cut off goes on; after ``--budget`` seconds no further run is begun. Of each that
+has ended a file is kept in ``benchmarks/results/cases``, and what is claimed is of all files that lie there
+(``claims.py``). ``--cases "huscf 3;central 3" --seeds 2`` does just these. Parts that take many minutes are kept under
+``--work``, too, and left out by ``--budget 0``. Everything else is measured anew each time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import case_files
+import claims
 import leaking
 import numpy as np
 import tomli_w
@@ -40,23 +44,19 @@ BARS = {
     "cost_model": "<= 8.1406", "cost_model_off": "<= 5e-05", "cost_model_cuts_off": "== 0",
     "exact_seconds": "<= 1", "genetic_better": "== 0", "brute_differs": "== 0",
     "predicted": "<= 0.3", "predicted_choice": "<= 1.1", **leaking.BARS,
-    "clusters": ">= 1", "clusters_three": ">= 0.9",
-    "quality_small": "<= 2", "quality_small_rivals": ">= 0",
-    "quality_paper": ">= 0",
-    "traffic": ">= 3.8", "traffic_quality": "<= 1",
     "speed": ">= 0.7",
 }  # fmt: skip
-RIVALS = ("fedavg", "mdgan", "splitgan", "pflgan", "hflgan", "local")
-THEIRS = {"1": {"": 97.5}, "3": {"digits": 96.8, "clothes": 82.9}, "5": {"digits": 96.1, "clothes": 81.4}}
-"""The accuracies, in per cent, of classifiers trained on samples of the authors' generators, by scenario and domain."""
 TABLE = {"0404": 27.46, "0414": 22.64, "1313": 22.48, "1314": 19.43, "0314": 16.22, "1403": 33.72}
 """Megabytes that a device sends in an iteration of 64 images, by cuts: the notes' table."""
 
 
 def measure(told: argparse.Namespace) -> bench.Measured:
-    """Everything; what needs data that is not in --data stays unmeasured."""
-    table = quality(told)
-    figures, shown = dict.fromkeys(BARS) | ratios(table, told), {"cases": table}
+    """Everything; with ``--cases`` the files of those cases alone. Claims are of the files that there are."""
+    claimed = quality(told)
+    if told.cases:
+        return {"figures": {}, "claims": claimed}
+    figures: dict[str, float | None] = dict.fromkeys(BARS)
+    shown: dict[str, Any] = {}
     for part in (split_equals_whole, wire, speed):
         found, beside = part(told)
         figures |= found
@@ -64,28 +64,16 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     for name, slow in (("cost_model", cost_model), ("predicted", predicted), ("leaks", lambda _: _leaks(told))):
         found, shown[name] = _kept(told, name, slow)
         figures |= {each: found[each] for each in BARS.keys() & found.keys()}
-    why = "quality, clusters and traffic are of the runs that have ended; they need mnist and fashion-mnist in --data"
-    return {"figures": figures, **shown, "why": why, "seeds": _seeds(told)}
+    return {"figures": figures, "claims": claimed, **shown}
 
 
-def cases(told: argparse.Namespace) -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """The recipe of each case, the method that runs it, and what is told to it beside."""
-    if told.quick:
-        return {"huscf 3": ("digits-huscf", "huscf", ()), "fedavg 4": ("digits-huscf", "fedavg", ())}
-    if told.scale == "paper":
-        return {f"huscf {n}": (f"huscf-{n}", "huscf", ()) for n in THEIRS}
-    both = {f"{kind} {n}": (f"huscf-{n}-small", kind, ()) for n, kind in product("134", ("huscf", "central"))}
-    rivals = {f"{kind} 4": ("huscf-4-small", kind, ()) for kind in RIVALS}
-    bits = {f"huscf 3, {bits} bits": ("huscf-3-small", "huscf", (f"method.bits={bits}",)) for bits in (16, 8)}
-    three = ("method.rounds=6", "partition.lacks=[[0,0.25],[2,0.3],[3,0.1],[4,0.1]]", "evaluation.images=0")
-    return both | rivals | bits | {"three domains": ("huscf-6-small", "huscf", three)}
-
-
-def quality(told: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What the runs came to that have ended."""
-    work = Path(tempfile.mkdtemp() if told.quick else told.work) / ("quick" if told.quick else told.scale)
-    every = cases(told)
-    asked = [name for name in told.only.split(";") if name] or list(every)
+def quality(told: argparse.Namespace) -> dict[str, Any]:
+    """Train what has not ended and has its data here, keep the files, and say what all files come to."""
+    scale = "quick" if told.quick else told.scale
+    work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
+    root = work if told.quick else case_files.FOLDER
+    every = claims.huscf_cases(scale)
+    asked = case_files.asked(told.cases, every)
     toy = ("method.rounds=3", "method.training.steps=3", "evaluation.images=60") if told.quick else ()
 
     def run(name: str, seed: int) -> bench.Run:
@@ -95,10 +83,12 @@ def quality(told: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     if told.quick or all((Path(told.data) / name).is_dir() for name in ("mnist", "fashion-mnist")):
         bench.run_all([run(name, seed) for seed, name in product(_seeds(told), asked)], told.parallel, told.budget)
-    found = {name: {seed: RunFolder(work / _place(name, seed)) for seed in _seeds(told)} for name in every}
-    ended = {name: {seed: at.report for seed, at in each.items() if at.ended} for name, each in found.items()}
-    passed = {name: _passed(found[name][next(iter(reports))]) for name, reports in ended.items() if reports}
-    return {name: row(reports) | {"passed": passed[name]} for name, reports in ended.items() if reports}
+    for name, seed in product(asked, _seeds(told)):
+        at = RunFolder(work / _place(name, seed))
+        if at.ended:
+            told_of = case_files.of_run(at.path, of(at.report) | {"passed": _passed(at)}, at.report)
+            case_files.keep(root, "huscf", scale, name, seed, told_of)
+    return claims.told("huscf", scale, root)
 
 
 def _passed(run: RunFolder) -> int:
@@ -106,67 +96,23 @@ def _passed(run: RunFolder) -> int:
     return sum(entry["bytes"] for entry in run.ledger if entry["op"] in ORDER)
 
 
-def row(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of a case came to: accuracies in points, means over seeds."""
-    first = next(iter(reports.values()))
-
-    def mean(name: str) -> float | None:
-        found = [report["metrics"][name] for report in reports.values() if name in report["metrics"]]
-        return round(float(np.mean(found)), 4) if found else None
-
-    agreement = [report["clusters"].get("agreement") for report in reports.values() if report.get("clusters")]
+def of(report: dict[str, Any]) -> dict[str, Any]:
+    """What a run came to, accuracies in points, and what it cost."""
+    domains = report.get("evaluation", {}).get("groups", {}).get("domains", {})
+    metrics = {name: told["metrics"] for name, told in domains.items()}
+    by_domain = {f"cas {name}": round(100 * told["cas"], 2) for name, told in metrics.items() if "cas" in told}
     return {
-        "cas": {seed: round(100 * report["metrics"].get("cas", 0), 2) for seed, report in reports.items()},
-        "cas_by_domain": _by_domain(reports),
-        "cas_real": round(100 * first["floor"].get("cas", 0), 2),
-        "fid": mean("fid"),
-        "floor": first["floor"].get("fid"),
-        "label_match": mean("label_match"),
-        "agreement": agreement,
-        "bytes": first["bytes_up"] + first["bytes_down"],
-        "flops_silo": max(first["flops_silos"].values()),
-        "flops_server": first["flops_server"],
-        "seconds": round(first["seconds"]),
+        "cas": round(100 * report["metrics"]["cas"], 2) if "cas" in report["metrics"] else None,
+        **by_domain,
+        "cas_real": round(100 * report["floor"]["cas"], 2) if "cas" in report["floor"] else None,
+        "fid": report["metrics"].get("fid"),
+        "floor": report["floor"].get("fid"),
+        "label_match": report["metrics"].get("label_match"),
+        "agreement": (report.get("clusters") or {}).get("agreement"),
+        "bytes": report["bytes_up"] + report["bytes_down"],
+        "flops_silo": max(report["flops_silos"].values()),
+        "flops_server": report["flops_server"],
     }
-
-
-def ratios(table: dict[str, dict[str, Any]], told: argparse.Namespace) -> dict[str, float]:
-    """The figures of quality, clusters and traffic, as far as their cases have been run."""
-
-    def points(name: str, other: str) -> float | None:
-        """By how much the accuracy of a case is above another's, over the seeds that both have."""
-        both = set(table.get(name, {}).get("cas", {})) & set(table.get(other, {}).get("cas", {}))
-        return float(np.mean([table[name]["cas"][s] - table[other]["cas"][s] for s in both])) if both else None
-
-    def agreement(name: str) -> float | None:
-        return min(table.get(name, {}).get("agreement", []), default=None)
-
-    behind = [points(f"central {n}", f"huscf {n}") for n in "13"]
-    ahead = [points("huscf 4", f"{kind} 4") for kind in RIVALS if kind != "local"]
-    whole, eighth = table.get("huscf 3"), table.get("huscf 3, 8 bits")
-    found = {
-        "clusters": agreement("huscf 3"),
-        "clusters_three": agreement("three domains"),
-        "quality_small": None if None in behind else max(gap for gap in behind if gap is not None),
-        "quality_small_rivals": None if None in ahead else min(gap for gap in ahead if gap is not None),
-        "traffic": whole["passed"] / eighth["passed"] if whole and eighth else None,
-        "traffic_quality": points("huscf 3", "huscf 3, 8 bits"),
-        "quality_paper": _against_theirs(table) if told.scale == "paper" else None,
-    }
-    return {name: value for name, value in found.items() if value is not None and not told.quick}
-
-
-def _against_theirs(table: dict[str, dict[str, Any]]) -> float | None:
-    """The least that an accuracy is above the authors', in points."""
-    if any(f"huscf {n}" not in table for n in THEIRS):
-        return None
-    gaps = []
-    for n, theirs in THEIRS.items():
-        row = table[f"huscf {n}"]
-        for domain, points in theirs.items():
-            mine = row["cas_by_domain"][domain] if domain else float(np.mean(list(row["cas"].values())))
-            gaps.append(mine - points)
-    return min(gaps)
 
 
 def split_equals_whole(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
@@ -275,13 +221,6 @@ def _by(kind: str, recipe: str, folder: Path) -> str:
     return str(changed)
 
 
-def _by_domain(reports: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """The accuracy by domain, where it was measured, in points."""
-    groups = [report.get("evaluation", {}).get("groups", {}).get("domains", {}) for report in reports.values()]
-    names = [name for name, told in (groups[0] or {}).items() if "cas" in told.get("metrics", {})]
-    return {name: round(100 * float(np.mean([g[name]["metrics"]["cas"] for g in groups])), 2) for name in names}
-
-
 def _silos(count: int, images: int = 24, size: int = 16, classes: int = 2) -> list[Silo]:
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, images, 1, size, size), dtype=torch.uint8, generator=rng)
@@ -343,5 +282,5 @@ def _seeds(told: argparse.Namespace) -> list[int]:
 
 
 if __name__ == "__main__":
-    options = {"scale": "small", "seeds": "1", "only": "", "work": "runs/huscf", "data": "data"}
+    options = {"scale": "small", "seeds": "1", "cases": "", "work": "runs/huscf", "data": "data"}
     bench.main("huscf", measure, BARS, **options, budget=1e9, parallel=2)
