@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from manyhands import compose
 from manyhands.audit import audit, trade
@@ -20,14 +22,16 @@ from manyhands.sweep import INDEX
 LITTLE = Effort(denoiser=5, regressor=5, classifier=20, widths=(8,))
 
 
-def ran(folder: Path, **told: Any) -> RunFolder:
+def ran(
+    folder: Path, data: dict[str, Any] | None = None, partition: dict[str, Any] | None = None, **told: Any
+) -> RunFolder:
     method = {
         "kind": "collafuse", "cut": 0.5, "rounds": 2, "model": {"widths": [8]}, "training": {"batch": 8, "steps": 2},
         **told,
     }  # fmt: skip
     recipe = {
-        "name": "audited", "data": {"source": "digits", "size": 8, "limit": 300},
-        "partition": {"kind": "iid", "silos": 2},
+        "name": "audited", "data": data or {"source": "digits", "size": 8, "limit": 300},
+        "partition": partition or {"kind": "iid", "silos": 2},
         "method": method, "sampling": {"steps": 3}, "evaluation": {"images": 0},
     }  # fmt: skip
     for _ in compose(parse_recipe(recipe), folder):
@@ -72,6 +76,44 @@ def test_where_images_are_released_anew_all_of_them_are_attacked_together(tmp_pa
     assert together > alone
     assert found["as_released"] == []
     assert found["exact_algebra"]["sent"]["recovered"] == 0
+
+
+def test_what_is_inferred_is_named_and_what_is_not_tried_is_said(
+    audited: tuple[RunFolder, dict[str, Any]], tmp_path: Path
+) -> None:
+    said = " ".join(words(audited[1]))
+    assert "Class inference: " in said
+    assert "Not tried: attribute inference, since the recipe has no table of attributes" in said
+    assert "Not tried: class" not in said
+    assert "it is no LPIPS" in said
+    assert "feature_distance" in audited[1]["floor"]["reconstruction"]
+    assert "Not tried: attribute inference" in (audited[0].path / "report.html").read_text()
+
+
+def test_attributes_that_the_recipe_deals_by_are_inferred_where_there_are_no_classes(tmp_path: Path) -> None:
+    rng, lines = np.random.default_rng(0), ["image,bright,round,unused"]
+    for i in range(120):
+        bright = i % 2
+        pixels = rng.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(150 * bright)
+        (tmp_path / "faces").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:03}.png")
+        lines.append(f"{i:03}.png,{bright},{1 - bright},1")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    data = {"source": {"kind": "folder", "path": str(tmp_path / "faces")}, "size": 8, "classes": 0, "limit": 100}
+    partition = {"kind": "attributes", "file": str(tmp_path / "table.csv"), "groups": [["bright"], ["round"]]}
+    folder = ran(tmp_path / "run", data=data, partition=partition)
+    found = audit(folder, (0.001, 0.999), LITTLE)
+    assert found["attributes"] == ["bright", "round"]
+    first, *_, last = (cut["one_release"]["attribute_inference"]["auc"]["value"] for cut in found["cuts"])
+    assert first > 0.95 > 0.8 > last
+    said = " ".join(words(found))
+    assert "Attribute inference, of bright, round: accuracy" in said
+    assert "Not tried: class inference, since the images have no classes" in said
+    heads, *body = rows(found)
+    assert heads[-1] == "attributes"
+    assert all(len(row) == len(heads) for row in body)
+    assert (heads.index("class"), [row[heads.index("class")] for row in body]) == (7, ["-"] * len(body))
+    assert (folder.figures / "disclosure.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("cut", [0, 1])

@@ -13,6 +13,7 @@ import torch
 
 from manyhands.checkpoint import replace_file
 from manyhands.data.images import Images, as_floats, pooled
+from manyhands.data.partition import ByAttributes, Partition
 from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, figures, report
 from manyhands.experiment import chosen_device, held_silos
@@ -22,6 +23,7 @@ from manyhands.methods.collafuse import CollaFuse
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.models.generator import Generator, load
 from manyhands.privacy import algebra, crossings, replay
+from manyhands.privacy.attributes import Known
 from manyhands.privacy.disclosure import Actual, Effort, Own, disclosure
 from manyhands.seed import torch_rng
 from manyhands.silo import Workbench
@@ -64,6 +66,7 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
             lens=features.classifier(private, public),
             clip_norm=method.bound,
             actual=_actual(method, silos, stores, len(private)),
+            known=_attributes(recipe.partition, private, public),
             effort=effort,
             seed=recipe.seed,
         )
@@ -169,6 +172,14 @@ def _public(silos: Sequence[Silo]) -> Images:
         )
     public = pooled(held)
     return public.subset(np.arange(min(MOST, len(public))))
+
+
+def _attributes(partition: Partition, private: Images, public: Images) -> Known | None:
+    """The attributes that the recipe deals by, of all of these images."""
+    if not isinstance(partition, ByAttributes):
+        return None
+    (names, mine), (_, others) = partition.known(private), partition.known(public)
+    return Known(names, torch.from_numpy(mine), torch.from_numpy(others))
 
 
 def _cuts(method: CollaFuse, silos: Sequence[Silo], shares: Sequence[float]) -> list[int]:

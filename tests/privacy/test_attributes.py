@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from manyhands.privacy.attributes import NoisyClassifier, classifier, inferred, majority
+from manyhands.privacy.attributes import NoisyClassifier, attributed, classifier, inferred, majority, usual
 from manyhands.privacy.reconstruction import release
 from tests.privacy.crowd import SCHEDULE, rng, striped
 
@@ -42,3 +42,32 @@ def test_the_floor_says_the_most_frequent_class() -> None:
     floor = majority(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 1, 0]), 3, rng())
     assert floor["accuracy"]["value"] == 0.75
     assert floor["auc"]["value"] == 0.5
+
+
+def test_attributes_are_read_off_light_noise_each_by_itself() -> None:
+    (public, labels), (x_0, true) = striped(400, seed=1), striped(400)
+    known, has = (torch.stack([each == 0, each == 1], 1) for each in (labels, true))
+    attack = classifier(public, known, 2, SCHEDULE, LEVELS, steps=150, rng=rng())
+    told = [attributed(attack(release(SCHEDULE, x_0, t, rng()), t), has, rng()) for t in (1, 900, 1000)]
+    for name in ("accuracy", "auc"):
+        values = [each[name]["value"] for each in told]
+        assert values[0] > 0.99
+        assert values[0] > values[1] > values[2]
+        assert 0.4 < values[2] < 0.6
+
+
+def test_figures_of_attributes_are_those_of_another_library() -> None:
+    has = torch.randint(2, (200, 3), generator=rng(1)).bool()
+    logits = torch.randn(200, 3, generator=rng()) + has
+    told = attributed(logits, has, rng())
+    assert told["accuracy"]["value"] == pytest.approx(((logits > 0) == has).double().mean().item())
+    assert told["auc"]["value"] == pytest.approx(roc_auc_score(has, logits, average="macro"))
+    assert told["auc"]["low"] < told["auc"]["value"] < told["auc"]["high"]
+
+
+def test_the_floor_of_attributes_says_what_most_have_and_none_is_left_out_of_accuracy() -> None:
+    public = torch.tensor([[True, False], [True, False], [False, False]])
+    has = torch.tensor([[True, True], [False, True]])
+    floor = usual(public, has, rng())
+    assert (floor["accuracy"]["value"], floor["auc"]["value"]) == (0.25, 0.5)
+    assert attributed(torch.ones(2, 1), torch.ones(2, 1, dtype=torch.bool), rng())["auc"]["value"] == 0.5

@@ -109,6 +109,7 @@ def test_a_gan_without_classes_has_no_labels_to_tell(tmp_path: Path) -> None:
     assert all(head["labels_of_made"] is None for head in found["heads"])
     assert len(rows(found)) > 8
     assert not [line for line in words(found) if line.startswith("Labels")]
+    assert "Not tried: class inference, since the images have no classes, or one only." in words(found)
 
 
 def test_without_public_images_or_the_last_round_it_is_refused(tmp_path: Path) -> None:

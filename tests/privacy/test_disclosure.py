@@ -14,6 +14,7 @@ from manyhands import Images
 from manyhands.errors import RecipeError
 from manyhands.evaluation.figures import disclosure as drawn
 from manyhands.models.unet import UNet
+from manyhands.privacy.attributes import Known
 from manyhands.privacy.disclosure import Effort, Own, disclosure, guarantee
 from tests.conftest import sharp_images
 from tests.privacy.crowd import DIFFUSION
@@ -40,11 +41,11 @@ def test_it_is_plain_json_with_the_words_that_a_guarantee_needs(told: dict[str, 
 def test_at_the_first_step_all_is_known_and_at_the_last_nothing(told: dict[str, Any]) -> None:
     first, last = told["cuts"][0]["one_release"], told["cuts"][-1]["one_release"]
     assert first["identity"]["top_1"]["value"] == 1
-    assert first["attributes"]["accuracy"]["value"] > 0.9
+    assert first["class_inference"]["accuracy"]["value"] > 0.9
     assert first["reconstruction"]["wiener"]["explained"]["value"] > 0.95
     assert last["identity"]["top_1"]["low"] <= 1 / 40
     assert last["reconstruction"]["wiener"]["explained"]["value"] < 0.05
-    assert last["attributes"]["accuracy"]["low"] < 0.75
+    assert last["class_inference"]["accuracy"]["low"] < 0.75
 
 
 def test_what_the_server_has_is_tried_where_it_was_trained(told: dict[str, Any]) -> None:
@@ -62,11 +63,33 @@ def test_the_same_seed_says_the_same(told: dict[str, Any]) -> None:
     assert "membership" not in once
 
 
-def test_images_without_labels_have_no_attributes(tmp_path: Path) -> None:
+def test_what_is_not_tried_is_told_with_its_reason(tmp_path: Path, told: dict[str, Any]) -> None:
+    assert told["skipped"].keys() == {"attribute_inference"}
     private, public = Images(sharp_images(20).pixels), Images(sharp_images(20, seed=1).pixels)
     found = disclosure(private, public, DIFFUSION, [500], effort=EFFORT)
-    assert "attributes" not in found["cuts"][0]["one_release"]
+    assert "class_inference" not in found["cuts"][0]["one_release"]
+    assert "no classes" in found["skipped"]["class_inference"]
+    assert found["skipped"].keys() == {"class_inference", "attribute_inference"}
     drawn(tmp_path / "without.png", found)
+
+
+def test_attributes_are_inferred_beside_the_class_or_without_one() -> None:
+    private, public = sharp_images(40), sharp_images(60, seed=1)
+    assert private.labels is not None
+    assert public.labels is not None
+    above, never = private.labels == 0, torch.zeros(40, dtype=torch.bool)
+    known = Known(("above", "never"), torch.stack([above, never], 1), torch.stack([public.labels == 0] * 2, 1))
+    both = disclosure(private, public, DIFFUSION, CUTS, effort=EFFORT, known=known)
+    alone = disclosure(Images(private.pixels), Images(public.pixels), DIFFUSION, CUTS, effort=EFFORT, known=known)
+    plain = disclosure(private, public, DIFFUSION, CUTS, effort=EFFORT)
+    assert (both["skipped"], alone["skipped"].keys()) == ({}, {"class_inference"})
+    for found in (both, alone):
+        first, last = (found["cuts"][i]["one_release"]["attribute_inference"]["auc"] for i in (0, -1))
+        assert first["value"] > 0.9 > last["low"]
+        assert found["floor"]["attribute_inference"]["auc"]["value"] == 0.5
+        assert found["attributes"] == ["above", "never"]
+    for cut, other in zip(both["cuts"], plain["cuts"], strict=True):  # what is asked beside moves nothing before it
+        assert cut["one_release"]["class_inference"] == other["one_release"]["class_inference"]
 
 
 def test_the_raw_image_is_no_cut() -> None:

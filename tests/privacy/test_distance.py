@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manyhands.evaluation.features import Classifier, Network
-from manyhands.privacy.distance import BEST, learned, nearness, psnr, ssim
+from manyhands.privacy.distance import BEST, feature_distance, nearness, psnr, ssim
 from tests.privacy.crowd import cloud, rng
 
 
@@ -34,11 +34,11 @@ def test_the_image_itself_is_nearest_and_noise_moves_away() -> None:
         nearness((x + far * torch.randn(x.shape, generator=rng())).clamp(-1, 1), x, guess, lens, rng())
         for far in (0.0, 0.1, 0.4, 1.0)
     ]
-    for name, up in (("psnr", -1), ("ssim", -1), ("learned", 1), ("explained", -1)):
+    for name, up in (("psnr", -1), ("ssim", -1), ("feature_distance", 1), ("explained", -1)):
         values = [up * each[name]["value"] for each in told]
         assert values == sorted(values), name
         assert all(each[name]["low"] <= each[name]["value"] <= each[name]["high"] for each in told)
     assert told[0]["explained"]["value"] == told[0]["ssim"]["value"] == 1
-    assert told[0]["learned"]["value"] == 0
+    assert told[0]["feature_distance"]["value"] == 0
     assert nearness(guess, x, guess, None, rng())["explained"]["value"] == 0
-    assert learned(x, x.flip(0), lens).shape == (40,)
+    assert feature_distance(x, x.flip(0), lens).shape == (40,)

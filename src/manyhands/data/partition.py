@@ -283,10 +283,18 @@ class ByAttributes(Partition):
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """See ``by_attributes``."""
-        told = read_attributes(self.file)
-        fits = _told_of(images, np.stack([told.any_of(group) for group in self.groups], 1), self.file, "rows")
+        fits = self._of(images, self.groups)
         own = numpy_rng(0, "attributes")
         return by_attributes(fits, own, overlap=self.overlap, each=self.each, minimum=self.minimum)
+
+    def known(self, images: Images) -> tuple[tuple[str, ...], np.ndarray]:
+        """The names of all attributes of the groups, and whether each image has each."""
+        names = tuple(dict.fromkeys(name for group in self.groups for name in group))
+        return names, self._of(images, [(name,) for name in names])
+
+    def _of(self, images: Images, groups: Sequence[Sequence[str]]) -> np.ndarray:
+        told = read_attributes(self.file)
+        return _told_of(images, np.stack([told.any_of(group) for group in groups], 1), self.file, "rows")
 
 
 class Domains(Partition):

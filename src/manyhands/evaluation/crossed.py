@@ -17,7 +17,7 @@ ABOUT = (
     "begins, and it sees what they make of real images. Head n ends with block n; the heads of this run were attacked "
     "as they were sent, the others as they would have been. Explained: the share of the images' variance that comes "
     "back. 1 of m: how often the right image is nearest to the estimate; nearest of m: how often what the head makes "
-    "of it is nearest to what was sent. Class: how often the label is told."
+    "of it is nearest to what was sent. Class: how often the class label is told (class inference)."
 )
 
 
@@ -62,7 +62,12 @@ def words(found: Told) -> list[str]:
         f"{known['explained']['value']:.2f} explained; without these weights {unknown['psnr']['value']:.1f} dB. That "
         "they never leave a silo holds in form only."
     )
-    return [*lines, *_verdict(found)]
+    return [*lines, *skipped(found), *_verdict(found)]
+
+
+def skipped(found: Told) -> list[str]:
+    """What was not tried, and why: that the table has nothing of it does not make it safe."""
+    return [f"Not tried: {name.replace('_', ' ')}, since {why}." for name, why in found.get("skipped", {}).items()]
 
 
 def section(found: Told) -> str:

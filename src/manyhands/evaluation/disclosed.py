@@ -17,8 +17,9 @@ HEADS = ["cut", "SNR dB", "epsilon", "explained", "PSNR dB", "1 of m", "theory",
 ABOUT = (
     "Attackers have other images of the same kind, the held-out ones. Explained: the share of the images' variance "
     "that the best of them brings back. 1 of m: how often the right image is picked out of m by its release. Class: "
-    "how often it is read off the release. Linked: how well two releases of one image are told from releases of two "
-    "(0.5: not at all)."
+    "how often the class is read off the release (class inference). Linked: how well two releases of one image are "
+    "told from releases of two (0.5: not at all). Attributes, where the recipe has a table of them: the AUC of reading "
+    "one off the release (attribute inference)."
 )
 
 
@@ -33,7 +34,11 @@ def rows(found: Told) -> list[list[str]]:
             many = found["releases"]
             together = {**cut, "snr_db": cut["snr_db"] + 10 * math.log10(many)}
             body.append(_row(f"  x {many:,}", together, cut["all_releases"], "-"))
-    return [HEADS, *body]
+    return [[*HEADS, *["attributes"] * _has_attributes(found)], *body]
+
+
+def _has_attributes(found: Told) -> bool:
+    return "attribute_inference" in found["floor"]
 
 
 def words(found: Told) -> list[str]:
@@ -49,12 +54,20 @@ def words(found: Told) -> list[str]:
         f"Epsilon at delta {guarantee['delta']:g}: {guarantee['model']}, of {guarantee['unit']}, "
         f"{guarantee['neighbouring']}, norm {number(guarantee['norm'])}; of images, it says nothing of labels.",
     ]
-    if "attributes" in floor:
-        clean = floor["attributes_of_clean_images"]["accuracy"]["value"]
+    if "class_inference" in floor:
+        clean = floor["class_inference_of_clean_images"]["accuracy"]["value"]
         lines.append(
-            f"Class: {number(floor['attributes']['accuracy']['value'])} by guessing the most frequent one, "
-            f"{number(clean)} of clean images."
+            f"Class inference: {number(floor['class_inference']['accuracy']['value'])} by guessing the most frequent "
+            f"one, {number(clean)} of clean images."
         )
+    if _has_attributes(found):
+        floored, clean = floor["attribute_inference"], floor["attribute_inference_of_clean_images"]
+        lines.append(
+            f"Attribute inference, of {', '.join(found['attributes'])}: accuracy "
+            f"{number(floored['accuracy']['value'])} by guessing the more frequent answer, "
+            f"{number(clean['accuracy']['value'])} of clean images (AUC {number(clean['auc']['value'])})."
+        )
+    lines += crossed.skipped(found)
     if "membership" in found:
         auc, caught = found["membership"]["auc"], found["membership"]["found_at_1_percent"]
         lines.append(
@@ -63,6 +76,10 @@ def words(found: Told) -> list[str]:
     lines.append(
         f"Exact algebra on what was sent: {exact['sent']['recovered']} of {exact['sent']['of']:,} images; on the "
         f"control, which sends the noise too: {exact['control']['recovered']} of {exact['control']['of']:,}."
+    )
+    lines.append(
+        "Feature distance, in report.json beside PSNR and SSIM, is that of the features of the small classifier of the "
+        "run's own images; it is no LPIPS, and says nothing of what people find alike."
     )
     lines += [_released(each) for each in found["as_released"]]
     return [*lines, _recommended(found)]
@@ -81,7 +98,8 @@ def section(found: Told, path: Path) -> str:
 def _row(name: str, cut: Told, scores: Told, linked: str) -> list[str]:
     attacks = scores["reconstruction"].values()
     best, identity = max(attacks, key=lambda told: told["explained"]["value"]), scores["identity"]
-    label = number(scores["attributes"]["accuracy"]["value"]) if "attributes" in scores else "-"
+    label = number(scores["class_inference"]["accuracy"]["value"]) if "class_inference" in scores else "-"
+    attributes = [number(scores["attribute_inference"]["auc"]["value"])] if "attribute_inference" in scores else []
     return [
         name,
         f"{cut['snr_db']:.1f}",
@@ -92,6 +110,7 @@ def _row(name: str, cut: Told, scores: Told, linked: str) -> list[str]:
         number(identity["foretold"]),
         label,
         linked,
+        *attributes,
     ]
 
 

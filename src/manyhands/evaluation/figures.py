@@ -120,7 +120,7 @@ def silos(path: Path, runs: Mapping[str, Mapping[str, tuple[float, float]]], y: 
 
 
 def disclosure(path: Path, told: Mapping[str, Any]) -> None:
-    """What releases give away over the cut: how much of the image, whose it is, and its class; one release, and all."""
+    """What releases give away over the cut: how much, whose it is, and what it is of; by one release, and by all."""
     figure, (image, identity, label) = _row_of_axes((11, 3.4), 3)
     _compared(image, told, _best_explained)
     image.set(ylabel="variance explained, best attack", ylim=(-0.03, 1.03))
@@ -132,11 +132,13 @@ def disclosure(path: Path, told: Mapping[str, Any]) -> None:
     one_of = told["cuts"][0]["one_release"]["identity"]["candidates"]
     identity.axhline(1 / one_of, color="0.5", ls="--", lw=1)
     identity.set(ylabel=f"right one of {one_of:,} found (dots: theory)", yscale="log", ylim=(0.5 / one_of, 1.4))
-    if "attributes" in told["floor"]:
-        _compared(label, told, lambda scores: scores["attributes"]["accuracy"])
-        for name in ("attributes", "attributes_of_clean_images"):
+    asked = next((name for name in ("class_inference", "attribute_inference") if name in told["floor"]), None)
+    if asked:
+        _compared(label, told, lambda scores: scores[asked]["accuracy"])
+        for name in (asked, f"{asked}_of_clean_images"):
             label.axhline(told["floor"][name]["accuracy"]["value"], color="0.5", ls="--", lw=1)
-    label.set(ylabel="class told (dashes: floor, clean image)", ylim=(-0.03, 1.03))
+    what = {"class_inference": "class told", "attribute_inference": "attributes told"}.get(asked or "")
+    label.set(ylabel=f"{what} (dashes: floor, clean image)" if what else "not tried: no classes", ylim=(-0.03, 1.03))
     image.axhline(0, color="0.5", ls="--", lw=1)
     for axes in (image, identity, label):
         _mark_cuts(axes, told)

@@ -13,6 +13,7 @@ from torch import Tensor
 from manyhands.data.images import Images, as_floats
 from manyhands.models.gan import through
 from manyhands.privacy import identity
+from manyhands.privacy.attributes import WHY_NOT
 from manyhands.privacy.disclosure import SHOWN, Effort
 from manyhands.privacy.distance import nearness
 from manyhands.privacy.heads import Head, head_of, unknown
@@ -197,6 +198,7 @@ def crossings(attacked: Attacked, later: Sequence[Heard]) -> dict[str, Any]:
         "min_head": method.min_head,
         "guard": None if method.guard is None else method.guard.model_dump(),
         "floor": attacked.floor(),
+        "skipped": {} if method.model.classes else {"class_inference": WHY_NOT["class_inference"]},
         "heads": [attacked.head(last) for last in range(method.model.middle)],
         "later": {"step": later[0].step, "of": later[0].steps, "heads": attacked.later(later)},
         "tails": attacked.tails(),

@@ -97,7 +97,7 @@ class _Attackers:
     own: Own | None
     attacks: dict[str, Attack]
     guess: Attack
-    classifier: attributes.NoisyClassifier | None
+    questions: dict[str, attributes.Question]
     clouds: list[population.Cloud]
     x_0: Tensor = field(repr=False)
 
@@ -118,22 +118,27 @@ def disclosure(
     clip_norm: float | None = None,
     effort: Effort | None = None,
     actual: Sequence[Actual] = (),
+    known: attributes.Known | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     r"""What the releases of private images at each of the cuts give away, to attackers with public images of the kind.
 
     An image is released once, and also, where ``releases`` is more, so often with fresh noise. ``clip_norm`` is the
     largest norm that released images have; without it, that of the pixels' box. What was ``actual``\ ly released is
-    attacked too. All comes back as plain numbers, never as pictures.
+    attacked too. Beside the class the attributes that are ``known`` are inferred; what cannot be tried is told under
+    ``skipped``. All comes back as plain numbers, never as pictures.
     """
     steps = diffusion.schedule.steps
     if bad := [cut for cut in cuts if not 1 <= cut <= steps]:
         raise RecipeError(f"cut {bad[0]}: a step of the chain is expected, 1 to {steps}; at 0 the images themselves go")
     cuts = sorted(set(cuts))
-    ready = _attackers(private, public, diffusion, cuts, releases, own, lens, effort or Effort(), seed)
+    ready = _attackers(private, public, diffusion, cuts, releases, own, lens, known, effort or Effort(), seed)
     norm = box_norm(private.pixels[0].numel()) if clip_norm is None else clip_norm
     told = [_at(ready, cut, releases, norm, torch_rng(seed, "disclosure", cut)) for cut in cuts]
     found = {"images": len(private), "public": len(public), "releases": releases, "floor": _floor(ready, seed)}
+    found["skipped"] = {name: why for name, why in attributes.WHY_NOT.items() if name not in ready.questions}
+    if known is not None:
+        found["attributes"] = list(known.names)
     if own is not None:
         found["membership"] = _membership(ready, own, torch_rng(seed, "membership"))
     found["as_released"] = [
@@ -144,7 +149,9 @@ def disclosure(
 
 
 def _those(ready: _Attackers, numbers: np.ndarray) -> _Attackers:
-    return replace(ready, private=ready.private.subset(numbers), x_0=ready.x_0[torch.from_numpy(numbers)])
+    at = torch.from_numpy(numbers)
+    questions = {name: asked._replace(answers=asked.answers[at]) for name, asked in ready.questions.items()}
+    return replace(ready, private=ready.private.subset(numbers), x_0=ready.x_0[at], questions=questions)
 
 
 def _recommended(ready: _Attackers, releases: int, norm: float, seed: int) -> dict[str, Any]:
@@ -176,6 +183,7 @@ def _attackers(
     releases: int,
     own: Own | None,
     lens: Extractor | None,
+    traits: attributes.Known | None,
     effort: Effort,
     seed: int,
 ) -> _Attackers:
@@ -194,15 +202,15 @@ def _attackers(
         "denoised": reconstruction.denoised(denoiser),
         "walked": reconstruction.walked(denoiser, schedule),
     }
-    classifier = None
-    if public.labels is not None and private.labels is not None and len(public.classes) > 1:
-        classes, rng = len(public.classes), torch_rng(seed, "attributes")
-        classifier = attributes.classifier(
-            known, public.labels, classes, schedule, [0, *levels], effort.classifier, rng
-        )
+
+    def reader(answers: Tensor, outputs: int, what: str) -> attributes.NoisyClassifier:
+        rng, every = torch_rng(seed, what), [0, *levels]
+        return attributes.classifier(known, answers, outputs, schedule, every, effort.classifier, rng)
+
+    questions = attributes.questions(private, public, traits, reader)
     clouds = population.clouds(known, public.labels)
     guess, x_0 = reconstruction.mean_of(known), as_floats(private.pixels)
-    return _Attackers(diffusion, private, public, lens, own, attacks, guess, classifier, clouds, x_0)
+    return _Attackers(diffusion, private, public, lens, own, attacks, guess, questions, clouds, x_0)
 
 
 def _together(diffusion: Diffusion, cut: int, releases: int) -> int:
@@ -246,9 +254,7 @@ def _scores(ready: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dic
         },
         "identity": _identity(ready, x_t, t, rng),
     }
-    if ready.classifier is not None and ready.private.labels is not None:
-        found["attributes"] = attributes.inferred(ready.classifier(x_t, t), ready.private.labels, rng)
-    return found
+    return found | {name: asked.of(x_t, t, rng) for name, asked in ready.questions.items()}
 
 
 def _own_attacks(ready: _Attackers, t: int) -> dict[str, Attack]:
@@ -282,10 +288,9 @@ def _floor(ready: _Attackers, seed: int) -> dict[str, Any]:
     rng, truth = torch_rng(seed, "floor"), ready.x_0[:SHOWN]
     guess = ready.guess(truth, 0)
     found: dict[str, Any] = {"reconstruction": nearness(guess, truth, guess, ready.lens, rng)}
-    labels, known = ready.private.labels, ready.public.labels
-    if ready.classifier is not None and labels is not None and known is not None:
-        found["attributes"] = attributes.majority(known, labels, len(ready.public.classes), rng)
-        found["attributes_of_clean_images"] = attributes.inferred(ready.classifier(ready.x_0, 0), labels, rng)
+    for name, asked in ready.questions.items():
+        found[name] = asked.floor(asked.answers, rng)
+        found[f"{name}_of_clean_images"] = asked.of(ready.x_0, 0, rng)
     return found
 
 
