@@ -1,22 +1,31 @@
 # make demo: set up, train five silos on handwritten digits, show where the picture lies
-# make test: set up with the tools of a developer, then lint, types and tests
+# make test: set up with the tools of a developer, then lint, types and all tests
+# make fast: the same without the slow tests
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test install dev clean
+.PHONY: demo test fast lint install dev clean
 
 demo: install
 	rm -rf runs/demo
 	$(BIN)/manyhands run recipes/digits-fedavg.toml --out runs/demo
 
-test: dev
+# a worker for each core, with one thread each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
+
+test: lint
+	$(PYTEST)
+
+fast: lint
+	$(PYTEST) -m 'not slow'
+
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
 
 install: .venv/installed
 dev: .venv/installed-dev

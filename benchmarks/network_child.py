@@ -88,7 +88,7 @@ def serve_bare(kit: Kit, port: int, count: int) -> None:
     sites, lock = len(kit.about.sites), threading.Condition()
     waiting: list[tuple[torch.Tensor, queue.SimpleQueue[bytes]]] = []
     done = threading.Event()
-    left = [count * sites]
+    left = [count]
 
     def stream(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
         mine: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -100,11 +100,10 @@ def serve_bare(kit: Kit, port: int, count: int) -> None:
                     for _, other in waiting:
                         other.put(answer)
                     waiting.clear()
+                    left[0] -= 1
+                    if not left[0]:  # here: who has the last answer may be gone before this is asked to go on
+                        done.set()
             yield mine.get()
-            with lock:
-                left[0] -= 1
-                if not left[0]:
-                    done.set()
 
     handler = grpc.method_handlers_generic_handler("bare", {"Stream": grpc.stream_stream_rpc_method_handler(stream)})
     server = grpc.server(ThreadPoolExecutor(8), handlers=[handler], options=OPTIONS)
@@ -114,7 +113,7 @@ def serve_bare(kit: Kit, port: int, count: int) -> None:
     server.add_secure_port(f"127.0.0.1:{port}", held)
     server.start()
     done.wait()
-    server.stop(1).wait()
+    server.stop(30).wait()  # the last answers go out, however busy the machine is
 
 
 def call_bare(kit: Kit, count: int) -> list[float]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 from manyhands import FedAvg, Iid, Images, Local, Silo, Training, UNet, split
+
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")  # a busy machine fails nothing
 
 FEDAVG_ONLY = {"kind"} | (FedAvg.model_fields.keys() - Local.model_fields.keys())
 TINY = UNet(size=4, channels=1, classes=2, widths=(8,))
@@ -44,6 +51,16 @@ def holding_silos(count: int = 2, seed: int = 0) -> list[Silo]:
 def tiny_fedavg(**told: object) -> FedAvg:
     given = {"model": TINY, "training": Training(batch=4, steps=2, learning_rate=1e-2), "rounds": 3, **told}
     return FedAvg.model_validate(given)
+
+
+def pytest_configure() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # for all processes that tests start: another worker has the other core
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with most slow tests first: a worker is given whole files, and no long one should be left at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,6 @@ def in_one_process(told: Recipe, folder: Path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    os.environ["OMP_NUM_THREADS"] = "1"  # as many as these tests have: sums of several differ in their last bits
     with Federation(tmp_path_factory.mktemp("federation"), SITES) as started:
         yield started
 

@@ -1,0 +1,97 @@
+"""Every benchmark at toy size, to see that each still runs: PyTorch is imported once, and each program forks off it.
+
+A program is run as it would be typed, ``benchmarks/NAME.py --quick --json``, in a process of its own with one thread,
+as many at a time as there are cores. Their seconds are printed; the exit code is 1 where one failed or did not end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from typing import NamedTuple
+
+import bench
+from kill import CONTEXT
+
+PROGRAMS = (
+    "huscf", "network", "collafuse", "network_timeline", "federated_diffusion", "start", "kill", "page", "sampling",
+    "digits", "memorisation", "fifty_silos", "memory", "ranking", "metric_seconds", "fid", "convergence", "chatty",
+    "bytes", "overhead", "torn",
+)  # fmt: skip
+"""The longest first, so that no core is left with one of them at the end."""
+LIMIT = 600.0
+"""Seconds after which a program is taken to hang."""
+
+
+class Ended(NamedTuple):
+    """How a program ended: 0 is well."""
+
+    program: str
+    seconds: float
+    code: int | None
+
+
+class Running(NamedTuple):
+    """A program under way."""
+
+    program: str
+    began: float
+    process: ForkServerProcess
+
+    def over(self) -> bool:
+        """Whether it has ended; one that hangs is ended here."""
+        if self.process.is_alive() and time.monotonic() - self.began > LIMIT:
+            self.process.kill()
+            self.process.join()
+        return not self.process.is_alive()
+
+
+def run(program: str) -> None:
+    """What typing it would do, in this process."""
+    path = bench.ROOT / "benchmarks" / f"{program}.py"
+    sys.argv = [str(path), "--quick", "--json"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        runpy.run_path(str(path), run_name="__main__")
+    json.loads(said.getvalue())
+
+
+def begin(program: str) -> Running:
+    """Start one."""
+    process = CONTEXT.Process(target=run, args=(program,))
+    process.start()
+    return Running(program, time.monotonic(), process)
+
+
+def run_all(programs: Sequence[str], parallel: int) -> Iterator[Ended]:
+    """All of them, so many at a time, as they end."""
+    waiting, running = deque(programs), list[Running]()
+    while waiting or running:
+        running += [begin(waiting.popleft()) for _ in range(min(parallel - len(running), len(waiting)))]
+        wait([one.process.sentinel for one in running], timeout=1)
+        for one in [one for one in running if one.over()]:
+            running.remove(one)
+            yield Ended(one.program, time.monotonic() - one.began, one.process.exitcode)
+
+
+def main(programs: Sequence[str]) -> int:
+    """Run them; the exit code."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    failed = []
+    for program, seconds, code in run_all(programs, os.cpu_count() or 1):
+        failed += [program] * (code != 0)
+        print(f"{seconds:6.1f} s  {program}" + (f": failed with {code}" if code else ""), flush=True)
+    print(f"{len(programs)} benchmarks ran; {len(failed)} failed: {' '.join(failed) or 'none'}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:] or PROGRAMS))
