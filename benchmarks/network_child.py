@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import torch
 
+from manyhands.facts import Flag
 from manyhands.federation.calls import Calls
 from manyhands.federation.kit import Kit, load_kit
 from manyhands.federation.switchboard import Switchboard
@@ -30,7 +31,7 @@ from manyhands.tensors import Like, Tensors
 
 NUMBERS = 250_000
 MEGABYTE = {"x": Like((NUMBERS,), torch.float32)}
-PLAN = Plan({"sum": Operation("sends a megabyte, gets one", "again and again", Carries(MEGABYTE, {"last": bool}),
+PLAN = Plan({"sum": Operation("sends a megabyte, gets one", "again and again", Carries(MEGABYTE, {"last": Flag()}),
                               Carries(MEGABYTE), group=True)})  # fmt: skip
 OPTIONS = [("grpc.max_send_message_length", 1 << 22), ("grpc.max_receive_message_length", 1 << 22)]
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from manyhands import Images, Message, Method, Server, Silo
+from manyhands.facts import Number
 from manyhands.methods.method import Conversation
-from manyhands.plan import Carries, Operation, Plan
+from manyhands.plan import COUNT, Carries, Operation, Plan
 from manyhands.seed import seeded_globally
 from manyhands.tensors import Like, Tensors, snapshot
 
@@ -71,7 +72,7 @@ class ToySplit(Method):
     def plan(self) -> Plan:
         """Activations and their gradients; no image, no label."""
         maps = Carries({"x": MAPS})
-        told = Carries(facts={"loss": float, "seen": int})
+        told = Carries(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
         return Plan(
             {
                 "forward": Operation("sends activations", "each mini-batch", maps, maps, group=True),

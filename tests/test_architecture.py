@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "manyhands"
 LAYERS = [
-    {"errors", "spec", "seed"},
+    {"errors", "spec", "seed", "strict", "facts"},
     {"tensors", "ledger", "message", "codec", "plan", "checkpoint", "silo", "meter", "apart", "accountant", "leaves"},
     {"data", "diffusion", "models", "training"},
     {"methods"},
@@ -130,3 +131,8 @@ def test_the_public_names_are_there() -> None:
         assert getattr(manyhands, name).__name__ == name
     with pytest.raises(AttributeError):
         _ = manyhands.nothing
+
+
+def test_json_is_written_in_one_place_which_writes_only_what_is_json() -> None:
+    writers = [path.name for path in SOURCE.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())]
+    assert writers == ["strict.py"]

@@ -13,13 +13,13 @@ from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
 from manyhands.message import Message
 from manyhands.methods.method import Conversation, Server
-from manyhands.plan import Carries, Operation, Plan
+from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan
 from manyhands.tensors import Like
 
-FACTS = {"round": int, "images": int}
+FACTS = {"round": COUNT, "images": IMAGES}
 PLAN = Plan(
     {
-        "ask": Operation("asks", "ever", Carries(), Carries(facts={"count": int})),
+        "ask": Operation("asks", "ever", Carries(), Carries(facts={"count": COUNT})),
         "add": Operation(
             "adds", "each round", Carries({"x": Like((2, None), torch.float32)}, FACTS), Carries(), True, True
         ),

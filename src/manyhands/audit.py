@@ -27,6 +27,7 @@ from manyhands.privacy.attributes import Known
 from manyhands.privacy.disclosure import Actual, Effort, Own, disclosure
 from manyhands.seed import torch_rng
 from manyhands.silo import Workbench
+from manyhands.strict import kept_json
 from manyhands.sweep import INDEX
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def trade(folder: Path, effort: Effort | None = None) -> list[dict[str, float | 
     found = audit(inner[0], sorted({_share(run) for run in inner}), effort)
     rows = [_trade_row([run for run in ended if _share(run) == share], share, found) for share in _shares(ended)]
     figures.trade(folder / "trade.png", rows)
-    replace_file(folder / "trade.json", json.dumps(rows, indent=1).encode())
+    replace_file(folder / "trade.json", kept_json(rows, indent=1).encode())
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import signal
 import sys
@@ -16,6 +15,7 @@ import typer
 from manyhands.errors import ManyhandsError, RecipeError, RunFolderError
 from manyhands.federation.commands import app as federation
 from manyhands.shipped import recipe_path, shipped
+from manyhands.strict import kept_json
 
 if TYPE_CHECKING:
     from manyhands.models.generator import Drawing
@@ -154,7 +154,7 @@ def sample(
     of = f"{run_folder.resolve()} {(run_folder / 'report.json').stat().st_mtime_ns} {silo} {alone}"
     files = write_samples(out, generator, labels, seed, sampling, png=png, of=of)
     typer.echo(
-        json.dumps({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
+        kept_json({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
     )
 
 
@@ -184,7 +184,7 @@ def audit(
         raise RecipeError(f"--cuts {cuts}: {bad[0]:g} is not between 0 and 1, where images are released noised")
     if (run_folder / "sweep.json").exists():
         if as_json:
-            typer.echo(json.dumps(trade(run_folder)))
+            typer.echo(kept_json(trade(run_folder)))
         else:
             _trade(run_folder, quiet=False)
         return
@@ -193,7 +193,7 @@ def audit(
         raise RecipeError(f"--cuts {cuts}: is for runs of collafuse; of huscf every head is attacked")
     found = attack(folder, shares)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(kept_json(found))
         return
     print_table(rows(found))
     for line in words(found):
@@ -232,7 +232,7 @@ def advise(
         figures.timeline(out / "timeline.png", timeline(advisor, cuts))
     found = timetable(advisor, cuts)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(kept_json(found))
         return
     for table in tables(found):
         print_table(table)
@@ -289,9 +289,7 @@ def profile(
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     told = {path.stem: _first_words(path) for path in shipped()}
-    typer.echo(
-        json.dumps(told) if as_json else "\n".join(_wrapped(words, f"{name:21}") for name, words in told.items())
-    )
+    typer.echo(kept_json(told) if as_json else "\n".join(_wrapped(words, f"{name:21}") for name, words in told.items()))
 
 
 @app.command()
@@ -302,7 +300,7 @@ def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
     from manyhands.recipe import specs_in
 
     found = citations(*specs_in(RunFolder(run_folder).recipe, str(run_folder)))
-    typer.echo(json.dumps({"papers": found}) if as_json else "\n".join(found))
+    typer.echo(kept_json({"papers": found}) if as_json else "\n".join(found))
 
 
 app.add_typer(federation, name="federation")
@@ -365,7 +363,7 @@ def _compare(
     found = Comparison(folders, by, unranked=unranked)
     files = [] if out is None else found.write(out)
     if as_json:
-        typer.echo(json.dumps({"note": found.note(), "runs": found.records(), "files": [str(file) for file in files]}))
+        typer.echo(kept_json({"note": found.note(), "runs": found.records(), "files": [str(file) for file in files]}))
         return
     print_table(found.table(), found.note())
     for file in files:
@@ -380,7 +378,7 @@ def _show_ended(folder: Path, *, as_json: bool) -> None:
 
     report = RunFolder(folder).report
     if as_json:
-        typer.echo(json.dumps(report))
+        typer.echo(kept_json(report))
         return
     if "evaluation" in report:
         print_table(figures_table(report), measured_words(report))
@@ -429,12 +427,12 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
     plans = [_plan_of(run.recipe) for run in sweep.variants]
     if sweep.swept and as_json:
         places = [{"folder": run.folder, "values": run.values} for run in sweep.variants]
-        typer.echo(json.dumps({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
+        typer.echo(kept_json({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
     elif sweep.swept:
         for run, plan in zip(sweep.variants, plans, strict=True):
             typer.echo("\n".join([run.folder, *[_wrapped(line, "    ") for line in plan["sizes"] or plan["plan"]]]))
     elif as_json:
-        typer.echo(json.dumps(plans[0]))
+        typer.echo(kept_json(plans[0]))
     else:
         lines = [_wrapped(line, "# ") for line in plans[0]["plan"] + plans[0]["sizes"]]
         typer.echo(tomli_w.dumps(plans[0]["recipe"]) + "\n" + "\n".join(lines))

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manyhands.errors import QuorumLost
+from manyhands.errors import QuorumLost, plain
 from manyhands.journal import Round
 from manyhands.plan import RESTING
 
@@ -36,7 +36,8 @@ class Clock:
         """A round has ended."""
         up, down = self.ledger.bytes("up"), self.ledger.bytes("down")
         said: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
-        withheld = {silo: f["withheld"] for silo, f in said.items() if f.get("withheld", "") not in ("", RESTING)}
+        why = {silo: plain(facts.get("withheld", "")) for silo, facts in said.items()}
+        withheld = {silo: words for silo, words in why.items() if words not in ("", RESTING)}
         done = Round(
             closed.round,
             rounds,

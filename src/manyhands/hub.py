@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from manyhands.errors import QuorumLost, Reason, Refused
+from manyhands.errors import MessageError, QuorumLost, Reason, Refused
 from manyhands.plan import RESTING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LONGEST = 10
 """So many deadlines a silo may take in all, whose message comes in little by little."""
-FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FOREIGN = (ArithmeticError, AttributeError, LookupError, MessageError, OSError, RuntimeError, TypeError, ValueError)
 """What code may come to that is given values which nobody thought of."""
 
 
@@ -170,7 +170,7 @@ class Hub:
 
     def _check(self, silo: str, message: Message) -> None:
         try:
-            self.plan.check(message, "up")
+            self._unharmed(silo, lambda: self.plan.check(message, "up"))
             images, number = (message.facts.get(name) for name in ("images", "round"))
             if images not in (None, self.roster[silo]):
                 raise Refused(Reason.WRONG_WEIGHT, f"says {images} images, enrolled {self.roster[silo]}")

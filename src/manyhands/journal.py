@@ -27,6 +27,7 @@ from manyhands.checkpoint import (
 )
 from manyhands.errors import CheckpointError, RunFolderError
 from manyhands.message import Message
+from manyhands.strict import kept_json
 from manyhands.tensors import sha256
 
 if TYPE_CHECKING:
@@ -204,13 +205,13 @@ class RunFolder:
 
     def write(self, name: str, content: Any) -> None:
         """Write a file of the folder: text as it is, anything else as JSON."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=1)
+        text = content if isinstance(content, str) else kept_json(content, indent=1)
         replace_file(self._file(name), text.encode())
 
     def append(self, done: Round) -> None:
         """One more line of the journal. It comes before the checkpoint: a line too many is cut off at resume."""
         with writing(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(done)) + "\n")
+            file.write(kept_json(asdict(done)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -318,7 +319,7 @@ class RunFolder:
         return any(not path.name.startswith(".") for path in self.path.iterdir())
 
     def _cut_journal(self, rounds: int) -> None:
-        lines = [json.dumps(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
+        lines = [kept_json(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
         self.write("journal.jsonl", "".join(lines))
 
     def _file(self, name: str) -> Path:

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
+from manyhands.facts import Facts, Flag, Number, Text, Whole, check_facts, header_bytes
 from manyhands.ledger import Direction
-from manyhands.message import Message
+from manyhands.message import LARGEST, Bounds, Message, index_bytes
 from manyhands.tensors import Layout, Like, finite, layout
 
-ROUND_FACTS = {"round": int, "images": int, "loss": float | None, "seen": int, "flops": int, "withheld": str}
-"""What a silo tells when it closes a round: its mean loss, the images it saw, the floating-point operations that this
-took, and why it sends nothing if it does not.
+IMAGES = Whole(1, 1 << 40)
+"""How many images a silo has."""
+COUNT, SEED = Whole(0, (1 << 53) - 1), Whole(0, (1 << 63) - 1)
+FLOPS = Whole(0, 10**21)
+LOSS = 1e12
+"""No loss is larger, or training has gone wrong."""
+WORD = Text(64)
 
-The hub holds ``round`` against the open round and ``images`` against the enrolment, wherever they are told.
-"""
+
+def round_facts(rounds: int) -> Facts:
+    """What a silo tells when it closes one of so many rounds.
+
+    Its mean loss, the images it saw, the floating-point operations that this took, and why it sends nothing if it does
+    not. The hub holds ``round`` against the open round and ``images`` against the enrolment, wherever they are told.
+    """
+    loss = Number(-LOSS, LOSS, or_none=True)
+    return {"round": Whole(0, rounds - 1), "images": IMAGES, "loss": loss, "seen": COUNT, "flops": FLOPS,
+            "withheld": Text()}  # fmt: skip
+
+
+def going_on(rounds: int) -> Facts:
+    """What a silo is told when it joins, and after each of so many rounds."""
+    return {"round": Whole(0, rounds), "done": Flag()}
+
+
 RESTING = "resting"
 """Told as ``withheld`` by a silo that does not take part in the round."""
 
@@ -29,15 +49,19 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Carries:
-    """What one message of an operation may carry in one direction: ``tensors``, or one of the ``others`` instead."""
+    """What one message of an operation may carry in one direction: ``tensors``, or one of the ``others`` instead.
+
+    ``items`` is the most that a length may be which is open and has no limit of its own.
+    """
 
     tensors: Layout = field(default_factory=lambda: _NOTHING)
-    facts: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    facts: Facts = field(default_factory=lambda: _NOTHING)
     others: tuple[Layout, ...] = ()
+    items: int | None = None
 
     def check(self, message: Message) -> None:
         """Refuse what does not fit, with the reason."""
-        _check_facts(self.facts, message.facts)
+        check_facts(self.facts, message.facts)
         forms = (self.tensors, *self.others)
         refusals = [refusal for form in forms if (refusal := misfit(form, message.tensors))]
         if len(refusals) == len(forms):
@@ -50,6 +74,19 @@ class Carries:
         """The bytes of the tensors, in their largest form; of a form with an open length, those of one item."""
         forms = (self.tensors, *self.others)
         return max(sum(like.dtype.itemsize * like.size for like in form.values()) for form in forms)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """What such a message may take as encoded, in its largest form."""
+        head, forms = header_bytes(self.facts), (self.tensors, *self.others)
+        sizes = [Bounds.of(head, index_bytes(form), len(form), self._bytes(form)) for form in forms]
+        return Bounds.largest(sizes)
+
+    def _bytes(self, form: Layout) -> int:
+        """The most bytes of the tensors of a form."""
+        each = {name: like.dtype.itemsize * like.size for name, like in form.items()}
+        count = {name: self.items or LARGEST for name, like in form.items() if like.endless}
+        return sum(size * count.get(name, 1) for name, size in each.items())
 
     @property
     def size(self) -> str:
@@ -87,6 +124,11 @@ class Plan:
         if operation is None:
             raise Refused(Reason.UNKNOWN_OPERATION, f"{message.op!r} is not one of {sorted(self.operations)}")
         (operation.up if direction == "up" else operation.down).check(message)
+
+    def bounds(self, direction: Direction) -> Bounds:
+        """What the largest message may take that goes this way."""
+        carried = ((each.up if direction == "up" else each.down) for each in self.operations.values())
+        return Bounds.largest(each.bounds for each in carried)
 
     def words(self) -> list[str]:
         """The plan as a person reads it before approving a run."""
@@ -126,19 +168,6 @@ def count_text(count: float) -> str:
             return f"{count:.0f}" if not unit else f"{count:.3g}{unit}"
         count /= 1000
     return f"{count:.3g} P"
-
-
-def _check_facts(expected: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    if set(facts) != set(expected):
-        raise Refused(Reason.WRONG_FACTS, f"has facts {sorted(facts)}, not {sorted(expected)}")
-    for name, kind in expected.items():
-        value = facts[name]
-        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
-            raise Refused(Reason.WRONG_FACTS, f"{name} is {value!r}, not of type {getattr(kind, '__name__', kind)}")
-        if isinstance(value, int) and abs(value) >= 1 << 63:
-            raise Refused(Reason.WRONG_FACTS, f"{name} is beyond 64 bits")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise Refused(Reason.NOT_FINITE, f"{name} is {value!r}")
 
 
 def misfit(expected: Layout, tensors: Mapping[str, Tensor]) -> Refused | None:

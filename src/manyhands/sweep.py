@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from manyhands.checkpoint import replace_file, writing
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.recipe import Recipe, parse_recipe, put, read_recipe
+from manyhands.strict import kept_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ def write_index(folder: Path, runs: Sequence[Variant], *, resume: bool) -> None:
     told = [{"values": run.values, "seed": run.recipe.seed, "folder": run.folder} for run in runs]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(told, indent=1).encode())
+    replace_file(path, kept_json(told, indent=1).encode())
 
 
 def _fields(told: Any, where: str) -> dict[str, list[Any]]:
@@ -116,7 +116,7 @@ def _distinct(found: Sequence[Variant], path: Path) -> None:
     """Two combinations must not share a folder, nor be the same run in two."""
     seen: dict[str, Variant] = {}
     for variant in found:
-        same = json.dumps(variant.recipe.resolved() | {"name": ""}, sort_keys=True)
+        same = kept_json(variant.recipe.resolved() | {"name": ""}, sort_keys=True)
         for key in (variant.folder.lower(), same):
             if first := seen.get(key):
                 both = f"{_words(first.values)} and {_words(variant.values)}"
@@ -135,4 +135,4 @@ def _words(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return re.sub(r'[][{}"]', "", json.dumps(value, default=str))
+    return re.sub(r'[][{}"]', "", kept_json(value, default=str))

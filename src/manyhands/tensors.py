@@ -25,6 +25,11 @@ class Like(NamedTuple):
         """How many numbers at most; for a shape with an open length, of one item."""
         return math.prod((self.most or 1) if n is None else n for n in self.shape)
 
+    @property
+    def endless(self) -> bool:
+        """Whether a length is open and has no limit here."""
+        return None in self.shape and self.most is None
+
 
 Layout = Mapping[str, Like]
 

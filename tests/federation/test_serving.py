@@ -20,6 +20,9 @@ from manyhands.shipped import recipe_path
 
 SITES = ("a", "b", "c")
 LONG = "x" * 70_000
+NESTED: Any = []
+for _ in range(5000):
+    NESTED = [NESTED]
 SMALL = [
     "data.limit=60",
     "method.rounds=3",
@@ -117,6 +120,12 @@ def test_who_was_not_asked_is_not_heard(world: World, op: str, told: dict[str, A
         ("update", {"x": torch.ones(3)}, {"round": 10**400}),
         ("update", {}, {"round": 0, "images": 10, "loss": 1.0, "seen": 10**400, "flops": 0, "withheld": ""}),
         ("enrol", {}, {"images": 10**30, "held_out": 0, "kept": []}),
+        ("enrol", {}, {"images": 10, "held_out": -1, "kept": []}),
+        ("enrol", {}, {"images": 10, "held_out": 0, "kept": ["x"]}),
+        ("enrol", {}, {"images": 10, "held_out": 0, "kept": [True]}),
+        ("enrol", {}, {"images": 10, "held_out": 0, "kept": NESTED}),
+        ("update", {}, {"round": NESTED}),
+        ("decline", {}, {"why": "x", "waits": {"a": NESTED}}),
     ],
 )
 def test_no_site_ends_the_run_of_the_others(training: World, op: str, tensors: Any, facts: dict[str, Any]) -> None:
@@ -127,7 +136,9 @@ def test_no_site_ends_the_run_of_the_others(training: World, op: str, tensors: A
 
 
 def test_what_a_site_says_is_told_on_short_and_plain(training: World) -> None:
-    training.call("a", "decline", run=training.run, why="\x1b[2J\ud800" + "é" * 400_000, waits=False)
+    refusal = training.call("a", "decline", run=training.run, why="é" * 1001, waits=False)
+    assert isinstance(refusal, Refused)
+    training.call("a", "decline", run=training.run, why="\x1b[2J\ud800" + "é" * 990, waits=False)
     answer = training.call(LEAD, "status")
     assert isinstance(answer, Message)
     assert answer.facts["sites"]["a"].startswith("not connected, does not take part: ?[2J?éé")

@@ -184,7 +184,7 @@ def denoise(labels: tuple[int, ...] = (0, 1), **told: object) -> Message:
     ("message", "reason"),
     [
         (denoise(to=399), Reason.BELOW_CUT),
-        (denoise(to=-1), Reason.BELOW_CUT),
+        (denoise(to=-1), Reason.WRONG_FACTS),
         (denoise(to=1001), Reason.WRONG_FACTS),
         (denoise(count=3), Reason.WRONG_FACTS),
         (denoise(count=0, labels=()), Reason.WRONG_FACTS),

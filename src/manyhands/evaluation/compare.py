@@ -23,6 +23,7 @@ from manyhands.evaluation.report import NAMES, curve, sampling_words
 from manyhands.journal import Round, RunFolder, difference
 from manyhands.plan import count_text, size_text
 from manyhands.spec import nearest
+from manyhands.strict import kept_json
 
 COSTS = {
     "rounds": "rounds", "images_seen": "images seen", "bytes_up": "sent up", "bytes_down": "sent down",
@@ -305,6 +306,5 @@ def _cost(name: str, value: float | None) -> str:
 
 
 def _json(records: list[dict[str, Any]], note: str) -> str:
-    import json
 
-    return json.dumps({"note": note, "runs": records}, indent=1)
+    return kept_json({"note": note, "runs": records}, indent=1)

@@ -12,6 +12,7 @@ import torch
 from manyhands.checkpoint import writing
 from manyhands.data.images import as_bytes
 from manyhands.evaluation.figures import grid, picture_of
+from manyhands.strict import kept_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ def write_samples(
 
 def _drawn_before(out: Path, header: bytes, told: dict[str, Any]) -> int:
     """How many images of the very same draw are there already, in whole batches; what is told is kept for next time."""
-    text, beside = json.dumps(told, sort_keys=True), out / ".samples.tmp"
+    text, beside = kept_json(told, sort_keys=True), out / ".samples.tmp"
     same = (out / TOLD).exists() and beside.exists() and (out / TOLD).read_text() == text
     if not same:
         beside.unlink(missing_ok=True)
@@ -98,7 +99,7 @@ def _header(generator: Drawing, count: int) -> bytes:
     facts = {"images": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
     if model.classes:
         facts["labels"] = {"dtype": "I64", "shape": [count], "data_offsets": [end, end + 8 * count]}
-    text = json.dumps(facts).encode()
+    text = kept_json(facts).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 import time
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from manyhands.errors import KitError, RecipeError
+from manyhands.strict import kept_json
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Train between real sites, over a network."
@@ -181,7 +181,7 @@ def submit(
     with Lead(kit) as lead:
         found = lead.submit(told, [name for name in sites.split(",") if name])
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(kept_json(found))
         return
     typer.echo(f"{found['run']}: its hash is {found['hash']}")
     typer.echo("each site may have to approve it; see how it stands: manyhands federation status --watch")
@@ -199,7 +199,7 @@ def status(
     with Lead(kit) as lead:
         for _ in itertools.count():
             found = lead.status()
-            typer.echo(json.dumps(found) if as_json else _told(found))
+            typer.echo(kept_json(found) if as_json else _told(found))
             if not watch or found["run"].get("stage") in ("ended", "stopped", "failed"):
                 break
             time.sleep(2)

@@ -14,7 +14,7 @@ import torch
 
 from manyhands.apart import Apart
 from manyhands.clock import Clock, check_quorum
-from manyhands.errors import QuorumLost, Reason, Refused, RunFolderError
+from manyhands.errors import MessageError, QuorumLost, Reason, Refused, RunFolderError
 from manyhands.hub import Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 FILE = "federation.json"
-MANY = 1 << 40
-"""No site has so many images."""
 Stage = Literal["gathering", "training", "exporting", "ended", "stopped", "failed"]
 OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped", "failed"})
 
@@ -102,12 +100,6 @@ class Running:
             return Refused(
                 Reason.WRONG_WEIGHT, f"says {facts['images']} images, {self.roster[site]} when the run began"
             )
-        if (
-            not 0 < facts["images"] < MANY
-            or facts["held_out"] < 0
-            or any(type(number) is not int for number in facts["kept"])
-        ):
-            return Refused(Reason.WRONG_FACTS, "says of its images, or of what it has kept, what cannot be")
         kept = [number for number in facts["kept"] if 0 < number <= self.round]
         if not kept and any(site not in done.missing for done in self.folder.rounds[: self.round]):
             if self.recipe.federation.lost == "refuse":
@@ -213,11 +205,13 @@ class Running:
         if self.hub is None or site not in self._begun:
             return Refused(Reason.NOT_NOW, "the run waits for its sites")
         op = message.op if message.op in self.plan.operations else "refused"
-        self.ledger.add(site, "up", op, encoded_size(message))
         adds = self.server is not None and not self.server.trains
         try:
+            self.ledger.add(site, "up", op, encoded_size(message))
             with thrift() if adds else nullcontext():
                 self.hub.submit(site, message, session, number, now)
+        except MessageError as error:
+            return Refused(Reason.MALFORMED, str(error))
         except Refused as refusal:
             return refusal
         self._pending[site], self._fresh = session, False
@@ -246,6 +240,8 @@ class Running:
                 self.plan.check(reply, "down")
                 self.ledger.add(site, "down", reply.op, encoded_size(reply))
                 found[site] = reply
+            except MessageError as error:
+                found[site] = Refused(Reason.NOT_NOW, f"the answer cannot be told: {error}")
             except Refused as refusal:
                 found[site] = refusal
             del self._pending[site]

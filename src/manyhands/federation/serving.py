@@ -12,37 +12,20 @@ import torch
 
 from manyhands.errors import ManyhandsError, Reason, RecipeError, Refused, plain
 from manyhands.federation.kit import LEAD, Kit
+from manyhands.federation.plans import LEADS, PIECE, SITES
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.running import FILE, OPEN, OVER, Running, load_running
 from manyhands.journal import RunFolder
 from manyhands.message import Message
-from manyhands.plan import Carries, size_text
+from manyhands.plan import size_text
 from manyhands.recipe import parse_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from manyhands.federation.switchboard import Called, Switchboard
 
 TICK = 0.2
 NEWS = 10.0
 """Seconds after which a site that waits for a run is told that there is none."""
-PIECE = 1 << 25
-"""Bytes of a file that are fetched at once."""
-SITES: Mapping[str, Carries] = {
-    "hello": Carries(facts={"declined": str}),
-    "enrol": Carries(facts={"run": str, "images": int, "held_out": int, "kept": list}),
-    "decline": Carries(facts={"run": str, "why": str, "waits": bool}),
-    "ended": Carries(facts={"run": str}),
-}
-"""What a site says that is no method's: it asks for a run, takes part, does not or no longer, or has ended."""
-LEADS: Mapping[str, Carries] = {
-    "submit": Carries(facts={"recipe": dict, "sites": list}),
-    "status": Carries(),
-    "stop": Carries(facts={"run": str}),
-    "files": Carries(facts={"run": str}),
-    "file": Carries(facts={"run": str, "path": str, "at": int}),
-}
 
 
 class Serving:
@@ -110,14 +93,14 @@ class Serving:
     def _heard(self, called: Called) -> Message | Refused | None:
         peer, session, number, message = called
         if peer == LEAD:
-            _check(LEADS, message)
+            LEADS.check(message, "up")
             return getattr(self, f"_{message.op}")(**message.facts)  # type: ignore[no-any-return]
         running, now = self.running, time.monotonic()
-        if message.op not in SITES:
+        if message.op not in SITES.operations:
             if running is None:
                 raise Refused(Reason.NOT_NOW, "there is no run")
             return running.call(peer, message, session, number, now)
-        _check(SITES, message)
+        SITES.check(message, "up")
         told = dict(message.facts)
         if message.op == "hello":
             self._idle[peer] = (now, told["declined"])
@@ -236,7 +219,7 @@ class Serving:
 
     def _file(self, run: str, path: str, at: int) -> Message:
         root = self._named(run).folder.path
-        if path not in self._files(run).facts["files"] or at < 0:
+        if path not in self._files(run).facts["files"]:
             raise Refused(Reason.WRONG_FACTS, f"{path!r} is no file of {root.name}")
         with (root / path).open("rb") as file:
             file.seek(at)
@@ -250,12 +233,6 @@ class Serving:
         if run and "/" not in run and (self.out / run / FILE).exists():
             return load_running(RunFolder(self.out / run), self.device, time.monotonic())
         raise Refused(Reason.WRONG_FACTS, f"there is no run {run!r}" if run else "there is no run yet")
-
-
-def _check(known: Mapping[str, Carries], message: Message) -> None:
-    if message.op not in known:
-        raise Refused(Reason.UNKNOWN_OPERATION, f"{message.op!r} is not one of {sorted(known)}")
-    known[message.op].check(message)
 
 
 def _free(out: Path, name: str) -> str:

@@ -15,11 +15,11 @@ from manyhands.checkpoint import generations, path_of, replace_file, writing
 from manyhands.ending import ready
 from manyhands.errors import KitError, ManyhandsError, RecipeError, Refused, plain
 from manyhands.experiment import chosen_device, silo_of, silos_of
+from manyhands.federation.plans import SITES
 from manyhands.federation.policy import Policy, approved, recipe_hash, told_in_words
 from manyhands.journal import RunFolder
 from manyhands.links.exchange import SessionGone
 from manyhands.message import Message
-from manyhands.plan import Carries
 from manyhands.recipe import Recipe, parse_recipe
 from manyhands.silo import Workbench
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from manyhands.plan import Plan
     from manyhands.silo import Silo
 
-OFFER = Carries(facts={"run": str, "recipe": str})
 RUN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 KEPT = 3
 """So many rounds a site keeps: that which is closed, that which it has sent, and the one before."""
@@ -60,7 +59,7 @@ class Site:
 
     def _once(self) -> None:
         offer = self.calls(Message("hello", facts={"declined": self._still_declined()}))
-        OFFER.check(offer)
+        SITES.check(offer, "down")
         run, text = offer.facts["run"], offer.facts["recipe"]
         if not run:
             return
@@ -81,7 +80,7 @@ class Site:
                 str(error) if isinstance(error, TOLD) else "its images or its folder do not allow it; its log says why"
             )
             with suppress(Refused):  # it is over already
-                self.calls(Message("decline", facts={"run": run, "why": why, "waits": waits}))
+                self.calls(Message("decline", facts={"run": run, "why": plain(why), "waits": waits}))
 
     def _still_declined(self) -> str:
         """The run that this site does not take part in; one that was approved meanwhile is asked for again."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from manyhands.errors import ManyhandsError, MessageError, RecipeError, Refused
+from manyhands.facts import Whole
 from manyhands.links.frames import Stream, receive, send
 from manyhands.message import Message
 from manyhands.plan import Carries, Operation, Plan
@@ -26,7 +27,7 @@ PATIENCE = 60.0
 FLOATS = Like((None,), torch.float32, LARGEST)
 PLAN = Plan({"link": Operation(
     "sends zeros, gets as many as it asks for", "while a link is measured",
-    Carries({"x": FLOATS}, {"answer": int}), Carries({"x": FLOATS}),
+    Carries({"x": FLOATS}, {"answer": Whole(0, LARGEST)}), Carries({"x": FLOATS}),
 )})  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.forger import Forger
 from manyhands.models.generator import Generator
 from manyhands.models.unet import UNet
-from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
+from manyhands.plan import IMAGES, SEED, Carries, Operation, Plan, going_on, round_facts
 from manyhands.silo import Silo
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
@@ -56,13 +56,13 @@ class Local(Denoising):
 
     def plan(self) -> Plan:
         """No tensor either way."""
-        gives = Carries(facts={"round": int, "done": bool, "seed": int})
+        gives = Carries(facts={**going_on(self.rounds), "seed": SEED})
         return Plan(
             self.preparations()
             | {
-                "join": Operation("says how many images it has", "once", Carries(facts={"images": int}), gives),
+                "join": Operation("says how many images it has", "once", Carries(facts={"images": IMAGES}), gives),
                 "progress": Operation(
-                    "tells its loss", f"{self.rounds} times", Carries(facts=ROUND_FACTS), gives, True, True
+                    "tells its loss", f"{self.rounds} times", Carries(facts=round_facts(self.rounds)), gives, True, True
                 ),
             },
             never=(*self.never, "models"),

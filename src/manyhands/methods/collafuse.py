@@ -16,6 +16,7 @@ from manyhands.diffusion.cut import Cut, cut_words
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
+from manyhands.facts import Flag, Text, Whole
 from manyhands.message import Message
 from manyhands.methods import relay
 from manyhands.methods.baselines import Local
@@ -30,7 +31,7 @@ from manyhands.models import cost
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.layout import layout_of
 from manyhands.models.unet import UNet
-from manyhands.plan import Carries, Operation, Plan, count_text, size_text
+from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, count_text, size_text
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import Like, named, prefixed
@@ -149,8 +150,8 @@ class CollaFuse(Denoising):
             "enter": Operation(
                 "says how many images it has and where it cuts which chain; gets how far its release is",
                 "once",
-                Carries(facts={"images": int, "cut": int, "chain": str}),
-                Carries(facts={"held": int, "began": bool, "round": int}),
+                Carries(facts={"images": IMAGES, "cut": self._any_step, "chain": Text()}),
+                Carries(facts={"held": COUNT, "began": Flag(), "round": Whole(0, self.rounds)}),
             ),
             "release": self._release(),
             "ready": Operation("has released all, waits for the others", "once", group=True),
@@ -428,9 +429,13 @@ class CollaFuse(Denoising):
         return Operation(
             f"gives away {pictures}{labels[self.labels] if told else ''}",
             often,
-            Carries(held, {"first": int, "cut": int, "turn": int}),
-            Carries(facts={"held": int}),
+            Carries(held, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
+            Carries(facts={"held": COUNT}),
         )
+
+    @property
+    def _any_step(self) -> Whole:
+        return Whole(0, self.diffusion.schedule.steps)
 
     def asks(self, step: int) -> int:
         """Down to where the server is asked to go: to the cut, or to the end of a chain of its own."""

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion
+from manyhands.errors import plain
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods import latents
@@ -28,7 +29,7 @@ from manyhands.models.generator import Generator
 from manyhands.models.latent import Latent
 from manyhands.models.layout import layout_of
 from manyhands.models.unet import UNet
-from manyhands.plan import Operation, size_text
+from manyhands.plan import LOSS, Operation, size_text
 from manyhands.silo import Silo
 from manyhands.spec import Float
 from manyhands.tensors import Tensors, finite
@@ -196,12 +197,19 @@ class Denoising(Method, ABC):
 
 def sick(trained: Trained, weights: Tensors) -> str:
     """Why what came of training must not be sent or kept; nothing where it is well."""
-    if not math.isfinite(trained.loss or 0):
-        return "its loss is not finite"
+    if why := odd_loss(trained.loss):
+        return why
     return "its weights are not finite" if finite(weights) else ""
+
+
+def odd_loss(loss: float | None) -> str:
+    """Why a loss must not be told; nothing where it may."""
+    if not math.isfinite(loss or 0):
+        return "its loss is not finite"
+    return f"its loss is beyond {LOSS:g}" if abs(loss or 0) > LOSS else ""
 
 
 def update_facts(silo: Silo, answer: Message, trained: Trained = NOTHING, withheld: str = "") -> dict[str, object]:
     """What a silo tells of a round beside its tensors."""
     number = answer.facts["round"]
-    return {"round": number, "images": len(silo.images), **trained._asdict(), "withheld": withheld}
+    return {"round": number, "images": len(silo.images), **trained._asdict(), "withheld": plain(withheld)}

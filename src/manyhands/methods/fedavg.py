@@ -14,6 +14,7 @@ from manyhands.codec.updates import Updates
 from manyhands.codec.weights import Weights
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Reason, RecipeError, Refused
+from manyhands.facts import Whole
 from manyhands.message import Message
 from manyhands.methods.denoising import NOTHING, Denoising, Trained, sick, update_facts
 from manyhands.methods.handout import Downlink, Handout
@@ -27,7 +28,7 @@ from manyhands.models.forger import Forger
 from manyhands.models.gan import Gan
 from manyhands.models.generator import Generator
 from manyhands.models.layout import layout_of, weights_of
-from manyhands.plan import RESTING, ROUND_FACTS, Carries, Operation, Plan, size_text
+from manyhands.plan import IMAGES, RESTING, WORD, Carries, Operation, Plan, going_on, round_facts, size_text
 from manyhands.seed import numpy_rng, torch_rng
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
@@ -136,18 +137,21 @@ class FedAvg(Denoising):
     def plan(self) -> Plan:
         """Weights down and up, once a round; no image, no label."""
         link = self.downlink
-        holds: Facts = {"holds": int} if link.tracks else {}
-        told: Facts = {"round": int, "done": bool} | ({"form": str} if link.tracks else {})
+        holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
+        told: Facts = {**going_on(self.rounds)} | ({"form": WORD} if link.tracks else {})
         step, *others = link.forms().values()
-        gives = Carries(step, told | ({"send": str} if self.share == "usplit" else {}), (*others, {}))
+        gives = Carries(step, told | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
         sent, *halves = (self.up.wire(self.layout_of(parts)) for parts in uploads(self.share))
-        takes = Carries(sent, ROUND_FACTS | holds, (*halves, {}))
+        takes = Carries(sent, {**round_facts(self.rounds), **holds}, (*halves, {}))
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
             self.preparations()
             | {
                 "join": Operation(
-                    "says how many images it has, gets the model", "once", Carries(facts={"images": int} | holds), gives
+                    "says how many images it has, gets the model",
+                    "once",
+                    Carries(facts={"images": IMAGES} | holds),
+                    gives,
                 ),
                 "update": Operation(
                     f"sends {'its model' if not self.personal else 'the shared parts'} after local training, gets the "

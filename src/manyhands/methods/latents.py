@@ -11,6 +11,7 @@ import torch
 
 from manyhands.data.latents import Latents, Moments, scale_of
 from manyhands.errors import CheckpointError, Reason, Refused
+from manyhands.facts import Number, Whole
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.method import Server, Wrapping
@@ -18,7 +19,7 @@ from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.generator import Generator
 from manyhands.models.latent import Latent
 from manyhands.models.layout import layout_of
-from manyhands.plan import Carries, Operation
+from manyhands.plan import COUNT, IMAGES, Carries, Operation
 from manyhands.tensors import Tensors, sha256
 
 if TYPE_CHECKING:
@@ -31,20 +32,23 @@ SCALE, HASH = "latents.scale", "latents.hash"
 BATCH = 64
 MOST_SQUARE = 1e8
 """The mean square of latents above which nobody is believed."""
+SCALES = Number(0.0, 1e12)
 
 
 def operations(model: Latent) -> dict[str, Operation]:
     """What passes before the first round, and when a run goes on."""
     weights = layout_of(model.autoencoder)
-    fetch = Operation("asks for the frozen autoencoder", "once", Carries(), Carries(weights, {"scale": float}))
+    fetch = Operation("asks for the frozen autoencoder", "once", Carries(), Carries(weights, {"scale": SCALES}))
     if model.scale is not None:
         return {FETCH: fetch}
-    counted = {"images": int, "numbers": int, "sum": float, "squares": float}
+    total = MOST_SQUARE * COUNT.most
+    counted = {"images": IMAGES, "numbers": Whole(1, COUNT.most), "sum": Number(-total, total),
+               "squares": Number(0.0, total)}  # fmt: skip
     agree = Operation(
         "tells how many numbers its latents are, their sum and that of their squares, gets the one scale of all silos",
         "once",
         Carries(facts=counted),
-        Carries(facts={"scale": float}),
+        Carries(facts={"scale": SCALES}),
         group=True,
     )
     return {FETCH: fetch, AGREE: agree}

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Reason, Refused
+from manyhands.facts import Number, Whole
 from manyhands.message import Message
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.unet import UNet
-from manyhands.plan import Carries, Operation
+from manyhands.plan import COUNT, SEED, WORD, Carries, Operation
 from manyhands.seed import torch_rng
 from manyhands.tensors import Like
 
@@ -31,13 +32,13 @@ def operation(model: UNet) -> Operation:
     shape = (None, model.channels, model.size, model.size)
     asked = {"labels": Like((None,), torch.int64, MOST)} if model.classes else {}
     facts = {
-        "count": int,
-        "to": int,
-        "seed": int,
-        "steps": int,
-        "guidance": float,
-        "sampler": str,
-        "clip": float | None,
+        "count": Whole(0, MOST),
+        "to": COUNT,
+        "seed": SEED,
+        "steps": COUNT,
+        "guidance": Number(0.0, 100.0),
+        "sampler": WORD,
+        "clip": Number(0.0, 1e30, or_none=True),
     }
     tells = "which classes, and " if model.classes else ""
     return Operation(

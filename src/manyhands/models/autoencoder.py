@@ -16,6 +16,7 @@ from manyhands.checkpoint import replacing
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.seed import seeded_globally
 from manyhands.spec import Float, Int, Spec
+from manyhands.strict import kept_json
 from manyhands.tensors import Tensors, finite, snapshot
 
 FACTS = "manyhands.json"
@@ -154,7 +155,7 @@ class TrainedAutoencoder:
         self.network.inner.register_to_config(scaling_factor=scale)
         self.network.inner.save_pretrained(folder)
         facts = {"model": self.model.model_dump(mode="json"), "ema": self.ema}
-        (folder / FACTS).write_text(json.dumps(facts, indent=1))
+        (folder / FACTS).write_text(kept_json(facts, indent=1))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, model: Autoencoder, device: str = "cpu", ema: float = 0.0) -> Self:

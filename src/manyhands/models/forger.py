@@ -19,6 +19,7 @@ from manyhands.models.autoencoder import FACTS
 from manyhands.models.cut import Cut
 from manyhands.models.gan import Gan, through
 from manyhands.models.generator import Drawing
+from manyhands.strict import kept_json
 from manyhands.tensors import Tensors
 
 WEIGHTS = "gan.safetensors"
@@ -68,7 +69,7 @@ class Forger(Drawing):
         facts = {name: spec.model_dump(mode="json") for name, spec in told.items()}
         with replacing(Path(folder)) as fresh:
             safetensors.torch.save_file({name: w.contiguous() for name, w in self.weights.items()}, fresh / WEIGHTS)
-            (fresh / FACTS).write_text(json.dumps({**facts, "classes": self.classes, "ema": self.ema}, indent=1))
+            (fresh / FACTS).write_text(kept_json({**facts, "classes": self.classes, "ema": self.ema}, indent=1))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:

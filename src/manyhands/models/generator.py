@@ -24,6 +24,7 @@ from manyhands.models.gan import Gan
 from manyhands.models.latent import Latent
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
+from manyhands.strict import kept_json
 from manyhands.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ class Generator(Drawing):
         if self.autoencoder or self.model.classes:
             index["_class_name"] = ["pipeline", "ImagePipeline"]
             shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
-        (fresh / "model_index.json").write_text(json.dumps(index, indent=1))
-        (fresh / FACTS).write_text(json.dumps(self._facts(), indent=1))
+        (fresh / "model_index.json").write_text(kept_json(index, indent=1))
+        (fresh / FACTS).write_text(kept_json(self._facts(), indent=1))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
+from manyhands.facts import Whole
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.adversarial import Adversarial
@@ -20,7 +21,7 @@ from manyhands.methods.gans import alike
 from manyhands.methods.method import Conversation, Server, Trained
 from manyhands.models.forger import Forger, generators_part
 from manyhands.models.layout import layout_of
-from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan
+from manyhands.plan import IMAGES, SEED, Carries, Operation, Plan, going_on, round_facts
 from manyhands.seed import seed_of
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
@@ -72,7 +73,7 @@ class PFLGan(Adversarial):
     def plan(self) -> Plan:
         """Generators up, made images down, every so many rounds."""
         trades = any(self.trades(number) for number in range(self.rounds))
-        told = {"round": int, "done": bool, "seed": int, "handed": int}
+        told = {**going_on(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
         others: tuple[Layout, ...] = ({},) if trades else ()
         gives = Carries(self.handed_layout if trades else {}, told, others)
         says = "tells its loss"
@@ -81,8 +82,8 @@ class PFLGan(Adversarial):
                 f"; after every {self.every} rounds sends its generator and which classes it has images of, "
                 "gets images that generators of other silos made"
             )
-        hello = Carries(facts={"images": int, "holds": int})
-        takes = Carries(self.sent_layout if trades else {}, ROUND_FACTS, others)
+        hello = Carries(facts={"images": IMAGES, "holds": Whole(-1, self.rounds)})
+        takes = Carries(self.sent_layout if trades else {}, round_facts(self.rounds), others)
         return Plan(
             {
                 "join": Operation("says how many images it has", "once", hello, gives),

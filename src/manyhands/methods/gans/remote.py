@@ -11,6 +11,7 @@ from torch import Tensor
 
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Refused
+from manyhands.facts import Flag
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.adversarial import Adversarial
@@ -19,7 +20,7 @@ from manyhands.methods.gans.chain import Chain
 from manyhands.methods.method import Conversation
 from manyhands.models.gan import GanModule
 from manyhands.models.layout import layout_of
-from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, size_text
+from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, going_on, round_facts, size_text
 from manyhands.silo import Silo
 from manyhands.tensors import Layout, Like, Tensors, named, prefixed, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
@@ -73,24 +74,25 @@ class RemoteGenerator(Adversarial, ABC):
 
     def plan(self) -> Plan:
         """Made images down and gradients up in each mini-batch; of real images and labels, nothing."""
-        critic, gives = self.critic_layout, {"round": int, "done": bool}
+        critic, gives = self.critic_layout, going_on(self.rounds)
         one, both = self._made(LEARN), self._made(LEARN) | self._made(JUDGE)
-        sends = any(self.sends(number) for number in range(self.rounds))
+        sends, most = any(self.sends(number) for number in range(self.rounds)), self.training.batch
         others: tuple[Layout, ...] = ({},) if sends else ()
         join = Operation(
             "says how many images it has and whether it has a discriminator already, gets the start of one if not",
-            "once", Carries(facts={"images": int, "holds": bool}), Carries(critic, gives, ({},)),
+            "once", Carries(facts={"images": IMAGES, "holds": Flag()}), Carries(critic, gives, ({},)),
         )  # fmt: skip
         images = Operation(
             "asks for images that the server makes, with the labels that it drew for them", "in each mini-batch",
-            Carries(facts={"count": int}), Carries(both if self.made_at_once > 1 else one, {}, (one,)), group=True,
+            Carries(facts={"count": COUNT}), Carries(both if self.made_at_once > 1 else one, {}, (one,), most),
+            group=True,
         )  # fmt: skip
         feedback = Operation(
             "sends the gradient, at made images, of the generator's loss by its discriminator", "in each mini-batch",
-            Carries({"x": self._image()}), Carries(), group=True,
+            Carries({"x": self._image()}, items=most), Carries(), group=True,
         )  # fmt: skip
         ends = Operation(
-            self.ends, f"{self.rounds} times", Carries(critic if sends else {}, ROUND_FACTS, others),
+            self.ends, f"{self.rounds} times", Carries(critic if sends else {}, round_facts(self.rounds), others),
             Carries(critic if sends else {}, gives, others), group=True, closes_round=True,
         )  # fmt: skip
         operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}

@@ -12,6 +12,7 @@ from manyhands.codec import activations
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.meter import Meter
+from manyhands.methods.denoising import odd_loss
 from manyhands.methods.huscf.guard import GUARDED
 from manyhands.methods.huscf.order import BACK, network_of
 from manyhands.methods.method import Conversation
@@ -85,6 +86,8 @@ class Half:
             total += yield from self.iteration(x, known, z)
             seen += len(x)
         loss = (total / steps).item()
+        if why := odd_loss(loss):
+            raise Refused(Reason.NOT_FINITE, why)
         return {"loss": loss, "seen": seen, "flops": self.meter.flops - before}
 
     def iteration(self, x: Tensor, labels: Tensor | None, z: Tensor) -> Generator[Message, Message, Tensor]:

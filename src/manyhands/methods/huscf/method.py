@@ -11,13 +11,13 @@ from pydantic import Field, model_validator
 
 from manyhands.codec import activations
 from manyhands.codec.activations import Bits
-from manyhands.errors import RecipeError, Refused
+from manyhands.errors import RecipeError, Refused, plain
 from manyhands.message import Message
 from manyhands.methods.adversarial import Adversarial
 from manyhands.methods.huscf.guard import Guard
 from manyhands.methods.huscf.half import Half
 from manyhands.methods.huscf.order import BACK, ORDER, network_of
-from manyhands.methods.huscf.server import HuSCFServer
+from manyhands.methods.huscf.server import MOST, HuSCFServer
 from manyhands.methods.method import Ask, Conversation, Trained
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.cut import Cut, Cuts, maps
@@ -25,7 +25,7 @@ from manyhands.models.forger import Forger, generators_part
 from manyhands.models.generator import Drawing
 from manyhands.models.layout import layout_of
 from manyhands.models.work import price
-from manyhands.plan import ROUND_FACTS, Carries, Operation, Plan, size_text
+from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, going_on, round_facts, size_text
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import Layout, Like, named
@@ -115,7 +115,7 @@ class HuSCF(Adversarial):
                 ends = half.ends()
             except Refused as refusal:
                 half.restore()
-                told["withheld"], ends = str(refusal), {}
+                told["withheld"], ends = plain(str(refusal)), {}
             facts = {"round": number, "images": len(silo.images), **told}
             answer = yield Message("segments", ends, facts)
             half.take(dict(answer.tensors))
@@ -129,10 +129,10 @@ class HuSCF(Adversarial):
     def plan(self) -> Plan:
         """Activations and their gradients in each mini-batch, the ends after each round; no image, no label."""
         ends = [self.ends_of(cuts) for cuts in self.every]
-        gives = {"round": int, "done": bool, "steps": int}
+        gives = {**going_on(self.rounds), "steps": COUNT}
         join = Operation(
             "says how many images it has, gets its ends of both networks", "once",
-            Carries(facts={"images": int}), Carries(ends[0], gives, tuple(ends[1:])),
+            Carries(facts={"images": IMAGES}), Carries(ends[0], gives, tuple(ends[1:])),
         )  # fmt: skip
         passes = {
             op: Operation(SAYS[op], "in each mini-batch", self._carries(op, up=True), self._carries(op, up=False), True)
@@ -140,9 +140,10 @@ class HuSCF(Adversarial):
         }
         segments = Operation(
             "sends its ends of both networks, gets the mean of its cluster", f"{self.rounds} times",
-            Carries(ends[0], ROUND_FACTS, (*ends[1:], {})), Carries(ends[0], gives, tuple(ends[1:])), True, True,
+            Carries(ends[0], round_facts(self.rounds), (*ends[1:], {})), Carries(ends[0], gives, tuple(ends[1:])),
+            True, True,
         )  # fmt: skip
-        there, back = (self._carries("make", up=up, bits=32) for up in (True, False))
+        there, back = (self._carries("make", up=up, bits=32, items=MOST) for up in (True, False))
         draw = Operation(SAYS["make"], "whenever it draws", there, back)
         never = ("images, real or made", "labels", "noise", "file names")
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw}, never=never)
@@ -206,10 +207,10 @@ class HuSCF(Adversarial):
         like = self.crossing("make" if drawn else message.op, cuts, up=True)
         activations.check(message.tensors, like, 32 if drawn else self.bits)
 
-    def _carries(self, op: str, *, up: bool, bits: Bits | None = None) -> Carries:
+    def _carries(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Carries:
         likes = dict.fromkeys(self.crossing(op, cuts, up=up) for cuts in self.every)
         forms = [activations.wire(like, bits or self.bits) for like in likes]
-        return Carries(forms[0], others=tuple(forms[1:]))
+        return Carries(forms[0], others=tuple(forms[1:]), items=items or self.training.batch)
 
     def crossing(self, op: str, cuts: Cuts, *, up: bool) -> Like:
         """What passes: at the head on the way forward up and on the way back down, else at the tail."""

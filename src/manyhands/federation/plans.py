@@ -1,0 +1,57 @@
+"""What sites and the lead may say to the server that is no method's, and what is answered: as plans, typed."""
+
+from __future__ import annotations
+
+import torch
+
+from manyhands.errors import SAID
+from manyhands.facts import Flag, Listed, Table, Text, Whole
+from manyhands.message import HEADER_LIMIT
+from manyhands.plan import IMAGES, Carries, Operation, Plan
+from manyhands.tensors import Like
+
+RUN = Text(80)
+"""The name of a run, or none."""
+PIECE = 1 << 25
+"""Bytes of a file that are fetched at once."""
+RECIPE = Text(HEADER_LIMIT)
+ROUND, SITE, HASH = Whole(0, 1_000_000), Text(64), Text(64)
+NOTHING = Carries()
+
+SITES = Plan({
+    "hello": Operation(
+        "asks for a run", "again and again",
+        Carries(facts={"declined": RUN}), Carries(facts={"run": RUN, "recipe": RECIPE}),
+    ),
+    "enrol": Operation(
+        "takes part", "when it begins",
+        Carries(facts={"run": RUN, "images": IMAGES, "held_out": Whole(0, IMAGES.most), "kept": Listed(ROUND, 64)}),
+        Carries(facts={"round": ROUND, "sites": ROUND}),
+    ),
+    "decline": Operation(
+        "does not take part, or no longer", "once", Carries(facts={"run": RUN, "why": Text(SAID), "waits": Flag()}),
+    ),
+    "ended": Operation("has come to its end", "once", Carries(facts={"run": RUN})),
+})  # fmt: skip
+"""What a site says that is no method's."""
+LEADS = Plan({
+    "submit": Operation(
+        "starts a run", "once a run",
+        Carries(facts={"recipe": Table(HEADER_LIMIT), "sites": Listed(SITE, 1000)}),
+        Carries(facts={"run": RUN, "hash": HASH}),
+    ),
+    "status": Operation(
+        "asks how it stands", "at will", NOTHING, Carries(facts={"sites": Table(HEADER_LIMIT), "run": Table(4 * SAID)}),
+    ),
+    "stop": Operation("ends a run", "once a run", Carries(facts={"run": RUN}), Carries(facts={"run": RUN})),
+    "files": Operation(
+        "asks which files a run has", "once a run", Carries(facts={"run": RUN}),
+        Carries(facts={"files": Table(HEADER_LIMIT)}),
+    ),
+    "file": Operation(
+        "asks for a piece of a file", "piece by piece",
+        Carries(facts={"run": RUN, "path": Text(4 * SAID), "at": Whole(0, 1 << 53)}),
+        Carries({"bytes": Like((None,), torch.uint8, PIECE)}, others=({},)),
+    ),
+})  # fmt: skip
+"""What the lead says."""
