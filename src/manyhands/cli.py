@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -127,7 +129,10 @@ def compare(
 
 @app.command()
 def sample(
-    run_folder: RunArgument,
+    run_folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="The folder of a run, or a model/ folder alone, whose code never runs."),
+    ],
     out: Annotated[Path, typer.Option(help="Where samples.safetensors and grid.png go.")],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
     label: Annotated[int | None, typer.Option(help="Only this class; all in turn if not given.")] = None,
@@ -151,7 +156,7 @@ def sample(
     told = {key: value for key, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
     sampling = generator.sampling.model_copy(update=told)
     labels = generator.labels(count, None if label is None else [label] * count)
-    of = f"{run_folder.resolve()} {(run_folder / 'report.json').stat().st_mtime_ns} {silo} {alone}"
+    of = f"{run_folder.resolve()} {_changed(run_folder)} {silo} {alone}"
     files = write_samples(out, generator, labels, seed, sampling, png=png, of=of)
     typer.echo(
         kept_json({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
@@ -326,7 +331,9 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
         typer.echo(f"interrupted{interrupted}", err=True)
-        sys.exit(INTERRUPTED)
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(INTERRUPTED)  # libraries wait for seconds at an exit; all that is kept bears a kill
     except BrokenPipeError:
         sys.exit(1)
     sys.exit(0)
@@ -444,17 +451,29 @@ def _plan_of(told: Recipe) -> dict[str, Any]:
 
 
 def _generator(folder: Path, silo: str | None, *, alone: bool) -> Drawing:
-    from manyhands.experiment import drawn_by
+    from manyhands.experiment import chosen_device, drawn_by
     from manyhands.journal import RunFolder
-    from manyhands.models.autoencoder import TrainedAutoencoder
+    from manyhands.models.autoencoder import FACTS, TrainedAutoencoder
+    from manyhands.models.generator import load
 
-    found = drawn_by(RunFolder(folder), silo, alone=alone)
+    if (folder / FACTS).is_file():
+        if silo is not None or alone:
+            raise RecipeError(f"{folder}: is one model; --silo and --alone choose among those of a run")
+        found: Drawing | TrainedAutoencoder = load(folder, chosen_device("auto"))
+    else:
+        found = drawn_by(RunFolder(folder), silo, alone=alone)
     if isinstance(found, TrainedAutoencoder):
         raise RunFolderError(
             f"{folder}: trained an autoencoder, which draws nothing of its own; name its model/ in a "
             "recipe with method.model.kind = 'latent'"
         )
     return found
+
+
+def _changed(folder: Path) -> int:
+    """When a run was measured last, or a model written."""
+    report = folder / "report.json"
+    return (report if report.exists() else folder).stat().st_mtime_ns
 
 
 def _first_words(path: Path) -> str:

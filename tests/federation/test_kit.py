@@ -29,7 +29,12 @@ def test_each_party_has_a_kit_that_nobody_else_can_read(kits: Path, party: str, 
     assert (kit.about.party, kit.about.host, kit.about.port) == (party, "train.example.org", 8002)
     assert party in kit.certificate.subject.rfc4514_string()
     assert (kits / party).stat().st_mode & 0o077 == 0
-    assert (kits / "authority").stat().st_mode & 0o077 == 0
+
+
+def test_nobody_else_can_read_any_file_of_a_kit_or_of_the_authority(kits: Path) -> None:
+    held = [kits / "authority", *(path for path in kits.glob("*/**/*"))]
+    assert any(path.name == "cert.json" for path in held), "the authority's own key lies in it"
+    assert [path for path in held if path.stat().st_mode & 0o077] == []
 
 
 def test_the_page_says_whose_each_is_and_the_fingerprint(kits: Path) -> None:

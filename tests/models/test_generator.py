@@ -7,8 +7,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from manyhands import Diffusion, Generator, Sampling, Schedule, UNet
+from manyhands.cli import app
 from manyhands.diffusion.sample import guided
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.models.unet import UNetModule
@@ -139,3 +141,20 @@ def test_weights_of_another_network_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "model" / "manyhands.json").write_text(facts.replace('"classes": 3', '"classes": 4'))
     with pytest.raises(RunFolderError, match="no trained generator"):
         Generator.from_pretrained(tmp_path / "model")
+
+
+def test_drawing_from_a_model_folder_runs_none_of_its_code(tmp_path: Path) -> None:
+    folder, mark = tmp_path / "model", tmp_path / "ran"
+    generator(3).save(folder)
+    pipeline = folder / "pipeline.py"
+    pipeline.write_text(f"open({str(mark)!r}, 'w').close()\n{pipeline.read_text()}")
+    said = CliRunner().invoke(
+        app, ["sample", str(folder), "--count", "2", "--steps", "2", "--out", str(tmp_path / "out")]
+    )
+    assert said.exit_code == 0, said.output
+    assert (tmp_path / "out" / "grid.png").exists()
+    assert not mark.exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        DiffusionPipeline.from_pretrained(str(folder), custom_pipeline=str(folder), trust_remote_code=True)
+    assert mark.exists(), "the other way does: that the first one does not can be seen"

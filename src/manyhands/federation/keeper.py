@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -14,8 +12,8 @@ from collections.abc import Sequence
 
 WORKER = "MANYHANDS_WORKER"
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
-GRACE = 3.0
-"""Seconds that a worker has to end by itself."""
+GRACE = 2.0
+"""Seconds that a worker has to hang up and end; after them it is killed, which it bears at any moment."""
 LONG = 30.0
 """Seconds after which a worker that ends has been well."""
 
@@ -39,15 +37,21 @@ def keep(arguments: Sequence[str]) -> int:
         try:
             code = worker.wait()
         except BaseException:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(GRACE)  # what ended this one, such as Ctrl-C, has reached the worker, too
-            worker.send_signal(signal.SIGTERM)
-            worker.wait()
+            _end(worker)
             raise
         if code >= 0 and code != 1:
             return code
         wait = FIRST_WAIT if time.monotonic() - began > LONG else min(2 * wait, LONGEST_WAIT)
         time.sleep(wait * chance.uniform(0.5, 1))
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    worker.terminate()
+    try:
+        worker.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
 
 
 def _end_with_keeper() -> None:

@@ -11,7 +11,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,13 +147,23 @@ def provision(
     for each in others:
         project.add_participant(Participant(ParticipantType.CLIENT, each, ORG, project=project))
     builders = [WorkspaceBuilder(), CertBuilder(root_valid_days=days), _Signing(file, about)]
-    context = Provisioner(str(root), builders).provision(project, logger=logging.getLogger(__name__))
+    with _unreadable_to_others():
+        context = Provisioner(str(root), builders).provision(project, logger=logging.getLogger(__name__))
     if context.get(CtxKey.BUILD_ERROR):
         raise RecipeError(f"{out}: FLARE made no certificates: {'; '.join(context.get_errors())}")
     for each in (server, *others):
         (out / each).mkdir()
         shutil.move(Path(context[CtxKey.CURRENT_PROD_DIR]) / each / "startup", out / each)
-    root.chmod(0o700)
+
+
+@contextmanager
+def _unreadable_to_others() -> Iterator[None]:
+    """Whatever is written meanwhile is for its owner alone, from its first byte on."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def untouched(startup: Path) -> bool:
