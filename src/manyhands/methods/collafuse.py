@@ -13,6 +13,7 @@ from torch import Tensor
 from manyhands.accountant import decibel
 from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.cut import Cut, cut_words
+from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
@@ -46,13 +47,13 @@ class CollaFuse(Denoising):
 
     Below the cut each silo trains a network of its own, ``silo_model``, that never leaves it (or, where
     ``federate_silos``, is averaged over all silos, or over those of its cluster where there are ``clusters``).
-    ``model`` is the server's. ``cut`` is that
-    of every silo but those in ``cuts``. ``norm`` is what images are clipped to before they are noised. ``mode`` and
-    ``release`` tell the exact form from those of others. ``labels`` go to the server or not; where they do, a silo
-    may ``ask`` for its own labels or for any. ``server_training`` is the server's share of a round: if not told, as
-    many steps as all silos take. A silo trains from round ``warm_start`` on, from the server's weights of then;
-    it finishes what it draws in ``finish`` steps, by those of the whole chain if not told, or in those that its last
-    rounds ``distil`` it to. ``max_update_ratio`` is that of ``FedAvg``, for networks that are averaged.
+    ``model`` is the server's. ``cut`` is that of every silo but those in ``cuts``. ``norm`` bounds what is released:
+    images are squeezed into it before they are noised, for the server and for the silo alike, and stretched back when
+    they are drawn. ``mode`` and ``release`` tell the exact form from those of others. ``labels`` go to the server or
+    not; where they do, a silo may ``ask`` for its own labels or for any. ``server_training`` is the server's share of a
+    round: if not told, as many steps as all silos take. A silo trains from round ``warm_start`` on, from the server's
+    weights of then; it finishes what it draws in ``finish`` steps, by those of the whole chain if not told, or in those
+    that its last rounds ``distil`` it to. ``max_update_ratio`` is that of ``FedAvg``, for networks that are averaged.
 
     References:
         CollaFuse: Navigating Limited Resources and Privacy in Collaborative Generative AI, Zipperling et al., 2024,
@@ -89,6 +90,8 @@ class CollaFuse(Denoising):
             raise ValueError("silo_model is for other images or classes than model")
         if self.diffusion.upto is not None:
             raise ValueError("diffusion.upto is for the cut to say")
+        if self.diffusion.norm is not None:
+            raise ValueError("diffusion.norm is for method.norm to say")
         if self.warm_start and home != self.server_model:
             raise ValueError("warm_start needs silos whose network is the server's, classes and all")
         if self.warm_start >= self.rounds:
@@ -170,6 +173,12 @@ class CollaFuse(Denoising):
         lines = [f"an image's release is {size_text(4 * pixels)}{label}"]
         if label and self.labels == "randomised":
             lines.append(f"a label has an epsilon of {self.label_epsilon:g} of its own (randomised response)")
+        if self.norm and self.norm < (most := box_norm(pixels)):
+            grows = math.log2(2 * most / self.norm)
+            lines.append(
+                f"images of norms from {self.norm / 2:g} to {most:g} are squeezed into {self.norm:g} before they are "
+                f"noised, and stretched when they are drawn: an error of a norm grows {grows:.2g} x"
+            )
         for name in {self.step_of(name): name for name in (*self.cuts, "")}.values():
             step, costs = self.step_of(name), self.costs(name, 1, sampling)
             delta = self.cuts.get(name, self.cut).delta
@@ -278,15 +287,26 @@ class CollaFuse(Denoising):
             near.device,
             self.ema,
             self.distil is not None,
+            self.norm_at(step),
         )
 
     def step_of(self, silo: str) -> int:
         """The step of the chain that a silo's images are noised to."""
         return self.cuts.get(silo, self.cut).step(self.diffusion.schedule, self.bound)
 
+    def norm_at(self, step: int) -> float | None:
+        """What images are squeezed into below a cut; a silo that releases nothing, and averages nothing, needs none."""
+        alone = step == self.diffusion.schedule.steps and not self.federate_silos
+        return None if alone else self.norm
+
+    @property
+    def drawn_at_server(self) -> Diffusion:
+        """What the server's network is the denoiser of: squeezed images, or, of a chain of its own, noised ones."""
+        return self.diffusion.model_copy(update={"norm": None if self.mode == "nested" else self.norm})
+
     @property
     def bound(self) -> float:
-        """The largest norm that a released image has: the corners of the box of pixels, or what it is clipped to."""
+        """The largest norm that a released image has: that of the corners of the box of pixels, or ``norm``."""
         return min(self.norm or math.inf, box_norm(self.model.channels * self.model.size**2))
 
     def home(self, step: int) -> Local | FedAvg:
@@ -294,7 +314,7 @@ class CollaFuse(Denoising):
         told = {
             "model": self.home_model,
             "training": self.training,
-            "diffusion": self.diffusion.model_copy(update={"upto": step}),
+            "diffusion": self.diffusion.model_copy(update={"upto": step, "norm": self.norm_at(step)}),
             "rounds": self.rounds,
             "ema": self.ema,
             "keep_optimiser": self.keep_optimiser,
