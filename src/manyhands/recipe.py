@@ -88,8 +88,8 @@ class Data(Spec):
 
     @property
     def sources(self) -> list[Any]:
-        """The source, or those of the domains in the order of the recipe."""
-        return [self.source] if self.source is not None else list(self.domains.values())
+        """The source, or those of the domains in the order of their names: what is drawn does not depend on another."""
+        return [self.source] if self.source is not None else [self.domains[name] for name in sorted(self.domains)]
 
     def known_classes(self) -> tuple[str, ...]:
         """The names of the classes, as declared or as the sources have them."""
@@ -105,7 +105,7 @@ class Data(Spec):
     def _loaded(self) -> Images:
         classes = self.known_classes()
         parts = [source.load(self.size, self.channels, classes) for source in self.sources]
-        images = parts[0] if self.source is not None else join(parts, tuple(self.domains))
+        images = parts[0] if self.source is not None else join(parts, sorted(self.domains))
         if self.limit is not None and self.limit < len(images):
             images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
         if self.test is None:
