@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from manyhands.errors import RecipeError
-from manyhands.federation.policy import Policy, approve, approved, recipe_hash, recipe_text, told_in_words
+from manyhands.federation.approval import approve, approved
+from manyhands.federation.policy import Policy, recipe_hash, recipe_text, told_in_words
 from manyhands.recipe import Recipe, load_recipe, read
 from manyhands.shipped import recipe_path
 

@@ -17,6 +17,7 @@ from manyhands.errors import ManyhandsError
 from manyhands.federation.kit import LEAD, SERVER, new_kits
 from manyhands.federation.lead import Lead
 from manyhands.federation.running import OVER
+from manyhands.federation.site import RUNS
 
 if TYPE_CHECKING:
     from manyhands.recipe import Recipe
@@ -66,6 +67,10 @@ class Federation:
     def site(self, name: str) -> Path:
         """What a site keeps."""
         return self.folder / "sites" / name
+
+    def kept(self, site: str, run: str) -> Path:
+        """What a site keeps of a run."""
+        return self.site(site) / RUNS / run
 
     def log(self, party: str) -> str:
         """What a party has said."""

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import tomli_w
 from pydantic import Field, field_validator
 
-from manyhands.checkpoint import replace_file, writing
 from manyhands.plan import size_text
+from manyhands.privacy.budget import Limits
 from manyhands.recipe import KINDS, Recipe
 from manyhands.spec import Float, Int, Spec, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-APPROVED = "approved.txt"
 
 
 class Policy(Spec):
     """What a run may ask of this site; what is not said is not limited, but that images and labels stay at home.
 
     ``approve`` is ``hash``: the site's operator has read this very recipe, to the byte, and approved it; or ``limits``:
-    whatever keeps to the limits below may run. ``bytes`` is the most that a run may send from here; fewer than
-    ``min_sites`` never train with it. ``data`` is a folder of images, or ``recipe`` for what the recipe deals to a silo
-    of this name, from sets that all have.
+    whatever keeps to the limits below may run. ``rounds`` and ``bytes`` are the most that a recipe may have of it in
+    all its runs; fewer than ``min_sites`` never train with it. ``data`` is a folder of images; ``recipe``, for what the
+    recipe deals to a silo of this name, is for the demo alone. ``ledger`` is the folder of the site's secret and of
+    what it has released, where that is not the site's own: sites that have images in common share one. ``max_epsilon``
+    (at ``delta``), ``max_snr_db`` and ``max_releases`` are the most that may be released of an image, over all runs.
     """
 
     approve: Literal["hash", "limits"] = "hash"
@@ -43,7 +39,8 @@ class Policy(Spec):
     delta: Float = Field(default=1e-5, gt=0, lt=1)
     min_head: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    data: str = "recipe"
+    data: str = ""
+    ledger: str = ""
 
     @field_validator("methods")
     @classmethod
@@ -52,6 +49,11 @@ class Policy(Spec):
             if kind not in KINDS:
                 raise ValueError(f"method {kind!r} is not known; {nearest(kind, KINDS)}")
         return told
+
+    @property
+    def limits(self) -> Limits:
+        """What may be released of an image in all, over all runs."""
+        return Limits(self.max_epsilon, self.max_snr_db, self.max_releases, self.delta)
 
     def refusals(self, recipe: Recipe, images: int) -> list[str]:
         """Why this site does not take part in a run with so many images; nothing where it does."""
@@ -93,16 +95,3 @@ def recipe_text(recipe: Recipe) -> str:
 def recipe_hash(text: str) -> str:
     """What a recipe is approved by."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def approved(folder: Path) -> set[str]:
-    """The hashes that were approved at this site."""
-    path = folder / APPROVED
-    return set(path.read_text().split()) if path.exists() else set()
-
-
-def approve(folder: Path, hashes: Iterable[str]) -> None:
-    """Approve recipes."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / APPROVED, "".join(f"{each}\n" for each in sorted(approved(folder) | set(hashes))).encode())

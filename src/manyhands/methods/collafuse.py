@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from manyhands.accountant import decibel
+from manyhands.accountant import decibel, mu_of
 from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.cut import Cut, cut_words
 from manyhands.diffusion.objective import Diffusion
@@ -25,7 +25,7 @@ from manyhands.methods.clustered import Clustered
 from manyhands.methods.denoising import Denoising, update_facts
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg import FedAvg
-from manyhands.methods.method import Ask, Conversation, Server, Trained
+from manyhands.methods.method import Ask, Conversation, Release, Server, Trained
 from manyhands.methods.release import Labels, Noising, chunk_of, chunks, fingerprint
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models import cost
@@ -245,6 +245,29 @@ class CollaFuse(Denoising):
             "bytes_fedavg": 2 * self.rounds * 4 * cost.weights(whole),
         }
 
+    @property
+    def hides(self) -> bool:
+        """Where images are noised, or labels told at random."""
+        noised = any(0 < step < self.diffusion.schedule.steps for step in self.steps_told)
+        return noised or (self.told_labels and self.labels == "randomised")
+
+    def release_in(self, silo: Silo, message: Message) -> Release | None:
+        """Which images a part of a release is of, at the silo's cut."""
+        if message.op != "release":
+            return None
+        first, turn = message.facts["first"], message.facts["turn"]
+        numbers = self._order(silo, turn)[first : first + len(message.tensors["images"])]
+        paths = self.noising(silo, turn).paths(silo.images, numbers, first)
+        snr = float(self.diffusion.schedule.snr()[self.step_of(silo.name)])
+        random = self.told_labels and self.labels == "randomised"
+        return Release(numbers, paths, snr, mu_of(snr, self.bound), self.label_epsilon if random else 0.0)
+
+    def _order(self, silo: Silo, turn: int) -> Tensor:
+        """The numbers of the images of a release: all of them, or those that a round trains on."""
+        if self.release == "once":
+            return torch.arange(len(silo.images))
+        return torch.cat(list(self.training.batches(len(silo.images), silo.rng(turn)))).cpu()
+
     def fits(self, silo: Silo) -> None:
         """As ever; and where a silo may ask for its own labels alone, it must have some of each that it is tried on."""
         super().fits(silo)
@@ -366,7 +389,7 @@ class CollaFuse(Denoising):
         return Noising(
             self.diffusion.schedule,
             self.step_of(silo.name),
-            silo.secret or f"simulated {silo.seed} {silo.name}",
+            silo.noise_secret,
             self.norm,
             self.labels if self.model.classes else "withhold",
             self.label_epsilon,
@@ -396,7 +419,7 @@ class CollaFuse(Denoising):
             yield from self._warm(silo, answer.facts["round"])
 
     def _released(self, silo: Silo, held: int) -> Conversation:
-        noising, numbers = self.noising(silo), torch.arange(len(silo.images))
+        noising, numbers = self.noising(silo), self._order(silo, 0)
         if not 0 <= held <= len(numbers):
             raise Refused(Reason.WRONG_FACTS, f"the server says that it holds {held} of {len(numbers)} images")
         code = _code(noising, silo, numbers)
@@ -423,8 +446,7 @@ class CollaFuse(Denoising):
             if number is not None and step < self.diffusion.schedule.steps:
                 if not last < number < self.rounds:  # else whoever asks could have as many releases as it likes
                     raise Refused(Reason.STALE_ROUND, f"the server says round {number} of {self.rounds} after {last}")
-                numbers = torch.cat(list(self.training.batches(len(silo.images), silo.rng(number)))).cpu()
-                yield from chunks(self.noising(silo, number), silo.images, numbers)
+                yield from chunks(self.noising(silo, number), silo.images, self._order(silo, number))
                 last = number
             try:
                 answer = yield message

@@ -68,6 +68,17 @@ class Noising:
         told = [self._told(record, label, classes) for record, label in zip(records, known, strict=True)]
         return released | {"labels": torch.tensor(told)}
 
+    def paths(self, images: Images, numbers: Tensor, first: int = 0) -> list[bytes]:
+        """Of each image: a name for the path of its noise and for what it is scaled by, that tells neither."""
+        pixels, which = images.pixels[numbers], self.which(images)
+        factors = shrinking(pixels, self.norm).flatten().tolist()
+        records = [self._record(image, int(which[i])) for image, i in zip(pixels, numbers, strict=True)]
+        named = zip(records, factors, strict=True)
+        keys = [
+            f"path {factor.hex()}\n".encode() + self._key(each, first + i) for i, (each, factor) in enumerate(named)
+        ]
+        return [hashlib.sha256(key).digest() for key in keys]
+
     def which(self, images: Images) -> Tensor:
         """Which of the silo's equal images each one is, by where they stood in their source."""
         sets = [part for part in (images, self.held_out) if part is not None]

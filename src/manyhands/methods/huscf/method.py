@@ -104,6 +104,11 @@ class HuSCF(Adversarial):
         """All cuts that the recipe tells of, each once."""
         return list({str(cuts): cuts for cuts in (self.default, *self.cuts.values())}.values())
 
+    @property
+    def hides(self) -> bool:
+        """Where a guard adds noise."""
+        return self.guard is not None and self.guard.noise > 0
+
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train with the server a mini-batch at a time, and have one's ends averaged after each round."""
         answer = yield Message("join", facts={"images": len(silo.images)})
