@@ -48,8 +48,7 @@ def rows(program: str) -> dict[str, dict[str, Any]]:
         name: {"figure": figure, "bar": result["bars"][name], "holds": result["holds"].get(name), "seeds": []}
         for name, figure in result["figures"].items()
     }
-    claimed = claims.told(program, scale_of(program)) if program in claims.BARS else {}
-    return found | {name: row for name, row in claimed.items() if name not in found or files(program)}
+    return found | (claims.told(program, scale_of(program)) if program in claims.BARS else {})
 
 
 def results() -> set[str]:

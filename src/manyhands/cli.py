@@ -372,6 +372,8 @@ def _compare(
     if as_json:
         typer.echo(kept_json({"note": found.note(), "runs": found.records(), "files": [str(file) for file in files]}))
         return
+    if verdicts := found.verdicts():
+        typer.echo("\n".join(_wrapped(line, "") for line in verdicts) + "\n")
     print_table(found.table(), found.note())
     for file in files:
         typer.echo(file)
@@ -379,6 +381,7 @@ def _compare(
 
 def _show_ended(folder: Path, *, as_json: bool) -> None:
     """The figures of a finished run, and where its parts lie."""
+    from manyhands.evaluation import verdict
     from manyhands.evaluation.report import figures_table, measured_words
     from manyhands.journal import RunFolder
     from manyhands.progress import print_table
@@ -388,9 +391,11 @@ def _show_ended(folder: Path, *, as_json: bool) -> None:
         typer.echo(kept_json(report))
         return
     if "evaluation" in report:
+        if words := verdict.of_report(report):
+            typer.echo(f"{words}\n")
         print_table(figures_table(report), measured_words(report))
         for note in report["evaluation"]["notes"]:
-            typer.echo(f"warning: {note}", err=True)
+            typer.echo(_wrapped(f"warning: {note}", ""), err=True)
     parts = {"samples": "figures/samples.png", "report": "report.html", "model": "model"}
     for name, part in parts.items():
         if (folder / part).exists():

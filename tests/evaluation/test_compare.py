@@ -133,7 +133,9 @@ def test_it_writes_tables_and_figures_that_agree(runs: dict[str, Path], tmp_path
         assert float(row["fid"]) == record["fid"] == RunFolder(Path(record["runs"])).report["metrics"]["fid"]
         assert float(row["bytes_up"]) == record["bytes_up"]
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert lines[0].startswith("|  | ")
+    verdicts = [line for line in lines if line.startswith("* ")]
+    assert verdicts == lines[:2] == [f"* {record['name']}: {record['words']}" for record in told["runs"]]
+    assert lines[3].startswith("|  | ")
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     with (
         Image.open(tmp_path / "out" / "samples.png") as both,
@@ -151,6 +153,28 @@ def test_names_of_folders_are_taken_as_they_are(runs: dict[str, Path], tmp_path:
     assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1
     with pytest.raises(RecipeError, match="twice"):
         Comparison([odd, odd])
+
+
+def test_what_noise_can_have_is_in_brackets_where_a_run_is_far_from_its_floor(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, times in (("near", 2), ("far", 30)):
+        shutil.copytree(runs["shared"], tmp_path / name)
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        report["metrics"] |= {"fid": times * report["floor"]["fid"], "precision": 0.5 + times / 100}
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+        recipe = (tmp_path / name / "recipe.toml").read_text()
+        (tmp_path / name / "recipe.toml").write_text(recipe.replace("rounds = 3", f"rounds = {times}"))
+    found = Comparison([tmp_path / "near", tmp_path / "far"], by="precision")
+    assert [entry.name for entry in found.entries] == ["near", "far"]  # though its precision is higher
+    cells = dict(
+        zip(["name", "near", "far"], next(row for row in found.table() if row[0] == "precision"), strict=False)
+    )
+    assert cells["far"].startswith("(0.8)")
+    assert not cells["near"].startswith("(")
+    assert "*" not in cells["far"]
+    assert "In brackets: not to be quoted" in found.note()
+    assert found.verdicts()[1] == "far: FID 30 x the floor: these are not yet images of the kind"
 
 
 def test_deviations_of_one_table_are_of_one_kind(runs: dict[str, Path]) -> None:

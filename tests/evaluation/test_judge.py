@@ -64,8 +64,8 @@ def test_training_images_handed_back_raise_the_alarm(judge: Judge) -> None:
     mine = [of_class[label][i % 40] for i, label in enumerate(judge.labels.tolist())]
     copies = judge.measure(judge.look(judge.real.pixels[mine]), cas=False)
     assert copies["memorised"] == 1
-    assert "memorisation: 100%" in judge._notes(copies)[0]
-    assert not [note for note in judge._notes(judge.floor()) if "memorisation" in note]
+    assert "memorisation: 100%" in judge._notes(copies, judge.floor())[0]
+    assert not [note for note in judge._notes(judge.floor(), judge.floor()) if "memorisation" in note]
     assert judge.floor()["memorised"] < ALARM
 
 

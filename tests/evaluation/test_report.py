@@ -15,7 +15,7 @@ from PIL import Image
 
 from manyhands import Experiment, Sampling
 from manyhands.errors import RunFolderError
-from manyhands.evaluation import report
+from manyhands.evaluation import report, verdict
 from manyhands.evaluation.board import Board
 from manyhands.evaluation.compare import Comparison
 from manyhands.evaluation.judge import Evaluation
@@ -58,6 +58,7 @@ def test_it_says_what_a_reader_asks(folder: RunFolder) -> None:
         f"<dd>{number(facts['metrics']['fid'])}<small>&plusmn; {number(facts['evaluation']['spread']['fid'])}" in page
     )
     assert f"real images: {number(facts['floor']['fid'])}" in page
+    assert page.index(f"<b>{verdict.of_report(facts)}</b>") < page.index('class="cards"')
     for heading in ("Warnings", "Samples", "Quality over rounds", "Training", "Silos", "Who holds what"):
         assert f"<h2>{heading}</h2>" in page
     assert "<h3>Never left it</h3><ul><li>images</li><li>labels</li>" in page

@@ -15,7 +15,7 @@ import numpy as np
 
 from manyhands.checkpoint import replace_file, writing
 from manyhands.errors import ProtocolError, RecipeError
-from manyhands.evaluation import figures
+from manyhands.evaluation import figures, verdict
 from manyhands.evaluation.judge import AT_ONCE
 from manyhands.evaluation.markup import number
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
@@ -99,11 +99,30 @@ class Comparison:
             ["seeds", *[str(len(e.runs)) for e in self.entries], ""],
         ]
 
+    def verdicts(self) -> list[str]:
+        """How far each entry is from real images, in words; of several seeds, by their mean."""
+        told = {entry.name: self._words(entry) for entry in self.entries}
+        return [f"{name}: {words}" for name, words in told.items() if words]
+
+    def _words(self, entry: Entry) -> str:
+        return verdict.words(*self._against(entry), few=entry.reports[0].get("evaluation", {}).get("few", False))
+
+    def _against(self, entry: Entry) -> tuple[dict[str, float | None], dict[str, float]]:
+        floor: dict[str, float] = entry.reports[0]["floor"]
+        return {"fid": entry.mean("fid")}, floor
+
+    def _doubted(self, entry: Entry, name: str) -> bool:
+        """Whether noise could have the figure, as far from real images as the entry is."""
+        return name in verdict.MISLEADING and verdict.is_far(*self._against(entry))
+
+    def _any_doubted(self) -> bool:
+        return any(self._doubted(entry, name) for entry in self.entries for name in verdict.MISLEADING)
+
     def markdown(self) -> str:
         """The table as Markdown, under what it was measured by."""
         heads, *rows = self.table()
         cells = [[cell.replace("|", "\\|") for cell in row] for row in [heads, ["---"] * len(heads), *rows]]
-        lines = [f"| {' | '.join(row)} |" for row in cells]
+        lines = [*[f"* {line}" for line in self.verdicts()], "", *[f"| {' | '.join(row)} |" for row in cells]]
         return "\n".join([*lines, "", self.note(), ""])
 
     def csv(self) -> str:
@@ -124,6 +143,7 @@ class Comparison:
             | {name: entry.mean(name) for name in self.shown}
             | {f"{name}_spread": self._spread(entry, name) for name in self.shown if name in NAMES}
             | {f"{name}_floor": entry.reports[0]["floor"].get(name) for name in self.shown if name in NAMES}
+            | {"words": self._words(entry)}
             for rank, entry in enumerate(self.entries, 1)
         ]
 
@@ -139,6 +159,8 @@ class Comparison:
             f"over {'the seeds of training' if self.several else told_spread}. "
             f"{told['images']:,} samples against "
             f"{told['reference']:,} training images, features of {told['features']}; samples: {' or '.join(ways)}."
+            + " In brackets: not to be quoted, so far from the floor."
+            * self._any_doubted()
         )
 
     def write(self, out: Path) -> list[Path]:
@@ -174,11 +196,14 @@ class Comparison:
 
     def _row(self, name: str) -> list[str]:
         means = [entry.mean(name) for entry in self.entries]
-        best = self._best(name, means)
+        best = self._best(
+            name, [None if self._doubted(e, name) else m for e, m in zip(self.entries, means, strict=True)]
+        )
         cells = []
         for entry, mean in zip(self.entries, means, strict=True):
             spread = self._spread(entry, name) if name in NAMES else None
             told = _cost(name, mean) if name in COSTS else number(mean)
+            told = f"({told})" if self._doubted(entry, name) else told
             cells.append(
                 told
                 + (f" ± {number(spread)}" if spread is not None else "")
@@ -199,7 +224,13 @@ class Comparison:
 
     def _rank(self, entry: Entry) -> float:
         mean = entry.mean(self.by)
-        return float("inf") if mean is None else mean if self.by in LOWER_IS_BETTER else -mean
+        return (
+            float("inf")
+            if mean is None or self._doubted(entry, self.by)
+            else mean
+            if self.by in LOWER_IS_BETTER
+            else -mean
+        )
 
     def _difference(self) -> str:
         """The first field of the protocol in which two runs differ, in words; nothing where there is none."""

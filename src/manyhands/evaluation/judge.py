@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manyhands.data.images import Images, as_bytes, as_floats, checked, pooled
 from manyhands.errors import DataError
-from manyhands.evaluation import features, inception, metrics
+from manyhands.evaluation import features, inception, metrics, verdict
 from manyhands.evaluation.features import Extractor, Seen
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.seed import numpy_rng, seed_of
@@ -143,21 +143,28 @@ class Judge:
         began = time.perf_counter()
         views = [self.look(images) for images in drawn]
         each = [self.measure(view, asked=asked, cas=cas) for view in views]
-        mean = _mean(each)
+        mean, floor = _mean(each), self.floor(asked=asked, cas=cas)
         return {
+            "words": verdict.words(mean, floor, few=self.few),
+            "few": self.few,
             "metrics": mean,
             "spread": self._spread(each, views[0], asked=asked),
             "spread_of": f"{len(each)} draws" if len(each) > 1 else f"{self.told.bootstrap} halves of the draw",
-            "floor": self.floor(asked=asked, cas=cas),
+            "floor": floor,
             "groups": self.groups(views, asked=asked, cas=cas),
             "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},
-            "notes": self._notes(mean),
+            "notes": self._notes(mean, floor),
             "seconds": time.perf_counter() - began,
         }
 
     def quick(self, generators: Mapping[str, Trained], sampling: Sampling) -> Figures:
         """The pooled figures of one draw, without CAS."""
         return self.measure(self.look(self.draw(generators, sampling)), asked=_conditional(generators), cas=False)
+
+    @property
+    def few(self) -> bool:
+        """Whether the images are too few for a covariance of all features."""
+        return len(self.held) <= self._real.features.shape[1]
 
     @property
     def labels(self) -> Tensor:
@@ -331,15 +338,15 @@ class Judge:
             found.append(figures)
         return found
 
-    def _notes(self, figures: Figures) -> list[str]:
-        notes = []
+    def _notes(self, figures: Figures, floor: Figures) -> list[str]:
+        notes = [caution] if (caution := verdict.caution(figures, floor)) else []
         share, dimensions = figures["memorised"], self._real.features.shape[1]
         if share > ALARM:
             notes.append(
                 f"memorisation: {share:.0%} of the samples lie nearer to a training image than 95 % of the held-out "
                 "images do (5 % is expected)"
             )
-        if len(self.held) <= dimensions:
+        if self.few:
             notes.append(
                 f"FID: {len(self.held)} images in {dimensions} features have no full covariance; read it beside its "
                 "floor, or KID"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands.checkpoint import writing
 from manyhands.errors import RunFolderError
-from manyhands.evaluation import charts, clustered, disclosed, figures
+from manyhands.evaluation import charts, clustered, disclosed, figures, verdict
 from manyhands.evaluation.charts import Line
 from manyhands.evaluation.judge import AT_ONCE
 from manyhands.evaluation.markup import flat, number, picture, style, table, text
@@ -96,10 +96,15 @@ def losses(rounds: Iterable[Round]) -> dict[str, list[tuple[int, float]]]:
 def figures_table(facts: Mapping[str, Any]) -> list[list[str]]:
     """Heads, then each figure of the samples, that of real images, and the deviation."""
     metrics, floor, spread = facts["metrics"], facts["floor"], facts.get("evaluation", {}).get("spread", {})
+    doubted = verdict.MISLEADING if verdict.is_far(metrics, floor) else ()
     rows = [
-        [NAMES[name], number(metrics[name]), number(floor.get(name)), number(spread.get(name))]
-        for name in NAMES if name in metrics
-    ]  # fmt: skip
+        [
+            NAMES[name] + " (not to be quoted)" * (name in doubted),
+            *map(number, (metrics[name], floor.get(name), spread.get(name))),
+        ]
+        for name in NAMES
+        if name in metrics
+    ]
     return [["figure", "samples", "real images", "deviation"], *rows]
 
 
@@ -172,8 +177,11 @@ def _headline(facts: dict[str, Any]) -> str:
         "peak memory, measuring included": size_text(facts["peak_memory"]),
     }
     price = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in costs.items())
+    words = verdict.of_report(facts)
+    first = f"<p><b>{text(words)}</b></p>" if words else ""
     quality = (
-        f'<h2>Quality</h2><dl class="cards">{"".join(cards)}</dl><p class="dim">{text(measured_words(facts))}</p>'
+        f'<h2>Quality</h2>{first}<dl class="cards">{"".join(cards)}</dl>'
+        f'<p class="dim">{text(measured_words(facts))}</p>'
         if cards
         else ""
     )

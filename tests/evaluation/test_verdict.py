@@ -1,0 +1,61 @@
+"""How far from real images a run is comes first, in words, so that nobody quotes what noise can have, too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from manyhands import Digits, Iid, split
+from manyhands.evaluation import verdict
+from manyhands.evaluation.judge import Evaluation, Judge
+from manyhands.evaluation.report import figures_table
+
+
+def of(times: float) -> str:
+    return verdict.words({"fid": times * 0.1}, {"fid": 0.1})
+
+
+def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_otherwise_first() -> None:
+    judge = Judge(Evaluation(bootstrap=0), split(Digits().load(8).hold_out(0.2), Iid(silos=1)))
+    median, rng = judge.real.pixels.float().median(0).values, torch.Generator().manual_seed(0)
+    noise = (median + 15 * torch.randn(judge.held.pixels.shape, generator=rng)).clamp(0, 255).byte()
+    found = judge.verdict([noise])
+    metrics, floor = found["metrics"], found["floor"]
+    assert metrics["precision"] > floor["precision"]
+    assert metrics["density"] > floor["density"]
+    assert metrics["label_match"] < 0.2
+    assert next(iter(found)) == "words"
+    assert found["words"].endswith("x the floor: these are not yet images of the kind")
+    assert found["notes"][0].startswith("precision and density: not to be quoted")
+    rows = [row[0] for row in figures_table(found)]
+    assert "precision (not to be quoted)" in rows
+    assert "recall" in rows
+
+    real = judge.verdict([judge.held.pixels])
+    assert real["words"] == "FID 1.0 x the floor: about as real images have it"
+    assert not [note for note in real["notes"] if note.startswith("precision")]
+    assert "precision" in [row[0] for row in figures_table(real)]
+
+
+def test_the_farther_the_harder_the_words() -> None:
+    assert of(23) == "FID 23 x the floor: these are not yet images of the kind"
+    ends = [of(times).split(": ")[1] for times in (1, 1.6, 9.9, 10.1, 20.1, 5000)]
+    assert len(dict.fromkeys(ends)) == 4
+    assert ends[1] == ends[2]
+    assert ends[4] == ends[5]
+    assert "5,000 x" in of(5000)
+
+
+def test_of_few_images_nothing_good_is_said() -> None:
+    for times in (1, 9, 19):
+        assert verdict.words({"fid": times}, {"fid": 1}, few=True).endswith(
+            "of too few images to say how good they are"
+        )
+    assert verdict.words({"fid": 21}, {"fid": 1}, few=True) == of(21)  # it is farther still
+
+
+@pytest.mark.parametrize(("metrics", "floor"), [({}, {}), ({"fid": 1.0}, {}), ({"fid": 1.0}, {"fid": 0.0})])
+def test_where_there_is_no_floor_nothing_is_said(metrics: dict[str, float], floor: dict[str, float]) -> None:
+    assert verdict.words(metrics, floor) == ""
+    assert verdict.caution(metrics, floor) == ""
+    assert not verdict.is_far(metrics, floor)
