@@ -39,6 +39,7 @@ class Guard(Spec):
         clipped = self.clipped(x)
         if not self.noise:
             return clipped
-        key = f"{silo.noise_secret}\nguard\n".encode() + clipped.detach().cpu().contiguous().numpy().tobytes()
+        secret = f"{silo.secret or f'simulated {silo.seed} {silo.name}'}\nguard\n"
+        key = secret.encode() + clipped.detach().cpu().contiguous().numpy().tobytes()
         drawn = torch.from_numpy(normal(key, x.numel())).to(x).reshape(x.shape)
         return clipped + self.noise * self.clip * drawn
