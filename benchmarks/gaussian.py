@@ -8,11 +8,14 @@ from torch import Tensor
 from manyhands import Sampling, Schedule
 from manyhands.diffusion.bridge import Mode, bridge, target
 from manyhands.diffusion.objective import Diffusion, noised, x_0_of_eps
+from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Denoiser
+from manyhands.diffusion.squeeze import squeezed, stretched
 from manyhands.methods.collafuse import CollaFuse
 
 SHAPE = (1, 2, 2)
 PAIRS = 100_000
+Errors = dict[str, float]
 MODES: tuple[Mode, ...] = ("exact", "nested", "authors")
 
 
@@ -22,15 +25,7 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
     The server's denoiser is the best affine one on pairs that the method's own code makes of releases (or, not
     ``learnt``, the expectation that these pairs have); the silo's is the expectation of the noise in its own images.
     """
-    method = CollaFuse.model_validate(
-        {
-            "model": {"size": 4, "channels": 1, "classes": 0},
-            "training": {"steps": 1},
-            "rounds": 1,
-            "mode": mode,
-            "cut": share,
-        }
-    )
+    method = _method(mode, share)
     schedule, cut = method.diffusion.schedule, method.step_of("silo")
     mean, root = _data()
     sampling = Sampling(steps=steps, clip=None)
@@ -50,6 +45,12 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
         "hand-over": _error(*at_cut, alpha_bar**0.5 * mean, noisy),
         "end": _error(*at_0, mean, covariance),
     }
+
+
+def _method(mode: Mode, share: float, norm: float | None = None) -> CollaFuse:
+    model, training = {"size": 4, "channels": 1, "classes": 0}, {"steps": 1}
+    told = {"model": model, "training": training, "rounds": 1, "mode": mode, "cut": share, "norm": norm}
+    return CollaFuse.model_validate(told)
 
 
 def _data() -> tuple[Tensor, Tensor]:
@@ -117,3 +118,78 @@ def _moments(down: object, which: int) -> tuple[Tensor, Tensor]:
 def _error(mean: Tensor, covariance: Tensor, true_mean: Tensor, true: Tensor) -> float:
     off = float((mean - true_mean).norm() / true.trace().sqrt())
     return max(off, float((covariance - true).norm() / true.norm()))
+
+
+def norm_errors(norm: float | None, share: float, *, steps: int = 400, apart: bool = False) -> Errors:
+    """The same with a norm: of 48 points of the Gaussian, released as the method does it, each side learning its part.
+
+    Squeezed images are not Gaussian; but of so many points the best denoiser is known as well, and both sides have it.
+    At 0 drawn points are stretched back. ``squeezed`` is the share of points that the norm changes. Where the sides are
+    ``apart``, the silo learns its points as they are: what would be wrong with that.
+    """
+    method = _method("exact", share, norm)
+    schedule, cut = method.diffusion.schedule, method.step_of("silo")
+    mean, root = _data()
+    drawn = mean + _normal(100) @ root.T
+    images = drawn[drawn.norm(dim=1) < box_norm(4)][:48].reshape(-1, *SHAPE)
+    released = squeezed(images, method.norm)
+    learnt = squeezed(images, None if apart else method.home(cut).diffusion.norm)
+    sampling, rng = Sampling(steps=steps, clip=None), torch.Generator()
+    x = _normal(1024).reshape(-1, *SHAPE)
+    handed = sampling.walk(_bridged(schedule, cut, released), x, schedule, schedule.steps, cut, rng)
+    ends = sampling.walk(_of_points(schedule, learnt), handed, schedule, cut, 0, rng)
+    ends = ends if apart else stretched(ends, method.norm_at(cut))
+    alpha_bar, unit = float(schedule.alpha_bar()[cut]), torch.eye(4, dtype=torch.float64)
+    mean, covariance = _sample_moments(learnt)
+    return {
+        "hand-over": _error(
+            *_sample_moments(handed), alpha_bar**0.5 * mean, alpha_bar * covariance + (1 - alpha_bar) * unit
+        ),
+        "end": _error(*_sample_moments(ends), *_sample_moments(images)),
+        "squeezed": float((images != released).flatten(1).any(1).double().mean()),
+    }
+
+
+def _normal(count: int) -> Tensor:
+    """Evenly spread standard normal numbers, four to a row; each row's opposite is there, too."""
+    u = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(count, dtype=torch.float64)
+    half = torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9))
+    return torch.cat([half, -half])
+
+
+def _sample_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.flatten(1).mean(0), torch.cov(x.flatten(1).T, correction=0)
+
+
+def _weights(x: Tensor, points: Tensor, alpha: float, sigma: float) -> Tensor:
+    """How likely each x is to be of each of the points."""
+    apart = torch.cdist(x.flatten(1), alpha * points.flatten(1)).square()
+    return (-apart / (2 * sigma**2)).softmax(1)
+
+
+def _of_points(schedule: Schedule, points: Tensor) -> Denoiser:
+    """What is to be expected of the noise in one of these points, noised."""
+
+    def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (float(schedule.alpha_bar()[t]) ** 0.5, (1 - float(schedule.alpha_bar()[t])) ** 0.5)
+        x_0 = (_weights(x, points, alpha, sigma) @ points.flatten(1)).reshape(x.shape)
+        return x_0, (x - alpha * x_0) / sigma
+
+    return denoise
+
+
+def _bridged(schedule: Schedule, cut: int, points: Tensor) -> Denoiser:
+    """What is to be expected of the method's own target, for who has releases of these points."""
+    diffusion = Diffusion(schedule=schedule, target="eps")
+    a, s = float(schedule.alpha_bar()[cut]) ** 0.5, (1 - float(schedule.alpha_bar()[cut])) ** 0.5
+
+    def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        at = torch.full((1,), t)
+        alpha_r, sigma_r = bridge(schedule, at, torch.full((1,), cut), x)
+        a_r, s_r = float(alpha_r), float(sigma_r)
+        spread = a_r**2 * s**2 + s_r**2
+        x_0 = (_weights(x, points, a_r * a, spread**0.5) @ points.flatten(1)).reshape(x.shape)
+        off = (x - a_r * a * x_0) / spread
+        return _both(schedule, x, target(diffusion, at, a * x_0 + a_r * s**2 * off, s_r * off, alpha_r, sigma_r), t)
+
+    return denoise

@@ -29,10 +29,11 @@ from proxy import proxy
 
 from manyhands import compose, load_recipe
 from manyhands.errors import ManyhandsError
+from manyhands.federation.approval import approve
 from manyhands.federation.demo import LOOPBACK, Federation, free_port, watch
 from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
 from manyhands.federation.lead import Lead
-from manyhands.federation.policy import Policy, approve, recipe_hash, recipe_text
+from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.hub import Hub
 from manyhands.journal import RunFolder
@@ -83,7 +84,7 @@ def alone_seconds(told: Recipe, folder: Path) -> float:
 
 def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
     """The same of a run between sites."""
-    found = {site: RunFolder(federation.site(site) / run).memory(site, rounds) for site in sites}
+    found = {site: RunFolder(federation.kept(site, run)).memory(site, rounds) for site in sites}
     return weights(RunFolder(federation.folder / SERVER / run), {site: mine for site, mine in found.items() if mine})
 
 
@@ -255,7 +256,7 @@ def approval(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]
     text = recipe_text(recipe("digits-fedavg", 3))
     refused, count, chance = 0, 20 if told.quick else 200, random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        site = Site("silo-0", Policy(), Path(folder), None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
+        site = Site("silo-0", Policy(data="recipe"), Path(folder), None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
         approve(Path(folder), [recipe_hash(text)])
         site.considered("run", text)
         for _ in range(count):

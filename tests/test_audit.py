@@ -92,14 +92,14 @@ def test_what_is_inferred_is_named_and_what_is_not_tried_is_said(
 
 def test_attributes_that_the_recipe_deals_by_are_inferred_where_there_are_no_classes(tmp_path: Path) -> None:
     rng, lines = np.random.default_rng(0), ["image,bright,round,unused"]
-    for i in range(120):
+    for i in range(60):
         bright = i % 2
         pixels = rng.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(150 * bright)
         (tmp_path / "faces").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:03}.png")
         lines.append(f"{i:03}.png,{bright},{1 - bright},1")
     (tmp_path / "table.csv").write_text("\n".join(lines))
-    data = {"source": {"kind": "folder", "path": str(tmp_path / "faces")}, "size": 8, "classes": 0, "limit": 100}
+    data = {"source": {"kind": "folder", "path": str(tmp_path / "faces")}, "size": 8, "classes": 0, "limit": 50}
     partition = {"kind": "attributes", "file": str(tmp_path / "table.csv"), "groups": [["bright"], ["round"]]}
     folder = ran(tmp_path / "run", data=data, partition=partition)
     found = audit(folder, (0.001, 0.999), LITTLE)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from manyhands import Central, FedAvg
 from manyhands.errors import DataError, RecipeError
-from manyhands.recipe import KINDS, Data, load_recipe, parse_recipe
+from manyhands.recipe import KINDS, MAX_BYTES, Data, load_recipe, parse_offer, parse_recipe, read_recipe_text
 
 TEXT = """
 [data]
@@ -200,3 +200,48 @@ def test_a_kind_of_method_implies_its_kind_of_model(kind: str) -> None:
         RecipeError, match=r"method.model.*(input should be 'gan'|input should be 'unet'|did you mean 'gan')"
     ):
         parse_recipe(told)
+
+
+HOSTILE = {
+    "nested arrays": ("a = " + "[" * 100_000, "nested more than"),
+    "nested tables": ("a = " + "{b = " * 50_000, "nested more than"),
+    "whole, and too deep": ("a = " + "[" * 40 + "]" * 40, "nested more than"),
+    "a long key": (".".join("a" * 500_000) + " = 1", "a key of more than 32 parts"),
+    "a long quoted key": (" . ".join(['"a"'] * 100_000) + " = 1", "a key of more than 32 parts"),
+    "a long header": ("[" + ".".join("a" * 500_000) + "]", "a key of more than 32 parts"),
+    "5,000 digits": ("seed = " + "9" * 5000, "is no TOML"),
+    "4,000 digits": ("seed = " + "9" * 4000, "beyond 64 bits"),
+    "half a character": ("name = '\ud800'", "half a character"),
+    "two megabytes": ("#" * (2 * MAX_BYTES), "bytes; 1,048,576 are the most"),
+    "a word of a megabyte": ("a" * MAX_BYTES, "is no TOML"),
+    "only quotes": ('"' * MAX_BYTES, "is no TOML"),
+    "no TOML": ("name =", "is no TOML"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_text_that_anybody_may_send_comes_to_more_than_a_named_refusal(kind: str) -> None:
+    text, why = HOSTILE[kind]
+    with pytest.raises(RecipeError, match=why):
+        parse_offer(text, "run")
+
+
+def test_what_is_near_to_the_bounds_is_read() -> None:
+    key = ".".join("a" * 31)
+    told = read_recipe_text(f"{key} = {(1 << 63) - 1}\nwords = 'a.b.c'\n" + "#" * (MAX_BYTES - 200))
+    assert told["words"] == "a.b.c"
+
+
+def test_a_file_is_bounded_as_a_text_is(path: Path) -> None:
+    path.write_text("#" * (MAX_BYTES + 1))
+    with pytest.raises(RecipeError, match=f"mine.toml: has {MAX_BYTES + 1:,} bytes"):
+        load_recipe(path)
+
+
+def test_an_offer_says_its_classes_itself(tmp_path: Path) -> None:
+    source = f'source = {{ kind = "folder", path = "{tmp_path}" }}'
+    with pytest.raises(RecipeError, match=r"run: data\.classes is missing"):
+        parse_offer(TEXT.replace('source = "digits"', source), "run")
+    whole = 'name = "mine"\n' + TEXT.replace('source = "digits"', f'{source}\nclasses = ["a", "b"]')
+    told = parse_offer(whole, "run")
+    assert told.data.known_classes() == ("a", "b")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from manyhands.checkpoint import replace_file
-from manyhands.data.images import Images, as_floats, pooled
+from manyhands.data.images import Images, as_bytes, as_floats, pooled
 from manyhands.data.partition import ByAttributes, Partition
+from manyhands.diffusion.squeeze import squeezed
 from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, figures, report
 from manyhands.experiment import chosen_device, held_silos
@@ -54,7 +55,7 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
         )
     last = method.diffusion.schedule.steps
     silos = [replace(silo, seed=recipe.seed) for silo in silos if 0 < method.step_of(silo.name) < last]
-    private, public = _private_and_public(silos)
+    private, public = (_squeezed(part, method.norm) for part in _private_and_public(silos))
     with folder.alone():
         stores = folder.state().stores
         found = disclosure(
@@ -164,6 +165,11 @@ def _private_and_public(silos: Sequence[Silo]) -> tuple[Images, Images]:
     return private.subset(np.arange(min(MOST, len(private)))), _public(silos)
 
 
+def _squeezed(images: Images, norm: float | None) -> Images:
+    """Images as a release has them; an attacker can stretch what it finds."""
+    return replace(images, pixels=as_bytes(squeezed(as_floats(images.pixels), norm)))
+
+
 def _public(silos: Sequence[Silo]) -> Images:
     """The images that nobody trained on."""
     held = [silo.held_out for silo in silos if silo.held_out is not None and len(silo.held_out)]
@@ -224,7 +230,7 @@ def _algebra(method: CollaFuse, silos: Sequence[Silo], stores: Mapping[str, Tens
     sent, truth, control = [], [], []
     rng, left = torch_rng(0, "control"), MOST
     for silo in silos:
-        images, cut = as_floats(silo.images.pixels[:left]), method.step_of(silo.name)
+        images, cut = squeezed(as_floats(silo.images.pixels[:left]), method.norm), method.step_of(silo.name)
         left -= len(images)
         if not len(images):
             break

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -15,7 +17,6 @@ from manyhands.message import Message, decode, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from typing import BinaryIO
 
 MAGIC = b"MHC1"
@@ -95,6 +96,28 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
             beside.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def new_file(path: Path, content: bytes) -> bool:
+    """Write a file that only its owner can read, unless there is one already; whether it was written.
+
+    Whoever looks sees it whole or not at all, and never with another mode.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:32]}.", dir=path.parent)  # of mode 600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        finally:
+            Path(beside).unlink()
+        _sync_folder(path.parent)
+    return True
 
 
 @contextmanager

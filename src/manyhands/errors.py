@@ -67,6 +67,12 @@ class KitError(ManyhandsError):
     exit_code, page = 11, "kit"
 
 
+class BudgetError(ManyhandsError):
+    """A site has released of its images what it may, or the ledger that says so cannot be read."""
+
+    exit_code, page = 12, "budget"
+
+
 SAID = 1000
 """So many characters of what another party says are told on."""
 

@@ -93,7 +93,7 @@ class Experiment:
         told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain}
         with self.run_folder.open(told, resume=self.resume):
             self._go_on(self.run_folder)
-            for line in (*self.method.warnings(self.roster), *_lacking(self.silos)):
+            for line in (*self.method.warnings(self.roster), *_lacking(self.silos), *self.simulated()):
                 self.run_folder.problem(line)
             if self.run_folder.ended and self.server.round >= self.method.rounds:
                 return
@@ -103,6 +103,13 @@ class Experiment:
                 yield done
             self._save(self.run_folder)  # once more: the ledger holds the closing answers now
             self._export(self.run_folder)
+
+    def simulated(self) -> list[str]:
+        """Whose noise, that must hide what they send, is no secret."""
+        names = [silo.name for silo in self.silos if not silo.secret] if self.method.hides else []
+        few = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        told = f"simulated: the noise of {few} is drawn from the run's seed, and whoever knows that can remove it"
+        return [f"{told}; Silo(secret=...) keeps it"] if names else []
 
     def _rounds(self) -> Iterator[Round]:
         if self._ran:
@@ -237,7 +244,7 @@ class Experiment:
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
         told = ending.Told(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
-        facts = ending.facts(told, folder, drawn, ending.images_of(self.silos, self.skipped), self.silos)
+        facts = ending.facts(told, folder, drawn, ending.images_of(self.silos, self.skipped))
         report.write(folder, facts | self._verdict(folder))
 
     def _verdict(self, folder: RunFolder) -> dict[str, Any]:

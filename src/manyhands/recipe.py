@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -18,7 +19,7 @@ from manyhands.data.images import Images, join
 from manyhands.data.partition import AnyPartition, Dirichlet, Domains, Lacking, Shards
 from manyhands.data.sources import MOST_CLASSES, AnySource
 from manyhands.diffusion.sample import Sampling
-from manyhands.errors import DataError, RecipeError
+from manyhands.errors import DataError, ManyhandsError, RecipeError
 from manyhands.evaluation.judge import Evaluation
 from manyhands.links.embedded import Embedded
 from manyhands.methods.baselines import Central, Local
@@ -35,6 +36,13 @@ from manyhands.silo import NAME_RULE, is_name
 from manyhands.spec import Float, Int, Spec, nearest
 
 S = TypeVar("S", bound=Spec)
+NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
+MAX_BYTES = 1 << 20
+"""Of a TOML file that is read."""
+MAX_DEPTH = 32
+"""Tables in tables, and parts of a dotted key."""
+KEY = r"""(?:(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
+LONG_KEY = re.compile(rf"(?:{KEY}\.[ \t]*+){{{MAX_DEPTH}}}")
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
 AnyMethod = Annotated[
     FedAvg | Local | Central | CollaFuse | HuSCF | MDGan | SplitGan | PFLGan | HFLGan, Field(discriminator="kind")
@@ -88,8 +96,8 @@ class Data(Spec):
 
     @property
     def sources(self) -> list[Any]:
-        """The source, or those of the domains in the order of the recipe."""
-        return [self.source] if self.source is not None else list(self.domains.values())
+        """The source, or those of the domains in the order of their names: what is drawn does not depend on another."""
+        return [self.source] if self.source is not None else [self.domains[name] for name in sorted(self.domains)]
 
     def known_classes(self) -> tuple[str, ...]:
         """The names of the classes, as declared or as the sources have them."""
@@ -105,7 +113,7 @@ class Data(Spec):
     def _loaded(self) -> Images:
         classes = self.known_classes()
         parts = [source.load(self.size, self.channels, classes) for source in self.sources]
-        images = parts[0] if self.source is not None else join(parts, tuple(self.domains))
+        images = parts[0] if self.source is not None else join(parts, sorted(self.domains))
         if self.limit is not None and self.limit < len(images):
             images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
         if self.test is None:
@@ -131,7 +139,7 @@ class Federation(Spec):
 class Recipe(Spec):
     """One experiment: data, how it is dealt, the method, the link and the draw."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    name: str = Field(pattern=f"^{NAME}$")
     seed: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     quorum: Int = Field(default=1, ge=1)
@@ -209,6 +217,61 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     return told
 
 
+def read_recipe_text(text: str, where: str = "recipe") -> dict[str, Any]:
+    """What a text in TOML says; one that is no TOML, too long, too deep or has too large a number is refused by name.
+
+    Anybody may have written it: reading it takes a time that grows with its length, and raises nothing else.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise RecipeError(f"{where}: is no text: it holds half a character") from None
+    if size > MAX_BYTES:
+        raise RecipeError(f"{where}: has {size:,} bytes; {MAX_BYTES:,} are the most")
+    if LONG_KEY.search(text):
+        raise RecipeError(f"{where}: has a key of more than {MAX_DEPTH} parts")
+    try:
+        told = tomllib.loads(text)
+    except RecursionError:
+        raise RecipeError(f"{where}: is nested more than {MAX_DEPTH} deep") from None
+    except ValueError as error:  # no TOML, or a number of thousands of digits
+        raise RecipeError(f"{where}: is no TOML file: {error}") from None
+    _check_bounds(told, where)
+    return told
+
+
+def _check_bounds(told: dict[str, Any], where: str) -> None:
+    level: list[Any] = [told]
+    for _ in range(MAX_DEPTH):
+        inner = [value for each in level for value in (each.values() if isinstance(each, dict) else each)]
+        if any(type(value) is int and not -(1 << 63) <= value < 1 << 63 for value in inner):
+            raise RecipeError(f"{where}: has a whole number beyond 64 bits")
+        level = [value for value in inner if isinstance(value, dict | list)]
+    if level:
+        raise RecipeError(f"{where}: is nested more than {MAX_DEPTH} deep")
+
+
+def parse_offer(text: str, where: str) -> Recipe:
+    """The recipe that another party offers. Nothing that it names is opened, listed or fetched to understand it."""
+    told = read_recipe_text(text, where)
+    data = told.get("data")
+    if isinstance(data, dict) and "classes" not in data and data.get("source") not in ("digits", {"kind": "digits"}):
+        raise RecipeError(f"{where}: data.classes is missing; between sites a recipe says which classes there are")
+    with understood(where):
+        return parse_recipe(told, where)
+
+
+@contextmanager
+def understood(where: str) -> Iterator[None]:
+    """Whatever a foreign recipe comes to that nobody thought of is an error of that recipe."""
+    try:
+        yield
+    except ManyhandsError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{where}: cannot be understood: {type(error).__name__}: {error}") from None
+
+
 def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain values; what the data says of the model is filled in."""
     full = _filled_in(told)
@@ -229,11 +292,13 @@ def read(kind: type[S], path: Path, what: str) -> S:
 
 def _toml(path: Path, what: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode()
     except FileNotFoundError:
         raise RecipeError(f"{path}: there is no such {what}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: is no TOML file: {error}") from None
+    return read_recipe_text(text, str(path))
 
 
 def specs_in(told: Mapping[str, Any], where: str) -> list[Spec]:
@@ -305,7 +370,7 @@ def _apply(told: dict[str, Any], change: str) -> None:
         raise RecipeError(f"--set {change}: is not of the form a.b=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     put(told, path.strip(), value, f"--set {change}")
 

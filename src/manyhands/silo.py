@@ -63,7 +63,7 @@ class Silo:
     marks of what is held out are divided into the two. ``memory`` holds the tensors that a method keeps at the silo
     over rounds; it is checkpointed there. ``latents`` are the images as a latent model trains on them; they are made
     anew when a run goes on. ``secret`` is what noise that must hide something is drawn from; without one it is made of
-    the run's seed, which is for simulations only.
+    the run's seed: a simulation, and the report says so.
     """
 
     name: str
@@ -93,6 +93,11 @@ class Silo:
                 f"({len(self.held_out)}); give either marks or held_out"
             )
         self.images, self.held_out = train, marked if self.held_out is None else self.held_out
+
+    @property
+    def noise_secret(self) -> str:
+        """What noise that hides something is drawn from; without a ``secret``, whoever knows the seed can remove it."""
+        return self.secret or f"simulated {self.seed} {self.name}"
 
     def rng(self, round_number: int) -> torch.Generator:
         """The random numbers of this silo in this round, on its device."""

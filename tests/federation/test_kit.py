@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ pytest.importorskip("nvflare")
 from benchmarks.expired import expire
 
 from manyhands.errors import KitError, RecipeError
-from manyhands.federation.kit import load_kit, new_kits
+from manyhands.federation.commands import check_data
+from manyhands.federation.kit import About, Kit, load_kit, new_kits
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,18 @@ def test_whoever_hangs_up_at_once_is_no_server_yet(tmp_path: Path) -> None:
         with pytest.raises(KitError, match="no server answers"):
             load_kit(tmp_path / "kits" / "a", "site").server_fingerprint()
         closing.join()
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("localhost.example.org", False)],
+)
+def test_only_in_the_demo_may_a_recipe_say_which_images_are_read(tmp_path: Path, host: str, local: bool) -> None:
+    kit = Kit(tmp_path, About(party="a", role="site", host=host, port=1, sites=("a",)))
+    check_data(str(tmp_path), kit)
+    with nullcontext() if local else pytest.raises(RecipeError, match="is for the demo"):
+        check_data("recipe", kit)
+    with pytest.raises(RecipeError, match="name the folder of this site's images"):
+        check_data("", kit)
+    with pytest.raises(RecipeError, match="there is no such folder"):
+        check_data(str(tmp_path / "other"), kit)

@@ -78,7 +78,7 @@ def assert_same(federation: Federation, run: str, expected: RunFolder) -> None:
     theirs = expected.state()
     assert sha256(server.state().server) == sha256(theirs.server)
     for site in SITES:
-        mine = RunFolder(federation.site(site) / run).memory(site, last) if theirs.memories.get(site) else {}
+        mine = RunFolder(federation.kept(site, run)).memory(site, last) if theirs.memories.get(site) else {}
         assert sha256(mine) == sha256(theirs.memories.get(site, {}))
         assert not (server.path / "silos").exists()
     assert server.path.joinpath("recipe.toml").read_text() == expected.path.joinpath("recipe.toml").read_text()

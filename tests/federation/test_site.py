@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from manyhands.errors import KitError, Refused
-from manyhands.federation.policy import Policy, recipe_text
+from manyhands.errors import Reason, RecipeError, Refused
+from manyhands.federation.approval import approve, approved
+from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
+from manyhands.federation.usage import Usage
 from manyhands.links.exchange import SessionGone
-from manyhands.message import Message
+from manyhands.message import Message, encode
 from manyhands.recipe import load_recipe
 from manyhands.shipped import recipe_path
 
@@ -39,42 +42,98 @@ def offer(run: str = "run", text: str = TEXT) -> Message:
     return Message("hello", facts={"run": run, "recipe": text})
 
 
-def site(out: Path, server: Server) -> Site:
-    told = Policy(approve="limits", labels=True)
-    return Site("silo-0", told, out, server, lambda _: None)  # type: ignore[arg-type] # it answers as a line does
+def site(
+    out: Path,
+    server: Server,
+    say: Callable[[str], None] = lambda _: None,
+    pause: Callable[[float], None] = lambda _: None,
+) -> Site:
+    told = Policy(approve="limits", labels=True, data="recipe")
+    return Site("silo-0", told, out, server, say, pause)  # type: ignore[arg-type] # it answers as a line does
 
 
-def once(path: Path, server: Server) -> list[Message]:
+def once(path: Path, server: Server, say: Callable[[str], None] = lambda _: None) -> list[Message]:
     """What a site says before it asks for a run again."""
     server.answers.append(SessionGone("the end of the test"))
     with pytest.raises(StopIteration):
-        site(path, server).work()
+        site(path, server, say).work()
     return server.heard
 
 
-@pytest.mark.parametrize("run", ["../run", "/tmp/run", "a/b", ".", "..", "\x1b[2J", "R"])
-def test_a_name_that_leads_out_of_its_folder_is_none(tmp_path: Path, run: str) -> None:
-    with pytest.raises(KitError, match="which is none"):
-        site(tmp_path / "site", Server(offer(run))).work()
+NAMES = ["../run", "/tmp/run", "a/b", ".", "..", "\x1b[2J", "R", "a" * 300, "a" * 100_000, "\ud800", "run\n"]
+TEXTS = {
+    "no TOML": "name =",
+    "nested TOML": "a = " + "[" * 100_000,
+    "5,000 digits": "seed = " + "9" * 5000,
+    "a long key": ".".join("a" * 100_000) + " = 1",
+    "half a character": "name = '\ud800'",
+    "no recipe": "name = 'run'",
+    "nothing": "",
+    "escape sequences": "'\\u001b[2J' = 1".replace("'", '"'),
+}
+
+
+@pytest.mark.parametrize("run", NAMES)
+def test_a_name_that_is_none_is_declined_once_and_the_site_goes_on(tmp_path: Path, run: str) -> None:
+    lines, unsound = list[str](), len(run) > 80
+    answers = [offer(run)] if unsound else [offer(run), Refused(Reason.NOT_NOW, "there is no such run")]
+    said = once(tmp_path / "site", Server(*answers), lines.append)
+    assert [message.op for message in said] == ["hello", *["decline"] * (not unsound), "hello"]
+    assert ("is no run: wrong facts" if unsound else "a run cannot be called") in "".join(lines)
+    assert all(len(encode(message)) < 4000 for message in said)
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
     assert not (tmp_path / "site").exists()
 
 
-def test_what_is_no_offer_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="wrong facts"):
-        site(tmp_path / "site", Server(Message("enrol", facts={"round": 0}))).work()
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_hostile_recipe_is_declined_once_and_the_site_goes_on(tmp_path: Path, kind: str) -> None:
+    lines = list[str]()
+    said = once(tmp_path / "site", Server(offer(text=TEXTS[kind]), Message("decline")), lines.append)
+    assert [message.op for message in said] == ["hello", "decline", "hello"]
+    assert said[2].facts["declined"] == "run"
+    assert said[1].facts["why"].isprintable()
+    assert len(encode(said[1])) < 4000
+    assert all(line.isprintable() for line in lines)
+    assert not (tmp_path / "site").exists()
+
+
+def test_no_run_can_be_called_as_a_file_of_the_site_is(tmp_path: Path) -> None:
+    approve(tmp_path, ["a" * 64])
+    for run in ("approved.txt", "secret", "released.jsonl", "site.json", "offers", "used", "runs"):
+        started = Message("enrol", facts={"round": 0, "sites": 1})
+        said = once(tmp_path, Server(offer(run), started, Message("decline")))
+        assert said[2].facts["why"].endswith("1 take part, 2 are the fewest")
+        assert (tmp_path / "runs" / run / "recipe.toml").is_file()
+    assert approved(tmp_path) == {"a" * 64}
+
+
+def test_a_server_that_offers_nonsense_without_end_is_asked_more_and_more_slowly(tmp_path: Path) -> None:
+    pauses = list[float]()
+    answers = [each for number in range(12) for each in (offer(f"run-{number}", "="), Message("decline"))]
+    server = Server(*answers, SessionGone("the end of the test"))
+    with pytest.raises(StopIteration):
+        site(tmp_path, server, pause=pauses.append).work()
+    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60, 60]
+
+
+def test_what_is_no_offer_is_refused_by_name_and_the_site_goes_on(tmp_path: Path) -> None:
+    lines = list[str]()
+    said = once(tmp_path / "site", Server(Message("enrol", facts={"round": 0})), lines.append)
+    assert [message.op for message in said] == ["hello", "hello"]
+    assert "the server offers what is no run: " in "".join(lines)
 
 
 def test_a_folder_of_another_run_is_said_and_the_site_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.toml").write_text("name = 'another'\n")
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "run" / "recipe.toml").write_text("name = 'another'\n")
     _, declined, again = once(tmp_path, Server(offer(), Message("decline")))
     assert declined.op == "decline"
-    assert "its images or its folder" in declined.facts["why"]
+    assert "its images, its folder or its budget" in declined.facts["why"]
     assert again.facts["declined"] == "run"
 
 
 def test_a_refused_enrolment_is_declined_and_a_run_that_is_over_ends_nothing(tmp_path: Path) -> None:
-    over = Refused("not now", "there is no run 'run' now")  # type: ignore[arg-type]
+    over = Refused(Reason.NOT_NOW, "there is no run 'run' now")
     said = once(tmp_path, Server(offer(), over, over))
     assert [message.op for message in said] == ["hello", "enrol", "decline", "hello"]
 
@@ -95,3 +154,18 @@ def test_no_name_of_a_file_is_told_to_others(tmp_path: Path) -> None:
 def test_a_site_is_not_trained_with_alone(tmp_path: Path) -> None:
     said = once(tmp_path, Server(offer(), Message("enrol", facts={"round": 0, "sites": 1}), Message("decline")))
     assert said[2].facts["why"] == "this site's policy: 1 take part, 2 are the fewest"
+
+
+def test_a_site_says_which_images_are_its_own(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="say which images are its own"):
+        Site("silo-0", Policy(), tmp_path, Server(), lambda _: None)  # type: ignore[arg-type]
+
+
+def test_what_its_budgets_do_not_allow_is_told_to_others_without_a_figure(tmp_path: Path) -> None:
+    Usage(tmp_path, recipe_hash(TEXT), rounds=20).charge(Message("update"), closes_round=True)
+    policy = Policy(approve="limits", rounds=20, data="recipe")
+    server, lines = Server(offer(), Message("decline"), SessionGone("the end of the test")), list[str]()
+    with pytest.raises(StopIteration):
+        Site("silo-0", policy, tmp_path, server, lines.append).work()  # type: ignore[arg-type]
+    assert "this recipe has had 1 rounds, and 20 are the most in all" in "".join(lines)
+    assert server.heard[1].facts["why"] == "its images, its folder or its budget do not allow it; its log says why"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.gaussian import norm_errors
 from pydantic import ValidationError
 
-from manyhands import Experiment, Message, Sampling, Silo, Training, UNet
-from manyhands.data.images import pooled
+from manyhands import Experiment, Generator, Message, Sampling, Silo, Training, UNet
+from manyhands.data.images import as_floats, pooled
+from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.hub import Hub
 from manyhands.links.embedded import Embedded
@@ -368,6 +371,7 @@ def test_a_silo_may_have_a_smaller_network() -> None:
         ({"federate_silos": True, "cut": 0}, "a silo at cut 0 has no network"),
         ({"silo_model": {"kind": "unet", "size": 8, "channels": 1, "classes": 2}}, "other images or classes"),
         ({"diffusion": {"upto": 4}}, "for the cut to say"),
+        ({"diffusion": {"norm": 4.0}}, "for method.norm to say"),
         ({"release": "fresh", "cut": {"epsilon": 50}}, "a cut by epsilon is for one release"),
         ({"release": "fresh", "warm_start": 1}, "warm_start needs releases"),
     ],
@@ -397,6 +401,57 @@ def test_a_cut_near_an_end_is_not_the_end() -> None:
 def test_a_norm_beyond_that_of_any_image_bounds_nothing() -> None:
     assert tiny_collafuse(norm=1e3).bound == tiny_collafuse().bound == 4
     assert tiny_collafuse(norm=2.0).bound == 2
+
+
+def grey(silos: list[Silo]) -> list[Silo]:
+    """The same, of images whose norms are small."""
+    return [Silo(silo.name, replace(silo.images, pixels=silo.images.pixels // 4 + 96)) for silo in silos]
+
+
+@pytest.mark.parametrize("told", [{}, {"cut": 0}, {"distil": {"steps": 2, "rounds": 1}}, {"federate_silos": True}])
+def test_a_norm_that_changes_no_image_changes_no_bit(told: dict[str, Any]) -> None:
+    plain, bounded = (trained(tiny_collafuse(norm=norm, **told), grey(tiny_silos())) for norm in (None, 2.0))
+    assert everything(plain) == everything(bounded)
+    for run in (plain, bounded):
+        assert max(float(as_floats(silo.images.pixels).flatten(1).norm(dim=1).max()) for silo in run.silos) < 1
+
+
+def test_with_a_norm_both_sides_learn_the_same_images_and_drawn_ones_are_of_the_silo() -> None:
+    for told in ({}, {"mode": "nested"}, {"cut": 0}):
+        experiment = trained(tiny_collafuse(norm=1.0, **told))
+        relay = experiment.generators()["s0"]
+        assert isinstance(relay, Relay)
+        raw = relay._drawn(torch.tensor([0, 1]), torch_rng(0, "sample", 0), SHORT)
+        assert torch.equal(relay.sample(labels=[0, 1]), stretched(raw, 1.0).clamp(-1, 1))
+        assert not torch.equal(stretched(raw, 1.0), raw)
+        own, shared = experiment.method.own_generator(experiment.silos[0]), experiment.server.generator()
+        assert isinstance(shared, Generator)
+        assert shared.diffusion.norm == (None if told.get("mode") else 1.0)  # what nested draws there is noised
+        assert own is None or (isinstance(own, Generator) and own.diffusion.norm == 1.0)
+
+
+def test_a_norm_and_what_it_costs_are_told_before_a_run() -> None:
+    told = [line for line in tiny_collafuse(norm=2.0).sizes(3, SHORT) if "squeezed" in line]
+    assert told == [
+        "images of norms from 1 to 4 are squeezed into 2 before they are noised, and stretched when they are drawn: an "
+        "error of a norm grows 2 x"
+    ]
+    assert not [line for line in tiny_collafuse(norm=4.0).sizes(3, SHORT) if "squeezed" in line]
+
+
+def test_a_silo_that_releases_nothing_squeezes_nothing() -> None:
+    assert everything(trained(tiny_collafuse(cut=1, norm=1.0))) == everything(trained(tiny_collafuse(cut=1)))
+    assert tiny_collafuse(cut=1, norm=1.0, federate_silos=True, cuts={"s0": 0.5}).norm_at(1000) == 1.0
+
+
+@pytest.mark.parametrize("norm", [1.0, 1.5])
+def test_a_hand_over_is_exact_with_a_norm_and_is_not_if_silos_learn_other_images(
+    norm: float,
+) -> None:
+    together, apart = (norm_errors(norm, 0.5, steps=200, apart=apart) for apart in (False, True))
+    assert together["squeezed"] > 0.7
+    assert max(together["hand-over"], together["end"]) < 0.02
+    assert min(apart["hand-over"], apart["end"]) > 0.05
 
 
 @pytest.mark.parametrize("told", [{"finish": 2000}, {"distil": {"steps": 4, "rounds": 1}, "cut": 0.002}])

@@ -114,6 +114,10 @@ class Folder(Source):
         """The names of the folders with pictures in them."""
         return _class_names(path.relative_to(self.path).as_posix() for path in self._pictures())
 
+    def files(self) -> list[Path]:
+        """The pictures, in the order in which they are read; none is opened."""
+        return self._pictures()
+
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         entries = [
             (str(path), _class_of(path.relative_to(self.path).as_posix(), classes), _opener(path))

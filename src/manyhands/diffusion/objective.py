@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.diffusion.schedule import Schedule
+from manyhands.diffusion.squeeze import squeezed
 from manyhands.spec import Float, Int, Spec
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -23,7 +24,8 @@ class Diffusion(Spec):
     SNR / (1 + SNR). ``times`` draws the steps of a batch each for itself, or evenly spread by a scrambled Sobol
     sequence, which makes the loss vary less. ``label_dropout`` is the share of labels that training hides, so that one
     network learns with and without them, as classifier-free guidance needs. ``upto`` is the last step that is learnt,
-    None for the whole chain, 0 for nothing at all.
+    None for the whole chain, 0 for nothing at all. ``norm`` is what images are squeezed into before they are noised;
+    drawn ones are stretched back.
 
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
@@ -38,6 +40,7 @@ class Diffusion(Spec):
     times: Literal["uniform", "sobol"] = "uniform"
     label_dropout: Float = Field(default=0.1, ge=0, le=1)
     upto: Int | None = Field(default=None, ge=0)
+    norm: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _in_the_chain(self) -> Self:
@@ -54,7 +57,7 @@ class Diffusion(Spec):
         rng: torch.Generator,
     ) -> Tensor:
         """The weighted error of the network on a batch, at random steps with random noise."""
-        t = self.steps(len(x_0), rng)
+        x_0, t = squeezed(x_0, self.norm), self.steps(len(x_0), rng)
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
         labels = self.hidden(labels, no_label, rng)
         alpha, sigma = self.schedule.levels(t, x_0)

@@ -7,12 +7,15 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manyhands.errors import KitError, RecipeError
 from manyhands.strict import kept_json
+
+if TYPE_CHECKING:
+    from manyhands.federation.kit import Kit
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Train between real sites, over a network."
@@ -105,9 +108,7 @@ def serve(
 @app.command()
 def join(
     kit: KitArgument,
-    data: Annotated[
-        str, typer.Option(help="A folder of images, or 'recipe': what the recipe deals to this site.")
-    ] = "",
+    data: Annotated[str, typer.Option(help="The folder of this site's images; its policy may name it, too.")] = "",
     policy: Annotated[Path | None, typer.Option(help="A TOML file: what runs may ask of this site.")] = None,
     out: Annotated[Path, typer.Option(help="What is kept at this site, and never leaves it.")] = Path("site"),
 ) -> None:
@@ -120,8 +121,7 @@ def join(
     loaded = load_kit(kit, "site")
     told = read(Policy, policy, "policy") if policy else Policy()
     told = told.model_copy(update={"data": data}) if data else told
-    if told.data != "recipe" and not Path(told.data).is_dir():
-        raise RecipeError(f"--data {told.data}: there is no such folder")
+    check_data(told.data, loaded)
     if not is_worker():
         raise typer.Exit(keep(sys.argv[1:]))
     from manyhands.federation.calls import Calls
@@ -143,25 +143,38 @@ def join(
         calls.close()
 
 
+def check_data(data: str, kit: Kit) -> None:
+    """Others never say, by a recipe, which images are read here; but in the demo, where all are on this machine."""
+    if not data:
+        raise RecipeError("--data: name the folder of this site's images")
+    if data == "recipe" and not kit.is_local:
+        raise RecipeError(
+            f"--data recipe: is for the demo, whose server is on this machine, and this one's is {kit.about.host}; "
+            "name the folder of this site's images"
+        )
+    if data != "recipe" and not Path(data).is_dir():
+        raise RecipeError(f"--data {data}: there is no such folder")
+
+
 @app.command()
 def approve(
     site: Annotated[Path, typer.Argument(metavar="SITE", help="The folder that was given to join as --out.")],
-    recipe: Annotated[str, typer.Argument(metavar="HASH", help="The hash of a recipe, or its beginning.")],
+    recipe: Annotated[str, typer.Argument(metavar="HASH", help="The hash of a recipe that waits, or its beginning.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: what is shown is approved.")] = False,
 ) -> None:
-    """Allow a recipe at this site, to the byte."""
-    from manyhands.federation.policy import approve as allow
-    from manyhands.federation.policy import recipe_hash
+    """Show what a recipe would have this site send, and allow it, to the byte."""
+    from manyhands.federation.approval import approve as allow
+    from manyhands.federation.approval import find_offer, offer_words
 
-    begins = recipe.lower()
-    if len(begins) < 12:
-        raise RecipeError(f"{recipe}: give the hash, or at least 12 characters of it")
-    waiting = {path.stem: path for path in site.glob("*.toml")}
-    found = waiting.get(begins[:12])
-    mark = recipe_hash(found.read_text()) if found else begins
-    if len(mark) != 64 or not mark.startswith(begins):
-        raise RecipeError(f"{recipe}: no recipe of this hash waits in {site}; there: {', '.join(waiting) or 'none'}")
-    allow(site, [mark])
-    typer.echo(f"approved {mark}")
+    offer = find_offer(site, recipe)
+    for line in offer_words(site, offer):
+        typer.echo(line)
+    if not yes and not is_terminal():
+        raise RecipeError(f"{offer.mark}: there is no terminal to ask at; --yes approves what is shown above")
+    if not yes and not typer.confirm("Allow it?"):
+        raise RecipeError(f"{offer.mark}: was not approved")
+    allow(site, [offer.mark])
+    typer.echo(f"approved {offer.mark}")
 
 
 @app.command()
@@ -225,6 +238,11 @@ def fetch(
         raise RecipeError(f"--out {out}: is there already")
     with Lead(kit) as lead:
         typer.echo(str(lead.fetch(run, out)))
+
+
+def is_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty()
 
 
 def _say(line: str) -> None:

@@ -17,13 +17,13 @@ from manyhands.errors import ManyhandsError
 from manyhands.federation.kit import LEAD, SERVER, new_kits
 from manyhands.federation.lead import Lead
 from manyhands.federation.running import OVER
+from manyhands.federation.site import RUNS
 
 if TYPE_CHECKING:
     from manyhands.recipe import Recipe
 
 LOOPBACK, PATIENCE = "127.0.0.1", 60.0
-POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200\ndata = "recipe"\n'
-"""For sets of images that all have: what can be computed may be, and noise may be as good as none."""
+POLICY = 'approve = "limits"\nlabels = true\ndata = "recipe"\n'
 
 
 def lead_of(kits: Path, server: subprocess.Popen[bytes]) -> Lead:
@@ -67,6 +67,10 @@ class Federation:
     def site(self, name: str) -> Path:
         """What a site keeps."""
         return self.folder / "sites" / name
+
+    def kept(self, site: str, run: str) -> Path:
+        """What a site keeps of a run."""
+        return self.site(site) / RUNS / run
 
     def log(self, party: str) -> str:
         """What a party has said."""

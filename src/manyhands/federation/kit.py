@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import ipaddress
 import re
 import socket
 import ssl
@@ -45,6 +46,14 @@ class Kit:
     def startup(self) -> Path:
         """Where certificate, key and authority are."""
         return self.folder / "startup"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its server is on this machine."""
+        try:
+            return ipaddress.ip_address(self.about.host).is_loopback
+        except ValueError:
+            return self.about.host == "localhost"
 
     @property
     def certificate(self) -> x509.Certificate:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
-import secrets
-import tomllib
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyhands.checkpoint import generations, path_of, replace_file, writing
+from manyhands.checkpoint import generations, path_of, writing
+from manyhands.data.sources import Folder
 from manyhands.ending import ready
-from manyhands.errors import KitError, ManyhandsError, RecipeError, Refused, plain
+from manyhands.errors import BudgetError, DataError, ManyhandsError, RecipeError, Refused, plain
 from manyhands.experiment import chosen_device, silo_of, silos_of
+from manyhands.federation.approval import approved, keep_offer, note_site, words
 from manyhands.federation.plans import SITES
-from manyhands.federation.policy import Policy, approved, recipe_hash, told_in_words
+from manyhands.federation.policy import Policy, recipe_hash
+from manyhands.federation.released import Released
+from manyhands.federation.secret import site_secret
+from manyhands.federation.usage import Usage
 from manyhands.journal import RunFolder
 from manyhands.links.exchange import SessionGone
 from manyhands.message import Message
-from manyhands.recipe import Recipe, parse_recipe
+from manyhands.privacy.budget import Budget
+from manyhands.recipe import Recipe, parse_offer, understood
 from manyhands.silo import Workbench
 
 if TYPE_CHECKING:
@@ -29,9 +34,15 @@ if TYPE_CHECKING:
     from manyhands.plan import Plan
     from manyhands.silo import Silo
 
-RUN = re.compile(r"[a-z0-9][a-z0-9._-]*")
+RUNS = "runs"
+RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+"""The name of a recipe, and a number where that was taken."""
+DEALT = "recipe"
+"""Told as a policy's ``data``: the images that a recipe deals to a site of this name."""
 KEPT = 3
 """So many rounds a site keeps: that which is closed, that which it has sent, and the one before."""
+PATIENCE, LONGEST_WAIT = 3, 60.0
+"""So many runs in a row are declined at once; then it waits before the next, longer each time."""
 
 
 class NotApproved(ManyhandsError):  # noqa: N818 - what is so, until somebody approves
@@ -43,11 +54,19 @@ TOLD = (RecipeError, Refused, NotApproved)
 
 
 class Site:
-    """``say`` gets a line for people."""
+    """``say`` gets a line for people, ``pause`` waits so many seconds."""
 
-    def __init__(self, name: str, policy: Policy, out: Path, calls: Calls, say: Callable[[str], None]) -> None:
-        self.name, self.policy, self.out, self.calls, self.say = name, policy, out, calls, say
+    def __init__(
+        self, name: str, policy: Policy, out: Path, calls: Calls, say: Callable[[str], None],
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        if not policy.data:
+            raise RecipeError(f"{name}: say which images are its own: data, in its policy, names their folder")
+        self.name, self.policy, self.out, self.calls, self.say, self.pause = name, policy, out, calls, say, pause
+        self.ledger = Path(policy.ledger) if policy.ledger else out
         self._declined: dict[str, str] = {}
+        self._files: list[Path] = []
+        self._in_a_row = 0
 
     def work(self, forever: Callable[[], bool] = lambda: True) -> None:
         """Take part in run after run."""
@@ -59,28 +78,45 @@ class Site:
 
     def _once(self) -> None:
         offer = self.calls(Message("hello", facts={"declined": self._still_declined()}))
-        SITES.check(offer, "down")
+        try:
+            SITES.check(offer, "down")
+        except Refused as refusal:
+            self.say(f"the server offers what is no run: {refusal}")
+            self._wait_a_while()
+            return
         run, text = offer.facts["run"], offer.facts["recipe"]
         if not run:
+            self._in_a_row = 0
             return
-        if not RUN.fullmatch(run):
-            raise KitError(f"the server offers a run of the name {plain(run)!r}, which is none")
         try:
             recipe, silo = self.considered(run, text)
-            folder = RunFolder(self.out / run)
+            folder = RunFolder(self.out / RUNS / run)
+            usage = self._usage(recipe, text, len(silo.images), folder)
             with folder.open(recipe.resolved(), resume=True):
-                self._take_part(run, recipe, silo, folder)
+                self._in_a_row = 0
+                self._take_part(run, recipe, silo, folder, usage)
         except SessionGone:
             raise
         except ManyhandsError as error:
-            waits = isinstance(error, NotApproved)
-            self._declined = {run: recipe_hash(text) if waits else ""}
-            self.say(f"{run}: {error}")
-            why = (
-                str(error) if isinstance(error, TOLD) else "its images or its folder do not allow it; its log says why"
-            )
-            with suppress(Refused):  # it is over already
-                self.calls(Message("decline", facts={"run": run, "why": plain(why), "waits": waits}))
+            self._decline(plain(run), recipe_hash(text) if isinstance(error, NotApproved) else "", error)
+
+    def _decline(self, run: str, waits: str, error: ManyhandsError) -> None:
+        """Say why; ``waits`` is the hash of a recipe that somebody may approve yet."""
+        self._declined = {run: waits}
+        for line in str(error).splitlines():
+            self.say(f"{run}: {plain(line)}")
+        why = "its images, its folder or its budget do not allow it; its log says why"
+        if isinstance(error, TOLD):
+            why = plain(str(error).replace("\n", "; "))
+        with suppress(Refused):  # it is over already
+            self.calls(Message("decline", facts={"run": run, "why": why, "waits": bool(waits)}))
+        self._wait_a_while()
+
+    def _wait_a_while(self) -> None:
+        """Ask no server again and again that has nothing but what is declined."""
+        self._in_a_row += 1
+        if self._in_a_row > PATIENCE:
+            self.pause(min(2.0 ** (self._in_a_row - PATIENCE), LONGEST_WAIT))
 
     def _still_declined(self) -> str:
         """The run that this site does not take part in; one that was approved meanwhile is asked for again."""
@@ -89,51 +125,77 @@ class Site:
         return next(iter(self._declined), "")
 
     def considered(self, run: str, text: str) -> tuple[Recipe, Silo]:
-        """What a run is, and this site's images for it; raises why this site does not take part, if it does not."""
-        try:
-            recipe = parse_recipe(tomllib.loads(text), run)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"its recipe is no TOML: {error}") from None
+        """What a run is, and this site's images for it; raises why this site does not take part, if it does not.
+
+        Until its policy and its people allow it, nothing is opened, listed or fetched but what is this site's own.
+        """
+        if not RUN.fullmatch(run):
+            raise RecipeError(f"a run cannot be called {plain(run)[:80]!r}")
+        recipe = parse_offer(text, run)
+        counted = self._counted(recipe)
+        with understood(run):
+            self._hold(recipe, max(counted, 1))
+            if self.policy.approve == "hash" and recipe_hash(text) not in approved(self.out):
+                self._wait_for(recipe, text, counted)
         silo = self._silo(recipe)
-        if refusals := self.policy.refusals(recipe, len(silo.images), self.name):
-            raise RecipeError(f"this site's policy: {'; '.join(refusals)}")
-        mark = recipe_hash(text)
-        if self.policy.approve == "hash" and mark not in approved(self.out):
-            with writing(self.out):
-                self.out.mkdir(parents=True, exist_ok=True)
-            replace_file(self.out / f"{mark[:12]}.toml", text.encode())
-            for line in told_in_words(recipe, self.name, len(silo.images)):
-                self.say(f"  {line}")
-            self.say(f"  to allow it: manyhands federation approve {self.out} {mark[:12]}")
-            raise NotApproved(f"{mark[:12]} is not approved here")
+        self._hold(recipe, len(silo.images))
         return recipe, silo
 
+    def _hold(self, recipe: Recipe, images: int) -> None:
+        if refusals := self.policy.refusals(recipe, images):
+            raise RecipeError(f"this site's policy: {'; '.join(refusals)}")
+
+    def _wait_for(self, recipe: Recipe, text: str, images: int) -> None:
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        mark = keep_offer(self.out, text)
+        note_site(self.out, self.name, images)
+        for line in words(recipe, mark, self.name, images):
+            self.say(f"  {line}")
+        self.say(f"  to allow it: manyhands federation approve {self.out} {mark}")
+        raise NotApproved(f"{mark} is not approved here")
+
+    def _counted(self, recipe: Recipe) -> int:
+        """About how many images it would train on, without opening any; 0 where they are only dealt later."""
+        files = len(self._listed())
+        return files - round(recipe.data.held_out * files)
+
     def _silo(self, recipe: Recipe) -> Silo:
-        """This site's images: its folder's, or those that the recipe deals to it."""
-        if self.policy.data == "recipe":
-            dealt = {silo.name: silo for silo in silos_of(recipe)[0]}
-            if self.name not in dealt:
-                raise RecipeError(f"the recipe deals nothing to {self.name}, but to {', '.join(sorted(dealt)[:8])}")
-            silo = dealt[self.name]
-        else:
-            silo = replace(silo_of(self.name, self.policy.data, recipe), secret=self._secret())
+        """This site's images: its folder's, or in the demo those that the recipe deals to it."""
+        silo = self._dealt(recipe) if self.policy.data == DEALT else self._own(recipe)
         bench = Workbench(chosen_device(self.policy.device))
         silo = replace(silo, seed=recipe.seed, bench=bench)
         recipe.method.fits(silo)
         return silo
 
-    def _secret(self) -> str:
-        """What noise that must hide something is drawn from: made once, and told to nobody."""
-        path = self.out / "secret"
-        if not path.exists():
-            with writing(path):
-                self.out.mkdir(parents=True, exist_ok=True)
-                path.touch(0o600)
-            replace_file(path, secrets.token_hex(32).encode())
-            path.chmod(0o600)
-        return path.read_text()
+    def _own(self, recipe: Recipe) -> Silo:
+        self._files = self._listed()
+        silo = replace(silo_of(self.name, self.policy.data, recipe), secret=site_secret(self.ledger))
+        if self._files != self._listed():
+            raise DataError(f"{self.policy.data}: was changed while it was read")
+        return silo
 
-    def _take_part(self, run: str, recipe: Recipe, silo: Silo, folder: RunFolder) -> None:
+    def _listed(self) -> list[Path]:
+        """The pictures of this site's folder; none is opened."""
+        return Folder(path=Path(self.policy.data)).files() if self.policy.data != DEALT else []
+
+    def _dealt(self, recipe: Recipe) -> Silo:
+        dealt = {silo.name: silo for silo in silos_of(recipe)[0]}
+        if self.name not in dealt:
+            raise RecipeError(f"the recipe deals nothing to {self.name}, but to {', '.join(sorted(dealt)[:8])}")
+        if recipe.method.hides:
+            self.say("simulated: noise is drawn from the run's seed, and whoever knows that can remove it")
+        return dealt[self.name]
+
+    def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:
+        """What this recipe has had of this site; raises where a run that is new here would go beyond the policy."""
+        usage = Usage(self.ledger, recipe_hash(text), self.policy.rounds, self.policy.bytes)
+        sent = recipe.method.uploads(images)
+        if not folder.path.exists() and (refusals := usage.refusals(recipe.method.rounds, sent)):
+            raise BudgetError(f"this site's policy: {'; '.join(refusals)}")
+        return usage
+
+    def _take_part(self, run: str, recipe: Recipe, silo: Silo, folder: RunFolder, usage: Usage) -> None:
         place = folder.silo(self.name)
         told = {"run": run, "images": len(silo.images), "held_out": len(silo.held_out or ()),
                 "kept": generations(place)}  # fmt: skip
@@ -154,7 +216,14 @@ class Site:
             for old in generations(place)[KEPT:]:
                 path_of(place, old).unlink()
 
-        converse(recipe.method.silo(silo), recipe.method.plan(), self.calls, keep)
+        budget = Budget(self.ledger, site_secret(self.ledger))
+        released = Released(budget, self.policy.limits, silo, recipe.method, self._files)
+
+        def charge(message: Message, closes_round: bool) -> None:
+            released.charge(message, run)
+            usage.charge(message, closes_round=closes_round)
+
+        converse(recipe.method.silo(silo), recipe.method.plan(), self.calls, keep, charge)
         keep(recipe.method.rounds)
         if own := recipe.method.own_generator(silo):
             ready(own, recipe.sampling, silo.images.classes, str(silo.bench.device)).save(place / "model")
@@ -168,18 +237,23 @@ def _following(conversation: Conversation, answer: Message | Refused | None) -> 
     return conversation.send(answer)  # type: ignore[arg-type] # None starts a generator
 
 
-def converse(conversation: Conversation, plan: Plan, call: Calls, keep: Callable[[int], None]) -> None:
+def converse(
+    conversation: Conversation, plan: Plan, call: Calls, keep: Callable[[int], None],
+    charge: Callable[[Message, bool], None],
+) -> None:  # fmt: skip
     """Lead a conversation to its end: nothing is sent, and nothing taken, that is not in the plan.
 
-    What the silo has is kept before it closes a round, to begin there again.
+    What the silo has is kept before it closes a round, to begin there again; every message is charged before it is
+    sent, and the last of a round as such.
     """
     answer: Message | Refused | None = None
     try:
         while True:
             message = _following(conversation, answer)
             plan.check(message, "up")
-            if plan.operations[message.op].closes_round:
+            if closes_round := plan.operations[message.op].closes_round:
                 keep(message.facts["round"] + 1)
+            charge(message, closes_round)
             try:
                 answer = call(message)
                 plan.check(answer, "down")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from manyhands import leaves
-from manyhands.accountant import decibel
+from manyhands.accountant import decibel, mu_of
 from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.cut import Cut, cut_words
+from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
@@ -25,7 +25,7 @@ from manyhands.methods.clustered import Clustered
 from manyhands.methods.denoising import Denoising, update_facts
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg import FedAvg
-from manyhands.methods.method import Ask, Conversation, Server, Trained
+from manyhands.methods.method import Ask, Conversation, Release, Server, Trained
 from manyhands.methods.release import Labels, Noising, chunk_of, chunks, fingerprint
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models import cost
@@ -47,13 +47,13 @@ class CollaFuse(Denoising):
 
     Below the cut each silo trains a network of its own, ``silo_model``, that never leaves it (or, where
     ``federate_silos``, is averaged over all silos, or over those of its cluster where there are ``clusters``).
-    ``model`` is the server's. ``cut`` is that
-    of every silo but those in ``cuts``. ``norm`` is what images are clipped to before they are noised. ``mode`` and
-    ``release`` tell the exact form from those of others. ``labels`` go to the server or not; where they do, a silo
-    may ``ask`` for its own labels or for any. ``server_training`` is the server's share of a round: if not told, as
-    many steps as all silos take. A silo trains from round ``warm_start`` on, from the server's weights of then;
-    it finishes what it draws in ``finish`` steps, by those of the whole chain if not told, or in those that its last
-    rounds ``distil`` it to. ``max_update_ratio`` is that of ``FedAvg``, for networks that are averaged.
+    ``model`` is the server's. ``cut`` is that of every silo but those in ``cuts``. ``norm`` bounds what is released:
+    images are squeezed into it before they are noised, for the server and for the silo alike, and stretched back when
+    they are drawn. ``mode`` and ``release`` tell the exact form from those of others. ``labels`` go to the server or
+    not; where they do, a silo may ``ask`` for its own labels or for any. ``server_training`` is the server's share of a
+    round: if not told, as many steps as all silos take. A silo trains from round ``warm_start`` on, from the server's
+    weights of then; it finishes what it draws in ``finish`` steps, by those of the whole chain if not told, or in those
+    that its last rounds ``distil`` it to. ``max_update_ratio`` is that of ``FedAvg``, for networks that are averaged.
 
     References:
         CollaFuse: Navigating Limited Resources and Privacy in Collaborative Generative AI, Zipperling et al., 2024,
@@ -90,6 +90,8 @@ class CollaFuse(Denoising):
             raise ValueError("silo_model is for other images or classes than model")
         if self.diffusion.upto is not None:
             raise ValueError("diffusion.upto is for the cut to say")
+        if self.diffusion.norm is not None:
+            raise ValueError("diffusion.norm is for method.norm to say")
         if self.warm_start and home != self.server_model:
             raise ValueError("warm_start needs silos whose network is the server's, classes and all")
         if self.warm_start >= self.rounds:
@@ -162,7 +164,7 @@ class CollaFuse(Denoising):
                 "asks for the server's network, to begin with", "once", down=Carries(layout_of(self.server_model))
             )
         operations |= home.operations
-        return Plan(operations | {"denoise": relay.operation(self.server_model)})
+        return Plan(operations | {"denoise": relay.operation(self.server_model)}, never=self.never)
 
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
         """Each cut in every way that it can be told, and what it saves a silo."""
@@ -171,6 +173,12 @@ class CollaFuse(Denoising):
         lines = [f"an image's release is {size_text(4 * pixels)}{label}"]
         if label and self.labels == "randomised":
             lines.append(f"a label has an epsilon of {self.label_epsilon:g} of its own (randomised response)")
+        if self.norm and self.norm < (most := box_norm(pixels)):
+            grows = math.log2(2 * most / self.norm)
+            lines.append(
+                f"images of norms from {self.norm / 2:g} to {most:g} are squeezed into {self.norm:g} before they are "
+                f"noised, and stretched when they are drawn: an error of a norm grows {grows:.2g} x"
+            )
         for name in {self.step_of(name): name for name in (*self.cuts, "")}.values():
             step, costs = self.step_of(name), self.costs(name, 1, sampling)
             delta = self.cuts.get(name, self.cut).delta
@@ -237,6 +245,29 @@ class CollaFuse(Denoising):
             "bytes_fedavg": 2 * self.rounds * 4 * cost.weights(whole),
         }
 
+    @property
+    def hides(self) -> bool:
+        """Where images are noised, or labels told at random."""
+        noised = any(0 < step < self.diffusion.schedule.steps for step in self.steps_told)
+        return noised or (self.told_labels and self.labels == "randomised")
+
+    def release_in(self, silo: Silo, message: Message) -> Release | None:
+        """Which images a part of a release is of, at the silo's cut."""
+        if message.op != "release":
+            return None
+        first, turn = message.facts["first"], message.facts["turn"]
+        numbers = self._order(silo, turn)[first : first + len(message.tensors["images"])]
+        paths = self.noising(silo, turn).paths(silo.images, numbers, first)
+        snr = float(self.diffusion.schedule.snr()[self.step_of(silo.name)])
+        random = self.told_labels and self.labels == "randomised"
+        return Release(numbers, paths, snr, mu_of(snr, self.bound), self.label_epsilon if random else 0.0)
+
+    def _order(self, silo: Silo, turn: int) -> Tensor:
+        """The numbers of the images of a release: all of them, or those that a round trains on."""
+        if self.release == "once":
+            return torch.arange(len(silo.images))
+        return torch.cat(list(self.training.batches(len(silo.images), silo.rng(turn)))).cpu()
+
     def fits(self, silo: Silo) -> None:
         """As ever; and where a silo may ask for its own labels alone, it must have some of each that it is tried on."""
         super().fits(silo)
@@ -279,15 +310,26 @@ class CollaFuse(Denoising):
             near.device,
             self.ema,
             self.distil is not None,
+            self.norm_at(step),
         )
 
     def step_of(self, silo: str) -> int:
         """The step of the chain that a silo's images are noised to."""
         return self.cuts.get(silo, self.cut).step(self.diffusion.schedule, self.bound)
 
+    def norm_at(self, step: int) -> float | None:
+        """What images are squeezed into below a cut; a silo that releases nothing, and averages nothing, needs none."""
+        alone = step == self.diffusion.schedule.steps and not self.federate_silos
+        return None if alone else self.norm
+
+    @property
+    def drawn_at_server(self) -> Diffusion:
+        """What the server's network is the denoiser of: squeezed images, or, of a chain of its own, noised ones."""
+        return self.diffusion.model_copy(update={"norm": None if self.mode == "nested" else self.norm})
+
     @property
     def bound(self) -> float:
-        """The largest norm that a released image has: the corners of the box of pixels, or what it is clipped to."""
+        """The largest norm that a released image has: that of the corners of the box of pixels, or ``norm``."""
         return min(self.norm or math.inf, box_norm(self.model.channels * self.model.size**2))
 
     def home(self, step: int) -> Local | FedAvg:
@@ -295,7 +337,7 @@ class CollaFuse(Denoising):
         told = {
             "model": self.home_model,
             "training": self.training,
-            "diffusion": self.diffusion.model_copy(update={"upto": step}),
+            "diffusion": self.diffusion.model_copy(update={"upto": step, "norm": self.norm_at(step)}),
             "rounds": self.rounds,
             "ema": self.ema,
             "keep_optimiser": self.keep_optimiser,
@@ -329,31 +371,25 @@ class CollaFuse(Denoising):
         """The chain that a cut is a step of, as silo and server must mean the same one."""
         return f"{self.mode} {self.diffusion.schedule!r}"
 
-    def released_by(self, silo: str) -> tuple[leaves.Leaving, ...]:
-        """What the release of a silo is; that of "" is of each that has no cut of its own."""
-        step, chain = self.step_of(silo), self.diffusion.schedule
-        if step == chain.steps:
-            return ()
-        whose: dict[str, Any] = {"silo": silo} if silo else {"but": tuple(self.cuts)}
-        images: leaves.Leaving = leaves.Images(**whose)
-        if step:
-            images = leaves.NoisedImages(
-                snr=float(chain.snr()[step]),
-                norm=self.bound,
-                fresh=leaves.Fresh(self.rounds, self.training) if self.release == "fresh" else None,
-                clipped=self.norm == self.bound,
-                delta=self.cuts.get(silo, self.cut).delta,
-                **whose,
-            )
-        randomised = self.label_epsilon if self.labels == "randomised" else None
-        return (images, *((leaves.Labels(randomised=randomised, **whose),) if self.told_labels else ()))
+    @property
+    def never(self) -> tuple[str, ...]:
+        """What no silo ever sends."""
+        told = self.told_labels
+        images = () if 0 in self.steps_told else ("images that are not noised",)
+        return (
+            *images,
+            *(() if told else ("labels",)),
+            "noise",
+            "file names",
+            *(() if self.federate_silos else ("weights",)),
+        )
 
     def noising(self, silo: Silo, turn: int = 0) -> Noising:
         """How a silo makes its release."""
         return Noising(
             self.diffusion.schedule,
             self.step_of(silo.name),
-            silo.secret or f"simulated {silo.seed} {silo.name}",
+            silo.noise_secret,
             self.norm,
             self.labels if self.model.classes else "withhold",
             self.label_epsilon,
@@ -383,7 +419,7 @@ class CollaFuse(Denoising):
             yield from self._warm(silo, answer.facts["round"])
 
     def _released(self, silo: Silo, held: int) -> Conversation:
-        noising, numbers = self.noising(silo), torch.arange(len(silo.images))
+        noising, numbers = self.noising(silo), self._order(silo, 0)
         if not 0 <= held <= len(numbers):
             raise Refused(Reason.WRONG_FACTS, f"the server says that it holds {held} of {len(numbers)} images")
         code = _code(noising, silo, numbers)
@@ -410,8 +446,7 @@ class CollaFuse(Denoising):
             if number is not None and step < self.diffusion.schedule.steps:
                 if not last < number < self.rounds:  # else whoever asks could have as many releases as it likes
                     raise Refused(Reason.STALE_ROUND, f"the server says round {number} of {self.rounds} after {last}")
-                numbers = torch.cat(list(self.training.batches(len(silo.images), silo.rng(number)))).cpu()
-                yield from chunks(self.noising(silo, number), silo.images, numbers)
+                yield from chunks(self.noising(silo, number), silo.images, self._order(silo, number))
                 last = number
             try:
                 answer = yield message
@@ -438,7 +473,6 @@ class CollaFuse(Denoising):
             often,
             Carries(held, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
             Carries(facts={"held": COUNT}),
-            leaves=tuple(kind for name in ("", *self.cuts) for kind in self.released_by(name)),
         )
 
     @property

@@ -105,7 +105,7 @@ class CollaFuseServer(Wrapping):
         if self._generator is None and self.updates:
             device = str(self.device)
             self._generator = Generator(
-                method.server_model, method.diffusion, self.average, ema=method.ema, device=device
+                method.server_model, method.drawn_at_server, self.average, ema=method.ema, device=device
             )
         return self._generator
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion, Network, noised
 from manyhands.diffusion.sample import guided, times, walk
+from manyhands.diffusion.squeeze import squeezed
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def loss(
     """
     at = torch.randint(len(_falling(grid)) - 1, (len(x_0),), generator=rng, device=rng.device)
     t = torch.tensor(grid, device=rng.device)[at]
-    eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
+    x_0, eps = squeezed(x_0, diffusion.norm), torch.randn(x_0.shape, generator=rng, device=x_0.device)
     labels = diffusion.hidden(labels, no_label, rng)
     alpha, sigma = diffusion.schedule.levels(t, x_0)
     x_t = noised(x_0, eps, alpha, sigma)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 from pydantic import Field
@@ -16,6 +16,8 @@ from manyhands.spec import Int, Spec
 from manyhands.tensors import prefixed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from manyhands.diffusion.sample import Sampling
     from manyhands.message import Message
     from manyhands.models.autoencoder import TrainedAutoencoder
@@ -28,6 +30,21 @@ if TYPE_CHECKING:
 
 Conversation = Generator["Message", "Message", None]
 Trained: TypeAlias = "ImageGenerator | Forger | TrainedAutoencoder"
+
+
+class Release(NamedTuple):
+    """Whose noised images are in a message, row by row, and how much is left of them.
+
+    ``numbers`` are those of the silo's images; ``paths`` name what their noise is drawn from, and how they were scaled
+    before: of two releases of one path the noisier tells nothing more. ``snr`` is the signal over the noise, infinite
+    where there is none; ``mu`` the sensitivity over the deviation; ``label_epsilon`` that of a label told at random.
+    """
+
+    numbers: Tensor
+    paths: list[bytes]
+    snr: float
+    mu: float
+    label_epsilon: float = 0.0
 
 
 class Server(ABC):
@@ -212,6 +229,15 @@ class Method(Spec, ABC):
     def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
         """What a silo with so many images pays, where that differs from the work of a whole network."""
         return {}
+
+    @property
+    def hides(self) -> bool:
+        """Whether what it sends is hidden by noise, which must come from a secret of the silo."""
+        return False
+
+    def release_in(self, silo: Silo, message: Message) -> Release | None:
+        """The images that a message of this silo gives away for good, noised; None where there are none in it."""
+        return None
 
     def fits(self, silo: Silo) -> None:
         """Raise ``RecipeError`` where this method cannot work with what a silo has."""

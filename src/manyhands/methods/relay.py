@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import Reason, Refused
 from manyhands.facts import Number, Whole
-from manyhands.leaves import Statistics
 from manyhands.message import Message
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.unet import UNet
@@ -47,7 +47,6 @@ def operation(model: UNet) -> Operation:
         "whenever it draws",
         Carries(asked, facts),
         Carries({"images": Like(shape, torch.float32, MOST)}),
-        leaves=(Statistics(of=("which classes it wants drawn",)),) if model.classes else (),
     )
 
 
@@ -79,6 +78,7 @@ class Relay(Drawing):
     ``asks`` is the step down to which the server is asked to go,
     ``enters`` is where in the chain the silo takes what it got to be, and ``steps`` in how many steps it finishes: by
     those of the whole chain if not told; it was ``taught`` to do so or not. ``told``: the server knows of classes.
+    ``norm`` is what images were squeezed into, and are stretched from.
     """
 
     model: UNet
@@ -94,8 +94,12 @@ class Relay(Drawing):
     device: str = "cpu"
     ema: float = 0.0
     taught: bool = False
+    norm: float | None = None
 
     def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+        return stretched(self._drawn(labels, rng, sampling), self.norm)
+
+    def _drawn(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         x = self._asked(labels, rng, sampling)
         if self.home is None or self.cut == 0:
             return x

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from manyhands.data.images import as_floats
 from manyhands.diffusion.objective import noised
+from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.squeeze import shaped, squeezing
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.methods.noise import on_path, randomised
@@ -32,13 +34,13 @@ FARTHEST = 50.0
 
 @dataclass(frozen=True)
 class Noising:
-    """How a silo makes its release: the step of the cut, the norm that images are clipped to, what becomes of labels.
+    """How a silo makes its release: the step of the cut, the norm of images at most, what becomes of labels.
 
     The noise of an image is drawn from ``secret`` and the record that it is: its pixels, and which of the silo's equal
     images, ``held_out`` ones among them. Whoever has not the secret cannot draw it, and equal images share none. How
-    a recipe puts it is of no account: only how loud the noise is, against the image as it was clipped. Of two cuts,
+    a recipe puts it is of no account: only how loud the noise is, against the image as it was squeezed. Of two cuts,
     chains or norms under which that is the same, the releases are the same; else they are of one path of noise, and
-    tell together what the less noisy one tells (and, if norms differ that clip an image, its norm). Where images are
+    tell together what the less noisy one tells (and, if norms differ that squeeze an image, its norm). Where images are
     released ``fresh``, each place of each ``turn`` has a path of its own.
     """
 
@@ -65,6 +67,17 @@ class Noising:
         known, classes = images.labels[numbers].tolist(), len(images.classes)
         told = [self._told(record, label, classes) for record, label in zip(records, known, strict=True)]
         return released | {"labels": torch.tensor(told)}
+
+    def paths(self, images: Images, numbers: Tensor, first: int = 0) -> list[bytes]:
+        """Of each image: a name for the path of its noise and for what it is scaled by, that tells neither."""
+        pixels, which = images.pixels[numbers], self.which(images)
+        factors = shrinking(pixels, self.norm).flatten().tolist()
+        records = [self._record(image, int(which[i])) for image, i in zip(pixels, numbers, strict=True)]
+        named = zip(records, factors, strict=True)
+        keys = [
+            f"path {factor.hex()}\n".encode() + self._key(each, first + i) for i, (each, factor) in enumerate(named)
+        ]
+        return [hashlib.sha256(key).digest() for key in keys]
 
     def which(self, images: Images) -> Tensor:
         """Which of the silo's equal images each one is, by where they stood in their source."""
@@ -108,22 +121,10 @@ class Noising:
         return hashlib.sha256(told).digest()
 
 
-def clipped(x: Tensor, norm: float | None) -> Tensor:
-    """Images scaled down to a norm where theirs is larger."""
-    if norm is None:
-        return x
-    own: Tensor = x.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (x.dim() - 1))
-    return x * own.reciprocal().mul(norm).clamp(max=1)
-
-
 def shrinking(pixels: Tensor, norm: float | None) -> Tensor:
-    """What images (bytes) are multiplied by to be of this norm at most: 1 to the last digit where theirs is."""
-    shape = (-1, *[1] * (pixels.dim() - 1))
-    if norm is None:
-        return torch.ones(len(pixels), dtype=torch.float64).reshape(shape)
+    """What images (bytes) are multiplied by to be squeezed into this norm, whichever others are with them."""
     own = pixels.flatten(1).long().mul(2).sub(255).square().sum(1).double().sqrt() / 255
-    factor: Tensor = (norm / own.clamp(min=1e-12)).clamp(max=1).reshape(shape)
-    return factor
+    return shaped(squeezing(own, norm, box_norm(pixels[0].numel())), pixels.double())
 
 
 def chunk_of(pixels: int) -> int:

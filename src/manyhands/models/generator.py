@@ -18,6 +18,7 @@ from torch import Tensor
 from manyhands.checkpoint import replacing
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import Sampling, guided
+from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
 from manyhands.models.gan import Gan
@@ -165,7 +166,7 @@ class Generator(Drawing):
 
     def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         x = self.walked(self.noise(len(labels), rng), labels, 0, rng, sampling)
-        return self._decoder.decoded(x / self.scale) if self._decoder else x
+        return self._decoder.decoded(x / self.scale) if self._decoder else stretched(x, self.diffusion.norm)
 
     def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """What the chain ends in."""

@@ -39,7 +39,6 @@ class Guard(Spec):
         clipped = self.clipped(x)
         if not self.noise:
             return clipped
-        secret = f"{silo.secret or f'simulated {silo.seed} {silo.name}'}\nguard\n"
-        key = secret.encode() + clipped.detach().cpu().contiguous().numpy().tobytes()
+        key = f"{silo.noise_secret}\nguard\n".encode() + clipped.detach().cpu().contiguous().numpy().tobytes()
         drawn = torch.from_numpy(normal(key, x.numel())).to(x).reshape(x.shape)
         return clipped + self.noise * self.clip * drawn

@@ -1,0 +1,122 @@
+"""What waits at a site for somebody to read it, and what was approved: by the whole hash of a recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from manyhands.checkpoint import new_file, replace_file, writing
+from manyhands.errors import SAID, RecipeError, plain
+from manyhands.federation.policy import recipe_hash, told_in_words
+from manyhands.recipe import MAX_BYTES, parse_offer
+from manyhands.strict import strict_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from manyhands.recipe import Recipe
+
+OFFERS, APPROVED, ABOUT = "offers", "approved.txt", "site.json"
+MAX_WAITING = 64
+MIN_PREFIX = 6
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class Offer(NamedTuple):
+    """A recipe as it lies there, and the hash of these very bytes."""
+
+    mark: str
+    text: str
+
+
+def approved(site: Path) -> set[str]:
+    """The hashes that were approved at this site."""
+    path = site / APPROVED
+    return set(_HASH.findall(path.read_text())) if path.exists() else set()
+
+
+def approve(site: Path, marks: Iterable[str]) -> None:
+    """Approve recipes, by their whole hashes."""
+    marks = set(marks)
+    if bad := [mark for mark in marks if not _HASH.fullmatch(mark)]:
+        raise RecipeError(f"{bad[0]}: is not the whole hash of a recipe, which has 64 hexadecimal digits")
+    with writing(site):
+        site.mkdir(parents=True, exist_ok=True)
+    replace_file(site / APPROVED, "".join(f"{each}\n" for each in sorted(approved(site) | marks)).encode())
+
+
+def waiting(site: Path) -> list[str]:
+    """The hashes of what lies there and is not approved."""
+    there = {path.stem for path in (site / OFFERS).glob("*.toml") if _HASH.fullmatch(path.stem)}
+    return sorted(there - approved(site))
+
+
+def keep_offer(site: Path, text: str) -> str:
+    """Put a recipe where somebody can read it, under its hash; what lies there is never overwritten."""
+    mark = recipe_hash(text)
+    path = _path(site, mark)
+    if not path.exists():
+        if len(waiting(site)) >= MAX_WAITING:
+            raise RecipeError(f"{MAX_WAITING} recipes wait for approval here already; approve or delete some of them")
+        new_file(path, text.encode())
+    _read(path)
+    return mark
+
+
+def find_offer(site: Path, begins: str) -> Offer:
+    """What waits at a site under a hash, or under the beginning of just one hash."""
+    begins = begins.lower()
+    if len(begins) < MIN_PREFIX or not re.fullmatch(r"[0-9a-f]{,64}", begins):
+        raise RecipeError(f"{plain(begins)}: give the hash of a recipe, or at least its first {MIN_PREFIX} digits")
+    there = waiting(site) if len(begins) < 64 or not _path(site, begins).exists() else [begins]
+    found = [mark for mark in there if mark.startswith(begins)]
+    if len(found) > 1:
+        raise RecipeError(f"{begins}: is the beginning of {' and of '.join(found)}; give more of it")
+    if not found:
+        raise RecipeError(f"{begins}: no recipe of this hash waits in {site}; there: {', '.join(there) or 'none'}")
+    return _read(_path(site, found[0]))
+
+
+def note_site(site: Path, name: str, images: int) -> None:
+    """Note for ``offer_words`` what they depend on beside the recipe."""
+    replace_file(site / ABOUT, strict_json({"site": name, "images": images}).encode())
+
+
+def offer_words(site: Path, offer: Offer) -> list[str]:
+    """A run as an operator reads it before approving it, made of the very recipe that is about to be approved."""
+    recipe = parse_offer(offer.text, f"{OFFERS}/{offer.mark}.toml")
+    try:
+        told = json.loads((site / ABOUT).read_bytes())
+        name, images = str(told["site"]), int(told["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{site}: is no folder that join has written: {error}") from None
+    return words(recipe, offer.mark, name, images)
+
+
+def words(recipe: Recipe, mark: str, site: str, images: int) -> list[str]:
+    """Every line is printable, whatever the recipe holds: nothing in it can paint over what an operator reads."""
+    lines = told_in_words(recipe, site, max(images, 1))
+    if not images:
+        lines.append("its images are not read before it is approved: the figures above are for one image")
+    return [*map(_printable, lines), f"its hash is {mark}"]
+
+
+def _printable(line: str) -> str:
+    return "".join(plain(line[at : at + SAID]) for at in range(0, len(line), SAID))
+
+
+def _path(site: Path, mark: str) -> Path:
+    return site / OFFERS / f"{mark}.toml"
+
+
+def _read(path: Path) -> Offer:
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    if recipe_hash(text) != path.stem:
+        raise RecipeError(f"{path}: is not the recipe of this hash: it was changed; delete it")
+    return Offer(path.stem, text)

@@ -1,0 +1,237 @@
+"""What a site has released of each of its images, over all runs and servers, and what that comes to as one release.
+
+Releases of one image whose noise is of one path tell what the least noisy of them tells (see ``methods/noise.py``);
+those of different paths add up. The file is only ever added to, and an entry is on the disk before what it tells of is
+sent. It names no image: records and paths stand in it by hashes under the site's secret.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections import defaultdict
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from manyhands.accountant import decibel, epsilon
+from manyhands.checkpoint import writing
+from manyhands.errors import BudgetError
+from manyhands.strict import strict_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from typing import BinaryIO
+
+FILE = "released.jsonl"
+MARK = 16
+"""Bytes of a hash in the file."""
+SEVERAL = 2 ** (1 / 8)
+"""By so much, 3/8 dB, may several releases of one path tell more than the least noisy of them."""
+
+
+class Limits(NamedTuple):
+    """What may be released of an image in all; what is None is not limited."""
+
+    epsilon: float | None = None
+    snr_db: float | None = None
+    releases: int | None = None
+    delta: float = 1e-5
+
+
+class Cost(NamedTuple):
+    """What releases of one image cost: Gaussian ones as one of so much ``snr``, with ``mu`` squared, and labels."""
+
+    mu_squared: float = 0.0
+    snr: float = 0.0
+    releases: int = 0
+    labels: float = 0.0
+
+    def plus(self, other: Cost) -> Cost:
+        """Both, apart: sensitivities over deviations add in squares, epsilons of labels as such."""
+        return Cost(
+            self.mu_squared + other.mu_squared, self.snr + other.snr,
+            self.releases + other.releases, self.labels + other.labels,
+        )  # fmt: skip
+
+    def most(self, other: Cost) -> Cost:
+        """The larger of each."""
+        return Cost(
+            max(self.mu_squared, other.mu_squared), max(self.snr, other.snr),
+            max(self.releases, other.releases), max(self.labels, other.labels),
+        )  # fmt: skip
+
+    def epsilon(self, delta: float) -> float:
+        """By composition of all; infinite where an image left as it is."""
+        return _epsilon(self.mu_squared, delta) + self.labels
+
+    def excess(self, limits: Limits) -> list[tuple[str, float, float]]:
+        """Each limit that it is beyond: its name, what it has, and what it may."""
+        found = {"epsilon": self.epsilon(limits.delta), "snr_db": decibel(self.snr), "releases": float(self.releases)}
+        told = {"epsilon": limits.epsilon, "snr_db": limits.snr_db, "releases": limits.releases}
+        return [(name, found[name], most) for name, most in told.items() if most is not None and found[name] > most]
+
+    def words(self, delta: float) -> str:
+        """For people."""
+        return f"{self.releases} releases, epsilon {self.epsilon(delta):,.3g}, {decibel(self.snr):.1f} dB"
+
+
+NOTHING = Cost()
+
+
+class Trail(NamedTuple):
+    """What was released of one path: the most of it, and whether there were several releases."""
+
+    top: Cost
+    several: bool = False
+
+    def also(self, cost: Cost) -> Trail:
+        """With one more; the same again, or after several ones one that tells no more, changes nothing."""
+        top = self.top.most(cost)
+        return self if top == self.top and (self.several or cost == top) else Trail(top, several=True)
+
+    @property
+    def cost(self) -> Cost:
+        """Of all of it."""
+        more = SEVERAL if self.several else 1.0
+        return self.top._replace(mu_squared=self.top.mu_squared * more, snr=self.top.snr * more)
+
+
+class Budget:
+    """The ledger in a folder. Several processes may share it; ``secret`` is the site's, and a ledger has only one."""
+
+    def __init__(self, folder: Path, secret: str) -> None:
+        self.path, self._key = folder / FILE, secret.encode()[:64]
+        self._read = 0
+        self._told: defaultdict[bytes, dict[bytes, Trail]] = defaultdict(dict)
+
+    def charge(self, records: Sequence[bytes], paths: Sequence[bytes], cost: Cost, limits: Limits, **of: str) -> None:
+        """Note what is about to be released of each record, or raise ``BudgetError`` where that is beyond the limits.
+
+        The same release again tells nobody anything new: it costs nothing.
+        """
+        marks = [self._mark(b"record", record) for record in records]
+        pairs = [(mark, self._mark(b"path", mark + path)) for mark, path in zip(marks, paths, strict=True)]
+        with self._alone() as file:
+            self._catch_up(file)
+            fresh = self._fresh(pairs, cost)
+            self._check(fresh, limits)
+            if fresh:
+                self._append(file, [(mark, path) for mark, mine in fresh.items() for path in mine], cost, of)
+
+    def worst(self) -> Cost:
+        """Of the image of which most was released; nothing where there is none."""
+        if self.path.exists():
+            with self._alone() as file:
+                self._catch_up(file)
+        spent = [_sum(paths) for paths in self._told.values()]
+        return max(spent, key=lambda each: (each.epsilon(1e-5), each), default=NOTHING)
+
+    def _fresh(self, pairs: list[tuple[bytes, bytes]], cost: Cost) -> dict[bytes, dict[bytes, Trail]]:
+        """The paths of each record of which something new would be told, as they would be then."""
+        fresh: dict[bytes, dict[bytes, Trail]] = {}
+        for mark, path in pairs:
+            before = self._told.get(mark, {}).get(path)
+            after = before.also(cost) if before else Trail(cost)
+            if after != before:
+                fresh.setdefault(mark, {})[path] = after
+        return fresh
+
+    def _check(self, fresh: dict[bytes, dict[bytes, Trail]], limits: Limits) -> None:
+        over = [
+            (mark, found)
+            for mark, paths in fresh.items()
+            if (found := _sum(self._told.get(mark, {}) | paths).excess(limits))
+        ]
+        if not over:
+            return
+        mark, ((what, asked, most), *_) = max(over, key=lambda each: each[1][0][1])
+        spent = _sum(self._told.get(mark, {}))
+        raise BudgetError(
+            f"this site's policy: {len(over):,} of its images would be released at {what} {asked:,.4g} over all runs, "
+            f"{most:,.4g} is the most (delta {limits.delta:g}); spent: {spent.words(limits.delta)}; left: "
+            f"{_left(spent, limits)}"
+        )
+
+    def _append(self, file: BinaryIO, pairs: list[tuple[bytes, bytes]], cost: Cost, of: dict[str, str]) -> None:
+        told = {name: None if math.isinf(value) else value for name, value in cost._asdict().items()}
+        line = {**of, "cost": told, "images": "".join((mark + path).hex() for mark, path in pairs)}
+        file.write((b"" if self._read else self._line({"of": self._whose()})) + self._line(line))
+        file.flush()
+        os.fsync(file.fileno())
+        self._catch_up(file)
+
+    def _catch_up(self, file: BinaryIO) -> None:
+        """Take in what was added, by whomever. A line that a kill cut short told of nothing that was sent."""
+        file.seek(self._read)
+        whole, end, _ = file.read().rpartition(b"\n")
+        for line in whole.split(b"\n") if end else ():
+            try:
+                self._take(json.loads(line), first=self._read == 0)
+            except (ValueError, TypeError, KeyError) as error:
+                raise BudgetError(
+                    f"{self.path}: cannot be read after {self._read:,} bytes ({error}): nothing is released until it "
+                    "is put right"
+                ) from None
+            self._read += len(line) + 1
+        file.truncate(self._read)
+        file.seek(self._read)
+
+    def _take(self, told: dict[str, Any], *, first: bool) -> None:
+        if first:
+            if told["of"] != self._whose():
+                raise ValueError("it is of another secret")
+            return
+        read: dict[str, Any] = {name: math.inf if value is None else value for name, value in told["cost"].items()}
+        cost, raw = Cost(**read), bytes.fromhex(told["images"])
+        if len(raw) % (2 * MARK):
+            raise ValueError("it has half an image")
+        for at in range(0, len(raw), 2 * MARK):
+            mark, path = raw[at : at + MARK], raw[at + MARK : at + 2 * MARK]
+            before = self._told[mark].get(path)
+            self._told[mark][path] = before.also(cost) if before else Trail(cost)
+
+    def _mark(self, what: bytes, of: bytes) -> bytes:
+        return hashlib.blake2b(of, digest_size=MARK, key=self._key, person=what).digest()
+
+    def _whose(self) -> str:
+        return self._mark(b"ledger", b"").hex()
+
+    def _line(self, told: dict[str, Any]) -> bytes:
+        return strict_json(told).encode() + b"\n"
+
+    @contextmanager
+    def _alone(self) -> Iterator[BinaryIO]:
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield file
+
+
+def _left(spent: Cost, limits: Limits) -> str:
+    words = []
+    if limits.epsilon is not None:
+        words.append(f"epsilon {max(limits.epsilon - spent.epsilon(limits.delta), 0):,.3g}")
+    if limits.snr_db is not None:
+        words.append(f"an SNR of {max(10 ** (limits.snr_db / 10) - spent.snr, 0):.3g}")
+    if limits.releases is not None:
+        words.append(f"{max(limits.releases - spent.releases, 0)} releases")
+    return ", ".join(words)
+
+
+def _sum(paths: dict[bytes, Trail]) -> Cost:
+    total = NOTHING
+    for each in paths.values():
+        total = total.plus(each.cost)
+    return total
+
+
+@cache
+def _epsilon(mu_squared: float, delta: float) -> float:
+    return math.inf if math.isinf(mu_squared) else epsilon(math.sqrt(mu_squared), delta)

@@ -1,0 +1,132 @@
+"""What is approved is what was shown, by its whole hash; nothing that was read is overwritten by what nobody has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from manyhands.errors import RecipeError
+from manyhands.federation.approval import (
+    MAX_WAITING,
+    OFFERS,
+    approve,
+    approved,
+    find_offer,
+    keep_offer,
+    note_site,
+    offer_words,
+    waiting,
+)
+from manyhands.federation.commands import app
+from manyhands.federation.policy import recipe_hash, recipe_text
+from manyhands.recipe import load_recipe
+from manyhands.shipped import recipe_path
+
+TEXT = recipe_text(load_recipe(recipe_path("digits-collafuse")))
+
+
+def twins() -> tuple[str, str]:
+    """Two recipes that differ in their seed alone, and whose hashes begin alike."""
+    seen: dict[str, str] = {}
+    for seed in range(1_000_000):
+        text = f"# {seed}\n{TEXT}"
+        begins = recipe_hash(text)[:6]
+        if begins in seen:
+            return seen[begins], text
+        seen[begins] = text
+    raise AssertionError
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    note_site(tmp_path, "a", 100)
+    return tmp_path
+
+
+def run(*told: str, words: str = "") -> tuple[int, str]:
+    found = CliRunner().invoke(app, list(told), input=words)
+    return found.exit_code, found.output + str(found.exception or "")
+
+
+def test_two_recipes_whose_hashes_begin_alike_are_two(site: Path) -> None:
+    one, other = twins()
+    first = keep_offer(site, one)
+    assert first[:6] == keep_offer(site, other)[:6]
+    assert (site / OFFERS / f"{first}.toml").read_text() == one
+    with pytest.raises(RecipeError, match=f"is the beginning of .*{first}"):
+        find_offer(site, first[:6])
+    code, _ = run("approve", str(site), first, "--yes")
+    assert code == 0
+    assert approved(site) == {recipe_hash(one)}
+    assert find_offer(site, first[:6]).text == other  # the one that still waits, and it is shown as such
+    assert recipe_hash(other) not in approved(site)
+
+
+def test_what_lies_there_is_never_overwritten_and_what_was_changed_is_not_approved(site: Path) -> None:
+    mark = keep_offer(site, TEXT)
+    path = site / OFFERS / f"{mark}.toml"
+    path.write_text(TEXT.replace("rounds = ", "rounds = 1"))
+    changed = path.read_text()
+    for act in (lambda: keep_offer(site, TEXT), lambda: find_offer(site, mark)):
+        with pytest.raises(RecipeError, match="is not the recipe of this hash: it was changed"):
+            act()
+    assert path.read_text() == changed
+    assert run("approve", str(site), mark, "--yes")[0] != 0
+    assert approved(site) == set()
+
+
+def test_approve_shows_what_would_be_sent_and_asks_for_a_yes(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = keep_offer(site, TEXT)
+    code, said = run("approve", str(site), mark[:8])
+    assert code != 0
+    assert "--yes approves what is shown above" in said
+    assert "dB, epsilon" in said
+    assert "never sent:" in said
+    assert approved(site) == set()
+    code, said = run("approve", str(site), mark[:8], "--yes")
+    assert code == 0
+    assert said.endswith(f"its hash is {mark}\napproved {mark}\n")
+    assert approved(site) == {mark}
+    assert waiting(site) == []
+
+
+@pytest.mark.parametrize(("word", "allowed"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_on_a_terminal_a_person_is_asked(site: Path, word: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = keep_offer(site, TEXT)
+    monkeypatch.setattr("manyhands.federation.commands.is_terminal", lambda: True)
+    code, said = run("approve", str(site), mark, words=word)
+    assert (code == 0, approved(site) == {mark}) == (allowed, allowed)
+    assert said.index("never sent:") < said.index("Allow it?")
+
+
+@pytest.mark.parametrize("begins", ["", "abc", "../../x", "g" * 12, "0" * 65, "a" * 64])
+def test_what_is_no_hash_of_what_waits_is_refused(site: Path, begins: str) -> None:
+    keep_offer(site, TEXT)
+    with pytest.raises(RecipeError, match="give the hash|no recipe of this hash waits"):
+        find_offer(site, begins)
+
+
+def test_only_whole_hashes_are_approved(site: Path) -> None:
+    with pytest.raises(RecipeError, match="is not the whole hash"):
+        approve(site, ["a" * 12])
+    assert approved(site) == set()
+
+
+def test_a_server_cannot_fill_the_disk_with_recipes(site: Path) -> None:
+    for number in range(MAX_WAITING):
+        keep_offer(site, f"# {number}\n{TEXT}")
+    with pytest.raises(RecipeError, match="wait for approval here already"):
+        keep_offer(site, TEXT)
+    approve(site, [recipe_hash(f"# 0\n{TEXT}")])
+    keep_offer(site, TEXT)
+    assert len(list((site / OFFERS).iterdir())) == MAX_WAITING + 1
+
+
+def test_nothing_in_a_recipe_paints_over_what_is_shown(site: Path) -> None:
+    hidden = TEXT.replace("[method.cuts]", '[method.cuts]\n"silo-[0\\u001b[2Jall is well\\n]" = 0.5\n')
+    mark = keep_offer(site, hidden)
+    words = offer_words(site, find_offer(site, mark))
+    assert any("all is well" in line for line in words)
+    assert all(each.isprintable() for line in words for each in line)

@@ -1,0 +1,148 @@
+"""Until a recipe is allowed, a site opens, lists and dials nothing but what is its own, whatever the recipe names."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import manyhands
+from manyhands.errors import ManyhandsError
+from manyhands.federation.approval import approve, waiting
+from manyhands.federation.policy import Policy, recipe_hash
+from manyhands.federation.site import NotApproved, Site
+from manyhands.models.latent import Latent
+
+LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(manyhands.__file__).parent))
+FILES = {"open", "os.listdir", "os.scandir"}
+OTHERS = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.posix_spawn"}
+CLASSES = 'classes = ["0", "1"]'
+SOURCES = {
+    "folder": '{ kind = "folder", path = "OTHERS" }',
+    "zip": '{ kind = "zip", path = "OTHERS/all.zip" }',
+    "idx": '{ kind = "idx", images = "OTHERS/images", labels = "OTHERS/labels" }',
+    "huggingface": '{ kind = "huggingface", name = "mnist" }',
+}
+_seen: dict[int, list[tuple[str, str]]] = {}
+"""What threads that are looked at have done."""
+
+
+def recipe(source: str, classes: str = CLASSES) -> str:
+    data = f'name = "x"\n[data]\nsize = 8\nsource = {source}\ntest = {source}\n{classes}\n'
+    method = '[method]\nkind = "fedavg"\nrounds = 1\n[method.training]\nsteps = 1\n[method.model]\nwidths = [8]\n'
+    return f'{data}[partition]\nkind = "iid"\n{method}'
+
+
+BASE = recipe(SOURCES["folder"])
+OFFERS = {kind: recipe(source) for kind, source in SOURCES.items()} | {
+    "ids": BASE.replace('kind = "iid"', 'kind = "by_id"\nids = "OTHERS/ids"'),
+    "attributes": BASE.replace('kind = "iid"', 'kind = "attributes"\nfile = "OTHERS/a.csv"\ngroups = [["a"]]'),
+    "evaluation": f'{BASE}[evaluation]\nfeatures = "inception:OTHERS/weights"\n',
+    "autoencoder": BASE.replace("widths = [8]", 'kind = "latent"\nfolder = "OTHERS"'),
+    "domains": BASE.replace("source", "domains.a").replace("test", "domains.b"),
+}
+UNSAID = {kind: recipe(source, "") for kind, source in SOURCES.items()}
+
+
+def note(event: str, told: tuple[Any, ...]) -> None:
+    """What the interpreter tells of itself."""
+    mine = _seen.get(threading.get_ident())
+    if mine is not None and event in FILES | OTHERS:
+        mine.append((event, str(told[1] if event == "socket.connect" else told[0])))
+
+
+@contextmanager
+def looked_at() -> Iterator[list[tuple[str, str]]]:
+    """What this thread does to files and sockets, but for what comes with Python and its packages."""
+    if not _seen:
+        sys.addaudithook(note)
+    found = _seen[threading.get_ident()] = []
+    shown: list[tuple[str, str]] = []
+    try:
+        yield shown
+    finally:
+        del _seen[threading.get_ident()]
+        _seen.setdefault(-1, [])  # the hook stays
+        shown += [each for each in found if not (each[0] in FILES and each[1].startswith(LIBRARIES))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """Packages that are imported when a network is first built look about in the machine."""
+    Latent.model_validate({"size": 8, "channels": 1, "classes": 2, "folder": "", "unet": {"widths": [8]}}).build(0)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    images = tmp_path / "images"
+    for label in "01":
+        (images / label).mkdir(parents=True)
+        for number in range(5):
+            Image.new("L", (8, 8), number).save(images / label / f"{number}.png")
+    (tmp_path / "others").mkdir()
+    return {"images": images, "site": tmp_path / "site", "others": tmp_path / "others"}
+
+
+def site_of(folders: dict[str, Path], **told: object) -> Site:
+    policy = Policy(data=str(folders["images"]), **told)  # type: ignore[arg-type]
+    return Site("a", policy, folders["site"], None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
+
+
+def strange(folders: dict[str, Path], seen: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of what was seen, what is neither in the site's folder nor a listing of its images."""
+    own, listed = str(folders["site"]), str(folders["images"])
+    return [
+        (event, what)
+        for event, what in seen
+        if not (event in FILES and (what.startswith(own) or what.isdigit()))  # a number is an open file's
+        and not (event in FILES - {"open"} and what.startswith(listed))
+    ]
+
+
+@pytest.mark.parametrize("kind", OFFERS)
+def test_nothing_is_read_loaded_or_fetched_before_somebody_allows_it(folders: dict[str, Path], kind: str) -> None:
+    text = OFFERS[kind].replace("OTHERS", str(folders["others"]))
+    with looked_at() as seen, pytest.raises((NotApproved, ManyhandsError)) as raised:
+        site_of(folders).considered("run", text)
+    assert strange(folders, seen) == []
+    assert isinstance(raised.value, NotApproved) == (waiting(folders["site"]) == [recipe_hash(text)])
+    if kind in SOURCES:
+        assert isinstance(raised.value, NotApproved)
+
+
+@pytest.mark.parametrize("kind", UNSAID)
+def test_a_recipe_that_has_to_be_looked_up_is_declined_unread(folders: dict[str, Path], kind: str) -> None:
+    text = UNSAID[kind].replace("OTHERS", str(folders["others"]))
+    with looked_at() as seen, pytest.raises(ManyhandsError, match=r"data\.classes is missing"):
+        site_of(folders, approve="limits").considered("run", text)
+    assert seen == []
+
+
+def test_what_a_policy_refuses_is_declined_before_an_image_is_opened(folders: dict[str, Path]) -> None:
+    with looked_at() as seen, pytest.raises(ManyhandsError, match="method 'fedavg' is not one of"):
+        site_of(folders, approve="limits", methods=("local",)).considered("run", BASE)
+    assert strange(folders, seen) == []
+
+
+def test_what_is_allowed_reads_the_images_of_the_site_and_no_others(folders: dict[str, Path]) -> None:
+    text = BASE.replace("OTHERS", str(folders["others"]))
+    approve(folders["site"], [recipe_hash(text)])
+    with looked_at() as seen:
+        _, silo = site_of(folders).considered("run", text)
+    assert len(silo.images) + len(silo.held_out or ()) == 10
+    opened = [what for event, what in seen if event == "open" and what.startswith(str(folders["images"]))]
+    assert len(set(opened)) == 10
+    assert [each for each in seen if str(folders["others"]) in each[1] or each[0] in OTHERS] == []
+
+
+def test_whoever_looks_sees(folders: dict[str, Path]) -> None:
+    with looked_at() as seen:
+        (folders["others"] / "x").write_text("")
+        list(folders["others"].iterdir())
+    assert [event for event, _ in strange(folders, seen)] == ["open", "os.listdir"]

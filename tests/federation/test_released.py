@@ -1,0 +1,172 @@
+"""What a site releases is counted for each of its images, over all recipes, before it is sent."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manyhands import CollaFuse
+from manyhands.accountant import epsilon, mu_of
+from manyhands.diffusion.release import box_norm
+from manyhands.errors import BudgetError
+from manyhands.federation.policy import Policy
+from manyhands.federation.released import Released
+from manyhands.federation.secret import site_secret
+from manyhands.federation.site import converse
+from manyhands.message import Message
+from manyhands.methods.method import Conversation
+from manyhands.methods.release import chunks
+from manyhands.plan import Operation, Plan
+from manyhands.privacy.budget import FILE, Budget, Cost, Limits
+from manyhands.silo import Silo
+from tests.conftest import tiny_images
+
+SIZE, COUNT = 4, 6
+UNLIMITED = Limits()
+
+
+def collafuse(**told: object) -> CollaFuse:
+    size = told.pop("size", SIZE)
+    model = {"size": size, "channels": 1, "classes": 2, "widths": [8]}
+    training = {"batch": 4, "steps": 1}
+    return CollaFuse.model_validate({"model": model, "training": training, "rounds": 3, "cut": 0.9, **told})
+
+
+class Here:
+    """A site's folder, images and secret."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files = folder / "site", [folder / f"{number}.png" for number in range(COUNT)]
+        for number, file in enumerate(self.files):
+            pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+
+    def released(self, method: CollaFuse, limits: Limits = UNLIMITED, turn: int = 0) -> list[Message]:
+        """What a run that has just begun sends of it, as far as it may."""
+        secret = site_secret(self.folder)
+        images = tiny_images(COUNT, seed=1, size=method.model.size)
+        silo = Silo("a", images, secret=secret)
+        charged = Released(Budget(self.folder, secret), limits, silo, method, self.files)
+        sent = []
+        for message in chunks(method.noising(silo, turn), images, method._order(silo, turn)):
+            charged.charge(message, "run")
+            sent.append(message)
+        return sent
+
+    @property
+    def spent(self) -> Cost:
+        return Budget(self.folder, site_secret(self.folder)).worst()
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Here:
+    return Here(tmp_path)
+
+
+def test_a_release_costs_what_its_cut_says(here: Here) -> None:
+    method = collafuse()
+    here.released(method)
+    snr = float(method.diffusion.schedule.snr()[method.step_of("a")])
+    assert here.spent.epsilon(1e-5) == pytest.approx(epsilon(mu_of(snr, box_norm(SIZE**2)), 1e-5))
+
+
+@pytest.mark.parametrize("change", [{}, {"rounds": 2}, {"norm": 1000.0}, {"training": {"batch": 2, "steps": 2}}])
+def test_a_recipe_that_releases_the_same_costs_nothing(here: Here, change: dict[str, object]) -> None:
+    here.released(collafuse())
+    before = (here.folder / FILE).read_bytes()
+    here.released(collafuse(**change))
+    assert (here.folder / FILE).read_bytes() == before
+
+
+def test_fifty_recipes_are_never_more_than_the_ledger_says(here: Here) -> None:
+    """However recipes differ, what can be computed by averaging all of them is below what was counted."""
+    base = collafuse()
+    sent = [here.released(collafuse(norm=8 + number / 10))[0].tensors["images"] for number in range(50)]
+    alpha, _ = base.diffusion.schedule.levels(torch.tensor([base.step_of("a")]), sent[0])
+    images = tiny_images(COUNT, seed=1, size=SIZE).pixels.float() / 127.5 - 1
+    noise = torch.stack([each / alpha - images for each in sent]).mean(0)
+    averaged = 1 / float(noise.square().mean())
+    assert here.spent.snr > averaged / 1.5  # of a few hundred numbers
+    assert here.spent.releases == 1  # no norm clips anything here: all are one release
+
+
+def test_another_cut_size_or_turn_is_another_release_of_the_same_images(here: Here) -> None:
+    here.released(collafuse())
+    once = here.spent
+    here.released(collafuse(cut=0.95))
+    assert here.spent.snr == pytest.approx(
+        once.snr * 10 ** (3 / 8 / 10), rel=1e-3
+    )  # the noisier one tells next to nothing
+    here.released(collafuse(size=8))
+    assert here.spent.releases == 2
+    for turn in range(3):
+        here.released(collafuse(release="fresh"), turn=turn)
+    assert here.spent.releases > 2
+
+
+def test_past_its_budget_nothing_is_released(here: Here) -> None:
+    limits = Limits(epsilon=1.01 * _epsilon(collafuse()))
+    here.released(collafuse(), limits)
+    before = (here.folder / FILE).read_bytes()
+    with pytest.raises(BudgetError, match=f"{COUNT} of its images would be released at epsilon .*spent: 1 releases"):
+        here.released(collafuse(size=8), limits)
+    assert (here.folder / FILE).read_bytes() == before
+    assert here.released(collafuse(), limits)  # which the server has already
+
+
+def test_an_image_is_known_by_its_file_whatever_it_is_called(here: Here) -> None:
+    here.released(collafuse())
+    here.files = [file.rename(file.with_name(f"other-{file.name}")) for file in here.files]
+    here.released(collafuse(size=8))
+    assert here.spent.releases == 2
+
+
+def test_labels_that_are_told_at_random_are_counted_and_others_are_not(here: Here) -> None:
+    here.released(collafuse(labels="share"))
+    assert here.spent.labels == 0
+    here.released(collafuse(labels="randomised", label_epsilon=2.0))
+    assert here.spent.labels == 2
+
+
+def test_an_image_that_leaves_as_it_is_is_beyond_every_epsilon(here: Here) -> None:
+    with pytest.raises(BudgetError, match="epsilon inf"):
+        here.released(collafuse(cut=0.0), Limits(epsilon=1e9))
+    here.released(collafuse(cut=0.0))
+    assert math.isinf(here.spent.epsilon(1e-5))
+
+
+def test_a_policy_s_limits_are_those_of_the_ledger() -> None:
+    policy = Policy(max_epsilon=3.0, max_snr_db=-10.0, max_releases=2, delta=1e-6)
+    assert policy.limits == Limits(3.0, -10.0, 2, 1e-6)
+
+
+def test_every_message_is_charged_before_it_is_sent_and_not_sent_where_that_is_refused() -> None:
+    done = list[str]()
+
+    def conversation() -> Conversation:
+        yield Message("a")
+        yield Message("b")
+
+    def charge(message: Message, closes_round: bool) -> None:
+        done.append(f"charged {message.op}")
+        if message.op == "b":
+            raise BudgetError("spent")
+
+    def call(message: Message) -> Message:
+        done.append(f"sent {message.op}")
+        return message
+
+    plan = Plan({"a": Operation("a", "once"), "b": Operation("b", "once")})
+    with pytest.raises(BudgetError):
+        converse(conversation(), plan, call, lambda _: None, charge)  # type: ignore[arg-type] # it calls as a line does
+    assert done == ["charged a", "sent a", "charged b"]
+
+
+def _epsilon(method: CollaFuse) -> float:
+    snr = float(method.diffusion.schedule.snr()[method.step_of("a")])
+    return epsilon(mu_of(snr, box_norm(SIZE**2)), 1e-5)
