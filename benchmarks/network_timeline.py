@@ -86,7 +86,8 @@ def site(kit: Path, out: Path) -> None:
     """A site that takes part in one run."""
     loaded, out = load_kit(kit, "site"), out / kit.name
     calls = TimedCalls(loaded)
-    worker = Site(loaded.about.party, Policy(approve="limits", labels=True, data="recipe"), out, calls, lambda _: None)
+    policy = Policy(approve="limits", labels=True, computable=True, data="recipe")
+    worker = Site(loaded.about.party, policy, out, calls, lambda _: None)
     worker.work(lambda: all(op != "ended" for op, *_ in calls.noted))
     (out / "noted.json").write_text(json.dumps(calls.noted))
     calls.close()

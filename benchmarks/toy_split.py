@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from manyhands import Images, Message, Method, Server, Silo
 from manyhands.facts import Number
+from manyhands.leaves import Activations, Gradients
 from manyhands.methods.method import Conversation
 from manyhands.plan import COUNT, Carries, Operation, Plan
 from manyhands.seed import seeded_globally
@@ -73,13 +74,14 @@ class ToySplit(Method):
         """Activations and their gradients; no image, no label."""
         maps = Carries({"x": MAPS})
         told = Carries(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
+        often, made = "each mini-batch", (Activations(by="its head", of="its images", images=True),)
+        back = (Gradients(at="what its tail gets"),)
         return Plan(
             {
-                "forward": Operation("sends activations", "each mini-batch", maps, maps, group=True),
-                "backward": Operation("sends their gradients", "each mini-batch", maps, maps, group=True),
+                "forward": Operation("sends activations", often, maps, maps, group=True, leaves=made),
+                "backward": Operation("sends their gradients", often, maps, maps, group=True, leaves=back),
                 "segments": Operation("ends a round", "each round", told, group=True, closes_round=True),
-            },
-            never=("images", "labels"),
+            }
         )
 
 

@@ -14,8 +14,10 @@ from manyhands.data.images import as_floats
 from manyhands.data.partition import class_counts
 from manyhands.evaluation import clustered, report
 from manyhands.evaluation.features import fingerprint
+from manyhands.leaves.stated import rows
 from manyhands.meter import peak_memory
 from manyhands.models.autoencoder import TrainedAutoencoder
+from manyhands.privacy.away import given_away
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +42,13 @@ class Told(NamedTuple):
     evaluation: Evaluation
 
 
-def facts(told: Told, folder: RunFolder, drawn: Trained | None, images: dict[str, Any]) -> dict[str, Any]:
-    """What report.json has of every run, evaluated or not; ``images`` is what is known of those."""
+def facts(
+    told: Told, folder: RunFolder, drawn: Trained | None, images: dict[str, Any], silos: Sequence[Silo] = ()
+) -> dict[str, Any]:
+    """What report.json has of every run, evaluated or not; ``images`` is what is known of those of the silos."""
     rounds, ledger, roster, method = folder.rounds, told.ledger, told.roster, told.method
     plan = method.plan()
+    left = {silo: (count, plan.leaves_of(silo)) for silo, count in roster.items()}
     return {
         "method": method.model_dump()["kind"],
         "silos": roster,
@@ -63,6 +68,8 @@ def facts(told: Told, folder: RunFolder, drawn: Trained | None, images: dict[str
             name: {"says": each.says, "often": each.often, "tells": list(each.up.facts)}
             for name, each in plan.operations.items()
         },
+        "leaves": rows(left),
+        "gives_away": given_away(left, silos),
         "never": list(plan.never),
         "sizes": method.sizes(len(roster), told.sampling),
         "costs": {silo: costs for silo, count in roster.items() if (costs := method.costs(silo, count, told.sampling))},

@@ -244,7 +244,7 @@ class Experiment:
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
         told = ending.Told(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
-        facts = ending.facts(told, folder, drawn, ending.images_of(self.silos, self.skipped))
+        facts = ending.facts(told, folder, drawn, ending.images_of(self.silos, self.skipped), self.silos)
         report.write(folder, facts | self._verdict(folder))
 
     def _verdict(self, folder: RunFolder) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from manyhands.errors import Reason, Refused
 from manyhands.facts import Facts, Flag, Number, Text, Whole, check_facts, header_bytes
+from manyhands.leaves import Leaving
+from manyhands.leaves.stated import NO_REASSURANCE, given_away, in_words, of_silo, stated, unsent
 from manyhands.ledger import Direction
 from manyhands.message import LARGEST, Bounds, Message, index_bytes
 from manyhands.tensors import Layout, Like, finite, layout
@@ -104,6 +106,8 @@ class Operation:
     down: Carries = field(default_factory=Carries)
     group: bool = False
     closes_round: bool = False
+    leaves: tuple[Leaving, ...] = ()
+    """The kinds of things that it carries up, beside its facts."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,22 @@ class Plan:
     """The whole of what may pass between a silo and the server."""
 
     operations: Mapping[str, Operation]
-    never: tuple[str, ...] = ("images", "file names")
+    before: tuple[Leaving, ...] = ()
+    """What has left the silos before the run."""
+
+    @property
+    def leaves(self) -> tuple[Leaving, ...]:
+        """Every kind of thing that leaves a silo, each once: what gives most away first."""
+        return stated(self.operations.values(), self.before)
+
+    def leaves_of(self, silo: str) -> tuple[Leaving, ...]:
+        """The kinds of things that leave this silo."""
+        return of_silo(self.leaves, silo)
+
+    @property
+    def never(self) -> tuple[str, ...]:
+        """What no message has a place for; that says nothing of what can be computed from the rest."""
+        return unsent(self.leaves)
 
     @property
     def groups(self) -> frozenset[str]:
@@ -130,16 +149,17 @@ class Plan:
         carried = ((each.up if direction == "up" else each.down) for each in self.operations.values())
         return Bounds.largest(each.bounds for each in carried)
 
-    def words(self) -> list[str]:
-        """The plan as a person reads it before approving a run."""
-        lines = []
+    def words(self, silo: str = "", images: int | None = None) -> list[str]:
+        """The plan as a person reads it before approving a run, for all or for a silo with so many images."""
+        kinds = self.leaves_of(silo) if silo else self.leaves
+        lines = [*given_away(kinds, images), *in_words(kinds, images)]
         for name, operation in self.operations.items():
             sends, tells = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
             gets = operation.down.size
             lines.append(
                 f"{name} ({operation.often}): {operation.says}; sends {sends} and tells {tells}; receives {gets}"
             )
-        return [*lines, f"never sent: {', '.join(self.never)}"]
+        return [*lines, f"in no message: {', '.join(unsent(kinds))}; {NO_REASSURANCE}"]
 
 
 def tensors_size(layout: Layout) -> str:

@@ -61,10 +61,20 @@ def test_it_says_what_a_reader_asks(folder: RunFolder) -> None:
     assert page.index(f"<b>{verdict.of_report(facts)}</b>") < page.index('class="cards"')
     for heading in ("Warnings", "Samples", "Quality over rounds", "Training", "Silos", "Who holds what"):
         assert f"<h2>{heading}</h2>" in page
-    assert "<h3>Never left it</h3><ul><li>images</li><li>labels</li>" in page
+    left = page[page.index("<h2>What left the silos, and what can be computed from it</h2>") :]
+    assert left.index("the weights of its network, which the server can read") < left.index("In no message: images")
+    assert "that says nothing of what can be computed from what leaves" in left
     assert "60 samples against 180 training images" in page
     assert "McMahan" in page
     assert page.count("<img") == 4, "a picture for each evaluated round"
+
+
+def test_what_gives_images_away_is_read_before_anything_else(folder: RunFolder) -> None:
+    assert not folder.report["gives_away"], "a round has several steps"
+    page = report.page(folder, folder.report | {"gives_away": ["silo-0: This run gives its images away<b>."]})
+    first = page[page.index("</h1>") :]
+    assert first.startswith('</h1><section class="warn" role="note"><p><b>silo-0: This run gives its images away&lt;b')
+    assert "gives its images away" not in report.page(folder, folder.report)
 
 
 def test_missing_silos_and_withheld_updates_are_warned_of(folder: RunFolder, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ _seen: dict[int, list[tuple[str, str]]] = {}
 
 def recipe(source: str, classes: str = CLASSES) -> str:
     data = f'name = "x"\n[data]\nsize = 8\nsource = {source}\ntest = {source}\n{classes}\n'
-    method = '[method]\nkind = "fedavg"\nrounds = 1\n[method.training]\nsteps = 1\n[method.model]\nwidths = [8]\n'
+    method = '[method]\nkind = "fedavg"\nrounds = 1\n[method.training]\nsteps = 2\n[method.model]\nwidths = [8]\n'
     return f'{data}[partition]\nkind = "iid"\n{method}'
 
 

@@ -245,7 +245,7 @@ def test_the_plan_of_the_wire_names_every_tensor_and_never_an_image() -> None:
     assert set(plan.operations) == {"join", "update"}
     assert plan.groups == {"update"}
     words = "\n".join(plan.words())
-    assert "never sent: images, labels, file names" in words
+    assert "in no message: images, labels, file names" in words
 
 
 def test_a_workbench_keeps_one_copy_of_each_network() -> None:

@@ -60,9 +60,9 @@ def words(found: Told) -> list[str]:
     lines.append(
         f"Made images, by the weights of the generator's tail: {known['psnr']['value']:.1f} dB, "
         f"{known['explained']['value']:.2f} explained; without these weights {unknown['psnr']['value']:.1f} dB. That "
-        "they never leave a silo holds in form only."
+        "no message holds them hides nothing."
     )
-    return [*lines, *skipped(found), *_verdict(found)]
+    return [*_verdict(found), *lines, *skipped(found)]
 
 
 def skipped(found: Told) -> list[str]:

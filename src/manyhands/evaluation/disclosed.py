@@ -81,8 +81,7 @@ def words(found: Told) -> list[str]:
         "Feature distance, in report.json beside PSNR and SSIM, is that of the features of the small classifier of the "
         "run's own images; it is no LPIPS, and says nothing of what people find alike."
     )
-    lines += [_released(each) for each in found["as_released"]]
-    return [*lines, _recommended(found)]
+    return [*(_released(each) for each in found["as_released"]), *lines, _recommended(found)]
 
 
 def section(found: Told, path: Path) -> str:

@@ -13,6 +13,7 @@ from manyhands.evaluation import charts, clustered, disclosed, figures, verdict
 from manyhands.evaluation.charts import Line
 from manyhands.evaluation.judge import AT_ONCE
 from manyhands.evaluation.markup import flat, number, picture, style, table, text
+from manyhands.leaves.stated import NO_REASSURANCE
 from manyhands.plan import count_text, size_text
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def page(folder: RunFolder, facts: dict[str, Any]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
 script-src 'unsafe-inline'"><link rel="icon" href="data:,"><style>{style()}</style></head><body><main>
-<h1>{title}</h1><p class="lead">{_story(facts)}</p>
+<h1>{title}</h1>{_given_away(facts)}<p class="lead">{_story(facts)}</p>
 {"".join(parts)}
 </main><script>{_SCRIPT}</script></body></html>"""
 
@@ -155,6 +156,12 @@ def _story(facts: dict[str, Any]) -> str:
         f"{silos} silo{'s' * (silos != 1)} with {images:,} images {told} in {facts['rounds']:,} rounds. "
         f"{size_text(facts['bytes_up'])} went up, {size_text(facts['bytes_down'])} came down."
     )
+
+
+def _given_away(facts: dict[str, Any]) -> str:
+    """What must be read before anything else."""
+    lines = "".join(f"<p><b>{text(line)}</b></p>" for line in facts["gives_away"])
+    return f'<section class="warn" role="note">{lines}</section>' if lines else ""
 
 
 def _headline(facts: dict[str, Any]) -> str:
@@ -305,13 +312,34 @@ def _holdings(facts: dict[str, Any], folder: RunFolder) -> str:
 
 
 def _sharing(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
-    leaves = "".join(
+    """What left and what can be computed from it; then each operation and its bytes; last what no message holds."""
+    rows = [
+        [told["what"], told["often"], told["computed"], told["guarantee"], _whose(told["silos"], facts["silos"])]
+        for told in facts["leaves"]
+    ]
+    left = table(["what left a silo", "how often", "what can be computed from it", "proven", "which"], rows, left=5)
+    operations = "".join(
         f"<li><b>{text(name)}</b> ({text(told['often'])}): {text(told['says'])}; beside tensors it tells "
         f"{text(', '.join(told['tells']) or 'nothing')}</li>"
         for name, told in facts["operations"].items()
     )
-    never = ["nothing: all images were pooled before the run"] if facts["pooled"] else facts["never"]
-    stays = "".join(f"<li>{text(each)}</li>" for each in never)
+    absent = text(", ".join(facts["never"]))
+    return (
+        f'<h2>What left the silos, and what can be computed from it</h2><div class="told">{left}</div>'
+        f"<details><summary>Each operation</summary><ul>{operations}</ul></details>{_bytes(facts, ledger)}"
+        f'<p class="dim">In no message: {absent}; {NO_REASSURANCE}.</p>'
+    )
+
+
+def _whose(silos: Sequence[str], every: Mapping[str, int]) -> str:
+    """Which silos, in few words."""
+    if len(silos) == len(every):
+        return "every silo" if len(silos) > 1 else silos[0]
+    return ", ".join(silos[:8]) + (f" and {len(silos) - 8} more" if len(silos) > 8 else "")
+
+
+def _bytes(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
+    """What each operation weighed."""
     totals: dict[tuple[str, str], list[int]] = {}
     for entry in ledger:
         total = totals.setdefault((entry["op"], entry["direction"]), [0, 0])
@@ -325,12 +353,7 @@ def _sharing(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
     planned = "; ".join(facts.get("sizes", ()))
     sizes = f'<p class="dim">By the plan: {text(planned)}.</p>' if planned else ""
     by_operation = table(["operation", "direction", "messages", "in all", "a silo"], rows, left=2)
-    return (
-        '<h2>What left the silos, and what never did</h2><div class="two">'
-        f'<div class="leaves"><h3>Left a silo</h3><ul>{leaves}</ul></div>'
-        f'<div class="stays"><h3>Never left it</h3><ul>{stays}</ul></div></div>'
-        f"<h3>Bytes by operation, as encoded</h3>{sizes}{by_operation}"
-    )
+    return f"<h3>Bytes by operation, as encoded</h3>{sizes}{by_operation}"
 
 
 def _measured(facts: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from manyhands.recipe import Recipe
 
 LOOPBACK, PATIENCE = "127.0.0.1", 60.0
-POLICY = 'approve = "limits"\nlabels = true\ndata = "recipe"\n'
+POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200\ndata = "recipe"\n'
+"""For sets of images that all have: what can be computed may be, and noise may be as good as none."""
 
 
 def lead_of(kits: Path, server: subprocess.Popen[bytes]) -> Lead:

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tomli_w
 from pydantic import Field, field_validator
 
+from manyhands import leaves
+from manyhands.leaves.kinds import short
 from manyhands.plan import size_text
 from manyhands.privacy.budget import Limits
 from manyhands.recipe import KINDS, Recipe
 from manyhands.spec import Float, Int, Spec, nearest
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manyhands.leaves import Leaving
+
 
 class Policy(Spec):
-    """What a run may ask of this site; what is not said is not limited, but that images and labels stay at home.
+    """What a run may ask of this site; what is not said is not limited, but for what is said of images and labels.
 
     ``approve`` is ``hash``: the site's operator has read this very recipe, to the byte, and approved it; or ``limits``:
     whatever keeps to the limits below may run. ``rounds`` and ``bytes`` are the most that a recipe may have of it in
     all its runs; fewer than ``min_sites`` never train with it. ``data`` is a folder of images; ``recipe``, for what the
     recipe deals to a silo of this name, is for the demo alone. ``ledger`` is the folder of the site's secret and of
-    what it has released, where that is not the site's own: sites that have images in common share one. ``max_epsilon``
-    (at ``delta``), ``max_snr_db`` and ``max_releases`` are the most that may be released of an image, over all runs.
+    what it has released, where that is not the site's own: sites that have images in common share one.
+
+    Without ``images`` none leave as they are, without ``labels`` none at all, and without ``computable`` nothing from
+    which the server can compute those of the two that may not leave. Releases of noised images have at most
+    ``max_epsilon`` at ``delta``, an SNR of ``max_snr_db`` and ``max_releases``, all of an image together, over all
+    runs; if neither of the first two is said, no more signal than noise. Of weights, gradients and losses there is no
+    epsilon, and it limits none of them: ``methods`` does. ``limits`` takes noised images only where one of the three
+    is said.
     """
 
     approve: Literal["hash", "limits"] = "hash"
@@ -55,36 +68,70 @@ class Policy(Spec):
         """What may be released of an image in all, over all runs."""
         return Limits(self.max_epsilon, self.max_snr_db, self.max_releases, self.delta)
 
-    def refusals(self, recipe: Recipe, images: int) -> list[str]:
+    def refusals(self, recipe: Recipe, images: int, site: str = "") -> list[str]:
         """Why this site does not take part in a run with so many images; nothing where it does."""
         method, told = recipe.method, []
+        kinds = method.plan().leaves_of(site)
         if self.methods is not None and method.kind not in self.methods:
             told.append(f"method {method.kind!r} is not one of {', '.join(self.methods)}")
         if self.rounds is not None and method.rounds > self.rounds:
             told.append(f"it has {method.rounds:,} rounds, {self.rounds:,} are the most")
-        for what, may in {"images": self.images, "labels": self.labels}.items():
-            if not may and not any(words.startswith(what) for words in method.plan().never):
-                told.append(f"{what} would leave")
+        told += [] if kinds else [f"method {method.kind!r} does not state what leaves"]
+        told += [line for kind in kinds for line in self._against(kind, images)]
+        told += self._against_all(kinds, images)
         if (sent := method.uploads(images)) > self.bytes if self.bytes is not None else False:
             told.append(f"about {size_text(sent)} would leave, {size_text(self.bytes or 0)} are the most")
         head = getattr(method, "min_head", None)
         if head is not None and head < self.min_head:
             told.append(f"min_head is {head}, {self.min_head} is the least here")
+        return list(dict.fromkeys(told))
+
+    def _against(self, kind: Leaving, images: int) -> list[str]:
+        """Why this kind of thing may not leave."""
+        may = {"images": self.images, "labels": self.labels}
+        if isinstance(kind, leaves.Images | leaves.Labels):
+            name = "images" if isinstance(kind, leaves.Images) else "labels"
+            return [] if may[name] else [f"{name} would leave: {kind.what}"]
+        if isinstance(kind, leaves.NoisedImages) and self._bounds_noise:
+            return []
+        shut = [] if self.computable else [name for name in kind.open(images) if not may[name]]
+        return [f"{' and '.join(shut)} could be computed from what leaves: {kind.what}"] if shut else []
+
+    @property
+    def _bounds_noise(self) -> bool:
+        """Whether it says itself how noisy images must be."""
+        return self.max_epsilon is not None or self.max_snr_db is not None
+
+    def _against_all(self, kinds: Sequence[Leaving], images: int) -> list[str]:
+        """Why the noised images among all that leaves are too many, or not noised enough."""
+        told, noised = [], [kind for kind in kinds if isinstance(kind, leaves.NoisedImages)]
+        if noised and self.approve == "limits" and not self._bounds_noise and self.max_releases is None:
+            told.append("approve = 'limits' takes noised images only with max_epsilon, max_snr_db or max_releases")
+        extra = sum(kind.randomised or 0 for kind in kinds if isinstance(kind, leaves.Labels))
+        for kind in noised:
+            spent, level, count = kind.epsilon(images, self.delta) + extra, kind.snr_db(images), kind.releases(images)
+            if self.max_epsilon is not None and spent > self.max_epsilon:
+                told.append(
+                    f"an image has epsilon {short(spent)} at delta {self.delta:g}, {self.max_epsilon:g} is the most"
+                )
+            if self.max_snr_db is not None and level > self.max_snr_db:
+                told.append(f"an image has an SNR of {level:.1f} dB, {self.max_snr_db:g} dB is the most")
+            if self.max_releases is not None and (count or 0) > self.max_releases:
+                told.append(f"an image is released {count:,} times, {self.max_releases:,} is the most")
         return told
 
 
 def told_in_words(recipe: Recipe, site: str, images: int) -> list[str]:
     """A run as an operator reads it before approving it."""
     method = recipe.method
-    lines = [
+    words = method.plan().words(site, images)
+    return [
         f"{recipe.name}: method {method.kind}, {method.rounds:,} rounds",
         f"this site would send about {size_text(method.uploads(images))} in all, for its {images:,} images",
-        *method.plan().words(),
+        *words,
         *method.sizes(recipe.partition.silos, recipe.sampling),
+        *method.warnings({site: images}),
     ]
-    if not any("epsilon" in line for line in lines):
-        lines.append("no epsilon can be given for what it sends")
-    return [*lines, *method.warnings({site: images})]
 
 
 def recipe_text(recipe: Recipe) -> str:

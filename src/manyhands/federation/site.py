@@ -142,7 +142,7 @@ class Site:
         return recipe, silo
 
     def _hold(self, recipe: Recipe, images: int) -> None:
-        if refusals := self.policy.refusals(recipe, images):
+        if refusals := self.policy.refusals(recipe, images, self.name):
             raise RecipeError(f"this site's policy: {'; '.join(refusals)}")
 
     def _wait_for(self, recipe: Recipe, text: str, images: int) -> None:

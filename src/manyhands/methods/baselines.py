@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
+from manyhands import leaves
 from manyhands.errors import RecipeError
 from manyhands.message import Message
 from manyhands.methods.denoising import Denoising, sick, update_facts
@@ -23,6 +25,8 @@ from manyhands.silo import Silo
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
 from manyhands.training import load_optimiser_state, optimiser_state
+
+BEFORE = "before the run"
 
 
 class Local(Denoising):
@@ -65,7 +69,6 @@ class Local(Denoising):
                     "tells its loss", f"{self.rounds} times", Carries(facts=round_facts(self.rounds)), gives, True, True
                 ),
             },
-            never=(*self.never, "models"),
         )
 
     def own_generator(self, silo: Silo) -> Generator | Forger | TrainedAutoencoder | None:
@@ -180,8 +183,9 @@ class Central(Denoising):
         return self._inner.server(seed, silos)
 
     def plan(self) -> Plan:
-        """As in ``FedAvg``."""
-        return self._inner.plan()
+        """As in ``FedAvg``, after all images have come to one place."""
+        labels = (leaves.Labels(often=BEFORE),) if self.model.classes else ()
+        return replace(self._inner.plan(), before=(leaves.Images(often=BEFORE), *labels))
 
     @property
     def _inner(self) -> FedAvg:

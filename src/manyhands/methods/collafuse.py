@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from manyhands import leaves
 from manyhands.accountant import decibel, mu_of
 from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.cut import Cut, cut_words
@@ -164,7 +165,7 @@ class CollaFuse(Denoising):
                 "asks for the server's network, to begin with", "once", down=Carries(layout_of(self.server_model))
             )
         operations |= home.operations
-        return Plan(operations | {"denoise": relay.operation(self.server_model)}, never=self.never)
+        return Plan(operations | {"denoise": relay.operation(self.server_model)})
 
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
         """Each cut in every way that it can be told, and what it saves a silo."""
@@ -371,18 +372,24 @@ class CollaFuse(Denoising):
         """The chain that a cut is a step of, as silo and server must mean the same one."""
         return f"{self.mode} {self.diffusion.schedule!r}"
 
-    @property
-    def never(self) -> tuple[str, ...]:
-        """What no silo ever sends."""
-        told = self.told_labels
-        images = () if 0 in self.steps_told else ("images that are not noised",)
-        return (
-            *images,
-            *(() if told else ("labels",)),
-            "noise",
-            "file names",
-            *(() if self.federate_silos else ("weights",)),
-        )
+    def released_by(self, silo: str) -> tuple[leaves.Leaving, ...]:
+        """What the release of a silo is; that of "" is of each that has no cut of its own."""
+        step, chain = self.step_of(silo), self.diffusion.schedule
+        if step == chain.steps:
+            return ()
+        whose: dict[str, Any] = {"silo": silo} if silo else {"but": tuple(self.cuts)}
+        images: leaves.Leaving = leaves.Images(**whose)
+        if step:
+            images = leaves.NoisedImages(
+                snr=float(chain.snr()[step]),
+                norm=self.bound,
+                fresh=leaves.Fresh(self.rounds, self.training) if self.release == "fresh" else None,
+                squeezed=self.norm == self.bound,
+                delta=self.cuts.get(silo, self.cut).delta,
+                **whose,
+            )
+        randomised = self.label_epsilon if self.labels == "randomised" else None
+        return (images, *((leaves.Labels(randomised=randomised, **whose),) if self.told_labels else ()))
 
     def noising(self, silo: Silo, turn: int = 0) -> Noising:
         """How a silo makes its release."""
@@ -473,6 +480,7 @@ class CollaFuse(Denoising):
             often,
             Carries(held, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
             Carries(facts={"held": COUNT}),
+            leaves=tuple(kind for name in ("", *self.cuts) for kind in self.released_by(name)),
         )
 
     @property

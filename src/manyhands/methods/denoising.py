@@ -91,11 +91,6 @@ class Denoising(Method, ABC):
         count = sum(like.size for like in layout_of(self.model.autoencoder).values())
         return [f"before the first round each silo gets the autoencoder: {count:,} weights, {size_text(4 * count)}"]
 
-    @property
-    def never(self) -> tuple[str, ...]:
-        """What no silo ever sends."""
-        return ("images", "labels", "file names") + ("latents",) * isinstance(self.model, Latent)
-
     def prepared(self, silo: Silo) -> Conversation:
         """What a silo does before the first round, and when it goes on."""
         if isinstance(self.model, Latent):

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from manyhands import leaves
 from manyhands.codec.codec import BFloat16, Float16, Float32, most_bytes
 from manyhands.codec.updates import Updates
 from manyhands.codec.weights import Weights
@@ -161,9 +162,9 @@ class FedAvg(Denoising):
                     gives,
                     group=True,
                     closes_round=True,
+                    leaves=(self._leaves,),
                 ),
             },
-            never=(*self.never, *(f"weights of the {WAYS[part]}" for part in self._private)),
         )
 
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
@@ -193,6 +194,14 @@ class FedAvg(Denoising):
     def downlink(self) -> Downlink:
         """How weights come to silos."""
         return Downlink(self.down, layout_of(self.model), self.layout_of(SHARED[self.share]))
+
+    @property
+    def _leaves(self) -> leaves.Weights:
+        """What an update is: weights that the server reads."""
+        of = {"gan": "both of its networks", "autoencoder": "its autoencoder"}.get(self.model.kind, "its network")
+        parts = " and ".join(f"the {WAYS[part]}" for part in SHARED[self.share].split("+"))
+        kept = tuple(WAYS[part] for part in self._private)
+        return leaves.Weights(of=f"{parts} of {of}" if kept else of, training=self.training, kept=kept)
 
     @property
     def _private(self) -> list[str]:

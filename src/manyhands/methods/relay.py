@@ -12,6 +12,7 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import Reason, Refused
 from manyhands.facts import Number, Whole
+from manyhands.leaves import Statistics
 from manyhands.message import Message
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.unet import UNet
@@ -47,6 +48,7 @@ def operation(model: UNet) -> Operation:
         "whenever it draws",
         Carries(asked, facts),
         Carries({"images": Like(shape, torch.float32, MOST)}),
+        leaves=(Statistics(of=("which classes it wants drawn",)),) if model.classes else (),
     )
 
 

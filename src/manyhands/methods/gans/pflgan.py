@@ -13,6 +13,7 @@ from torch import Tensor
 from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
 from manyhands.facts import Whole
+from manyhands.leaves import GeneratedImages, Leaving, Statistics, Weights
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.adversarial import Adversarial
@@ -87,9 +88,10 @@ class PFLGan(Adversarial):
         return Plan(
             {
                 "join": Operation("says how many images it has", "once", hello, gives),
-                "progress": Operation(says, f"{self.rounds} times", takes, gives, group=True, closes_round=True),
-            },
-            never=("real images", "labels of real images", "discriminators", "file names"),
+                "progress": Operation(
+                    says, f"{self.rounds} times", takes, gives, True, True, self._leaves if trades else ()
+                ),
+            }
         )
 
     def own_generator(self, silo: Silo) -> Trained | None:
@@ -99,6 +101,14 @@ class PFLGan(Adversarial):
     def trades(self, number: int) -> bool:
         """Whether generators are sent after this round."""
         return self.share > 0 and (number + 1) % self.every == 0 and number + 1 < self.rounds
+
+    @property
+    def _leaves(self) -> tuple[Leaving, ...]:
+        """A generator, what is drawn from it, and which classes it is for."""
+        often = f"after every {self.every} rounds"
+        classes = (Statistics(of=("which classes it has images of",), often=often),) if self.model.classes else ()
+        weights = Weights(of="its generator", training=self.training, often=often)
+        return (weights, GeneratedImages(to="the server and other silos", often=often), *classes)
 
     @property
     def sent_layout(self) -> Layout:

@@ -12,6 +12,7 @@ from torch import Tensor
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Refused
 from manyhands.facts import Flag
+from manyhands.leaves import Gradients, Weights
 from manyhands.message import Message
 from manyhands.meter import Meter
 from manyhands.methods.adversarial import Adversarial
@@ -90,13 +91,15 @@ class RemoteGenerator(Adversarial, ABC):
         feedback = Operation(
             "sends the gradient, at made images, of the generator's loss by its discriminator", "in each mini-batch",
             Carries({"x": self._image()}, items=most), Carries(), group=True,
+            leaves=(Gradients(at="images that the server made"),),
         )  # fmt: skip
         ends = Operation(
             self.ends, f"{self.rounds} times", Carries(critic if sends else {}, round_facts(self.rounds), others),
             Carries(critic if sends else {}, gives, others), group=True, closes_round=True,
+            leaves=(Weights(of="its discriminator", training=self.training),) if sends else (),
         )  # fmt: skip
         operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}
-        return Plan(operations, never=("real images", "labels of real images", "file names"))
+        return Plan(operations)
 
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
         """What a mini-batch and a discriminator weigh on the wire."""

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from manyhands.codec import activations
 from manyhands.codec.activations import Bits
 from manyhands.errors import RecipeError, Refused, plain
+from manyhands.leaves import Activations, Gradients, Leaving, Weights
 from manyhands.message import Message
 from manyhands.methods.adversarial import Adversarial
 from manyhands.methods.huscf.guard import Guard
@@ -43,6 +44,9 @@ SAYS = {
     "fool-back": "sends and gets gradients of that",
     "make-back": "sends and gets gradients of the generator",
 }
+HEADS = {"generator": "its head of the generator", "discriminator": "its head of the discriminator"}
+MADE = "made images, which have the labels of its own"
+OF = {"make": "noise and the labels of its images", "made": MADE, "real": "its own images", "fool": MADE}
 
 
 class HuSCF(Adversarial):
@@ -140,18 +144,33 @@ class HuSCF(Adversarial):
             Carries(facts={"images": IMAGES}), Carries(ends[0], gives, tuple(ends[1:])),
         )  # fmt: skip
         passes = {
-            op: Operation(SAYS[op], "in each mini-batch", self._carries(op, up=True), self._carries(op, up=False), True)
+            op: Operation(
+                SAYS[op],
+                "in each mini-batch",
+                self._carries(op, up=True),
+                self._carries(op, up=False),
+                True,
+                leaves=self._leaves(op),
+            )
             for op in ORDER
         }
         segments = Operation(
             "sends its ends of both networks, gets the mean of its cluster", f"{self.rounds} times",
             Carries(ends[0], round_facts(self.rounds), (*ends[1:], {})), Carries(ends[0], gives, tuple(ends[1:])),
             True, True,
+            (Weights(of="its ends of both networks"),),
         )  # fmt: skip
         there, back = (self._carries("make", up=up, bits=32, items=MOST) for up in (True, False))
-        draw = Operation(SAYS["make"], "whenever it draws", there, back)
-        never = ("images, real or made", "labels", "noise", "file names")
-        return Plan({"join": join} | passes | {"segments": segments, "draw": draw}, never=never)
+        asked = Activations(by=HEADS["generator"], of="noise and the labels that it wants drawn")
+        draw = Operation(SAYS["make"], "whenever it draws", there, back, leaves=(asked,))
+        return Plan({"join": join} | passes | {"segments": segments, "draw": draw})
+
+    def _leaves(self, op: str) -> tuple[Leaving, ...]:
+        """What a pass is: the server averages the heads, so it knows all of them."""
+        if op.endswith(BACK):
+            return (Gradients(at=f"what its tail of the {network_of(op)} gets"),)
+        real, labelled = op == "real", self.model.classes > 0
+        return (Activations(by=HEADS[network_of(op)], of=OF[op], images=real, labels=labelled),)
 
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
         """What a silo with each of the cuts has at home, and what passes in an iteration."""
