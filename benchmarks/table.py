@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -226,7 +228,49 @@ def with_table(page: Path) -> str:
     return text
 
 
+COMPUTABLE = (
+    "the images. The server averages the heads, so it knows them, and can compute the images and labels that they were "
+    "shown (docs/privacy.md)."
+)
+
+
+def recipes() -> list[Path]:
+    """The shipped recipes that say in their header what their cut gives away."""
+    cut = re.compile(r'^kind = "(collafuse|huscf)"', re.MULTILINE)
+    return [path for path in sorted((ROOT / "recipes").glob("*.toml")) if cut.search(path.read_text())]
+
+
+def header(path: Path) -> str:
+    """A recipe with what its cut gives away before what is expected of it."""
+    before, expected = path.read_text().split("# Expected:", 1)
+    before = before.split("# Gives away:")[0]
+    gift = COMPUTABLE if '\nkind = "huscf"' in expected else _releases(files("given_away")[path.stem][0]["figures"])
+    words = textwrap.fill(f"Gives away: {gift}", 118, initial_indent="# ", subsequent_indent="# ")
+    return f"{before}{words}\n# Expected:{expected}"
+
+
+def _releases(figures: dict[str, Any]) -> str:
+    """What releases at one cut, or at several, give away, in words."""
+    cuts, picked = figures["cuts"], figures["picked"] or [None] * len(figures["cuts"])
+    told = [f"{cut['snr_db']:.1f} dB, epsilon {cut['epsilon']:,.0f} at delta 1e-5{_picked(share)}"
+            for cut, share in zip(cuts, picked, strict=True)]  # fmt: skip
+    if len(told) > 1:
+        each = "; ".join(f"{cut['cut']:g}: {words}" for cut, words in zip(cuts, told, strict=True))
+        return f"each image, once, at the cuts {each} (theory). At cut 0 images go as they are, at 1 nothing does."
+    least = f"{cuts[0]['told_apart_at']:.2g} a number (root mean square, of -1 to 1)"
+    apart = (
+        f" How many are picked depends on the pictures: 1,000 that differ by {least} are told apart in at least 99 %."
+    )
+    return f"each image, once, at {told[0]}" + (" (theory)." if figures["picked"] else f".{apart}")
+
+
+def _picked(share: float | None) -> str:
+    return "" if share is None else f", {100 * share:.3g} % picked out of 1,000"
+
+
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(with_table(page))
         sys.stdout.write(f"{page.relative_to(ROOT)}\n")
+    for recipe in recipes():
+        recipe.write_text(header(recipe))
