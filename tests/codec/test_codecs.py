@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -103,6 +105,71 @@ def test_by_chance_the_mean_is_right(bits: Any) -> None:
         assert float((tensor - weights[name]).abs().max()) < 4 * float(step) / 2 / 400**0.5 + 1e-6
 
 
+NORMAL = {"w.weight": torch.randn(4, 20_000, generator=torch_rng(0, "normal"))}
+"""Four channels of an update whose numbers are normal."""
+
+
+def slope(said: torch.Tensor, meant: torch.Tensor) -> float:
+    return float((said * meant).sum() / meant.square().sum())
+
+
+def said_once(codec: Updates, seed: int = 0) -> torch.Tensor:
+    base = zeros(layout(NORMAL))
+    return codec.decode(codec.encode(NORMAL, base, {}, torch_rng(seed, "codec")).wire, base)["w.weight"]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_without_feedback_the_mean_of_what_is_said_is_right(bits: Any) -> None:
+    """Of what has a reach, 4 and 3 bits said .984 and .928 of what was meant."""
+    mean = sum(said_once(Updates(bits=bits, feedback=False), seed) for seed in range(8)) / 8
+    assert isinstance(mean, torch.Tensor)
+    assert slope(mean, NORMAL["w.weight"]) == pytest.approx(1, abs=0.003)
+    outer = NORMAL["w.weight"].abs() > 2.5
+    assert slope(mean[outer], NORMAL["w.weight"][outer]) == pytest.approx(1, abs=0.006)
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize(("bits", "reach"), [(8, 1.0), (4, 2.4), (3, 1.8)])
+def test_what_is_beyond_the_reach_is_cut_off(bits: Any, reach: float, feedback: bool) -> None:
+    """Of normal numbers, erf(reach / sqrt 2) is left of what was meant (Stein's lemma); within the reach all is."""
+    codec, meant = Updates(bits=bits, reach=reach, feedback=feedback), NORMAL["w.weight"]
+    said = said_once(codec)
+    assert slope(said, meant) == pytest.approx(math.erf(reach / 2**0.5), abs=0.004)
+    inner = meant.abs() < reach * 0.99
+    assert slope(said[inner], meant[inner]) == pytest.approx(1, abs=0.004)
+    assert bool((said.abs() <= reach * 1.02).all())
+
+
+def test_two_bits_say_less_than_is_meant() -> None:
+    assert slope(said_once(Updates(bits=2, feedback=False)), NORMAL["w.weight"]) == pytest.approx(0.905, abs=0.01)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_feedback_says_later_what_was_cut_off(bits: Any) -> None:
+    """What was said in all, over rounds, has the slope 1, however little a single round says."""
+    codec, base, left, sums = Updates(bits=bits, reach=1.5), zeros(layout(NORMAL)), {}, []
+    for number in range(30):
+        wire, left = codec.encode(NORMAL, base, left, torch_rng(number, "codec"))
+        sums.append(codec.decode(wire, base)["w.weight"] + (sums[-1] if sums else 0))
+    meant = NORMAL["w.weight"]
+    assert slope(sums[0], meant) < 0.92
+    assert slope(sums[-1] / 30, meant) == pytest.approx(1, abs=0.015)
+    assert slope(sums[-1] - sums[-11], meant) == pytest.approx(10, abs=0.1)  # what is left hardly grows
+    assert torch.allclose(sums[-1] + left["w.weight"], 30 * meant, atol=1e-3)  # and the rest is what is left
+
+
+def test_what_is_without_feedback_is_as_long_on_the_wire() -> None:
+    base = some()
+    for bits in (8, 4, 3, 2):
+        one, other = (
+            Updates(bits=bits, feedback=feedback).encode(moved(base), base, {}, torch_rng(0, "codec")).wire  # type: ignore[arg-type]
+            for feedback in (True, False)
+        )
+        assert {name: (tensor.shape, tensor.dtype) for name, tensor in one.items()} == {
+            name: (tensor.shape, tensor.dtype) for name, tensor in other.items()
+        }
+
+
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_what_is_said_and_what_is_left_are_the_update(bits: Any) -> None:
     base = some()
@@ -135,8 +202,8 @@ def test_with_feedback_nothing_is_lost_in_the_long_run(bits: Any) -> None:
 
 def test_nothing_that_changed_sends_nothing() -> None:
     base = some()
-    for bits in (8, 4, 3, 2):
-        codec = Updates(bits=bits)  # type: ignore[arg-type]
+    for bits, feedback in product((8, 4, 3, 2), (True, False)):
+        codec = Updates(bits=bits, feedback=feedback)  # type: ignore[arg-type]
         decoded = codec.decode(codec.encode(base, base, {}, torch_rng(0, "codec")).wire, base)
         assert all(torch.equal(decoded[name], base[name]) for name in base)
 

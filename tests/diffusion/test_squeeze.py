@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manyhands.audit import _squeezed
+from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.squeeze import squeezed, stretched
 from manyhands.methods.distil import loss
@@ -56,6 +58,13 @@ def test_what_is_drawn_beyond_the_bound_is_taken_to_be_at_it() -> None:
     beyond = stretched(of_norms(0.0, 5.0, math.sqrt(2)), 1.0)
     assert beyond.isfinite().all()
     assert norms(beyond).tolist() == pytest.approx([0, 4, 4])
+
+
+def test_an_audit_attacks_images_as_they_were_released() -> None:
+    images = Images(torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(_squeezed(images, None).pixels, images.pixels)
+    there = as_floats(_squeezed(images, 1.0).pixels)
+    assert torch.allclose(there, squeezed(as_floats(images.pixels), 1.0), atol=0.5 / 127.5 + 1e-6)
 
 
 def test_objectives_see_squeezed_images() -> None:
