@@ -122,9 +122,13 @@ class Noising:
 
 
 def shrinking(pixels: Tensor, norm: float | None) -> Tensor:
-    """What images (bytes) are multiplied by to be squeezed into this norm, whichever others are with them."""
+    """What images (bytes) are multiplied by to be squeezed into this norm, each for itself.
+
+    The last digit of a power depends on how many are taken at once.
+    """
     own = pixels.flatten(1).long().mul(2).sub(255).square().sum(1).double().sqrt() / 255
-    return shaped(squeezing(own, norm, box_norm(pixels[0].numel())), pixels.double())
+    each = [squeezing(one, norm, box_norm(pixels[0].numel())) for one in own.split(1)]
+    return shaped(torch.cat(each), pixels.double())
 
 
 def chunk_of(pixels: int) -> int:
