@@ -245,6 +245,7 @@ def header(path: Path) -> str:
     before, expected = path.read_text().split("# Expected:", 1)
     before = before.split("# Gives away:")[0]
     gift = COMPUTABLE if '\nkind = "huscf"' in expected else _releases(files("given_away")[path.stem][0]["figures"])
+    gift += " Labels go as they are." if 'labels = "share"' in expected else ""
     words = textwrap.fill(f"Gives away: {gift}", 118, initial_indent="# ", subsequent_indent="# ")
     return f"{before}{words}\n# Expected:{expected}"
 
@@ -252,7 +253,7 @@ def header(path: Path) -> str:
 def _releases(figures: dict[str, Any]) -> str:
     """What releases at one cut, or at several, give away, in words."""
     cuts, picked = figures["cuts"], figures["picked"] or [None] * len(figures["cuts"])
-    told = [f"{cut['snr_db']:.1f} dB, epsilon {cut['epsilon']:,.0f} at delta 1e-5{_picked(share)}"
+    told = [f"{round(cut['snr_db'], 1) + 0.0:.1f} dB, epsilon {cut['epsilon']:,.0f} at delta 1e-5{_picked(share)}"
             for cut, share in zip(cuts, picked, strict=True)]  # fmt: skip
     if len(told) > 1:
         each = "; ".join(f"{cut['cut']:g}: {words}" for cut, words in zip(cuts, told, strict=True))
@@ -265,7 +266,9 @@ def _releases(figures: dict[str, Any]) -> str:
 
 
 def _picked(share: float | None) -> str:
-    return "" if share is None else f", {100 * share:.3g} % picked out of 1,000"
+    if share is None:
+        return ""
+    return f", {'over 99.9' if share > 0.999 else f'{100 * share:.3g}'} % picked out of 1,000"
 
 
 if __name__ == "__main__":
