@@ -16,8 +16,10 @@ import manyhands
 from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve, waiting
 from manyhands.federation.policy import Policy, recipe_hash
+from manyhands.federation.secret import site_secret
 from manyhands.federation.site import NotApproved, Site
 from manyhands.models.latent import Latent
+from manyhands.privacy.budget import Budget, Cost, Limits
 
 LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(manyhands.__file__).parent))
 FILES = {"open", "os.listdir", "os.scandir"}
@@ -122,6 +124,19 @@ def test_a_recipe_that_has_to_be_looked_up_is_declined_unread(folders: dict[str,
     with looked_at() as seen, pytest.raises(ManyhandsError, match=r"data\.classes is missing"):
         site_of(folders, approve="limits").considered("run", text)
     assert seen == []
+
+
+def test_who_reads_what_waits_reads_what_was_released_before(folders: dict[str, Path]) -> None:
+    lines, site = list[str](), site_of(folders)
+    site.say = lines.append
+    for number in range(2):
+        with pytest.raises(NotApproved):
+            site.considered("run", BASE.replace('"x"', f'"x{number}"'))
+        assert any("released of one image before" in line for line in lines) == bool(number)
+        secret = site_secret(folders["site"])
+        Budget(folders["site"], secret).charge([b"image"], [b"path"], Cost(0.1, 0.1, 1), Limits(), run="run")
+    spent = Cost(0.1, 0.1, 1).words(1e-5)
+    assert f"  released of one image before, over all runs: at most {spent}" in lines
 
 
 def test_what_a_policy_refuses_is_declined_before_an_image_is_opened(folders: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,13 @@ def test_what_its_budgets_do_not_allow_is_told_to_others_without_a_figure(tmp_pa
         Site("silo-0", policy, tmp_path, server, lines.append).work()  # type: ignore[arg-type]
     assert "this recipe has had 1 rounds, and 20 are the most in all" in "".join(lines)
     assert server.heard[1].facts["why"] == "its images, its folder or its budget do not allow it; its log says why"
+
+
+def test_what_is_dealt_is_held_against_the_policy_when_its_number_is_known(tmp_path: Path) -> None:
+    changes = ["data.limit=60", "partition.silos=2", "method.release=fresh", "method.cut=0.97", "method.rounds=1"]
+    text = recipe_text(load_recipe(recipe_path("digits-collafuse"), [*changes, "method.training.steps=2"]))
+    for most, taken in ((9, True), (1, False)):
+        policy = Policy(approve="limits", labels=True, max_releases=most, data="recipe")
+        here = Site("silo-0", policy, tmp_path, Server(), lambda _: None)  # type: ignore[arg-type]
+        with nullcontext() if taken else pytest.raises(RecipeError, match="times, 1 is the most"):
+            here.considered("run", text)

@@ -24,7 +24,8 @@ from manyhands.federation.usage import Usage
 from manyhands.journal import RunFolder
 from manyhands.links.exchange import SessionGone
 from manyhands.message import Message
-from manyhands.privacy.budget import Budget
+from manyhands.privacy.budget import FILE as LEDGER
+from manyhands.privacy.budget import NOTHING, Budget
 from manyhands.recipe import Recipe, parse_offer, understood
 from manyhands.silo import Workbench
 
@@ -134,7 +135,8 @@ class Site:
         recipe = parse_offer(text, run)
         counted = self._counted(recipe)
         with understood(run):
-            self._hold(recipe, max(counted, 1))
+            if counted:  # what is dealt is held against the policy when it is known
+                self._hold(recipe, counted)
             if self.policy.approve == "hash" and recipe_hash(text) not in approved(self.out):
                 self._wait_for(recipe, text, counted)
         silo = self._silo(recipe)
@@ -152,6 +154,8 @@ class Site:
         note_site(self.out, self.name, images)
         for line in words(recipe, mark, self.name, images):
             self.say(f"  {line}")
+        if (self.ledger / LEDGER).exists() and (spent := self._budget().worst()) != NOTHING:
+            self.say(f"  released of one image before, over all runs: at most {spent.words(self.policy.delta)}")
         self.say(f"  to allow it: manyhands federation approve {self.out} {mark}")
         raise NotApproved(f"{mark} is not approved here")
 
@@ -195,6 +199,9 @@ class Site:
             raise BudgetError(f"this site's policy: {'; '.join(refusals)}")
         return usage
 
+    def _budget(self) -> Budget:
+        return Budget(self.ledger, site_secret(self.ledger))
+
     def _take_part(self, run: str, recipe: Recipe, silo: Silo, folder: RunFolder, usage: Usage) -> None:
         place = folder.silo(self.name)
         told = {"run": run, "images": len(silo.images), "held_out": len(silo.held_out or ()),
@@ -216,8 +223,7 @@ class Site:
             for old in generations(place)[KEPT:]:
                 path_of(place, old).unlink()
 
-        budget = Budget(self.ledger, site_secret(self.ledger))
-        released = Released(budget, self.policy.limits, silo, recipe.method, self._files)
+        released = Released(self._budget(), self.policy.limits, silo, recipe.method, self._files)
 
         def charge(message: Message, closes_round: bool) -> None:
             released.charge(message, run)
