@@ -34,6 +34,15 @@ def test_a_round_that_is_done_again_to_the_same_weights_is_no_further_one(tmp_pa
         usage.charge(update(1.5), closes_round=True)
 
 
+def test_rounds_that_send_no_weights_count_as_others_do(tmp_path: Path) -> None:
+    usage = Usage(tmp_path, "a", rounds=3)
+    for run, number in (("x", 0), ("x", 1), ("x", 1), ("x-2", 0)):
+        usage.charge(Message("progress", facts={"round": number}), closes_round=True, run=run)
+    assert usage.read().rounds == 3
+    with pytest.raises(BudgetError):
+        usage.charge(Message("progress", facts={"round": 1}), closes_round=True, run="x-2")
+
+
 def test_bytes_are_counted_as_they_are_sent(tmp_path: Path) -> None:
     size = encoded_size(update(1.0))
     usage = Usage(tmp_path, "a", sent=2 * size)

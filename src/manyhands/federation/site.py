@@ -227,7 +227,7 @@ class Site:
 
         def charge(message: Message, closes_round: bool) -> None:
             released.charge(message, run)
-            usage.charge(message, closes_round=closes_round)
+            usage.charge(message, closes_round=closes_round, run=run)
 
         converse(recipe.method.silo(silo), recipe.method.plan(), self.calls, keep, charge)
         keep(recipe.method.rounds)

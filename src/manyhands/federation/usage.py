@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from contextlib import contextmanager
@@ -50,14 +51,14 @@ class Usage:
             told.append(f"{size_text(used.bytes)} have left for this recipe, and {size_text(self.sent)} are the most")
         return told
 
-    def charge(self, message: Message, *, closes_round: bool) -> None:
+    def charge(self, message: Message, *, closes_round: bool, run: str = "") -> None:
         """Note what is about to be sent, or raise ``BudgetError`` where that is more than may be.
 
-        A round that is done again to the very same weights is no further one.
+        A round of a run that is done again, and tells the very same, is no further one.
         """
         with self._alone() as file:
             used = self._parsed(file.read())
-            digest = sha256(message.tensors) if closes_round and self.rounds is not None else ""
+            digest = _digest(message, run) if closes_round and self.rounds is not None else ""
             fresh = closes_round and (not digest or digest not in used.last)
             last = (*used.last, digest)[-REPEATS:] if fresh and digest else used.last
             now = Used(used.rounds + fresh, used.bytes + encoded_size(message), last)
@@ -97,3 +98,8 @@ class Usage:
             with os.fdopen(handle, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
+
+
+def _digest(message: Message, run: str) -> str:
+    told = strict_json([run, message.op, dict(message.facts), sha256(message.tensors)])
+    return hashlib.sha256(told.encode()).hexdigest()
