@@ -1,4 +1,4 @@
-"""The command as a user runs it: real processes, real exit codes."""
+"""The command as a user runs it: a real process where that matters, the same words in this one where it does not."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from manyhands.journal import Round
 from manyhands.progress import round_line
+from tests.command import manyhands
 
 COMMAND = str(Path(sys.executable).with_name("manyhands"))
 TINY = [
@@ -25,17 +26,25 @@ TINY = [
 ]  # fmt: skip
 
 
-def manyhands(*told: str, where: Path) -> subprocess.CompletedProcess[str]:
+def process(*told: str, where: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *told], cwd=where, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("cli")
-    said = manyhands("run", *TINY, "--json", where=where)
+    said = process("run", *TINY, "--json", where=where)
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["rounds"] == 2
     return where
+
+
+def test_a_process_of_its_own_has_the_words_and_the_code_of_this_one(ended: Path) -> None:
+    told = ["run", *TINY]
+    apart, here = process(*told, where=ended), manyhands(*told, where=ended)
+    assert apart.returncode == here.returncode == 4
+    assert apart.stderr == here.stderr
+    assert apart.stdout == here.stdout == ""
 
 
 def test_a_run_says_where_its_picture_and_report_lie(ended: Path) -> None:
@@ -171,17 +180,17 @@ def test_what_is_wrong_is_told_in_words_with_its_exit_code(ended: Path, told: li
 
 def test_an_interrupt_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> None:
     endless = [*TINY, "--set", "method.rounds=1000"]
-    process = subprocess.Popen([COMMAND, "run", *endless], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
+    running = subprocess.Popen([COMMAND, "run", *endless], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
         if line.startswith("round 2/"):
             break
-    os.kill(process.pid, signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait() == 130
+    os.kill(running.pid, signal.SIGINT)
+    rest = running.stderr.read()
+    assert running.wait() == 130
     assert "--resume goes on" in rest
     assert "Traceback" not in rest
-    process.stderr.close()
+    running.stderr.close()
     kept = int(re.search(r"(\d+) rounds are kept", rest).group(1))  # type: ignore[union-attr]
     assert kept >= 2
     assert (tmp_path / "runs" / "digits-fedavg" / "server" / f"checkpoint-{kept:06d}.mh").exists()

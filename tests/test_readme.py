@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,36 +20,60 @@ from manyhands.data.sources import AnySource
 from manyhands.evaluation.judge import Evaluation
 from manyhands.recipe import AnyMethod, Data, Recipe
 from manyhands.spec import Spec
+from tests.command import manyhands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
 
 
+SHELL = set("|&;<>$`*?~()")
+
+
 def test_every_block_runs_in_order(tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for kind, text in BLOCKS:
+    for number, (kind, text) in enumerate(BLOCKS):
         lines = [line for line in text.splitlines() if not line.startswith("source ")]
-        command = [sys.executable, "-W", "ignore", "-c", text]
-        if kind == "bash" and lines[0].startswith("make "):
-            command = ["make", "--dry-run", "-C", str(ROOT), *[line.split()[1] for line in lines]]
-        elif kind == "bash":
-            command = ["bash", "-euc", "\n".join(lines)]
-        said = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-        )
-        assert said.returncode == 0, f"{text}\n{said.stderr}"
+        if kind == "python":
+            python(text, tmp_path, apart=kind not in [other for other, _ in BLOCKS[:number]])
+        elif lines[0].startswith("make "):
+            process(["make", "--dry-run", "-C", str(ROOT), *[line.split()[1] for line in lines]], tmp_path)
+        else:
+            bash(lines, tmp_path)
     assert (tmp_path / "digits.png").exists()
     assert (tmp_path / "samples" / "grid.png").exists()
+
+
+def bash(lines: list[str], where: Path) -> None:
+    """The first line in a shell; what follows is the same command with other words, and is called in this process."""
+    process(["bash", "-euc", lines[0]], where)
+    for line in lines[1:]:
+        assert not SHELL & set(line), f"only a shell reads {line}"
+        command, *words = shlex.split(line)
+        assert command == "manyhands", line
+        said = manyhands(*words, where=where)
+        assert said.returncode == 0, f"{line}\n{said.stderr}"
+
+
+def python(text: str, where: Path, *, apart: bool = False) -> None:
+    """In a process of its own, as a script; or in this one."""
+    if apart:
+        process([sys.executable, "-W", "ignore", "-c", text], where)
+        return
+    with contextlib.chdir(where), warnings.catch_warnings(action="ignore"):
+        exec(compile(text, "block", "exec"), {"__name__": "__main__"})
+
+
+def process(command: list[str], where: Path) -> None:
+    variables = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    said = subprocess.run(command, cwd=where, env=variables, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, f"{command}\n{said.stderr}"
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
 def test_the_python_of_the_docs_runs(page: Path, tmp_path: Path) -> None:
     for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        command = [sys.executable, "-W", "ignore", "-c", text]
-        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert said.returncode == 0, said.stderr
+        python(text, tmp_path)
 
 
 def test_the_example_is_short() -> None:

@@ -16,7 +16,8 @@ from manyhands.cli import app
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.recipe import parse_recipe
 from manyhands.sweep import write_index
-from tests.test_cli import TINY, manyhands
+from tests.command import manyhands
+from tests.test_cli import TINY
 from tests.test_recipe import TEXT
 
 
