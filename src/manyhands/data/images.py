@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
     """N images as bytes, N x C x H x W, one label each or none, and the names of the classes.
 
@@ -167,3 +169,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+
+
+@lru_cache(maxsize=1)
+def occurrences(images: Images, held_out: Images | None = None) -> Tensor:
+    """Which of the equal images of both sets each of the first is (0, 1, ...), in the order of their source."""
+    sets = [part for part in (images, held_out) if part is not None]
+    pixels = [image.numpy().tobytes() for part in sets for image in part.pixels]
+    rows = [part.rows if part.rows is not None else torch.arange(len(part)) for part in sets]
+    seen: Counter[bytes] = Counter()
+    found = torch.zeros(len(pixels), dtype=torch.long)
+    for i in torch.cat(rows).argsort(stable=True).tolist():
+        found[i] = seen[pixels[i]]
+        seen[pixels[i]] += 1
+    return found[: len(images)]

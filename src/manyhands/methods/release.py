@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyhands.data.images import as_floats
+from manyhands.data.images import as_floats, occurrences
 from manyhands.diffusion.objective import noised
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.squeeze import shaped, squeezing
@@ -54,12 +53,9 @@ class Noising:
     fresh: bool = False
     held_out: Images | None = field(default=None, repr=False)
 
-    def of(self, images: Images, numbers: Tensor, first: int = 0, which: Tensor | None = None) -> Tensors:
-        """The release of the images of these numbers, the first of which has this place in the whole of it.
-
-        ``which`` says of all images which of their equals each is; it is found out where it is not told.
-        """
-        pixels, which = images.pixels[numbers], self.which(images) if which is None else which
+    def of(self, images: Images, numbers: Tensor, first: int = 0) -> Tensors:
+        """The release of the images of these numbers, the first of which has this place in the whole of it."""
+        pixels, which = images.pixels[numbers], occurrences(images, self.held_out)
         records = [self._record(image, int(which[i])) for image, i in zip(pixels, numbers, strict=True)]
         released = {"images": self._noised(pixels, records, first)}
         if self.labels == "withhold" or images.labels is None:
@@ -70,7 +66,7 @@ class Noising:
 
     def paths(self, images: Images, numbers: Tensor, first: int = 0) -> list[bytes]:
         """Of each image: a name for the path of its noise and for what it is scaled by, that tells neither."""
-        pixels, which = images.pixels[numbers], self.which(images)
+        pixels, which = images.pixels[numbers], occurrences(images, self.held_out)
         factors = shrinking(pixels, self.norm).flatten().tolist()
         records = [self._record(image, int(which[i])) for image, i in zip(pixels, numbers, strict=True)]
         named = zip(records, factors, strict=True)
@@ -78,18 +74,6 @@ class Noising:
             f"path {factor.hex()}\n".encode() + self._key(each, first + i) for i, (each, factor) in enumerate(named)
         ]
         return [hashlib.sha256(key).digest() for key in keys]
-
-    def which(self, images: Images) -> Tensor:
-        """Which of the silo's equal images each one is, by where they stood in their source."""
-        sets = [part for part in (images, self.held_out) if part is not None]
-        pixels = [image.numpy().tobytes() for part in sets for image in part.pixels]
-        rows = [part.rows if part.rows is not None else torch.arange(len(part)) for part in sets]
-        seen: Counter[bytes] = Counter()
-        found = torch.zeros(len(pixels), dtype=torch.long)
-        for i in torch.cat(rows).argsort(stable=True).tolist():
-            found[i] = seen[pixels[i]]
-            seen[pixels[i]] += 1
-        return found[: len(images)]
 
     def _noised(self, pixels: Tensor, records: list[bytes], first: int) -> Tensor:
         """Images with noise of the variance that it has against the image itself, to the last digit of both.
@@ -138,10 +122,10 @@ def chunk_of(pixels: int) -> int:
 
 def chunks(noising: Noising, images: Images, numbers: Tensor, first: int = 0) -> Iterator[Message]:
     """The messages of a release, from image ``first`` of it on."""
-    size, which = chunk_of(images.pixels[0].numel()), noising.which(images)
+    size = chunk_of(images.pixels[0].numel())
     for start in range(first, len(numbers), size):
         facts = {"first": start, "cut": noising.cut, "turn": noising.turn}
-        yield Message("release", noising.of(images, numbers[start : start + size], start, which), facts)
+        yield Message("release", noising.of(images, numbers[start : start + size], start), facts)
 
 
 def fingerprint(noising: Noising, images: Images, numbers: Tensor) -> str:
