@@ -37,7 +37,8 @@ from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.hub import Hub
 from manyhands.journal import RunFolder
-from manyhands.links.exchange import Calling, Frame
+from manyhands.links.door import Frame
+from manyhands.links.exchange import Calling
 from manyhands.links.nvflare import Line
 from manyhands.message import Message, encode
 from manyhands.recipe import Recipe
@@ -369,7 +370,7 @@ def _let_in(name: str, startup: Path, port: int) -> bool:
     """Whether somebody hears a word within some seconds of calling; not its own, where it has the server's name."""
     came: list[Frame] = []
     line = Line(name, startup, LOOPBACK, port, "client", lambda _, frame: came.append(frame))
-    call, end = Calling(Message("hello", facts={"declined": ""}), "s", 1, 1 << 20), time.monotonic() + 4
+    call, end = Calling(Message("hello", facts={"declined": ""}), "s", 1), time.monotonic() + 4
     asked = call.begin() + call.again()
     while time.monotonic() < end:
         line.send(SERVER, asked)

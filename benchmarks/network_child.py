@@ -56,6 +56,7 @@ def serve(kit: Kit, port: int, count: int) -> None:
     """The hub, until all have had so many answers."""
     sites = kit.about.sites
     board, hub = Switchboard(kit, sites, "127.0.0.1", port), Hub(Summing(), PLAN, dict.fromkeys(sites, 1))
+    board.allow(sites, PLAN.bounds("up"))
     left, pending = count * len(sites), {}
     while left:
         called = board.next(1.0)
@@ -74,7 +75,7 @@ def serve(kit: Kit, port: int, count: int) -> None:
 
 def call(kit: Kit, count: int) -> list[float]:
     """The seconds of each call."""
-    calls, taken, x = Calls(kit), [], torch.ones(NUMBERS)
+    calls, taken, x = Calls(kit, bounds=PLAN.bounds("down")), [], torch.ones(NUMBERS)
     for _ in range(count):
         began = time.perf_counter()
         answer = calls(Message("sum", {"x": x}, {"last": False}))

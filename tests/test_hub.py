@@ -13,10 +13,10 @@ from manyhands.ledger import Ledger
 from manyhands.links.embedded import Embedded
 from manyhands.message import Message
 from manyhands.methods.method import Conversation, Server
-from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan
+from manyhands.plan import COUNT, Carries, Operation, Plan
 from manyhands.tensors import Like
 
-FACTS = {"round": COUNT, "images": IMAGES}
+FACTS = {"round": COUNT, "images": COUNT}
 PLAN = Plan(
     {
         "ask": Operation("asks", "ever", Carries(), Carries(facts={"count": COUNT})),
@@ -199,16 +199,71 @@ def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
     assert server.fired[1] == ["a", "b", "c"]
 
 
-def test_a_message_that_still_comes_in_has_its_deadline_anew_but_not_for_ever() -> None:
+PASSES = Plan({**PLAN.operations, "pass": Operation("passes", "often", group=True)})
+
+
+def passed(one: Hub, start: float, late: float) -> None:
+    """A barrier to which a comes so late."""
+    for silo in "bc":
+        one.submit(silo, Message("pass"), now=start)
+    one.expire(start + late)
+    if "a" not in one.away:
+        one.submit("a", Message("pass"), now=start + late)
+
+
+def test_a_silo_has_one_deadline_a_round_however_many_barriers_it_has() -> None:
     one, server = hub(deadline=10)
-    one.submit("b", add("b"), now=100)
-    one.submit("c", add("c"), now=100)
-    for now in range(105, 200, 5):
-        one.stir("a", now)
-        one.expire(now)
-        assert server.fired == []
-    one.stir("a", 200)
-    one.expire(200)
+    one.plan = PASSES
+    for start in (0, 4, 8):
+        passed(one, start, 3.0)
+        assert one.away == {}
+    passed(one, 12, 0.9)
+    passed(one, 13, 0.2)
+    assert one.away == {"a": "kept the others waiting for 10 s in this round"}
+    for silo in "bc":
+        one.submit(silo, add(silo, server.round), now=14)
+    assert one.closed[0].missing == {"a": "kept the others waiting for 10 s in this round"}
+    for silo in "abc":
+        one.submit(silo, Message("pass"), now=14)
+    passed(one, 15, 3.0)
+    assert one.late == {"a": 3.0}
+
+
+def test_a_slow_half_is_not_late_for_a_fast_one_that_is_smaller() -> None:
+    one, _ = hub(deadline=10)
+    one.plan = PASSES
+    one.submit("a", Message("pass"), now=0)
+    for silo in "bc":
+        one.submit(silo, Message("pass"), now=8)
+    assert one.late == {}
+
+
+def test_what_a_silo_costs_in_other_ways_is_of_the_same_deadline() -> None:
+    one, server = hub(deadline=10)
+    for silo in "bc":
+        one.submit(silo, add(silo), now=0)
+    one.lose("a", 9.0)
+    assert server.fired == []
+    one.lose("a", 1.0)
+    assert server.fired == [["b", "c"]]
+    assert one.closed[0].missing == {"a": "has cost the others 10 s in this round"}
+
+
+def test_what_cannot_be_taken_in_is_refused_to_whoever_sent_it_and_the_others_go_on() -> None:
+    one, server = hub()
+    fold = server.fold
+
+    def broken(silo: str, message: Message) -> Message:
+        if silo == "a":
+            raise RuntimeError("its codes are too few")
+        return fold(silo, message)
+
+    server.fold = broken  # type: ignore[method-assign]
+    for silo in "bca":
+        one.submit(silo, add(silo))
+    with pytest.raises(Refused, match="malformed: RuntimeError: its codes are too few"):
+        one.collect("a")
+    one.leave("a", "it has gone")
     assert server.fired == [["b", "c"]]
 
 

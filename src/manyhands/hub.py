@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 T = TypeVar("T")
-LONGEST = 10
-"""So many deadlines a silo may take in all, whose message comes in little by little."""
 FOREIGN = (ArithmeticError, AttributeError, LookupError, MessageError, OSError, RuntimeError, TypeError, ValueError)
 """What code may come to that is given values which nobody thought of."""
 
@@ -48,7 +46,7 @@ class _Caller:
     waits_in: str = ""
     folded: bool = False
     taken_in: bool = False
-    stirred: float = 0.0
+    came: float = 0.0
     retired: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
     def is_resend(self, session: str, sequence: int) -> bool:
@@ -74,9 +72,10 @@ class Hub:
     ``roster`` says how many images each silo enrolled. A barrier fires when every silo that is not away waits at one;
     should they wait at different operations, one that closes no round goes first, and of several the one with most
     silos; the others wait on.
-    ``expire`` leaves out those who have not called, or been heard of, by the deadline, and ``quorum`` is the least
-    number to go on with. ``earlier`` is the server's state one generation before the newest that is kept: where every
-    silo falls ill of what the last round made, the server goes back to it, once, before the next update comes.
+    ``expire`` leaves out those who have not called by the deadline, and in a round of many barriers those who have come
+    so ``late`` in all, each time after half of the silos. ``quorum`` is the least number to go on with. ``earlier`` is
+    the server's state one generation before the newest that is kept: where every silo falls ill of what the last round
+    made, the server goes back to it, once, before the next update comes.
     """
 
     server: Server
@@ -86,6 +85,7 @@ class Hub:
     deadline: float = 600.0
     earlier: Callable[[], Tensors] | None = None
     closed: list[Closed] = field(default_factory=list)
+    late: dict[str, float] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
 
@@ -113,6 +113,7 @@ class Hub:
         self.away.pop(silo, None)
         if self.plan.operations[message.op].group:
             caller.waiting, caller.waits_in, caller.folded = message, session, caller.taken_in
+            caller.came = self._now
             self._fold_in_order()
             self._fire_when_complete()
         else:
@@ -123,6 +124,8 @@ class Hub:
         caller = self._caller(silo)
         if session != caller.session:
             raise Refused(Reason.OUT_OF_SEQUENCE, f"session {session!r} of {silo} has ended")
+        if caller.refusal is not None and caller.waiting is None:
+            raise caller.refusal
         return caller.reply
 
     def refuse(self, silo: str, refusal: Refused) -> Refused:
@@ -134,20 +137,28 @@ class Hub:
         return refusal
 
     def expire(self, now: float) -> None:
-        """Close a barrier that is past its deadline without those who are silent."""
+        """Go on without those for whom the others have waited long enough."""
         self._now = max(now, self._now)
-        if self._opened is None or self._now < self._opened + self.deadline:
+        present = self._present()
+        if self._opened is None or not (silent := [silo for silo, caller in present.items() if caller.waiting is None]):
             return
-        latest = self._opened + LONGEST * self.deadline
-        for silo, caller in self._callers.items():
-            end = min(max(self._opened, caller.stirred) + self.deadline, latest)
-            if caller.waiting is None and silo not in self.done and self._now >= end:
-                self.away.setdefault(silo, f"silent at the deadline of {self.deadline:g} s")
-        self._fire_when_complete()
+        half = self._half([caller.came for caller in present.values() if caller.waiting], len(present))
+        for silo in silent:
+            late = self.late.get(silo, 0.0) + (self._now - half if half is not None else 0.0)
+            if self._now >= self._opened + self.deadline:
+                self.away[silo] = f"silent at the deadline of {self.deadline:g} s"
+            elif late >= self.deadline:
+                self.away[silo] = f"kept the others waiting for {self.deadline:g} s in this round"
+            if silo in self.away:
+                self.late[silo] = self.deadline
+        if not self.away.keys().isdisjoint(silent):
+            self._fire_when_complete()
 
-    def stir(self, silo: str, now: float) -> None:
-        """A silo is heard, though its message is not whole yet: its deadline begins again."""
-        self._caller(silo).stirred = now
+    def lose(self, silo: str, seconds: float) -> None:
+        """A silo has cost the others so much time; it is left out of the round where that is all it may."""
+        self.late[silo] = self.late.get(silo, 0.0) + seconds
+        if self.late[silo] >= self.deadline and silo not in self.away:
+            self.leave(silo, f"has cost the others {self.deadline:g} s in this round")
 
     def work(self) -> bool:
         """Let the server do a piece of its own work, if it has any; a round that was closed is kept first."""
@@ -197,8 +208,15 @@ class Hub:
             if caller.waiting is None:
                 return
             if not caller.folded:
-                kept = self.server.fold(silo, caller.waiting)
-                caller.waiting, caller.folded, caller.taken_in = kept, True, kept is not caller.waiting
+                self._fold(silo, caller, caller.waiting)
+
+    def _fold(self, silo: str, caller: _Caller, message: Message) -> None:
+        try:
+            kept = self._unharmed(silo, lambda: self.server.fold(silo, message))
+            caller.waiting, caller.folded, caller.taken_in = kept, True, kept is not message
+        except Refused as refusal:
+            caller.waiting = None
+            self.refuse(silo, refusal)
 
     def _fire_when_complete(self) -> None:
         present = self._present()
@@ -217,6 +235,7 @@ class Hub:
     def _fire(self, op: str, group: Mapping[str, Message]) -> None:
         self._opened, number = self._now, self.server.round
         note = self._go_back_if_all_are_ill(group) if self.plan.operations[op].closes_round else ""
+        self._note_late([self._callers[silo] for silo in group], list(group))
         replies = self.server.on_group(op, group)
         for silo in group:
             caller = self._callers[silo]
@@ -226,6 +245,18 @@ class Hub:
             absent = {silo: why for silo, why in {**self.away, **self._refusals}.items() if silo not in group}
             self.closed.append(Closed(number, facts, absent, note))
             self._refusals, self._not_finite = {}, set()
+            self.late.clear()
+
+    def _half(self, came: list[float], count: int) -> float | None:
+        """When half of so many had come, if they have."""
+        place = (count - 1) // 2
+        return sorted(came)[place] if place < len(came) else None
+
+    def _note_late(self, callers: list[_Caller], silos: list[str]) -> None:
+        half = self._half([caller.came for caller in callers], len(callers))
+        for silo, caller in zip(silos, callers, strict=True):
+            if half is not None and caller.came > half:
+                self.late[silo] = self.late.get(silo, 0.0) + caller.came - half
 
     def _go_back_if_all_are_ill(self, group: Mapping[str, Message]) -> str:
         """What is said of it where the server goes back, else nothing."""

@@ -73,11 +73,11 @@ class Bounds(NamedTuple):
 
     def check_begin(self, begin: bytes) -> None:
         """Raise MessageError where the beginning of a message says that it takes more; nothing is read of it."""
-        head = head_size(begin)
-        if head - _PREFIX.size > self.head:
-            raise MessageError(f"its header has {head - _PREFIX.size:,} bytes, {self.head:,} are the most")
-        if len(begin) >= head + _LENGTH.size:
-            self.check_index(*_LENGTH.unpack_from(begin, head))
+        length = _header_bytes(begin)
+        if length > self.head:
+            raise MessageError(f"its header has {length:,} bytes, {self.head:,} are the most")
+        if len(begin) >= _PREFIX.size + length + _LENGTH.size:
+            self.check_index(*_LENGTH.unpack_from(begin, _PREFIX.size + length))
 
     def check_index(self, length: int, index: bytes = b"") -> None:
         """The same of the index of its tensors, of each of which there is a brace in it."""
@@ -131,14 +131,20 @@ def decode(blob: bytes, bounds: Bounds = ANY) -> Message:
 
 def head_size(blob: bytes) -> int:
     """How many of a message's first bytes come before its tensors; all of them must be there."""
-    if len(blob) < _PREFIX.size:
-        raise MessageError(f"{len(blob)} bytes are too few for a message")
-    magic, length = _PREFIX.unpack_from(blob)
-    if magic != MAGIC:
-        raise MessageError(f"starts with {magic!r}, not with {MAGIC!r}")
+    length = _header_bytes(blob)
     if length > HEADER_LIMIT or _PREFIX.size + length > len(blob):
         raise MessageError(f"says that its header has {length} bytes; it has {len(blob)} in all")
-    return int(_PREFIX.size + length)
+    return _PREFIX.size + length
+
+
+def _header_bytes(begin: bytes) -> int:
+    """How many bytes a message says that its header has."""
+    if len(begin) < _PREFIX.size:
+        raise MessageError(f"{len(begin)} bytes are too few for a message")
+    magic, length = _PREFIX.unpack_from(begin)
+    if magic != MAGIC:
+        raise MessageError(f"starts with {magic!r}, not with {MAGIC!r}")
+    return int(length)
 
 
 def decode_from(head: bytes, file: Opened, bounds: Bounds = ANY) -> Message:

@@ -11,7 +11,7 @@ import torch
 
 from manyhands.errors import QuorumLost, Refused
 from manyhands.experiment import silos_of
-from manyhands.federation.running import Running, load_running
+from manyhands.federation.running import RETURNS, Running, load_running
 from manyhands.journal import RunFolder
 from manyhands.message import Message
 from manyhands.recipe import Recipe, load_recipe
@@ -192,3 +192,68 @@ def test_of_one_barrier_it_goes_on_alone(tmp_path: Path) -> None:
     driver.turn()
     assert isinstance(running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0), Message)
     assert not running.must_halt
+
+
+HUSCF = ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=1", "method.model.width=4"]
+
+
+def test_a_site_that_begins_again_after_every_start_costs_so_many_returns_and_no_round(tmp_path: Path) -> None:
+    told = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=600"])
+    driver = Driver(running := begun(tmp_path / "run", told))
+    driver.gather(*SITES)
+    halts = 0
+    for _ in range(200):
+        driver.now += 1
+        running.anew("silo-1")
+        running.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), driver.now)
+        if running.must_halt:
+            halts += 1
+            running.halt(driver.now)
+            driver.gather(*SITES)
+        if 0 in driver.turn():
+            break
+    assert halts == RETURNS
+    assert "began again 4 times" in running.folder.rounds[0].missing["silo-1"]
+    assert running.folder.rounds[0].losses.keys() == {"silo-0", "silo-2"}
+    assert running.must_halt  # the next round is begun with it
+    running.halt(driver.now)
+    driver.gather(*SITES)
+    driver.close(2)
+    assert running.folder.rounds[1].missing == {}
+
+
+def test_what_a_return_has_the_others_do_again_is_of_the_same_deadline(tmp_path: Path) -> None:
+    told = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=100", "federation.gather=1000"])
+    driver = Driver(running := begun(tmp_path / "run", told))
+    driver.gather(*SITES)
+    running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 40.0)
+    assert running.must_halt
+    running.halt(40.0)
+    for site in ("silo-0", "silo-2"):
+        running.enrol(site, enrolment(driver.silos[site]), 41.0)
+    assert not running.gathered(89.0)
+    assert running.gathered(90.0)  # those who must begin again wait half a deadline for it, not gather
+    running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 90.0)
+    driver.begin(running.start(90.0))
+    running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 91.0)
+    assert not running.must_halt
+    assert "had the others lose 91 s" in running.hub.away["silo-1"]  # type: ignore[union-attr]
+
+
+def test_what_the_server_does_for_all_makes_nobody_late(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30")))
+    driver.gather(*SITES[:2], "silo-2")
+    running.work(1000.0)
+    running.expire(1000.0)
+    assert running.hub is not None
+    assert running.hub.away == {}
+
+
+def test_a_site_that_keeps_the_server_busy_is_not_heard_before_the_next_round(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30")))
+    driver.gather(*SITES)
+    for _ in range(40):
+        running.charge({"silo-1": 1.0})
+    assert running.muted == {"silo-1"}
+    assert running.hub is not None
+    assert running.hub.late["silo-1"] >= 30

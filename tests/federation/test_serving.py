@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from manyhands.errors import Reason, Refused
 from manyhands.federation.kit import LEAD, About, Kit
 from manyhands.federation.serving import Serving
 from manyhands.federation.switchboard import Called
-from manyhands.message import Message
+from manyhands.message import Bounds, Message
 from manyhands.recipe import load_recipe
 from manyhands.shipped import recipe_path
 
@@ -37,7 +37,9 @@ class Board:
 
     def __init__(self) -> None:
         self.there: set[str] = set()
-        self.stirring: set[str] = set()
+        self.muted: frozenset[str] = frozenset()
+        self.spent: dict[str, float] = defaultdict(float)
+        self.allowed: tuple[set[str], Bounds | None] = set(), None
         self.came: deque[Called] = deque()
         self.said: dict[str, Message | Refused] = {}
 
@@ -49,6 +51,9 @@ class Board:
 
     def forget(self, peers: Any) -> None:
         pass
+
+    def allow(self, peers: Any = (), bounds: Bounds | None = None) -> None:
+        self.allowed = set(peers), bounds
 
 
 class World:

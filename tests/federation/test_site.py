@@ -119,9 +119,10 @@ def test_a_server_that_offers_nonsense_without_end_is_asked_more_and_more_slowly
 
 def test_what_is_no_offer_is_refused_by_name_and_the_site_goes_on(tmp_path: Path) -> None:
     lines = list[str]()
-    said = once(tmp_path / "site", Server(Message("enrol", facts={"round": 0})), lines.append)
-    assert [message.op for message in said] == ["hello", "hello"]
-    assert "the server offers what is no run: " in "".join(lines)
+    answers = [Message("enrol", facts={"round": 0}), Refused(Reason.MALFORMED, "what was answered is no message")]
+    said = once(tmp_path / "site", Server(*answers), lines.append)
+    assert [message.op for message in said] == ["hello", "hello", "hello"]
+    assert all("the server offers what is no run: " in line for line in lines)
 
 
 def test_a_folder_of_another_run_is_said_and_the_site_goes_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from manyhands.errors import Reason, Refused
 from manyhands.links import exchange
-from manyhands.links.exchange import Calling, Desk, Frame, SessionGone
-from manyhands.message import Message, encode
+from manyhands.links.door import FORMS, Frame, read
+from manyhands.links.exchange import Calling, Desk, SessionGone
+from manyhands.message import ANY, Bounds, Message, encode
 
-MOST = 1 << 20
+MOST = ANY._replace(size=1 << 20)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,7 @@ def test_a_refusal_is_raised_and_told_again_when_asked() -> None:
         calling.take(again)
 
 
-@pytest.mark.parametrize("announced", [0, -5, MOST + 1, 1 << 40])
+@pytest.mark.parametrize("announced", [0, -5, MOST.size + 1, 1 << 40])
 def test_a_size_that_cannot_be_is_refused_before_anything_is_kept(announced: int) -> None:
     (refused,), whole = Desk(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": announced}, b"x"))
     assert whole is None
@@ -139,18 +141,102 @@ def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str,
     desk, calling = Desk(MOST), Calling(message("op", 200), "s", 1, MOST)
     calling.begin()
     for each in frames:
-        desk.take(Frame(*each))
+        desk.take(read(*each))
         try:
-            calling.take(Frame(*each))
+            calling.take(read(*each))
         except (Refused, SessionGone):
             break
 
 
 @pytest.mark.parametrize("kind", ["part", "ask", "have", "other"])
 def test_no_answer_is_larger_for_a_frame_of_many_words(kind: str) -> None:
-    frames, _ = Desk(MOST).take(Frame({"k": kind, "s": "s" * 65_000, "n": 1, "i": 0, "size": 10}))
-    assert [frame.told["reason"] for frame in frames] == [Reason.MALFORMED]
-    assert len(repr(frames)) < 2000
+    odd = read({"k": kind, "s": "s" * 65_000, "n": 1, "i": 0, "size": 10}, b"")
+    frames, whole = Desk(MOST).take(odd)
+    assert (frames, whole) == ([], None)
+    assert len(repr(odd)) < 500
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+GOOD = {"k": "part", "s": "s", "n": 1, "i": 0, "size": 10}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        GOOD | {"i": nested(1000)},
+        GOOD | {"i": nested(100_000)},
+        GOOD | {"more": {"a": nested(1000)}},
+        GOOD | {"k": nested(1000)},
+        GOOD | {"k": "odd", "why": "x"},
+        GOOD | {"size": 10**30},
+        GOOD | {"size": True},
+        {name: value for name, value in GOOD.items() if name != "i"},
+    ],
+)
+def test_what_is_no_frame_is_told_to_whoever_sent_it_and_to_nobody_else(told: dict[str, Any]) -> None:
+    odd = read(told, b"x" * 10)
+    assert odd.told.keys() == {"k", "s", "n", "why"}
+    desk, other = Desk(MOST), Calling(message("op", 1), "t", 1)
+    (refused,), whole = desk.take(odd)
+    assert whole is None
+    assert refused.told["reason"] == Reason.MALFORMED
+    assert other.take(odd) == []
+    assert read(*refused).told["k"] == "refuse"
+
+
+@pytest.mark.parametrize("told", [None, 5, nested(1000), {"s": nested(1000)}, {b"k": 1}, {1: 2}, {"s": "\x1b", "n": 1}])
+def test_what_is_not_even_of_a_call_is_dropped(told: Any) -> None:
+    odd = read(told, object())
+    assert odd.told.keys() == {"k", "why"}
+    assert Desk(MOST).take(odd) == ([], None)
+
+
+@given(st.sampled_from(sorted(FORMS)), st.data())
+def test_every_frame_that_is_sent_is_read(kind: str, data: st.DataObject) -> None:
+    values = {"s": st.just("s"), "reason": st.sampled_from(list(Reason)).map(str), "detail": st.just("x é")}
+    told = {name: data.draw(values.get(name, st.integers(1, 1 << 32))) for name in FORMS[kind]} | {"k": kind}
+    assert read(told, b"").told == told
+
+
+def test_what_says_that_it_weighs_too_much_is_refused_with_its_first_part() -> None:
+    small = Bounds.of(100, 400, 3, 1 << 20)
+    many = Message("op", {str(i): torch.ones(0) for i in range(500)})
+    long = Message("op", {"x": torch.ones(500)}, {"a": "x" * 200})
+    for each, why in ((many, "the index of its tensors has"), (long, "its header has")):
+        (refused,), whole = Desk(small).take(Calling(each, "s", 1).begin()[0])
+        assert whole is None
+        assert why in refused.told["detail"]
+
+
+def test_a_file_holds_no_more_than_has_come_and_was_announced() -> None:
+    desk, calling = Desk(MOST), Calling(message("op", 5000), "s", 1)
+    first, second = calling.begin()[:2]
+    desk.take(first)
+    desk.take(second)
+    desk.take(second)
+    assert desk._in is not None
+    assert desk._in._spool is not None
+    desk._in._spool.file.flush()
+    assert os.fstat(desk._in._spool.fileno()).st_size <= 2 * exchange.PART
+    more = Frame(second.told | {"i": 2}, bytes(exchange.PART + 1))
+    (refused,), _ = desk.take(more)
+    assert refused.told["reason"] == Reason.MALFORMED
+    assert desk._in is None
+
+
+@pytest.mark.parametrize("op", ["index", "junk"])
+def test_an_answer_that_is_none_is_a_refusal_by_name(op: str) -> None:
+    calling = Calling(message("op", 1), "s", 1, Bounds.of(100, 400, 3, 1 << 20))
+    answer = Message("op", {str(i): torch.ones(0) for i in range(20)})
+    (part,) = Calling(answer, "s", 1).begin()[:1] if op == "index" else [Frame(GOOD, b"0123456789")]
+    with pytest.raises(Refused, match="what was answered is no message"):
+        calling.take(part)
 
 
 def test_a_message_that_there_is_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +244,6 @@ def test_a_message_that_there_is_no_room_for_is_refused(monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exchange, "Spool", full)
-    frames, _ = Desk(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": MOST}, bytes(10)))
+    frames, _ = Desk(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": MOST.size}, bytes(256)))
     assert frames[0].told["reason"] == Reason.NOT_NOW
     assert "No space left" in frames[0].told["detail"]

@@ -8,21 +8,35 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from manyhands.federation.kit import SERVER, Kit
-from manyhands.links.exchange import MOST, Calling, Frame
+from manyhands.federation.plans import SITES
+from manyhands.links.exchange import Calling
 
 if TYPE_CHECKING:
-    from manyhands.message import Message
+    from manyhands.links.door import Frame
+    from manyhands.message import Bounds, Message
 
+OFFERS = SITES.bounds("down")
+"""What a site may be answered while it takes part in no run."""
 SILENCE = 2.0
 """Seconds without a word after which the server is asked again."""
 
 
 class Calls:
-    """The line of a site, or of the lead, to the server. ``patience`` gives up after so many silences in a row."""
+    """The line of a site, or of the lead, to the server. ``patience`` gives up after so many silences in a row.
 
-    def __init__(self, kit: Kit, noticed: Callable[[bool], None] = lambda _: None, patience: int = 0) -> None:
+    An answer within ``bounds`` is taken; whoever begins a run widens them to what its plan allows.
+    """
+
+    def __init__(
+        self,
+        kit: Kit,
+        noticed: Callable[[bool], None] = lambda _: None,
+        patience: int = 0,
+        bounds: Bounds = OFFERS,
+    ) -> None:
         from manyhands.links.nvflare import Line
 
+        self.bounds = bounds
         self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._patience = patience
         self.anew()
@@ -40,7 +54,7 @@ class Calls:
     def __call__(self, message: Message) -> Message:
         """The answer; a refusal is raised, and so is ``SessionGone`` where all must begin anew."""
         self._number += 1
-        call, silences = Calling(message, self.session, self._number, MOST), 0
+        call, silences = Calling(message, self.session, self._number, self.bounds), 0
         self._line.send(SERVER, call.begin())
         while (answer := call.answer) is None:
             try:

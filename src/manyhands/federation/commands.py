@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manyhands.errors import KitError, RecipeError
+from manyhands.federation.saying import Seldom, printable, say
 from manyhands.strict import kept_json
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _demo(
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"--out {out}: is not empty")
     told = demo_recipe(recipe_path(recipe), changes or [])
-    run = demo(told, out, _say)
+    run = demo(told, out, say)
     typer.echo(f"the server's run folder: {run}; its report: {run / 'report.html'}")
     typer.echo(f"to measure it, on what the recipe dealt: manyhands evaluate {run} --data recipe")
 
@@ -95,10 +96,11 @@ def serve(
     build_apart()
     give_back(at_once=True)
     out.mkdir(parents=True, exist_ok=True)
-    board = Switchboard(loaded, [*loaded.about.sites, LEAD_NAME], host, port)
-    _say(f"listens at {host}:{port or loaded.about.port}")
+    seldom = Seldom(say)
+    board = Switchboard(loaded, [*loaded.about.sites, LEAD_NAME], host, port, seldom)
+    say(f"listens at {host}:{port or loaded.about.port}")
     try:
-        serving = Serving(loaded, board, out, chosen_device(device), _say)
+        serving = Serving(loaded, board, out, chosen_device(device), say, seldom)
         while True:
             serving.step()
     finally:
@@ -131,14 +133,14 @@ def join(
     give_back(at_once=False)
     about = loaded.about
     try:
-        _say(f"{about.party} dials {about.host}:{about.port}: {loaded.server_fingerprint()}")
+        say(f"{about.party} dials {about.host}:{about.port}: {loaded.server_fingerprint()}")
     except KitError as error:
         if "no server answers" not in str(error):
             raise
-        _say(f"{error}; it is dialled again and again")
-    calls = Calls(loaded, lambda there: _say("connected" if there else "the connection is lost; dials again"))
+        say(f"{error}; it is dialled again and again")
+    calls = Calls(loaded, lambda there: say("connected" if there else "the connection is lost; dials again"))
     try:
-        Site(about.party, told, out, calls, _say).work()
+        Site(about.party, told, out, calls, say).work()
     finally:
         calls.close()
 
@@ -245,11 +247,6 @@ def is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _say(line: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
-    sys.stdout.flush()
-
-
 def _check_free(host: str, port: int) -> None:
     import socket
 
@@ -262,10 +259,10 @@ def _check_free(host: str, port: int) -> None:
 def _told(found: dict[str, Any]) -> str:
     from manyhands.plan import size_text
 
-    lines = [f"{site:16} {how}" for site, how in found["sites"].items()]
+    lines = [f"{site:16} {how}" for site, how in found["sites"].items()]  # what a server says may be foreign, too
     if run := found["run"]:
         lines.append(
             f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
             f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

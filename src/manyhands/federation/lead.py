@@ -9,6 +9,7 @@ from manyhands.checkpoint import replacing
 from manyhands.errors import KitError
 from manyhands.federation.calls import Calls
 from manyhands.federation.kit import load_kit
+from manyhands.federation.plans import LEADS
 from manyhands.links.exchange import SessionGone
 from manyhands.message import Message
 from manyhands.recipe import Recipe
@@ -23,7 +24,7 @@ class Lead:
         kit = load_kit(folder, "lead")
         kit.server_fingerprint()  # says what is wrong, where the line would only go on dialling
         self._where = f"{kit.about.host}:{kit.about.port}"
-        self._calls = Calls(kit, patience=PATIENCE)
+        self._calls = Calls(kit, patience=PATIENCE, bounds=LEADS.bounds("down"))
 
     def __enter__(self) -> Lead:
         return self

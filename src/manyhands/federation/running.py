@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 from manyhands.apart import Apart
 from manyhands.clock import Clock, check_quorum
 from manyhands.errors import MessageError, QuorumLost, Reason, Refused, RunFolderError
+from manyhands.federation.policy import recipe_text
 from manyhands.hub import Hub
 from manyhands.journal import Round, RunFolder, State
 from manyhands.ledger import Ledger
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 FILE = "federation.json"
+RETURNS = 3
+"""So often a site may have all begin a round again; then the round goes on without it."""
+TAKEN = 0.5
+"""The share of a deadline that the server may be busy with a site alone; then it is not heard before the next round."""
+REDONE = 0.5
+"""The share of a deadline that a site may have the others do again in a round; the rest is for gathering anew."""
 Stage = Literal["gathering", "training", "exporting", "ended", "stopped", "failed"]
 OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped", "failed"})
 
@@ -60,13 +68,27 @@ class Running:
         self.method = self.recipe.method
         self.hub: Hub | None = None
         self.server: Server | None = None
+        self.late: dict[str, float] = {}
+        self.muted: set[str] = set()
         self._returning: set[str] = set()
+        self._returns: Counter[str] = Counter()
+        self._taken: dict[str, float] = defaultdict(float)
+        self._left: set[str] = set()
+        self._wait = self.recipe.federation.gather
+        self._culprits: set[str] = set()
+        self._started = self.since
+        self._busy = 0.0
         self._begun: set[str] = set()
         self._fresh = True
         self._clock: Clock | None = None
         self._pending: dict[str, str] = {}
         self._images: dict[str, int] = {}
         self._export: Apart[..., None] | None = None
+
+    @cached_property
+    def offer(self) -> Message:
+        """What sites are told of it; it can be told, or the run could not have been begun."""
+        return Message("hello", facts={"run": self.folder.path.name, "recipe": recipe_text(self.recipe)})
 
     @cached_property
     def plan(self) -> Plan:
@@ -115,9 +137,45 @@ class Running:
         if self.hub is None:
             return None
         if len(self.plan.groups) > 1:
-            self._returning.add(site)
+            self._return(site, now)
             return None
         return self._begin(site)
+
+    def _return(self, site: str, now: float) -> None:
+        """All begin the round again for a site that comes back, unless it has them do so too often, or too much."""
+        assert self.hub is not None
+        deadline = self.recipe.federation.deadline
+        self._returning.add(site)
+        self._returns[site] += site not in self._left
+        lost = self.late.get(site, 0.0) + now - self._started
+        if self._returns[site] > RETURNS or lost > REDONE * deadline or site in self._left:
+            self._left.add(site)
+            often = f"began again {self._returns[site]} times, and had the others lose {lost:.0f} s"
+            self.hub.leave(site, f"{often} in this round; it goes on without it")
+
+    def is_barrier(self, message: Message) -> bool:
+        """Whether others wait for this, too."""
+        return self.hub is not None and message.op in self.plan.groups
+
+    def work(self, seconds: float) -> None:
+        """The server was busy for all: nobody is late meanwhile."""
+        self._busy += seconds
+
+    def charge(self, spent: Mapping[str, float]) -> bool:
+        """The server was busy with sites, of no use to others: that is the loss of each."""
+        for site, seconds in spent.items():
+            self.work(seconds)
+            if self.hub is not None and site in self.roster:
+                self.hub.lose(site, seconds)
+                self._taken[site] += seconds
+                if self._taken[site] > TAKEN * self.recipe.federation.deadline:
+                    self.muted.add(site)
+        return bool(spent)
+
+    def expire(self, now: float) -> None:
+        """Go on without those who are silent for too long, while the server listens."""
+        if self.hub is not None:
+            self.hub.expire(now - self._busy)
 
     def anew(self, site: str) -> None:
         """A site has begun anew: nobody there waits any more for what was called before."""
@@ -135,7 +193,7 @@ class Running:
 
     def gathered(self, now: float) -> bool:
         """Whether all are there, or those who are have waited long enough."""
-        if self.stage != "gathering" or (self.awaited and now < self.since + self.recipe.federation.gather):
+        if self.stage != "gathering" or (self.awaited and now < self.since + self._wait):
             return False
         if len(self.enrolled) >= min(self.recipe.quorum, len(self.roster or self.expected)) and self.enrolled:
             return True
@@ -157,7 +215,10 @@ class Running:
             self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
         self.hub = Hub(self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline)
-        self.hub.earlier = self._earlier
+        self.hub.earlier, self.hub.late = self._earlier, self.late
+        for site in self._culprits:
+            self.late[site] = self.late.get(site, 0.0) + now - self.since
+        self._culprits, self._started = set(), now
         for site in self.roster.keys() - self.enrolled:
             self.hub.away[site] = (self.declined | self.waiting).get(site, "was not there")
         self._clock = Clock(self.ledger, self.server)
@@ -168,12 +229,17 @@ class Running:
     @property
     def must_halt(self) -> bool:
         """Whether a site came back that cannot go on by itself: at once, or with the next round if it was left out."""
-        return self.hub is not None and any(self._fresh or site not in self.hub.away for site in self._returning)
+        ready = self._returning - self._left
+        return self.hub is not None and any(self._fresh or site not in self.hub.away for site in ready)
 
     def halt(self, now: float) -> None:
         """Gather anew: whoever is in the open round begins it again."""
         assert self.hub is not None
         self.absent = self.hub.away.keys() - self._returning
+        for site in self._returning:
+            self.late[site] = self.late.get(site, 0.0) + now - self._started
+        self._culprits = set(self._returning)
+        self._wait = min(self.recipe.federation.gather, (1 - REDONE) * self.recipe.federation.deadline)
         self.stage, self.since, self.hub = "gathering", now, None
         self.enrolled, self._pending = set(), {}
 
@@ -209,7 +275,7 @@ class Running:
         try:
             self.ledger.add(site, "up", op, encoded_size(message))
             with thrift() if adds else nullcontext():
-                self.hub.submit(site, message, session, number, now)
+                self.hub.submit(site, message, session, number, now - self._busy)
         except MessageError as error:
             return Refused(Reason.MALFORMED, str(error))
         except Refused as refusal:
@@ -275,6 +341,8 @@ class Running:
         self.save()
         self._clock.start()
         self._fresh = True
+        for each in (self.late, self.muted, self._left, self._returns, self._taken):
+            each.clear()
         return done
 
     def _earlier(self) -> Tensors:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from manyhands.errors import ManyhandsError, Reason, RecipeError, Refused, plain
+from manyhands.errors import ManyhandsError, MessageError, Reason, RecipeError, Refused, plain
 from manyhands.federation.kit import LEAD, Kit
 from manyhands.federation.plans import LEADS, PIECE, SITES
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.running import FILE, OPEN, OVER, Running, load_running
+from manyhands.federation.saying import Seldom
 from manyhands.journal import RunFolder
-from manyhands.message import Message
+from manyhands.message import HEADER_LIMIT, Message, encoded_size
 from manyhands.plan import size_text
 from manyhands.recipe import parse_recipe
 
 if TYPE_CHECKING:
     from manyhands.federation.switchboard import Called, Switchboard
+
+    Say = Callable[[str], None]
 
 TICK = 0.2
 NEWS = 10.0
@@ -31,8 +35,11 @@ NEWS = 10.0
 class Serving:
     """Offers one run at a time to the sites, and does what the lead says. ``say`` gets a line for people."""
 
-    def __init__(self, kit: Kit, board: Switchboard, out: Path, device: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, kit: Kit, board: Switchboard, out: Path, device: str, say: Say, seldom: Seldom | None = None
+    ) -> None:
         self.kit, self.board, self.out, self.device, self.say = kit, board, out, torch.device(device), say
+        self.seldom = seldom or Seldom(say)
         self.running: Running | None = None
         self._idle: dict[str, tuple[float, str]] = {}
         for file in sorted(out.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime):
@@ -48,6 +55,7 @@ class Serving:
         called = self.board.next(0 if self._unless_it_breaks(self._work) else TICK)
         if called is not None:
             self._take(called)
+        self._charge()
         self._unless_it_breaks(self._go_on)
         self._offer(time.monotonic())
 
@@ -56,6 +64,7 @@ class Serving:
 
     def _take(self, called: Called) -> None:
         answer: Message | Refused | None
+        began = time.perf_counter()
         try:
             answer = self._heard(called)
         except Refused as refusal:
@@ -68,6 +77,17 @@ class Serving:
             if not lead:
                 self._broke(error)
         self._answer(called.peer, answer)
+        seconds, running = time.perf_counter() - began, self.running
+        if answer is None and running is not None and running.is_barrier(called.message):
+            running.work(seconds)
+        else:
+            self.board.spent[called.peer] += seconds
+
+    def _charge(self) -> None:
+        """What a peer has taken of the server's time is its own loss."""
+        spent, self.board.spent = self.board.spent, defaultdict(float)
+        self._unless_it_breaks(lambda running: running.charge(spent))
+        self.board.muted = frozenset(self.running.muted if self.running is not None else ())
 
     def _unless_it_breaks(self, act: Callable[[Running], bool]) -> bool:
         """Whatever ends a run ends it by name, and the server goes on."""
@@ -85,10 +105,16 @@ class Serving:
             self._over(self.running, "failed", words)
 
     def _answer(self, peer: str, answer: Message | Refused | None) -> None:
+        """Answer, whatever is to be said: what cannot be told is a refusal to this one peer."""
         if isinstance(answer, Refused) and peer != LEAD:
-            self.say(f"{peer}: refused: {answer}")
-        if answer is not None:
+            self.seldom(peer, f"refused: {answer}")
+        if answer is None:
+            return
+        try:
             self.board.answer(peer, answer)
+        except Exception as error:
+            self.seldom(peer, f"its answer cannot be told: {plain(str(error))}")
+            self.board.answer(peer, Refused(Reason.NOT_NOW, "what was to be answered cannot be told"))
 
     def _heard(self, called: Called) -> Message | Refused | None:
         peer, session, number, message = called
@@ -117,21 +143,19 @@ class Serving:
             running.finish(peer)
         else:
             running.decline(peer, plain(told["why"]), waits=told["waits"])
-            self.say(f"{peer}: {plain(told['why'])}")
+            self.seldom(peer, plain(told["why"]))
         return Message(message.op)
 
     def _go_on(self, running: Running) -> bool:
         """All that time and what was said have brought about."""
         now = time.monotonic()
         if running.gathered(now):
-            for site, message in running.start(now).items():
+            begun = running.start(now)
+            self.board.allow(running.roster, running.plan.bounds("up"))
+            for site, message in begun.items():
                 self._answer(site, message)
             self.say(f"{running.folder.path.name}: {len(running.enrolled)} sites train from round {running.round + 1}")
-        if running.hub is not None:
-            for site in self.board.stirring & running.roster.keys():
-                running.hub.stir(site, now)
-            running.hub.expire(now)
-        self.board.stirring.clear()
+        running.expire(now)
         for done in running.closed():
             gone = "".join(f"; {site} is missing: {why}" for site, why in done.missing.items())
             gone += f"; {done.note}" * bool(done.note)
@@ -144,7 +168,7 @@ class Serving:
         if running.must_halt:
             self.say("a site came back: all begin the round again")
             running.halt(now)
-            self.board.forget(running.roster)
+            self._hang_up(running)
         elif (running.whole or running.stage == "exporting") and running.conclude():
             self._over(running, "ended")
         return True
@@ -152,7 +176,11 @@ class Serving:
     def _over(self, running: Running, stage: Any, why: str = "") -> None:
         running.stop(stage, why)
         self.say(f"{running.folder.path}: {stage}{f': {why}' if why else ''}")
+        self._hang_up(running)
+
+    def _hang_up(self, running: Running) -> None:
         self.board.forget(running.roster or running.expected)
+        self.board.allow()
 
     def _offer(self, now: float) -> None:
         """Tell sites that ask for a run which there is."""
@@ -163,8 +191,7 @@ class Serving:
             wanted = running is not None and site in running.expected and name != declined and not through
             if name and wanted:
                 assert running is not None
-                text = (running.folder.path / "recipe.toml").read_text()
-                self._answer(site, Message("hello", facts={"run": name, "recipe": text}))
+                self._answer(site, running.offer)
             elif now > since + NEWS:
                 self._answer(site, Message("hello", facts={"run": "", "recipe": ""}))
             else:
@@ -181,9 +208,11 @@ class Serving:
             raise Refused(Reason.NOT_NOW, f"method {told.method.kind!r} needs all images in one place")
         name = _free(self.out, told.name)
         folder, text = RunFolder(self.out / name), recipe_text(told)
+        running = Running(folder, told, tuple(sites) or known, self.device, time.monotonic())
+        _check_offer(running.offer)
         with folder.open(told.resolved(), resume=False):
-            self.running = Running(folder, told, tuple(sites) or known, self.device, time.monotonic())
-            self.running.write()
+            running.write()
+        self.running = running
         self.say(f"{name}: was submitted, {recipe_hash(text)}")
         return Message("submit", facts={"run": name, "hash": recipe_hash(text)})
 
@@ -233,6 +262,17 @@ class Serving:
         if run and "/" not in run and (self.out / run / FILE).exists():
             return load_running(RunFolder(self.out / run), self.device, time.monotonic())
         raise Refused(Reason.WRONG_FACTS, f"there is no run {run!r}" if run else "there is no run yet")
+
+
+def _check_offer(offer: Message) -> None:
+    """Raise where sites could not be told of a run."""
+    try:
+        SITES.check(offer, "down")
+        encoded_size(offer)
+    except (Refused, MessageError) as error:
+        size = len(offer.facts["recipe"].encode())
+        raise RecipeError(f"recipe: has {size:,} bytes when every field is told, about {HEADER_LIMIT:,} are the most: "
+                          f"{error}") from None  # fmt: skip
 
 
 def _free(out: Path, name: str) -> str:

@@ -16,6 +16,7 @@ from manyhands.ending import ready
 from manyhands.errors import BudgetError, DataError, ManyhandsError, RecipeError, Refused, plain
 from manyhands.experiment import chosen_device, silo_of, silos_of
 from manyhands.federation.approval import approved, keep_offer, note_site, words
+from manyhands.federation.calls import OFFERS
 from manyhands.federation.plans import SITES
 from manyhands.federation.policy import Policy, recipe_hash
 from manyhands.federation.released import Released
@@ -23,7 +24,7 @@ from manyhands.federation.secret import site_secret
 from manyhands.federation.usage import Usage
 from manyhands.journal import RunFolder
 from manyhands.links.exchange import SessionGone
-from manyhands.message import Message
+from manyhands.message import Bounds, Message
 from manyhands.privacy.budget import FILE as LEDGER
 from manyhands.privacy.budget import NOTHING, Budget
 from manyhands.recipe import Recipe, parse_offer, understood
@@ -78,8 +79,8 @@ class Site:
                 self.calls.anew()
 
     def _once(self) -> None:
-        offer = self.calls(Message("hello", facts={"declined": self._still_declined()}))
         try:
+            offer = self.calls(Message("hello", facts={"declined": self._still_declined()}))
             SITES.check(offer, "down")
         except Refused as refusal:
             self.say(f"the server offers what is no run: {refusal}")
@@ -229,7 +230,12 @@ class Site:
             released.charge(message, run)
             usage.charge(message, closes_round=closes_round, run=run)
 
-        converse(recipe.method.silo(silo), recipe.method.plan(), self.calls, keep, charge)
+        plan = recipe.method.plan()
+        self.calls.bounds = Bounds.largest([OFFERS, plan.bounds("down")])
+        try:
+            converse(recipe.method.silo(silo), plan, self.calls, keep, charge)
+        finally:
+            self.calls.bounds = OFFERS
         keep(recipe.method.rounds)
         if own := recipe.method.own_generator(silo):
             ready(own, recipe.sampling, silo.images.classes, str(silo.bench.device)).save(place / "model")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from manyhands.links.exchange import MOST, WINDOW, Desk, Frame
+from manyhands.errors import plain
+from manyhands.federation.kit import LEAD
+from manyhands.federation.plans import LEADS, SITES
+from manyhands.links.door import ODD, Frame
+from manyhands.links.exchange import WINDOW, Desk
+from manyhands.message import Bounds
 
 if TYPE_CHECKING:
     from manyhands.errors import Refused
@@ -16,6 +23,11 @@ if TYPE_CHECKING:
 
 ROOM = 4 * WINDOW
 """Frames of a peer that wait to be looked at, at most: more are lost, as a network may lose them."""
+
+
+LEAST = {True: LEADS.bounds("up"), False: SITES.bounds("up")}
+"""What the lead, and what a site may say at once when no run is on."""
+Say = Callable[[str, str], None]
 
 
 class Called(NamedTuple):
@@ -28,17 +40,22 @@ class Called(NamedTuple):
 
 
 class Switchboard:
-    """Listens; whoever has no desk here is not heard.
+    """Listens; whoever has no desk here is not heard. ``there`` are those who are connected.
 
-    ``there`` are those who are connected, ``stirring`` those of whom a part of a message has come.
+    What a peer does wrong is told of by ``say``: who, and what. ``spent`` are the seconds that the frames of each have
+    taken since it was looked at, and of those who are ``muted`` none is looked at.
     """
 
-    def __init__(self, kit: Kit, peers: Iterable[str], host: str, port: int = 0) -> None:
+    def __init__(
+        self, kit: Kit, peers: Iterable[str], host: str, port: int = 0, say: Say = lambda _peer, _line: None
+    ) -> None:
         from manyhands.links.nvflare import Line
 
         self.there: set[str] = set()
-        self.stirring: set[str] = set()
-        self._desks = {peer: Desk(MOST) for peer in peers}
+        self.muted: frozenset[str] = frozenset()
+        self.spent: dict[str, float] = defaultdict(float)
+        self._say = say
+        self._desks = {peer: Desk(LEAST[peer == LEAD]) for peer in peers}
         self._room = {peer: threading.Semaphore(ROOM) for peer in self._desks}
         self._came: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         about = kit.about
@@ -57,14 +74,21 @@ class Switchboard:
             (self.there.add if what else self.there.discard)(peer)
             return None
         self._room[peer].release()
-        desk = self._desks[peer]
-        frames, message = desk.take(what)
-        self._line.send(peer, frames)
-        if message is None:
-            if desk.growing and what.told.get("k") == "part":
-                self.stirring.add(peer)
+        began = time.perf_counter()
+        try:
+            return self._taken(peer, what)
+        except Exception as error:  # a frame of one ends nothing for the others, whatever it brings about
+            self._say(peer, f"a frame of it was dropped: {type(error).__name__}")
             return None
-        return Called(peer, desk.session, desk.number, message)
+        finally:
+            self.spent[peer] += time.perf_counter() - began
+
+    def allow(self, peers: Iterable[str] = (), bounds: Bounds = LEAST[False]) -> None:
+        """From now on so much may be said at once by these, and by other sites no more than when no run is on."""
+        for peer in self._desks.keys() - {LEAD}:
+            self._desks[peer].bounds = LEAST[False]
+        for peer in peers:
+            self._desks[peer].bounds = Bounds.largest([bounds, LEAST[False]])
 
     def answer(self, peer: str, answer: Message | Refused) -> None:
         """Answer, or refuse, the newest call of a peer."""
@@ -75,8 +99,16 @@ class Switchboard:
         for peer in peers:
             self._line.send(peer, self._desks[peer].forget())
 
+    def _taken(self, peer: str, frame: Frame) -> Called | None:
+        desk = self._desks[peer]
+        if frame.told["k"] == ODD:
+            self._say(peer, f"a frame of it was dropped: {plain(frame.told['why'])}")
+        frames, message = desk.take(frame)
+        self._line.send(peer, frames)
+        return None if message is None else Called(peer, desk.session, desk.number, message)
+
     def _frame(self, peer: str, frame: Frame) -> None:
-        if peer in self._room and self._room[peer].acquire(blocking=False):
+        if peer in self._room and peer not in self.muted and self._room[peer].acquire(blocking=False):
             self._came.put((peer, frame))
 
     def close(self) -> None:

@@ -11,10 +11,11 @@ import tempfile
 import weakref
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
-from manyhands.errors import SAID, ManyhandsError, MessageError, Reason, Refused
-from manyhands.message import Message, decode, decode_from, head_size, pieces
+from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
+from manyhands.links.door import Frame
+from manyhands.message import ANY, Bounds, Message, decode, decode_from, head_size, pieces
 
 PART = 1 << 20
 """Bytes of a part; the last one of a message may have fewer."""
@@ -22,17 +23,8 @@ WINDOW = 4
 """Parts that may be under way."""
 SPOOLED = 16 * PART
 """Larger messages wait in a file."""
-MOST = 1 << 32
-"""Bytes of a message, at most."""
 RETIRED = 64
 """So many sessions that have ended are remembered of a caller."""
-
-
-class Frame(NamedTuple):
-    """What a line carries: a few plain words, and bytes."""
-
-    told: dict[str, Any]
-    payload: bytes = b""
 
 
 class SessionGone(ManyhandsError):  # noqa: N818 - the name of the event
@@ -79,12 +71,15 @@ class Spool:
 
 
 class Incoming:
-    """The parts of a message, in whatever order they come; a large one waits in a file."""
+    """The parts of a message, in whatever order they come; a large one waits in a file.
 
-    def __init__(self, size: int, most: int) -> None:
-        if not 0 < size <= most:
-            raise Refused(Reason.MALFORMED, f"a message of {size:,} bytes was announced, {most:,} are the most")
-        self.size, self.count, self.have = size, -(-size // PART), 0
+    Nothing is kept or parsed of one that says that it takes more than it may.
+    """
+
+    def __init__(self, size: int, bounds: Bounds) -> None:
+        if not 0 < size <= bounds.size:
+            raise Refused(Reason.MALFORMED, f"a message of {size:,} bytes was announced, {bounds.size:,} are the most")
+        self.size, self.bounds, self.count, self.have = size, bounds, -(-size // PART), 0
         self._early: dict[int, bytes] = {}
         self._parts: list[bytes] = []
         self._spool = Spool() if size > SPOOLED else None
@@ -97,6 +92,8 @@ class Incoming:
             return
         if len(payload) != min(PART, self.size - number * PART):
             raise Refused(Reason.MALFORMED, f"part {number} has {len(payload):,} bytes")
+        if not number:
+            self.bounds.check_begin(payload)
         self._early[number] = payload
         while (following := self._early.pop(self.have, None)) is not None:
             self._keep(following)
@@ -115,9 +112,9 @@ class Incoming:
     def message(self) -> Message:
         """The message, when it is whole."""
         if self._spool is None:
-            return decode(b"".join(self._parts))
+            return decode(b"".join(self._parts), self.bounds)
         self._spool.file.flush()
-        return decode_from(self._parts[0], self._spool)
+        return decode_from(self._parts[0], self._spool, self.bounds)
 
     def _keep(self, part: bytes) -> None:
         if self._spool is None:
@@ -132,11 +129,12 @@ class Incoming:
 class Calling:
     """The caller's end of one call."""
 
-    def __init__(self, message: Message, session: str, number: int, most: int) -> None:
+    def __init__(self, message: Message, session: str, number: int, bounds: Bounds = ANY) -> None:
         self._told = {"s": session, "n": number}
-        self._most = most
+        self._bounds = bounds
         self._out = Outgoing(message)
         self._in: Incoming | None = None
+        self.answer: Message | None = None
 
     def begin(self) -> list[Frame]:
         """What to send first."""
@@ -147,9 +145,17 @@ class Calling:
         return [Frame({**self._told, "k": "ask", "i": self._in.have if self._in else 0})]
 
     def take(self, frame: Frame) -> list[Frame]:
-        """What to send after a frame; a refusal is raised."""
+        """What to send after a frame; a refusal is raised, and one of an answer that is none."""
+        try:
+            return self._take(frame)
+        except MessageError as error:
+            raise Refused(Reason.MALFORMED, f"what was answered is no message: {error}") from None
+        except OSError as error:
+            raise Refused(Reason.NOT_NOW, f"there is no room for what was answered: {error.strerror}") from None
+
+    def _take(self, frame: Frame) -> list[Frame]:
         told = frame.told
-        if any(told.get(name) != value for name, value in self._told.items()):
+        if self.answer is not None or any(told.get(name) != value for name, value in self._told.items()):
             return []
         match told:
             case {"k": "gone"}:
@@ -162,22 +168,19 @@ class Calling:
                 self._out.sent = min(self._out.sent, max(have, 0))
                 return self._out.up_to(have, self._told)
             case {"k": "part", "i": int(number), "size": int(size)}:
-                self._in = self._in or Incoming(size, self._most)
+                self._in = self._in or Incoming(size, self._bounds)
                 self._in.take(number, frame.payload)
+                if self._in.whole:
+                    self.answer = self._in.message()
                 return [Frame({**self._told, "k": "have", "i": self._in.have})] if self._in.due else []
         return []
 
-    @property
-    def answer(self) -> Message | None:
-        """The answer, when it is whole."""
-        return self._in.message() if self._in and self._in.whole else None
-
 
 class Desk:
-    """The server's end of the calls of one caller: it has one at a time."""
+    """The server's end of the calls of one caller, who has one at a time, within the ``bounds`` of what it may say."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
         self.session, self.number = "", 0
         self._in: Incoming | None = None
         self._whole = False
@@ -187,8 +190,6 @@ class Desk:
 
     def take(self, frame: Frame) -> tuple[list[Frame], Message | None]:
         """What to send after a frame, and the call where it is whole now."""
-        if len(repr(frame.told)) > SAID:
-            return [Frame(_words(Refused(Reason.MALFORMED, "its frame has too many words")))], None
         match frame.told:
             case {"k": "part", "s": str(session), "n": int(number), "i": int(i), "size": int(size)}:
                 return self._part(session, number, i, size, frame.payload)
@@ -198,8 +199,11 @@ class Desk:
                 return self._out.up_to(have, self._told), None
             case {"k": "have", "s": str(), "n": int(), "i": int()}:
                 return [], None
-        told = {name: frame.told.get(name) for name in self._told}
-        return [Frame({**told, **_words(Refused(Reason.MALFORMED, "there is no such frame"))})], None
+        if not {"s", "n"} <= frame.told.keys():
+            return [], None
+        whose = {name: frame.told[name] for name in ("s", "n")}
+        why = frame.told.get("why", "there is no such frame")
+        return [Frame({**whose, **_words(Refused(Reason.MALFORMED, why))})], None
 
     def answer(self, message: Message | Refused) -> list[Frame]:
         """Answer the call."""
@@ -216,11 +220,6 @@ class Desk:
         return [Frame({"k": "gone", **told})] if told["s"] else []
 
     @property
-    def growing(self) -> bool:
-        """Whether a message is on its way, and not whole."""
-        return self._in is not None
-
-    @property
     def _told(self) -> dict[str, Any]:
         return {"s": self.session, "n": self.number}
 
@@ -235,7 +234,7 @@ class Desk:
         if self._refusal or self._whole:
             return [], None
         try:
-            self._in = self._in or Incoming(size, self.most)
+            self._in = self._in or Incoming(size, self.bounds)
             self._in.take(i, payload)
             if not self._in.whole:
                 return [Frame({**self._told, "k": "have", "i": self._in.have})] if self._in.due else [], None

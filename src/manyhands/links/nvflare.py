@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ from nvflare.lighter.spec import Builder
 from nvflare.lighter.utils import sign_folders, verify_folder_signature
 
 from manyhands.errors import RecipeError
-from manyhands.links.exchange import PART, Frame
+from manyhands.links.door import Frame, read
+from manyhands.links.exchange import PART
 
 APP = 0x4D48
 ORG, ROOT, SIGNATURE = "manyhands", "rootCA.pem", "signature.json"
@@ -88,7 +90,7 @@ class Line(MessageReceiver, EndpointMonitor):
         try:
             for frame in frames:
                 self._communicator.send(endpoint or Endpoint(peer), APP, Carried(frame.told, frame.payload))
-        except CommError:
+        except (CommError, OSError, struct.error):  # it has gone
             return False
         return True
 
@@ -98,8 +100,7 @@ class Line(MessageReceiver, EndpointMonitor):
 
     def process_message(self, endpoint: Endpoint, connection: Any, app_id: int, message: Carried) -> None:
         """What FLARE calls with what came."""
-        if isinstance(message.headers, dict):
-            self._take(endpoint.name, Frame(message.headers, bytes(message.payload or b"")))
+        self._take(endpoint.name, read(message.headers, message.payload))
 
     def state_change(self, endpoint: Endpoint) -> None:
         """What FLARE calls when a peer comes or goes."""
