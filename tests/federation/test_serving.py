@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands.errors import Reason, Refused
+from manyhands.errors import MessageError, Reason, Refused
+from manyhands.federation import plans
 from manyhands.federation.kit import LEAD, About, Kit
+from manyhands.federation.saying import BURST
 from manyhands.federation.serving import Serving
 from manyhands.federation.switchboard import Called
 from manyhands.message import Bounds, Message
@@ -174,3 +176,56 @@ def test_a_site_that_asks_for_runs_anew_is_not_counted_until_it_enrols_again(wor
     assert world.serving.running.enrolled == {"b"}
     world.enrol("a")
     assert world.stage == "training"
+
+
+def test_no_more_may_be_said_than_the_stage_of_the_run_needs(world: World) -> None:
+    board, basic = world.board, plans.SITES.bounds("up")
+    assert board.allowed == (set(), None)
+    assert basic.size < 20_000
+    for site in ("a", "b"):
+        world.enrol(site)
+    sites, bounds = board.allowed
+    assert sites == {"a", "b"}
+    assert bounds is not None
+    assert world.serving.running is not None
+    assert bounds == world.serving.running.plan.bounds("up")
+    world.call(LEAD, "stop", run="")
+    assert board.allowed == (set(), None)
+
+
+def test_a_recipe_that_cannot_be_offered_is_refused_when_it_is_submitted(tmp_path: Path) -> None:
+    world = World(tmp_path / "one")
+    world.call(LEAD, "stop", run="")
+    told = load_recipe(recipe_path("folder-fedavg"), []).resolved()
+    told["data"]["classes"] = [f"class {i} of this long list" for i in range(45_000)]
+    told["method"]["model"]["classes"] = 45_000
+    refusal = world.call(LEAD, "submit", recipe=told, sites=[])
+    assert isinstance(refusal, Refused)
+    assert "recipe: has " in refusal.detail
+    assert not (tmp_path / "one" / told["name"]).exists()
+    world.call("a", "hello", declined="")
+
+
+@pytest.mark.parametrize(
+    "error", [MessageError("its facts take 2,000,000 bytes"), RecursionError(), OSError(28, "full")]
+)
+def test_an_answer_that_cannot_be_told_is_a_refusal_to_one_site_and_no_more(world: World, error: Exception) -> None:
+    answer = world.board.answer
+
+    def broken(peer: str, told: Message | Refused) -> None:
+        if isinstance(told, Message) and peer == "a":
+            raise error
+        answer(peer, told)
+
+    world.board.answer = broken  # type: ignore[method-assign]
+    refusal = world.call("a", "hello", declined="")
+    assert isinstance(refusal, Refused)
+    assert refusal.reason is Reason.NOT_NOW
+    assert isinstance(world.call("b", "hello", declined=""), Message)
+    assert any(line.startswith("a: its answer cannot be told") for line in world.lines)
+
+
+def test_a_flood_of_refusals_leaves_a_few_lines(training: World) -> None:
+    for _ in range(500):
+        training.call("a", "odd")
+    assert sum(line.startswith("a: refused") for line in training.lines) == BURST

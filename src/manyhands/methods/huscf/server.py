@@ -97,8 +97,9 @@ class HuSCFServer(Server):
             raise Refused(Reason.OUT_OF_SEQUENCE, f"{message.op} came, {ORDER[self._at]} is to come")
         self.method.check(message, self.cuts[silo])
         count, most = len(message.tensors["x"]), self.method.training.batch
-        if not 0 < count <= most:
-            raise Refused(Reason.WRONG_SHAPE, f"{count} images in a batch, {most} are the most")
+        least = self.method.training.least
+        if not least <= count <= most:
+            raise Refused(Reason.WRONG_SHAPE, f"{count} images in a batch, {least} are the fewest, {most} the most")
         if message.op.endswith(BACK):
             sent = next((each.sent[silo] for each in self._passes[there_of(message.op)] if silo in each.sent), None)
             if sent is None:

@@ -1,0 +1,258 @@
+"""One of three sites says whatever it likes: the others come to their end, and lose one deadline a round at most."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manyhands.errors import Refused
+from manyhands.experiment import silos_of
+from manyhands.facts import Fact, Listed, Number, Table, Text, Whole
+from manyhands.federation import serving
+from manyhands.federation.kit import LEAD, About, Kit
+from manyhands.federation.plans import SITES
+from manyhands.federation.serving import Serving
+from manyhands.federation.switchboard import Called
+from manyhands.message import Message
+from manyhands.plan import Carries
+from manyhands.recipe import Recipe, load_recipe
+from manyhands.shipped import recipe_path
+from manyhands.silo import Workbench
+from manyhands.tensors import Tensors
+
+GOOD, BAD = ("silo-0", "silo-1"), "silo-2"
+DEADLINE, ROUNDS, TICK = 10.0, 2, 0.01
+SMALL = ["partition.silos=3", "data.limit=60", "evaluation.images=0", f"method.rounds={ROUNDS}",
+         f"federation.deadline={DEADLINE}", "method.training.steps=1"]  # fmt: skip
+UNET, GAN = ["method.model.widths=[8]"], ["method.model.width=4", "method.training.batch=8"]
+METHODS = {
+    "fedavg": ("digits-fedavg", UNET),
+    "collafuse": ("digits-collafuse", [*UNET, "sampling.steps=3"]),
+    "huscf": ("digits-huscf", GAN),
+    "local": ("digits-fedavg", [*UNET, "method.kind=local"]),
+    **{kind: ("digits-huscf", [*GAN, f"method.kind={kind}"]) for kind in ("mdgan", "splitgan", "pflgan", "hflgan")},
+}
+
+
+def recipe(kind: str) -> Recipe:
+    name, changes = METHODS[kind]
+    return load_recipe(recipe_path(name), [*SMALL, *changes])
+
+
+class Board:
+    """What a switchboard is to a server; it asks nobody to wait, but time passes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.there: set[str] = set()
+        self.muted: frozenset[str] = frozenset()
+        self.spent: dict[str, float] = defaultdict(float)
+        self.came: deque[Called] = deque()
+        self.said: deque[tuple[str, Message | Refused | None]] = deque()
+
+    def next(self, timeout: float) -> Called | None:
+        self.clock.now += TICK
+        while self.came:
+            called = self.came.popleft()
+            if called.peer not in self.muted:
+                return called
+        return None
+
+    def answer(self, peer: str, answer: Message | Refused) -> None:
+        self.said.append((peer, answer))
+
+    def forget(self, peers: Iterable[str]) -> None:
+        self.said.extend((peer, None) for peer in peers)
+
+    def allow(self, peers: Any = (), bounds: Any = None) -> None: ...
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class World:
+    """A server, two sites that do as they should, and one that does not."""
+
+    def __init__(self, path: Path, told: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        monkeypatch.setattr(serving, "time", self.clock)
+        self.board, self.lines, self.told = Board(self.clock), list[str](), told
+        sites = (*GOOD, BAD)
+        about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=sites)
+        self.serving = Serving(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        self.silos = {silo.name: silo for silo in silos_of(told)[0]}
+        for silo in self.silos.values():
+            silo.bench = Workbench()
+        self.talks: dict[str, Any] = {}
+        self.count: dict[str, int] = defaultdict(int)
+        self.say(LEAD, Message("submit", facts={"recipe": told.resolved(), "sites": []}))
+        self.serving.step()
+        self.run = self.board.said.pop()[1].facts["run"]  # type: ignore[union-attr]
+        for site in sites:
+            self.enrol(site)
+
+    def say(self, site: str, message: Message, session: str = "") -> None:
+        self.count[site] += 1
+        self.board.came.append(Called(site, session or f"{site} {self.count[site]}", 1, message))
+
+    def enrol(self, site: str) -> None:
+        self.talks.pop(site, None)
+        images = len(self.silos[site].images)
+        kept = list(range(1, ROUNDS + 1))
+        self.say(site, Message("enrol", facts={"run": self.run, "images": images, "held_out": 0, "kept": kept}))
+
+    def go_on(self) -> None:
+        """A step of the server, and what those who do as they should say to what it answers."""
+        self.serving.step()
+        for _ in range(len(self.board.said)):
+            site, answer = self.board.said.popleft()
+            if site not in GOOD:
+                continue
+            if answer is None:
+                self.enrol(site)
+            elif isinstance(answer, Message) and answer.op == "enrol":
+                self.talks[site] = self.told.method.silo(self.silos[site])
+                self.say(site, next(self.talks[site]))
+            elif site in self.talks:
+                self.hear(site, answer)
+
+    def hear(self, site: str, answer: Message | Refused) -> None:
+        talk = self.talks[site]
+        try:
+            self.say(site, talk.throw(answer) if isinstance(answer, Refused) else talk.send(answer))
+        except StopIteration:
+            del self.talks[site]
+            self.say(site, Message("ended", facts={"run": self.run}))
+
+    @property
+    def rounds(self) -> int:
+        running = self.serving.running
+        assert running is not None
+        assert running.stage in ("gathering", "training", "exporting"), self.lines[-3:]
+        return len(running.folder.rounds)
+
+
+def facts(expected: dict[str, Fact] | Any, *, least: bool) -> dict[str, Any]:
+    """The least, or the most, that may be told."""
+    return {name: _value(fact, least=least) for name, fact in expected.items()}
+
+
+def _value(fact: Fact, *, least: bool) -> Any:
+    match fact:
+        case Whole() | Number():
+            return fact.least if least else fact.most
+        case Text():
+            return "" if least else "\x1b[2J\ud800" + "é" * (fact.most - 5)
+        case Listed():
+            return [] if least else [_value(fact.each, least=False)] * fact.most
+        case Table():
+            return {}
+    return least
+
+
+def tensors(carried: Carries, value: float) -> Tensors:
+    """What fits the plan, with one item where a length is open."""
+    return {
+        name: torch.full([1 if n is None else n for n in like.shape], value).to(like.dtype)
+        for name, like in carried.tensors.items()
+    }
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = {"a": [value]}
+    return value
+
+
+def odd(op: str, carried: Carries) -> Iterator[Message]:
+    """Much that one could say by an operation: what is in its plan, at the wrong time, and what is not."""
+    low, high = (facts(carried.facts, least=least) for least in (True, False))
+    for told in (low, high):
+        for value in (0.0, 5.9e4, -1.0):
+            yield Message(op, tensors(carried, value), told)
+    yield Message(op, {}, low)
+    yield Message(op, tensors(carried, math.nan), low)
+    yield Message(op, {"x" * 70_000: torch.ones(1)}, high)
+    yield Message(op, tensors(carried, 0.0), {name: nested(3000) for name in carried.facts} or {"a": nested(3000)})
+    yield Message(op, tensors(carried, 0.0), dict.fromkeys(carried.facts))
+
+
+def words(world: World) -> list[Message]:
+    """All of these, of all operations."""
+    every = {**world.told.method.plan().operations, **SITES.operations}
+    found = [message for op, operation in every.items() for message in odd(op, operation.up)]
+    named = {"run": world.run, "images": len(world.silos[BAD].images)}
+    right = [
+        Message(
+            message.op, message.tensors, {k: (named | {"round": number}).get(k, v) for k, v in message.facts.items()}
+        )
+        for number in range(ROUNDS)
+        for message in found
+        if message.op != "decline"
+    ]
+    return [*found, *right, Message("x" * 32), Message("submit", facts={"recipe": {}, "sites": []})]
+
+
+@pytest.mark.parametrize("way", [1, -1])
+@pytest.mark.parametrize("kind", METHODS)
+def test_whatever_one_site_says_the_others_come_to_their_end(
+    kind: str, way: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, recipe(kind), monkeypatch)
+    while world.serving.running.hub is None:  # type: ignore[union-attr]
+        world.go_on()
+    began, said = world.clock.now, words(world)[::way]
+    for number in range(100_000):
+        if world.rounds >= ROUNDS or number * TICK > 10 * ROUNDS * DEADLINE:
+            break
+        if len(world.board.came) < 4:
+            world.say(BAD, said[number % len(said)])
+        world.go_on()
+    assert number > len(said) / 2
+    assert world.rounds == ROUNDS
+    assert world.clock.now - began <= ROUNDS * (DEADLINE + 2)
+    check_what_is_kept(world)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_site_that_falls_silent_costs_one_deadline_a_round(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, recipe(kind), monkeypatch)
+    while world.rounds < ROUNDS and world.clock.now < 10 * ROUNDS * DEADLINE:
+        world.go_on()
+    assert world.rounds == ROUNDS
+    assert world.clock.now <= DEADLINE + 2  # nobody waits again for one that does not come back
+    check_what_is_kept(world)
+
+
+def check_what_is_kept(world: World) -> None:
+    """Strict JSON, and words that anybody can bear to read."""
+
+    def constant(name: str) -> None:
+        raise AssertionError(name)
+
+    running = world.serving.running
+    assert running is not None
+    for line in (running.folder.path / "journal.jsonl").read_text().splitlines():
+        told = json.loads(line, parse_constant=constant)
+        assert set(GOOD) <= told["losses"].keys() or world.told.method.kind == "collafuse"
+        assert all(why.isprintable() and len(why) <= 1100 for why in told["missing"].values())
+        assert len(line) < 20_000
+    assert all(len(line) < 5000 for line in world.lines)
