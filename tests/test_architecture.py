@@ -136,3 +136,12 @@ def test_the_public_names_are_there() -> None:
 def test_json_is_written_in_one_place_which_writes_only_what_is_json() -> None:
     writers = [path.name for path in SOURCE.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())]
     assert writers == ["strict.py"]
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    there = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name in re.findall(r"`(test_\w+)", page.read_text()):
+            assert f"def {name}(" in there, f"{page.name}: {name}"
+        for path in re.findall(r"`(tests/[\w/]+\.py)`", page.read_text()):
+            assert (ROOT / path).is_file(), f"{page.name}: {path}"

@@ -98,7 +98,11 @@ class Carries:
 
 @dataclass(frozen=True)
 class Operation:
-    """One kind of call: who may say what, how often, in words and in types."""
+    """One kind of call: who may say what, how often, in words and in types.
+
+    One that ``draws`` is for when a run has ended, or between its rounds in one process: a server does nothing else
+    meanwhile.
+    """
 
     says: str
     often: str
@@ -108,6 +112,7 @@ class Operation:
     closes_round: bool = False
     leaves: tuple[Leaving, ...] = ()
     """The kinds of things that it carries up, beside its facts."""
+    draws: bool = False
 
 
 @dataclass(frozen=True)

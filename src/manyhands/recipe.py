@@ -126,14 +126,15 @@ class Data(Spec):
 class Federation(Spec):
     """How a run between real sites waits, in seconds.
 
-    ``gather`` is how long it waits for sites that should be there before it begins, or goes on after a halt, and
-    ``deadline`` how long those who have called wait for the others. A site that has ``lost`` what it kept is refused,
-    or admitted as if it were new.
+    ``gather`` is how long it waits for sites that should be there before it begins, and ``deadline`` how long the
+    others wait for a site in a round, in all. A site that has ``lost`` what it kept is refused, or admitted as if it
+    were new. A site may enrol ``images`` at most, which bounds what it can release and how much it counts.
     """
 
     gather: Float = Field(default=600.0, ge=0)
     deadline: Float = Field(default=600.0, gt=0)
     lost: Literal["refuse", "admit"] = "refuse"
+    images: Int = Field(default=1_000_000, ge=1)
 
 
 class Recipe(Spec):

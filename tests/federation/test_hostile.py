@@ -199,12 +199,10 @@ def words(world: World) -> list[Message]:
     found = [message for op, operation in every.items() for message in odd(op, operation.up)]
     named = {"run": world.run, "images": len(world.silos[BAD].images)}
     right = [
-        Message(
-            message.op, message.tensors, {k: (named | {"round": number}).get(k, v) for k, v in message.facts.items()}
-        )
+        Message(each.op, each.tensors, {k: (named | {"round": number}).get(k, v) for k, v in each.facts.items()})
         for number in range(ROUNDS)
-        for message in found
-        if message.op != "decline"
+        for each in found
+        if each.op not in ("decline", "ended")
     ]
     return [*found, *right, Message("x" * 32), Message("submit", facts={"recipe": {}, "sites": []})]
 
@@ -230,6 +228,22 @@ def test_whatever_one_site_says_the_others_come_to_their_end(
     check_what_is_kept(world)
 
 
+@pytest.mark.parametrize("goes", [{}, {"ended": {}}, {"decline": {"why": "it would rather not", "waits": False}}])
+@pytest.mark.parametrize("kind", ["fedavg", "huscf"])
+def test_a_site_that_goes_says_so_and_costs_the_others_nothing(
+    kind: str, goes: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, recipe(kind), monkeypatch)
+    while world.serving.running.hub is None:  # type: ignore[union-attr]
+        world.go_on()
+    began = world.clock.now
+    for op, told in goes.items():
+        world.say(BAD, Message(op, {}, {"run": world.run, **told}))
+    while world.rounds < ROUNDS and world.clock.now < 10 * ROUNDS * DEADLINE:
+        world.go_on()
+    assert (world.clock.now - began < DEADLINE) == bool(goes)
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_site_that_falls_silent_costs_one_deadline_a_round(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -240,6 +254,20 @@ def test_a_site_that_falls_silent_costs_one_deadline_a_round(
     assert world.rounds == ROUNDS
     assert world.clock.now <= DEADLINE + 2  # nobody waits again for one that does not come back
     check_what_is_kept(world)
+
+
+@pytest.mark.parametrize(("kind", "op"), [("collafuse", "denoise"), ("huscf", "draw")])
+def test_the_server_draws_for_nobody_while_it_trains(
+    kind: str, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, recipe(kind), monkeypatch)
+    while world.serving.running.hub is None:  # type: ignore[union-attr]
+        world.go_on()
+    carried = world.told.method.plan().operations[op].up
+    world.say(BAD, Message(op, tensors(carried, 0.0), facts(carried.facts, least=True)))
+    for _ in range(5):
+        world.go_on()
+    assert f"{BAD}: refused: not now: the server draws for nobody while it trains" in world.lines
 
 
 def check_what_is_kept(world: World) -> None:

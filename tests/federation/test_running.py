@@ -142,6 +142,7 @@ def test_a_site_that_lost_what_it_kept_is_refused_or_admitted_as_the_recipe_says
     ("changed", "why"),
     [
         ({"images": 7}, "7 images"),
+        ({"images": 1_000_001}, "images"),
         ({"images": 0}, "images"),
     ],
 )
@@ -151,6 +152,14 @@ def test_what_a_site_says_of_itself_must_be_so(tmp_path: Path, changed: dict[str
     found = running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | changed, 0.0)
     assert isinstance(found, Refused)
     assert why in str(found)
+
+
+def test_no_site_enrols_more_images_than_the_recipe_allows(tmp_path: Path) -> None:
+    driver = Driver(running := begun(tmp_path / "run", recipe("federation.images=20")))
+    found = running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | {"images": 21}, 0.0)
+    assert isinstance(found, Refused)
+    assert "federation.images allows 20" in str(found)
+    assert running.enrolled == set()
 
 
 def test_a_round_is_closed_at_its_deadline_without_the_silent(tmp_path: Path) -> None:

@@ -27,6 +27,18 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(exchange, name, value)
 
 
+@pytest.fixture(autouse=True)
+def nothing_odd_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an end sends is a frame to the other's door."""
+
+    def checked(told: dict[str, Any], payload: bytes = b"") -> Frame:
+        frame = Frame(told, payload)
+        assert read(*frame) == frame
+        return frame
+
+    monkeypatch.setattr(exchange, "Frame", checked)
+
+
 def message(op: str, size: int) -> Message:
     return Message(op, {"x": torch.arange(size, dtype=torch.float32)}, {"size": size})
 

@@ -122,6 +122,8 @@ class Running:
             return Refused(
                 Reason.WRONG_WEIGHT, f"says {facts['images']} images, {self.roster[site]} when the run began"
             )
+        if facts["images"] > (most := self.recipe.federation.images):
+            return Refused(Reason.WRONG_WEIGHT, f"says {facts['images']:,} images, federation.images allows {most:,}")
         kept = [number for number in facts["kept"] if 0 < number <= self.round]
         if not kept and any(site not in done.missing for done in self.folder.rounds[: self.round]):
             if self.recipe.federation.lost == "refuse":
@@ -271,6 +273,8 @@ class Running:
         if self.hub is None or site not in self._begun:
             return Refused(Reason.NOT_NOW, "the run waits for its sites")
         op = message.op if message.op in self.plan.operations else "refused"
+        if op != "refused" and self.plan.operations[op].draws:
+            return Refused(Reason.NOT_NOW, "the server draws for nobody while it trains")
         adds = self.server is not None and not self.server.trains
         try:
             self.ledger.add(site, "up", op, encoded_size(message))

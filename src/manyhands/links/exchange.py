@@ -249,8 +249,9 @@ class Desk:
 
     def _asked(self, session: str, number: int, have: int) -> list[Frame]:
         if (session, number) != (self.session, self.number):
+            whose = {"s": session, "n": number}
             fresh = self._begins(session, number)
-            return [Frame({"k": "want" if fresh else "gone", "s": session, "n": number, "i": 0})]
+            return [Frame({**whose, "k": "want", "i": 0} if fresh else {**whose, "k": "gone"})]
         if self._refusal:
             return [self._refused()]
         if self._out:

@@ -48,6 +48,7 @@ def operation(model: UNet) -> Operation:
         "whenever it draws",
         Carries(asked, facts),
         Carries({"images": Like(shape, torch.float32, MOST)}),
+        draws=True,
         leaves=(Statistics(of=("which classes it wants drawn",)),) if model.classes else (),
     )
 

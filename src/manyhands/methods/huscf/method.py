@@ -162,7 +162,7 @@ class HuSCF(Adversarial):
         )  # fmt: skip
         there, back = (self._carries("make", up=up, bits=32, items=MOST) for up in (True, False))
         asked = Activations(by=HEADS["generator"], of="noise and the labels that it wants drawn")
-        draw = Operation(SAYS["make"], "whenever it draws", there, back, leaves=(asked,))
+        draw = Operation(SAYS["make"], "whenever it draws", there, back, draws=True, leaves=(asked,))
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw})
 
     def _leaves(self, op: str) -> tuple[Leaving, ...]:
