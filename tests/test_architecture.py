@@ -83,6 +83,12 @@ def test_imports_point_downward(path: Path) -> None:
         assert noun(path) in ENGINES.get(engine, {noun(path)}), f"{path.name} imports {module}"
 
 
+def test_the_layers_are_those_that_contributing_tells_of() -> None:
+    rows = re.findall(r"^\| (\d) \| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = {int(level): set(re.findall(r"`(\w+)`", modules)) for level, modules in rows}
+    assert told == {level: names for level, names in enumerate(LAYERS, 1) if names != {"__main__"}}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_who_must_not_know_whom(path: Path) -> None:
     known = {module.split(".")[1] for module in imports(path) if module.startswith("manyhands.")}

@@ -17,7 +17,9 @@ from benchmarks.table import PAGES, with_table
 from manyhands import Autoencoder, Diffusion, Latent, Training, UNet
 from manyhands.data.partition import AnyPartition
 from manyhands.data.sources import AnySource
+from manyhands.errors import Reason
 from manyhands.evaluation.judge import Evaluation
+from manyhands.federation.policy import Policy
 from manyhands.recipe import AnyMethod, Data, Recipe
 from manyhands.spec import Spec
 from tests.command import manyhands
@@ -105,3 +107,18 @@ def test_every_field_of_a_recipe_is_documented() -> None:
     for spec in told:
         for name in spec.model_fields:
             assert re.search(rf"`[^`]*\b{name}\b[^`]*`|\[{name}\]", text), f"{spec.__name__}.{name} is not documented"
+
+
+def test_every_field_of_a_policy_is_documented() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text().split("## The site's policy")[1]
+    example, rest = text.split("```toml\n")[1].split("```", 1)
+    table = rest.split("| field |")[1].split("\n\n")[0]
+    for name in Policy.model_fields:
+        assert re.search(rf"^{name} = ", example, re.MULTILINE), f"{name} is not in the example of a policy"
+        assert f"`{name}`" in table, f"{name} is not in the table of a policy"
+
+
+def test_every_reason_for_a_refusal_is_documented() -> None:
+    text = " ".join((ROOT / "docs" / "concepts.md").read_text().split())
+    for reason in Reason:
+        assert str(reason) in text, reason
