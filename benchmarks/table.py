@@ -23,8 +23,8 @@ SCALES = ("paper", "small")
 LEGEND = (
     "Seeds: from how many trainings a figure comes; **1** is marked; 3 (1) is the worst of several cases, some of which "
     "have one seed; 1 run: there is no seed to vary, or it was measured once. Interval: 95 %, by Student's t over the "
-    "ratios of the seeds (over their logarithms) or over their differences, in the worst case; for a worst seed it is "
-    "the interval of the mean. ~: the interval contains the bar, so another set of seeds may change the verdict."
+    "ratios of the seeds (over their logarithms) or over their differences, in the worst case; for a worst seed it "
+    "is the interval of the mean. ~: the interval contains the bar, so another set of seeds may change the verdict."
 )
 
 
