@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SCALES = ("paper", "small")
 LEGEND = (
-    "Seeds: from how many trainings a figure comes; **1** is marked; 3 (1) is the worst of several cases, some of which "
-    "have one seed; 1 run: there is no seed to vary, or it was measured once. Interval: 95 %, by Student's t over the "
-    "ratios of the seeds (over their logarithms) or over their differences, in the worst case; for a worst seed it "
+    "Seeds: from how many trainings a figure comes; **1** is marked; 3 (1) is the worst of several cases, and some of "
+    "them have one seed; 1 run: there is no seed to vary, or it was measured once. Interval: 95 %, by Student's t over "
+    "the ratios of the seeds (over their logarithms) or over their differences, in the worst case; for a worst seed it "
     "is the interval of the mean. ~: the interval contains the bar, so another set of seeds may change the verdict."
 )
 
