@@ -74,7 +74,7 @@ class ToySplit(Method):
         """Activations and their gradients; no image, no label."""
         maps = Carries({"x": MAPS})
         told = Carries(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
-        often, made = "each mini-batch", (Activations(by="its head", of="its images", images=True),)
+        often, made = "each mini-batch", (Activations(by="its head", on="its images", images=True),)
         back = (Gradients(at="what its tail gets"),)
         return Plan(
             {

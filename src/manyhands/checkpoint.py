@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -118,6 +119,17 @@ def new_file(path: Path, content: bytes) -> bool:
             Path(beside).unlink()
         _sync_folder(path.parent)
     return True
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to read and write, made for its owner alone if there is none; other processes that ask for it wait."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(handle, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
 
 
 @contextmanager

@@ -103,9 +103,9 @@ class Reason(StrEnum):
     NOT_NOW = "not now"
 
 
-def plain(words: str) -> str:
-    """Foreign words, as a terminal, a log and a message can bear them."""
-    return "".join(each if each.isprintable() else "?" for each in words[:SAID])
+def plain(words: str, most: int = SAID) -> str:
+    """Foreign words, at most so many characters of them, as a terminal, a log and a message can bear them."""
+    return "".join(each if each.isprintable() else "?" for each in words[:most])
 
 
 class Refused(ManyhandsError):  # noqa: N818 - thrown into a silo's half as the answer it gets

@@ -31,9 +31,10 @@ from manyhands.methods.method import Method, Server, Trained
 from manyhands.models.autoencoder import DRAWS_NOTHING, TrainedAutoencoder
 from manyhands.models.forger import Forger
 from manyhands.models.generator import Drawing, Generator, load
+from manyhands.plan import names_text
 from manyhands.recipe import Recipe, parse_recipe, specs_in
 from manyhands.seed import numpy_rng
-from manyhands.silo import Silo, Workbench, distinct
+from manyhands.silo import FROM_THE_SEED, Silo, Workbench, distinct
 from manyhands.tensors import Tensors
 
 Drawn = Drawing | TrainedAutoencoder
@@ -107,9 +108,8 @@ class Experiment:
     def simulated(self) -> list[str]:
         """Whose noise, that must hide what they send, is no secret."""
         names = [silo.name for silo in self.silos if not silo.secret] if self.method.hides else []
-        few = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        told = f"simulated: the noise of {few} is drawn from the run's seed, and whoever knows that can remove it"
-        return [f"{told}; Silo(secret=...) keeps it"] if names else []
+        told = f"simulated: the noise of {names_text(names)} {FROM_THE_SEED}; Silo(secret=...) keeps it"
+        return [told] if names else []
 
     def _rounds(self) -> Iterator[Round]:
         if self._ran:
@@ -264,8 +264,7 @@ def _lacking(silos: Sequence[Silo]) -> list[str]:
     """Classes that nobody has an image of."""
     counts, names = class_counts([silo.images for silo in silos]).sum(0), silos[0].images.classes
     none = [names[number] for number in np.flatnonzero(counts == 0)] if names else []
-    few = ", ".join(none[:8]) + (f" and {len(none) - 8} more" if len(none) > 8 else "")
-    return [f"no silo has an image of class {few}: what is drawn of it means nothing"] if none else []
+    return [f"no silo has an image of class {names_text(none)}: what is drawn of it means nothing"] if none else []
 
 
 def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = False) -> Experiment:

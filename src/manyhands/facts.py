@@ -50,14 +50,14 @@ class Whole(Fact):
 
     @property
     def weight(self) -> int:
-        """Its digits, characters or parts."""
+        """See ``Fact``."""
         return max(len(str(self.least)), len(str(self.most)))
 
     def __str__(self) -> str:
         return f"a whole number from {self.least:,} to {self.most:,}"
 
     def fits(self, value: Any) -> bool:
-        """Of the type, and in range."""
+        """See ``Fact``."""
         return type(value) is int and self.least <= value <= self.most
 
 
@@ -71,14 +71,14 @@ class Number(Fact):
 
     @property
     def weight(self) -> int:
-        """Its digits, characters or parts."""
+        """See ``Fact``."""
         return 25
 
     def __str__(self) -> str:
         return f"a number from {self.least:g} to {self.most:g}{' or none' * self.or_none}"
 
     def fits(self, value: Any) -> bool:
-        """Of the type, and in range."""
+        """See ``Fact``."""
         return (value is None and self.or_none) or (type(value) is float and self.least <= value <= self.most)
 
 
@@ -90,14 +90,14 @@ class Text(Fact):
 
     @property
     def weight(self) -> int:
-        """Its digits, characters or parts."""
+        """See ``Fact``."""
         return 6 * self.most + 2
 
     def __str__(self) -> str:
         return f"a text of at most {self.most:,} characters"
 
     def fits(self, value: Any) -> bool:
-        """Of the type, and in range."""
+        """See ``Fact``."""
         return type(value) is str and len(value) <= self.most
 
 
@@ -107,14 +107,14 @@ class Flag(Fact):
 
     @property
     def weight(self) -> int:
-        """Its digits, characters or parts."""
+        """See ``Fact``."""
         return 5
 
     def __str__(self) -> str:
         return "true or false"
 
     def fits(self, value: Any) -> bool:
-        """Of the type, and in range."""
+        """See ``Fact``."""
         return type(value) is bool
 
 
@@ -127,14 +127,14 @@ class Listed(Fact):
 
     @property
     def weight(self) -> int:
-        """Its digits, characters or parts."""
+        """See ``Fact``."""
         return self.most * (self.each.weight + 1) + 2
 
     def __str__(self) -> str:
         return f"a list of at most {self.most:,}, each {self.each}"
 
     def fits(self, value: Any) -> bool:
-        """Of the type, and in range."""
+        """See ``Fact``."""
         return type(value) is list and len(value) <= self.most and all(map(self.each.fits, value))
 
 
@@ -146,14 +146,14 @@ class Table(Fact):
 
     @property
     def weight(self) -> int:
-        """Its digits, characters or parts."""
+        """See ``Fact``."""
         return self.most
 
     def __str__(self) -> str:
         return "a table"
 
     def fits(self, value: Any) -> bool:
-        """Of the type, and in range."""
+        """See ``Fact``."""
         return type(value) is dict
 
 

@@ -32,11 +32,10 @@ from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.method import Method
 from manyhands.seed import numpy_rng
-from manyhands.silo import NAME_RULE, is_name
+from manyhands.silo import NAME, NAME_RULE, is_name
 from manyhands.spec import Float, Int, Spec, nearest
 
 S = TypeVar("S", bound=Spec)
-NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 MAX_BYTES = 1 << 20
 """Of a TOML file that is read."""
 MAX_DEPTH = 32

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from manyhands.data.latents import Latents
     from manyhands.tensors import Tensors
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
+FROM_THE_SEED = "is drawn from the run's seed, and whoever knows that can remove it"
+"""What is said of noise where there is no ``secret``."""
 NAME_RULE = "use a-z, 0-9, '.', '_' and '-', at most 63 of them"
 
 
 def is_name(name: str) -> bool:
     """Whether a silo may be called so: it is a folder's name, and part of seeds."""
-    return bool(_NAME.fullmatch(name)) and ".." not in name
+    return bool(re.fullmatch(NAME, name)) and ".." not in name
 
 
 class Buildable(Protocol):

@@ -173,7 +173,7 @@ def test_what_noise_can_have_is_in_brackets_where_a_run_is_far_from_its_floor(
     assert cells["far"].startswith("(0.8)")
     assert not cells["near"].startswith("(")
     assert "*" not in cells["far"]
-    assert "In brackets: not to be quoted" in found.note()
+    assert "Figures in brackets are not to be quoted" in found.note()
     assert found.verdicts()[1] == "far: FID 30 x the floor: these are not yet images of the kind"
 
 

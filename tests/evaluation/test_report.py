@@ -63,7 +63,7 @@ def test_it_says_what_a_reader_asks(folder: RunFolder) -> None:
         assert f"<h2>{heading}</h2>" in page
     left = page[page.index("<h2>What left the silos, and what can be computed from it</h2>") :]
     assert left.index("the weights of its network, which the server can read") < left.index("In no message: images")
-    assert "that says nothing of what can be computed from what leaves" in left
+    assert "this says nothing about what can be computed from what leaves" in left
     assert "60 samples against 180 training images" in page
     assert "McMahan" in page
     assert page.count("<img") == 4, "a picture for each evaluated round"

@@ -32,7 +32,7 @@ def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_oth
     assert "recall" in rows
 
     real = judge.verdict([judge.held.pixels])
-    assert real["words"] == "FID 1.0 x the floor: about as real images have it"
+    assert real["words"] == "FID 1.0 x the floor: about as good as real images"
     assert not [note for note in real["notes"] if note.startswith("precision")]
     assert "precision" in [row[0] for row in figures_table(real)]
 
@@ -49,7 +49,7 @@ def test_the_farther_the_harder_the_words() -> None:
 def test_of_few_images_nothing_good_is_said() -> None:
     for times in (1, 9, 19):
         assert verdict.words({"fid": times}, {"fid": 1}, few=True).endswith(
-            "of too few images to say how good they are"
+            "there are too few images to say how good these are"
         )
     assert verdict.words({"fid": 21}, {"fid": 1}, few=True) == of(21)  # it is farther still
 

@@ -140,7 +140,7 @@ def test_the_table_has_every_method_that_is_shipped() -> None:
         ({}, "collafuse with labels", "labels would leave"),
         ({}, "collafuse at cut 0", "images would leave: its images, as they are"),
         ({}, "collafuse, hostile cut", "could be computed from what leaves: its images, noised to an SNR of 43.8 dB"),
-        ({}, "huscf", "images and labels could be computed from what leaves: what its head of the discriminator makes"),
+        ({}, "huscf", "images and labels could be computed from what leaves: the activations of its head of the"),
         ({"images": True}, "huscf", "labels could be computed from what leaves"),
         ({}, "central", "images would leave"),
         ({}, "fedavg, one step a round", "images could be computed from what leaves: the weights"),

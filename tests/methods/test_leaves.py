@@ -47,7 +47,9 @@ def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
     assert kinds[0].open() == ("images", "labels")
     assert len(set(kinds)) == len(kinds)
     words = offer("huscf").method.plan().words()
-    assert words[0].startswith("This run gives its images away. What leaves: what its head of the discriminator makes")
+    assert words[0].startswith(
+        "This run gives its images away. What leaves: the activations of its head of the discriminator"
+    )
     assert "the server can compute its images and labels" in words[0]
 
 
@@ -69,7 +71,9 @@ def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
 )  # fmt: skip
 def test_nothing_is_said_to_stay_that_leaves_or_can_be_computed(case: str, absent: tuple[str, ...]) -> None:
     assert offer(case).method.plan().never == absent
-    assert offer(case).method.plan().words()[-1].endswith("that says nothing of what can be computed from what leaves")
+    assert (
+        offer(case).method.plan().words()[-1].endswith("this says nothing about what can be computed from what leaves")
+    )
 
 
 def test_a_silo_is_told_of_its_own_cut_alone() -> None:
@@ -107,7 +111,7 @@ def test_a_release_gives_its_images_away_by_theory_or_where_there_is_none_by_eps
     assert "epsilon of" in loud.gives_away()
     assert faint.gives_away() == ""
     assert loud.gives_away(picked=leaves.Picked(0.009, CANDIDATES)) == ""
-    assert "tells 1.1% of them" in loud.gives_away(picked=leaves.Picked(0.011, CANDIDATES))
+    assert "picks the right one for 1.1% of the releases" in loud.gives_away(picked=leaves.Picked(0.011, CANDIDATES))
     assert "1.1%" in faint.gives_away(picked=leaves.Picked(0.011, CANDIDATES))
     assert loud.gives_away(picked=leaves.Picked(0.0, 10)), "ten candidates acquit nobody"
     assert faint.gives_away(picked=leaves.Picked(1.0, 10)) == ""
@@ -122,7 +126,7 @@ def test_weights_after_a_single_step_are_a_gradient() -> None:
 
 
 def test_layers_that_the_server_does_not_know_tell_it_nothing() -> None:
-    head: dict[str, Any] = {"by": "its head", "of": "its images", "images": True, "labels": True}
+    head: dict[str, Any] = {"by": "its head", "on": "its images", "images": True, "labels": True}
     assert leaves.Activations(**head).open() == ("images", "labels")
     assert leaves.Activations(**head, known=False).open() == ()
     assert leaves.Activations(**head, known=False).gives_away() == ""

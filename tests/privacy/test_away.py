@@ -25,7 +25,7 @@ def left(*kinds: Leaving) -> dict[str, tuple[int, tuple[Leaving, ...]]]:
 def test_all_silos_that_give_away_as_much_are_one_line() -> None:
     (line,) = given_away(left(LOUD, LOUD), silos(600, 600))
     assert line.startswith("This run gives its images away: they leave noised to an SNR of 0.0 dB.")
-    assert "who knows 1,000 images tells" in line
+    assert "somebody with 1,000 candidates picks the right one for" in line
 
 
 def test_one_silo_that_does_is_named() -> None:
@@ -33,9 +33,14 @@ def test_one_silo_that_does_is_named() -> None:
     assert line.startswith("s1: This run gives its images away")
 
 
+def test_of_many_silos_that_do_it_is_said_how_many_are_not_named() -> None:
+    (line,) = given_away(left(FAINT, *[LOUD] * 10))
+    assert line.startswith("s1, s2, s3, s4, s5, s6, s7, s8 and 2 more: This run gives its images away")
+
+
 def test_without_images_it_is_told_by_epsilon() -> None:
     (line,) = given_away(left(LOUD))
-    assert line.endswith("above 10 it rules out next to nothing.")
+    assert line.endswith("a value above 10 rules out next to nothing.")
     assert given_away(left(FAINT)) == []
 
 

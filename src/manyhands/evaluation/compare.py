@@ -159,7 +159,7 @@ class Comparison:
             f"over {'the seeds of training' if self.several else told_spread}. "
             f"{told['images']:,} samples against "
             f"{told['reference']:,} training images, features of {told['features']}; samples: {' or '.join(ways)}."
-            + " In brackets: not to be quoted, so far from the floor."
+            + " Figures in brackets are not to be quoted: their samples are too far from the floor."
             * self._any_doubted()
         )
 
@@ -167,7 +167,8 @@ class Comparison:
         """The table as Markdown, CSV and JSON, and the figures."""
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        texts = {"table.md": self.markdown(), "table.csv": self.csv(), "table.json": _json(self.records(), self.note())}
+        told = kept_json({"note": self.note(), "runs": self.records()}, indent=1)
+        texts = {"table.md": self.markdown(), "table.csv": self.csv(), "table.json": told}
         for name, text in texts.items():
             replace_file(out / name, text.encode())
         return [out / name for name in texts] + self._draw(out)
@@ -334,8 +335,3 @@ def _cost(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     return size_text(value) if name.startswith("bytes") else count_text(value)
-
-
-def _json(records: list[dict[str, Any]], note: str) -> str:
-
-    return kept_json({"note": note, "runs": records}, indent=1)

@@ -14,7 +14,7 @@ from manyhands.evaluation.charts import Line
 from manyhands.evaluation.judge import AT_ONCE
 from manyhands.evaluation.markup import flat, number, picture, style, table, text
 from manyhands.leaves.stated import NO_REASSURANCE
-from manyhands.plan import count_text, size_text
+from manyhands.plan import count_text, names_text, size_text
 
 if TYPE_CHECKING:
     from manyhands.journal import Round, RunFolder
@@ -317,10 +317,12 @@ def _sharing(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
         [told["what"], told["often"], told["computed"], told["guarantee"], _whose(told["silos"], facts["silos"])]
         for told in facts["leaves"]
     ]
-    left = table(["what left a silo", "how often", "what can be computed from it", "proven", "which"], rows, left=5)
+    left = table(
+        ["what left a silo", "how often", "what can be computed from it", "proven", "which silos"], rows, left=5
+    )
     operations = "".join(
-        f"<li><b>{text(name)}</b> ({text(told['often'])}): {text(told['says'])}; beside tensors it tells "
-        f"{text(', '.join(told['tells']) or 'nothing')}</li>"
+        f"<li><b>{text(name)}</b> ({text(told['often'])}): {text(told['says'])}; its facts: "
+        f"{text(', '.join(told['tells']) or 'none')}</li>"
         for name, told in facts["operations"].items()
     )
     absent = text(", ".join(facts["never"]))
@@ -335,7 +337,7 @@ def _whose(silos: Sequence[str], every: Mapping[str, int]) -> str:
     """Which silos, in few words."""
     if len(silos) == len(every):
         return "every silo" if len(silos) > 1 else silos[0]
-    return ", ".join(silos[:8]) + (f" and {len(silos) - 8} more" if len(silos) > 8 else "")
+    return names_text(silos)
 
 
 def _bytes(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:

@@ -36,7 +36,7 @@ def words(metrics: Figures, floor: Figures, *, few: bool = False) -> str:
     times = times_floor(metrics, floor)
     if times is None:
         return ""
-    says = "of too few images to say how good they are" if few and times <= NOT_YET else _says(times)
+    says = "there are too few images to say how good these are" if few and times <= NOT_YET else _says(times)
     return f"FID {_shown(times)} x the floor: {says}"
 
 
@@ -51,8 +51,8 @@ def caution(metrics: Figures, floor: Figures) -> str:
     if times is None or times <= FAR:
         return ""
     return (
-        f"precision and density: not to be quoted, at {_shown(times)} x the floor; they can be those of real images "
-        "where samples are noise"
+        f"precision and density: not to be quoted at {_shown(times)} x the floor, where noise can have the "
+        "same figures as real images"
     )
 
 
@@ -61,7 +61,7 @@ def _says(times: float) -> str:
         return "these are not yet images of the kind"
     if times > FAR:
         return "far from real images"
-    return "not as good as real images" if times > NEAR else "about as real images have it"
+    return "not as good as real images" if times > NEAR else "about as good as real images"
 
 
 def _shown(times: float) -> str:

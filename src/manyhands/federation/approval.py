@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from manyhands.checkpoint import new_file, replace_file, writing
-from manyhands.errors import SAID, RecipeError, plain
+from manyhands.errors import RecipeError, plain
 from manyhands.federation.policy import recipe_hash, told_in_words
 from manyhands.recipe import MAX_BYTES, parse_offer
 from manyhands.strict import strict_json
@@ -100,11 +100,7 @@ def words(recipe: Recipe, mark: str, site: str, images: int) -> list[str]:
     lines = told_in_words(recipe, site, max(images, 1))
     if not images:
         lines.append("its images are not read before it is approved: the figures above are for one image")
-    return [*map(_printable, lines), f"its hash is {mark}"]
-
-
-def _printable(line: str) -> str:
-    return "".join(plain(line[at : at + SAID]) for at in range(0, len(line), SAID))
+    return [*(plain(line, len(line)) for line in lines), f"its hash is {mark}"]
 
 
 def _path(site: Path, mark: str) -> Path:

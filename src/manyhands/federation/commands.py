@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manyhands.errors import KitError, RecipeError
-from manyhands.federation.saying import Seldom, printable, say
+from manyhands.errors import KitError, RecipeError, plain
+from manyhands.federation.saying import LINE, Seldom, say
 from manyhands.strict import kept_json
 
 if TYPE_CHECKING:
@@ -265,4 +265,4 @@ def _told(found: dict[str, Any]) -> str:
             f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
             f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"
         )
-    return "\n".join(map(printable, lines))
+    return "\n".join(plain(line, LINE) for line in lines)

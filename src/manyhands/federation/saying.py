@@ -9,22 +9,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from manyhands.errors import plain
+
 LINE = 4000
 """Characters of a line, at most."""
 BURST, WINDOW = 5, 60.0
 """So many lines that one peer brings about are said in so many seconds."""
 
 
-def printable(text: str) -> str:
-    """A line as a terminal can bear it."""
-    return "".join(each if each.isprintable() else "?" for each in text[:LINE])
-
-
 def say(line: str, stream: TextIO | None = None) -> None:
     """Say a line with the time, whatever is in it and whether anybody still listens or not."""
     out = stream or sys.stdout
     code = getattr(out, "encoding", None) or "utf-8"
-    text = f"{time.strftime('%H:%M:%S')} {printable(line)}\n".encode(code, "backslashreplace").decode(code)
+    text = f"{time.strftime('%H:%M:%S')} {plain(line, LINE)}\n".encode(code, "backslashreplace").decode(code)
     with suppress(OSError, ValueError):  # whoever read it has gone
         out.write(text)
         out.flush()

@@ -25,10 +25,11 @@ from manyhands.federation.usage import Usage
 from manyhands.journal import RunFolder
 from manyhands.links.exchange import SessionGone
 from manyhands.message import Bounds, Message
+from manyhands.plan import names_text
 from manyhands.privacy.budget import FILE as LEDGER
 from manyhands.privacy.budget import NOTHING, Budget
 from manyhands.recipe import Recipe, parse_offer, understood
-from manyhands.silo import Workbench
+from manyhands.silo import FROM_THE_SEED, Workbench
 
 if TYPE_CHECKING:
     from manyhands.federation.calls import Calls
@@ -187,9 +188,9 @@ class Site:
     def _dealt(self, recipe: Recipe) -> Silo:
         dealt = {silo.name: silo for silo in silos_of(recipe)[0]}
         if self.name not in dealt:
-            raise RecipeError(f"the recipe deals nothing to {self.name}, but to {', '.join(sorted(dealt)[:8])}")
+            raise RecipeError(f"the recipe deals nothing to {self.name}, but to {names_text(sorted(dealt))}")
         if recipe.method.hides:
-            self.say("simulated: noise is drawn from the run's seed, and whoever knows that can remove it")
+            self.say(f"simulated: noise {FROM_THE_SEED}")
         return dealt[self.name]
 
     def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from manyhands.checkpoint import writing
+from manyhands.checkpoint import locked_file
 from manyhands.errors import BudgetError
 from manyhands.message import encoded_size
 from manyhands.plan import size_text
@@ -17,9 +15,7 @@ from manyhands.strict import strict_json
 from manyhands.tensors import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-    from typing import BinaryIO
 
     from manyhands.message import Message
 
@@ -56,7 +52,7 @@ class Usage:
 
         A round of a run that is done again, and tells the very same, is no further one.
         """
-        with self._alone() as file:
+        with locked_file(self.path) as file:
             used = self._parsed(file.read())
             digest = _digest(message, run) if closes_round and self.rounds is not None else ""
             fresh = closes_round and (not digest or digest not in used.last)
@@ -89,15 +85,6 @@ class Usage:
             return Used(int(told.get("rounds", 0)), int(told.get("bytes", 0)), tuple(told.get("last", ())))
         except (ValueError, TypeError, AttributeError) as error:
             raise BudgetError(f"{self.path}: cannot be read ({error}): nothing is sent until it is put right") from None
-
-    @contextmanager
-    def _alone(self) -> Iterator[BinaryIO]:
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            with os.fdopen(handle, "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield file
 
 
 def _digest(message: Message, run: str) -> str:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 IMAGES, LABELS = "images", "labels"
 DELTA = 1e-5
 MAX_EPSILON = 10.0
-"""A release of a larger epsilon gives its images away, as long as nothing is known of images of the kind."""
+"""A release of a larger epsilon gives its images away, unless the theory below can be computed on them."""
 MAX_PICKED, CANDIDATES = 0.01, 1000
-"""Where they are known: one by which theory has a larger share of images picked out of so many."""
+"""Where there are so many images to compute it on: a release by which a larger share of them is picked, in theory."""
 NO_EPSILON = "no epsilon can be given"
 
 
@@ -26,7 +26,7 @@ def short(spent: float) -> str:
 
 
 class Picked(NamedTuple):
-    """The share of images that theory has picked by their release, out of so many candidates."""
+    """The share of releases for which, in theory, the right image is picked out of so many candidates."""
 
     share: float
     of: int
@@ -78,11 +78,11 @@ class Images(Leaving):
 
     @property
     def what(self) -> str:
-        """They themselves."""
+        """See ``Leaving``."""
         return "its images, as they are"
 
     def computed(self, images: int | None = None) -> str:
-        """Nothing need be."""
+        """See ``Leaving``."""
         return "nothing need be computed, the images are there"
 
     def open(self, images: int | None = None) -> tuple[str, ...]:
@@ -121,25 +121,25 @@ class NoisedImages(Leaving):
 
     @property
     def what(self) -> str:
-        """Its SNR in one release."""
+        """Says the SNR of one release."""
         squeezed = f"squeezed into the norm {self.norm:g} and " if self.squeezed else ""
         return f"its images, {squeezed}noised to an SNR of {decibel(self.snr):.1f} dB"
 
     def computed(self, images: int | None = None) -> str:
-        """What more signal than noise gives, or what epsilon leaves."""
+        """Depends on whether there is more signal than noise, and on epsilon."""
         if self.open(images):
-            about = "each image, more or less sharp: it holds more signal than noise"
+            about = "each image, more or less sharp, since it holds more signal than noise"
         elif self.epsilon(images) > MAX_EPSILON:
-            about = "a likeness of each image, and which image it is of"
+            about = "a rough picture of each image, and which of several images it is"
         else:
             about = "little"
         count = self.releases(images)
         if count is None:
-            return f"{about}, the more the more often it is released: n times is as once at n times the SNR"
+            return f"{about}, and more with each release: n releases are as one at n times the SNR"
         return about if count == 1 else f"{about}; {count:,} releases are as one at {self.snr_db(images):.1f} dB"
 
     def guarantee(self, images: int | None = None) -> str:
-        """Epsilon, with what it has no meaning without."""
+        """Epsilon, its delta, and what it is about."""
         spent, one = self.epsilon(images, self.delta), self.releases(images) is None
         of = " of one release" if one else ""
         return f"epsilon {short(spent)}{of} at delta {self.delta:g} (local, one image replaced by any other)"
@@ -166,9 +166,10 @@ class NoisedImages(Leaving):
         known = picked is not None and picked.of >= CANDIDATES
         if picked.share <= MAX_PICKED if known and picked else spent <= MAX_EPSILON:
             return ""
-        proof = f"above {MAX_EPSILON:g} it rules out next to nothing"
+        proof = f"a value above {MAX_EPSILON:g} rules out next to nothing"
         if picked:
-            proof = f"by theory, who knows {picked.of:,} images tells {picked.share:.1%} of them by their releases"
+            who = f"somebody with {picked.of:,} candidates"
+            proof = f"in theory, {who} picks the right one for {picked.share:.1%} of the releases"
         count = self.releases(images) or 1
         together = f", {count:,} releases of each together" if count > 1 else ""
         noised = f"they leave noised to an SNR of {self.snr_db(images):.1f} dB{together}"
@@ -178,7 +179,7 @@ class NoisedImages(Leaving):
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(Leaving):
-    """What layers ``by`` name make ``of`` something; ``known``: the server knows these layers.
+    """The activations of the layers that ``by`` names, ``on`` something; ``known``: the server knows these layers.
 
     ``images`` and ``labels`` say which of the silo's own went in.
     """
@@ -186,15 +187,15 @@ class Activations(Leaving):
     rank = 2
 
     by: str
-    of: str
+    on: str
     known: bool = True
     images: bool = False
     labels: bool = False
 
     @property
     def what(self) -> str:
-        """Whose, and of what."""
-        return f"what {self.by} makes of {self.of}"
+        """Says of which layers, and on what."""
+        return f"the activations of {self.by} on {self.on}"
 
     def computed(self, images: int | None = None) -> str:
         """What went in, where the layers are known."""
@@ -210,7 +211,7 @@ class Activations(Leaving):
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients(Leaving):
-    """Gradients of a loss ``at`` something that is no image of the silo."""
+    """Gradients of a loss with respect to something (``at``) that is no image of the silo."""
 
     rank = 3
 
@@ -218,12 +219,12 @@ class Gradients(Leaving):
 
     @property
     def what(self) -> str:
-        """Where they are taken."""
-        return f"gradients at {self.at}"
+        """Says with respect to what."""
+        return f"gradients with respect to {self.at}"
 
     def computed(self, images: int | None = None) -> str:
-        """How the silo's network judges."""
-        return "how its network judges, which learnt from its images; no way from there to an image is known here"
+        """See ``Leaving``."""
+        return "how its network, trained on its images, rates its input; no attack from there to an image is known here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +237,12 @@ class Labels(Leaving):
 
     @property
     def what(self) -> str:
-        """True ones or not."""
-        return "its labels" if self.randomised is None else "its labels, in part random ones instead"
+        """See ``Leaving``."""
+        return "its labels" if self.randomised is None else "its labels, some of them replaced at random"
 
     def computed(self, images: int | None = None) -> str:
-        """The class of each image."""
-        return "the class of each image" if self.randomised is None else "the class of each image, by chance"
+        """See ``Leaving``."""
+        return "the class of each image" if self.randomised is None else "the class of each image, with errors"
 
     def guarantee(self, images: int | None = None) -> str:
         """That of randomised response."""
@@ -270,17 +271,17 @@ class Weights(Leaving):
 
     @property
     def what(self) -> str:
-        """Of which network."""
+        """Says of which network, and whether the server can read them."""
         how = "which the server can read" if self.readable else "which the server cannot read"
         return f"the weights of {self.of}, {how}"
 
     def computed(self, images: int | None = None) -> str:
-        """What they have learnt."""
+        """See ``Leaving``."""
         if not self.readable:
-            return "of one silo's nothing, of the mean of all what it has learnt"
+            return "nothing from those of one silo; from the mean of all silos, what that has learnt"
         if self.open(images):
-            return "its images, in part at least: after a single step weights are a gradient"
-        return "images like its own, those that it has by heart, and in part whether it has seen an image"
+            return "at least some of its images: after a single step the weights tell the gradient"
+        return "images like its own, those that it has memorised, and with errors whether an image was trained on"
 
     def open(self, images: int | None = None) -> tuple[str, ...]:
         """Images, where a round is a single step."""
@@ -292,7 +293,7 @@ class Weights(Leaving):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImages(Leaving):
-    """Images that a generator of the silo makes, and whom they go ``to``."""
+    """Images that a generator of the silo draws, and whom they go ``to``."""
 
     rank = 6
 
@@ -300,12 +301,12 @@ class GeneratedImages(Leaving):
 
     @property
     def what(self) -> str:
-        """Who gets them."""
-        return f"images that its generator makes, to {self.to}"
+        """Says who gets them."""
+        return f"images that its generator draws, for {self.to}"
 
     def computed(self, images: int | None = None) -> str:
-        """What the generator knows."""
-        return "images like its own, and those that the generator has by heart"
+        """See ``Leaving``."""
+        return "images like its own, and those that the generator has memorised"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,9 +319,9 @@ class Statistics(Leaving):
 
     @property
     def what(self) -> str:
-        """All of them."""
+        """See ``Leaving``."""
         return ", ".join(self.of)
 
     def computed(self, images: int | None = None) -> str:
-        """What they say."""
+        """See ``Leaving``."""
         return "no image"

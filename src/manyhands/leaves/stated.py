@@ -11,7 +11,7 @@ from manyhands.leaves.kinds import IMAGES, LABELS, Labels, Leaving, NoisedImages
 if TYPE_CHECKING:
     from manyhands.plan import Operation
 
-NO_REASSURANCE = "that says nothing of what can be computed from what leaves"
+NO_REASSURANCE = "this says nothing about what can be computed from what leaves"
 TOLD = {
     "images": "how many images it has",
     "cut": "its cut",
@@ -32,7 +32,7 @@ SAYS_NOTHING = frozenset(
 
 
 def stated(operations: Iterable[Operation], before: Sequence[Leaving] = ()) -> tuple[Leaving, ...]:
-    """Every kind of thing that leaves by these operations, each once: what gives most away first."""
+    """Every kind of thing that leaves by these operations, each once; what gives most away comes first."""
     kinds, known = [*before], set(SAYS_NOTHING)
     for operation in operations:
         kinds += [replace(kind, often=kind.often or operation.often) for kind in operation.leaves]

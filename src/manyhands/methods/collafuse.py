@@ -33,7 +33,7 @@ from manyhands.models import cost
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.layout import layout_of
 from manyhands.models.unet import UNet
-from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, count_text, size_text
+from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, count_text, names_text, size_text
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import Like, named, prefixed
@@ -127,7 +127,7 @@ class CollaFuse(Denoising):
     def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """The server, with a freshly initialised network."""
         if unknown := sorted(self.cuts.keys() - set(silos)):
-            raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({', '.join(sorted(silos)[:8])})")
+            raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({names_text(sorted(silos))})")
         cuts = {silo: self.step_of(silo) for silo in silos}
         home = self.home(max(cuts.values()))
         each = {

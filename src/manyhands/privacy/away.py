@@ -12,6 +12,7 @@ from manyhands.data.images import as_floats
 from manyhands.diffusion.squeeze import squeezed
 from manyhands.leaves import NoisedImages, Picked
 from manyhands.leaves.kinds import CANDIDATES
+from manyhands.plan import names_text
 from manyhands.privacy.identity import equidistant
 
 if TYPE_CHECKING:
@@ -49,5 +50,5 @@ def given_away(left: Mapping[str, tuple[int, Sequence[Leaving]]], silos: Sequenc
         for kind in kinds:
             if line := kind.gives_away(count, candidates.picked(kind, count)):
                 found.setdefault(line, []).append(silo)
-    whose = {line: "" if len(mine) == len(left) else f"{', '.join(mine[:8])}: " for line, mine in found.items()}
+    whose = {line: "" if len(mine) == len(left) else f"{names_text(mine)}: " for line, mine in found.items()}
     return [f"{whose[line]}{line}" for line in found]

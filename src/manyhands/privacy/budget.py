@@ -7,23 +7,21 @@ sent. It names no image: records and paths stand in it by hashes under the site'
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 from collections import defaultdict
-from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manyhands.accountant import decibel, epsilon
-from manyhands.checkpoint import writing
+from manyhands.checkpoint import locked_file
 from manyhands.errors import BudgetError
 from manyhands.strict import strict_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -116,7 +114,7 @@ class Budget:
         """
         marks = [self._mark(b"record", record) for record in records]
         pairs = [(mark, self._mark(b"path", mark + path)) for mark, path in zip(marks, paths, strict=True)]
-        with self._alone() as file:
+        with locked_file(self.path) as file:
             self._catch_up(file)
             fresh = self._fresh(pairs, cost)
             self._check(fresh, limits)
@@ -126,7 +124,7 @@ class Budget:
     def worst(self) -> Cost:
         """Of the image of which most was released; nothing where there is none."""
         if self.path.exists():
-            with self._alone() as file:
+            with locked_file(self.path) as file:
                 self._catch_up(file)
         spent = [_sum(paths) for paths in self._told.values()]
         return max(spent, key=lambda each: (each.epsilon(1e-5), each), default=NOTHING)
@@ -203,15 +201,6 @@ class Budget:
 
     def _line(self, told: dict[str, Any]) -> bytes:
         return strict_json(told).encode() + b"\n"
-
-    @contextmanager
-    def _alone(self) -> Iterator[BinaryIO]:
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            with os.fdopen(handle, "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield file
 
 
 def _left(spent: Cost, limits: Limits) -> str:

@@ -26,7 +26,7 @@ from manyhands.models.forger import Forger, generators_part
 from manyhands.models.generator import Drawing
 from manyhands.models.layout import layout_of
 from manyhands.models.work import price
-from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, going_on, round_facts, size_text
+from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, going_on, names_text, round_facts, size_text
 from manyhands.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import Layout, Like, named
@@ -46,7 +46,7 @@ SAYS = {
 }
 HEADS = {"generator": "its head of the generator", "discriminator": "its head of the discriminator"}
 MADE = "made images, which have the labels of its own"
-OF = {"make": "noise and the labels of its images", "made": MADE, "real": "its own images", "fool": MADE}
+ON = {"make": "noise and the labels of its images", "made": MADE, "real": "its own images", "fool": MADE}
 
 
 class HuSCF(Adversarial):
@@ -132,7 +132,7 @@ class HuSCF(Adversarial):
     def server(self, seed: int, silos: Mapping[str, int]) -> HuSCFServer:
         """The server, with the middle blocks of the common start."""
         if unknown := [name for name in self.cuts if not any(fnmatchcase(silo, name) for silo in silos)]:
-            raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({', '.join(sorted(silos)[:8])})")
+            raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({names_text(sorted(silos))})")
         return HuSCFServer(self, seed, silos)
 
     def plan(self) -> Plan:
@@ -161,16 +161,16 @@ class HuSCF(Adversarial):
             (Weights(of="its ends of both networks"),),
         )  # fmt: skip
         there, back = (self._carries("make", up=up, bits=32, items=MOST) for up in (True, False))
-        asked = Activations(by=HEADS["generator"], of="noise and the labels that it wants drawn")
+        asked = Activations(by=HEADS["generator"], on="noise and the labels that it wants drawn")
         draw = Operation(SAYS["make"], "whenever it draws", there, back, draws=True, leaves=(asked,))
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw})
 
     def _leaves(self, op: str) -> tuple[Leaving, ...]:
         """What a pass is: the server averages the heads, so it knows all of them."""
         if op.endswith(BACK):
-            return (Gradients(at=f"what its tail of the {network_of(op)} gets"),)
+            return (Gradients(at=f"the input of its tail of the {network_of(op)}"),)
         real, labelled = op == "real", self.model.classes > 0
-        return (Activations(by=HEADS[network_of(op)], of=OF[op], images=real, labels=labelled),)
+        return (Activations(by=HEADS[network_of(op)], on=ON[op], images=real, labels=labelled),)
 
     def sizes(self, silos: int, sampling: Sampling) -> list[str]:
         """What a silo with each of the cuts has at home, and what passes in an iteration."""
