@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "manyhands"
 LAYERS = [
-    {"errors", "spec", "seed", "strict", "facts"},
+    {"errors", "spec", "seed", "strict", "toml", "facts"},
     {"tensors", "ledger", "message", "codec", "plan", "checkpoint", "silo", "meter", "apart", "accountant", "leaves"},
     {"data", "diffusion", "models", "training"},
     {"methods"},

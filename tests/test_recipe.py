@@ -9,7 +9,8 @@ from PIL import Image
 
 from manyhands import Central, FedAvg
 from manyhands.errors import DataError, RecipeError
-from manyhands.recipe import KINDS, MAX_BYTES, Data, load_recipe, parse_offer, parse_recipe, read_recipe_text
+from manyhands.recipe import KINDS, Data, load_recipe, parse_offer, parse_recipe
+from manyhands.toml import MAX_BYTES, parse_toml
 
 TEXT = """
 [data]
@@ -228,7 +229,7 @@ def test_no_text_that_anybody_may_send_comes_to_more_than_a_named_refusal(kind: 
 
 def test_what_is_near_to_the_bounds_is_read() -> None:
     key = ".".join("a" * 31)
-    told = read_recipe_text(f"{key} = {(1 << 63) - 1}\nwords = 'a.b.c'\n" + "#" * (MAX_BYTES - 200))
+    told = parse_toml(f"{key} = {(1 << 63) - 1}\nwords = 'a.b.c'\n" + "#" * (MAX_BYTES - 200), "it")
     assert told["words"] == "a.b.c"
 
 

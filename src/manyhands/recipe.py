@@ -34,14 +34,9 @@ from manyhands.methods.method import Method
 from manyhands.seed import numpy_rng
 from manyhands.silo import NAME, NAME_RULE, is_name
 from manyhands.spec import Float, Int, Spec, nearest
+from manyhands.toml import parse_toml, read_toml
 
 S = TypeVar("S", bound=Spec)
-MAX_BYTES = 1 << 20
-"""Of a TOML file that is read."""
-MAX_DEPTH = 32
-"""Tables in tables, and parts of a dotted key."""
-KEY = r"""(?:(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
-LONG_KEY = re.compile(rf"(?:{KEY}\.[ \t]*+){{{MAX_DEPTH}}}")
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
 AnyMethod = Annotated[
     FedAvg | Local | Central | CollaFuse | HuSCF | MDGan | SplitGan | PFLGan | HFLGan, Field(discriminator="kind")
@@ -210,50 +205,16 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     """What a recipe says, changed; it has a name, and nothing else is looked at."""
-    told = _toml(path, "recipe")
+    told = read_toml(path, "recipe")
     told.setdefault("name", re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "run")
     for change in changes:
         _apply(told, change)
     return told
 
 
-def read_recipe_text(text: str, where: str = "recipe") -> dict[str, Any]:
-    """What a text in TOML says; one that is no TOML, too long, too deep or has too large a number is refused by name.
-
-    Anybody may have written it: reading it takes a time that grows with its length, and raises nothing else.
-    """
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise RecipeError(f"{where}: is no text: it holds half a character") from None
-    if size > MAX_BYTES:
-        raise RecipeError(f"{where}: has {size:,} bytes; {MAX_BYTES:,} are the most")
-    if LONG_KEY.search(text):
-        raise RecipeError(f"{where}: has a key of more than {MAX_DEPTH} parts")
-    try:
-        told = tomllib.loads(text)
-    except RecursionError:
-        raise RecipeError(f"{where}: is nested more than {MAX_DEPTH} deep") from None
-    except ValueError as error:  # no TOML, or a number of thousands of digits
-        raise RecipeError(f"{where}: is no TOML file: {error}") from None
-    _check_bounds(told, where)
-    return told
-
-
-def _check_bounds(told: dict[str, Any], where: str) -> None:
-    level: list[Any] = [told]
-    for _ in range(MAX_DEPTH):
-        inner = [value for each in level for value in (each.values() if isinstance(each, dict) else each)]
-        if any(type(value) is int and not -(1 << 63) <= value < 1 << 63 for value in inner):
-            raise RecipeError(f"{where}: has a whole number beyond 64 bits")
-        level = [value for value in inner if isinstance(value, dict | list)]
-    if level:
-        raise RecipeError(f"{where}: is nested more than {MAX_DEPTH} deep")
-
-
 def parse_offer(text: str, where: str) -> Recipe:
     """The recipe that another party offers. Nothing that it names is opened, listed or fetched to understand it."""
-    told = read_recipe_text(text, where)
+    told = parse_toml(text, where)
     data = told.get("data")
     if isinstance(data, dict) and "classes" not in data and data.get("source") not in ("digits", {"kind": "digits"}):
         raise RecipeError(f"{where}: data.classes is missing; between sites a recipe says which classes there are")
@@ -283,22 +244,11 @@ def parse_recipe(told: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 def read(kind: type[S], path: Path, what: str) -> S:
     """A specification that is a whole TOML file."""
-    told = _toml(path, what)
+    told = read_toml(path, what)
     try:
         return kind.model_validate(told)
     except ValidationError as error:
         raise RecipeError("\n".join(f"{path}: {line}" for line in _lines(error, told))) from None
-
-
-def _toml(path: Path, what: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1).decode()
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such {what}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is no TOML file: {error}") from None
-    return read_recipe_text(text, str(path))
 
 
 def specs_in(told: Mapping[str, Any], where: str) -> list[Spec]:

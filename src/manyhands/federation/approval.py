@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from manyhands.checkpoint import new_file, replace_file, writing
 from manyhands.errors import RecipeError, plain
 from manyhands.federation.policy import recipe_hash, told_in_words
-from manyhands.recipe import MAX_BYTES, parse_offer
+from manyhands.recipe import parse_offer
 from manyhands.strict import strict_json
+from manyhands.toml import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
