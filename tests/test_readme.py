@@ -19,8 +19,10 @@ from manyhands.data.partition import AnyPartition
 from manyhands.data.sources import AnySource
 from manyhands.errors import Reason
 from manyhands.evaluation.judge import Evaluation
+from manyhands.federation.plans import LEADS, SITES
 from manyhands.federation.policy import Policy
-from manyhands.recipe import AnyMethod, Data, Recipe
+from manyhands.recipe import AnyMethod, Data, Recipe, load_recipe
+from manyhands.shipped import shipped
 from manyhands.spec import Spec
 from tests.command import manyhands
 
@@ -122,3 +124,18 @@ def test_every_reason_for_a_refusal_is_documented() -> None:
     text = " ".join((ROOT / "docs" / "concepts.md").read_text().split())
     for reason in Reason:
         assert str(reason) in text, reason
+
+
+def test_tests_that_docs_name_are_there() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for page in [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for path, name in re.findall(r"(tests/[\w/]+\.py)|`(test_\w+)", page.read_text()):
+            assert (ROOT / path).exists() if path else f"def {name}(" in tests, f"{page.name}: {path or name}"
+
+
+def test_what_one_site_can_cost_is_said_of_every_operation() -> None:
+    table = (ROOT / "docs" / "deployment.md").read_text().split("| what a site says |")[1].split("\n\n")[0]
+    methods = [load_recipe(path).method for path in shipped() if "[sweep" not in path.read_text()]
+    plans = [SITES, LEADS, *(method.plan() for method in methods)]
+    for op in {op for plan in plans for op in plan.operations}:
+        assert f"`{op.removesuffix('-back')}`" in table, op
