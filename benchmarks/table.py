@@ -229,8 +229,8 @@ def with_table(page: Path) -> str:
 
 
 COMPUTABLE = (
-    "the images. The server averages the heads, so it knows them, and can compute the images and labels that they were "
-    "shown (docs/privacy.md)."
+    "the images and their labels. The server averages the weights of the heads and so knows them: it can compute the "
+    "images and labels that they were shown (docs/privacy.md)."
 )
 
 
@@ -245,7 +245,7 @@ def header(path: Path) -> str:
     before, expected = path.read_text().split("# Expected:", 1)
     before = before.split("# Gives away:")[0]
     gift = COMPUTABLE if '\nkind = "huscf"' in expected else _releases(files("given_away")[path.stem][0]["figures"])
-    gift += " Labels go as they are." if 'labels = "share"' in expected else ""
+    gift += " Labels are sent as they are." if 'labels = "share"' in expected else ""
     words = textwrap.fill(f"Gives away: {gift}", 118, initial_indent="# ", subsequent_indent="# ")
     return f"{before}{words}\n# Expected:{expected}"
 
@@ -253,22 +253,26 @@ def header(path: Path) -> str:
 def _releases(figures: dict[str, Any]) -> str:
     """What releases at one cut, or at several, give away, in words."""
     cuts, picked = figures["cuts"], figures["picked"] or [None] * len(figures["cuts"])
-    told = [f"{round(cut['snr_db'], 1) + 0.0:.1f} dB, epsilon {cut['epsilon']:,.0f} at delta 1e-5{_picked(share)}"
-            for cut, share in zip(cuts, picked, strict=True)]  # fmt: skip
+    told = [f"SNR {round(cut['snr_db'], 1) + 0.0:.1f} dB, epsilon {cut['epsilon']:,.0f}" for cut in cuts]
     if len(told) > 1:
-        each = "; ".join(f"{cut['cut']:g}: {words}" for cut, words in zip(cuts, told, strict=True))
-        return f"each image, once, at the cuts {each} (theory). At cut 0 images go as they are, at 1 nothing does."
-    least = f"{cuts[0]['told_apart_at']:.2g} a number (root mean square, of -1 to 1)"
-    apart = (
-        f" How many are picked depends on the pictures: 1,000 that differ by {least} are told apart in at least 99 %."
-    )
-    return f"each image, once, at {told[0]}" + (" (theory)." if figures["picked"] else f".{apart}")
+        each = zip(cuts, told, picked, strict=True)
+        rows = "; ".join(f"{cut['cut']:g}: {words}, {_percent(share)}" for cut, words, share in each)
+        return (
+            "each image is released once. By cut, with epsilon at delta 1e-5 and the share of releases for which, in "
+            f"theory, the right one of 1,000 candidates is picked: {rows}. At cut 0 images are sent as they are, at 1 "
+            "nothing is sent."
+        )
+    once = f"each image is released once, with {told[0]} at delta 1e-5"
+    if picked[0] is not None:
+        return (
+            f"{once}; in theory the right one of 1,000 candidates is picked for {_percent(picked[0])} of the releases."
+        )
+    least = f"{cuts[0]['told_apart_at']:.2g} (root mean square of pixels from -1 to 1)"
+    return f"{once}. If 1,000 candidates differ by {least} or more, the right one is picked for at least 99 %."
 
 
-def _picked(share: float | None) -> str:
-    if share is None:
-        return ""
-    return f", {'over 99.9' if share > 0.999 else f'{100 * share:.3g}'} % picked out of 1,000"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{'over 99.9' if share > 0.999 else f'{100 * share:.3g}'} %"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from manyhands.accountant import decibel, epsilon, mu_of
 from manyhands.diffusion.release import cut_of_epsilon
 from manyhands.diffusion.schedule import Schedule
 from manyhands.errors import RecipeError
+from manyhands.leaves.kinds import short
 from manyhands.spec import Float, Spec
 
 
@@ -65,5 +66,5 @@ def cut_words(schedule: Schedule, step: int, norm: float, delta: float) -> str:
     shown = epsilon(mu_of(snr, norm), delta)
     return (
         f"step {step} of {schedule.steps} (share {step / schedule.steps:.3g}), SNR {decibel(snr):.1f} dB, epsilon "
-        f"{shown:,.3g} at delta {delta:g} (local, one image replaced by any other)"
+        f"{short(shown)} at delta {delta:g} (local, one image replaced by any other)"
     )
