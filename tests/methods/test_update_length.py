@@ -161,10 +161,23 @@ def test_the_length_of_others_is_the_median_and_whoever_is_longest_by_weight_is_
     send("a", 0.03)
     send("b", 0.015, weight=3)
     with pytest.raises(Refused, match=r"the median of the last round") as refused:
-        send("c", 0.05)
+        send("c", 1.05)
     assert refused.value.reason is Reason.TOO_LONG
     lengths.close()
     assert lengths.mover == "b"
     again = UpdateLengths(20.0)
     again.load_state_dict(lengths.state_dict())
     assert again.state_dict().keys() == lengths.state_dict().keys()
+
+
+@pytest.mark.parametrize("last", [(1e-12, 1e-3), (1e-12, 1e-12, 1e-3), (1e-4, 1e-4, 1e-2)])
+def test_silos_that_hardly_move_shut_nobody_out(last: tuple[float, ...]) -> None:
+    """One of two says nearly nothing, or two have a batch of images where the third has hundreds."""
+    held, lengths = {"w": torch.full((9,), 0.05)}, UpdateLengths(20.0)
+    for number in (0, 1):
+        for silo, each in enumerate(last):
+            lengths.check(f"s{silo}", {"w": torch.full((9,), each)}, held, 1.0, relative=True)
+        if number:
+            with pytest.raises(Refused, match="times as long as the median of the last round"):
+                lengths.check("s0", {"w": torch.full((9,), 5.9e4)}, held, 1.0, relative=True)
+        lengths.close()

@@ -60,7 +60,7 @@ class FedAvg(Denoising):
     do, and ``server_optimizer`` what the server makes of the mean. Where it is ``kept``, silos get the last mean, too,
     and keep what they got as a generator of their own. Silos always go on from what they were sent last,
     never from its average over rounds. An update that is longer than ``max_update_ratio`` times the median of the last
-    round is refused; 0 takes every finite one.
+    round, and than the weights themselves, is refused; 0 takes every finite one.
 
     References:
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,

@@ -19,14 +19,15 @@ LENGTHS = "lengths."
 """Where a server's state has them."""
 MAX_RATIO = 20.0
 MaxUpdateRatio = Annotated[Float, Field(ge=0)]
-"""An update longer than so many times the median of the last round is refused; 0 takes every finite one."""
+"""An update longer than the weights and than so many times the median of the last round is refused; 0: none is."""
 
 
 class UpdateLengths:
     """The lengths of the updates that were taken, and whose moved the mean most.
 
     The length is the root mean square of what silos move the weights by, so that a half of the network is held
-    against a half. Before the first round has ended an update is held against the weights themselves.
+    against a half. Before the first round has ended an update is held against the weights themselves; later, too, one
+    that is no longer than they are is taken: others that hardly move, on purpose or for want of images, refuse nobody.
     After ``leave_out_mover`` one silo, ``left_out``, takes no part in the next round.
     """
 
@@ -46,14 +47,21 @@ class UpdateLengths:
             return
         names = sorted(update)  # in one order, however they travelled: the last bits of a sum depend on it
         length = root_mean_square(update[name] if relative else update[name].double() - held[name] for name in names)
-        usual = (median_low(self._last) if self._last else 0) or root_mean_square(held[name] for name in names)
-        if usual and length > self.max_ratio * usual:
-            whose = "the median of the last round" if self._last else "the weights themselves"
+        usual = median_low(self._last) if self._last else 0.0
+        if length > self.max_ratio * usual:
+            self._check_against_weights(length, usual, root_mean_square(held[name] for name in names))
+        self._open[silo] = length, weight * length
+
+    def _check_against_weights(self, length: float, usual: float, own: float) -> None:
+        """Refuse it, unless the others hardly moved: what is no longer than the weights themselves breaks nobody."""
+        limit = max(self.max_ratio * usual, own) if usual else self.max_ratio * own
+        if limit and length > limit:
+            median = f"the median of the last round, and {length / own:,.1f} times as long as " if usual and own else ""
             raise Refused(
                 Reason.TOO_LONG,
-                f"the update is {length / usual:,.0f} times as long as {whose}; max_update_ratio is {self.max_ratio:g}",
+                f"the update is {length / (usual or own):,.0f} times as long as {median}the weights themselves; "
+                f"max_update_ratio is {self.max_ratio:g}",
             )
-        self._open[silo] = length, weight * length
 
     def check_takes_part(self, silo: str) -> None:
         """Refuse what comes from a silo that is left out of this round."""
