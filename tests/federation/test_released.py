@@ -145,6 +145,16 @@ def test_a_policy_s_limits_are_those_of_the_ledger() -> None:
     assert policy.limits == Limits(3.0, -10.0, 2, 1e-6)
 
 
+def test_by_default_all_releases_of_an_image_have_no_more_signal_than_noise(here: Here) -> None:
+    """As a policy says of one run, over all of them: each size is a release of its own, of an SNR of -2 dB."""
+    told = {"cut": {"snr_db": -2}}
+    here.released(collafuse(**told), Policy().limits)
+    with pytest.raises(BudgetError, match="snr_db 0.9"):
+        here.released(collafuse(size=8, **told), Policy(approve="limits", max_releases=9).limits)
+    for told_open in ({"computable": True}, {"images": True}, {"max_epsilon": 1e3}, {"max_snr_db": 2}):
+        here.released(collafuse(size=8, **told), Policy.model_validate(told_open).limits)
+
+
 def test_every_message_is_charged_before_it_is_sent_and_not_sent_where_that_is_refused() -> None:
     done = list[str]()
 

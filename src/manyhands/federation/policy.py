@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from manyhands.leaves import Leaving
 
 
+NO_MORE_THAN_NOISE = 0.0
+"""An SNR in dB: what has more signal than noise can be seen."""
+
+
 class Policy(Spec):
     """What a run may ask of this site; what is not said is not limited, but for what is said of images and labels.
 
@@ -66,7 +70,9 @@ class Policy(Spec):
     @property
     def limits(self) -> Limits:
         """What may be released of an image in all, over all runs."""
-        return Limits(self.max_epsilon, self.max_snr_db, self.max_releases, self.delta)
+        open_to_noise = self._bounds_noise or self.images or self.computable
+        most = self.max_snr_db if open_to_noise else NO_MORE_THAN_NOISE
+        return Limits(self.max_epsilon, most, self.max_releases, self.delta)
 
     def refusals(self, recipe: Recipe, images: int, site: str = "") -> list[str]:
         """Why this site does not take part in a run with so many images; nothing where it does."""
