@@ -125,6 +125,29 @@ def test_what_is_no_offer_is_refused_by_name_and_the_site_goes_on(tmp_path: Path
     assert all("the server offers what is no run: " in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [Message("enrol"), Message("ended"), Message("hello", facts={"run": "", "recipe": ""}), Message("?"),
+     *(Message("enrol", facts={"round": number, "sites": 2}) for number in (-1, "0", None, 1.0, 10**9))],
+)  # fmt: skip
+def test_an_enrolment_that_is_answered_with_something_else_is_declined_by_name(tmp_path: Path, begun: Message) -> None:
+    said = once(tmp_path / "site", Server(offer(), begun, Message("decline")))
+    assert [message.op for message in said] == ["hello", "enrol", "decline", "hello"]
+
+
+def test_an_answer_to_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    """Each is in the plan, but the half that asked would look for facts that it has not."""
+    started = Message("enrol", facts={"round": 0, "sites": 2})
+    text = recipe_text(load_recipe(recipe_path("digits-collafuse"), ["data.limit=60", "partition.silos=2"]))
+    policy = Policy(approve="limits", labels=True, max_snr_db=200, data="recipe")
+    for answer in (Message("release", facts={"held": 0}), Message("ready")):
+        server = Server(offer(text=text), started, answer, Message("decline"), SessionGone("the end of the test"))
+        with pytest.raises(StopIteration):
+            Site("silo-0", policy, tmp_path / answer.op, server, lambda _: None).work()  # type: ignore[arg-type]
+        assert [message.op for message in server.heard] == ["hello", "enrol", "enter", "decline", "hello"]
+        assert server.heard[3].facts["why"] == f"unknown operation: '{answer.op}' is no answer to 'enter'"
+
+
 def test_a_folder_of_another_run_is_said_and_the_site_goes_on(tmp_path: Path) -> None:
     (tmp_path / "runs" / "run").mkdir(parents=True)
     (tmp_path / "runs" / "run" / "recipe.toml").write_text("name = 'another'\n")

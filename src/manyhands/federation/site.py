@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from manyhands.checkpoint import generations, path_of, writing
 from manyhands.data.sources import Folder
 from manyhands.ending import ready
-from manyhands.errors import BudgetError, DataError, ManyhandsError, RecipeError, Refused, plain
+from manyhands.errors import BudgetError, DataError, ManyhandsError, Reason, RecipeError, Refused, plain
 from manyhands.experiment import chosen_device, silo_of, silos_of
 from manyhands.federation.approval import approved, keep_offer, note_site, words
 from manyhands.federation.calls import OFFERS
@@ -82,7 +82,7 @@ class Site:
     def _once(self) -> None:
         try:
             offer = self.calls(Message("hello", facts={"declined": self._still_declined()}))
-            SITES.check(offer, "down")
+            check_answer("hello", offer, SITES)
         except Refused as refusal:
             self.say(f"the server offers what is no run: {refusal}")
             self._wait_a_while()
@@ -209,8 +209,9 @@ class Site:
         told = {"run": run, "images": len(silo.images), "held_out": len(silo.held_out or ()),
                 "kept": generations(place)}  # fmt: skip
         self.say(f"{run}: waits for the others")
-        begun = self.calls(Message("enrol", facts=told)).facts
-        number, sites = begun["round"], begun["sites"]
+        begun = self.calls(Message("enrol", facts=told))
+        check_answer("enrol", begun, SITES)
+        number, sites = begun.facts["round"], begun.facts["sites"]
         if sites < self.policy.min_sites:
             raise RecipeError(f"this site's policy: {sites} take part, {self.policy.min_sites} are the fewest")
         for newer in generations(place):
@@ -250,6 +251,13 @@ def _following(conversation: Conversation, answer: Message | Refused | None) -> 
     return conversation.send(answer)  # type: ignore[arg-type] # None starts a generator
 
 
+def check_answer(op: str, answer: Message, plan: Plan) -> None:
+    """Refuse what is no answer to this operation: another one's may lack what whoever asked goes on with."""
+    plan.check(answer, "down")
+    if answer.op != op:
+        raise Refused(Reason.UNKNOWN_OPERATION, f"{answer.op!r} is no answer to {op!r}")
+
+
 def converse(
     conversation: Conversation, plan: Plan, call: Calls, keep: Callable[[int], None],
     charge: Callable[[Message, bool], None],
@@ -269,7 +277,7 @@ def converse(
             charge(message, closes_round)
             try:
                 answer = call(message)
-                plan.check(answer, "down")
+                check_answer(message.op, answer, plan)
             except Refused as refusal:
                 answer = refusal
     except StopIteration:
