@@ -14,7 +14,7 @@ from PIL import Image
 
 import manyhands
 from manyhands.errors import ManyhandsError
-from manyhands.federation.approval import approve, waiting
+from manyhands.federation.approval import approve, find_offer, offer_words, waiting
 from manyhands.federation.policy import Policy, recipe_hash
 from manyhands.federation.secret import site_secret
 from manyhands.federation.site import NotApproved, Site
@@ -137,6 +137,20 @@ def test_who_reads_what_waits_reads_what_was_released_before(folders: dict[str, 
         Budget(folders["site"], secret).charge([b"image"], [b"path"], Cost(0.1, 0.1, 1), Limits(), run="run")
     spent = Cost(0.1, 0.1, 1).words(1e-5)
     assert f"  released of one image before, over all runs: at most {spent}" in lines
+
+
+def test_what_approve_shows_of_a_recipe_does_not_depend_on_what_was_offered_after_it(folders: dict[str, Path]) -> None:
+    """Of one that holds out nearly all, epsilon of few images is shown; the next one would have had it of all."""
+    lines, site = list[str](), site_of(folders)
+    site.say = lines.append
+    first, then = (BASE.replace("[partition]", f"held_out = {share}\n[partition]") for share in (0.8, 0.0))
+    for text in (first, then):
+        with pytest.raises(NotApproved):
+            site.considered("run", text)
+    for text, count in ((first, 2), (then, 10)):
+        shown = offer_words(folders["site"], find_offer(folders["site"], recipe_hash(text)))
+        assert any(f"for its {count} images" in line for line in shown)
+        assert {f"  {line}" for line in shown} <= set(lines)
 
 
 def test_what_a_policy_refuses_is_declined_before_an_image_is_opened(folders: dict[str, Path]) -> None:

@@ -80,9 +80,14 @@ def find_offer(site: Path, begins: str) -> Offer:
     return _read(_path(site, found[0]))
 
 
-def note_site(site: Path, name: str, images: int) -> None:
-    """Note for ``offer_words`` what they depend on beside the recipe."""
-    replace_file(site / ABOUT, strict_json({"site": name, "images": images}).encode())
+def note_site(site: Path, name: str, files: int) -> None:
+    """Note for ``offer_words`` what they depend on beside the recipe, and no recipe can change."""
+    replace_file(site / ABOUT, strict_json({"site": name, "files": files}).encode())
+
+
+def count_images(recipe: Recipe, files: int) -> int:
+    """About how many of so many pictures a recipe trains on."""
+    return files - round(recipe.data.held_out * files)
 
 
 def offer_words(site: Path, offer: Offer) -> list[str]:
@@ -90,10 +95,10 @@ def offer_words(site: Path, offer: Offer) -> list[str]:
     recipe = parse_offer(offer.text, f"{OFFERS}/{offer.mark}.toml")
     try:
         told = json.loads((site / ABOUT).read_bytes())
-        name, images = str(told["site"]), int(told["images"])
+        name, files = str(told["site"]), int(told["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{site}: is no folder that join has written: {error}") from None
-    return words(recipe, offer.mark, name, images)
+    return words(recipe, offer.mark, name, count_images(recipe, files))
 
 
 def words(recipe: Recipe, mark: str, site: str, images: int) -> list[str]:

@@ -15,7 +15,7 @@ from manyhands.data.sources import Folder
 from manyhands.ending import ready
 from manyhands.errors import BudgetError, DataError, ManyhandsError, Reason, RecipeError, Refused, plain
 from manyhands.experiment import chosen_device, silo_of, silos_of
-from manyhands.federation.approval import approved, keep_offer, note_site, words
+from manyhands.federation.approval import approved, count_images, keep_offer, note_site, words
 from manyhands.federation.calls import OFFERS
 from manyhands.federation.plans import SITES
 from manyhands.federation.policy import Policy, recipe_hash
@@ -153,7 +153,7 @@ class Site:
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         mark = keep_offer(self.out, text)
-        note_site(self.out, self.name, images)
+        note_site(self.out, self.name, len(self._listed()))
         for line in words(recipe, mark, self.name, images):
             self.say(f"  {line}")
         if (self.ledger / LEDGER).exists() and (spent := self._budget().worst()) != NOTHING:
@@ -163,8 +163,7 @@ class Site:
 
     def _counted(self, recipe: Recipe) -> int:
         """About how many images it would train on, without opening any; 0 where they are only dealt later."""
-        files = len(self._listed())
-        return files - round(recipe.data.held_out * files)
+        return count_images(recipe, len(self._listed()))
 
     def _silo(self, recipe: Recipe) -> Silo:
         """This site's images: its folder's, or in the demo those that the recipe deals to it."""
