@@ -84,6 +84,18 @@ def test_recipes_cite_and_dry_run(ended: Path) -> None:
     )
 
 
+def test_what_gives_images_away_is_said_before_the_recipe_and_of_every_run_of_a_sweep(ended: Path) -> None:
+    cut = ["run", "digits-collafuse", "--dry-run", "--set"]
+    said = manyhands(*cut, "method.cut=.4", where=ended).stdout
+    assert said.startswith("# This run gives its images away: ")
+    assert said.count("gives its images away") == 1
+    assert "share = 0.4" in said
+    assert not manyhands(*cut, "method.cut=.99", where=ended).stdout.startswith("# ")
+    swept = manyhands(*cut, "sweep.cut=[.4, .99]", where=ended).stdout
+    assert swept.count("gives its images away") == 1
+    assert "This run gives its images away" in manyhands("run", *TINY, "--resume", where=ended).stderr
+
+
 def test_a_run_is_measured_and_evaluate_measures_it_again(ended: Path) -> None:
     first = json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
     assert first["metrics"]["fid"] > first["floor"]["fid"]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from manyhands import Central, FedAvg
 from manyhands.errors import DataError, RecipeError
-from manyhands.recipe import KINDS, Data, load_recipe, parse_offer, parse_recipe
+from manyhands.recipe import KINDS, Data, load_recipe, parse_offer, parse_recipe, read_recipe
 from manyhands.toml import MAX_BYTES, parse_toml
 
 TEXT = """
@@ -53,6 +53,12 @@ def test_changes_are_toml_values_or_plain_words(path: Path) -> None:
     assert recipe.method.training.steps == 7
     assert recipe.seed == 3
     assert recipe.method.model.widths == (8, 16)
+
+
+def test_a_number_may_begin_with_its_point(path: Path) -> None:
+    assert read_recipe(path, ["a=.4", "b=-.5", "c=[.2, 0.25]", "d=./x.1", "e=data/.4", "f={ g = .001 }"]).items() >= {
+        "a": 0.4, "b": -0.5, "c": [0.2, 0.25], "d": "./x.1", "e": "data/.4", "f": {"g": 0.001}
+    }.items()  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -99,6 +105,7 @@ def test_changes_are_toml_values_or_plain_words(path: Path) -> None:
         (["seed=1\nname='x'"], r"is not of the form"),
         (["seed"], r"--set seed: is not of the form"),
         (["seed.x=1", "seed.x.y=2"], r"--set seed.x.y=2: x is a value, not a table"),
+        (["method.kind=collafuse", "method.cut=low"], r"method.cut: 'low' came: say a share in \[0, 1\], \{ snr_db"),
         (["method=3"], r"method: "),
         (["data=3"], r"data: "),
     ],

@@ -390,6 +390,8 @@ def _show_ended(folder: Path, *, as_json: bool) -> None:
     if as_json:
         typer.echo(kept_json(report))
         return
+    for line in report.get("gives_away", []):
+        typer.echo(_wrapped(f"warning: {line}", ""), err=True)
     if "evaluation" in report:
         if words := verdict.of_report(report):
             typer.echo(f"{words}\n")
@@ -442,17 +444,26 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
         typer.echo(kept_json({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
     elif sweep.swept:
         for run, plan in zip(sweep.variants, plans, strict=True):
-            typer.echo("\n".join([run.folder, *[_wrapped(line, "    ") for line in plan["sizes"] or plan["plan"]]]))
+            lines = plan["gives_away"] + (plan["sizes"] or plan["plan"])
+            typer.echo("\n".join([run.folder, *[_wrapped(line, "    ") for line in lines]]))
     elif as_json:
         typer.echo(kept_json(plans[0]))
     else:
-        lines = [_wrapped(line, "# ") for line in plans[0]["plan"] + plans[0]["sizes"]]
-        typer.echo(tomli_w.dumps(plans[0]["recipe"]) + "\n" + "\n".join(lines))
+        first, after = (
+            "\n".join(_wrapped(line, "# ") for line in lines)
+            for lines in (plans[0]["gives_away"], plans[0]["plan"] + plans[0]["sizes"])
+        )
+        recipe = tomli_w.dumps(plans[0]["recipe"])
+        typer.echo("\n".join([*([f"{first}\n"] if first else []), recipe, after]))
 
 
 def _plan_of(told: Recipe) -> dict[str, Any]:
-    words, sizes = told.method.plan().words(), told.method.sizes(told.partition.silos, told.sampling)
-    return {"recipe": told.resolved(), "plan": words, "sizes": sizes}
+    """A recipe in full, and what it would send; what gives its images away stands apart, to be said first."""
+    from manyhands.leaves.stated import given_away
+
+    plan, sizes = told.method.plan(), told.method.sizes(told.partition.silos, told.sampling)
+    first = given_away(plan.leaves)
+    return {"gives_away": first, "recipe": told.resolved(), "plan": plan.words()[len(first) :], "sizes": sizes}
 
 
 def _generator(folder: Path, silo: str | None, *, alone: bool) -> Drawing:

@@ -318,11 +318,17 @@ def _apply(told: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path or "\n" in change:
         raise RecipeError(f"--set {change}: is not of the form a.b=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()
-    put(told, path.strip(), value, f"--set {change}")
+    put(told, path.strip(), _value(text), f"--set {change}")
+
+
+def _value(text: str) -> Any:
+    """A TOML value, in which .4 is 0.4; else a plain word."""
+    for written in (text, re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)):
+        try:
+            return tomllib.loads(f"value = {written}")["value"]
+        except (ValueError, RecursionError):
+            continue
+    return text.strip()
 
 
 def put(told: dict[str, Any], name: str, value: Any, where: str) -> None:

@@ -267,3 +267,11 @@ def test_a_site_that_keeps_the_server_busy_is_not_heard_before_the_next_round(tm
     assert running.muted == {"silo-1"}
     assert running.hub is not None
     assert running.hub.late["silo-1"] >= 30
+
+
+def test_a_site_that_comes_after_the_last_round_is_not_told_to_wait(tmp_path: Path) -> None:
+    running = begun(tmp_path, recipe())
+    running.stop("exporting")
+    refused = running.call("silo-0", Message("join"), "", 0, 0.0)
+    assert refused is not None
+    assert "last round is closed" in str(refused)

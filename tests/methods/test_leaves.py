@@ -9,7 +9,7 @@ import pytest
 
 from manyhands import leaves
 from manyhands.accountant import epsilon, mu_of
-from manyhands.leaves.kinds import CANDIDATES
+from manyhands.leaves.kinds import CANDIDATES, short
 from manyhands.leaves.stated import SAYS_NOTHING, TOLD, given_away, of_silo, rows, unsent
 from manyhands.plan import Carries, Operation, Plan
 from manyhands.recipe import Recipe
@@ -115,6 +115,15 @@ def test_a_release_gives_its_images_away_by_theory_or_where_there_is_none_by_eps
     assert "1.1%" in faint.gives_away(picked=leaves.Picked(0.011, CANDIDATES))
     assert loud.gives_away(picked=leaves.Picked(0.0, 10)), "ten candidates acquit nobody"
     assert faint.gives_away(picked=leaves.Picked(1.0, 10)) == ""
+
+
+def test_what_is_released_anew_nobody_knows_how_often_is_so_once_a_round_at_least() -> None:
+    fresh, faint = leaves.Fresh(20, Training(batch=8, steps=3)), {"snr": 3e-3, "norm": 8.0}
+    said = leaves.NoisedImages(**NOISED, fresh=fresh).gives_away()
+    assert "13.0 dB, 20 or more releases of each together" in said
+    assert f"an epsilon of {short(epsilon(mu_of(1.0, 8.0, 20), 1e-5))} at" in said
+    assert not leaves.NoisedImages(**faint).gives_away()
+    assert leaves.NoisedImages(**faint, fresh=fresh).gives_away()
 
 
 def test_weights_after_a_single_step_are_a_gradient() -> None:

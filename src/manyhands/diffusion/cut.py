@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ class Cut(Spec):
     ``share`` is that of the chain's steps that stay at the silo: 0 none, 1 all. ``snr_db`` is the signal over the noise
     of what is released, in decibels. ``epsilon`` is what one release of one image may have at most, at ``delta``: local
     differential privacy, where any image may be replaced by any other (of the largest norm, or of the norm that images
-    are clipped to).
+    are squeezed into).
     """
 
     share: Float | None = Field(default=None, ge=0, le=1)
@@ -31,8 +32,11 @@ class Cut(Spec):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, told: Any) -> Any:
-        plain = isinstance(told, int | float) and not isinstance(told, bool)
-        return {"share": told} if plain else told
+        if isinstance(told, Mapping | Cut):
+            return told
+        if isinstance(told, bool) or not isinstance(told, int | float):
+            raise ValueError(f"{told!r} came: say a share in [0, 1], {{ snr_db = ... }} or {{ epsilon = ... }}")
+        return {"share": told}
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

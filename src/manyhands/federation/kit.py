@@ -170,7 +170,7 @@ Each kit holds a private key. Give it to its one party by a way that nobody else
 
 | kit | goes to | may |
 |---|---|---|
-| `{SERVER}/` | whoever runs the server | listens at {server}; sees what sites send, never their images |
+| `{SERVER}/` | whoever runs the server | listens at {server}; sees what sites send, and what can be computed from it |
 {rows}
 | `{LEAD}/` | whoever starts runs | submits recipes, stops them, fetches what was trained; no site has to obey |
 | `authority/` | nobody: keep it offline | signs certificates. Whoever has it can be anybody |

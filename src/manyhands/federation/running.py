@@ -270,6 +270,8 @@ class Running:
 
     def call(self, site: str, message: Message, session: str, number: int, now: float) -> Refused | None:
         """Take a message of the method; a refusal is answered at once."""
+        if self.stage == "exporting":
+            return Refused(Reason.NOT_NOW, "the last round is closed")
         if self.hub is None or site not in self._begun:
             return Refused(Reason.NOT_NOW, "the run waits for its sites")
         op = message.op if message.op in self.plan.operations else "refused"

@@ -161,8 +161,13 @@ class NoisedImages(Leaving):
         return epsilon(mu_of(self.snr, self.norm, self.releases(images) or 1), delta)
 
     def gives_away(self, images: int | None = None, picked: Picked | None = None) -> str:
-        """By theory on images of the kind, where there are enough of them; else by epsilon, which needs none."""
-        spent = self.epsilon(images)
+        """By theory on images of the kind, where there are enough of them; else by epsilon, which needs none.
+
+        Images that are released anew, nobody knows how often, are so once a round at least.
+        """
+        known_count = self.releases(images)
+        count = known_count or (self.fresh.rounds if self.fresh else 1)
+        spent = epsilon(mu_of(self.snr, self.norm, count), DELTA)
         known = picked is not None and picked.of >= CANDIDATES
         if picked.share <= MAX_PICKED if known and picked else spent <= MAX_EPSILON:
             return ""
@@ -170,9 +175,9 @@ class NoisedImages(Leaving):
         if picked:
             who = f"somebody with {picked.of:,} candidates"
             proof = f"in theory, {who} picks the right one for {picked.share:.1%} of the releases"
-        count = self.releases(images) or 1
-        together = f", {count:,} releases of each together" if count > 1 else ""
-        noised = f"they leave noised to an SNR of {self.snr_db(images):.1f} dB{together}"
+        more = "" if known_count else " or more"
+        together = f", {count:,}{more} releases of each together" if self.fresh and (count > 1 or more) else ""
+        noised = f"they leave noised to an SNR of {decibel(self.snr * count):.1f} dB{together}"
         that = f"That is an epsilon of {short(spent)} at delta {DELTA:g}"
         return f"This run gives its images away: {noised}. {that}; {proof}."
 
