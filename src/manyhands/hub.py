@@ -74,8 +74,8 @@ class Hub:
     silos; the others wait on.
     ``expire`` leaves out those who have not called by the deadline, and in a round of many barriers those who have come
     so ``late`` in all, each time after half of the silos. ``quorum`` is the least number to go on with. ``earlier`` is
-    the server's state one generation before the newest that is kept: where every silo falls ill of what the last round
-    made, the server goes back to it, once, before the next update comes.
+    the server's state one generation before the newest that is kept: where no silo can train what the last round made,
+    the server goes back to it, once, before the next update comes.
     """
 
     server: Server
@@ -234,7 +234,7 @@ class Hub:
 
     def _fire(self, op: str, group: Mapping[str, Message]) -> None:
         self._opened, number = self._now, self.server.round
-        note = self._go_back_if_all_are_ill(group) if self.plan.operations[op].closes_round else ""
+        note = self._go_back_if_none_can_train(group) if self.plan.operations[op].closes_round else ""
         self._note_late([self._callers[silo] for silo in group], list(group))
         replies = self.server.on_group(op, group)
         for silo in group:
@@ -258,12 +258,12 @@ class Hub:
             if half is not None and caller.came > half:
                 self.late[silo] = self.late.get(silo, 0.0) + caller.came - half
 
-    def _go_back_if_all_are_ill(self, group: Mapping[str, Message]) -> str:
+    def _go_back_if_none_can_train(self, group: Mapping[str, Message]) -> str:
         """What is said of it where the server goes back, else nothing."""
         withheld = {silo: message.facts.get("withheld") or "" for silo, message in group.items()}
         others = [silo for silo, why in withheld.items() if why != RESTING and not self._was_refused(silo)]
-        ill = [silo for silo in others if withheld[silo]]
-        if not ill or len(ill) < len(others):
+        unable = [silo for silo in others if withheld[silo]]
+        if not unable or len(unable) < len(others):
             self._went_back = False
             return ""
         if self._went_back or self.earlier is None:
@@ -272,8 +272,8 @@ class Hub:
         self._went_back = left_out is not None
         if left_out is None:
             return ""
-        gone = f"; {left_out}, whose update moved it most, is left out of the next round" if left_out else ""
-        return f"every silo fell ill of the last mean: the server went back to the weights before it{gone}"
+        gone = f"; {left_out}, whose update moved that mean most, is left out of the next round" if left_out else ""
+        return f"no silo could train the last mean: the server went back to the weights before it{gone}"
 
     def _was_refused(self, silo: str) -> bool:
         """For another reason than numbers that are not finite, which is how an illness shows, too."""

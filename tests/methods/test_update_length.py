@@ -67,7 +67,7 @@ def test_what_got_through_is_taken_back_and_who_sent_it_sits_out_a_round(up: str
     told = {"max_update_ratio": 1e9, "up": {"kind": up}, "down": {"kind": up}, "ema": 0.5}
     experiment, done = ran(attacked(number, **told), tmp_path / "run")
     assert [bool(each.note) for each in done] == [each.number == number + 1 for each in done]
-    assert "s1, whose update moved it most, is left out" in done[number + 1].note
+    assert "s1, whose update moved that mean most, is left out" in done[number + 1].note
     assert set(done[number + 1].losses) == set()
     if number == 0:
         assert set(done[2].losses) == {"s0", "s2"}

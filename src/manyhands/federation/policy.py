@@ -26,20 +26,20 @@ NO_MORE_THAN_NOISE = 0.0
 
 
 class Policy(Spec):
-    """What a run may ask of this site; what is not said is not limited, but for what is said of images and labels.
+    """What runs may ask of this site.
 
-    ``approve`` is ``hash``: the site's operator has read this very recipe, to the byte, and approved it; or ``limits``:
-    whatever keeps to the limits below may run. ``rounds`` and ``bytes`` are the most that a recipe may have of it in
-    all its runs; fewer than ``min_sites`` never train with it. ``data`` is a folder of images; ``recipe``, for what the
-    recipe deals to a silo of this name, is for the demo alone. ``ledger`` is the folder of the site's secret and of
-    what it has released, where that is not the site's own: sites that have images in common share one.
+    ``approve`` is ``hash``: only recipes run that the site's operator has approved, to the byte; or ``limits``: whatever
+    keeps the limits below runs. ``rounds`` and ``bytes`` are the most that one recipe may use over all its runs. The
+    site never trains with fewer than ``min_sites`` sites. ``data`` is a folder of images; ``recipe`` stands for what
+    the recipe deals to a silo of this name, and is for the demo alone. ``ledger`` is the folder of the site's secret
+    and of its record of releases, if it is not the site's own folder: sites that have images in common share one.
 
-    Without ``images`` none leave as they are, without ``labels`` none at all, and without ``computable`` nothing from
-    which the server can compute those of the two that may not leave. Releases of noised images have at most
-    ``max_epsilon`` at ``delta``, an SNR of ``max_snr_db`` and ``max_releases``, all of an image together, over all
-    runs; if neither of the first two is said, no more signal than noise. Of weights, gradients and losses there is no
-    epsilon, and it limits none of them: ``methods`` does. ``limits`` takes noised images only where one of the three
-    is said.
+    Unless ``images`` is true no image leaves as it is, unless ``labels`` is true no label leaves, and unless
+    ``computable`` is true nothing leaves from which the server can compute images or labels that may not leave.
+    ``max_epsilon`` at ``delta``, ``max_snr_db`` and ``max_releases`` bound the releases of each image, all together and
+    over all runs. If neither of the first two is set, releases may hold no more signal than noise. They do not bound
+    weights, gradients and losses, for which no epsilon can be given: ``methods`` does. With ``approve = "limits"``
+    noised images leave only if one of the three is set.
     """
 
     approve: Literal["hash", "limits"] = "hash"

@@ -1,8 +1,8 @@
-"""What a site has released of each of its images, over all runs and servers, and what that comes to as one release.
+"""What a site has released of each of its images, over all runs and servers, composed into one release.
 
-Releases of one image whose noise is of one path tell what the least noisy of them tells (see ``methods/noise.py``);
-those of different paths add up. The file is only ever added to, and an entry is on the disk before what it tells of is
-sent. It names no image: records and paths stand in it by hashes under the site's secret.
+Releases of one image whose noise lies on one path reveal what the least noisy of them reveals (``methods/noise.py``);
+those of different paths add up. The file is append-only, and an entry is on the disk before its release is sent. It
+names no image: records and paths stand in it as hashes that are keyed with the site's secret.
 """
 
 from __future__ import annotations
