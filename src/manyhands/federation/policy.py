@@ -30,9 +30,9 @@ class Policy(Spec):
 
     ``approve`` is ``hash``: only recipes run that the site's operator has approved, to the byte; or ``limits``: all
     recipes run that keep the limits below. ``rounds`` and ``bytes`` are the most that one recipe may use over all its
-    runs. The site never trains with fewer than ``min_sites`` sites. ``data`` is a folder of images; ``recipe`` stands for what
-    the recipe deals to a silo of this name, and is for the demo alone. ``ledger`` is the folder of the site's secret
-    and of its record of releases, if it is not the site's own folder: sites that have images in common share one.
+    runs. The site never trains with fewer than ``min_sites`` sites. ``data`` is a folder of images; ``recipe`` stands
+    for what the recipe deals to a silo of this name, and is for the demo alone. ``ledger`` is the folder of the site's
+    secret and of its record of releases, if it is not the site's own folder: sites that share images share one.
 
     Unless ``images`` is true no image leaves as it is, unless ``labels`` is true no label leaves, and unless
     ``computable`` is true nothing leaves from which the server can compute images or labels that may not leave.
