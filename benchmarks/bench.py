@@ -22,6 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TOY = ("data.limit=300", "evaluation.images=60")
+"""What makes a recipe of digits small."""
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
 Measured = dict[str, Any]
@@ -90,12 +92,17 @@ def run_recipe(
     note = _note(folder)
     note.write_text(json.dumps(_begun(folder, shipped, changes), indent=1))
     recipe.write_text(shipped.read_text().replace('"data/', f'"{data.resolve()}/'))
-    command = [sys.executable, "-m", "manyhands", "run", str(recipe), "--out", str(folder), "--json"]
-    command += [part for change in changes for part in ("--set", change)] + ["--resume"] * folder.exists()
-    variables = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    said = subprocess.run(command, check=True, env=variables, stdout=subprocess.PIPE, text=True)
-    report: dict[str, Any] = json.loads(said.stdout)
+    words = ["run", str(recipe), "--out", str(folder), "--json"]
+    words += [part for change in changes for part in ("--set", change)] + ["--resume"] * folder.exists()
+    report: dict[str, Any] = json.loads(manyhands(words, threads))
     return report
+
+
+def manyhands(words: Sequence[str], threads: int | None) -> str:
+    """What the command prints, in a process of its own."""
+    variables = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, "-m", "manyhands", *words]
+    return subprocess.run(command, check=True, env=variables, stdout=subprocess.PIPE, text=True).stdout
 
 
 def began(folder: Path) -> dict[str, Any]:

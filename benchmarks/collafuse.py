@@ -74,7 +74,7 @@ def quality(told: argparse.Namespace, scale: str) -> dict[str, Any]:
     root = work if told.quick else case_files.FOLDER
     every = claims.collafuse_cases(scale)
     asked = ["exact 0.2", "light 0.2"] if told.quick else case_files.asked(told.cases, every)
-    toy = ["method.rounds=9", "evaluation.images=60", "method.training.steps=2"] if told.quick else []
+    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=9", "method.training.steps=2"] if told.quick else []
 
     def run(name: str, seed: int) -> bench.Run:
         folder, recipe = work / _place(name, seed), RECIPES[scale]
@@ -167,7 +167,7 @@ def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, f
     changed = Path(tempfile.mkdtemp()) / path.name
     changed.write_text(path.read_text().replace('"data/', f'"{Path(told.data).resolve()}/'))
     silos, _ = silos_of(load_recipe(changed))
-    private = as_floats(pooled([silo.images for silo in silos]).pixels[:1000])
+    private = as_floats(pooled([silo.images for silo in silos]).pixels[: 100 if told.quick else 1000])
     public = pooled([silo.held_out for silo in silos if silo.held_out is not None])
     method = load_recipe(changed).method
     assert isinstance(method, CollaFuse)
@@ -181,7 +181,7 @@ def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, f
         theory = population.foretold(clouds, float(sigma / alpha), len(private), rng, FORETOLD)
         return {"picked": float(torch.stack(hits).float().mean()), "theory": theory}
 
-    over = {share: both(round(share * schedule.steps)) for share in PICKED}
+    over = {share: both(round(share * schedule.steps)) for share in PICKED[:: 4 if told.quick else 1]}
     cut = population.hidden_from(clouds, schedule, len(private), seed=1)
     at = both(schedule.steps if cut is None else cut)
     off = max(abs(each["picked"] / each["theory"] - 1) for each in over.values())
@@ -200,7 +200,7 @@ def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
 
     Of the run, only the time counts in which the server is at work: its training, and all that it is asked.
     """
-    rounds, each = (2, 20) if told.quick else (6, 60)
+    rounds, each = (2, 5) if told.quick else (6, 60)
     model = UNet(size=16, channels=1, classes=10, widths=(16, 32))
     silos = split(Digits().load(16), Iid(silos=8))
     light = UNet(size=16, channels=1, classes=10, widths=(8,))

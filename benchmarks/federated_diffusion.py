@@ -53,7 +53,7 @@ def quality(told: argparse.Namespace, scale: str, end: float) -> dict[str, Any]:
     asked = QUICK if told.quick else case_files.asked(told.cases, every)
     work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
     root = work if told.quick else case_files.FOLDER
-    toy = ["method.rounds=2", "evaluation.images=60"] if told.quick else []
+    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2"] if told.quick else []
     runs: list[bench.Run] = [
         (RECIPES[scale], work / place(name, seed), Path(told.data), [f"seed={seed}", *every[name], *toy])
         for seed, name in product(seeds, asked)

@@ -31,6 +31,7 @@ def ended(silos: int, rounds: int, data: Path, *, toy: bool) -> case_files.Case:
     """What a run in a process of its own came to."""
     recipe = "digits-fedavg" if toy else "mnist16-by-writer"
     sets = [f"partition.silos={silos}", f"method.rounds={rounds}", "method.participants=10", "evaluation.images=0"]
+    sets += ["method.training.steps=2"] * toy
     with tempfile.TemporaryDirectory() as folder:
         report = bench.run_recipe(recipe, Path(folder) / "run", data, sets)
         figures = {"peak_memory": report["peak_memory"], "rounds": report["rounds"], "loss": report["metrics"]["loss"]}

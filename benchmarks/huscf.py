@@ -74,7 +74,7 @@ def quality(told: argparse.Namespace) -> dict[str, Any]:
     root = work if told.quick else case_files.FOLDER
     every = claims.huscf_cases(scale)
     asked = case_files.asked(told.cases, every)
-    toy = ("method.rounds=3", "method.training.steps=3", "evaluation.images=60") if told.quick else ()
+    toy = (*bench.TOY, "method.rounds=3", "method.training.steps=3") if told.quick else ()
 
     def run(name: str, seed: int) -> bench.Run:
         recipe, kind, changes = every[name]

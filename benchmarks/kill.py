@@ -69,7 +69,7 @@ def kill_and_resume(times: int, seed: int) -> tuple[int, list[int]]:
             killed = root / f"killed-{i}"
             process = CONTEXT.Process(target=train, args=(killed,))
             process.start()
-            process.join(rng.uniform(0, length))
+            process.join(length * (i + rng.random()) / times)  # at random in each portion of the time that it takes
             process.kill()
             process.join()
             journal = killed / "journal.jsonl"

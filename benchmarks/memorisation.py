@@ -34,7 +34,8 @@ def measure(told: argparse.Namespace) -> bench.Measured:
 
 def verdict(changes: list[str], *, quick: bool) -> dict[str, Any]:
     """Train the recipe with these changes, and measure it."""
-    told = [*changes, "evaluation.images=1000", *(["method.rounds=2"] if quick else [])]
+    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2"]
+    told = ["evaluation.images=1000", *(toy if quick else []), *changes]
     recipe = load_recipe(Path(bench.ROOT / "recipes" / "digits-fedavg.toml"), told)
     with tempfile.TemporaryDirectory() as folder:
         experiment = compose(recipe, Path(folder) / "run")

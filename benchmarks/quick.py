@@ -1,7 +1,8 @@
 """Every benchmark at toy size, to see that each still runs: PyTorch is imported once, and each program forks off it.
 
 A program is run as it would be typed, ``benchmarks/NAME.py --quick --json``, in a process of its own with one thread,
-as many at a time as there are cores. Their seconds are printed; the exit code is 1 where one failed or did not end.
+as many at a time as there are cores; it calls ``manyhands`` there, unless the memory of each run is what it measures.
+Their seconds are printed; the exit code is 1 where one failed or did not end.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import json
 import os
 import runpy
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
+from unittest import mock
 
 import bench
 from kill import CONTEXT
+
+from manyhands.cli import app
 
 PROGRAMS = (
     "huscf", "network", "collafuse", "network_timeline", "federated_diffusion", "start", "kill", "page", "sampling",
@@ -28,6 +33,9 @@ PROGRAMS = (
     "bytes", "overhead", "torn",
 )  # fmt: skip
 """The longest first, so that no core is left with one of them at the end."""
+APART = ("fifty_silos",)
+"""Those whose runs are processes of their own."""
+ONE = threading.Lock()
 LIMIT = 600.0
 """Seconds after which a program is taken to hang."""
 
@@ -59,9 +67,17 @@ def run(program: str) -> None:
     """What typing it would do, in this process."""
     path = bench.ROOT / "benchmarks" / f"{program}.py"
     sys.argv = [str(path), "--quick", "--json"]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    here = mock.patch.object(bench, "manyhands", call) if program not in APART else contextlib.nullcontext()
+    with here, contextlib.redirect_stdout(io.StringIO()) as said:
         runpy.run_path(str(path), run_name="__main__")
     json.loads(said.getvalue())
+
+
+def call(words: Sequence[str], _threads: int | None) -> str:
+    """What ``bench.manyhands`` does, in this process, one at a time."""
+    with ONE, contextlib.redirect_stdout(io.StringIO()) as said:
+        app(words, standalone_mode=False)
+    return said.getvalue()
 
 
 def begin(program: str) -> Running:
