@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,12 @@ class Here:
             pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
             Image.fromarray(pixels).save(file)
 
-    def released(self, method: CollaFuse, limits: Limits = UNLIMITED, turn: int = 0) -> list[Message]:
+    def released(
+        self, method: CollaFuse, limits: Limits = UNLIMITED, turn: int = 0, classes: tuple[str, ...] = ("0", "1")
+    ) -> list[Message]:
         """What a run that has just begun sends of it, as far as it may."""
         secret = site_secret(self.folder)
-        images = tiny_images(COUNT, seed=1, size=method.model.size)
+        images = replace(tiny_images(COUNT, seed=1, size=method.model.size), classes=classes)
         silo = Silo("a", images, secret=secret)
         charged = Released(Budget(self.folder, secret), limits, silo, method, self.files)
         sent = []
@@ -131,6 +134,21 @@ def test_labels_that_are_told_at_random_are_counted_and_others_are_not(here: Her
     assert here.spent.labels == 0
     here.released(collafuse(labels="randomised", label_epsilon=2.0))
     assert here.spent.labels == 2
+
+
+def test_labels_that_are_drawn_anew_among_other_classes_are_counted_anew(here: Here) -> None:
+    """Whoever writes recipes may name classes that nobody has: each number of them would be another draw of a label."""
+    method, limits = collafuse(labels="randomised", label_epsilon=1.0), Limits(epsilon=1e3)
+    told = [here.released(method, limits, classes=tuple(map(str, range(count)))) for count in range(2, 7)]
+    assert len({tuple(message[0].tensors["labels"].tolist()) for message in told}) > 1
+    assert here.spent.labels == pytest.approx(5)
+    assert here.spent.releases == 1
+    here.released(collafuse(labels="randomised", label_epsilon=0.5), limits)  # makes nothing new known
+    assert here.spent.labels == pytest.approx(5)
+    before = (here.folder / FILE).read_bytes()
+    with pytest.raises(BudgetError, match="epsilon"):
+        here.released(method, Limits(epsilon=here.spent.epsilon(1e-5) + 0.5), classes=tuple(map(str, range(9))))
+    assert (here.folder / FILE).read_bytes() == before
 
 
 def test_an_image_that_leaves_as_it_is_is_beyond_every_epsilon(here: Here) -> None:

@@ -35,7 +35,7 @@ class Released:
             return
         records = [self._record(int(number)) for number in release.numbers]
         cost = Cost(release.mu**2, release.snr, 1, release.label_epsilon)
-        self.budget.charge(records, release.paths, cost, self.limits, run=run)
+        self.budget.charge(records, release.paths, cost, self.limits, release.label_paths, run=run)
 
     def _record(self, number: int) -> bytes:
         images = self.silo.images

@@ -258,10 +258,10 @@ class CollaFuse(Denoising):
             return None
         first, turn = message.facts["first"], message.facts["turn"]
         numbers = self._order(silo, turn)[first : first + len(message.tensors["images"])]
-        paths = self.noising(silo, turn).paths(silo.images, numbers, first)
+        noising = self.noising(silo, turn)
+        paths, labels = noising.paths(silo.images, numbers, first), noising.label_paths(silo.images, numbers)
         snr = float(self.diffusion.schedule.snr()[self.step_of(silo.name)])
-        random = self.told_labels and self.labels == "randomised"
-        return Release(numbers, paths, snr, mu_of(snr, self.bound), self.label_epsilon if random else 0.0)
+        return Release(numbers, paths, snr, mu_of(snr, self.bound), self.label_epsilon if labels else 0.0, labels)
 
     def _order(self, silo: Silo, turn: int) -> Tensor:
         """The numbers of the images of a release: all of them, or those that a round trains on."""

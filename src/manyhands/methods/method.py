@@ -37,7 +37,8 @@ class Release(NamedTuple):
 
     ``numbers`` are those of the silo's images; ``paths`` name what their noise is drawn from, and how they were scaled
     before: of two releases of one path the noisier tells nothing more. ``snr`` is the signal over the noise, infinite
-    where there is none; ``mu`` the sensitivity over the deviation; ``label_epsilon`` that of a label told at random.
+    where there is none; ``mu`` the sensitivity over the deviation; ``label_epsilon`` that of a label told at random,
+    and ``label_paths`` name what those are drawn from.
     """
 
     numbers: Tensor
@@ -45,6 +46,7 @@ class Release(NamedTuple):
     snr: float
     mu: float
     label_epsilon: float = 0.0
+    label_paths: tuple[bytes, ...] = ()
 
 
 class Server(ABC):

@@ -75,6 +75,17 @@ class Noising:
         ]
         return [hashlib.sha256(key).digest() for key in keys]
 
+    def label_paths(self, images: Images, numbers: Tensor) -> tuple[bytes, ...]:
+        """Of each image: a name for what its label at random is drawn from, which is another where classes are."""
+        if self.labels != "randomised" or images.labels is None:
+            return ()
+        which, classes = occurrences(images, self.held_out), len(images.classes)
+        keys = [
+            self._label_key(self._record(images.pixels[i], int(which[i])), int(images.labels[i]), classes)
+            for i in numbers.tolist()
+        ]
+        return tuple(hashlib.sha256(b"path " + key).digest() for key in keys)
+
     def _noised(self, pixels: Tensor, records: list[bytes], first: int) -> Tensor:
         """Images with noise of the variance that it has against the image itself, to the last digit of both.
 
@@ -98,7 +109,10 @@ class Noising:
         """The label, or what is told of it: the same each time, or averaging would tell the true one."""
         if self.labels == "share":
             return label
-        return randomised(f"label\n{label} {classes}\n".encode() + record, label, classes, self.label_epsilon)
+        return randomised(self._label_key(record, label, classes), label, classes, self.label_epsilon)
+
+    def _label_key(self, record: bytes, label: int, classes: int) -> bytes:
+        return f"label\n{label} {classes}\n".encode() + record
 
     def _record(self, image: Tensor, which: int) -> bytes:
         told = f"{self.secret}\n{which}\n".encode() + image.numpy().tobytes()

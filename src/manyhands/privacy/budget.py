@@ -21,7 +21,7 @@ from manyhands.errors import BudgetError
 from manyhands.strict import strict_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -107,19 +107,26 @@ class Budget:
         self._read = 0
         self._told: defaultdict[bytes, dict[bytes, Trail]] = defaultdict(dict)
 
-    def charge(self, records: Sequence[bytes], paths: Sequence[bytes], cost: Cost, limits: Limits, **of: str) -> None:
+    def charge(
+        self, records: Sequence[bytes], paths: Sequence[bytes], cost: Cost, limits: Limits,
+        label_paths: Sequence[bytes] = (), **of: str,
+    ) -> None:  # fmt: skip
         """Note what is about to be released of each record, or raise ``BudgetError`` where that is beyond the limits.
 
-        The same release again tells nobody anything new: it costs nothing.
+        The same release again tells nobody anything new: it costs nothing. Labels told at random have paths of their
+        own: they may be drawn anew where the noise of their image is not.
         """
+        parts = {cost: paths}
+        if label_paths:
+            parts = {cost._replace(labels=0.0): paths, Cost(labels=cost.labels): label_paths}
         marks = [self._mark(b"record", record) for record in records]
-        pairs = [(mark, self._mark(b"path", mark + path)) for mark, path in zip(marks, paths, strict=True)]
         with locked_file(self.path) as file:
             self._catch_up(file)
-            fresh = self._fresh(pairs, cost)
-            self._check(fresh, limits)
-            if fresh:
-                self._append(file, [(mark, path) for mark, mine in fresh.items() for path in mine], cost, of)
+            each = {part: self._fresh(self._pairs(marks, named), part) for part, named in parts.items()}
+            self._check(_joined(each.values()), limits)
+            for part, fresh in each.items():
+                if fresh:
+                    self._append(file, [(mark, path) for mark, mine in fresh.items() for path in mine], part, of)
 
     def worst(self) -> Cost:
         """Of the image of which most was released; nothing where there is none."""
@@ -128,6 +135,9 @@ class Budget:
                 self._catch_up(file)
         spent = [_sum(paths) for paths in self._told.values()]
         return max(spent, key=lambda each: (each.epsilon(1e-5), each), default=NOTHING)
+
+    def _pairs(self, marks: list[bytes], paths: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        return [(mark, self._mark(b"path", mark + path)) for mark, path in zip(marks, paths, strict=True)]
 
     def _fresh(self, pairs: list[tuple[bytes, bytes]], cost: Cost) -> dict[bytes, dict[bytes, Trail]]:
         """The paths of each record of which something new would be told, as they would be then."""
@@ -212,6 +222,14 @@ def _left(spent: Cost, limits: Limits) -> str:
     if limits.releases is not None:
         words.append(f"{max(limits.releases - spent.releases, 0)} releases")
     return ", ".join(words)
+
+
+def _joined(parts: Iterable[dict[bytes, dict[bytes, Trail]]]) -> dict[bytes, dict[bytes, Trail]]:
+    found: dict[bytes, dict[bytes, Trail]] = {}
+    for part in parts:
+        for mark, mine in part.items():
+            found[mark] = found.get(mark, {}) | mine
+    return found
 
 
 def _sum(paths: dict[bytes, Trail]) -> Cost:
