@@ -253,3 +253,18 @@ def test_an_offer_says_its_classes_itself(tmp_path: Path) -> None:
     whole = 'name = "mine"\n' + TEXT.replace('source = "digits"', f'{source}\nclasses = ["a", "b"]')
     told = parse_offer(whole, "run")
     assert told.data.known_classes() == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("cuts", "said"),
+    [
+        ([f"silo-{number:05}" for number in range(20_000)], "at most 1000 items"),
+        ([f"silo-00*{number}" for number in range(900)], r"method names 'silo-00\*0'"),
+    ],
+)
+def test_cuts_of_very_many_silos_are_refused_and_names_are_no_patterns_there(cuts: list[str], said: str) -> None:
+    """Each of them is looked up among the names of all silos, and its step computed."""
+    text = TEXT.replace('"fedavg"', '"collafuse"\ncut = 0.9').replace("silos = 4", "silos = 20_000")
+    told = "".join(f'"{name}" = 0.9\n' for name in cuts)
+    with pytest.raises(RecipeError, match=said):
+        parse_offer(f"name = 'x'\n{text}\n[method.cuts]\n{told}", "recipe")

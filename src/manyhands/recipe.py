@@ -168,8 +168,8 @@ class Recipe(Spec):
         diffusion = getattr(self.method, "diffusion", None)
         if self.sampling.guidance != 1 and model.classes and not (diffusion and diffusion.label_dropout):
             raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
-        if odd := [name for name in _named(self.method) if not fnmatch.filter(names, name)]:
-            raise ValueError(f"method names {odd[0]!r}; {nearest(odd[0], names[:20])}")
+        if odd := _unknown_in(self.method, names):
+            raise ValueError(f"method names {odd!r}; {nearest(odd, names[:20])}")
         if isinstance(self.partition, Dirichlet | Shards) and self.data.classes == ():
             raise ValueError(f"partition {self.partition.kind!r} deals by label, and data.classes is 0")
         if isinstance(self.partition, Domains) != bool(domains) and not isinstance(self.partition, Lacking):
@@ -188,11 +188,15 @@ class Recipe(Spec):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def _named(method: Method) -> list[str]:
-    """The silos that a method tells of by name, or by a pattern of names."""
+def _unknown_in(method: Method, names: Sequence[str]) -> str:
+    """The first name, or pattern of names, by which a method tells of a silo that there is not; empty if none."""
+    known = set(names)
+    if isinstance(method, HuSCF):
+        return next((name for name in method.cuts if name not in known and not fnmatch.filter(names, name)), "")
     if isinstance(method, CollaFuse):
-        return [*method.cuts, *(silo for mine in method.clusters.values() for silo in mine)]
-    return list(method.cuts) if isinstance(method, HuSCF) else []
+        every = (*method.cuts, *(silo for mine in method.clusters.values() for silo in mine))
+        return next((name for name in every if name not in known), "")
+    return ""
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:

@@ -98,6 +98,15 @@ def test_a_hostile_recipe_is_declined_once_and_the_site_goes_on(tmp_path: Path, 
     assert not (tmp_path / "site").exists()
 
 
+def test_of_very_many_reasons_a_few_are_said(tmp_path: Path) -> None:
+    lines, cuts = list[str](), "".join(f"s{number} = 'x'\n" for number in range(900))
+    text = recipe_text(load_recipe(recipe_path("digits-collafuse"))).replace("[method.cuts]\n", "")
+    text = f"{text}\n[method.cuts]\n{cuts}"
+    once(tmp_path / "site", Server(offer(text=text), Message("decline")), lines.append)
+    assert 20 < len(lines) < 30
+    assert lines[-1].endswith(" more")
+
+
 def test_no_run_can_be_called_as_a_file_of_the_site_is(tmp_path: Path) -> None:
     approve(tmp_path, ["a" * 64])
     for run in ("approved.txt", "secret", "released.jsonl", "site.json", "offers", "used", "runs"):
@@ -110,7 +119,8 @@ def test_no_run_can_be_called_as_a_file_of_the_site_is(tmp_path: Path) -> None:
 
 def test_a_server_that_offers_nonsense_without_end_is_asked_more_and_more_slowly(tmp_path: Path) -> None:
     pauses = list[float]()
-    answers = [each for number in range(12) for each in (offer(f"run-{number}", "="), Message("decline"))]
+    nothing = offer("", "")  # which would be no reason to ask faster again
+    answers = [each for number in range(12) for each in (offer(f"run-{number}", "="), Message("decline"), nothing)]
     server = Server(*answers, SessionGone("the end of the test"))
     with pytest.raises(StopIteration):
         site(tmp_path, server, pause=pauses.append).work()

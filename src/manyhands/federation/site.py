@@ -48,6 +48,10 @@ PATIENCE, LONGEST_WAIT = 3, 60.0
 """So many runs in a row are declined at once; then it waits before the next, longer each time."""
 
 
+MAX_LINES = 20
+"""So many of the reasons why a run is declined are said."""
+
+
 class NotApproved(ManyhandsError):  # noqa: N818 - what is so, until somebody approves
     """Nobody at this site has read and approved this recipe."""
 
@@ -89,7 +93,6 @@ class Site:
             return
         run, text = offer.facts["run"], offer.facts["recipe"]
         if not run:
-            self._in_a_row = 0
             return
         try:
             recipe, silo = self.considered(run, text)
@@ -106,7 +109,9 @@ class Site:
     def _decline(self, run: str, waits: str, error: ManyhandsError) -> None:
         """Say why; ``waits`` is the hash of a recipe that somebody may approve yet."""
         self._declined = {run: waits}
-        for line in str(error).splitlines():
+        lines = str(error).splitlines()
+        more = len(lines) - MAX_LINES
+        for line in [*lines[:MAX_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
             self.say(f"{run}: {plain(line)}")
         why = "its images, its folder or its budget do not allow it; its log says why"
         if isinstance(error, TOLD):

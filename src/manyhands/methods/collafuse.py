@@ -30,6 +30,7 @@ from manyhands.methods.method import Ask, Conversation, Release, Server, Trained
 from manyhands.methods.release import Labels, Noising, chunk_of, chunks, fingerprint
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models import cost
+from manyhands.models.cut import MAX_CUTS
 from manyhands.models.generator import Drawing, Generator
 from manyhands.models.layout import layout_of
 from manyhands.models.unet import UNet
@@ -67,7 +68,7 @@ class CollaFuse(Denoising):
     kind: Literal["collafuse"] = "collafuse"
     model: UNet
     cut: Cut
-    cuts: dict[str, Cut] = Field(default_factory=dict)
+    cuts: dict[str, Cut] = Field(default_factory=dict, max_length=MAX_CUTS)
     mode: Mode = "exact"
     release: Literal["once", "fresh"] = "once"
     norm: Float | None = Field(default=None, gt=0)
@@ -81,7 +82,7 @@ class CollaFuse(Denoising):
     finish: Int | None = Field(default=None, ge=1, le=100_000)
     distil: Distil | None = None
     federate_silos: bool = False
-    clusters: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    clusters: dict[str, tuple[str, ...]] = Field(default_factory=dict, max_length=MAX_CUTS)
     max_update_ratio: MaxUpdateRatio = MAX_RATIO
 
     @model_validator(mode="after")

@@ -14,6 +14,8 @@ from manyhands.spec import Int, Spec
 from manyhands.tensors import Like
 
 T = TypeVar("T")
+MAX_CUTS = 1000
+"""So many silos, patterns of their names or clusters may be told of one by one."""
 
 
 class Cut(Spec):

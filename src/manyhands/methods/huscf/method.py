@@ -21,7 +21,7 @@ from manyhands.methods.huscf.order import BACK, ORDER, network_of
 from manyhands.methods.huscf.server import MOST, HuSCFServer
 from manyhands.methods.method import Ask, Conversation, Trained
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
-from manyhands.models.cut import Cut, Cuts, maps
+from manyhands.models.cut import MAX_CUTS, Cut, Cuts, maps
 from manyhands.models.forger import Forger, generators_part
 from manyhands.models.generator import Drawing
 from manyhands.models.layout import layout_of
@@ -67,7 +67,7 @@ class HuSCF(Adversarial):
 
     kind: Literal["huscf"] = "huscf"
     cut: Cuts | None = None
-    cuts: dict[str, Cuts] = Field(default_factory=dict)
+    cuts: dict[str, Cuts] = Field(default_factory=dict, max_length=MAX_CUTS)
     min_head: Int = Field(default=1, ge=0)
     clusters: Literal["auto"] | Annotated[Int, Field(ge=1)] = "auto"
     alpha: Float = Field(default=1.0, ge=0)
