@@ -20,6 +20,7 @@ from manyhands.recipe import load_recipe
 from manyhands.shipped import recipe_path
 
 TEXT = recipe_text(load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2"]))
+TINY = ["method.rounds=9", "method.training.steps=2", "method.model.widths=[8]"]
 
 
 class Server:
@@ -156,6 +157,20 @@ def test_an_answer_to_something_else_is_refused_by_name(tmp_path: Path) -> None:
             Site("silo-0", policy, tmp_path / answer.op, server, lambda _: None).work()  # type: ignore[arg-type]
         assert [message.op for message in server.heard] == ["hello", "enrol", "enter", "decline", "hello"]
         assert server.heard[3].facts["why"] == f"unknown operation: '{answer.op}' is no answer to 'enter'"
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_server_has_no_round_twice_however_it_asks(tmp_path: Path, refuses: bool) -> None:
+    """With other weights it would learn more of the images each time than a person has approved."""
+    recipe = load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2", *TINY])
+    weights = recipe.method.server(0, {"silo-0": 24, "silo-1": 24}).state_dict()
+    held = {name.removeprefix("weights."): t for name, t in weights.items() if name.startswith("weights.")}
+    joined, again = (Message(op, held, {"round": 0, "done": False}) for op in ("join", "update"))
+    answers = [Message("enrol", facts={"round": 0, "sites": 2}), joined]
+    answers += [Refused(Reason.TOO_LONG, "so it says"), again] if refuses else [again]
+    said = once(tmp_path, Server(offer(text=recipe_text(recipe)), *answers, Message("decline")))
+    assert [message.op for message in said[2:]] == ["join", *["update"] * (1 + refuses), "decline", "hello"]
+    assert said[-2].facts["why"] == "stale round: 1 rounds are closed, and the server asks for one again"
 
 
 def test_a_folder_of_another_run_is_said_and_the_site_goes_on(tmp_path: Path) -> None:

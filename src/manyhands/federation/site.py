@@ -269,19 +269,23 @@ def converse(
     """Lead a conversation to its end: nothing is sent, and nothing taken, that is not in the plan.
 
     What the silo has is kept before it closes a round, to begin there again; every message is charged before it is
-    sent, and the last of a round as such.
+    sent, and the last of a round as such. A round that was closed is not done again, whatever weights come for it.
     """
     answer: Message | Refused | None = None
+    done = 0
     try:
         while True:
             message = _following(conversation, answer)
             plan.check(message, "up")
             if closes_round := plan.operations[message.op].closes_round:
+                if message.facts["round"] < done:
+                    raise Refused(Reason.STALE_ROUND, f"{done} rounds are closed, and the server asks for one again")
                 keep(message.facts["round"] + 1)
             charge(message, closes_round)
             try:
                 answer = call(message)
                 check_answer(message.op, answer, plan)
+                done = message.facts["round"] + 1 if closes_round else done
             except Refused as refusal:
                 answer = refusal
     except StopIteration:
