@@ -107,6 +107,15 @@ def test_latents_are_those_of_the_images_that_are_trained_on() -> None:
     assert len(encode(silo, TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(5).state_dict()))) == 14
 
 
+def test_a_silo_is_shown_without_its_pixels_its_labels_and_its_secret() -> None:
+    images = tiny_images(6).hold_out(0.5)
+    told = repr(Silo("mayo", images, secret="f" * 64))
+    assert "tensor" not in told
+    assert "fff" not in told
+    assert "images=Images(" in told
+    assert len(told) < 400
+
+
 def test_images_without_marks_are_all_trained_on() -> None:
     assert (len((silo := Silo("mayo", tiny_images(9))).images), silo.held_out) == (9, None)
     held = tiny_images(3, seed=1)

@@ -72,9 +72,9 @@ class Silo:
     images: Images
     seed: int = 0
     bench: Workbench = field(default_factory=Workbench)
-    memory: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict, repr=False)
     held_out: Images | None = None
-    latents: Latents | None = None
+    latents: Latents | None = field(default=None, repr=False)
     secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:

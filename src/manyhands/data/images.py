@@ -57,6 +57,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __repr__(self) -> str:
+        """How many there are and of what size; a log that shows a silo shows none of its pixels."""
+        size = " x ".join(str(length) for length in self.pixels.shape)
+        return f"{type(self).__name__}({size}, {len(self.classes)} classes)"
+
     def subset(self, numbers: np.ndarray) -> Self:
         """The images of these numbers."""
         at = torch.from_numpy(numbers)
