@@ -19,6 +19,8 @@ from manyhands.privacy.disclosure import Effort
 from manyhands.recipe import parse_recipe
 from manyhands.sweep import INDEX
 
+pytestmark = pytest.mark.slow
+
 LITTLE = Effort(denoiser=5, regressor=5, classifier=20, widths=(8,))
 
 

@@ -22,12 +22,14 @@ def test_it_is_short_and_in_three_parts(path: Path) -> None:
     assert text.index("# Setup") < text.index("# Train") < text.index("# Sample")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["collafuse", "digits"])
 def test_it_draws_digits(tmp_path: Path, name: str) -> None:
     example(name)(tmp_path / "d.png", rounds=1)
     assert (tmp_path / "d.png").exists()
 
 
+@pytest.mark.slow
 def test_own_folder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):

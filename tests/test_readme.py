@@ -34,6 +34,7 @@ BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
 SHELL = set("|&;<>$`*?~()")
 
 
+@pytest.mark.slow
 def test_every_block_runs_in_order(tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for number, (kind, text) in enumerate(BLOCKS):

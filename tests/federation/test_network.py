@@ -27,6 +27,8 @@ from manyhands.recipe import Recipe, load_recipe
 from manyhands.shipped import recipe_path
 from manyhands.tensors import sha256
 
+pytestmark = pytest.mark.slow
+
 SITES = ["silo-0", "silo-1", "silo-2"]
 SMALL = ["partition.silos=3", "data.limit=120", "evaluation.images=0", "method.rounds=3", "method.training.steps=4"]
 METHODS = {

@@ -16,6 +16,8 @@ from manyhands.journal import RunFolder
 from manyhands.privacy.disclosure import Effort
 from manyhands.recipe import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 LITTLE, LEAST = Effort(inverter=40, descent=100), Effort(inverter=2, descent=2)
 LAST = {"generator": {"head": 0, "tail": 4}}
 
