@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands import Experiment, Sampling, Silo, UNet
+from manyhands import Experiment, Sampling, Silo, Training, UNet
 from manyhands.errors import Reason, Refused
 from manyhands.message import Message
 from manyhands.methods.fedavg import AVERAGE, HELD, LEFT, FedAvg
@@ -261,10 +261,11 @@ def test_sharing_less_sends_less_by_the_share_of_the_weights() -> None:
 @pytest.mark.parametrize("told", [{}, BOTH, {**BOTH, "share": "up"}, {"share": "up"}, {"share": "usplit", **BOTH}])
 def test_the_sizes_that_are_told_are_those_of_the_ledger(told: dict[str, Any], participants: int | None) -> None:
     model = UNet(size=4, channels=1, classes=2, widths=(16,))  # so that what stands around its weights matters less
-    method = tiny_fedavg(model=model, rounds=30, participants=participants, **told)
+    short = {"rounds": 15, "training": Training(batch=4, steps=1)}
+    method = tiny_fedavg(model=model, participants=participants, **short, **told)
     experiment = trained(method, tiny_silos([5, 9, 3, 7]))
     updates = [each for each in experiment.ledger.entries() if each["op"] == "update"]
-    really = sum(each["bytes"] for each in updates) / 30
+    really = sum(each["bytes"] for each in updates) / 15
     (line,) = [line for line in method.sizes(4, Sampling()) if line.startswith("a round")]
     amounts = re.findall(r"([\d.]+) (kB|MB) (?:up|down)", line)
     planned = sum(float(number) * {"kB": 1e3, "MB": 1e6}[unit] for number, unit in amounts)
