@@ -229,3 +229,10 @@ def test_what_is_dealt_is_held_against_the_policy_when_its_number_is_known(tmp_p
         here = Site("silo-0", policy, tmp_path, Server(), lambda _: None)  # type: ignore[arg-type]
         with nullcontext() if taken else pytest.raises(RecipeError, match="times, 1 is the most"):
             here.considered("run", text)
+
+
+def test_what_a_run_keeps_at_a_site_is_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = site(tmp_path / "site", Server())._private("runs")
+    assert folder.stat().st_mode & 0o077 == 0
+    folder.chmod(0o755)
+    assert site(tmp_path / "site", Server())._private("runs").stat().st_mode & 0o077 == 0

@@ -19,6 +19,8 @@ from manyhands.federation.calls import Calls
 from manyhands.federation.demo import LOOPBACK, free_port
 from manyhands.federation.kit import SERVER, load_kit, new_kits
 from manyhands.federation.switchboard import Switchboard
+from manyhands.links.door import Frame
+from manyhands.links.exchange import ROOM
 from manyhands.links.nvflare import APP
 from manyhands.message import Message
 
@@ -74,6 +76,20 @@ def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
     caller.start()
     called = until(board, lambda called: called)
     assert called.message == Message("hello", {}, {"declined": ""})
+    board.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
+    caller.join(20)
+    assert [each.op for each in answers] == ["hello"]
+
+
+def test_a_server_that_floods_fills_no_memory_and_is_heard_again(line: tuple[Switchboard, Calls, list[str]]) -> None:
+    board, calls, _ = line
+    for number in range(1000):
+        calls._take(SERVER, Frame({"k": "gone", "s": "another", "n": number}))
+    assert calls._frames.qsize() <= ROOM
+    answers: list[Message] = []
+    caller = threading.Thread(target=lambda: answers.append(calls(Message("hello", facts={"declined": ""}))))
+    caller.start()
+    assert until(board, lambda called: called)
     board.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
     caller.join(20)
     assert [each.op for each in answers] == ["hello"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import queue
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from manyhands.federation.kit import SERVER, Kit
 from manyhands.federation.plans import SITES
-from manyhands.links.exchange import Calling
+from manyhands.links.exchange import ROOM, Calling
 
 if TYPE_CHECKING:
     from manyhands.links.door import Frame
@@ -37,15 +38,20 @@ class Calls:
         from manyhands.links.nvflare import Line
 
         self.bounds = bounds
-        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._frames: queue.Queue[Frame] = queue.Queue(ROOM)
         self._patience = patience
         self.anew()
         about = kit.about
         self._line = Line(
             about.party, kit.startup, about.host, about.port, "client",
-            lambda peer, frame: self._frames.put(frame) if peer == SERVER else None,
-            lambda peer, there: noticed(there) if peer == SERVER else None,
+            self._take, lambda peer, there: noticed(there) if peer == SERVER else None,
         )  # fmt: skip
+
+    def _take(self, peer: str, frame: Frame) -> None:
+        """What does not fit is lost, as on a network: a server that floods fills no memory, and is asked again."""
+        if peer == SERVER:
+            with suppress(queue.Full):
+                self._frames.put_nowait(frame)
 
     def anew(self) -> None:
         """Begin a session."""

@@ -96,7 +96,7 @@ class Site:
             return
         try:
             recipe, silo = self.considered(run, text)
-            folder = RunFolder(self.out / RUNS / run)
+            folder = RunFolder(self._private(RUNS) / run)
             usage = self._usage(recipe, text, len(silo.images), folder)
             with folder.open(recipe.resolved(), resume=True):
                 self._in_a_row = 0
@@ -153,6 +153,14 @@ class Site:
     def _hold(self, recipe: Recipe, images: int) -> None:
         if refusals := self.policy.refusals(recipe, images, self.name):
             raise RecipeError(f"this site's policy: {'; '.join(refusals)}")
+
+    def _private(self, name: str) -> Path:
+        """A folder of the site's own, which nobody else of its machine can read."""
+        folder = self.out / name
+        with writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        return folder
 
     def _wait_for(self, recipe: Recipe, text: str, images: int) -> None:
         with writing(self.out):

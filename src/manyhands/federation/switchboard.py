@@ -13,17 +13,13 @@ from manyhands.errors import plain
 from manyhands.federation.kit import LEAD
 from manyhands.federation.plans import LEADS, SITES
 from manyhands.links.door import ODD, Frame
-from manyhands.links.exchange import WINDOW, Desk
+from manyhands.links.exchange import ROOM, Desk
 from manyhands.message import Bounds
 
 if TYPE_CHECKING:
     from manyhands.errors import Refused
     from manyhands.federation.kit import Kit
     from manyhands.message import Message
-
-ROOM = 4 * WINDOW
-"""Frames of a peer that wait to be looked at, at most: more are lost, as a network may lose them."""
-
 
 LEAST = {True: LEADS.bounds("up"), False: SITES.bounds("up")}
 """What the lead, and what a site may say at once when no run is on."""

@@ -21,6 +21,8 @@ PART = 1 << 20
 """Bytes of a part; the last one of a message may have fewer."""
 WINDOW = 4
 """Parts that may be under way."""
+ROOM = 4 * WINDOW
+"""Frames of a peer that wait to be looked at, at most: more are lost, as a network may lose them."""
 SPOOLED = 16 * PART
 """Larger messages wait in a file."""
 RETIRED = 64
