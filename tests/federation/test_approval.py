@@ -124,9 +124,23 @@ def test_a_server_cannot_fill_the_disk_with_recipes(site: Path) -> None:
     assert len(list((site / OFFERS).iterdir())) == MAX_WAITING + 1
 
 
+PAINT = "\\u001b[2Jall is well\\n"
+"""What clears a terminal and writes on it, as TOML has it."""
+
+
 def test_nothing_in_a_recipe_paints_over_what_is_shown(site: Path) -> None:
-    hidden = TEXT.replace("[method.cuts]", '[method.cuts]\n"silo-[0\\u001b[2Jall is well\\n]" = 0.5\n')
-    mark = keep_offer(site, hidden)
+    cut = "{generator={head=0,tail=3},discriminator={head=1,tail=3}}"
+    classes = ", ".join(f'"{PAINT}{i}"' for i in range(10))
+    changes = [f'method.cuts={{"silo-[0{PAINT}]*"={cut}}}', f"data.classes=[{classes}]", f'data.origin="{PAINT}"']
+    mark = keep_offer(site, recipe_text(load_recipe(recipe_path("digits-huscf"), changes)))
     words = offer_words(site, find_offer(site, mark))
-    assert any("all is well" in line for line in words)
     assert all(each.isprintable() for line in words for each in line)
+
+
+def test_nor_does_the_refusal_of_a_recipe_that_names_what_is_not_there(site: Path) -> None:
+    mark = keep_offer(site, TEXT.replace("[method.cuts]", f'[method.cuts]\n"silo-[0{PAINT}]" = 0.5\n'))
+    code, said = run("approve", str(site), mark, "--yes")
+    assert code != 0
+    assert "all is well" in said
+    assert all(each.isprintable() or each == "\n" for each in said)
+    assert approved(site) == set()
