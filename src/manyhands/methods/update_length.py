@@ -46,7 +46,7 @@ class UpdateLengths:
         if not self.max_ratio:
             return
         names = sorted(update)  # in one order, however they travelled: the last bits of a sum depend on it
-        length = root_mean_square(update[name] if relative else update[name].double() - held[name] for name in names)
+        length = root_mean_square(update[name] if relative else update[name] - held[name] for name in names)
         usual = median_low(self._last) if self._last else 0.0
         if length > self.max_ratio * usual:
             self._check_against_weights(length, usual, root_mean_square(held[name] for name in names))
@@ -101,5 +101,6 @@ def root_mean_square(tensors: Iterable[Tensor]) -> float:
     total, count = 0.0, 0
     for tensor in tensors:
         if tensor.is_floating_point():
-            total, count = total + float(tensor.double().square().sum()), count + tensor.numel()
+            total += float(tensor.square().sum(dtype=torch.float64))  # squares are of at most 1.5e10
+            count += tensor.numel()
     return math.sqrt(total / count) if count else 0.0
