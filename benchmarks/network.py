@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import queue
 import random
 import shutil
@@ -436,7 +437,13 @@ QUICK = (rate, approval, sockets)
 
 
 def measure(told: argparse.Namespace) -> bench.Measured:
-    """All parts, or those that --only names; some at toy size."""
+    """All parts, or those that --only names; some at toy size.
+
+    Each party has one thread, and so has the one process that they are held against: with two threads each, parties
+    that share two cores wait for one another's threads most of the time, and a round of eight takes ten times as long.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     figures: dict[str, float | None] = dict.fromkeys(BARS)
     shown: dict[str, Any] = {}
     for part in QUICK if told.quick else PARTS:
