@@ -11,7 +11,8 @@ import torch
 
 from manyhands.errors import QuorumLost, Refused
 from manyhands.experiment import silos_of
-from manyhands.federation.running import RETURNS, Running, load_running
+from manyhands.federation.losses import RETURNS
+from manyhands.federation.running import Running, load_running
 from manyhands.journal import RunFolder
 from manyhands.message import Message
 from manyhands.recipe import Recipe, load_recipe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import torch
 from manyhands.apart import Apart
 from manyhands.clock import Clock, check_quorum
 from manyhands.errors import MessageError, QuorumLost, Reason, Refused, RunFolderError
+from manyhands.federation.losses import REPEAT_SHARE, Losses
 from manyhands.federation.policy import recipe_text
 from manyhands.hub import Hub
 from manyhands.journal import Round, RunFolder, State
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 FILE = "federation.json"
-RETURNS = 3
-"""So often a site may have all begin a round again; then the round goes on without it."""
-TAKEN = 0.5
-"""The share of a deadline that the server may be busy with a site alone; then it is not heard before the next round."""
-REDONE = 0.5
-"""The share of a deadline that a site may have the others do again in a round; the rest is for gathering anew."""
 Stage = Literal["gathering", "training", "exporting", "ended", "stopped", "failed"]
 OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped", "failed"})
 
@@ -68,16 +62,9 @@ class Running:
         self.method = self.recipe.method
         self.hub: Hub | None = None
         self.server: Server | None = None
-        self.late: dict[str, float] = {}
-        self.muted: set[str] = set()
+        self.losses = Losses(self.recipe.federation.deadline, self.since)
         self._returning: set[str] = set()
-        self._returns: Counter[str] = Counter()
-        self._taken: dict[str, float] = defaultdict(float)
-        self._left: set[str] = set()
         self._wait = self.recipe.federation.gather
-        self._culprits: set[str] = set()
-        self._started = self.since
-        self._busy = 0.0
         self._begun: set[str] = set()
         self._fresh = True
         self._clock: Clock | None = None
@@ -146,14 +133,14 @@ class Running:
     def _return(self, site: str, now: float) -> None:
         """All begin the round again for a site that comes back, unless it has them do so too often, or too much."""
         assert self.hub is not None
-        deadline = self.recipe.federation.deadline
         self._returning.add(site)
-        self._returns[site] += site not in self._left
-        lost = self.late.get(site, 0.0) + now - self._started
-        if self._returns[site] > RETURNS or lost > REDONE * deadline or site in self._left:
-            self._left.add(site)
-            often = f"began again {self._returns[site]} times, and had the others lose {lost:.0f} s"
-            self.hub.leave(site, f"{often} in this round; it goes on without it")
+        if why := self.losses.come_back(site, now):
+            self.hub.leave(site, why)
+
+    @property
+    def muted(self) -> set[str]:
+        """The sites that are not heard before the next round."""
+        return self.losses.muted
 
     def is_barrier(self, message: Message) -> bool:
         """Whether others wait for this, too."""
@@ -161,7 +148,7 @@ class Running:
 
     def work(self, seconds: float) -> None:
         """The server was busy for all: nobody is late meanwhile."""
-        self._busy += seconds
+        self.losses.busy += seconds
 
     def charge(self, spent: Mapping[str, float]) -> bool:
         """The server was busy with sites, of no use to others: that is the loss of each."""
@@ -169,15 +156,13 @@ class Running:
             self.work(seconds)
             if self.hub is not None and site in self.roster:
                 self.hub.lose(site, seconds)
-                self._taken[site] += seconds
-                if self._taken[site] > TAKEN * self.recipe.federation.deadline:
-                    self.muted.add(site)
+                self.losses.keep_busy(site, seconds)
         return bool(spent)
 
     def expire(self, now: float) -> None:
         """Go on without those who are silent for too long, while the server listens."""
         if self.hub is not None:
-            self.hub.expire(now - self._busy)
+            self.hub.expire(now - self.losses.busy)
 
     def anew(self, site: str) -> None:
         """A site has begun anew: nobody there waits any more for what was called before."""
@@ -217,10 +202,8 @@ class Running:
             self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
         self.hub = Hub(self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline)
-        self.hub.earlier, self.hub.late = self._earlier, self.late
-        for site in self._culprits:
-            self.late[site] = self.late.get(site, 0.0) + now - self.since
-        self._culprits, self._started = set(), now
+        self.hub.earlier, self.hub.late = self._earlier, self.losses.late
+        self.losses.begin(now, self.since)
         for site in self.roster.keys() - self.enrolled:
             self.hub.away[site] = (self.declined | self.waiting).get(site, "was not there")
         self._clock = Clock(self.ledger, self.server)
@@ -231,17 +214,15 @@ class Running:
     @property
     def must_halt(self) -> bool:
         """Whether a site came back that cannot go on by itself: at once, or with the next round if it was left out."""
-        ready = self._returning - self._left
+        ready = self._returning - self.losses.left_out
         return self.hub is not None and any(self._fresh or site not in self.hub.away for site in ready)
 
     def halt(self, now: float) -> None:
         """Gather anew: whoever is in the open round begins it again."""
         assert self.hub is not None
         self.absent = self.hub.away.keys() - self._returning
-        for site in self._returning:
-            self.late[site] = self.late.get(site, 0.0) + now - self._started
-        self._culprits = set(self._returning)
-        self._wait = min(self.recipe.federation.gather, (1 - REDONE) * self.recipe.federation.deadline)
+        self.losses.halt(self._returning, now)
+        self._wait = min(self.recipe.federation.gather, (1 - REPEAT_SHARE) * self.recipe.federation.deadline)
         self.stage, self.since, self.hub = "gathering", now, None
         self.enrolled, self._pending = set(), {}
 
@@ -281,7 +262,7 @@ class Running:
         try:
             self.ledger.add(site, "up", op, encoded_size(message))
             with thrift() if adds else nullcontext():
-                self.hub.submit(site, message, session, number, now - self._busy)
+                self.hub.submit(site, message, session, number, now - self.losses.busy)
         except MessageError as error:
             return Refused(Reason.MALFORMED, str(error))
         except Refused as refusal:
@@ -347,8 +328,7 @@ class Running:
         self.save()
         self._clock.start()
         self._fresh = True
-        for each in (self.late, self.muted, self._left, self._returns, self._taken):
-            each.clear()
+        self.losses.close_round()
         return done
 
     def _earlier(self) -> Tensors:
