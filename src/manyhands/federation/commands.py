@@ -147,14 +147,16 @@ def join(
 
 def check_data(data: str, kit: Kit) -> None:
     """Others never say, by a recipe, which images are read here; but in the demo, where all are on this machine."""
+    from manyhands.federation.policy import DEALT
+
     if not data:
         raise RecipeError("--data: name the folder of this site's images")
-    if data == "recipe" and not kit.is_local:
+    if data == DEALT and not kit.is_local:
         raise RecipeError(
             f"--data recipe: is for the demo, whose server is on this machine, and this one's is {kit.about.host}; "
             "name the folder of this site's images"
         )
-    if data != "recipe" and not Path(data).is_dir():
+    if data != DEALT and not Path(data).is_dir():
         raise RecipeError(f"--data {data}: there is no such folder")
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NO_MORE_THAN_NOISE = 0.0
 """An SNR in dB: what has more signal than noise can be seen."""
 
+DEALT = "recipe"
+"""Told as a policy's ``data``: the images that a recipe deals to a site of this name."""
+
 
 class Policy(Spec):
     """What runs may ask of this site.

@@ -18,7 +18,7 @@ from manyhands.experiment import chosen_device, silo_of, silos_of
 from manyhands.federation.approval import approved, count_images, keep_offer, note_site, words
 from manyhands.federation.calls import OFFERS
 from manyhands.federation.plans import SITES
-from manyhands.federation.policy import Policy, recipe_hash
+from manyhands.federation.policy import DEALT, Policy, recipe_hash
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
 from manyhands.federation.usage import Usage
@@ -40,14 +40,10 @@ if TYPE_CHECKING:
 RUNS = "runs"
 RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 """The name of a recipe, and a number where that was taken."""
-DEALT = "recipe"
-"""Told as a policy's ``data``: the images that a recipe deals to a site of this name."""
 KEPT = 3
 """So many rounds a site keeps: that which is closed, that which it has sent, and the one before."""
 PATIENCE, LONGEST_WAIT = 3, 60.0
 """So many runs in a row are declined at once; then it waits before the next, longer each time."""
-
-
 MAX_LINES = 20
 """So many of the reasons why a run is declined are said."""
 
