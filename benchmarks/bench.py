@@ -98,6 +98,14 @@ def run_recipe(
     return report
 
 
+def one_thread_each() -> None:
+    """Give this process, and all that it starts, one thread: with more, parties that share two cores wait for them."""
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 def manyhands(words: Sequence[str], threads: int | None) -> str:
     """What the command prints, in a process of its own."""
     variables = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})

@@ -28,6 +28,7 @@ BARS = {"kills": "== 1"}
 
 def measure(told: argparse.Namespace) -> bench.Measured:
     """The share of kills, at random moments, after which the run ends by itself with the uninterrupted weights."""
+    bench.one_thread_each()
     asked = recipe("digits-huscf", 3, "method.training.steps=8", "federation.gather=120", "federation.deadline=120")
     with tempfile.TemporaryDirectory() as folder:
         expected = alone(asked, Path(folder) / "one")

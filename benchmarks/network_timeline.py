@@ -110,6 +110,7 @@ def serve(kit: Path, out: Path) -> None:
 
 def measure(told: argparse.Namespace) -> bench.Measured:
     """Mini-batches a second of each of two sites, and the picture of one."""
+    bench.one_thread_each()
     steps = 6 if told.quick else 25
     asked = recipe("digits-huscf", 2, "data.size=28", "method.model.width=16", "method.training.batch=32",
                    f"method.training.steps={steps}")  # fmt: skip

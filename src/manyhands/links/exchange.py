@@ -19,7 +19,7 @@ from manyhands.message import ANY, Bounds, Message, decode, decode_from, head_si
 
 PART = 1 << 20
 """Bytes of a part; the last one of a message may have fewer."""
-WINDOW = 4
+WINDOW = 2
 """Parts that may be under way."""
 ROOM = 4 * WINDOW
 """Frames of a peer that wait to be looked at, at most: more are lost, as a network may lose them."""
