@@ -9,7 +9,7 @@ import bench
 from toy_split import ToySplit, toy_silos
 
 from manyhands import Central, Digits, Experiment, FedAvg, Iid, Local, Method, Silo, Training, UNet, split
-from manyhands.links.embedded import Embedded
+from manyhands.links.in_process import Embedded
 
 BARS = {"bytes_equal": "== 1"}
 

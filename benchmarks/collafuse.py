@@ -25,14 +25,15 @@ import torch
 import wiretap
 
 from manyhands import Experiment, Iid, Training, UNet, load_recipe, split
+from manyhands.audit import population
+from manyhands.audit.attacks import identity
 from manyhands.data.images import as_floats, pooled
 from manyhands.data.sources import Digits
 from manyhands.diffusion.objective import noised
-from manyhands.experiment import silos_of
-from manyhands.journal import RunFolder
-from manyhands.methods.collafuse import CollaFuse
-from manyhands.privacy import identity, population
-from manyhands.training import steps
+from manyhands.methods.collafuse.method import CollaFuse
+from manyhands.runs.compose import silos_of
+from manyhands.runs.run_folder import RunFolder
+from manyhands.silos.training import steps
 
 BARS = {
     "exactness": "<= 0.02", "exactness_authors": ">= 0.02",

@@ -16,9 +16,9 @@ import claims
 import torch
 from torch import Tensor
 
-from manyhands.codec.codec import Codec
-from manyhands.codec.updates import Updates
-from manyhands.codec.weights import Weights
+from manyhands.messages.codec.codec import Codec
+from manyhands.messages.codec.updates import Updates
+from manyhands.messages.codec.weights import Weights
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, WeightedMean, in_16_bits
 

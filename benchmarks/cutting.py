@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from bench import ROOT, Measured, main
 
-from manyhands.advisor import Advisor
-from manyhands.devices import Central, Device, Fleet, load_devices
-from manyhands.models.cut import Cuts, every_cut
 from manyhands.models.gan import Gan
+from manyhands.models.layer_cut import Cuts, every_cut
+from manyhands.placement.devices import Central, Device, Fleet, load_devices
+from manyhands.placement.planner import Advisor
 
 BARS = {
     "cost_model_off": "<= 5e-05",

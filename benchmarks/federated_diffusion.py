@@ -26,9 +26,9 @@ import claims
 import numpy as np
 
 from manyhands import Generator, Judge
-from manyhands.experiment import silos_of
-from manyhands.journal import RunFolder
-from manyhands.recipe import parse_recipe
+from manyhands.runs.compose import silos_of
+from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.run_folder import RunFolder
 
 BARS = {"codec_seconds": "<= 1.5", "codec_copies": "<= 2"}
 RECIPES = {"small": "mnist16-fedavg", "paper": "fashion-fedavg", "quick": "digits-fedavg"}

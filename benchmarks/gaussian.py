@@ -11,7 +11,7 @@ from manyhands.diffusion.objective import Diffusion, noised, x_0_of_eps
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Denoiser
 from manyhands.diffusion.squeeze import squeezed, stretched
-from manyhands.methods.collafuse import CollaFuse
+from manyhands.methods.collafuse.method import CollaFuse
 
 SHAPE = (1, 2, 2)
 PAIRS = 100_000

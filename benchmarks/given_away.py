@@ -21,12 +21,12 @@ import torch
 from table import header
 
 from manyhands import load_sweep
-from manyhands.accountant import decibel, epsilon, mu_of
+from manyhands.audit import population
 from manyhands.data.images import as_floats, pooled
-from manyhands.experiment import silos_of
-from manyhands.methods.collafuse import CollaFuse
-from manyhands.privacy import population
-from manyhands.recipe import Recipe
+from manyhands.methods.collafuse.method import CollaFuse
+from manyhands.privacy.accountant import decibel, epsilon, mu_of
+from manyhands.runs.compose import silos_of
+from manyhands.runs.recipe import Recipe
 
 DELTA, CANDIDATES, TOLD_APART = 1e-5, 1000, 0.99
 

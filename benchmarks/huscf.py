@@ -30,13 +30,13 @@ from throttled import predicted
 from whole_gan import together
 
 from manyhands import Experiment, Images, Silo
-from manyhands.journal import RunFolder
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.order import ORDER
-from manyhands.models.cut import Cuts, every_cut
 from manyhands.models.gan import Gan, iteration
+from manyhands.models.layer_cut import Cuts, every_cut
+from manyhands.runs.run_folder import RunFolder
+from manyhands.silos.training import GanTraining
 from manyhands.tensors import named
-from manyhands.training import GanTraining
 
 BARS = {
     "split_equals_whole": "<= 1e-6", "split_equals_whole_many": "<= 1e-6",

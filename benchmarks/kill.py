@@ -22,7 +22,7 @@ CONTEXT.set_forkserver_preload(
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
         "sklearn.datasets",
-        "manyhands.experiment",
+        "manyhands.runs.experiment",
     ]
 )
 WEIGHTS = Path("model/unet/diffusion_pytorch_model.safetensors")
@@ -92,7 +92,7 @@ def train(folder: Path) -> None:
     import torch
 
     from manyhands import compose
-    from manyhands.recipe import parse_recipe
+    from manyhands.runs.recipe import parse_recipe
 
     torch.set_num_threads(1)
     for _ in compose(parse_recipe(RECIPE), folder, resume=True):

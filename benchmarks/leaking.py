@@ -15,12 +15,12 @@ from unittest import mock
 import bench
 
 from manyhands import compose, load_recipe
-from manyhands.audit import audit
-from manyhands.evaluation.crossed import best_of
-from manyhands.journal import RunFolder
+from manyhands.audit.collafuse import Effort
 from manyhands.methods.huscf import half
-from manyhands.privacy.disclosure import Effort
-from manyhands.recipe import Recipe, parse_recipe
+from manyhands.report.huscf_audit import best_of
+from manyhands.runs.audit import audit
+from manyhands.runs.recipe import Recipe, parse_recipe
+from manyhands.runs.run_folder import RunFolder
 
 BARS = {"leaks_control": ">= 0.95", "leaks_unknown": "<= 0.05", "leaks_tail": ">= 0.95"}
 CLIP = 8.0

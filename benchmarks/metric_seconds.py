@@ -10,7 +10,7 @@ import bench
 import real_images
 import torch
 
-from manyhands.evaluation.judge import Evaluation, Judge
+from manyhands.evaluation.evaluator import Evaluation, Judge
 
 BARS = {"metric_seconds": "<= 12", "metric_seconds_without_cas": "<= 3"}
 

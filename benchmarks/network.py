@@ -35,13 +35,13 @@ from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
 from manyhands.federation.lead import Lead
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
-from manyhands.hub import Hub
-from manyhands.journal import RunFolder
+from manyhands.links.coordinator import Hub
 from manyhands.links.door import Frame
 from manyhands.links.exchange import Calling
-from manyhands.links.nvflare import Line
-from manyhands.message import Message, encode
-from manyhands.recipe import Recipe
+from manyhands.links.flare import Line
+from manyhands.messages.message import Message, encode
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.run_folder import RunFolder
 from manyhands.tensors import sha256
 
 BARS = {

@@ -18,15 +18,16 @@ from typing import Any
 import grpc
 import torch
 
-from manyhands.facts import Flag
 from manyhands.federation.calls import Calls
 from manyhands.federation.kit import Kit, load_kit
 from manyhands.federation.switchboard import Switchboard
-from manyhands.hub import Hub
-from manyhands.message import Message
-from manyhands.meter import give_back
-from manyhands.methods.method import Server
-from manyhands.plan import Carries, Operation, Plan
+from manyhands.links.coordinator import Hub
+from manyhands.messages.facts import Flag
+from manyhands.messages.message import Message
+from manyhands.messages.operation import Carries, Operation
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Server
+from manyhands.silos.memory import release_memory
 from manyhands.tensors import Like, Tensors
 
 NUMBERS = 250_000
@@ -142,7 +143,7 @@ def main() -> None:
     """What the arguments say: what to be, with which kit, at which port, how often."""
     torch.set_num_threads(1)
     role, folder, port, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    give_back(at_once=role == "serve")  # as the real ones do
+    release_memory(at_once=role == "serve")  # as the real ones do
     kit = load_kit(folder, "server" if role.startswith("serve") else "site")
     does: dict[str, Any] = {
         "serve": lambda: serve(kit, port, count), "serve-bare": lambda: serve_bare(kit, port, count),

@@ -21,7 +21,7 @@ from network import alone, between, end, ended, recipe, up, worker_of
 from manyhands.federation.demo import Federation
 from manyhands.federation.kit import SERVER
 from manyhands.federation.running import OVER
-from manyhands.recipe import Recipe
+from manyhands.runs.recipe import Recipe
 
 BARS = {"kills": "== 1"}
 

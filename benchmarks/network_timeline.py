@@ -31,7 +31,7 @@ from manyhands.federation.running import OVER
 from manyhands.federation.serving import Serving
 from manyhands.federation.site import Site
 from manyhands.federation.switchboard import Called, Switchboard
-from manyhands.message import Message
+from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import SAYS
 
 BARS = {"u_gan": ">= 3.5"}

@@ -13,7 +13,7 @@ import bench
 from browser import CHROMIUM, opened
 
 from manyhands import Digits, Experiment, FedAvg, Iid, Sampling, Training, UNet, split
-from manyhands.evaluation.judge import Evaluation
+from manyhands.evaluation.evaluator import Evaluation
 
 BARS = {"report": "== 1", "report_megabytes": "<= 3", "report_seconds": "<= 1", "report_errors": "== 0"}
 TIMER = """<script>addEventListener("load", () => setTimeout(() => {

@@ -25,7 +25,7 @@ from unittest import mock
 import bench
 from kill import CONTEXT
 
-from manyhands.cli import app
+from manyhands.cli.app import app
 
 PROGRAMS = (
     "huscf", "network", "collafuse", "network_timeline", "federated_diffusion", "start", "kill", "page", "sampling",

@@ -11,7 +11,7 @@ import torch
 import toy_gan
 
 from manyhands.data.images import pooled
-from manyhands.evaluation.judge import Evaluation, Judge
+from manyhands.evaluation.evaluator import Evaluation, Judge
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
 
 BARS = {"ranking": "== 1"}

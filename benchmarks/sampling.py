@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from manyhands import Diffusion, Generator, Sampling, UNet
 from manyhands.evaluation.samples import write_samples
-from manyhands.meter import peak_memory
+from manyhands.silos.memory import peak_memory
 count, size, widths = int(sys.argv[2]), int(sys.argv[3]), tuple(map(int, sys.argv[4:]))
 model = UNet(size=size, channels=1, classes=10, widths=widths)
 generator = Generator(model, Diffusion(), model.build(0).state_dict(), sampling=Sampling(steps=1))

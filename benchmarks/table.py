@@ -188,8 +188,8 @@ def _mean(table: case_files.Table, case: str, name: str, form: str, of: int = 0)
 
 def trade() -> str:
     """Quality and privacy at the same cuts of CollaFuse, for README."""
-    from manyhands.accountant import decibel, epsilon, mu_of
     from manyhands.diffusion.schedule import Schedule
+    from manyhands.privacy.accountant import decibel, epsilon, mu_of
 
     table, found, snr = files("collafuse"), newest("collafuse")["reidentified"], Schedule().snr()
     best = found["recommended_cut"]

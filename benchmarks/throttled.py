@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from bench import Measured, main
 from shares import Shares
 
-from manyhands.advisor import Advisor
-from manyhands.devices import Advice, Central, Device
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.models.cut import Cuts, every_cut
 from manyhands.models.gan import Gan
-from manyhands.training import GanTraining
+from manyhands.models.layer_cut import Cuts, every_cut
+from manyhands.placement.devices import Advice, Central, Device
+from manyhands.placement.planner import Advisor
+from manyhands.silos.training import GanTraining
 
 BARS = {"predicted": "<= 0.3", "predicted_choice": "<= 1.1"}
 SERVER = 0.3

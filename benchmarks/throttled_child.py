@@ -15,13 +15,13 @@ import torch
 from shares import Shaped
 
 from manyhands.data.images import Images
-from manyhands.hub import Hub
+from manyhands.links.coordinator import Hub
 from manyhands.links.frames import receive, send
-from manyhands.links.measure import answer, measure_link
-from manyhands.message import Message
+from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.profiler import speeds
-from manyhands.silo import Silo, Workbench
+from manyhands.placement.link_speed import answer, measure_link
+from manyhands.placement.profiler import speeds
+from manyhands.silos.silo import Silo, Workbench
 
 MOST, PATIENCE = 1 << 28, 120.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import bench
 
 from manyhands import Digits, Experiment, FedAvg, Iid, Training, UNet, split
-from manyhands.journal import RunFolder
+from manyhands.runs.run_folder import RunFolder
 
 BARS = {"torn": "== 1"}
 

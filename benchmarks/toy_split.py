@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from manyhands import Images, Message, Method, Server, Silo
-from manyhands.facts import Number
-from manyhands.leaves import Activations, Gradients
-from manyhands.methods.method import Conversation
-from manyhands.plan import COUNT, Carries, Operation, Plan
+from manyhands.messages.facts import Number
+from manyhands.messages.leaves import Activations, Gradients
+from manyhands.messages.operation import COUNT, Carries, Operation
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Conversation
 from manyhands.seed import seeded_globally
 from manyhands.tensors import Like, Tensors, snapshot
 

@@ -13,13 +13,13 @@ from PIL import Image
 from pydantic import PrivateAttr
 
 from manyhands import Experiment, Folder, Iid, split
+from manyhands.audit.attacks import algebra
 from manyhands.data.images import as_floats, pooled
-from manyhands.hub import Hub
-from manyhands.ledger import Direction, Ledger
-from manyhands.links.embedded import Embedded
-from manyhands.message import Message, decode, encode
-from manyhands.methods.collafuse import CollaFuse
-from manyhands.privacy import algebra
+from manyhands.links.coordinator import Hub
+from manyhands.links.in_process import Embedded
+from manyhands.messages.ledger import Direction, Ledger
+from manyhands.messages.message import Message, decode, encode
+from manyhands.methods.collafuse.method import CollaFuse
 
 MARK = "SECRET"
 

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from manyhands.cli import main
+from manyhands.cli.app import main
 
 
 def manyhands(*words: str, where: Path) -> subprocess.CompletedProcess[str]:

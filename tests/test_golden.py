@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from manyhands.experiment import compose
-from manyhands.journal import RunFolder
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
-from manyhands.recipe import load_recipe
-from manyhands.shipped import recipe_path
+from manyhands.runs.compose import compose
+from manyhands.runs.recipe import load_recipe
+from manyhands.runs.run_folder import RunFolder
+from manyhands.runs.shipped import recipe_path
 from manyhands.tensors import snapshot
 
 pytestmark = pytest.mark.slow

@@ -18,11 +18,11 @@ from manyhands import Autoencoder, Diffusion, Latent, Training, UNet
 from manyhands.data.partition import AnyPartition
 from manyhands.data.sources import AnySource
 from manyhands.errors import Reason
-from manyhands.evaluation.judge import Evaluation
+from manyhands.evaluation.evaluator import Evaluation
 from manyhands.federation.plans import LEADS, SITES
 from manyhands.federation.policy import Policy
-from manyhands.recipe import AnyMethod, Data, Recipe, load_recipe
-from manyhands.shipped import shipped
+from manyhands.runs.recipe import AnyMethod, Data, Recipe, load_recipe
+from manyhands.runs.shipped import shipped
 from manyhands.spec import Spec
 from tests.command import manyhands
 

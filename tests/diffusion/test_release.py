@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from manyhands import Schedule
-from manyhands.accountant import epsilon, mu_of
 from manyhands.diffusion.release import box_norm, cut_of_epsilon
 from manyhands.errors import RecipeError
+from manyhands.privacy.accountant import epsilon, mu_of
 
 LINEAR = Schedule(kind="linear")
 

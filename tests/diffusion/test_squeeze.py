@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyhands.audit import _squeezed
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.squeeze import squeezed, stretched
 from manyhands.methods.distil import loss
+from manyhands.runs.audit import _squeezed
 
 
 def norms(x: torch.Tensor) -> torch.Tensor:

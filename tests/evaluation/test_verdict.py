@@ -7,8 +7,8 @@ import torch
 
 from manyhands import Digits, Iid, split
 from manyhands.evaluation import verdict
-from manyhands.evaluation.judge import Evaluation, Judge
-from manyhands.evaluation.report import figures_table
+from manyhands.evaluation.evaluator import Evaluation, Judge
+from manyhands.report.page import figures_table
 
 
 def of(times: float) -> str:

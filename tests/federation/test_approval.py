@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from manyhands.cli.federation import app
 from manyhands.errors import RecipeError
 from manyhands.federation.approval import (
     MAX_WAITING,
@@ -19,10 +20,9 @@ from manyhands.federation.approval import (
     offer_words,
     waiting,
 )
-from manyhands.federation.commands import app
 from manyhands.federation.policy import recipe_hash, recipe_text
-from manyhands.recipe import load_recipe
-from manyhands.shipped import recipe_path
+from manyhands.runs.recipe import load_recipe
+from manyhands.runs.shipped import recipe_path
 
 TEXT = recipe_text(load_recipe(recipe_path("digits-collafuse")))
 
@@ -95,7 +95,7 @@ def test_approve_shows_what_would_be_sent_and_asks_for_a_yes(site: Path, monkeyp
 @pytest.mark.parametrize(("word", "allowed"), [("y\n", True), ("n\n", False), ("\n", False)])
 def test_on_a_terminal_a_person_is_asked(site: Path, word: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = keep_offer(site, TEXT)
-    monkeypatch.setattr("manyhands.federation.commands.is_terminal", lambda: True)
+    monkeypatch.setattr("manyhands.cli.federation.is_terminal", lambda: True)
     code, said = run("approve", str(site), mark, words=word)
     assert (code == 0, approved(site) == {mark}) == (allowed, allowed)
     assert said.index("leaves (once an image)") < said.index("Allow it?")

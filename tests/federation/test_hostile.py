@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from manyhands.errors import Refused
-from manyhands.experiment import silos_of
-from manyhands.facts import Fact, Listed, Number, Table, Text, Whole
 from manyhands.federation import serving
 from manyhands.federation.kit import LEAD, About, Kit
 from manyhands.federation.plans import SITES
 from manyhands.federation.serving import Serving
 from manyhands.federation.switchboard import Called
-from manyhands.message import Message
-from manyhands.plan import Carries
-from manyhands.recipe import Recipe, load_recipe
-from manyhands.shipped import recipe_path
-from manyhands.silo import Workbench
+from manyhands.messages.facts import Fact, Listed, Number, Table, Text, Whole
+from manyhands.messages.message import Message
+from manyhands.messages.operation import Carries
+from manyhands.runs.compose import silos_of
+from manyhands.runs.recipe import Recipe, load_recipe
+from manyhands.runs.shipped import recipe_path
+from manyhands.silos.silo import Workbench
 from manyhands.tensors import Tensors
 
 GOOD, BAD = ("silo-0", "silo-1"), "silo-2"

@@ -17,14 +17,15 @@ pytest.importorskip("nvflare")
 import psutil
 
 from manyhands.errors import KitError, RunFolderError
-from manyhands.evaluation.judge import Evaluation
-from manyhands.experiment import compose, evaluate
+from manyhands.evaluation.evaluator import Evaluation
 from manyhands.federation.demo import LOOPBACK, Federation, watch
 from manyhands.federation.kit import SERVER, load_kit, new_kits
 from manyhands.federation.lead import Lead
-from manyhands.journal import RunFolder
-from manyhands.recipe import Recipe, load_recipe
-from manyhands.shipped import recipe_path
+from manyhands.runs.compose import compose
+from manyhands.runs.finished import evaluate
+from manyhands.runs.recipe import Recipe, load_recipe
+from manyhands.runs.run_folder import RunFolder
+from manyhands.runs.shipped import recipe_path
 from manyhands.tensors import sha256
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ from manyhands.errors import RecipeError
 from manyhands.federation.approval import approve, approved
 from manyhands.federation.demo import POLICY
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text, told_in_words
-from manyhands.leaves import Images
-from manyhands.recipe import KINDS, Recipe, load_recipe, parse_recipe, read
-from manyhands.shipped import recipe_path, shipped
-from manyhands.sweep import load_sweep
+from manyhands.messages.leaves import Images
+from manyhands.runs.recipe import KINDS, Recipe, load_recipe, parse_recipe, read
+from manyhands.runs.shipped import recipe_path, shipped
+from manyhands.runs.sweep import load_sweep
 
 IMAGES, SITE = 100, "silo-0"
 CLASSLESS = ("method.model.classes=0",)

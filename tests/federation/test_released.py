@@ -12,19 +12,21 @@ import torch
 from PIL import Image
 
 from manyhands import CollaFuse
-from manyhands.accountant import epsilon, mu_of
 from manyhands.diffusion.release import box_norm
 from manyhands.errors import BudgetError
 from manyhands.federation.policy import Policy
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
 from manyhands.federation.site import converse
-from manyhands.message import Message
-from manyhands.methods.method import Conversation
-from manyhands.methods.release import chunks
-from manyhands.plan import Operation, Plan
+from manyhands.messages.message import Message
+from manyhands.messages.operation import Operation
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Conversation
+from manyhands.methods.collafuse.release import chunks
+from manyhands.methods.collafuse.silo import noising_of, order_of
+from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.privacy.budget import FILE, Budget, Cost, Limits
-from manyhands.silo import Silo
+from manyhands.silos.silo import Silo
 from tests.conftest import tiny_images
 
 SIZE, COUNT = 4, 6
@@ -56,7 +58,7 @@ class Here:
         silo = Silo("a", images, secret=secret)
         charged = Released(Budget(self.folder, secret), limits, silo, method, self.files)
         sent = []
-        for message in chunks(method.noising(silo, turn), images, method._order(silo, turn)):
+        for message in chunks(noising_of(method, silo, turn), images, order_of(method, silo, turn)):
             charged.charge(message, "run")
             sent.append(message)
         return sent

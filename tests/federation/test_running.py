@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from manyhands.errors import QuorumLost, Refused
-from manyhands.experiment import silos_of
 from manyhands.federation.losses import RETURNS
 from manyhands.federation.running import Running, load_running
-from manyhands.journal import RunFolder
-from manyhands.message import Message
-from manyhands.recipe import Recipe, load_recipe
-from manyhands.shipped import recipe_path
-from manyhands.silo import Silo, Workbench
+from manyhands.messages.message import Message
+from manyhands.runs.compose import silos_of
+from manyhands.runs.recipe import Recipe, load_recipe
+from manyhands.runs.run_folder import RunFolder
+from manyhands.runs.shipped import recipe_path
+from manyhands.silos.silo import Silo, Workbench
 
 SITES = ("silo-0", "silo-1", "silo-2")
 SMALL = ["partition.silos=3", "data.limit=60", "method.rounds=3", "method.training.steps=1", "method.model.widths=[8]"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from manyhands import CollaFuse, Experiment, FedAvg, Silo, Training, UNet
-from manyhands.checkpoint import new_file
 from manyhands.errors import DiskError, KitError
 from manyhands.federation.secret import site_secret
+from manyhands.files.write import new_file
 from manyhands.privacy.budget import FILE, Budget, Cost, Limits
 from tests.conftest import tiny_images
 
@@ -41,9 +41,9 @@ def test_a_failure_while_it_is_made_leaves_none(tmp_path: Path, step: str, monke
         raise OSError(28, "No space left on device")
 
     if step == "write":
-        monkeypatch.setattr("manyhands.checkpoint.os.fdopen", full)
+        monkeypatch.setattr("manyhands.files.write.os.fdopen", full)
     else:
-        monkeypatch.setattr(f"manyhands.checkpoint.os.{step}", full)
+        monkeypatch.setattr(f"manyhands.files.write.os.{step}", full)
     with pytest.raises(DiskError, match="No space left"):
         site_secret(tmp_path)
     monkeypatch.undo()

@@ -16,9 +16,9 @@ from manyhands.federation.kit import LEAD, About, Kit
 from manyhands.federation.saying import BURST
 from manyhands.federation.serving import Serving
 from manyhands.federation.switchboard import Called
-from manyhands.message import Bounds, Message
-from manyhands.recipe import load_recipe
-from manyhands.shipped import recipe_path
+from manyhands.messages.message import Bounds, Message
+from manyhands.runs.recipe import load_recipe
+from manyhands.runs.shipped import recipe_path
 
 SITES = ("a", "b", "c")
 LONG = "x" * 70_000

@@ -15,9 +15,9 @@ from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.federation.usage import Usage
 from manyhands.links.exchange import SessionGone
-from manyhands.message import Message, encode
-from manyhands.recipe import load_recipe
-from manyhands.shipped import recipe_path
+from manyhands.messages.message import Message, encode
+from manyhands.runs.recipe import load_recipe
+from manyhands.runs.shipped import recipe_path
 
 TEXT = recipe_text(load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2"]))
 TINY = ["method.rounds=9", "method.training.steps=2", "method.model.widths=[8]"]

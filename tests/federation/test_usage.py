@@ -9,7 +9,7 @@ import torch
 
 from manyhands.errors import BudgetError
 from manyhands.federation.usage import Usage, Used
-from manyhands.message import Message, encoded_size
+from manyhands.messages.message import Message, encoded_size
 
 
 def update(value: float, number: int = 0) -> Message:

@@ -15,7 +15,7 @@ from manyhands.errors import Reason, Refused
 from manyhands.links import exchange
 from manyhands.links.door import FORMS, Frame, read
 from manyhands.links.exchange import Calling, Desk, SessionGone
-from manyhands.message import ANY, Bounds, Message, encode
+from manyhands.messages.message import ANY, Bounds, Message, encode
 
 MOST = ANY._replace(size=1 << 20)
 

@@ -13,7 +13,7 @@ import torch
 from manyhands import Central, Experiment, FedAvg, Local, Message, Silo, Training
 from manyhands.data.latents import Latents, scale_of
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
-from manyhands.links.embedded import Embedded
+from manyhands.links.in_process import Embedded
 from manyhands.methods.baselines import LocalServer
 from manyhands.methods.latents import AGREE, FETCH, SCALE, LatentServer, encode
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from manyhands import leaves
-from manyhands.accountant import epsilon, mu_of
-from manyhands.leaves.kinds import CANDIDATES, short
-from manyhands.leaves.stated import SAYS_NOTHING, TOLD, given_away, of_silo, rows, unsent
-from manyhands.plan import Carries, Operation, Plan
-from manyhands.recipe import Recipe
-from manyhands.shipped import shipped
-from manyhands.sweep import load_sweep
-from manyhands.training import Training
+from manyhands.messages import leaves
+from manyhands.messages.leaves.kinds import CANDIDATES, short
+from manyhands.messages.leaves.stated import SAYS_NOTHING, TOLD, given_away, of_silo, rows, unsent
+from manyhands.messages.operation import Carries, Operation
+from manyhands.messages.plan import Plan
+from manyhands.privacy.accountant import epsilon, mu_of
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.shipped import shipped
+from manyhands.runs.sweep import load_sweep
+from manyhands.silos.training import Training
 from tests.federation.test_policy import CUT, OFFERS, ROWS, offer, recipe
 from tests.federation.test_policy import TOLD as NO_LABELS
 

@@ -10,13 +10,13 @@ import torch
 
 from manyhands import Evaluation, Experiment, Message
 from manyhands.errors import QuorumLost, Reason, Refused
-from manyhands.journal import Round, RunFolder
 from manyhands.methods.gans.hflgan import HFLGan
 from manyhands.methods.update_length import UpdateLengths
+from manyhands.runs.run_folder import Round, RunFolder
 from manyhands.tensors import Tensors, named, sha256
 from tests.conftest import tiny_fedavg, tiny_silos
-from tests.methods.test_fedavg import Bent
-from tests.methods.test_huscf import SMALL, gan_silos, pieces, tiny
+from tests.methods.fedavg.test_method import Bent
+from tests.methods.huscf.test_method import SMALL, gan_silos, pieces, tiny
 
 QUIET: dict[str, Any] = {"device": "cpu", "evaluation": Evaluation(images=0), "recipe": {"name": "attacked"}}
 CODECS = ("float32", "updates")

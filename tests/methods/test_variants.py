@@ -11,12 +11,14 @@ import torch
 
 from manyhands import Experiment, Sampling, Silo, Training, UNet
 from manyhands.errors import Reason, Refused
-from manyhands.message import Message
-from manyhands.methods.fedavg import AVERAGE, HELD, LEFT, FedAvg
-from manyhands.methods.proximal import Proximal
-from manyhands.methods.server_optimizer import Momentum, ServerAdam
-from manyhands.methods.sharing import ALL, asked
-from manyhands.models.layout import layout_of
+from manyhands.messages.message import Message
+from manyhands.methods.fedavg.method import FedAvg
+from manyhands.methods.fedavg.proximal import Proximal
+from manyhands.methods.fedavg.server_optimizer import Momentum, ServerAdam
+from manyhands.methods.fedavg.sharing import ALL, asked
+from manyhands.methods.fedavg.silo import HELD, LEFT
+from manyhands.methods.fedavg.spec import AVERAGE
+from manyhands.models.state_spec import layout_of
 from manyhands.seed import numpy_rng
 from manyhands.tensors import Tensors, in_16_bits, named, sha256
 from tests.conftest import TINY, tiny_fedavg, tiny_silos

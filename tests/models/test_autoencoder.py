@@ -15,8 +15,8 @@ from manyhands import Generator, Sampling
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import guided
 from manyhands.errors import RecipeError, RunFolderError
+from manyhands.generators.load import load
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
-from manyhands.models.generator import load
 from manyhands.models.latent import Latent
 
 SPEC = Autoencoder(size=8, channels=1, latent=2, widths=(8, 8), kl=0.1)

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from manyhands.methods.huscf.middle import Passing
-from manyhands.models.cut import Cut, Cuts, every_cut, maps
 from manyhands.models.gan import Gan, GanModule, iteration, through
+from manyhands.models.layer_cut import Cut, Cuts, every_cut, maps
 
 SMALL = Gan(size=16, channels=2, classes=3, latent=5, width=4)
 

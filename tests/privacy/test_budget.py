@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from manyhands.accountant import epsilon
 from manyhands.errors import BudgetError
+from manyhands.privacy.accountant import epsilon
 from manyhands.privacy.budget import FILE, NOTHING, Budget, Cost, Limits
 
 SECRET = "5" * 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from manyhands.accountant import epsilon, mu_of
 from manyhands.errors import RecipeError
+from manyhands.privacy.accountant import epsilon, mu_of
 
 if TYPE_CHECKING:
     from manyhands.diffusion.schedule import Schedule

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhands.checkpoint import replace_file
 from manyhands.data.images import Images, as_floats, checked
 from manyhands.errors import DiskError
+from manyhands.files.write import replace_file
 from manyhands.seed import numpy_rng, seeded_globally
 from manyhands.tensors import Tensors, sha256, snapshot
 
 EPOCHS, FEWEST_STEPS, MOST_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
-MEASURING = ("features", "inception", "judge", "metrics")
+MEASURING = ("features", "inception", "evaluator", "metrics")
 VERSIONS = " ".join(f"{name} {version(name)}" for name in ("torch", "torchmetrics", "prdc", "scikit-learn", "numpy"))
 CODE = hashlib.sha256(
     VERSIONS.encode() + b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MEASURING)

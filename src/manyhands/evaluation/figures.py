@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from manyhands.checkpoint import writing
 from manyhands.data.images import as_bytes
+from manyhands.files.write import writing
 
 Points = Sequence[tuple[float, float]]
 TILE = 64

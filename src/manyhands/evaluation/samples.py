@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from manyhands.checkpoint import writing
 from manyhands.data.images import as_bytes
 from manyhands.evaluation.figures import grid, picture_of
-from manyhands.strict import kept_json
+from manyhands.files.strict_json import kept_json
+from manyhands.files.write import writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyhands.diffusion.sample import Sampling
-    from manyhands.models.generator import Drawing
+    from manyhands.generators.base import Drawing
 
 SHOWN, BATCH = 100, 256
 TOLD = ".samples.json"

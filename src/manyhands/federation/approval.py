@@ -6,18 +6,18 @@ import json
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from manyhands.checkpoint import new_file, replace_file, writing
 from manyhands.errors import RecipeError, plain
 from manyhands.federation.policy import recipe_hash, told_in_words
-from manyhands.recipe import parse_offer
-from manyhands.strict import strict_json
-from manyhands.toml import MAX_BYTES
+from manyhands.files.strict_json import strict_json
+from manyhands.files.toml_text import MAX_BYTES
+from manyhands.files.write import new_file, replace_file, writing
+from manyhands.runs.recipe import parse_offer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from manyhands.recipe import Recipe
+    from manyhands.runs.recipe import Recipe
 
 OFFERS, APPROVED, ABOUT = "offers", "approved.txt", "site.json"
 MAX_WAITING = 64

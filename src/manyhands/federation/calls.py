@@ -14,7 +14,7 @@ from manyhands.links.exchange import ROOM, Calling
 
 if TYPE_CHECKING:
     from manyhands.links.door import Frame
-    from manyhands.message import Bounds, Message
+    from manyhands.messages.message import Bounds, Message
 
 OFFERS = SITES.bounds("down")
 """What a site may be answered while it takes part in no run."""
@@ -35,7 +35,7 @@ class Calls:
         patience: int = 0,
         bounds: Bounds = OFFERS,
     ) -> None:
-        from manyhands.links.nvflare import Line
+        from manyhands.links.flare import Line
 
         self.bounds = bounds
         self._frames: queue.Queue[Frame] = queue.Queue(ROOM)

@@ -20,7 +20,7 @@ from manyhands.federation.running import OVER
 from manyhands.federation.site import RUNS
 
 if TYPE_CHECKING:
-    from manyhands.recipe import Recipe
+    from manyhands.runs.recipe import Recipe
 
 LOOPBACK, PATIENCE = "127.0.0.1", 60.0
 POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200\ndata = "recipe"\n'
@@ -102,7 +102,7 @@ class Federation:
 
 def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
     """A recipe for a few sites: one for each of its domains or three, if ``changes`` do not say otherwise."""
-    from manyhands.recipe import load_recipe, read_recipe
+    from manyhands.runs.recipe import load_recipe, read_recipe
 
     data = read_recipe(path, changes).get("data")
     domains = data.get("domains") if isinstance(data, dict) else None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from manyhands import ending
-from manyhands.evaluation import figures, report
-from manyhands.experiment import NOT_EVALUATED, restored
-from manyhands.ledger import Ledger
+from manyhands.evaluation import figures
+from manyhands.messages.ledger import Ledger
 from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.recipe import parse_recipe
+from manyhands.report import page as report
+from manyhands.runs import summary as ending
+from manyhands.runs.experiment import NOT_EVALUATED
+from manyhands.runs.finished import restored
+from manyhands.runs.recipe import parse_recipe
 
 if TYPE_CHECKING:
-    from manyhands.journal import RunFolder
+    from manyhands.runs.run_folder import RunFolder
 
 
 def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:

@@ -14,8 +14,8 @@ from typing import Literal
 
 from cryptography import x509
 
-from manyhands.checkpoint import writing
 from manyhands.errors import KitError, RecipeError
+from manyhands.files.write import writing
 from manyhands.spec import Int, Spec
 
 FILE = "kit.json"
@@ -87,7 +87,7 @@ def fingerprint(certificate: bytes) -> str:
 
 def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path:
     """Make kits for a server, its sites and a lead, and a page that says whose is which."""
-    from manyhands.links.nvflare import provision
+    from manyhands.links.flare import provision
 
     host, port = _address(server)
     if bad := [name for name in sites if not _NAME.fullmatch(name) or name in (SERVER, LEAD, "authority")]:
@@ -116,7 +116,7 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
 
 def load_kit(folder: Path, role: str) -> Kit:
     """The kit in a folder, if it is for this role, as it was signed, and not expired."""
-    from manyhands.links.nvflare import untouched
+    from manyhands.links.flare import untouched
 
     startup = folder / "startup"
     try:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from manyhands.checkpoint import replacing
 from manyhands.errors import KitError
 from manyhands.federation.calls import Calls
 from manyhands.federation.kit import load_kit
 from manyhands.federation.plans import LEADS
+from manyhands.files.write import replacing
 from manyhands.links.exchange import SessionGone
-from manyhands.message import Message
-from manyhands.recipe import Recipe
+from manyhands.messages.message import Message
+from manyhands.runs.recipe import Recipe
 
 PATIENCE, TRIES = 30, 5
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from manyhands.errors import SAID
-from manyhands.facts import Flag, Listed, Table, Text, Whole
-from manyhands.message import HEADER_LIMIT
-from manyhands.plan import IMAGES, Carries, Operation, Plan
+from manyhands.messages.facts import Flag, Listed, Table, Text, Whole
+from manyhands.messages.message import HEADER_LIMIT
+from manyhands.messages.operation import IMAGES, Carries, Operation
+from manyhands.messages.plan import Plan
 from manyhands.tensors import Like
 
 RUN = Text(80)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal
 import tomli_w
 from pydantic import Field, field_validator
 
-from manyhands import leaves
-from manyhands.leaves.kinds import short
-from manyhands.plan import size_text
+from manyhands.formatting import size_text
+from manyhands.messages import leaves
+from manyhands.messages.leaves.kinds import short
 from manyhands.privacy.budget import Limits
-from manyhands.recipe import KINDS, Recipe
+from manyhands.runs.recipe import KINDS, Recipe
 from manyhands.spec import Float, Int, Spec, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyhands.leaves import Leaving
+    from manyhands.messages.leaves import Leaving
 
 
 NO_MORE_THAN_NOISE = 0.0

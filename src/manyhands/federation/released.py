@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from manyhands.checkpoint import writing
+from manyhands.files.write import writing
 from manyhands.privacy.budget import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from manyhands.message import Message
-    from manyhands.methods.method import Method
+    from manyhands.messages.message import Message
+    from manyhands.methods.base import Method
     from manyhands.privacy.budget import Budget, Limits
-    from manyhands.silo import Silo
+    from manyhands.silos.silo import Silo
 
 
 class Released:

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from manyhands.apart import Apart
-from manyhands.clock import Clock, check_quorum
 from manyhands.errors import MessageError, QuorumLost, Reason, Refused, RunFolderError
 from manyhands.federation.losses import REPEAT_SHARE, Losses
 from manyhands.federation.policy import recipe_text
-from manyhands.hub import Hub
-from manyhands.journal import Round, RunFolder, State
-from manyhands.ledger import Ledger
-from manyhands.message import Message, encoded_size
-from manyhands.meter import give_back, peak_memory, thrift
+from manyhands.links.coordinator import Hub
+from manyhands.messages.ledger import Ledger
+from manyhands.messages.message import Message, encoded_size
+from manyhands.runs.run_folder import Round, RunFolder, State
+from manyhands.runs.timer import Clock, check_quorum
+from manyhands.silos.memory import peak_memory, release_memory, thrift
+from manyhands.subprocess_task import Apart
 
 if TYPE_CHECKING:
-    from manyhands.hub import Closed
-    from manyhands.methods.method import Server
-    from manyhands.plan import Plan
-    from manyhands.recipe import Recipe
+    from manyhands.links.coordinator import Closed
+    from manyhands.messages.plan import Plan
+    from manyhands.methods.base import Server
+    from manyhands.runs.recipe import Recipe
     from manyhands.tensors import Tensors
 
 FILE = "federation.json"
@@ -195,7 +195,7 @@ class Running:
         self.roster = self.roster or {site: self._images[site] for site in sorted(self.enrolled)}
         self.server = self.method.server(self.recipe.seed, self.roster)
         self.server.device = self.device
-        give_back(at_once=not self.server.trains)
+        release_memory(at_once=not self.server.trains)
         self.ledger = Ledger()
         state = self.folder.resume(self.roster)
         if state is not None:
@@ -347,7 +347,7 @@ def _export(path: str, device: str, held_out: dict[str, int], problems: list[str
 
 def load_running(folder: RunFolder, device: torch.device, now: float) -> Running:
     """A run that a server which ended had begun."""
-    from manyhands.recipe import parse_recipe
+    from manyhands.runs.recipe import parse_recipe
 
     try:
         told = json.loads((folder.path / FILE).read_text())

@@ -6,8 +6,8 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
-from manyhands.checkpoint import new_file
 from manyhands.errors import KitError
+from manyhands.files.write import new_file
 from manyhands.privacy.budget import FILE as LEDGER
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from manyhands.federation.plans import LEADS, PIECE, SITES
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.running import FILE, OPEN, OVER, Running, load_running
 from manyhands.federation.saying import Seldom
-from manyhands.journal import RunFolder
-from manyhands.message import HEADER_LIMIT, Message, encoded_size
-from manyhands.plan import size_text
-from manyhands.recipe import parse_recipe
+from manyhands.formatting import size_text
+from manyhands.messages.message import HEADER_LIMIT, Message, encoded_size
+from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from manyhands.federation.switchboard import Called, Switchboard

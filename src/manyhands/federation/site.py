@@ -10,11 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyhands.checkpoint import generations, path_of, writing
 from manyhands.data.sources import Folder
-from manyhands.ending import ready
 from manyhands.errors import BudgetError, DataError, ManyhandsError, Reason, RecipeError, Refused, plain
-from manyhands.experiment import chosen_device, silo_of, silos_of
 from manyhands.federation.approval import approved, count_images, keep_offer, note_site, words
 from manyhands.federation.calls import OFFERS
 from manyhands.federation.plans import SITES
@@ -22,20 +19,25 @@ from manyhands.federation.policy import DEALT, Policy, recipe_hash
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
 from manyhands.federation.usage import Usage
-from manyhands.journal import RunFolder
+from manyhands.files.write import writing
+from manyhands.formatting import names_text
 from manyhands.links.exchange import SessionGone
-from manyhands.message import Bounds, Message
-from manyhands.plan import names_text
+from manyhands.messages.message import Bounds, Message
 from manyhands.privacy.budget import FILE as LEDGER
 from manyhands.privacy.budget import NOTHING, Budget
-from manyhands.recipe import Recipe, parse_offer, understood
-from manyhands.silo import FROM_THE_SEED, Workbench
+from manyhands.runs.checkpoint import generations, path_of
+from manyhands.runs.compose import silo_of, silos_of
+from manyhands.runs.recipe import Recipe, parse_offer, understood
+from manyhands.runs.run_folder import RunFolder
+from manyhands.runs.summary import ready
+from manyhands.silos.device import chosen_device
+from manyhands.silos.silo import FROM_THE_SEED, Workbench
 
 if TYPE_CHECKING:
     from manyhands.federation.calls import Calls
-    from manyhands.methods.method import Conversation
-    from manyhands.plan import Plan
-    from manyhands.silo import Silo
+    from manyhands.messages.plan import Plan
+    from manyhands.methods.base import Conversation
+    from manyhands.silos.silo import Silo
 
 RUNS = "runs"
 RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")

@@ -14,12 +14,12 @@ from manyhands.federation.kit import LEAD
 from manyhands.federation.plans import LEADS, SITES
 from manyhands.links.door import ODD, Frame
 from manyhands.links.exchange import ROOM, Desk
-from manyhands.message import Bounds
+from manyhands.messages.message import Bounds
 
 if TYPE_CHECKING:
     from manyhands.errors import Refused
     from manyhands.federation.kit import Kit
-    from manyhands.message import Message
+    from manyhands.messages.message import Message
 
 LEAST = {True: LEADS.bounds("up"), False: SITES.bounds("up")}
 """What the lead, and what a site may say at once when no run is on."""
@@ -45,7 +45,7 @@ class Switchboard:
     def __init__(
         self, kit: Kit, peers: Iterable[str], host: str, port: int = 0, say: Say = lambda _peer, _line: None
     ) -> None:
-        from manyhands.links.nvflare import Line
+        from manyhands.links.flare import Line
 
         self.there: set[str] = set()
         self.muted: frozenset[str] = frozenset()

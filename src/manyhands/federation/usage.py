@@ -7,17 +7,17 @@ import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from manyhands.checkpoint import locked_file
 from manyhands.errors import BudgetError
-from manyhands.message import encoded_size
-from manyhands.plan import size_text
-from manyhands.strict import strict_json
+from manyhands.files.strict_json import strict_json
+from manyhands.files.write import locked_file
+from manyhands.formatting import size_text
+from manyhands.messages.message import encoded_size
 from manyhands.tensors import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from manyhands.message import Message
+    from manyhands.messages.message import Message
 
 FOLDER = "used"
 REPEATS = 4

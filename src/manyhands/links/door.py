@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from manyhands.errors import SAID, Reason, Refused, plain
-from manyhands.facts import Fact, Text, Whole, check_facts
-from manyhands.message import LARGEST
+from manyhands.messages.facts import Fact, Text, Whole, check_facts
+from manyhands.messages.message import LARGEST
 
 NUMBER = Whole(0, 1 << 53)
 FIELDS: Mapping[str, Fact] = {

@@ -15,7 +15,7 @@ from typing import Any
 
 from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
 from manyhands.links.door import Frame
-from manyhands.message import ANY, Bounds, Message, decode, decode_from, head_size, pieces
+from manyhands.messages.message import ANY, Bounds, Message, decode, decode_from, head_size, pieces
 
 PART = 1 << 20
 """Bytes of a part; the last one of a message may have fewer."""

@@ -7,7 +7,7 @@ import time
 from typing import Protocol
 
 from manyhands.errors import MessageError
-from manyhands.message import Message, decode, encode
+from manyhands.messages.message import Message, decode, encode
 
 _LENGTH = struct.Struct("<I")
 

@@ -9,22 +9,23 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from manyhands import leaves
 from manyhands.errors import RecipeError
-from manyhands.message import Message
-from manyhands.methods.denoising import Denoising, sick, update_facts
+from manyhands.generators.diffusion import Generator
+from manyhands.generators.gan import Forger
+from manyhands.messages import leaves
+from manyhands.messages.message import Message
+from manyhands.messages.operation import IMAGES, SEED, Carries, Operation, going_on, round_facts
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Conversation, Server
 from manyhands.methods.distil import Distil, Teacher
-from manyhands.methods.fedavg import FedAvg
-from manyhands.methods.method import Conversation, Server
+from manyhands.methods.fedavg.method import FedAvg
+from manyhands.methods.local_training import Denoising, sick, update_facts
 from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.models.forger import Forger
-from manyhands.models.generator import Generator
 from manyhands.models.unet import UNet
-from manyhands.plan import IMAGES, SEED, Carries, Operation, Plan, going_on, round_facts
-from manyhands.silo import Silo
+from manyhands.silos.silo import Silo
+from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
-from manyhands.training import load_optimiser_state, optimiser_state
 
 BEFORE = "before the run"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from manyhands.message import Message
-from manyhands.methods.method import Server
+from manyhands.messages.message import Message
+from manyhands.methods.base import Server
 from manyhands.tensors import Tensors, named, prefixed
 
 

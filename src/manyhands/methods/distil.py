@@ -18,7 +18,7 @@ from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
     from manyhands.models.unet import UNet
-    from manyhands.silo import Silo
+    from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
 
 

@@ -11,21 +11,21 @@ import torch
 
 from manyhands.data.latents import Latents, Moments, scale_of
 from manyhands.errors import CheckpointError, Reason, Refused
-from manyhands.facts import Number, Whole
-from manyhands.message import Message
-from manyhands.meter import Meter
-from manyhands.methods.method import Server, Wrapping
+from manyhands.generators.diffusion import Generator
+from manyhands.messages.facts import Number, Whole
+from manyhands.messages.message import Message
+from manyhands.messages.operation import COUNT, IMAGES, Carries, Operation
+from manyhands.methods.base import Server, Wrapping
 from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.models.generator import Generator
 from manyhands.models.latent import Latent
-from manyhands.models.layout import layout_of
-from manyhands.plan import COUNT, IMAGES, Carries, Operation
+from manyhands.models.state_spec import layout_of
+from manyhands.silos.flops import Meter
 from manyhands.tensors import Tensors, sha256
 
 if TYPE_CHECKING:
-    from manyhands.methods.method import Conversation
+    from manyhands.methods.base import Conversation
     from manyhands.models.autoencoder import AutoencoderModule
-    from manyhands.silo import Silo
+    from manyhands.silos.silo import Silo
 
 FETCH, AGREE = "autoencoder", "moments"
 SCALE, HASH = "latents.scale", "latents.hash"

@@ -11,19 +11,20 @@ from pydantic import ValidationError
 from manyhands.diffusion.sample import Sampling
 from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import Reason, Refused
-from manyhands.facts import Number, Whole
-from manyhands.leaves import Statistics
-from manyhands.message import Message
-from manyhands.models.generator import Drawing, Generator
+from manyhands.generators.base import Drawing
+from manyhands.generators.diffusion import Generator
+from manyhands.messages.facts import Number, Whole
+from manyhands.messages.leaves import Statistics
+from manyhands.messages.message import Message
+from manyhands.messages.operation import COUNT, SEED, WORD, Carries, Operation
 from manyhands.models.unet import UNet
-from manyhands.plan import COUNT, SEED, WORD, Carries, Operation
 from manyhands.seed import torch_rng
 from manyhands.tensors import Like
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyhands.methods.method import Ask
+    from manyhands.methods.base import Ask
 
 MOST = 256
 """The most images of one call."""

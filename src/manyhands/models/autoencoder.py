@@ -12,11 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from manyhands.checkpoint import replacing
 from manyhands.errors import RecipeError, RunFolderError
+from manyhands.files.strict_json import kept_json
+from manyhands.files.write import replacing
 from manyhands.seed import seeded_globally
 from manyhands.spec import Float, Int, Spec
-from manyhands.strict import kept_json
 from manyhands.tensors import Tensors, finite, snapshot
 
 FACTS = "manyhands.json"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.cost import COPIES, saved_bytes
+from manyhands.models.block_cost import COPIES, saved_bytes
 from manyhands.models.gan import NETWORKS, BatchNorm, Gan, through
 
 

@@ -15,10 +15,10 @@ from collections import defaultdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from manyhands.accountant import decibel, epsilon
-from manyhands.checkpoint import locked_file
 from manyhands.errors import BudgetError
-from manyhands.strict import strict_json
+from manyhands.files.strict_json import strict_json
+from manyhands.files.write import locked_file
+from manyhands.privacy.accountant import decibel, epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from manyhands import Evaluation, Experiment, Images, Message, Silo, load_recipe
-from manyhands.citation import citations
 from manyhands.errors import ManyhandsError, RecipeError
-from manyhands.experiment import drawn_by
-from manyhands.hub import Hub
-from manyhands.journal import RunFolder
-from manyhands.links.embedded import Embedded
-from manyhands.methods.adversarial import Adversarial
+from manyhands.generators.base import Drawing
+from manyhands.links.coordinator import Hub
+from manyhands.links.in_process import Embedded
+from manyhands.methods.gan_method import Adversarial
 from manyhands.methods.gans.hflgan import HFLGan
 from manyhands.methods.gans.mdgan import MDGan
 from manyhands.methods.gans.pflgan import PFLGan
 from manyhands.methods.gans.splitgan import SplitGan
-from manyhands.models.generator import Drawing
+from manyhands.runs.citation import citations
+from manyhands.runs.finished import drawn_by
+from manyhands.runs.run_folder import RunFolder
 from manyhands.tensors import Tensors
-from tests.methods.test_huscf import SMALL, Broken, gan_silos, trained
+from tests.methods.huscf.test_method import SMALL, Broken, gan_silos, trained
 
 QUIET: dict[str, Any] = {"evaluation": Evaluation(images=0)}
 PAPERS = {"mdgan": "1811.03850", "splitgan": "2207.01750", "pflgan": "2308.12454", "hflgan": "s10489-024-05924-x"}

@@ -10,7 +10,7 @@ import torch
 from manyhands import Experiment, FedAvg
 from manyhands.methods.gans.hflgan import HFLGan, HFLGanServer, direction
 from manyhands.tensors import Tensors
-from tests.methods.test_huscf import SMALL, gan_silos, trained, two_domains
+from tests.methods.huscf.test_method import SMALL, gan_silos, trained, two_domains
 
 TRAINING = {"batch": 4, "steps": 5, "learning_rate": 1e-3}
 

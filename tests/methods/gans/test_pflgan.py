@@ -9,11 +9,11 @@ import torch
 
 from manyhands import Experiment, Local, Message
 from manyhands.errors import ManyhandsError
-from manyhands.hub import Hub
+from manyhands.links.coordinator import Hub
 from manyhands.methods.gans import alike
 from manyhands.methods.gans.pflgan import PFLGan, PFLGanServer
 from manyhands.tensors import named
-from tests.methods.test_huscf import SMALL, gan_silos, trained, two_domains
+from tests.methods.huscf.test_method import SMALL, gan_silos, trained, two_domains
 
 TRAINING = {"batch": 4, "steps": 5, "learning_rate": 1e-3}
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from manyhands import Experiment, Message
 from manyhands.errors import ManyhandsError
-from manyhands.hub import Hub
+from manyhands.links.coordinator import Hub
 from manyhands.methods.gans.mdgan import MDGan, ring
 from manyhands.methods.gans.remote_server import RemoteServer
 from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.models.gan import Gan, GanModule, iteration, through
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, named, snapshot
-from tests.methods.test_huscf import SMALL, gan_silos, trained
+from tests.methods.huscf.test_method import SMALL, gan_silos, trained
 
 TRAINING = {"batch": 4, "steps": 10, "learning_rate": 1e-3}
 

@@ -9,15 +9,15 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from manyhands.message import Message
+from manyhands.generators.gan import Forger, generators_part
+from manyhands.messages.message import Message
+from manyhands.messages.plan import Plan
 from manyhands.methods import clusters
-from manyhands.methods.adversarial import Adversarial
-from manyhands.methods.fedavg import FedAvg
-from manyhands.methods.method import Conversation, Server
+from manyhands.methods.base import Conversation, Server
+from manyhands.methods.fedavg.method import FedAvg
+from manyhands.methods.gan_method import Adversarial
 from manyhands.methods.update_length import LENGTHS, MAX_RATIO, MaxUpdateRatio, UpdateLengths
-from manyhands.models.forger import Forger, generators_part
-from manyhands.plan import Plan
-from manyhands.silo import Silo
+from manyhands.silos.silo import Silo
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, WeightedMean, named, prefixed, running_average, snapshot
 

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
-from manyhands.facts import Whole
-from manyhands.leaves import GeneratedImages, Leaving, Statistics, Weights
-from manyhands.message import Message
-from manyhands.meter import Meter
-from manyhands.methods.adversarial import Adversarial
+from manyhands.generators.gan import Forger, generators_part
+from manyhands.messages.facts import Whole
+from manyhands.messages.leaves import GeneratedImages, Leaving, Statistics, Weights
+from manyhands.messages.message import Message
+from manyhands.messages.operation import IMAGES, SEED, Carries, Operation, going_on, round_facts
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Conversation, Server, Trained
 from manyhands.methods.baselines import Local
+from manyhands.methods.gan_method import Adversarial
 from manyhands.methods.gans import alike
-from manyhands.methods.method import Conversation, Server, Trained
-from manyhands.models.forger import Forger, generators_part
-from manyhands.models.layout import layout_of
-from manyhands.plan import IMAGES, SEED, Carries, Operation, Plan, going_on, round_facts
+from manyhands.models.state_spec import layout_of
 from manyhands.seed import seed_of
-from manyhands.silo import Silo
+from manyhands.silos.flops import Meter
+from manyhands.silos.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import Layout, Like, Tensors, named, prefixed
 

@@ -11,20 +11,22 @@ from torch import Tensor
 
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Refused
-from manyhands.facts import Flag
-from manyhands.leaves import Gradients, Weights
-from manyhands.message import Message
-from manyhands.meter import Meter
-from manyhands.methods.adversarial import Adversarial
-from manyhands.methods.denoising import NOTHING, Trained, sick, update_facts
+from manyhands.formatting import size_text
+from manyhands.messages.facts import Flag
+from manyhands.messages.leaves import Gradients, Weights
+from manyhands.messages.message import Message
+from manyhands.messages.operation import COUNT, IMAGES, Carries, Operation, going_on, round_facts
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Conversation
+from manyhands.methods.gan_method import Adversarial
 from manyhands.methods.gans.chain import Chain
-from manyhands.methods.method import Conversation
+from manyhands.methods.local_training import NOTHING, Trained, sick, update_facts
 from manyhands.models.gan import GanModule
-from manyhands.models.layout import layout_of
-from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, going_on, round_facts, size_text
-from manyhands.silo import Silo
+from manyhands.models.state_spec import layout_of
+from manyhands.silos.flops import Meter
+from manyhands.silos.silo import Silo
+from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Layout, Like, Tensors, named, prefixed, snapshot
-from manyhands.training import load_optimiser_state, optimiser_state
 
 CRITIC = "critic."
 LEARN, JUDGE = "learn.", "judge."

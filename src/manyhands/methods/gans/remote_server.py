@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
-from manyhands.message import Message
-from manyhands.meter import Meter
+from manyhands.generators.gan import Forger, generators_part
+from manyhands.messages.message import Message
+from manyhands.methods.base import Server
 from manyhands.methods.gans.remote import JUDGE, LEARN, RemoteGenerator
-from manyhands.methods.method import Server
-from manyhands.models.forger import Forger, generators_part
 from manyhands.models.gan import GanModule, through
 from manyhands.seed import torch_rng
+from manyhands.silos.flops import Meter
+from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
-from manyhands.training import load_optimiser_state, optimiser_state
 
 
 class Made(NamedTuple):

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from manyhands.diffusion.sample import Sampling
+from manyhands.formatting import count_text, size_text
 from manyhands.methods.gans.remote import RemoteGenerator
 from manyhands.methods.gans.remote_server import RemoteServer
-from manyhands.models.cut import maps
+from manyhands.models.layer_cut import maps
 from manyhands.models.work import of_blocks
-from manyhands.plan import count_text, size_text
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, WeightedMean
 

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from manyhands.methods.noise import normal
+from manyhands.privacy.noise import normal
 from manyhands.spec import Float, Spec
 
 if TYPE_CHECKING:
-    from manyhands.silo import Silo
+    from manyhands.silos.silo import Silo
 
 GUARDED = ("made", "real", "fool")
 """All that the discriminator judges: were real images alone noised, it would tell them by their noise."""

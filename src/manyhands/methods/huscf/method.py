@@ -5,31 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
-
-from manyhands.codec import activations
-from manyhands.codec.activations import Bits
 from manyhands.errors import RecipeError, Refused, plain
-from manyhands.leaves import Activations, Gradients, Leaving, Weights
-from manyhands.message import Message
-from manyhands.methods.adversarial import Adversarial
-from manyhands.methods.huscf.guard import Guard
-from manyhands.methods.huscf.half import Half
+from manyhands.formatting import names_text, size_text
+from manyhands.generators.base import Drawing
+from manyhands.generators.gan import Forger, generators_part
+from manyhands.messages.codec import activations
+from manyhands.messages.codec.activations import Bits
+from manyhands.messages.leaves import Activations, Gradients, Leaving, Weights
+from manyhands.messages.message import Message
+from manyhands.messages.operation import COUNT, IMAGES, Carries, Operation, going_on, round_facts
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Ask, Conversation, Trained
 from manyhands.methods.huscf.order import BACK, ORDER, network_of
 from manyhands.methods.huscf.server import MOST, HuSCFServer
-from manyhands.methods.method import Ask, Conversation, Trained
-from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
-from manyhands.models.cut import MAX_CUTS, Cut, Cuts, maps
-from manyhands.models.forger import Forger, generators_part
-from manyhands.models.generator import Drawing
-from manyhands.models.layout import layout_of
+from manyhands.methods.huscf.silo import Half
+from manyhands.methods.huscf.spec import HuSCFSpec
+from manyhands.models.layer_cut import Cuts
+from manyhands.models.state_spec import layout_of
 from manyhands.models.work import price
-from manyhands.plan import COUNT, IMAGES, Carries, Operation, Plan, going_on, names_text, round_facts, size_text
-from manyhands.silo import Silo
-from manyhands.spec import Float, Int
-from manyhands.tensors import Layout, Like, named
+from manyhands.silos.silo import Silo
+from manyhands.tensors import named
 
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
@@ -49,7 +46,7 @@ MADE = "made images, which have the labels of its own"
 ON = {"make": "noise and the labels of its images", "made": MADE, "real": "its own images", "fool": MADE}
 
 
-class HuSCF(Adversarial):
+class HuSCF(HuSCFSpec):
     """A GAN whose middle blocks are the server's: silos keep images, labels, noise, losses and both ends.
 
     ``cut`` says what a silo has at home, ``cuts`` those of silos that have others, by name or by a pattern as
@@ -64,49 +61,6 @@ class HuSCF(Adversarial):
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
             Tawfilis et al., 2025, arXiv 2507.12979
     """
-
-    kind: Literal["huscf"] = "huscf"
-    cut: Cuts | None = None
-    cuts: dict[str, Cuts] = Field(default_factory=dict, max_length=MAX_CUTS)
-    min_head: Int = Field(default=1, ge=0)
-    clusters: Literal["auto"] | Annotated[Int, Field(ge=1)] = "auto"
-    alpha: Float = Field(default=1.0, ge=0)
-    warm: Int = Field(default=2, ge=0)
-    statistics: Literal["all", "cluster"] = "all"
-    bits: Bits = 32
-    guard: Guard | None = None
-    max_update_ratio: MaxUpdateRatio = MAX_RATIO
-
-    @model_validator(mode="after")
-    def _can_be_cut(self) -> Self:
-        if self.min_head >= self.model.middle:
-            raise ValueError(
-                f"min_head is {self.min_head}: a head ends before block {self.model.middle}, which is the server's"
-            )
-        for name, cuts in {"cut": self.default, **self.cuts}.items():
-            cuts.check(self.model)
-            if cuts.discriminator.head < self.min_head:
-                raise ValueError(
-                    f"{name}: the discriminator's head ends at block {cuts.discriminator.head}, min_head is "
-                    f"{self.min_head}: images can be computed from what a single layer sends"
-                )
-        return self
-
-    @property
-    def default(self) -> Cuts:
-        """The cuts of silos that have none of their own: as little at home as may be."""
-        last = self.model.depth - 1
-        least = Cuts(generator=Cut(head=0, tail=last), discriminator=Cut(head=self.min_head, tail=last))
-        return self.cut or least
-
-    def of(self, silo: str) -> Cuts:
-        """The cuts of a silo: those of the first name, or pattern of names, that is its own."""
-        return next((cuts for name, cuts in self.cuts.items() if fnmatchcase(silo, name)), self.default)
-
-    @property
-    def every(self) -> list[Cuts]:
-        """All cuts that the recipe tells of, each once."""
-        return list({str(cuts): cuts for cuts in (self.default, *self.cuts.values())}.values())
 
     @property
     def hides(self) -> bool:
@@ -221,23 +175,7 @@ class HuSCF(Adversarial):
             return None
         return replace(own, ask=lambda x: ask(Message("draw", {"x": x})).tensors["x"])
 
-    def ends_of(self, cuts: Cuts) -> Layout:
-        """The names, shapes and types of what a silo has at home."""
-        return {name: like for name, like in layout_of(self.model).items() if cuts.at_home(name)}
-
-    def check(self, message: Message, cuts: Cuts) -> None:
-        """Refuse what this cut does not make."""
-        drawn = message.op == "draw"
-        like = self.crossing("make" if drawn else message.op, cuts, up=True)
-        activations.check(message.tensors, like, 32 if drawn else self.bits)
-
     def _carries(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Carries:
         likes = dict.fromkeys(self.crossing(op, cuts, up=up) for cuts in self.every)
         forms = [activations.wire(like, bits or self.bits) for like in likes]
         return Carries(forms[0], others=tuple(forms[1:]), items=items or self.training.batch)
-
-    def crossing(self, op: str, cuts: Cuts, *, up: bool) -> Like:
-        """What passes: at the head on the way forward up and on the way back down, else at the tail."""
-        network, at_head = network_of(op), up != op.endswith(BACK)
-        cut = cuts.of(network)
-        return maps(self.model, network)[cut.head if at_head else cut.tail - 1]

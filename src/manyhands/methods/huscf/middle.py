@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.cut import Cut
+from manyhands.models.layer_cut import Cut
 
 
 class Passing:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from manyhands.codec import activations
 from manyhands.errors import Reason, Refused
-from manyhands.message import Message
-from manyhands.meter import Meter
+from manyhands.messages.codec import activations
+from manyhands.messages.message import Message
 from manyhands.methods import clusters
+from manyhands.methods.base import Server
 from manyhands.methods.clusters import Place
 from manyhands.methods.huscf.middle import Passing
 from manyhands.methods.huscf.order import BACK, ORDER, network_of, there_of
-from manyhands.methods.method import Server
+from manyhands.methods.huscf.spec import HuSCFSpec
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.gan import GanModule, through
 from manyhands.seed import torch_rng
+from manyhands.silos.flops import Meter
+from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
-from manyhands.training import load_optimiser_state, optimiser_state
-
-if TYPE_CHECKING:
-    from manyhands.methods.huscf.method import HuSCF
 
 MOST = 4096
 """The most images that a silo may draw at once."""
@@ -36,7 +33,7 @@ MEANS = ("running_mean", "running_var")
 class HuSCFServer(Server):
     """Has the blocks that some silo has not."""
 
-    def __init__(self, method: HuSCF, seed: int, images: Mapping[str, int]) -> None:
+    def __init__(self, method: HuSCFSpec, seed: int, images: Mapping[str, int]) -> None:
         self.method, self.seed, self.images = method, seed, dict(images)
         self.cuts = {silo: method.of(silo) for silo in images}
         self.means: dict[int, Tensors] = {0: snapshot(method.model.build(seed).state_dict())}

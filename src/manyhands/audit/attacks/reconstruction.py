@@ -1,0 +1,158 @@
+"""From a release back to the image: what each attacker makes of x_t, given what it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from manyhands.diffusion.objective import Diffusion, Network, noised, x_0_of_v
+from manyhands.diffusion.sample import Denoiser, guided, times, walk
+from manyhands.diffusion.schedule import Schedule
+from manyhands.models.unet import UNet
+from manyhands.silos.training import Training, steps
+
+Attack = Callable[[Tensor, int], Tensor]
+"""(x_t, t) -> an estimate of x_0, in [-1, 1]."""
+
+RIDGE = 1e-4
+
+
+def release(schedule: Schedule, x_0: Tensor, t: int, rng: torch.Generator) -> Tensor:
+    """The images noised once, to the step t."""
+    eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
+    return noised(x_0, eps, *schedule.levels(torch.tensor([t]), x_0))
+
+
+def averaged(schedule: Schedule, copies: Iterable[Tensor], t: int) -> tuple[Tensor, int]:
+    """What n releases of the same images at step t are together: one release, at the step with n times the SNR.
+
+    Their mean is a sufficient statistic of them where the noise was fresh. Where it was the same each time, the mean is
+    the copy and holds no more than that; to take it for less noisy is then an error of the attacker's.
+    """
+    total, count = torch.zeros(()), 0
+    for copy in copies:
+        total, count = total + copy, count + 1
+    level = level_of(schedule, float(schedule.snr()[t]) * count)
+    scale = (schedule.alpha_bar()[level] / schedule.alpha_bar()[t]).sqrt()
+    return total / count * float(scale), level
+
+
+def level_of(schedule: Schedule, snr: float) -> int:
+    """The step of the chain, from 1 on, whose SNR is nearest in decibels."""
+    return int((schedule.snr()[1:].log() - torch.tensor(snr).log()).abs().argmin()) + 1
+
+
+def linear(schedule: Schedule) -> Attack:
+    """Knows the level alone: x_t / alpha, cut off at the range of images."""
+    return lambda x_t, t: (x_t / schedule.levels(torch.tensor([t]), x_t)[0]).clamp(-1, 1)
+
+
+def wiener(schedule: Schedule, public: Tensor) -> Attack:
+    """The best linear estimate, given mean and covariance of public images.
+
+    x_0 = m + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha m); exact for Gaussian images.
+
+    References:
+        Extrapolation, Interpolation, and Smoothing of Stationary Time Series, Wiener, 1949, MIT Press
+    """
+    flat = public.flatten(1).double()
+    centre = flat.mean(0)
+    _, singular, axes = torch.linalg.svd(flat - centre, full_matrices=False)
+    variances = singular.square() / len(flat) + RIDGE
+
+    def attack(x_t: Tensor, t: int) -> Tensor:
+        a = float(schedule.alpha_bar()[t])
+        along = (x_t.flatten(1).double() - a**0.5 * centre) @ axes.T
+        kept = a**0.5 * variances / (a * variances + 1 - a)
+        estimate: Tensor = centre + (along * kept) @ axes
+        return estimate.to(x_t.dtype).reshape(x_t.shape).clamp(-1, 1)
+
+    return attack
+
+
+def mean_of(public: Tensor) -> Attack:
+    """Looks at nothing, and says the mean of public images: the floor of all attacks."""
+    centre = public.mean(0)
+    return lambda x_t, _: centre.expand_as(x_t)
+
+
+def denoised(denoiser: Denoiser) -> Attack:
+    """A denoiser's estimate at once: the posterior mean, which is the least squared error there can be."""
+
+    @torch.no_grad()
+    def attack(x_t: Tensor, t: int) -> Tensor:
+        return denoiser(x_t, t)[0].clamp(-1, 1)
+
+    return attack
+
+
+def walked(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
+    """A denoiser walked from t down to the image by at most so many DDIM steps: a sharp image, a likely one.
+
+    References:
+        Denoising Diffusion Implicit Models, Song, Meng, Ermon, 2021, arXiv 2010.02502
+        Visual Privacy Auditing with Diffusion Models, Schwethelm et al., 2024, arXiv 2403.07588
+    """
+
+    def attack(x_t: Tensor, t: int) -> Tensor:
+        unused = torch.Generator(x_t.device)
+        return walk(denoiser, x_t, schedule, times(t, 0, most), unused, clip=1.0).clamp(-1, 1)
+
+    return attack
+
+
+def public_denoiser(
+    public: Tensor, diffusion: Diffusion, model: UNet, training: Training, rng: torch.Generator
+) -> Denoiser:
+    """An unconditional denoiser of the whole chain, trained on public images."""
+    network = model.build(_seed(rng))
+    _fit(network, training, len(public), lambda at: diffusion.loss(network, public[at], None, 0, rng), rng)
+    return guided(in_parts(network), diffusion, None, 0, 1.0)
+
+
+def regressor(
+    public: Tensor, schedule: Schedule, levels: Sequence[int], model: UNet, training: Training, rng: torch.Generator
+) -> Attack:
+    """A network that is asked for x_0 itself, trained by its squared error on public images at these levels alone.
+
+    It is a sum of x_t and of what the network says, alpha x_t - sigma v, so that little noise is easily left alone.
+    """
+    network, known = model.build(_seed(rng)), torch.tensor(sorted(set(levels)))
+
+    def loss(at: Tensor) -> Tensor:
+        x_0, t = public[at], known[torch.randint(len(known), (len(at),), generator=rng)]
+        alpha, sigma = schedule.levels(t, x_0)
+        x_t = noised(x_0, torch.randn(x_0.shape, generator=rng), alpha, sigma)
+        return (x_0_of_v(x_t, network(x_t, t, None), alpha, sigma) - x_0).square().mean()
+
+    _fit(network, training, len(public), loss, rng)
+    return denoised(guided(in_parts(network), Diffusion(schedule=schedule, target="v"), None, 0, 1.0))
+
+
+def in_parts(network: Network, size: int = 256) -> Network:
+    """The same network, without gradients, shown at most so many images at once."""
+
+    def shown(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        parts = range(0, len(x_t), size)
+        cut = [slice(start, start + size) for start in parts]
+        with torch.no_grad():
+            return torch.cat([network(x_t[at], t[at], None if labels is None else labels[at]) for at in cut])
+
+    return shown
+
+
+def _fit(
+    network: nn.Module, training: Training, count: int, loss: Callable[[Tensor], Tensor], rng: torch.Generator
+) -> None:
+    """The local loop, at a learning rate that falls over its one round."""
+    optimiser = training.optimiser_of(network, 0.0)
+    batches = list(training.batches(count, rng))
+    for done, _ in enumerate(steps(network, optimiser, batches, loss, clip=training.clip), 1):
+        optimiser.param_groups[0]["lr"] = training.rate(done / len(batches))
+    network.eval()
+
+
+def _seed(rng: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=rng))

@@ -1,0 +1,54 @@
+"""Whether a run gives its images away, by what left and, where images are there, by theory on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from manyhands.audit.attacks.identity import equidistant
+from manyhands.data.images import as_floats
+from manyhands.diffusion.squeeze import squeezed
+from manyhands.formatting import names_text
+from manyhands.messages.leaves import NoisedImages, Picked
+from manyhands.messages.leaves.kinds import CANDIDATES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from manyhands.messages.leaves import Leaving
+    from manyhands.silos.silo import Silo
+
+
+class Candidates:
+    """The images of silos, as far as they are there."""
+
+    def __init__(self, silos: Sequence[Silo]) -> None:
+        self.silos = silos
+
+    @cached_property
+    def images(self) -> Tensor:
+        """As many as theory is told for, of each silo its share."""
+        pixels = torch.cat([silo.images.pixels for silo in self.silos])
+        return as_floats(pixels[:: max(len(pixels) // CANDIDATES, 1)][:CANDIDATES])
+
+    def picked(self, kind: Leaving, count: int) -> Picked | None:
+        """How many are picked out by such releases, where a silo has so many images; None where that is not known."""
+        if not (isinstance(kind, NoisedImages) and self.silos):
+            return None
+        images = squeezed(self.images, kind.norm) if kind.squeezed else self.images
+        return Picked(equidistant(images, 10 ** (-kind.snr_db(count) / 20)), len(images))
+
+
+def given_away(left: Mapping[str, tuple[int, Sequence[Leaving]]], silos: Sequence[Silo] = ()) -> list[str]:
+    """What a report says before anything else; what is so of some silos alone names them."""
+    found: dict[str, list[str]] = {}
+    candidates = Candidates(silos)
+    for silo, (count, kinds) in left.items():
+        for kind in kinds:
+            if line := kind.gives_away(count, candidates.picked(kind, count)):
+                found.setdefault(line, []).append(silo)
+    whose = {line: "" if len(mine) == len(left) else f"{names_text(mine)}: " for line, mine in found.items()}
+    return [f"{whose[line]}{line}" for line in found]

@@ -1,0 +1,63 @@
+"""The command line. Everything heavy is imported in the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Annotated, NoReturn
+
+import typer
+
+from manyhands.cli.advise import advise
+from manyhands.cli.audit import audit
+from manyhands.cli.cite import cite
+from manyhands.cli.compare import compare
+from manyhands.cli.evaluate import evaluate
+from manyhands.cli.federation import app as federation
+from manyhands.cli.interrupt import INTERRUPTED, Interrupted, interrupt
+from manyhands.cli.profile import profile
+from manyhands.cli.recipes import recipes
+from manyhands.cli.run import run
+from manyhands.cli.sample import sample
+from manyhands.errors import ManyhandsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train one image generator across parties that may not pool their images.",
+)
+for command in (run, evaluate, compare, sample, audit, advise, profile, recipes, cite):
+    app.command()(command)
+app.add_typer(federation, name="federation")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from manyhands import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command; an error is told in words, and has an exit code of its own (docs/errors)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    try:
+        app()
+    except ManyhandsError as error:
+        typer.echo(f"error: {error}\n       see docs/errors/{error.page}.md", err=True)
+        sys.exit(error.exit_code)
+    except Interrupted as interrupted:
+        typer.echo(f"interrupted{interrupted}", err=True)
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(INTERRUPTED)  # libraries wait for seconds at an exit; all that is kept bears a kill
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,49 @@
+"""How images are dealt to silos: pure functions of labels, silo count and a random generator.
+
+Each gives one array of image numbers for each silo. Together they hold every image once, and none has fewer than
+``minimum``: where the draw leaves one with fewer, the largest silo gives it random images of its own. Only
+``by_attributes`` and ``lacking`` may leave images out, and only the first of them deals one to several silos.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from manyhands.data.partition.base import Partition, Parts, class_counts
+from manyhands.data.partition.by_attributes import ByAttributes, by_attributes
+from manyhands.data.partition.by_id import ById, by_id
+from manyhands.data.partition.dirichlet import Dirichlet, dirichlet
+from manyhands.data.partition.domains import Domains, domains
+from manyhands.data.partition.iid import Iid, iid
+from manyhands.data.partition.lacking import Lacking, lacking
+from manyhands.data.partition.quantity import Quantity, quantity
+from manyhands.data.partition.shards import Shards, shards
+
+AnyPartition = Annotated[
+    Iid | Dirichlet | Shards | Quantity | ById | ByAttributes | Domains | Lacking, Field(discriminator="kind")
+]
+
+__all__ = [
+    "AnyPartition",
+    "ByAttributes",
+    "ById",
+    "Dirichlet",
+    "Domains",
+    "Iid",
+    "Lacking",
+    "Partition",
+    "Parts",
+    "Quantity",
+    "Shards",
+    "by_attributes",
+    "by_id",
+    "class_counts",
+    "dirichlet",
+    "domains",
+    "iid",
+    "lacking",
+    "quantity",
+    "shards",
+]

@@ -1,0 +1,42 @@
+"""A few classes for each silo."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from manyhands.data.images import Images
+from manyhands.data.partition.base import (
+    Partition,
+    Parts,
+    labels_of,
+    top_up,
+)
+from manyhands.spec import Int
+
+
+def shards(labels: np.ndarray, silos: int, rng: np.random.Generator, classes_per_silo: int, minimum: int = 1) -> Parts:
+    """Sorted by label and cut into equal shards, so many to a silo: few classes each.
+
+    References:
+        Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
+            arXiv 1602.05629
+    """
+    shuffled = rng.permutation(len(labels))
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    pieces = np.array_split(by_label, silos * classes_per_silo)
+    order = rng.permutation(len(pieces)).reshape(silos, classes_per_silo)
+    return top_up([np.concatenate([pieces[i] for i in row]) for row in order], rng, minimum)
+
+
+class Shards(Partition):
+    """A few classes for each silo."""
+
+    kind: Literal["shards"] = "shards"
+    classes_per_silo: Int = Field(default=2, ge=1, le=10_000)
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        """See ``shards``."""
+        return shards(labels_of(images), self.silos, rng, self.classes_per_silo, self.minimum)

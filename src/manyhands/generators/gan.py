@@ -1,0 +1,94 @@
+"""Draws images with the generator of a GAN, or with both of its ends around a middle that is elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from manyhands.diffusion.sample import Sampling
+from manyhands.errors import RunFolderError
+from manyhands.files.strict_json import kept_json
+from manyhands.files.write import replacing
+from manyhands.generators.base import Drawing
+from manyhands.models.autoencoder import FACTS
+from manyhands.models.gan import Gan, through
+from manyhands.models.layer_cut import Cut
+from manyhands.tensors import Tensors
+
+WEIGHTS = "gan.safetensors"
+MOST = 256
+"""The most images of one call for the middle."""
+
+
+@dataclass(frozen=True)
+class Forger(Drawing):
+    """A trained generator. Where it is ``cut``, its middle is asked for; without anybody to ask it draws nothing."""
+
+    walks: ClassVar[bool] = False
+    model: Gan
+    weights: Tensors
+    cut: Cut | None = None
+    classes: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    device: str = "cpu"
+    ema: float = 0.0
+    ask: Callable[[Tensor], Tensor] | None = None
+
+    @cached_property
+    def network(self) -> Any:
+        """What there is of both networks, ready to be asked."""
+        cut = self.cut
+        network = self.model.build(0).keep(lambda name, block: name == "generator" and (not cut or cut.at_home(block)))
+        network.load_state_dict(self.weights)
+        return network.to(self.device).eval()
+
+    @torch.no_grad()
+    def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+        z = torch.randn(len(labels), self.model.latent, generator=rng, device=self.device)
+        blocks, known = list(self.network.generator), labels if self.model.classes else None
+        if self.cut is None:
+            return through(blocks, z, known)
+        if self.ask is None:
+            raise RunFolderError("the middle of this generator is the server's, and nobody is there to ask")
+        head, _, tail = self.cut.parts(blocks)
+        got = [self.ask(part.cpu()) for part in through(head, z, known).split(MOST)]
+        return through(tail, torch.cat(got).to(self.device))
+
+    def save(self, folder: Path | str) -> None:
+        """Write its weights and what they are of; what was there is replaced when all is written."""
+        import safetensors.torch
+
+        told = {"model": self.model, "sampling": self.sampling, **({"cut": self.cut} if self.cut else {})}
+        facts = {name: spec.model_dump(mode="json") for name, spec in told.items()}
+        with replacing(Path(folder)) as fresh:
+            safetensors.torch.save_file({name: w.contiguous() for name, w in self.weights.items()}, fresh / WEIGHTS)
+            (fresh / FACTS).write_text(kept_json({**facts, "classes": self.classes, "ema": self.ema}, indent=1))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:
+        """Load what ``save`` wrote."""
+        import safetensors.torch
+
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / FACTS).read_text())
+            cut = Cut(**facts["cut"]) if "cut" in facts else None
+            weights = safetensors.torch.load_file(folder / WEIGHTS)
+            sampling, classes = Sampling(**facts["sampling"]), tuple(facts["classes"])
+            loaded = cls(Gan(**facts["model"]), weights, cut, classes, sampling, device, facts["ema"])
+            _ = loaded.network  # a file of other weights is noticed here
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
+        return loaded
+
+
+def generators_part(weights: Tensors) -> Tensors:
+    """What of the weights of both networks is the generator's."""
+    return {name: tensor for name, tensor in weights.items() if name.startswith("generator.")}

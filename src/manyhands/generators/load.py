@@ -1,0 +1,25 @@
+"""What a run has trained, whatever it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from manyhands.errors import RunFolderError
+from manyhands.generators.diffusion import Generator
+from manyhands.generators.gan import Forger
+from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
+
+
+def load(folder: Path, device: str = "cpu") -> Generator | Forger | TrainedAutoencoder:
+    """What a run has trained."""
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        if facts["model"]["kind"] == "gan":
+            return Forger.from_pretrained(folder, device)
+        if facts["model"]["kind"] != "autoencoder":
+            return Generator.from_pretrained(folder, device)
+        model = Autoencoder(**facts["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
+    return TrainedAutoencoder.from_pretrained(folder, model, device, facts["ema"])

@@ -1,0 +1,85 @@
+"""What leaves by the operations of a plan: for a person, for a silo, for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from manyhands.messages.leaves.kinds import IMAGES, LABELS, Labels, Leaving, NoisedImages, Statistics, Weights
+from manyhands.messages.operation import Operation
+
+NO_REASSURANCE = "this says nothing about what can be computed from what leaves"
+TOLD = {
+    "images": "how many images it has",
+    "cut": "its cut",
+    "loss": "its mean loss",
+    "seen": "how many images it saw",
+    "flops": "how much work that was",
+    "withheld": "why it withholds what it was to send",
+    "numbers": "how many numbers its latents are",
+    "sum": "the sum of its latents",
+    "squares": "that of their squares",
+    "count": "how many images it asks for",
+}
+"""What facts say of a silo; one that is not here is told by its own name."""
+SAYS_NOTHING = frozenset(
+    {"round", "chain", "holds", "first", "turn", "to", "seed", "steps", "guidance", "sampler", "clip"}
+)
+"""Facts that keep a conversation in order, or say how something is to be drawn."""
+
+
+def stated(operations: Iterable[Operation], before: Sequence[Leaving] = ()) -> tuple[Leaving, ...]:
+    """Every kind of thing that leaves by these operations, each once; what gives most away comes first."""
+    kinds, known = [*before], set(SAYS_NOTHING)
+    for operation in operations:
+        kinds += [replace(kind, often=kind.often or operation.often) for kind in operation.leaves]
+        anew = [fact for fact in operation.up.facts if fact not in known]
+        kinds += [Statistics(of=tuple(TOLD.get(fact, fact) for fact in anew), often=operation.often)] if anew else []
+        known |= set(anew)
+    return tuple(sorted(dict.fromkeys(kinds), key=lambda kind: (IMAGES not in kind.open(), kind.rank)))
+
+
+def of_silo(kinds: Iterable[Leaving], silo: str) -> tuple[Leaving, ...]:
+    """Those kinds that leave this silo; they name none."""
+    mine = (kind for kind in kinds if (kind.silo == silo if kind.silo else silo not in kind.but))
+    return tuple(replace(kind, silo="", but=()) for kind in mine)
+
+
+def given_away(kinds: Iterable[Leaving], images: int | None = None) -> list[str]:
+    """What is to be said of them before anything else, each thing once."""
+    lines = ((kind.silo, kind.gives_away(images)) for kind in kinds)
+    return list(dict.fromkeys(f"{silo}: {line}" if silo else line for silo, line in lines if line))
+
+
+def in_words(kinds: Iterable[Leaving], images: int | None = None) -> Iterator[str]:
+    """A line for each of them."""
+    for kind in kinds:
+        silo = f" {kind.silo}" if kind.silo else f" all but {', '.join(kind.but)}" if kind.but else ""
+        yield f"leaves{silo} ({kind.often}): {kind.what}. From it: {kind.computed(images)}; {kind.guarantee(images)}"
+
+
+def unsent(kinds: Sequence[Leaving]) -> tuple[str, ...]:
+    """What no message has a place for, but for what can be computed all the same."""
+    opened = {name for kind in kinds for name in kind.open()}
+    noised = any(isinstance(kind, NoisedImages) for kind in kinds)
+    weights = [kind for kind in kinds if isinstance(kind, Weights)]
+    told = {
+        "images that are not noised" if noised else "images": IMAGES not in opened,
+        "labels": LABELS not in opened and not any(isinstance(kind, Labels) for kind in kinds),
+        "weights": not weights,
+        **{f"weights of the {part}": True for kind in weights for part in kind.kept},
+        "file names": True,
+    }
+    return tuple(name for name, stays in told.items() if stays)
+
+
+def rows(silos: Mapping[str, tuple[int, Sequence[Leaving]]]) -> list[dict[str, Any]]:
+    """What left each silo of so many images, for a report; silos of which the same is told stand together."""
+    heads = ("what", "often", "computed", "guarantee")
+    found: dict[tuple[str, ...], list[str]] = {}
+    for silo, (images, kinds) in silos.items():
+        for kind in kinds:
+            told = (kind.what, kind.often, kind.computed(images), kind.guarantee(images))
+            found.setdefault(told, []).append(silo)
+    return [dict(zip(heads, told, strict=True)) | {"silos": mine} for told, mine in found.items()]

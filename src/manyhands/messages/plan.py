@@ -1,0 +1,65 @@
+"""Every operation of a method and what it may carry, each way: for the coordinator, for the silo and for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manyhands.errors import Reason, Refused
+from manyhands.messages.leaves import Leaving
+from manyhands.messages.leaves.stated import NO_REASSURANCE, given_away, in_words, of_silo, stated, unsent
+from manyhands.messages.ledger import Direction
+from manyhands.messages.message import Bounds, Message
+from manyhands.messages.operation import Operation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole of what may pass between a silo and the server."""
+
+    operations: Mapping[str, Operation]
+    before: tuple[Leaving, ...] = ()
+    """What has left the silos before the run."""
+
+    @property
+    def leaves(self) -> tuple[Leaving, ...]:
+        """Every kind of thing that leaves a silo, each once: what gives most away first."""
+        return stated(self.operations.values(), self.before)
+
+    def leaves_of(self, silo: str) -> tuple[Leaving, ...]:
+        """The kinds of things that leave this silo."""
+        return of_silo(self.leaves, silo)
+
+    @property
+    def never(self) -> tuple[str, ...]:
+        """What no message has a place for; that says nothing of what can be computed from the rest."""
+        return unsent(self.leaves)
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The operations that are answered when everyone awaited has called."""
+        return frozenset(name for name, operation in self.operations.items() if operation.group)
+
+    def check(self, message: Message, direction: Direction) -> None:
+        """Refuse a message that is not in the plan."""
+        operation = self.operations.get(message.op)
+        if operation is None:
+            raise Refused(Reason.UNKNOWN_OPERATION, f"{message.op!r} is not one of {sorted(self.operations)}")
+        (operation.up if direction == "up" else operation.down).check(message)
+
+    def bounds(self, direction: Direction) -> Bounds:
+        """What the largest message may take that goes this way."""
+        carried = ((each.up if direction == "up" else each.down) for each in self.operations.values())
+        return Bounds.largest(each.bounds for each in carried)
+
+    def words(self, silo: str = "", images: int | None = None) -> list[str]:
+        """The plan as a person reads it before approving a run, for all or for a silo with so many images."""
+        kinds = self.leaves_of(silo) if silo else self.leaves
+        lines = [*given_away(kinds, images), *in_words(kinds, images)]
+        for name, operation in self.operations.items():
+            sends, tells = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
+            gets = operation.down.size
+            lines.append(
+                f"{name} ({operation.often}): {operation.says}; sends {sends} and tells {tells}; receives {gets}"
+            )
+        return [*lines, f"in no message: {', '.join(unsent(kinds))}; {NO_REASSURANCE}"]

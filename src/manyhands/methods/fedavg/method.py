@@ -1,0 +1,126 @@
+"""Federated averaging of a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from manyhands.diffusion.sample import Sampling
+from manyhands.errors import RecipeError
+from manyhands.formatting import size_text
+from manyhands.generators.diffusion import Generator
+from manyhands.generators.gan import Forger
+from manyhands.messages import leaves
+from manyhands.messages.codec.codec import most_bytes
+from manyhands.messages.facts import Whole
+from manyhands.messages.operation import IMAGES, WORD, Carries, Operation, going_on, round_facts
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Conversation, Server
+from manyhands.methods.fedavg.proximal import Proximal
+from manyhands.methods.fedavg.server import FedAvgServer
+from manyhands.methods.fedavg.sharing import ALL, SHARED, WAYS, asked, uploads
+from manyhands.methods.fedavg.silo import converse
+from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
+from manyhands.models.autoencoder import TrainedAutoencoder
+from manyhands.silos.silo import Silo
+from manyhands.tensors import named
+
+
+class FedAvg(FedAvgSpec):
+    """Each round, silos train the shared network on their own images, and the server averages what they send.
+
+    The mean is weighted by the silos' numbers of images. ``participants`` silos are drawn each round, without
+    replacement (None: all). ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo. ``proximal`` is
+    the mu of FedProx and FedDM-prox, ``up`` and ``down`` say how weights travel, ``share`` which parts of the U-Net
+    do, and ``server_optimizer`` what the server makes of the mean. Where it is ``kept``, silos get the last mean, too,
+    and keep what they got as a generator of their own. Silos always go on from what they were sent last,
+    never from its average over rounds. An update that is longer than ``max_update_ratio`` times the median of the last
+    round, and than the weights themselves, is refused; 0 takes every finite one.
+
+    References:
+        Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
+            arXiv 1602.05629
+        Federated Learning with Diffusion Models for Privacy-Sensitive Vision Tasks, Tun et al., 2023, arXiv 2311.16538
+        FedGAN: Federated Generative Adversarial Networks for Distributed Data, Rasouli, Sun, Rajagopal, 2020, arXiv
+            2006.07228
+    """
+
+    def silo(self, silo: Silo) -> Conversation:
+        """Join, then train whenever weights come, until the server says that it is done."""
+        return converse(self, silo)
+
+    def server(self, seed: int, silos: Mapping[str, int]) -> Server:
+        """The server, with a freshly initialised network."""
+        if (self.participants or 1) > len(silos):
+            raise RecipeError(f"participants is {self.participants}, there are {len(silos)} silos")
+        return self.prepared_server(FedAvgServer(self, seed, silos))
+
+    def plan(self) -> Plan:
+        """Weights down and up, once a round; no image, no label."""
+        link = self.downlink
+        holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
+        told: Facts = {**going_on(self.rounds)} | ({"form": WORD} if link.tracks else {})
+        step, *others = link.forms().values()
+        gives = Carries(step, told | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
+        sent, *halves = (self.up.wire(self.layout_of(parts)) for parts in uploads(self.share))
+        takes = Carries(sent, {**round_facts(self.rounds), **holds}, (*halves, {}))
+        whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
+        return Plan(
+            self.preparations()
+            | {
+                "join": Operation(
+                    "says how many images it has, gets the model",
+                    "once",
+                    Carries(facts={"images": IMAGES} | holds),
+                    gives,
+                ),
+                "update": Operation(
+                    f"sends {'its model' if not self.personal else 'the shared parts'} after local training, gets the "
+                    f"mean ({whose})",
+                    f"{self.rounds} times",
+                    takes,
+                    gives,
+                    group=True,
+                    closes_round=True,
+                    leaves=(self._leaves,),
+                ),
+            },
+        )
+
+    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+        """The parts of the network, and about what a round weighs against all weights in float32."""
+        count = min(self.participants or silos, silos)
+        parts = {part: sum(like.size for like in self.layout_of(part).values()) for part in ALL.split("+")}
+        every = sum(parts.values())
+        shared = most_bytes(self.up, self.layout_of(SHARED[self.share]))
+        up = shared / 2 if self.share == "usplit" else shared
+        down = self.downlink.bytes(count / silos)
+        shares = ", ".join(f"{size / every:.1%} {part}" for part, size in parts.items() if size)
+        plain = up + down == 8 * every
+        saving = "all weights in float32" if plain else f"{8 * every / (up + down):.2f} x fewer bytes than in float32"
+        return [
+            f"{every:,} weights: {shares}",
+            *self.prepared_sizes(),
+            f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} up and {size_text(count * down)} "
+            f"down, {saving}",
+            f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
+        ]
+
+    def own_generator(self, silo: Silo) -> Generator | Forger | TrainedAutoencoder | None:
+        """Where parts stay at home or all is kept there: what it got last, with its private parts."""
+        return self.own_generator_of(silo, named(silo.memory, AVERAGE))
+
+    @property
+    def _leaves(self) -> leaves.Weights:
+        """What an update is: weights that the server reads."""
+        of = {"gan": "both of its networks", "autoencoder": "its autoencoder"}.get(self.model.kind, "its network")
+        parts = " and ".join(f"the {WAYS[part]}" for part in SHARED[self.share].split("+"))
+        kept = tuple(WAYS[part] for part in self._private)
+        return leaves.Weights(of=f"{parts} of {of}" if kept else of, training=self.training, kept=kept)
+
+    @property
+    def _private(self) -> list[str]:
+        return [part for part in ALL.split("+") if part not in SHARED[self.share].split("+")]
+
+    def behind(self) -> list[object]:
+        """With what pulls, and what shares."""
+        return [*super().behind(), *([Proximal] if self.proximal else []), *([asked] if self.share != "all" else [])]

@@ -1,0 +1,104 @@
+"""A silo's half of federated averaging: it trains whenever weights come."""
+
+from __future__ import annotations
+
+import torch
+
+from manyhands.errors import Reason, Refused
+from manyhands.messages.message import Message
+from manyhands.messages.operation import RESTING
+from manyhands.methods.base import Conversation
+from manyhands.methods.fedavg.proximal import Proximal
+from manyhands.methods.fedavg.sharing import SHARED
+from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
+from manyhands.methods.local_training import NOTHING, Trained, sick, update_facts
+from manyhands.seed import torch_rng
+from manyhands.silos.silo import Silo
+from manyhands.silos.training import load_optimiser_state, optimiser_state
+from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
+
+HELD, LEFT = "held.", "left."
+
+
+def converse(method: FedAvgSpec, silo: Silo) -> Conversation:
+    """Join, then train whenever weights come, until the server says that it is done."""
+    yield from method.prepared(silo)
+    answer, again = (yield _hello(method, silo)), None
+    while not answer.facts["done"]:
+        before = silo.memory
+        try:  # no name is given to an update: a silo that waits must not hold on to it
+            answer, again = (yield again or _say(method, silo, answer)), None
+        except Refused as refusal:
+            stale = refusal.reason is Reason.STALE_ROUND
+            if again is not None and not stale:
+                raise
+            silo.memory = before  # as if nothing had been sent
+            again = _hello(method, silo) if stale else _withheld(method, silo, answer, str(refusal))
+    if answer.tensors:
+        _receive(method, silo, answer)
+
+
+def _hello(method: FedAvgSpec, silo: Silo) -> Message:
+    return Message("join", facts={"images": len(silo.images)} | _holds(method, silo))
+
+
+def _holds(method: FedAvgSpec, silo: Silo) -> Facts:
+    """The round whose model a silo holds, where the server must know."""
+    return {"holds": int(silo.memory.get("holds", -1))} if method.downlink.tracks else {}
+
+
+def _withheld(method: FedAvgSpec, silo: Silo, answer: Message, why: str, trained: Trained = NOTHING) -> Message:
+    facts = update_facts(silo, answer, trained._replace(loss=None), why)
+    return Message("update", {}, facts | _holds(method, silo))
+
+
+def _say(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
+    return _update(method, silo, answer) if answer.tensors else _withheld(method, silo, answer, RESTING)
+
+
+def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Tensors:
+    """The network's weights as they are at the silo now; kept, where it must know them later."""
+    link, number = method.downlink, answer.facts["round"]
+    weights = link.received(answer.facts.get("form", "step"), answer.tensors, named(silo.memory, HELD))
+    if not (link.tracks or method.kept):
+        return weights
+    anew = number != int(silo.memory.get("holds", -1))
+    silo.memory = silo.memory | prefixed(weights, HELD) | {"holds": torch.tensor(number)}
+    if (method.personal or method.kept) and anew:
+        count = int(silo.memory.get("receipts", 0))
+        average = running_average(named(silo.memory, AVERAGE), weights, method.ema, count)
+        silo.memory |= prefixed(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
+    return weights
+
+
+def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
+    """One round at the silo: load what came, train, send what came of it."""
+    before = silo.memory
+    received = _receive(method, silo, answer)
+    network = silo.bench.network(method.model)
+    network.load_state_dict(received)
+    number = answer.facts["round"]
+    optimiser = method.training.optimiser_of(network, method.progress(number))
+    if method.keep_optimiser:
+        load_optimiser_state(optimiser, silo.memory)
+    pull = Proximal(network, method.proximal, method.proximal_mode) if method.proximal else None
+    trained = method.train_round(network, optimiser, silo, number, pull)
+    weights = snapshot(network.state_dict())
+    if why := sick(trained, weights):
+        silo.memory = _with_average_of(before, silo.memory)
+        return _withheld(method, silo, answer, why, trained)
+    parts = answer.facts.get("send", SHARED[method.share])
+    sent = {name: weights[name] for name in method.layout_of(parts)}
+    rng = torch_rng(silo.seed, silo.name, "up", number)
+    wire, left = method.up.encode(sent, received, named(silo.memory, LEFT), rng)
+    private = {name: own for name, own in weights.items() if method.personal and name not in sent}
+    kept = optimiser_state(optimiser) if method.keep_optimiser else {}
+    silo.memory = silo.memory | kept | prefixed(left, LEFT) | prefixed(private, HELD)
+    return Message("update", wire, update_facts(silo, answer, trained) | _holds(method, silo))
+
+
+def _with_average_of(before: Tensors, memory: Tensors) -> Tensors:
+    """A silo's memory without what it was sent last in its average: weights that nobody can train are in no average."""
+    averaged = (AVERAGE, "receipts")
+    kept = {name: tensor for name, tensor in memory.items() if not name.startswith(averaged)}
+    return kept | {name: tensor for name, tensor in before.items() if name.startswith(averaged)}

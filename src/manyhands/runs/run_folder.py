@@ -1,0 +1,343 @@
+"""The run folder: what a run leaves behind, and what it goes on from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tomllib
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from manyhands.errors import CheckpointError, RunFolderError
+from manyhands.files.strict_json import kept_json
+from manyhands.files.write import replace_file, writing
+from manyhands.messages.message import Message
+from manyhands.runs.checkpoint import (
+    drop_generations,
+    generations,
+    read_checkpoint,
+    read_kept,
+    write_checkpoint,
+    write_kept,
+)
+from manyhands.tensors import sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from manyhands.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in a round: one line of the journal. ``metrics`` are there where the round was evaluated.
+
+    ``images`` are those that silos trained on, ``server_images`` those that the server did, noised as it has them.
+    ``weighed`` is the cluster of each silo, its distance from the others and its weight, where a method has such.
+    ``note`` is what the server did beside its work.
+    """
+
+    number: int
+    rounds: int
+    seconds: float
+    images: int
+    bytes_up: int
+    bytes_down: int
+    losses: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    resting: int = 0
+    flops: dict[str, int] = field(default_factory=dict)
+    server_flops: int = 0
+    server_images: int = 0
+    server_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    weighed: dict[str, dict[str, float]] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def loss(self) -> float:
+        """The mean of the silos' losses; the server's where no silo had one, and NaN where nobody had."""
+        if self.losses:
+            return sum(self.losses.values()) / len(self.losses)
+        return float("nan") if self.server_loss is None else self.server_loss
+
+
+@dataclass(frozen=True)
+class State:
+    """A closed round, as it is kept: the server's tensors, each silo's own memory, who took part, and the ledger.
+
+    ``stores`` are what the server keeps once.
+    """
+
+    round: int
+    server: Tensors
+    memories: Mapping[str, Tensors]
+    roster: dict[str, int]
+    ledger: list[dict[str, Any]]
+    stores: Mapping[str, Tensors] = field(default_factory=dict)
+
+
+NEEDED = frozenset({"data", "silos", "rounds", "metrics", "floor", "flops_silos", "problems"})
+"""What report.json must have for a run to be measured again or compared."""
+
+
+class RunFolder:
+    """``runs/<name>/``. The server's part and each silo's part are apart, as they are on a network."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.server = path / "server"
+        self.model = path / "model"
+        self.figures = path / "figures"
+        self.problems: list[str] = []
+        self._stored: dict[str, str] = {}
+
+    def silo(self, name: str) -> Path:
+        """The folder of a silo; on a network it is at the silo and nowhere else."""
+        return self.path / "silos" / name
+
+    def round_picture(self, number: int) -> Path:
+        """Where the samples of a round are shown."""
+        return self.figures / "rounds" / f"{number:06d}.png"
+
+    @contextmanager
+    def open(self, recipe: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+        """Begin a run here, or go on with the same one; refuse any other, and any other process meanwhile."""
+        self._check(recipe, resume=resume)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with self.alone():
+            self.write("recipe.toml", tomli_w.dumps(recipe))
+            with writing(self.figures):
+                (self.figures / "rounds").mkdir(parents=True, exist_ok=True)
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing here; the system lets go of the lock however this one ends."""
+        with writing(self.path):
+            lock = self._file(".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(f"{self.path}: another process is running in it") from None
+            yield
+
+    def problem(self, line: str) -> None:
+        """Note what went wrong without ending the run, once."""
+        if line not in self.problems:
+            self.problems.append(line)
+
+    def _check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
+        if self._file("recipe.toml").exists():
+            kept = self.recipe
+            if not resume:
+                raise RunFolderError(
+                    f"{self.path}: holds a run already ({len(self.rounds)} rounds of {kept.get('name', 'a run')!r}); "
+                    "--resume goes on with it, --out another folder starts anew"
+                )
+            if differs := first_difference(kept, recipe):
+                raise RunFolderError(f"{self.path}: was started with another recipe: {differs}")
+        elif self.path.exists() and (not self.path.is_dir() or self._has_files()):
+            raise RunFolderError(f"{self.path}: is not empty and holds no run; --out names another folder")
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe that the run was started with."""
+        try:
+            return tomllib.loads(self._file("recipe.toml").read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path}: holds no run: {error}") from None
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds in the journal; a line that a kill cut short is not one."""
+        path = self._file("journal.jsonl")
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        rounds: list[Round] = []
+        for line in lines:
+            try:
+                rounds.append(Round(**json.loads(line)))
+            except (ValueError, TypeError):
+                break
+        return rounds
+
+    @property
+    def kept(self) -> int:
+        """How many rounds a resumed run would not do again."""
+        return next(iter(generations(self.server)), 0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether a run has ended here: its report is the last thing that is written."""
+        return (self.path / "report.json").exists()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The contents of report.json."""
+        try:
+            report = json.loads(self._file("report.json").read_text())
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path}: has no report.json: no run has ended here") from None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path}/report.json: cannot be read: {error}") from None
+        missing = NEEDED - report.keys() if isinstance(report, dict) else NEEDED
+        if missing:
+            raise RunFolderError(f"{self.path}/report.json: was written by another version: it has no {min(missing)!r}")
+        return report  # type: ignore[no-any-return]
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """The contents of ledger.json."""
+        try:
+            return list(json.loads(self._file("ledger.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path}: holds no finished run: {error}") from None
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a file of the folder: text as it is, anything else as JSON."""
+        text = content if isinstance(content, str) else kept_json(content, indent=1)
+        replace_file(self._file(name), text.encode())
+
+    def append(self, done: Round) -> None:
+        """One more line of the journal. It comes before the checkpoint: a line too many is cut off at resume."""
+        with writing(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
+            file.write(kept_json(asdict(done)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self, state: State) -> None:
+        """Keep a closed round: the silos' parts first, so that a server's checkpoint always finds its silos'."""
+        keeps = sorted(silo for silo, memory in state.memories.items() if memory)
+        for silo in keeps:
+            self.save_silo(silo, state.round, state.memories[silo])
+        stores = {name: self._store(name, tensors) for name, tensors in state.stores.items()}
+        facts = {"silos": keeps, "roster": state.roster, "ledger": state.ledger, "stores": stores}
+        write_checkpoint(self.server, state.round, self._sealed("server", state.round, state.server, **facts))
+        self._drop_generations(state.round)
+
+    def save_silo(self, silo: str, number: int, memory: Tensors) -> None:
+        """Keep what a silo has when so many rounds are closed."""
+        write_checkpoint(self.silo(silo), number, self._sealed(silo, number, memory))
+
+    def memory(self, silo: str, number: int) -> Tensors:
+        """What a silo kept when so many rounds were closed."""
+        return dict(self._unsealed(self.silo(silo), silo, number).tensors)
+
+    def resume(self, roster: dict[str, int]) -> State | None:
+        """The newest closed round that the server and the silos have whole, or None where none was closed.
+
+        What is torn is named in ``problems``; where nothing whole is left, the run stops.
+        """
+        for state in self._whole():
+            number = state.round
+            if differs := first_difference(state.roster, roster, "images"):
+                raise RunFolderError(f"{self.path}: was started with other data: {differs}")
+            if len(self.rounds) < number:
+                self.problems.append(f"{self.path}/journal.jsonl: tells of {len(self.rounds)} of {number} rounds")
+            self._drop_generations(number)
+            self._cut_journal(number)
+            return state
+        if self.problems or len(self.rounds) > 1:
+            raise CheckpointError("; ".join([f"{self.path}: no whole checkpoint is left", *self.problems]))
+        self._cut_journal(0)
+        return None
+
+    def earlier(self) -> Tensors | None:
+        """The server's tensors one generation before the newest, or None where there is no such generation."""
+        older = generations(self.server)[1:2]
+        return dict(self._unsealed(self.server, "server", older[0]).tensors) if older else None
+
+    def _store(self, name: str, tensors: Tensors) -> str:
+        """Keep a store of the server, if it is not there yet; its hash goes into every checkpoint."""
+        if name not in self._stored:
+            write_kept(self._store_of(name), self._sealed(f"store {name}", 0, tensors))
+            self._stored[name] = sha256(tensors)
+        return self._stored[name]
+
+    def _store_of(self, name: str) -> Path:
+        return self.server / "releases" / f"{name}.mh"
+
+    def _read_store(self, name: str, known: str) -> Tensors:
+        path = self._store_of(name)
+        kept = read_kept(path)
+        tensors = dict(kept.tensors)
+        if kept.facts.get("of") != self._sealed(f"store {name}", 0, {}).facts["of"] or sha256(tensors) != known:
+            raise CheckpointError(f"{path}: is of another run, or was changed")
+        self._stored[name] = known
+        return tensors
+
+    def state(self, number: int | None = None) -> State:
+        """The newest closed round that is whole, or one of the kept ones, to be read only."""
+        if number is not None:
+            return self._read(number)
+        for state in self._whole():
+            return state
+        raise CheckpointError("; ".join([f"{self.path}: holds no whole checkpoint", *self.problems]))
+
+    def _whole(self) -> Iterator[State]:
+        """The rounds that are kept whole, newest first; what is torn is named in ``problems``."""
+        for number in generations(self.server):
+            try:
+                yield self._read(number)
+            except CheckpointError as error:
+                self.problem(str(error))
+
+    def _sealed(self, whose: str, number: int, tensors: Tensors, **facts: Any) -> Message:
+        """A checkpoint says whose it is, of which round and of which run, so that no other can stand in for it."""
+        run = hashlib.sha256(self._file("recipe.toml").read_bytes()).hexdigest()
+        return Message("checkpoint", tensors, {"of": [whose, number, run], **facts})
+
+    def _unsealed(self, folder: Path, whose: str, number: int) -> Message:
+        kept = read_checkpoint(folder, number)
+        if kept.facts.get("of") != self._sealed(whose, number, {}).facts["of"]:
+            raise CheckpointError(f"{folder}: generation {number} is of another silo, round or run")
+        return kept
+
+    def _read(self, number: int) -> State:
+        kept = self._unsealed(self.server, "server", number)
+        silos = kept.facts["silos"]
+        memories = {silo: self.memory(silo, number) for silo in silos}
+        stores = {name: self._read_store(name, known) for name, known in kept.facts["stores"].items()}
+        return State(number, dict(kept.tensors), memories, kept.facts["roster"], kept.facts["ledger"], stores)
+
+    def _drop_generations(self, newest: int) -> None:
+        for folder in [self.server, *self.path.glob("silos/*")]:
+            drop_generations(folder, newest)
+
+    def _has_files(self) -> bool:
+        """Whether anything but a lock or an unfinished write lies in the folder."""
+        return any(not path.name.startswith(".") for path in self.path.iterdir())
+
+    def _cut_journal(self, rounds: int) -> None:
+        lines = [kept_json(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
+        self.write("journal.jsonl", "".join(lines))
+
+    def _file(self, name: str) -> Path:
+        return self.path / name
+
+
+def difference(kept: Any, given: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two things told differ, and both of its values."""
+    if isinstance(kept, dict) and isinstance(given, dict):
+        for key in sorted(kept.keys() | given.keys(), key=lambda name: (name != "kind", name)):
+            if found := difference(kept.get(key), given.get(key), f"{where}.{key}".strip(".")):
+                return found
+        return None
+    lists = isinstance(kept, list | tuple) and isinstance(given, list | tuple)
+    same = list(kept) == list(given) if lists else kept == given
+    return None if same else (where, kept, given)
+
+
+def first_difference(kept: Any, given: Any, where: str = "") -> str | None:
+    """The same in words."""
+    found = difference(kept, given, where)
+    return found and f"{found[0]} was {found[1]!r}, is now {found[2]!r}"

@@ -1,0 +1,66 @@
+"""A network that knows its few images by heart gives them away; a fresh one has nothing to give."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from manyhands.audit.attacks.membership import levels_above, losses, told_apart
+from manyhands.diffusion.sample import guided
+from manyhands.seed import seeded_globally
+from manyhands.silos.training import Training, steps
+from tests.audit.crowd import DIFFUSION, SCHEDULE, cloud, rng
+
+MEMBERS, OTHERS = cloud(8, seed=3), cloud(60, seed=4)
+
+
+class Small(nn.Module):
+    """A denoiser of 4 x 4 images that is told the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded_globally(0, "small"):
+            self.layers = nn.Sequential(
+                nn.Linear(17, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 16)
+            )
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return self.layers(torch.cat([x_t.flatten(1), t[:, None] / 1000], 1)).reshape(x_t.shape)
+
+
+def overfitted() -> Small:
+    network, g = Small(), rng()
+    training = Training(batch=64, steps=800, learning_rate=3e-3)
+    optimiser, many = training.optimiser_of(network, 0.0), MEMBERS.repeat(8, 1, 1, 1)
+    for _ in steps(
+        network,
+        optimiser,
+        training.batches(64, g),
+        lambda at: DIFFUSION.loss(network, many[at], None, 0, g),
+    ):
+        pass
+    return network.eval()
+
+
+def told(network: Small) -> dict[str, dict[str, float]]:
+    denoiser, eps = guided(network, DIFFUSION, None, 0, 1.0), torch.randn(8, 1, 4, 4, generator=rng(5))
+    members, others = (losses(denoiser, SCHEDULE, x_0, [210, 300, 450], eps) for x_0 in (MEMBERS, OTHERS))
+    return told_apart(members, others, rng())
+
+
+def test_members_of_an_overfitted_network_are_found() -> None:
+    found = told(overfitted())
+    assert found["auc"]["value"] > 0.95
+    assert found["found_at_1_percent"]["value"] > 0.5
+
+
+def test_a_fresh_network_tells_nothing() -> None:
+    found = told(Small().eval())
+    assert found["auc"]["low"] < 0.5 < found["auc"]["high"]
+
+
+def test_levels_are_above_the_cut() -> None:
+    for cut in (0, 1, 400, 999):
+        levels = levels_above(cut, SCHEDULE)
+        assert all(cut < t <= SCHEDULE.steps for t in levels)
+        assert levels[0] == cut + 1

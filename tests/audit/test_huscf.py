@@ -1,0 +1,123 @@
+"""Of a run of a cut GAN: what is known comes back, what is not does not, and the report says so in plain words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyhands import compose
+from manyhands.audit.collafuse import Effort
+from manyhands.errors import CheckpointError, DataError
+from manyhands.report.collafuse_audit import rows, words
+from manyhands.runs.audit import audit
+from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
+
+LITTLE, LEAST = Effort(inverter=40, descent=100), Effort(inverter=2, descent=2)
+LAST = {"generator": {"head": 0, "tail": 4}}
+
+
+def ran(folder: Path, data: dict[str, Any] | None = None, **told: Any) -> RunFolder:
+    """Two silos with digits: one has a head of one block, the other of two."""
+    method = {
+        "kind": "huscf", "rounds": 2, "min_head": 0, "model": {"kind": "gan", "width": 16},
+        "training": {"batch": 20, "steps": 4},
+        "cuts": {"silo-1": LAST | {"discriminator": {"head": 1, "tail": 4}}}, **told,
+    }  # fmt: skip
+    recipe = {
+        "name": "crossed", "data": {"source": "digits", "size": 8, "limit": 300, **(data or {})},
+        "partition": {"kind": "iid", "silos": 2}, "method": method, "evaluation": {"images": 0}, "device": "cpu",
+    }  # fmt: skip
+    for _ in compose(parse_recipe(recipe), folder):
+        pass
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+    folder = ran(tmp_path_factory.mktemp("crossed") / "run")
+    return folder, audit(folder, effort=LITTLE)
+
+
+def test_every_head_is_attacked_and_those_of_the_run_are_named(audited: tuple[RunFolder, dict[str, Any]]) -> None:
+    _, found = audited
+    assert [(head["head"], head["silos"]) for head in found["heads"]] == [(0, ["silo-0"]), (1, ["silo-1"])]
+    assert found["own"] == [0, 1]
+    assert found["images"] == 40
+    assert list(found["heads"][0]["attacks"]) == ["least squares", "descent", "inverter"]
+    assert list(found["heads"][1]["attacks"]) == ["descent", "inverter"]
+
+
+def test_with_the_heads_weights_images_come_back_and_without_them_nothing(
+    audited: tuple[RunFolder, dict[str, Any]],
+) -> None:
+    _, found = audited
+    for head in found["heads"]:
+        assert head["attacks"]["descent"]["explained"]["value"] > 0.9
+        assert head["attacks"]["descent"]["identity"]["top_1"]["value"] == 1
+        assert head["labels_of_made"]["value"] == head["recognised"]["value"] == 1
+        assert head["attacks"]["inverter"]["explained"]["value"] > 0.1
+        assert all(told["explained"]["value"] < 0.05 for told in head["unknown_head"].values())
+        assert head["other_images"]["explained"]["value"] < 0.05
+        assert head["other_images"]["identity"]["top_1"]["value"] < 0.2
+        assert head["recognised_by_unknown"]["value"] < 0.2
+    assert found["heads"][0]["attacks"]["least squares"]["label"]["value"] == 1
+    assert found["floor"]["reconstruction"]["explained"]["value"] == 0
+
+
+def test_made_images_come_out_of_the_tail_for_whoever_has_its_weights(
+    audited: tuple[RunFolder, dict[str, Any]],
+) -> None:
+    tails = audited[1]["tails"]
+    assert tails["known"]["psnr"]["low"] == 100
+    assert tails["unknown"]["psnr"]["high"] < 20
+
+
+def test_it_is_in_the_report_in_the_page_and_in_words(audited: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, found = audited
+    assert folder.report["disclosure"] == json.loads(json.dumps(found, allow_nan=False))
+    page = (folder.path / "report.html").read_text()
+    assert "<h2>Disclosure</h2>" in page
+    assert "least squares" in page
+    table = rows(found)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    assert sum(widths) + 2 * len(widths) - 2 <= 80
+    assert "Weak" in " ".join(words(found))
+    assert "head 0, head 1. Less: none" in " ".join(words(found))
+    assert "that is why min_head is 1" in " ".join(words(found))
+
+
+def test_later_in_a_round_and_behind_a_guard_less_comes_back(audited: tuple[RunFolder, dict[str, Any]]) -> None:
+    _, found = audited
+    folder = ran(audited[0].path.parent / "guarded", guard={"clip": 8.0, "noise": 0.3})
+    guarded = audit(folder, effort=LITTLE)
+    assert found["later"]["step"] == 2
+    for head, behind in zip(found["heads"], guarded["heads"], strict=True):
+        at_once = head["attacks"]["descent"]["explained"]["value"]
+        assert found["later"]["heads"][str(head["head"])]["descent"]["explained"]["value"] < at_once
+        assert max(told["explained"]["value"] for told in behind["attacks"].values()) < 0.5 < at_once
+        assert behind["recognised"]["value"] < head["recognised"]["value"]
+    assert "Guard: clipped to the norm 8, noise 0.3 of that." in words(guarded)
+
+
+def test_a_gan_without_classes_has_no_labels_to_tell(tmp_path: Path) -> None:
+    found = audit(ran(tmp_path / "run", model={"kind": "gan", "width": 16, "classes": 0}, rounds=1), effort=LEAST)
+    assert "labels" not in found["floor"]
+    assert all(head["labels_of_made"] is None for head in found["heads"])
+    assert len(rows(found)) > 8
+    assert not [line for line in words(found) if line.startswith("Labels")]
+    assert "Not tried: class inference, since the images have no classes, or one only." in words(found)
+
+
+def test_without_public_images_or_the_last_round_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no images are held out, and an attacker needs some"):
+        audit(ran(tmp_path / "alone", {"held_out": 0.0}))
+    folder = ran(tmp_path / "torn")
+    (folder.server / "checkpoint-000001.mh").unlink()
+    with pytest.raises(CheckpointError, match="checkpoint-000001"):
+        audit(folder)

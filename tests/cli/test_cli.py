@@ -1,0 +1,247 @@
+"""The command as a user runs it: a real process where that matters, the same words in this one where it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from manyhands.runs.progress import round_line
+from manyhands.runs.run_folder import Round
+from tests.command import manyhands
+
+COMMAND = str(Path(sys.executable).with_name("manyhands"))
+TINY = [
+    "digits-fedavg", "--set", "method.rounds=2", "--set", "method.training.steps=1", "--set", "method.model.widths=[8]",
+    "--set", "partition.silos=2", "--set", "sampling.steps=2", "--set", "device=cpu",
+]  # fmt: skip
+
+
+def process(*told: str, where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *told], cwd=where, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("cli")
+    said = process("run", *TINY, "--json", where=where)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["rounds"] == 2
+    return where
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_has_the_words_and_the_code_of_this_one(ended: Path) -> None:
+    told = ["run", *TINY]
+    apart, here = process(*told, where=ended), manyhands(*told, where=ended)
+    assert apart.returncode == here.returncode == 4
+    assert apart.stderr == here.stderr
+    assert apart.stdout == here.stdout == ""
+
+
+def test_a_run_says_where_its_picture_and_report_lie(ended: Path) -> None:
+    said = manyhands("run", *TINY, "--resume", where=ended)
+    assert said.returncode == 0
+    for name in ("samples", "report", "model"):
+        path = re.search(rf"^{name}\s+(\S+)$", said.stdout, re.MULTILINE)
+        assert path is not None
+        assert (ended / path.group(1)).exists()
+
+
+def test_samples_are_written_as_tensors_grid_and_pngs(ended: Path) -> None:
+    asked = ["--count", "3", "--label", "7", "--steps", "3", "--png", "--out", "drawn", "--json"]
+    said = manyhands("sample", "runs/digits-fedavg", *asked, where=ended)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["count"] == 3
+    kept = load_file(ended / "drawn" / "samples.safetensors")
+    assert kept["images"].shape == (3, 1, 8, 8)
+    assert kept["images"].abs().max() <= 1
+    assert kept["labels"].tolist() == [7, 7, 7]
+    with Image.open(ended / "drawn" / "grid.png") as grid:
+        assert grid.width > 100
+    assert len(list((ended / "drawn").glob("0*.png"))) == 3
+
+
+def test_recipes_cite_and_dry_run(ended: Path) -> None:
+    assert "digits-fedavg" in manyhands("recipes", where=ended).stdout
+    cited = json.loads(manyhands("cite", "runs/digits-fedavg", "--json", where=ended).stdout)
+    assert any("2311.16538" in paper for paper in cited["papers"])
+    planned = manyhands("run", *TINY, "--dry-run", "--out", "nowhere", where=ended)
+    words = planned.stdout
+    assert words.index("# leaves (2 times): the weights") < words.index("# in no message: ")
+    assert not (ended / "nowhere").exists()
+    assert (
+        json.loads(manyhands("run", *TINY, "--dry-run", "--json", where=ended).stdout)["recipe"]["method"]["rounds"]
+        == 2
+    )
+
+
+def test_what_gives_images_away_is_said_before_the_recipe_and_of_every_run_of_a_sweep(ended: Path) -> None:
+    cut = ["run", "digits-collafuse", "--dry-run", "--set"]
+    said = manyhands(*cut, "method.cut=.4", where=ended).stdout
+    assert said.startswith("# This run gives its images away: ")
+    assert said.count("gives its images away") == 1
+    assert "share = 0.4" in said
+    assert not manyhands(*cut, "method.cut=.99", where=ended).stdout.startswith("# ")
+    swept = manyhands(*cut, "sweep.cut=[.4, .99]", where=ended).stdout
+    assert swept.count("gives its images away") == 1
+    assert "This run gives its images away" in manyhands("run", *TINY, "--resume", where=ended).stderr
+
+
+def test_a_run_is_measured_and_evaluate_measures_it_again(ended: Path) -> None:
+    first = json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
+    assert first["metrics"]["fid"] > first["floor"]["fid"]
+    assert "cas" not in first["metrics"]
+    again = ["evaluate", "runs/digits-fedavg", "--images", "100", "--steps", "3", "--seeds", "2"]
+    said = manyhands(*again, where=ended)
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"^FID +\S+ +\S+ +\S+$", said.stdout, re.MULTILINE)
+    assert re.search(r"^CAS accuracy", said.stdout, re.MULTILINE)
+    assert re.match(r"FID \S+ x the floor: ", said.stdout)
+    told = json.loads(manyhands(*again, "--json", where=ended).stdout)
+    assert told["evaluation"]["protocol"]["images"] == 100
+    assert told["evaluation"]["protocol"]["sampling"]["steps"] == 3
+    assert told["evaluation"]["protocol"]["seeds"] == [0, 1]
+    assert told == json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
+    assert "100 samples" in (ended / "runs" / "digits-fedavg" / "report.html").read_text()
+
+
+def test_a_run_is_not_measured_against_other_images_than_it_was_trained_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    told = [*TINY, "--set", "data.source={kind='folder', path='pictures'}", "--set", "data.held_out=0.4"]
+    assert manyhands("run", *told, "--out", "run", where=tmp_path).returncode == 0
+    Image.new("L", (8, 8)).save(path)
+    said = manyhands("evaluate", "run", where=tmp_path)
+    assert said.returncode == 4
+    assert "the images are no longer those that it was trained on" in said.stderr
+
+
+@pytest.mark.slow
+def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
+    few = [*TINY, "--set", "evaluation.images=30"]
+    said = manyhands("run", *few, "--seeds", "2", "--tensorboard", where=tmp_path)
+    assert said.returncode == 0, said.stderr
+    folders = [tmp_path / "runs" / "digits-fedavg" / f"seed-{seed}" for seed in (0, 1)]
+    assert all((folder / "report.html").exists() for folder in folders)
+    assert all(list((folder / "tensorboard").iterdir()) for folder in folders)
+    assert re.search(r"^seeds +2$", said.stdout, re.MULTILINE)
+    assert re.search(r"^FID +\S+ ± \S+ +\S+$", said.stdout, re.MULTILINE)
+    assert re.match(r"digits-fedavg: FID \S+ x the floor: ", said.stdout)
+    both = manyhands("compare", *map(str, folders), "--out", "side", "--json", where=tmp_path)
+    told = json.loads(both.stdout)
+    assert told["runs"][0]["seeds"] == 2
+    assert all((tmp_path / file).exists() for file in told["files"])
+    manyhands("evaluate", str(folders[0]), "--images", "20", "--no-cas", where=tmp_path)
+    refused = manyhands("compare", *map(str, folders), where=tmp_path)
+    assert refused.returncode == 10
+    assert "protocol.images is 20 in" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "words"),
+    [
+        (["evaluate", "runs/none"], 4, "holds no run"),
+        (["evaluate", "runs/digits-fedavg", "--data", "none"], 2, "--data none: there is no such folder"),
+        (["evaluate", "runs/digits-fedavg", "--features", "incepton"], 2, "'incepton' is neither 'classifier' nor"),
+        (
+            ["evaluate", "runs/digits-fedavg", "--features", "inception:none.pth"],
+            3,
+            "no Inception weights here; get http",
+        ),
+        (["compare", "runs/digits-fedavg", "runs/none"], 4, "holds no run"),
+        (["compare", "runs/digits-fedavg", "--by", "fidd"], 2, "did you mean 'fid'"),
+        (["run", "digits-fedavgg"], 2, "did you mean 'digits-fedavg'?"),
+        (["run", "none.toml"], 2, "no such recipe"),
+        (["run", *TINY, "--set", "method.traning.x=1"], 2, "did you mean 'training'?"),
+        (
+            ["run", *TINY, "--set", "data.source={kind='folder', path='gone'}", "--set", "data.classes=10"],
+            3,
+            "no such folder",
+        ),
+        (["run", *TINY], 4, "holds a run already"),
+        (["run", *TINY, "--resume", "--set", "method.ema=0.5"], 4, "method.ema was 0.8, is now 0.5"),
+        (["sample", "runs/none", "--out", "x"], 4, "holds no run"),
+        (["sample", "runs/digits-fedavg", "--out", "x", "--label", "10"], 2, "label 10 is not in 0 to 9"),
+        (
+            ["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-9"],
+            4,
+            "silo-9 has no generator; there are those of silo-0",
+        ),
+        (["cite", "runs/none"], 4, "holds no run"),
+        (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not here"),
+    ],
+)
+def test_what_is_wrong_is_told_in_words_with_its_exit_code(ended: Path, told: list[str], code: int, words: str) -> None:
+    said = manyhands(*told, where=ended)
+    assert said.returncode == code
+    assert words in said.stderr
+    assert "Traceback" not in said.stderr
+    assert "docs/errors/" in said.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> None:
+    endless = [*TINY, "--set", "method.rounds=1000"]
+    running = subprocess.Popen([COMMAND, "run", *endless], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith("round 2/"):
+            break
+    os.kill(running.pid, signal.SIGINT)
+    rest = running.stderr.read()
+    assert running.wait() == 130
+    assert "--resume goes on" in rest
+    assert "Traceback" not in rest
+    running.stderr.close()
+    kept = int(re.search(r"(\d+) rounds are kept", rest).group(1))  # type: ignore[union-attr]
+    assert kept >= 2
+    assert (tmp_path / "runs" / "digits-fedavg" / "server" / f"checkpoint-{kept:06d}.mh").exists()
+
+
+def test_the_help_page_does_not_import_torch() -> None:
+    code = "import sys; sys.argv = ['manyhands', '--help']\nfrom manyhands.cli.app import app\n"
+    code += (
+        "try: app()\nexcept SystemExit: pass\nassert not {'torch', 'diffusers', 'pydantic', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_round_fits_in_a_terminal_of_80_columns() -> None:
+    done = Round(999, 1000, 123.4, 60_000, 10**9, 10**9, {f"s{i}": 0.1 for i in range(100)})
+    assert len(round_line(done, 100)) <= 80
+
+
+@pytest.mark.slow
+def test_an_autoencoder_is_trained_and_a_latent_model_on_top_of_it(tmp_path: Path) -> None:
+    short = ["--set", "method.rounds=1", "--set", "method.training.steps=2", "--set", "device=cpu"]
+    early = manyhands("run", "digits-latent", *short, where=tmp_path)
+    assert early.returncode == 4
+    assert "runs/digits-autoencoder/model: holds no autoencoder" in early.stderr
+    first = manyhands("run", "digits-autoencoder", *short, where=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "samples: what an autoencoder makes of the held-out images" in first.stdout.lower()
+    assert "figures/samples.png" not in first.stdout  # it could only show images of silos
+    assert (
+        "draws nothing of its own"
+        in manyhands("sample", "runs/digits-autoencoder", "--out", "s", where=tmp_path).stderr
+    )
+    measured = manyhands("evaluate", "runs/digits-autoencoder", "--images", "50", "--no-cas", "--json", where=tmp_path)
+    assert json.loads(measured.stdout)["evaluation"]["protocol"]["sampling"] == {}
+    second = manyhands("run", "digits-latent", *short, "--set", "sampling.steps=2", where=tmp_path)
+    assert second.returncode == 0, second.stderr
+    drawn = manyhands("sample", "runs/digits-latent", "--out", "s", "--count", "3", "--steps", "2", where=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert load_file(tmp_path / "s" / "samples.safetensors")["images"].shape == (3, 1, 8, 8)

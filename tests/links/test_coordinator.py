@@ -1,0 +1,368 @@
+"""The hub alone, with a server that sums, and no link."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from manyhands.errors import ManyhandsError, QuorumLost, Reason, Refused
+from manyhands.links.coordinator import Hub
+from manyhands.links.in_process import Embedded
+from manyhands.messages.ledger import Ledger
+from manyhands.messages.message import Message
+from manyhands.messages.operation import COUNT, Carries, Operation
+from manyhands.messages.plan import Plan
+from manyhands.methods.base import Conversation, Server
+from manyhands.tensors import Like
+
+FACTS = {"round": COUNT, "images": COUNT}
+PLAN = Plan(
+    {
+        "ask": Operation("asks", "ever", Carries(), Carries(facts={"count": COUNT})),
+        "add": Operation(
+            "adds", "each round", Carries({"x": Like((2, None), torch.float32)}, FACTS), Carries(), True, True
+        ),
+    }
+)
+
+
+class Summing(Server):
+    def __init__(self) -> None:
+        self.asked = 0
+        self.order: list[str] = []
+        self.fired: list[list[str]] = []
+
+    def on(self, silo: str, message: Message) -> Message:
+        self.asked += 1
+        return Message("ask", {}, {"count": self.asked})
+
+    def fold(self, silo: str, message: Message) -> Message:
+        self.order.append(silo)
+        return Message(message.op, {}, message.facts)
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        self.round += 1
+        self.fired.append(list(messages))
+        return {silo: Message("add", {}, {}) for silo in messages}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
+
+
+def hub(quorum: int = 1, deadline: float = 10) -> tuple[Hub, Summing]:
+    server = Summing()
+    return Hub(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum, deadline), server
+
+
+IMAGES = {"a": 1, "b": 2, "c": 3}
+
+
+def add(silo: str, number: int = 0, **changed: object) -> Message:
+    tensors = {"x": torch.zeros(2, 5)}
+    facts = {"round": number, "images": IMAGES[silo]}
+    given = {"op": "add", "tensors": tensors, "facts": facts, **changed}
+    return Message(**given)  # type: ignore[arg-type]
+
+
+def test_messages_are_folded_in_the_order_of_names_whoever_comes_first() -> None:
+    one, server = hub()
+    for silo in "cab":
+        assert one.collect(silo) is None
+        one.submit(silo, add(silo))
+    assert server.order == ["a", "b", "c"]
+    assert server.fired == [["a", "b", "c"]]
+    assert all(one.collect(silo) == Message("add") for silo in "abc")
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (Reason.UNKNOWN_OPERATION, Message("subtract")),
+        (Reason.MISSING_TENSOR, add("a", tensors={})),
+        (Reason.UNEXPECTED_TENSOR, add("a", tensors={"x": torch.zeros(2, 5), "y": torch.zeros(1)})),
+        (Reason.WRONG_SHAPE, add("a", tensors={"x": torch.zeros(1, 5)})),  # would broadcast
+        (Reason.WRONG_SHAPE, add("a", tensors={"x": torch.zeros(5)})),
+        (Reason.WRONG_SHAPE, add("a", tensors={"x": torch.zeros(1, 2, 5)})),
+        (Reason.WRONG_DTYPE, add("a", tensors={"x": torch.zeros(2, 5, dtype=torch.float64)})),
+        (Reason.NOT_FINITE, add("a", tensors={"x": torch.full((2, 5), float("nan"))})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0, "images": 1, "more": 1})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0, "images": "1"})),
+        (Reason.WRONG_FACTS, add("a", facts={"round": 0, "images": True})),
+        (Reason.WRONG_WEIGHT, add("a", facts={"round": 0, "images": 1_000_000})),
+        (Reason.STALE_ROUND, add("a", number=1)),
+    ],
+)
+def test_what_is_not_in_the_plan_is_refused_by_name_and_changes_nothing(reason: Reason, message: Message) -> None:
+    one, server = hub()
+    one.submit("b", add("b"))
+    with pytest.raises(Refused) as refused:
+        one.submit("a", message)
+    assert refused.value.reason is reason
+    assert server.order == []
+    for silo in "ac":
+        one.submit(silo, add(silo))
+    assert server.fired == [["a", "b", "c"]]
+    assert one.closed[0].missing == {}  # it mended what it said
+    with pytest.raises(Refused) as refused:
+        one.submit("a", message if reason is not Reason.STALE_ROUND else add("a", 5))
+    one.leave("a", "gone")
+    for silo in "bc":
+        one.submit(silo, add(silo, 1))
+    assert one.closed[1].missing == {"a": str(refused.value)}
+
+
+def test_a_stranger_is_refused() -> None:
+    one, _ = hub()
+    with pytest.raises(Refused, match="unknown silo"):
+        one.submit("z", add("a"))
+    with pytest.raises(Refused, match="unknown silo"):
+        one.collect("z")
+
+
+def test_a_resend_is_answered_and_never_applied_twice() -> None:
+    one, server = hub()
+    for _ in range(3):
+        one.submit("a", Message("ask"), session="s", sequence=1)
+    assert server.asked == 1
+    assert one.collect("a", "s") == Message("ask", {}, {"count": 1})
+    for _ in range(3):  # a resend of a call that still waits at a barrier
+        one.submit("a", add("a"), session="s", sequence=2)
+    assert one.collect("a", "s") is None
+    one.submit("b", add("b"))
+    one.submit("c", add("c"))
+    one.submit("a", add("a"), session="s", sequence=2)
+    assert server.order == ["a", "b", "c"]
+    assert one.collect("a", "s") == Message("add")
+
+
+def test_a_refused_call_counts_and_its_resend_is_refused_again() -> None:
+    one, server = hub()
+    one.submit("a", Message("ask"), session="s", sequence=1)
+    for _ in range(2):
+        with pytest.raises(Refused, match="missing tensor"):
+            one.submit("a", add("a", tensors={}), session="s", sequence=2)
+    one.submit("a", Message("ask"), session="s", sequence=3)
+    assert server.asked == 2
+
+
+def test_a_session_that_was_followed_by_another_has_ended() -> None:
+    one, server = hub()
+    one.submit("a", Message("ask"), session="old", sequence=1)
+    one.submit("a", Message("ask"), session="new", sequence=1)
+    for sequence in (1, 2):  # a late packet of the dead session
+        with pytest.raises(Refused, match="out of sequence"):
+            one.submit("a", Message("ask"), session="old", sequence=sequence)
+    with pytest.raises(Refused, match="has ended"):
+        one.collect("a", "old")
+    assert server.asked == 2
+
+
+def test_calls_out_of_sequence_are_refused() -> None:
+    one, _ = hub()
+    one.submit("a", Message("ask"), session="s", sequence=1)
+    with pytest.raises(Refused, match="out of sequence"):
+        one.submit("a", Message("ask"), session="s", sequence=3)
+    one.submit("a", add("a"), session="s", sequence=2)
+    with pytest.raises(Refused, match="out of sequence"):
+        one.submit("a", add("a"), session="s", sequence=3)
+
+
+def test_a_silo_that_was_restarted_does_not_count_twice() -> None:
+    one, server = hub()
+    one.submit("a", add("a"), session="old", sequence=1)
+    one.submit("a", Message("ask"), session="new", sequence=1)
+    one.submit("a", add("a"), session="new", sequence=2)
+    one.submit("b", add("b"))
+    one.submit("c", add("c"))
+    assert server.order == ["a", "b", "c"]
+    assert one.collect("a", "new") == Message("add")
+
+
+def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
+    one, server = hub(deadline=10)
+    one.submit("b", add("b"), now=100)
+    one.submit("c", add("c"), now=105)
+    one.expire(109)
+    assert server.fired == []
+    one.expire(110)
+    one.expire(110)
+    assert server.fired == [["b", "c"]]
+    assert "a" in one.closed[0].missing
+    with pytest.raises(Refused, match="stale round"):
+        one.submit("a", add("a", 0))
+    for silo in "abc":
+        one.submit(silo, add(silo, 1))
+    assert server.fired[1] == ["a", "b", "c"]
+
+
+PASSES = Plan({**PLAN.operations, "pass": Operation("passes", "often", group=True)})
+
+
+def passed(one: Hub, start: float, late: float) -> None:
+    """A barrier to which a comes so late."""
+    for silo in "bc":
+        one.submit(silo, Message("pass"), now=start)
+    one.expire(start + late)
+    if "a" not in one.away:
+        one.submit("a", Message("pass"), now=start + late)
+
+
+def test_a_silo_has_one_deadline_a_round_however_many_barriers_it_has() -> None:
+    one, server = hub(deadline=10)
+    one.plan = PASSES
+    for start in (0, 4, 8):
+        passed(one, start, 3.0)
+        assert one.away == {}
+    passed(one, 12, 0.9)
+    passed(one, 13, 0.2)
+    assert one.away == {"a": "kept the others waiting for 10 s in this round"}
+    for silo in "bc":
+        one.submit(silo, add(silo, server.round), now=14)
+    assert one.closed[0].missing == {"a": "kept the others waiting for 10 s in this round"}
+    for silo in "abc":
+        one.submit(silo, Message("pass"), now=14)
+    passed(one, 15, 3.0)
+    assert one.late == {"a": 3.0}
+
+
+def test_a_slow_half_is_not_late_for_a_fast_one_that_is_smaller() -> None:
+    one, _ = hub(deadline=10)
+    one.plan = PASSES
+    one.submit("a", Message("pass"), now=0)
+    for silo in "bc":
+        one.submit(silo, Message("pass"), now=8)
+    assert one.late == {}
+
+
+def test_what_a_silo_costs_in_other_ways_is_of_the_same_deadline() -> None:
+    one, server = hub(deadline=10)
+    for silo in "bc":
+        one.submit(silo, add(silo), now=0)
+    one.lose("a", 9.0)
+    assert server.fired == []
+    one.lose("a", 1.0)
+    assert server.fired == [["b", "c"]]
+    assert one.closed[0].missing == {"a": "has cost the others 10 s in this round"}
+
+
+def test_what_cannot_be_taken_in_is_refused_to_whoever_sent_it_and_the_others_go_on() -> None:
+    one, server = hub()
+    fold = server.fold
+
+    def broken(silo: str, message: Message) -> Message:
+        if silo == "a":
+            raise RuntimeError("its codes are too few")
+        return fold(silo, message)
+
+    server.fold = broken  # type: ignore[method-assign]
+    for silo in "bca":
+        one.submit(silo, add(silo))
+    with pytest.raises(Refused, match="malformed: RuntimeError: its codes are too few"):
+        one.collect("a")
+    one.leave("a", "it has gone")
+    assert server.fired == [["b", "c"]]
+
+
+def test_whatever_foreign_values_do_to_a_server_is_a_refusal() -> None:
+    one, server = hub()
+
+    def broken(silo: str, message: Message) -> None:
+        raise ZeroDivisionError(f"{silo} said {message.op}")
+
+    server.admit = broken  # type: ignore[method-assign]
+    with pytest.raises(Refused, match="malformed: ZeroDivisionError"):
+        one.submit("a", add("a"))
+
+
+def test_below_quorum_the_run_stops_with_a_name() -> None:
+    one, server = hub(quorum=2, deadline=10)
+    one.submit("b", add("b"), now=0)
+    with pytest.raises(QuorumLost, match="a: silent"):
+        one.expire(10)
+    assert server.fired == []
+
+
+def test_who_leaves_is_not_awaited_but_what_it_sent_stands() -> None:
+    one, server = hub()
+    one.submit("a", add("a"))
+    one.leave("a", "cable cut")
+    one.leave("b", "power cut")
+    one.submit("c", add("c"))
+    assert server.fired == [["a", "c"]]
+    assert server.order == ["a", "c"]
+    one.submit("c", add("c", 1))
+    assert server.fired[1] == ["c"]
+
+
+def test_who_has_ended_is_not_awaited() -> None:
+    one, server = hub()
+    one.submit("a", add("a"))
+    one.submit("b", add("b"))
+    one.finish("c")
+    assert server.fired == [["a", "b"]]
+
+
+def test_when_everyone_is_silent_the_run_stops() -> None:
+    one, _ = hub(deadline=10)
+    for silo in "abc":
+        one.submit(silo, add(silo), now=5)
+    one.expire(14)
+    with pytest.raises(QuorumLost, match="0 silos are left"):
+        one.expire(15)
+
+
+def test_a_barrier_is_of_one_operation_and_who_waits_at_another_waits_on() -> None:
+    plan = Plan({**PLAN.operations, "other": Operation("x", "y", group=True)})
+    server = Summing()
+    one = Hub(server, plan, IMAGES)
+    one.submit("a", add("a"))
+    one.submit("b", add("b"))
+    one.submit("c", Message("other"))
+    assert server.fired == [["c"]]  # a round is not closed while one is at work in it
+    assert one.collect("a") is one.collect("b") is None
+    one.submit("c", Message("other"))
+    assert server.fired == [["c"], ["c"]]
+    assert not one.closed
+
+
+def test_silos_that_wait_for_one_who_never_calls_do_not_spin() -> None:
+    def calls() -> Conversation:
+        yield add("a")
+
+    one, _ = hub()
+    with pytest.raises(ManyhandsError, match="a wait at a barrier that nobody can complete"):
+        list(Embedded().run(one, {"a": calls()}, Ledger()))
+
+
+class Keeping(Summing):
+    """Takes nothing in before all are there, as where activations pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got: dict[str, float] = {}
+
+    def fold(self, silo: str, message: Message) -> Message:
+        return message
+
+    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+        self.got = {silo: float(message.tensors["x"].sum()) for silo, message in messages.items()}
+        return super().on_group(op, messages)
+
+
+def test_of_a_silo_that_was_restarted_the_new_call_counts_where_the_old_was_not_taken_in() -> None:
+    server = Keeping()
+    one = Hub(server, PLAN, IMAGES)
+    message = add("a")
+    old = Message("add", {"x": torch.full_like(message.tensors["x"], 7.0)}, message.facts)
+    one.submit("a", old, session="old", sequence=1)
+    one.submit("a", message, session="new", sequence=1)
+    one.submit("b", add("b"))
+    one.submit("c", add("c"))
+    assert server.got["a"] == float(message.tensors["x"].sum()) != float(old.tensors["x"].sum())
+    assert server.fired == [["a", "b", "c"]]
+    assert one.collect("a", "new") == Message("add")

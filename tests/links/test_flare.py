@@ -1,0 +1,95 @@
+"""Frames that FLARE's own line delivers, of a peer that has a certificate and sends what it likes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nvflare")
+
+import msgpack
+from nvflare.fuel.f3.message import Message as Carried
+from nvflare.fuel.f3.sfm.sfm_conn import SfmConnection
+
+from manyhands.federation.calls import Calls
+from manyhands.federation.demo import LOOPBACK, free_port
+from manyhands.federation.kit import SERVER, load_kit, new_kits
+from manyhands.federation.switchboard import Switchboard
+from manyhands.links.door import Frame
+from manyhands.links.exchange import ROOM
+from manyhands.links.flare import APP
+from manyhands.messages.message import Message
+
+RAW = {
+    "1,000 deep": b"\x81\xa1k" + b"\x91" * 1000 + b"\x00",
+    "10,000 deep": b"\x81\xa1k" + b"\x91" * 10_000 + b"\x00",
+    "deep beside what is right": msgpack.packb({"k": "ask", "s": "s", "n": 1, "i": 0, "x": 0})[:-1]
+    + b"\x91" * 1000 + b"\x00",
+    "no text": b"\x81\xa1k\xa1\xff",
+    "a list": b"\x91\x00",
+    "cut short": b"\x85\xa1k",
+    "nothing": b"",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Switchboard, Calls, list[str]]]:
+    out, port, lines = tmp_path_factory.mktemp("kits") / "kits", free_port(), list[str]()
+    new_kits(f"{LOOPBACK}:{port}", ["a"], out)
+    kit = load_kit(out / SERVER, "server")
+    board = Switchboard(kit, ["a"], LOOPBACK, port, lambda peer, line: lines.append(f"{peer}: {line}"))
+    there = threading.Event()
+    calls = Calls(load_kit(out / "a", "site"), lambda _: there.set())
+    assert there.wait(30)
+    yield board, calls, lines
+    calls.close()
+    board.close()
+
+
+def until(board: Switchboard, done: Any) -> Any:
+    """What is found, while the server listens."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        called = board.next(0.05)
+        if found := done(called):
+            return found
+    return None
+
+
+def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
+    line: tuple[Switchboard, Calls, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, calls, lines = line
+    packed = staticmethod(lambda told: told if isinstance(told, bytes) else msgpack.packb(told))
+    monkeypatch.setattr(SfmConnection, "headers_to_bytes", packed)
+    communicator = calls._line._communicator
+    for raw in RAW.values():
+        communicator.send(communicator.find_endpoint(SERVER), APP, Carried(raw, b"x"))
+    assert until(board, lambda _: len(lines) >= 2 and lines)
+    assert all(each.startswith("a: a frame of it was dropped: ") and len(each) < 200 for each in lines)
+    answers: list[Message] = []
+    caller = threading.Thread(target=lambda: answers.append(calls(Message("hello", facts={"declined": ""}))))
+    caller.start()
+    called = until(board, lambda called: called)
+    assert called.message == Message("hello", {}, {"declined": ""})
+    board.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
+    caller.join(20)
+    assert [each.op for each in answers] == ["hello"]
+
+
+def test_a_server_that_floods_fills_no_memory_and_is_heard_again(line: tuple[Switchboard, Calls, list[str]]) -> None:
+    board, calls, _ = line
+    for number in range(1000):
+        calls._take(SERVER, Frame({"k": "gone", "s": "another", "n": number}))
+    assert calls._frames.qsize() <= ROOM
+    answers: list[Message] = []
+    caller = threading.Thread(target=lambda: answers.append(calls(Message("hello", facts={"declined": ""}))))
+    caller.start()
+    assert until(board, lambda called: called)
+    board.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
+    caller.join(20)
+    assert [each.op for each in answers] == ["hello"]

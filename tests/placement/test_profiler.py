@@ -1,0 +1,117 @@
+"""A machine is written down as it was measured, and advised by what was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from manyhands.cli.app import app
+from manyhands.errors import RecipeError
+from manyhands.models.gan import NETWORKS, Gan
+from manyhands.models.work import of_blocks
+from manyhands.placement import profiler
+from manyhands.placement.devices import Profile, load_devices
+from manyhands.placement.link_speed import Link
+from manyhands.placement.planner import PASSES, Advisor
+from manyhands.placement.profiler import free_memory, own_name, profiled, speeds, write
+
+SMALL = Gan(size=8, channels=1, classes=2, latent=4, width=4)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass forward and backward takes a hundredth of a second, whatever the block."""
+    now = [0.0]
+    real = profiler.through
+
+    def through(*told: Any) -> Any:
+        now[0] += 0.01
+        return real(*told)
+
+    monkeypatch.setattr(profiler, "through", through)
+    monkeypatch.setattr(profiler, "perf_counter", lambda: now[0])
+
+
+@pytest.mark.parametrize(("serves", "batch"), [(0, 8), (3, 24), (20, 64)])
+def test_speed_times_seconds_is_the_work_of_an_iteration(clock: None, serves: int, batch: int) -> None:
+    found = speeds(SMALL, 8, serves=serves)
+    for network in NETWORKS:
+        works = of_blocks(SMALL, network)
+        assert len(found.blocks[network]) == SMALL.depth
+        for work, speed in zip(works, found.blocks[network], strict=True):
+            assert speed * 1e9 * 0.01 == pytest.approx(batch * (work.forward + work.backward))
+    every = sum(PASSES[n] * batch * (w.forward + w.backward) for n in NETWORKS for w in of_blocks(SMALL, n))
+    assert found.gflops * 1e9 * 0.01 * SMALL.depth * sum(PASSES.values()) == pytest.approx(every)
+
+
+def test_profiles_of_several_machines_are_one_fleet(clock: None, tmp_path: Path) -> None:
+    work, link = Profile(batch=8, model=SMALL), Link(2e6, 3e6, 0.001)
+    told = {"a": profiled(work, "a", link, memory=5e7), "b": profiled(work, "b", Link(1e6, 1e6))}
+    told["server"] = profiled(work, "", None, serves=2)
+    for name, each in told.items():
+        write(tmp_path / f"{name}.toml", each, "cpu")
+    fleet = load_devices([tmp_path / f"{name}.toml" for name in told])
+    assert (fleet.batch, fleet.model, fleet.server) == (8, SMALL, told["server"].server)
+    assert fleet.devices == told["a"].devices | told["b"].devices
+    assert (fleet.devices["a"].rate, fleet.devices["a"].down, fleet.devices["a"].latency) == (2e6, 3e6, 0.001)
+    assert Advisor(fleet.model, fleet).cuts().keys() == {"a", "b"}
+    assert 1e6 < free_memory() < 1e15
+    assert (fleet.devices["b"].memory or 0) > 1e6
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a" * 64])
+def test_a_name_is_one(name: str) -> None:
+    with pytest.raises(RecipeError, match="--name"):
+        own_name(name)
+    assert own_name("a-1") == "a-1"
+    assert own_name(None)
+
+
+MODEL = "batch = 8\n[model]\nsize = 8\nchannels = 1\nclasses = 2\nlatent = 4\nwidth = 4\n"
+
+
+def said(*told: str) -> Any:
+    """What the command prints, or the error that it ends with."""
+    result = CliRunner().invoke(app, list(told))
+    return result.exception or result.output
+
+
+def test_the_commands_measure_and_advise(clock: None, tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(MODEL)
+    model, names = ("--model", str(tmp_path / "model.toml")), ("a", "b", "server")
+    files = [str(tmp_path / f"{name}.toml") for name in names]
+    for name, file in zip(names, files, strict=True):
+        who = ("--server", "2") if name == "server" else ("--name", name, "--rate", "2e6", "--memory", "50")
+        assert "[model]" in said("profile", "--out", file, *model, *who)
+    for solver in ("exact", "genetic"):
+        found = json.loads(said("advise", *files, "--json", "--solver", solver))
+        assert [row["device"] for row in found["devices"]] == ["a", "b"]
+        assert sum(part["seconds"] for part in found["parts"]) == pytest.approx(found["seconds"])
+    assert "an iteration takes" in said("advise", *files, "--out", str(tmp_path / "drawn"))
+    assert (tmp_path / "drawn" / "timeline.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (["profile"], "say either --out FILE"),
+        (["profile", "--out", "x", "--serve", "1"], "say either --out FILE"),
+        (["profile", "--out", "x"], "say --peer HOST:PORT"),
+        (["profile", "--out", "x", "--rate", "-1"], "--rate -1: is not above 0"),
+        (["profile", "--out", "x", "--rate", "1", "--memory", "nan"], "--memory nan: is not above 0"),
+        (["profile", "--out", "x", "--rate", "1", "--name", "A b"], "--name 'A b'"),
+        (["profile", "--out", "x", "--rate", "1", "--model", "none.toml"], "none.toml: there is no such device file"),
+        (["profile", "--out", "x", "--peer", "here"], "--peer here: is not HOST:PORT"),
+        (["advise", "none.toml"], "none.toml: there is no such device file"),
+        (["advise", "none.toml", "--solver", "best"], "--solver best: is neither exact nor genetic"),
+        (["advise", "none.toml", "--mode", "best"], "--mode best: is neither corrected nor authors"),
+    ],
+)
+def test_what_is_wrong_is_told(told: list[str], words: str) -> None:
+    error = said(*told)
+    assert isinstance(error, RecipeError)
+    assert words in str(error)

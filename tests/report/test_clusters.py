@@ -1,0 +1,52 @@
+"""Clusters that were found, beside the domains that are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manyhands.report import clusters as clustered
+from manyhands.report.clusters import Weighed
+from manyhands.runs.run_folder import Round
+
+
+def silos(numbers: list[int]) -> Weighed:
+    return {
+        f"s{i}": {"cluster": number, "distance": 0.1, "weight": 0.5, "x": float(number), "y": float(i)}
+        for i, number in enumerate(numbers)
+    }
+
+
+def rounds(*weighed: Weighed) -> list[Round]:
+    told = {"seconds": 1.0, "losses": {}, "images": 0, "bytes_up": 0, "bytes_down": 0, "missing": {}, "rounds": 9}
+    return [
+        Round(number=number, weighed={silo: dict(told) for silo, told in each.items()}, **told)  # type: ignore[arg-type]
+        for number, each in enumerate(weighed)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kinds", "same"),
+    [([1, 1, 0, 0], "aabb", 1.0), ([0, 0, 0, 0], "aabb", 0.0), ([0, 0, 1, 1], "abab", -0.5)],
+)
+def test_agreement_is_one_whatever_the_clusters_are_called_and_no_more_than_chance_is_none(
+    numbers: list[int], kinds: str, same: float
+) -> None:
+    domains = {f"s{i}": kind for i, kind in enumerate(kinds)}
+    assert clustered.agreement(silos(numbers), domains) == pytest.approx(same)
+    assert clustered.agreement(silos(numbers), dict.fromkeys(domains, "a")) is None
+    assert clustered.agreement(silos(numbers), {}) is None
+
+
+def test_the_last_round_that_clustered_is_told_and_shown(tmp_path: Path) -> None:
+    plain: Weighed = {"s0": {"cluster": 0, "distance": 0.0, "weight": 1.0}}
+    domains = {"s0": "<mnist>", "s1": "fashion"}
+    assert clustered.facts(rounds(plain), domains) == {}
+    told = clustered.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
+    assert (told["count"], told["agreement"]) == (2, 1.0)
+    page = clustered.section({"clusters": told, "domains": domains}, tmp_path / "clusters.png")
+    assert "2 clusters" in page
+    assert "&lt;mnist&gt;" in page
+    assert (tmp_path / "clusters.png").stat().st_size > 5000
+    assert clustered.section({"clusters": {}}, tmp_path / "none.png") == ""

@@ -1,0 +1,42 @@
+"""What is cited is what was used."""
+
+from __future__ import annotations
+
+import pytest
+
+from manyhands import Autoencoder, FedAvg, Gan, GanTraining, Sampling, Training
+from manyhands.runs.citation import citations
+from tests.conftest import tiny_fedavg
+
+PROX, FEDDIFFUSE, DIFFUSION, FEDDM, SERVER_ADAM = "1812.06127", "2406.12575", "2006.11239", "2407.14730", "2003.00295"
+
+DDIM = "2010.02502"
+
+
+@pytest.mark.parametrize(
+    ("told", "there", "not_there"),
+    [
+        ({}, {DIFFUSION}, {PROX, FEDDIFFUSE, FEDDM, SERVER_ADAM}),
+        ({"proximal": 0.1}, {PROX}, {FEDDIFFUSE}),
+        ({"share": "up"}, {FEDDIFFUSE}, {PROX}),
+        ({"up": "weights", "server_optimizer": "adam"}, {FEDDM, SERVER_ADAM}, {PROX}),
+    ],
+)
+def test_a_field_that_is_used_is_cited(told: dict[str, object], there: set[str], not_there: set[str]) -> None:
+    text = " ".join(citations(tiny_fedavg(**told)))
+    assert all(paper in text for paper in there)
+    assert not any(paper in text for paper in not_there)
+
+
+def test_a_gan_cites_no_walk_down_a_chain() -> None:
+    model = Gan(size=8, channels=1, classes=2, latent=4, width=4)
+    method = FedAvg(model=model, training=GanTraining(batch=2, steps=1), rounds=1)
+    assert DDIM not in " ".join(citations(method, Sampling()))
+    assert DDIM in " ".join(citations(tiny_fedavg(), Sampling()))
+
+
+def test_an_autoencoder_cites_no_diffusion() -> None:
+    model = Autoencoder(size=8, channels=1, widths=(8, 8))
+    text = " ".join(citations(FedAvg(model=model, training=Training(steps=1), rounds=1)))
+    assert "1312.6114" in text
+    assert DIFFUSION not in text

@@ -1,0 +1,52 @@
+"""A method that talks at every mini-batch fits the seam: a U-shaped split equals the network unsplit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from chatty import Unsplit, difference
+from toy_split import ToySplit, toy_silos
+
+from manyhands import Experiment
+from manyhands.links.in_process import Embedded
+from manyhands.tensors import sha256
+
+
+def test_its_gradients_are_those_of_the_whole_network() -> None:
+    assert difference(toy_silos(4, 16)) <= 1e-6
+
+
+def test_many_steps_end_in_the_weights_of_the_whole_network_over_any_wire() -> None:
+    silos, method = toy_silos(3, 16), ToySplit(rounds=2, steps=3, batch=4)
+    unsplit = Unsplit(silos, method.batch, method.rate)
+    for step in range(6):
+        unsplit.step(step // 3)
+    for wire in ("count", "bytes"):
+        split = Experiment(method, silos, device="cpu", link=Embedded.model_validate({"wire": wire}))
+        assert [done.number for done in split] == [0, 1]
+        for name, tensor in unsplit.middle.state_dict().items():
+            assert torch.allclose(split.server.state_dict()[name], tensor, atol=1e-6)
+
+
+def test_each_call_is_counted(tmp_path: Path) -> None:
+    split = Experiment(ToySplit(rounds=1, steps=5, batch=4), toy_silos(2, 8), device="cpu", folder=tmp_path)
+    list(split)
+    calls = {(row["silo"], row["op"], row["direction"]): row["messages"] for row in split.ledger.entries()}
+    assert calls["s0", "forward", "up"] == calls["s1", "backward", "down"] == 5
+    assert sha256(split.silos[0].memory) != sha256(split.silos[1].memory)
+    assert (tmp_path / "silos" / "s0" / "checkpoint-000001.mh").exists()
+    assert not any("head." in name for name in split.server.state_dict())
+
+
+def test_a_split_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    method, silos = ToySplit(rounds=4, steps=2, batch=4), toy_silos(2, 8)
+    ends = []
+    for name, stop in (("whole", 4), ("stopped", 2)):
+        for done in Experiment(method, silos, device="cpu", folder=tmp_path / name):
+            if done.number + 1 == stop:
+                break
+        split = Experiment(method, silos, device="cpu", folder=tmp_path / name, resume=True)
+        list(split)
+        ends.append([sha256(split.server.state_dict()), *[sha256(silo.memory) for silo in split.silos]])
+    assert ends[0] == ends[1]
