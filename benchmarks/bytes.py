@@ -9,7 +9,7 @@ import bench
 from toy_split import ToySplit, toy_silos
 
 from manyhands import Central, Digits, Experiment, FedAvg, Iid, Local, Method, Silo, Training, UNet, split
-from manyhands.links.in_process import Embedded
+from manyhands.links.in_process import InProcess
 
 BARS = {"bytes_equal": "== 1"}
 
@@ -43,7 +43,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
 
 def entries(method: Method, silos: list[Silo], wire: str) -> list[dict[str, Any]]:
     """The ledger after a run over a wire."""
-    experiment = Experiment(method, silos, device="cpu", link=Embedded.model_validate({"wire": wire}))
+    experiment = Experiment(method, silos, device="cpu", link=InProcess.model_validate({"wire": wire}))
     for _ in experiment:
         pass
     return experiment.ledger.entries()

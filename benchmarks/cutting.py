@@ -12,7 +12,7 @@ import torch
 from bench import ROOT, Measured, main
 
 from manyhands.models.gan import Gan
-from manyhands.models.layer_cut import Cuts, every_cut
+from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.placement.devices import Central, Device, Fleet, load_devices
 from manyhands.placement.planner import Advisor
 
@@ -59,7 +59,7 @@ def cost_model(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
     }
 
 
-def in_bits(cuts: Cuts) -> str:
+def in_bits(cuts: LayerCuts) -> str:
     """As the authors write them."""
     return "".join(f"{cut.head}{4 - cut.tail}" for cut in (cuts.generator, cuts.discriminator))
 
@@ -90,7 +90,7 @@ def _against_all(seed: int) -> float:
     rng = np.random.default_rng(1000 + seed)
     mode = ("authors", "corrected")[seed % 2]
     advisor = Advisor(MODEL, devices(rng, 2), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
-    every = [Cuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(MODEL), repeat=2)]
+    every = [LayerCuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(MODEL), repeat=2)]
     fitting = [
         [c for c in every if c.discriminator.head >= advisor.min_head and advisor.memory(c) <= (each.memory or np.inf)]
         for each in advisor.fleet.devices.values()

@@ -25,7 +25,7 @@ import case_files
 import claims
 import numpy as np
 
-from manyhands import Generator, Judge
+from manyhands import DiffusionGenerator, Evaluator
 from manyhands.runs.compose import silos_of
 from manyhands.runs.recipe import parse_recipe
 from manyhands.runs.run_folder import RunFolder
@@ -96,8 +96,8 @@ def alone_fid(run: RunFolder, end: float) -> float | None:
     if not kept.exists():
         recipe = parse_recipe(run.recipe)
         silos, _ = silos_of(recipe)
-        judge = Judge(recipe.evaluation, silos)
-        own = [Generator.from_pretrained(run.silo(silo.name) / "model") for silo in silos]
+        judge = Evaluator(recipe.evaluation, silos)
+        own = [DiffusionGenerator.from_pretrained(run.silo(silo.name) / "model") for silo in silos]
         fids = [judge.quick(dict.fromkeys(judge.silos, each), recipe.sampling)["fid"] for each in own]
         kept.write_text(json.dumps(fids))
     return round(float(np.mean(json.loads(kept.read_text()))), 4)

@@ -34,8 +34,10 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
     rng = torch.Generator().manual_seed(0)
 
     def down(x: Tensor) -> tuple[Tensor, Tensor]:
-        handed = sampling.walk(server, x, schedule, schedule.steps, method.asks(cut), rng)
-        return handed, sampling.walk(silo, handed, schedule, method.enters(cut), 0, rng, method.finishes(cut, sampling))
+        handed = sampling.denoise(server, x, schedule, schedule.steps, method.server_stop(cut), rng)
+        return handed, sampling.denoise(
+            silo, handed, schedule, method.silo_start(cut), 0, rng, method.silo_steps(cut, sampling)
+        )
 
     alpha_bar = float(schedule.alpha_bar()[cut])
     covariance = root @ root.T
@@ -136,8 +138,8 @@ def norm_errors(norm: float | None, share: float, *, steps: int = 400, apart: bo
     learnt = squeezed(images, None if apart else method.home(cut).diffusion.norm)
     sampling, rng = Sampling(steps=steps, clip=None), torch.Generator()
     x = _normal(1024).reshape(-1, *SHAPE)
-    handed = sampling.walk(_bridged(schedule, cut, released), x, schedule, schedule.steps, cut, rng)
-    ends = sampling.walk(_of_points(schedule, learnt), handed, schedule, cut, 0, rng)
+    handed = sampling.denoise(_bridged(schedule, cut, released), x, schedule, schedule.steps, cut, rng)
+    ends = sampling.denoise(_of_points(schedule, learnt), handed, schedule, cut, 0, rng)
     ends = ends if apart else stretched(ends, method.norm_at(cut))
     alpha_bar, unit = float(schedule.alpha_bar()[cut]), torch.eye(4, dtype=torch.float64)
     mean, covariance = _sample_moments(learnt)

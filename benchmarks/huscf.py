@@ -33,7 +33,7 @@ from manyhands import Experiment, Images, Silo
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.order import ORDER
 from manyhands.models.gan import Gan, iteration
-from manyhands.models.layer_cut import Cuts, every_cut
+from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.runs.run_folder import RunFolder
 from manyhands.silos.training import GanTraining
 from manyhands.tensors import named
@@ -120,7 +120,7 @@ def split_equals_whole(told: argparse.Namespace) -> tuple[dict[str, float], dict
     model, steps = Gan(size=16, channels=1, classes=2, latent=8, width=8), 4 if told.quick else 20
     training = GanTraining(batch=8, steps=steps, learning_rate=1e-3)
     whole = _uncut(model, training, _silos(1)[0])
-    all_cuts = [Cuts(generator=g, discriminator=d) for g, d in product(every_cut(model), every_cut(model))]
+    all_cuts = [LayerCuts(generator=g, discriminator=d) for g, d in product(every_cut(model), every_cut(model))]
     one = {}
     for cuts in all_cuts[:: 5 if told.quick else 1]:
         method = _method(model, training, cut=cuts)
@@ -267,10 +267,10 @@ def _apart(expected: dict[str, Any], found: dict[str, torch.Tensor], *, beside_n
     return max(float((expected[name] - found[name]).abs().max()) for name in names)
 
 
-def _cuts(text: str) -> Cuts:
+def _cuts(text: str) -> LayerCuts:
     """Of four digits: head and tail of the generator, head and tail of the discriminator."""
     a, b, c, d = map(int, text)
-    return Cuts.model_validate({"generator": {"head": a, "tail": b}, "discriminator": {"head": c, "tail": d}})
+    return LayerCuts.model_validate({"generator": {"head": a, "tail": b}, "discriminator": {"head": c, "tail": d}})
 
 
 def _place(name: str, seed: int) -> str:

@@ -10,7 +10,7 @@ import bench
 import real_images
 import torch
 
-from manyhands.evaluation.evaluator import Evaluation, Judge
+from manyhands.evaluation.evaluator import Evaluation, Evaluator
 
 BARS = {"metric_seconds": "<= 12", "metric_seconds_without_cas": "<= 3"}
 
@@ -24,7 +24,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     silos = real_images.silos(told.data, toy=told.quick)
     if silos is None:
         return {"figures": dict.fromkeys(BARS), "why": f"{told.data} has no folder mnist"}
-    judge = Judge(Evaluation(images=200 if told.quick else 1000), silos)
+    judge = Evaluator(Evaluation(images=200 if told.quick else 1000), silos)
     images = judge.real.pixels[torch.argsort(judge.real.labels, stable=True)][:: len(judge.real) // len(judge.held)]  # type: ignore[arg-type]
     shown = images[: len(judge.held)]
     seconds: dict[bool, list[float]] = {True: [], False: []}

@@ -32,13 +32,13 @@ from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve
 from manyhands.federation.demo import LOOPBACK, Federation, free_port, watch
 from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
-from manyhands.federation.lead import Lead
+from manyhands.federation.lead import Admin
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
-from manyhands.links.coordinator import Hub
+from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.door import Frame
-from manyhands.links.exchange import Calling
-from manyhands.links.flare import Line
+from manyhands.links.exchange import ClientSession
+from manyhands.links.flare import Connection
 from manyhands.messages.message import Message, encode
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.run_folder import RunFolder
@@ -89,14 +89,14 @@ def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> 
     return weights(RunFolder(federation.folder / SERVER / run), {site: mine for site, mine in found.items() if mine})
 
 
-def ended(lead: Lead) -> dict[str, Any]:
+def ended(lead: Admin) -> dict[str, Any]:
     """How the newest run ended."""
     *_, last = watch(lead, 0.1)
     return last
 
 
 @contextmanager
-def up(sites: int, **told: Any) -> Iterator[tuple[Federation, Lead, list[str]]]:
+def up(sites: int, **told: Any) -> Iterator[tuple[Federation, Admin, list[str]]]:
     """A federation of so many sites."""
     names = [f"silo-{i}" for i in range(sites)]
     with (
@@ -189,9 +189,9 @@ def _without(asked: Recipe, missing: list[list[str]], folder: Path) -> str:
     experiment = compose(asked, folder)
     server, plan = experiment.server, asked.method.plan()
     for gone in missing:
-        hub = Hub(server, plan, experiment.roster)
+        hub = RoundCoordinator(server, plan, experiment.roster)
         for name in gone:
-            hub.leave(name, "gone")
+            hub.drop(name, "gone")
         for silo in experiment.silos:
             if silo.name in gone:
                 continue
@@ -307,7 +307,9 @@ def _fuzz(kit: Kit, count: int, chance: random.Random) -> int:
     """How many of so many messages were refused by name; what is not answered is sent again, as any caller does."""
     refused: dict[str, str] = {}
     came: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-    line = Line(kit.about.party, kit.startup, LOOPBACK, kit.about.port, "client", lambda _, frame: came.put(frame))
+    line = Connection(
+        kit.about.party, kit.startup, LOOPBACK, kit.about.port, "client", lambda _, frame: came.put(frame)
+    )
     whole = encode(Message("update", {"x": torch.ones(64)}, {"round": 0, "images": 3, "loss": 0.5}))
     frames = {f"s{number}": _mutated(f"s{number}", whole, chance) for number in range(count)}
     end = time.monotonic() + 60
@@ -375,8 +377,8 @@ def strangers(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
 def _let_in(name: str, startup: Path, port: int) -> bool:
     """Whether somebody hears a word within some seconds of calling; not its own, where it has the server's name."""
     came: list[Frame] = []
-    line = Line(name, startup, LOOPBACK, port, "client", lambda _, frame: came.append(frame))
-    call, end = Calling(Message("hello", facts={"declined": ""}), "s", 1), time.monotonic() + 4
+    line = Connection(name, startup, LOOPBACK, port, "client", lambda _, frame: came.append(frame))
+    call, end = ClientSession(Message("hello", facts={"declined": ""}), "s", 1), time.monotonic() + 4
     asked = call.begin() + call.again()
     while time.monotonic() < end:
         line.send(SERVER, asked)

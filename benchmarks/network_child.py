@@ -18,29 +18,29 @@ from typing import Any
 import grpc
 import torch
 
-from manyhands.federation.calls import Calls
+from manyhands.federation.calls import ServerConnection
 from manyhands.federation.kit import Kit, load_kit
-from manyhands.federation.switchboard import Switchboard
-from manyhands.links.coordinator import Hub
+from manyhands.federation.switchboard import SiteConnections
+from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.facts import Flag
 from manyhands.messages.message import Message
-from manyhands.messages.operation import Carries, Operation
+from manyhands.messages.operation import Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Server
 from manyhands.silos.memory import release_memory
-from manyhands.tensors import Like, Tensors
+from manyhands.tensors import Tensors, TensorSpec
 
 NUMBERS = 250_000
-MEGABYTE = {"x": Like((NUMBERS,), torch.float32)}
-PLAN = Plan({"sum": Operation("sends a megabyte, gets one", "again and again", Carries(MEGABYTE, {"last": Flag()}),
-                              Carries(MEGABYTE), group=True)})  # fmt: skip
+MEGABYTE = {"x": TensorSpec((NUMBERS,), torch.float32)}
+PLAN = Plan({"sum": Operation("sends a megabyte, gets one", "again and again", Payload(MEGABYTE, {"last": Flag()}),
+                              Payload(MEGABYTE), group=True)})  # fmt: skip
 OPTIONS = [("grpc.max_send_message_length", 1 << 22), ("grpc.max_receive_message_length", 1 << 22)]
 
 
 class Summing(Server):
     """Answers all with the sum."""
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """A megabyte for each."""
         total = sum((message.tensors["x"] for message in messages.values()), torch.zeros(NUMBERS))
         return dict.fromkeys(messages, Message(op, {"x": total}))
@@ -56,7 +56,10 @@ class Summing(Server):
 def serve(kit: Kit, port: int, count: int) -> None:
     """The hub, until all have had so many answers."""
     sites = kit.about.sites
-    board, hub = Switchboard(kit, sites, "127.0.0.1", port), Hub(Summing(), PLAN, dict.fromkeys(sites, 1))
+    board, hub = (
+        SiteConnections(kit, sites, "127.0.0.1", port),
+        RoundCoordinator(Summing(), PLAN, dict.fromkeys(sites, 1)),
+    )
     board.allow(sites, PLAN.bounds("up"))
     left, pending = count * len(sites), {}
     while left:
@@ -76,7 +79,7 @@ def serve(kit: Kit, port: int, count: int) -> None:
 
 def call(kit: Kit, count: int) -> list[float]:
     """The seconds of each call."""
-    calls, taken, x = Calls(kit, bounds=PLAN.bounds("down")), [], torch.ones(NUMBERS)
+    calls, taken, x = ServerConnection(kit, bounds=PLAN.bounds("down")), [], torch.ones(NUMBERS)
     for _ in range(count):
         began = time.perf_counter()
         answer = calls(Message("sum", {"x": x}, {"last": False}))

@@ -23,14 +23,14 @@ from network import alone_seconds, recipe
 
 from manyhands.errors import Refused
 from manyhands.evaluation import figures
-from manyhands.federation.calls import Calls
+from manyhands.federation.calls import ServerConnection
 from manyhands.federation.demo import LOOPBACK, free_port, lead_of, watch
 from manyhands.federation.kit import LEAD, SERVER, load_kit, new_kits
 from manyhands.federation.policy import Policy
 from manyhands.federation.running import OVER
-from manyhands.federation.serving import Serving
+from manyhands.federation.serving import FederationServer
 from manyhands.federation.site import Site
-from manyhands.federation.switchboard import Called, Switchboard
+from manyhands.federation.switchboard import ReceivedCall, SiteConnections
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import SAYS
 
@@ -48,7 +48,7 @@ class Call(NamedTuple):
     heard: float
 
 
-class TimedCalls(Calls):
+class TimedCalls(ServerConnection):
     """Notes when a call was made and when its answer was there."""
 
     def __init__(self, *told: Any) -> None:
@@ -63,14 +63,14 @@ class TimedCalls(Calls):
         return answer
 
 
-class TimedBoard(Switchboard):
+class TimedBoard(SiteConnections):
     """Notes when a call had come and when it was answered."""
 
     def __init__(self, *told: Any) -> None:
         super().__init__(*told)
         self.noted: dict[str, list[list[float]]] = {}
 
-    def next(self, timeout: float) -> Called | None:
+    def next(self, timeout: float) -> ReceivedCall | None:
         """The same, noted."""
         if called := super().next(timeout):
             self.noted.setdefault(called.peer, []).append([time.time()])
@@ -98,7 +98,7 @@ def serve(kit: Path, out: Path) -> None:
     loaded, out = load_kit(kit, "server"), out / kit.name
     out.mkdir()
     board = TimedBoard(loaded, [*loaded.about.sites, LEAD], LOOPBACK)
-    serving = Serving(loaded, board, out, "cpu", lambda _: None)
+    serving = FederationServer(loaded, board, out, "cpu", lambda _: None)
     while serving.running is None or serving.running.stage not in OVER:
         serving.step()
     (out / "noted.json").write_text(json.dumps(board.noted))

@@ -11,7 +11,7 @@ import torch
 import toy_gan
 
 from manyhands.data.images import pooled
-from manyhands.evaluation.evaluator import Evaluation, Judge
+from manyhands.evaluation.evaluator import Evaluation, Evaluator
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
 
 BARS = {"ranking": "== 1"}
@@ -23,16 +23,16 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     silos = real_images.silos(told.data, toy=told.quick)
     if silos is None:
         return {"figures": {"ranking": None}, "why": f"{told.data} has no folder mnist"}
-    judge = Judge(Evaluation(images=100 if told.quick else 1000, cas=True), silos)
+    judge = Evaluator(Evaluation(images=100 if told.quick else 1000, cas=True), silos)
     images, late = pooled([silo.images for silo in silos]), 20 if told.quick else 4000
     found = {}
     for step, drawer in enumerate(toy_gan.training(images, late, seed=0), 1):
         if step in (late // 4, late):
-            found[f"GAN, {step} steps"] = judge.measure(judge.look(toy_gan.draw(drawer, judge.labels)))
+            found[f"GAN, {step} steps"] = judge.measure(judge.embed(toy_gan.draw(drawer, judge.labels)))
     rng = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, judge.held.pixels.shape, dtype=torch.uint8, generator=rng)
     early, good = found.values()
-    ranks = [judge.floor(cas=True), good, early, judge.measure(judge.look(noise))]
+    ranks = [judge.floor(cas=True), good, early, judge.measure(judge.embed(noise))]
     right = {name: _falls([told[name] * (-1 if name in LOWER_IS_BETTER else 1) for told in ranks]) for name in JUDGES}
     names = ["real images", *reversed(found), "noise"]
     return {

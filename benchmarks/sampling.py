@@ -14,12 +14,12 @@ BARS = {"sampling_memory": "<= 1.5", "sampling_held": "<= 0.5"}
 CHILD = """
 import sys
 from pathlib import Path
-from manyhands import Diffusion, Generator, Sampling, UNet
+from manyhands import Diffusion, DiffusionGenerator, Sampling, UNet
 from manyhands.evaluation.samples import write_samples
 from manyhands.silos.memory import peak_memory
 count, size, widths = int(sys.argv[2]), int(sys.argv[3]), tuple(map(int, sys.argv[4:]))
 model = UNet(size=size, channels=1, classes=10, widths=widths)
-generator = Generator(model, Diffusion(), model.build(0).state_dict(), sampling=Sampling(steps=1))
+generator = DiffusionGenerator(model, Diffusion(), model.build(0).state_dict(), sampling=Sampling(steps=1))
 write_samples(Path(sys.argv[1]), generator, generator.labels(count), 0, generator.sampling)
 print(peak_memory())
 """

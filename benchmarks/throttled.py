@@ -18,7 +18,7 @@ from shares import Shares
 
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.models.gan import Gan
-from manyhands.models.layer_cut import Cuts, every_cut
+from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.placement.devices import Advice, Central, Device
 from manyhands.placement.planner import Advisor
 from manyhands.silos.training import GanTraining
@@ -128,13 +128,15 @@ class Farm:
         return [max(each) for each in zip(*taken, strict=True)]
 
 
-def others(model: Gan, names: list[str], chosen: dict[str, Cuts], count: int, seed: int) -> list[dict[str, Cuts]]:
+def others(
+    model: Gan, names: list[str], chosen: dict[str, LayerCuts], count: int, seed: int
+) -> list[dict[str, LayerCuts]]:
     """Other cuts: all as little at home as may be, all as much, both mixed, and random ones."""
     least, most = every_cut(model)[0], every_cut(model)[-1]
-    same = [Cuts(generator=g, discriminator=d) for g in (least, most) for d in (least, most)]
-    found: list[dict[str, Cuts]] = [dict.fromkeys(names, cuts) for cuts in same]
+    same = [LayerCuts(generator=g, discriminator=d) for g in (least, most) for d in (least, most)]
+    found: list[dict[str, LayerCuts]] = [dict.fromkeys(names, cuts) for cuts in same]
     rng = random.Random(seed)
-    every = [Cuts(generator=g, discriminator=d) for g in every_cut(model) for d in every_cut(model)]
+    every = [LayerCuts(generator=g, discriminator=d) for g in every_cut(model) for d in every_cut(model)]
     while len(found) < count + 1:
         drawn = {name: rng.choice(every) for name in names}
         found += [drawn] * (drawn not in found)

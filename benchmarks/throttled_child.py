@@ -15,13 +15,13 @@ import torch
 from shares import Shaped
 
 from manyhands.data.images import Images
-from manyhands.links.coordinator import Hub
+from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.frames import receive, send
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.placement.link_speed import answer, measure_link
 from manyhands.placement.profiler import speeds
-from manyhands.silos.silo import Silo, Workbench
+from manyhands.silos.silo import DeviceContext, Silo
 
 MOST, PATIENCE = 1 << 28, 120.0
 
@@ -84,7 +84,7 @@ def middle(method: dict[str, Any], rates: dict[str, float]) -> Any:
     """The server's half of a run."""
     told = HuSCF.model_validate(method)
     roster = {name: len(_silo(name, told).images) for name in rates}
-    hub = Hub(told.server(0, roster), told.plan(), roster)
+    hub = RoundCoordinator(told.server(0, roster), told.plan(), roster)
     turn, threads = threading.Condition(), []
 
     def serve(stream: Shaped, name: str) -> None:
@@ -113,7 +113,7 @@ def _silo(name: str, method: HuSCF) -> Silo:
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, model.channels, model.size, model.size), dtype=torch.uint8, generator=rng)
     labels = torch.randint(0, model.classes, (count,), generator=rng)
-    return Silo(name, Images(pixels, labels, tuple(map(str, range(model.classes)))), bench=Workbench())
+    return Silo(name, Images(pixels, labels, tuple(map(str, range(model.classes)))), bench=DeviceContext())
 
 
 def _clients(count: int) -> Iterator[socket.socket]:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from manyhands import Images, Message, Method, Server, Silo
 from manyhands.messages.facts import Number
 from manyhands.messages.leaves import Activations, Gradients
-from manyhands.messages.operation import COUNT, Carries, Operation
+from manyhands.messages.operation import COUNT, Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.seed import seeded_globally
-from manyhands.tensors import Like, Tensors, snapshot
+from manyhands.tensors import Tensors, TensorSpec, snapshot
 
 WIDTH = 32
-MAPS = Like((None, WIDTH, 7, 7), torch.float32)
+MAPS = TensorSpec((None, WIDTH, 7, 7), torch.float32)
 
 
 def blocks(seed: int) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -73,8 +73,8 @@ class ToySplit(Method):
 
     def plan(self) -> Plan:
         """Activations and their gradients; no image, no label."""
-        maps = Carries({"x": MAPS})
-        told = Carries(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
+        maps = Payload({"x": MAPS})
+        told = Payload(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
         often, made = "each mini-batch", (Activations(by="its head", on="its images", images=True),)
         back = (Gradients(at="what its tail gets"),)
         return Plan(
@@ -94,7 +94,7 @@ class ToyServer(Server):
         self.optimiser = torch.optim.SGD(self.middle.parameters(), rate)
         self.x = self.y = torch.empty(0)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Answer a pass, or end a round."""
         if op == "segments":
             self.round += 1

@@ -15,8 +15,8 @@ from pydantic import PrivateAttr
 from manyhands import Experiment, Folder, Iid, split
 from manyhands.audit.attacks import algebra
 from manyhands.data.images import as_floats, pooled
-from manyhands.links.coordinator import Hub
-from manyhands.links.in_process import Embedded
+from manyhands.links.coordinator import RoundCoordinator
+from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Direction, Ledger
 from manyhands.messages.message import Message, decode, encode
 from manyhands.methods.collafuse.method import CollaFuse
@@ -24,7 +24,7 @@ from manyhands.methods.collafuse.method import CollaFuse
 MARK = "SECRET"
 
 
-class Tapped(Embedded):
+class Tapped(InProcess):
     """Keeps every message that goes up, as it is on the wire."""
 
     _blobs: list[bytes] = PrivateAttr(default_factory=list)
@@ -40,7 +40,7 @@ class Tapped(Embedded):
         return super()._carry(silo, direction, message, ledger)
 
 
-class Timed(Embedded):
+class Timed(InProcess):
     """Counts the seconds that the server is at work: all that is asked of it, and its own training."""
 
     _seconds: list[float] = PrivateAttr(default_factory=lambda: [0.0])
@@ -50,7 +50,7 @@ class Timed(Embedded):
         """The seconds, so far."""
         return self._seconds
 
-    def run(self, hub: Hub, silos: Any, ledger: Ledger) -> Any:
+    def run(self, hub: RoundCoordinator, silos: Any, ledger: Ledger) -> Any:
         """With every call to the hub on the clock."""
         for name in ("submit", "collect", "work"):
             setattr(hub, name, self._timed(getattr(hub, name)))

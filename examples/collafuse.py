@@ -19,7 +19,7 @@ def main(out: Path = Path("collafuse.png"), rounds: int = 20) -> None:
     )
     sampling = Sampling(steps=25)
     experiment = Experiment(method, split(digits, Iid(silos=5)), sampling=sampling)
-    print("\n".join(method.sizes(5, sampling)))
+    print("\n".join(method.cost_lines(5, sampling)))
 
     # Train: each image is released once, noised; after that nothing but losses goes up
     for done in experiment:

@@ -9,27 +9,27 @@ import time
 import pytest
 
 from manyhands.errors import ManyhandsError
-from manyhands.subprocess_task import Apart
+from manyhands.subprocess_task import SubprocessTask
 
 
 def test_the_result_comes_back() -> None:
-    work = Apart(math.gcd, 12, 18)
+    work = SubprocessTask(math.gcd, 12, 18)
     assert work.result() == 6
     assert work.ended
 
 
 def test_an_error_comes_back_in_words() -> None:
     with pytest.raises(ManyhandsError, match="ZeroDivisionError"):
-        Apart(divmod, 1, 0).result()
+        SubprocessTask(divmod, 1, 0).result()
 
 
 def test_a_process_that_is_gone_is_named() -> None:
     with pytest.raises(ManyhandsError, match="was ended"):
-        Apart(os.abort).result()
+        SubprocessTask(os.abort).result()
 
 
 def test_it_can_be_ended() -> None:
-    work = Apart(time.sleep, 600)
+    work = SubprocessTask(time.sleep, 600)
     assert not work.ended
     work.end()
     assert work.ended

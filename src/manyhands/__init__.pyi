@@ -17,10 +17,10 @@ from .diffusion.sample import Sampling as Sampling
 from .diffusion.schedule import Schedule as Schedule
 from .errors import ManyhandsError as ManyhandsError
 from .evaluation.evaluator import Evaluation as Evaluation
-from .evaluation.evaluator import Judge as Judge
+from .evaluation.evaluator import Evaluator as Evaluator
 from .evaluation.figures import grid as grid
-from .generators.diffusion import Generator as Generator
-from .generators.gan import Forger as Forger
+from .generators.diffusion import DiffusionGenerator as DiffusionGenerator
+from .generators.gan import GanGenerator as GanGenerator
 from .messages.message import Message as Message
 from .methods.base import Method as Method
 from .methods.base import Server as Server
@@ -36,8 +36,8 @@ from .methods.huscf.method import HuSCF as HuSCF
 from .models.autoencoder import Autoencoder as Autoencoder
 from .models.gan import Gan as Gan
 from .models.latent import Latent as Latent
-from .models.layer_cut import Cut as Cut
-from .models.layer_cut import Cuts as Cuts
+from .models.layer_cut import LayerCut as LayerCut
+from .models.layer_cut import LayerCuts as LayerCuts
 from .models.unet import UNet as UNet
 from .runs.compose import compose as compose
 from .runs.compose import split as split

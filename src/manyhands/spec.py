@@ -25,7 +25,7 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    def behind(self) -> list[object]:
+    def cited_parts(self) -> list[object]:
         """What it is made of, for its papers: itself and its parts, or what does their work."""
         return [self, *(getattr(self, name) for name in type(self).model_fields)]
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class Apart(Generic[P, T]):
+class SubprocessTask(Generic[P, T]):
     """Does something elsewhere, and ends when this process does; what is given to it and what it gives must be small.
 
     What it does is a function of a module, by its name.

@@ -13,7 +13,7 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 
 
-class Like(NamedTuple):
+class TensorSpec(NamedTuple):
     """What a named tensor must look like; ``None`` in a shape stands for any length, or any up to ``most``."""
 
     shape: tuple[int | None, ...]
@@ -31,17 +31,17 @@ class Like(NamedTuple):
         return None in self.shape and self.most is None
 
 
-Layout = Mapping[str, Like]
+StateSpec = Mapping[str, TensorSpec]
 
 
-def layout(tensors: Mapping[str, Tensor]) -> Layout:
+def layout(tensors: Mapping[str, Tensor]) -> StateSpec:
     """The names, shapes and types of tensors; those that lie in a file are not read for it."""
     if (known := getattr(tensors, "layout", None)) is not None:
         return known  # type: ignore[no-any-return] # as such mappings have it
-    return {name: Like(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    return {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
-def zeros(layout: Layout) -> Tensors:
+def zeros(layout: StateSpec) -> Tensors:
     """Tensors of this layout that are all zero, and take no memory."""
     return {
         name: torch.zeros((), dtype=like.dtype).expand([n or 0 for n in like.shape]) for name, like in layout.items()

@@ -14,7 +14,7 @@ from torch import Tensor
 from manyhands import Evaluation, Experiment
 from manyhands.audit.replay import heard, last_round
 from manyhands.errors import DataError
-from manyhands.links.in_process import Embedded
+from manyhands.links.in_process import InProcess
 from manyhands.messages.codec import activations
 from manyhands.messages.ledger import Direction, Ledger
 from manyhands.messages.message import Message
@@ -23,7 +23,7 @@ from manyhands.runs.run_folder import RunFolder
 from tests.methods.huscf.test_method import MIXED, Broken, gan_silos, tiny
 
 
-class Recording(Embedded):
+class Recording(InProcess):
     """Keeps what goes up, by operation and silo."""
 
     _sent: dict[tuple[str, str], list[Tensor]] = PrivateAttr(default_factory=dict)

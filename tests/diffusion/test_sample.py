@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.sample import Denoiser, Sampling, guided, times, walk
+from manyhands.diffusion.sample import Denoiser, Sampling, denoise, guided, timesteps
 from manyhands.diffusion.schedule import Schedule
 
 MEAN = torch.tensor([0.5, -1.0], dtype=torch.float64)
@@ -32,7 +32,7 @@ def gaussian(schedule: Schedule) -> Denoiser:
 def draw(schedule: Schedule, eta: float, steps: int, count: int = 40_000) -> torch.Tensor:
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(count, 2, generator=rng, dtype=torch.float64)
-    return walk(gaussian(schedule), x, schedule, times(schedule.steps, 0, steps), rng, eta=eta)
+    return denoise(gaussian(schedule), x, schedule, timesteps(schedule.steps, 0, steps), rng, eta=eta)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
@@ -46,12 +46,12 @@ def test_the_samplers_reach_the_mean_and_covariance_of_the_data(kind: str, eta: 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @given(cut=st.integers(1, 49))
 def test_a_chain_run_as_two_intervals_is_the_chain_run_as_one(eta: float, cut: int) -> None:
-    schedule, grid = Schedule(), times(1000, 0, 50)
+    schedule, grid = Schedule(), timesteps(1000, 0, 50)
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole_rng, rng = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
-    whole = walk(gaussian(schedule), x, schedule, grid, whole_rng, eta=eta)
-    half = walk(gaussian(schedule), x, schedule, grid[: cut + 1], rng, eta=eta)
-    assert torch.equal(whole, walk(gaussian(schedule), half, schedule, grid[cut:], rng, eta=eta))
+    whole = denoise(gaussian(schedule), x, schedule, grid, whole_rng, eta=eta)
+    half = denoise(gaussian(schedule), x, schedule, grid[: cut + 1], rng, eta=eta)
+    assert torch.equal(whole, denoise(gaussian(schedule), half, schedule, grid[cut:], rng, eta=eta))
 
 
 @pytest.mark.parametrize("steps", [25, 50, 333])
@@ -59,22 +59,22 @@ def test_sampling_over_two_intervals_is_sampling_over_one_for_every_cut_on_its_g
     schedule, sampling = Schedule(), Sampling(steps=steps, clip=None)
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rng = torch.Generator()
-    whole = sampling.walk(gaussian(schedule), x, schedule, 1000, 0, rng)
-    for cut in times(1000, 0, steps)[1:-1:7]:
-        half = sampling.walk(gaussian(schedule), x, schedule, 1000, cut, rng)
-        assert torch.equal(whole, sampling.walk(gaussian(schedule), half, schedule, cut, 0, rng))
+    whole = sampling.denoise(gaussian(schedule), x, schedule, 1000, 0, rng)
+    for cut in timesteps(1000, 0, steps)[1:-1:7]:
+        half = sampling.denoise(gaussian(schedule), x, schedule, 1000, cut, rng)
+        assert torch.equal(whole, sampling.denoise(gaussian(schedule), half, schedule, cut, 0, rng))
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 1200))
 def test_times_fall_from_end_to_end(a: int, b: int, steps: int) -> None:
-    grid = times(max(a, b), min(a, b), steps)
+    grid = timesteps(max(a, b), min(a, b), steps)
     assert grid[0] == max(a, b)
     assert grid[-1] == min(a, b)
     assert grid == sorted(set(grid), reverse=True)
     assert len(grid) <= steps + 1
     if a != b:
         with pytest.raises(ValueError, match="interval"):
-            times(min(a, b), max(a, b), steps)
+            timesteps(min(a, b), max(a, b), steps)
 
 
 def test_guidance_pushes_from_the_unconditional_output() -> None:

@@ -13,7 +13,7 @@ from manyhands import Central, Experiment, Iid, Local, Sampling, Shards, Silo, U
 from manyhands.data.images import Images, as_floats, checked
 from manyhands.errors import DataError
 from manyhands.evaluation import metrics
-from manyhands.evaluation.evaluator import ALARM, Evaluation, Judge
+from manyhands.evaluation.evaluator import ALARM, Evaluation, Evaluator
 from manyhands.seed import seed_of
 from tests.conftest import FEDAVG_ONLY, holding_silos, sharp_images, tiny_fedavg
 
@@ -21,26 +21,26 @@ FEW = Evaluation(images=60, bootstrap=3)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(FEW, holding_silos())
+def judge() -> Evaluator:
+    return Evaluator(FEW, holding_silos())
 
 
-def test_real_images_score_like_real_images_and_noise_does_not(judge: Judge) -> None:
+def test_real_images_score_like_real_images_and_noise_does_not(judge: Evaluator) -> None:
     floor = judge.floor()
-    assert judge.measure(judge.look(judge.held.pixels), cas=False) == pytest.approx(floor)
+    assert judge.measure(judge.embed(judge.held.pixels), cas=False) == pytest.approx(floor)
     rng = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, judge.held.pixels.shape, dtype=torch.uint8, generator=rng)
-    found = judge.measure(judge.look(noise))
+    found = judge.measure(judge.embed(noise))
     assert found["fid"] > 5 * floor["fid"]
     assert found["kid"] > floor["kid"]
     assert found["coverage"] < floor["coverage"]
     assert found["label_match"] < floor["label_match"] == 1
 
 
-def test_who_holds_the_images_and_the_seed_of_the_deal_change_nothing(judge: Judge) -> None:
+def test_who_holds_the_images_and_the_seed_of_the_deal_change_nothing(judge: Evaluator) -> None:
     images = sharp_images(200).hold_out(0.4)
     for silos in (split(images, Iid(silos=5), seed=3), split(images, Shards(silos=2, classes_per_silo=1), seed=1)):
-        other = Judge(FEW, silos)
+        other = Evaluator(FEW, silos)
         assert other.data == judge.data
         assert torch.equal(other.held.pixels, judge.held.pixels)
         assert torch.equal(other.real.pixels, judge.real.pixels)
@@ -48,31 +48,31 @@ def test_who_holds_the_images_and_the_seed_of_the_deal_change_nothing(judge: Jud
         assert other.floor() == judge.floor()
 
 
-def test_counts_are_never_more_than_are_held_out_and_are_told(judge: Judge) -> None:
+def test_counts_are_never_more_than_are_held_out_and_are_told(judge: Evaluator) -> None:
     assert len(judge.held) == 60
-    assert len(Judge(Evaluation(images=1000), holding_silos()).held) == 80
+    assert len(Evaluator(Evaluation(images=1000), holding_silos()).held) == 80
     with pytest.raises(DataError, match="12 are needed"):
-        Judge(FEW, [Silo("s", sharp_images(20), held_out=sharp_images(5, seed=1))])
+        Evaluator(FEW, [Silo("s", sharp_images(20), held_out=sharp_images(5, seed=1))])
     with pytest.raises(DataError, match="0 images are held out"):
-        Judge(FEW, [Silo("s", sharp_images(20))])
+        Evaluator(FEW, [Silo("s", sharp_images(20))])
     with pytest.raises(DataError, match="to be measured are"):
-        judge.look(judge.held.pixels[:10])
+        judge.embed(judge.held.pixels[:10])
 
 
-def test_training_images_handed_back_raise_the_alarm(judge: Judge) -> None:
+def test_training_images_handed_back_raise_the_alarm(judge: Evaluator) -> None:
     of_class = [np.flatnonzero(judge.real.labels == label) for label in (0, 1)]
     mine = [of_class[label][i % 40] for i, label in enumerate(judge.labels.tolist())]
-    copies = judge.measure(judge.look(judge.real.pixels[mine]), cas=False)
+    copies = judge.measure(judge.embed(judge.real.pixels[mine]), cas=False)
     assert copies["memorised"] == 1
     assert "memorisation: 100%" in judge._notes(copies, judge.floor())[0]
     assert not [note for note in judge._notes(judge.floor(), judge.floor()) if "memorisation" in note]
     assert judge.floor()["memorised"] < ALARM
 
 
-def test_cas_trains_on_the_samples_alone(judge: Judge) -> None:
+def test_cas_trains_on_the_samples_alone(judge: Evaluator) -> None:
     real = judge.floor(cas=True)
     assert real["cas"] > 0.9
-    wrong = judge.measure(judge.look(judge.held.pixels.flip(2)), cas=True)  # above and below exchanged
+    wrong = judge.measure(judge.embed(judge.held.pixels.flip(2)), cas=True)  # above and below exchanged
     assert wrong["cas"] < 0.2
     assert wrong["cas_fpr"] > 0.8
 
@@ -80,8 +80,8 @@ def test_cas_trains_on_the_samples_alone(judge: Judge) -> None:
 def test_groups_are_silos_classes_and_domains_with_their_own_counts() -> None:
     images = sharp_images(300)
     images = replace(images, domain=(torch.arange(300) % 3 == 0).long(), domains=("day", "night")).hold_out(0.4)
-    judge = Judge(Evaluation(images=100, bootstrap=0), split(images, Iid(silos=2)))
-    groups = judge.groups([judge.look(judge.held.pixels)])
+    judge = Evaluator(Evaluation(images=100, bootstrap=0), split(images, Iid(silos=2)))
+    groups = judge.groups([judge.embed(judge.held.pixels)])
     assert set(groups) == {"silos", "classes", "domains"}
     for told in groups.values():
         assert sum(row["images"] for row in told.values()) == 100
@@ -97,8 +97,8 @@ def test_a_small_group_is_counted_but_not_measured() -> None:
         Silo("large", sharp_images(60), held_out=sharp_images(40, seed=1)),
         Silo("small", sharp_images(20, 2), held_out=sharp_images(3, seed=3)),
     ]
-    judge = Judge(FEW, silos)
-    groups = judge.groups([judge.look(judge.held.pixels)])
+    judge = Evaluator(FEW, silos)
+    groups = judge.groups([judge.embed(judge.held.pixels)])
     assert "metrics" not in groups["silos"]["small"]
     assert groups["silos"]["small"]["images"] == 3
     assert "metrics" in groups["silos"]["large"]
@@ -129,9 +129,9 @@ def test_a_verdict_has_floor_spread_protocol_and_repeats() -> None:
 def test_several_draws_give_a_mean_and_a_deviation_over_them() -> None:
     experiment = ended(tiny_fedavg(), holding_silos())
     generators, sampling = experiment.generators(), experiment.sampling
-    judge = Judge(FEW.model_copy(update={"seeds": 3}), experiment.silos)
+    judge = Evaluator(FEW.model_copy(update={"seeds": 3}), experiment.silos)
     verdict = judge(generators, sampling)
-    each = [judge.measure(judge.look(judge.draw(generators, sampling, seed))) for seed in range(3)]
+    each = [judge.measure(judge.embed(judge.draw(generators, sampling, seed))) for seed in range(3)]
     fids = [found["fid"] for found in each]
     assert len(set(fids)) == 3
     assert verdict["metrics"]["fid"] == pytest.approx(np.mean(fids))
@@ -143,7 +143,7 @@ def test_silos_with_generators_of_their_own_are_judged_by_those() -> None:
     local = Local.model_validate(tiny_fedavg().model_dump(exclude=FEDAVG_ONLY))
     experiment = ended(local, holding_silos())
     generators = experiment.generators()
-    judge = Judge(FEW, experiment.silos)
+    judge = Evaluator(FEW, experiment.silos)
     drawn = judge.draw(generators, experiment.sampling)
     for i, name in enumerate(judge.silos):
         mine = judge.held_silo == i
@@ -177,9 +177,9 @@ def test_an_unconditional_generator_is_not_asked_for_classes() -> None:
     assert verdict["metrics"]["fid"] > 0
 
 
-def test_samples_that_are_not_images_are_an_error(judge: Judge) -> None:
+def test_samples_that_are_not_images_are_an_error(judge: Evaluator) -> None:
     with pytest.raises(DataError, match=r"in \[-1, 1\] or uint8"):
-        judge.look(as_floats(judge.held.pixels) * 2)
+        judge.embed(as_floats(judge.held.pixels) * 2)
 
 
 def test_rounds_are_measured_and_pictured_as_the_recipe_says(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_missing_weights_of_inception_are_told_before_the_run(tmp_path: Path) ->
         Experiment(tiny_fedavg(), holding_silos(), evaluation=told)
 
 
-def test_a_generator_that_learnt_nothing_finite_is_named(judge: Judge) -> None:
+def test_a_generator_that_learnt_nothing_finite_is_named(judge: Evaluator) -> None:
     made = ended(tiny_fedavg(rounds=1), holding_silos()).generator()
     broken = replace(made, weights={name: t * float("nan") for name, t in made.weights.items()})
     with pytest.raises(DataError, match="not finite"):
@@ -248,15 +248,15 @@ def test_what_is_held_out_depends_on_the_images_alone_and_on_each_class() -> Non
 
 def test_silos_that_hold_nothing_out_take_no_image_of_another_one() -> None:
     silos = [Silo("a", sharp_images(40)), Silo("b", sharp_images(60, 1), held_out=sharp_images(40, 2))]
-    judge = Judge(FEW, silos)
-    rows = judge.groups([judge.look(judge.held.pixels)])["silos"]
+    judge = Evaluator(FEW, silos)
+    rows = judge.groups([judge.embed(judge.held.pixels)])["silos"]
     assert {name: (row["images"], row["reference"]) for name, row in rows.items()} == {"a": (0, 40), "b": (40, 60)}
 
 
 def test_the_figures_of_a_silo_are_those_of_its_own_images() -> None:
     silos = holding_silos()
-    judge = Judge(Evaluation(images=80, bootstrap=0), silos)
-    view = judge.look(judge.held.pixels.flip(2))
+    judge = Evaluator(Evaluation(images=80, bootstrap=0), silos)
+    view = judge.embed(judge.held.pixels.flip(2))
     row = judge.groups([view])["silos"]["silo-0"]["metrics"]
     mine, theirs = view.seen.features[judge.held_silo == 0], judge._real.features[judge.real_silo == 0]
     assert row["fid"] == pytest.approx(metrics.Fid(theirs)(mine))
@@ -265,7 +265,7 @@ def test_the_figures_of_a_silo_are_those_of_its_own_images() -> None:
     assert {pixels.numpy().tobytes() for pixels in judge.held.pixels[judge.held_silo == 0]} == own
 
 
-def test_nobody_is_measured_against_what_is_held_out(judge: Judge) -> None:
+def test_nobody_is_measured_against_what_is_held_out(judge: Evaluator) -> None:
     def rows(images: Images) -> set[bytes]:
         return {pixels.numpy().tobytes() for pixels in images.pixels}
 
@@ -276,7 +276,7 @@ def test_the_spread_of_one_draw_is_that_of_fresh_draws() -> None:
     """Halves of one set vary as fresh sets do; with replacement they vary twice as much."""
     images = sharp_images(3000)
     silo = Silo("s", images.subset(np.arange(1500)), held_out=images.subset(np.arange(1500, 3000)))
-    judge = Judge(Evaluation(images=150, bootstrap=60), [silo])
+    judge = Evaluator(Evaluation(images=150, bootstrap=60), [silo])
     spread = judge.verdict([judge.held.pixels])["spread"]["fid"]
     rest = judge.lens(images.pixels[1500:]).features
     fresh = [judge._fid(part) for part in torch.split(rest, 150)]
@@ -286,12 +286,12 @@ def test_the_spread_of_one_draw_is_that_of_fresh_draws() -> None:
 def test_images_that_differ_in_what_is_known_of_them_are_no_judge() -> None:
     blind = replace(sharp_images(40), labels=None)
     with pytest.raises(DataError, match="labels"):
-        Judge(FEW, [Silo("s", sharp_images(40), held_out=blind)])
+        Evaluator(FEW, [Silo("s", sharp_images(40), held_out=blind)])
 
 
 def test_which_way_up_an_image_is_makes_no_inception_score() -> None:
     blind = replace(sharp_images(100), labels=None, classes=()).hold_out(0.4)
-    assert "inception_score" not in Judge(FEW, split(blind, Iid(silos=2))).floor()
+    assert "inception_score" not in Evaluator(FEW, split(blind, Iid(silos=2))).floor()
 
 
 @pytest.mark.parametrize("images", [1, 11])
@@ -304,7 +304,7 @@ def test_a_run_of_which_the_end_cannot_be_measured_ends_whole(tmp_path: Path, mo
     def fails(*_: object, **__: object) -> None:
         raise ValueError("Input contains NaN")
 
-    monkeypatch.setattr(Judge, "verdict", fails)
+    monkeypatch.setattr(Evaluator, "verdict", fails)
     experiment = ended(tiny_fedavg(), holding_silos(), folder=tmp_path / "run", every=1)
     assert "not evaluated: Input contains NaN" in experiment.run_folder.report["problems"]
     assert "Quality over rounds" in (tmp_path / "run" / "report.html").read_text()

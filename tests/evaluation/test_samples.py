@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from manyhands import Experiment, Generator, Sampling, UNet
+from manyhands import DiffusionGenerator, Experiment, Sampling, UNet
 from manyhands.errors import DiskError
 from manyhands.evaluation.samples import write_samples
 from tests.conftest import tiny_fedavg, tiny_silos
 
 
-def generator(classes: int = 2) -> Generator:
+def generator(classes: int = 2) -> DiffusionGenerator:
     method = tiny_fedavg(model=UNet(size=4, channels=1, classes=classes, widths=(8,)))
     return Experiment(method, tiny_silos(), device="cpu", sampling=Sampling(steps=2)).generator()
 
@@ -51,16 +51,16 @@ def test_a_draw_that_was_cut_off_goes_on_where_it_was_and_no_other_does(
     labels = made.labels(600)
     whole = write_samples(tmp_path / "whole", made, labels, 5, made.sampling)[0].read_bytes()
     drawn: list[int] = []
-    stream = Generator.stream
+    stream = DiffusionGenerator.stream
 
-    def cut_off(self: Generator, wanted: list[int], *, first: int = 0, **told: Any) -> Iterator[Any]:
+    def cut_off(self: DiffusionGenerator, wanted: list[int], *, first: int = 0, **told: Any) -> Iterator[Any]:
         drawn.append(first)
         for number, part in enumerate(stream(self, wanted, first=first, **told)):
             if len(drawn) == 1 and number == 1:
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(Generator, "stream", cut_off)
+    monkeypatch.setattr(DiffusionGenerator, "stream", cut_off)
     with pytest.raises(KeyboardInterrupt):
         write_samples(tmp_path / "cut", made, labels, 5, made.sampling)
     assert not (tmp_path / "cut" / "samples.safetensors").exists()

@@ -7,7 +7,7 @@ import torch
 
 from manyhands import Digits, Iid, split
 from manyhands.evaluation import verdict
-from manyhands.evaluation.evaluator import Evaluation, Judge
+from manyhands.evaluation.evaluator import Evaluation, Evaluator
 from manyhands.report.page import figures_table
 
 
@@ -16,7 +16,7 @@ def of(times: float) -> str:
 
 
 def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_otherwise_first() -> None:
-    judge = Judge(Evaluation(bootstrap=0), split(Digits().load(8).hold_out(0.2), Iid(silos=1)))
+    judge = Evaluator(Evaluation(bootstrap=0), split(Digits().load(8).hold_out(0.2), Iid(silos=1)))
     median, rng = judge.real.pixels.float().median(0).values, torch.Generator().manual_seed(0)
     noise = (median + 15 * torch.randn(judge.held.pixels.shape, generator=rng)).clamp(0, 255).byte()
     found = judge.verdict([noise])

@@ -16,15 +16,15 @@ from manyhands.errors import Refused
 from manyhands.federation import serving
 from manyhands.federation.kit import LEAD, About, Kit
 from manyhands.federation.plans import SITES
-from manyhands.federation.serving import Serving
-from manyhands.federation.switchboard import Called
+from manyhands.federation.serving import FederationServer
+from manyhands.federation.switchboard import ReceivedCall
 from manyhands.messages.facts import Fact, Listed, Number, Table, Text, Whole
 from manyhands.messages.message import Message
-from manyhands.messages.operation import Carries
+from manyhands.messages.operation import Payload
 from manyhands.runs.compose import silos_of
 from manyhands.runs.recipe import Recipe, load_recipe
 from manyhands.runs.shipped import recipe_path
-from manyhands.silos.silo import Workbench
+from manyhands.silos.silo import DeviceContext
 from manyhands.tensors import Tensors
 
 GOOD, BAD = ("silo-0", "silo-1"), "silo-2"
@@ -46,18 +46,18 @@ def recipe(kind: str) -> Recipe:
     return load_recipe(recipe_path(name), [*SMALL, *changes])
 
 
-class Board:
+class TensorBoardLogger:
     """What a switchboard is to a server; it asks nobody to wait, but time passes."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: RoundTimer) -> None:
         self.clock = clock
         self.there: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
-        self.came: deque[Called] = deque()
+        self.came: deque[ReceivedCall] = deque()
         self.said: deque[tuple[str, Message | Refused | None]] = deque()
 
-    def next(self, timeout: float) -> Called | None:
+    def next(self, timeout: float) -> ReceivedCall | None:
         self.clock.now += TICK
         while self.came:
             called = self.came.popleft()
@@ -74,7 +74,7 @@ class Board:
     def allow(self, peers: Any = (), bounds: Any = None) -> None: ...
 
 
-class Clock:
+class RoundTimer:
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -89,15 +89,15 @@ class World:
     """A server, two sites that do as they should, and one that does not."""
 
     def __init__(self, path: Path, told: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock = Clock()
+        self.clock = RoundTimer()
         monkeypatch.setattr(serving, "time", self.clock)
-        self.board, self.lines, self.told = Board(self.clock), list[str](), told
+        self.board, self.lines, self.told = TensorBoardLogger(self.clock), list[str](), told
         sites = (*GOOD, BAD)
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=sites)
-        self.serving = Serving(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        self.serving = FederationServer(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
         self.silos = {silo.name: silo for silo in silos_of(told)[0]}
         for silo in self.silos.values():
-            silo.bench = Workbench()
+            silo.bench = DeviceContext()
         self.talks: dict[str, Any] = {}
         self.count: dict[str, int] = defaultdict(int)
         self.say(LEAD, Message("submit", facts={"recipe": told.resolved(), "sites": []}))
@@ -108,7 +108,7 @@ class World:
 
     def say(self, site: str, message: Message, session: str = "") -> None:
         self.count[site] += 1
-        self.board.came.append(Called(site, session or f"{site} {self.count[site]}", 1, message))
+        self.board.came.append(ReceivedCall(site, session or f"{site} {self.count[site]}", 1, message))
 
     def enrol(self, site: str) -> None:
         self.talks.pop(site, None)
@@ -165,7 +165,7 @@ def _value(fact: Fact, *, least: bool) -> Any:
     return least
 
 
-def tensors(carried: Carries, value: float) -> Tensors:
+def tensors(carried: Payload, value: float) -> Tensors:
     """What fits the plan, with one item where a length is open."""
     return {
         name: torch.full([1 if n is None else n for n in like.shape], value).to(like.dtype)
@@ -180,7 +180,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-def odd(op: str, carried: Carries) -> Iterator[Message]:
+def odd(op: str, carried: Payload) -> Iterator[Message]:
     """Much that one could say by an operation: what is in its plan, at the wrong time, and what is not."""
     low, high = (facts(carried.facts, least=least) for least in (True, False))
     for told in (low, high):

@@ -20,7 +20,7 @@ from manyhands.errors import KitError, RunFolderError
 from manyhands.evaluation.evaluator import Evaluation
 from manyhands.federation.demo import LOOPBACK, Federation, watch
 from manyhands.federation.kit import SERVER, load_kit, new_kits
-from manyhands.federation.lead import Lead
+from manyhands.federation.lead import Admin
 from manyhands.runs.compose import compose
 from manyhands.runs.finished import evaluate
 from manyhands.runs.recipe import Recipe, load_recipe
@@ -56,7 +56,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 @pytest.fixture(scope="module")
-def lead(federation: Federation) -> Iterator[Lead]:
+def lead(federation: Federation) -> Iterator[Admin]:
     with federation.lead() as line:
         yield line
 
@@ -69,7 +69,7 @@ def worker(federation: Federation, party: str) -> psutil.Process:
     return found[0]
 
 
-def ended(lead: Lead) -> dict[str, Any]:
+def ended(lead: Admin) -> dict[str, Any]:
     *_, last = watch(lead, 0.1)
     return last
 
@@ -89,7 +89,7 @@ def assert_same(federation: Federation, run: str, expected: RunFolder) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_between_sites_is_the_run_of_one_process(
-    federation: Federation, lead: Lead, name: str, tmp_path: Path
+    federation: Federation, lead: Admin, name: str, tmp_path: Path
 ) -> None:
     told = recipe(name)
     run = lead.submit(told, [])["run"]
@@ -101,7 +101,7 @@ def test_a_run_between_sites_is_the_run_of_one_process(
 
 @pytest.mark.parametrize("who", ["silo-1", SERVER])
 def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
-    federation: Federation, lead: Lead, who: str, tmp_path: Path
+    federation: Federation, lead: Admin, who: str, tmp_path: Path
 ) -> None:
     told = recipe("digits-huscf", "method.training.steps=40", f"name='killed-{who}'")
     run = lead.submit(told, [])["run"]
@@ -113,7 +113,7 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
     assert_same(federation, run, in_one_process(told, tmp_path / "one"))
 
 
-def test_only_the_server_listens_and_only_on_loopback(federation: Federation, lead: Lead) -> None:
+def test_only_the_server_listens_and_only_on_loopback(federation: Federation, lead: Admin) -> None:
     lead.status()
     for party in (SERVER, *SITES):
         found = [each for each in worker(federation, party).net_connections() if each.status == psutil.CONN_LISTEN]
@@ -121,7 +121,7 @@ def test_only_the_server_listens_and_only_on_loopback(federation: Federation, le
         assert ports == ([(LOOPBACK, federation.port)] if party == SERVER else [])
 
 
-def test_strangers_are_refused(federation: Federation, lead: Lead, tmp_path: Path) -> None:
+def test_strangers_are_refused(federation: Federation, lead: Admin, tmp_path: Path) -> None:
     new_kits(f"{LOOPBACK}:{federation.port}", ["silo-0"], tmp_path / "other")
     with pytest.raises(KitError, match="is not the server of this federation"):
         load_kit(tmp_path / "other" / "silo-0", "site").server_fingerprint()
@@ -133,7 +133,7 @@ def test_strangers_are_refused(federation: Federation, lead: Lead, tmp_path: Pat
 
 
 def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
-    federation: Federation, lead: Lead, tmp_path: Path
+    federation: Federation, lead: Admin, tmp_path: Path
 ) -> None:
     told, few = recipe("digits-fedavg", "method.rounds=1"), Evaluation(images=20, bootstrap=0)
     run = lead.submit(told, [])["run"]

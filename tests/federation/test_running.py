@@ -11,13 +11,13 @@ import torch
 
 from manyhands.errors import QuorumLost, Refused
 from manyhands.federation.losses import RETURNS
-from manyhands.federation.running import Running, load_running
+from manyhands.federation.running import RunSession, load_running
 from manyhands.messages.message import Message
 from manyhands.runs.compose import silos_of
 from manyhands.runs.recipe import Recipe, load_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
-from manyhands.silos.silo import Silo, Workbench
+from manyhands.silos.silo import DeviceContext, Silo
 
 SITES = ("silo-0", "silo-1", "silo-2")
 SMALL = ["partition.silos=3", "data.limit=60", "method.rounds=3", "method.training.steps=1", "method.model.widths=[8]"]
@@ -28,11 +28,11 @@ def recipe(*changes: str) -> Recipe:
     return load_recipe(recipe_path("digits-fedavg"), [*SMALL, *changes])
 
 
-def begun(path: Path, told: Recipe) -> Running:
+def begun(path: Path, told: Recipe) -> RunSession:
     folder = RunFolder(path)
     with folder.open(told.resolved(), resume=False):
         pass
-    running = Running(folder, told, SITES, torch.device("cpu"), since=0.0)
+    running = RunSession(folder, told, SITES, torch.device("cpu"), since=0.0)
     running.write()
     return running
 
@@ -44,12 +44,12 @@ def enrolment(silo: Silo, *kept: int) -> dict[str, Any]:
 class Driver:
     """Sites without a network."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: RunSession) -> None:
         self.running, self.now = running, 0.0
         silos, _ = silos_of(running.recipe)
         self.silos = {silo.name: silo for silo in silos}
         for silo in silos:
-            silo.bench = Workbench()
+            silo.bench = DeviceContext()
         self.talks: dict[str, Iterator[Message]] = {}
 
     def gather(self, *names: str) -> None:
@@ -171,9 +171,9 @@ def test_a_round_is_closed_at_its_deadline_without_the_silent(tmp_path: Path) ->
     driver.begin({name: message for name, message in told.items() if name != "silo-2"})
     assert driver.turn() == []
     assert running.hub is not None
-    running.hub.expire(29.0)
+    running.hub.check_deadline(29.0)
     assert driver.turn() == []
-    running.hub.expire(30.0)
+    running.hub.check_deadline(30.0)
     assert driver.turn() == [0]
     assert "silo-2" in running.folder.rounds[0].missing
 
@@ -248,16 +248,16 @@ def test_what_a_return_has_the_others_do_again_is_of_the_same_deadline(tmp_path:
     driver.begin(running.start(90.0))
     running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 91.0)
     assert not running.must_halt
-    assert "had the others lose 91 s" in running.hub.away["silo-1"]  # type: ignore[union-attr]
+    assert "had the others lose 91 s" in running.hub.absent["silo-1"]  # type: ignore[union-attr]
 
 
 def test_what_the_server_does_for_all_makes_nobody_late(tmp_path: Path) -> None:
     driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30")))
     driver.gather(*SITES[:2], "silo-2")
     running.work(1000.0)
-    running.expire(1000.0)
+    running.check_deadline(1000.0)
     assert running.hub is not None
-    assert running.hub.away == {}
+    assert running.hub.absent == {}
 
 
 def test_a_site_that_keeps_the_server_busy_is_not_heard_before_the_next_round(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from manyhands.errors import MessageError, Reason, Refused
 from manyhands.federation import plans
 from manyhands.federation.kit import LEAD, About, Kit
 from manyhands.federation.saying import BURST
-from manyhands.federation.serving import Serving
-from manyhands.federation.switchboard import Called
+from manyhands.federation.serving import FederationServer
+from manyhands.federation.switchboard import ReceivedCall
 from manyhands.messages.message import Bounds, Message
 from manyhands.runs.recipe import load_recipe
 from manyhands.runs.shipped import recipe_path
@@ -34,7 +34,7 @@ SMALL = [
 ]
 
 
-class Board:
+class TensorBoardLogger:
     """What a switchboard is to a server."""
 
     def __init__(self) -> None:
@@ -42,10 +42,10 @@ class Board:
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self.allowed: tuple[set[str], Bounds | None] = set(), None
-        self.came: deque[Called] = deque()
+        self.came: deque[ReceivedCall] = deque()
         self.said: dict[str, Message | Refused] = {}
 
-    def next(self, timeout: float) -> Called | None:
+    def next(self, timeout: float) -> ReceivedCall | None:
         return self.came.popleft() if self.came else None
 
     def answer(self, peer: str, answer: Message | Refused) -> None:
@@ -62,9 +62,9 @@ class World:
     """A server with a run for two of three sites, which are enrolled."""
 
     def __init__(self, path: Path) -> None:
-        self.board, self.lines = Board(), list[str]()
+        self.board, self.lines = TensorBoardLogger(), list[str]()
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=SITES)
-        self.serving = Serving(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        self.serving = FederationServer(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
         told = load_recipe(recipe_path("digits-fedavg"), SMALL)
         answer = self.call(LEAD, "submit", recipe=told.resolved(), sites=["a", "b"])
         assert isinstance(answer, Message)
@@ -73,7 +73,7 @@ class World:
     def call(self, peer: str, op: str, tensors: Any = None, **facts: Any) -> Message | Refused | None:
         """What is answered at once."""
         self.board.said.clear()
-        self.board.came.append(Called(peer, f"session of {peer}", 1, Message(op, tensors or {}, facts)))
+        self.board.came.append(ReceivedCall(peer, f"session of {peer}", 1, Message(op, tensors or {}, facts)))
         self.serving.step()
         return self.board.said.get(peer)
 

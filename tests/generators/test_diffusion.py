@@ -9,18 +9,18 @@ from diffusers import DiffusionPipeline
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from manyhands import Diffusion, Generator, Sampling, Schedule, UNet
+from manyhands import Diffusion, DiffusionGenerator, Sampling, Schedule, UNet
 from manyhands.cli.app import app
 from manyhands.diffusion.sample import guided
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.models.unet import UNetModule
 
 
-def generator(classes: int, **told: object) -> Generator:
+def generator(classes: int, **told: object) -> DiffusionGenerator:
     model = UNet(size=8, channels=1, classes=classes, widths=(8, 16))
     names = tuple(map(str, range(classes)))
     diffusion = Diffusion.model_validate(told)
-    return Generator(model, diffusion, model.build(seed=3).state_dict(), names, Sampling(steps=10))
+    return DiffusionGenerator(model, diffusion, model.build(seed=3).state_dict(), names, Sampling(steps=10))
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -28,7 +28,7 @@ def test_what_is_saved_draws_the_same(tmp_path: Path, classes: int) -> None:
     one = generator(classes)
     one.save(tmp_path / "model")
     one.save(tmp_path / "model")
-    other = Generator.from_pretrained(tmp_path / "model")
+    other = DiffusionGenerator.from_pretrained(tmp_path / "model")
     assert (other.model, other.diffusion, other.sampling, other.classes) == (
         one.model,
         one.diffusion,
@@ -58,7 +58,7 @@ def test_diffusers_loads_it_and_draws_the_same_images(tmp_path: Path, classes: i
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     known = torch.tensor(labels) if classes else None
     denoiser = guided(one.network, one.diffusion, known, classes, 1.0)
-    ours = one.sampling.walk(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator()).clamp(-1, 1)
+    ours = one.sampling.denoise(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator()).clamp(-1, 1)
     assert torch.allclose(torch.from_numpy(theirs).permute(0, 3, 1, 2), ours / 2 + 0.5, atol=2e-3)
 
 
@@ -85,7 +85,7 @@ def test_streamed_batches_hold_what_was_asked_in_order() -> None:
 
 def test_a_folder_without_a_generator_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no trained generator"):
-        Generator.from_pretrained(tmp_path)
+        DiffusionGenerator.from_pretrained(tmp_path)
 
 
 def test_a_network_that_cannot_be_is_an_error() -> None:
@@ -132,7 +132,7 @@ def test_a_damaged_generator_is_named(tmp_path: Path, facts: str) -> None:
     generator(3).save(tmp_path / "model")
     (tmp_path / "model" / "manyhands.json").write_text(facts)
     with pytest.raises(RunFolderError, match="no trained generator"):
-        Generator.from_pretrained(tmp_path / "model")
+        DiffusionGenerator.from_pretrained(tmp_path / "model")
 
 
 def test_weights_of_another_network_are_noticed(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_weights_of_another_network_are_noticed(tmp_path: Path) -> None:
     facts = (tmp_path / "model" / "manyhands.json").read_text()
     (tmp_path / "model" / "manyhands.json").write_text(facts.replace('"classes": 3', '"classes": 4'))
     with pytest.raises(RunFolderError, match="no trained generator"):
-        Generator.from_pretrained(tmp_path / "model")
+        DiffusionGenerator.from_pretrained(tmp_path / "model")
 
 
 def test_drawing_from_a_model_folder_runs_none_of_its_code(tmp_path: Path) -> None:

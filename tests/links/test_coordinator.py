@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from manyhands.errors import ManyhandsError, QuorumLost, Reason, Refused
-from manyhands.links.coordinator import Hub
-from manyhands.links.in_process import Embedded
+from manyhands.links.coordinator import RoundCoordinator
+from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, Carries, Operation
+from manyhands.messages.operation import COUNT, Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server
-from manyhands.tensors import Like
+from manyhands.tensors import TensorSpec
 
 FACTS = {"round": COUNT, "images": COUNT}
 PLAN = Plan(
     {
-        "ask": Operation("asks", "ever", Carries(), Carries(facts={"count": COUNT})),
+        "ask": Operation("asks", "ever", Payload(), Payload(facts={"count": COUNT})),
         "add": Operation(
-            "adds", "each round", Carries({"x": Like((2, None), torch.float32)}, FACTS), Carries(), True, True
+            "adds", "each round", Payload({"x": TensorSpec((2, None), torch.float32)}, FACTS), Payload(), True, True
         ),
     }
 )
@@ -34,15 +34,15 @@ class Summing(Server):
         self.order: list[str] = []
         self.fired: list[list[str]] = []
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         self.asked += 1
         return Message("ask", {}, {"count": self.asked})
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         self.order.append(silo)
         return Message(message.op, {}, message.facts)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         self.round += 1
         self.fired.append(list(messages))
         return {silo: Message("add", {}, {}) for silo in messages}
@@ -53,9 +53,9 @@ class Summing(Server):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
 
 
-def hub(quorum: int = 1, deadline: float = 10) -> tuple[Hub, Summing]:
+def hub(quorum: int = 1, deadline: float = 10) -> tuple[RoundCoordinator, Summing]:
     server = Summing()
-    return Hub(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum, deadline), server
+    return RoundCoordinator(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum, deadline), server
 
 
 IMAGES = {"a": 1, "b": 2, "c": 3}
@@ -110,7 +110,7 @@ def test_what_is_not_in_the_plan_is_refused_by_name_and_changes_nothing(reason: 
     assert one.closed[0].missing == {}  # it mended what it said
     with pytest.raises(Refused) as refused:
         one.submit("a", message if reason is not Reason.STALE_ROUND else add("a", 5))
-    one.leave("a", "gone")
+    one.drop("a", "gone")
     for silo in "bc":
         one.submit(silo, add(silo, 1))
     assert one.closed[1].missing == {"a": str(refused.value)}
@@ -187,10 +187,10 @@ def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
     one, server = hub(deadline=10)
     one.submit("b", add("b"), now=100)
     one.submit("c", add("c"), now=105)
-    one.expire(109)
+    one.check_deadline(109)
     assert server.fired == []
-    one.expire(110)
-    one.expire(110)
+    one.check_deadline(110)
+    one.check_deadline(110)
     assert server.fired == [["b", "c"]]
     assert "a" in one.closed[0].missing
     with pytest.raises(Refused, match="stale round"):
@@ -203,12 +203,12 @@ def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
 PASSES = Plan({**PLAN.operations, "pass": Operation("passes", "often", group=True)})
 
 
-def passed(one: Hub, start: float, late: float) -> None:
+def passed(one: RoundCoordinator, start: float, late: float) -> None:
     """A barrier to which a comes so late."""
     for silo in "bc":
         one.submit(silo, Message("pass"), now=start)
-    one.expire(start + late)
-    if "a" not in one.away:
+    one.check_deadline(start + late)
+    if "a" not in one.absent:
         one.submit("a", Message("pass"), now=start + late)
 
 
@@ -217,10 +217,10 @@ def test_a_silo_has_one_deadline_a_round_however_many_barriers_it_has() -> None:
     one.plan = PASSES
     for start in (0, 4, 8):
         passed(one, start, 3.0)
-        assert one.away == {}
+        assert one.absent == {}
     passed(one, 12, 0.9)
     passed(one, 13, 0.2)
-    assert one.away == {"a": "kept the others waiting for 10 s in this round"}
+    assert one.absent == {"a": "kept the others waiting for 10 s in this round"}
     for silo in "bc":
         one.submit(silo, add(silo, server.round), now=14)
     assert one.closed[0].missing == {"a": "kept the others waiting for 10 s in this round"}
@@ -252,19 +252,19 @@ def test_what_a_silo_costs_in_other_ways_is_of_the_same_deadline() -> None:
 
 def test_what_cannot_be_taken_in_is_refused_to_whoever_sent_it_and_the_others_go_on() -> None:
     one, server = hub()
-    fold = server.fold
+    accumulate = server.accumulate
 
     def broken(silo: str, message: Message) -> Message:
         if silo == "a":
             raise RuntimeError("its codes are too few")
-        return fold(silo, message)
+        return accumulate(silo, message)
 
-    server.fold = broken  # type: ignore[method-assign]
+    server.accumulate = broken  # type: ignore[method-assign]
     for silo in "bca":
         one.submit(silo, add(silo))
     with pytest.raises(Refused, match="malformed: RuntimeError: its codes are too few"):
         one.collect("a")
-    one.leave("a", "it has gone")
+    one.drop("a", "it has gone")
     assert server.fired == [["b", "c"]]
 
 
@@ -274,7 +274,7 @@ def test_whatever_foreign_values_do_to_a_server_is_a_refusal() -> None:
     def broken(silo: str, message: Message) -> None:
         raise ZeroDivisionError(f"{silo} said {message.op}")
 
-    server.admit = broken  # type: ignore[method-assign]
+    server.validate = broken  # type: ignore[method-assign]
     with pytest.raises(Refused, match="malformed: ZeroDivisionError"):
         one.submit("a", add("a"))
 
@@ -283,15 +283,15 @@ def test_below_quorum_the_run_stops_with_a_name() -> None:
     one, server = hub(quorum=2, deadline=10)
     one.submit("b", add("b"), now=0)
     with pytest.raises(QuorumLost, match="a: silent"):
-        one.expire(10)
+        one.check_deadline(10)
     assert server.fired == []
 
 
 def test_who_leaves_is_not_awaited_but_what_it_sent_stands() -> None:
     one, server = hub()
     one.submit("a", add("a"))
-    one.leave("a", "cable cut")
-    one.leave("b", "power cut")
+    one.drop("a", "cable cut")
+    one.drop("b", "power cut")
     one.submit("c", add("c"))
     assert server.fired == [["a", "c"]]
     assert server.order == ["a", "c"]
@@ -311,15 +311,15 @@ def test_when_everyone_is_silent_the_run_stops() -> None:
     one, _ = hub(deadline=10)
     for silo in "abc":
         one.submit(silo, add(silo), now=5)
-    one.expire(14)
+    one.check_deadline(14)
     with pytest.raises(QuorumLost, match="0 silos are left"):
-        one.expire(15)
+        one.check_deadline(15)
 
 
 def test_a_barrier_is_of_one_operation_and_who_waits_at_another_waits_on() -> None:
     plan = Plan({**PLAN.operations, "other": Operation("x", "y", group=True)})
     server = Summing()
-    one = Hub(server, plan, IMAGES)
+    one = RoundCoordinator(server, plan, IMAGES)
     one.submit("a", add("a"))
     one.submit("b", add("b"))
     one.submit("c", Message("other"))
@@ -336,7 +336,7 @@ def test_silos_that_wait_for_one_who_never_calls_do_not_spin() -> None:
 
     one, _ = hub()
     with pytest.raises(ManyhandsError, match="a wait at a barrier that nobody can complete"):
-        list(Embedded().run(one, {"a": calls()}, Ledger()))
+        list(InProcess().run(one, {"a": calls()}, Ledger()))
 
 
 class Keeping(Summing):
@@ -346,17 +346,17 @@ class Keeping(Summing):
         super().__init__()
         self.got: dict[str, float] = {}
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         return message
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         self.got = {silo: float(message.tensors["x"].sum()) for silo, message in messages.items()}
-        return super().on_group(op, messages)
+        return super().handle_barrier(op, messages)
 
 
 def test_of_a_silo_that_was_restarted_the_new_call_counts_where_the_old_was_not_taken_in() -> None:
     server = Keeping()
-    one = Hub(server, PLAN, IMAGES)
+    one = RoundCoordinator(server, PLAN, IMAGES)
     message = add("a")
     old = Message("add", {"x": torch.full_like(message.tensors["x"], 7.0)}, message.facts)
     one.submit("a", old, session="old", sequence=1)

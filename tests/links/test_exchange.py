@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from manyhands.errors import Reason, Refused
 from manyhands.links import exchange
 from manyhands.links.door import FORMS, Frame, read
-from manyhands.links.exchange import Calling, Desk, SessionGone
+from manyhands.links.exchange import ClientSession, ServerSession, SessionGone
 from manyhands.messages.message import ANY, Bounds, Message, encode
 
 MOST = ANY._replace(size=1 << 20)
@@ -45,9 +45,9 @@ def message(op: str, size: int) -> Message:
 
 def exchanged(calls: list[Message], rng: random.Random, loss: float) -> tuple[list[Message], list[Message]]:
     """What the server heard and what the caller was answered, over a network that loses, repeats and reorders."""
-    desk, heard, answered = Desk(MOST), [], []
+    desk, heard, answered = ServerSession(MOST), [], []
     for number, call in enumerate(calls, 1):
-        calling = Calling(call, "s", number, MOST)
+        calling = ClientSession(call, "s", number, MOST)
         wires: dict[str, list[Frame]] = {"up": calling.begin(), "down": []}
         turns = 0
         while calling.answer is None:
@@ -86,10 +86,10 @@ def test_every_call_is_applied_once_and_answered_whatever_the_network_does(
 
 
 def test_nobody_is_more_than_a_window_ahead() -> None:
-    calling = Calling(message("op", 2000), "s", 1, MOST)
+    calling = ClientSession(message("op", 2000), "s", 1, MOST)
     assert len(calling.begin()) == exchange.WINDOW
-    desk = Desk(MOST)
-    frames, _ = desk.take(Calling(message("op", 1), "s", 1, MOST).begin()[0])
+    desk = ServerSession(MOST)
+    frames, _ = desk.take(ClientSession(message("op", 1), "s", 1, MOST).begin()[0])
     frames = desk.answer(message("op", 2000))
     assert len(frames) == exchange.WINDOW
     lie = Frame({"k": "have", "s": "s", "n": 1, "i": 10**9})
@@ -97,7 +97,7 @@ def test_nobody_is_more_than_a_window_ahead() -> None:
 
 
 def test_a_refusal_is_raised_and_told_again_when_asked() -> None:
-    desk, calling = Desk(MOST), Calling(message("op", 1), "s", 1, MOST)
+    desk, calling = ServerSession(MOST), ClientSession(message("op", 1), "s", 1, MOST)
     desk.take(calling.begin()[0])
     desk.answer(Refused(Reason.STALE_ROUND, "is of round 3"))
     (again,), _ = desk.take(calling.again()[0])
@@ -107,21 +107,23 @@ def test_a_refusal_is_raised_and_told_again_when_asked() -> None:
 
 @pytest.mark.parametrize("announced", [0, -5, MOST.size + 1, 1 << 40])
 def test_a_size_that_cannot_be_is_refused_before_anything_is_kept(announced: int) -> None:
-    (refused,), whole = Desk(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": announced}, b"x"))
+    (refused,), whole = ServerSession(MOST).take(
+        Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": announced}, b"x")
+    )
     assert whole is None
     assert refused.told["reason"] == Reason.MALFORMED
 
 
 @pytest.mark.parametrize("number", [-1, 1, 1 << 60])
 def test_a_part_that_cannot_be_is_refused(number: int) -> None:
-    (refused,), whole = Desk(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": number, "size": 1}, b"x"))
+    (refused,), whole = ServerSession(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": number, "size": 1}, b"x"))
     assert whole is None
     assert refused.told["reason"] == Reason.MALFORMED
 
 
 def test_a_session_that_ended_is_gone_for_good() -> None:
-    desk = Desk(MOST)
-    old, new = (Calling(message("op", 1), session, 1, MOST) for session in ("old", "new"))
+    desk = ServerSession(MOST)
+    old, new = (ClientSession(message("op", 1), session, 1, MOST) for session in ("old", "new"))
     (first,) = old.begin()
     assert desk.take(first)[1] is not None
     assert desk.take(new.begin()[0])[1] is not None
@@ -132,9 +134,9 @@ def test_a_session_that_ended_is_gone_for_good() -> None:
 
 
 def test_whoever_asks_after_a_restart_is_told_to_begin_anew() -> None:
-    calling = Calling(message("op", 1), "s", 7, MOST)
+    calling = ClientSession(message("op", 1), "s", 7, MOST)
     calling.begin()
-    (gone,), _ = Desk(MOST).take(calling.again()[0])
+    (gone,), _ = ServerSession(MOST).take(calling.again()[0])
     with pytest.raises(SessionGone):
         calling.take(gone)
 
@@ -150,7 +152,7 @@ near = st.fixed_dictionaries({
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(told | near, st.binary(max_size=300)), max_size=12))
 def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str, Any], bytes]]) -> None:
-    desk, calling = Desk(MOST), Calling(message("op", 200), "s", 1, MOST)
+    desk, calling = ServerSession(MOST), ClientSession(message("op", 200), "s", 1, MOST)
     calling.begin()
     for each in frames:
         desk.take(read(*each))
@@ -163,7 +165,7 @@ def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str,
 @pytest.mark.parametrize("kind", ["part", "ask", "have", "other"])
 def test_no_answer_is_larger_for_a_frame_of_many_words(kind: str) -> None:
     odd = read({"k": kind, "s": "s" * 65_000, "n": 1, "i": 0, "size": 10}, b"")
-    frames, whole = Desk(MOST).take(odd)
+    frames, whole = ServerSession(MOST).take(odd)
     assert (frames, whole) == ([], None)
     assert len(repr(odd)) < 500
 
@@ -194,7 +196,7 @@ GOOD = {"k": "part", "s": "s", "n": 1, "i": 0, "size": 10}
 def test_what_is_no_frame_is_told_to_whoever_sent_it_and_to_nobody_else(told: dict[str, Any]) -> None:
     odd = read(told, b"x" * 10)
     assert odd.told.keys() == {"k", "s", "n", "why"}
-    desk, other = Desk(MOST), Calling(message("op", 1), "t", 1)
+    desk, other = ServerSession(MOST), ClientSession(message("op", 1), "t", 1)
     (refused,), whole = desk.take(odd)
     assert whole is None
     assert refused.told["reason"] == Reason.MALFORMED
@@ -206,7 +208,7 @@ def test_what_is_no_frame_is_told_to_whoever_sent_it_and_to_nobody_else(told: di
 def test_what_is_not_even_of_a_call_is_dropped(told: Any) -> None:
     odd = read(told, object())
     assert odd.told.keys() == {"k", "why"}
-    assert Desk(MOST).take(odd) == ([], None)
+    assert ServerSession(MOST).take(odd) == ([], None)
 
 
 @given(st.sampled_from(sorted(FORMS)), st.data())
@@ -221,13 +223,13 @@ def test_what_says_that_it_weighs_too_much_is_refused_with_its_first_part() -> N
     many = Message("op", {str(i): torch.ones(0) for i in range(500)})
     long = Message("op", {"x": torch.ones(500)}, {"a": "x" * 200})
     for each, why in ((many, "the index of its tensors has"), (long, "its header has")):
-        (refused,), whole = Desk(small).take(Calling(each, "s", 1).begin()[0])
+        (refused,), whole = ServerSession(small).take(ClientSession(each, "s", 1).begin()[0])
         assert whole is None
         assert why in refused.told["detail"]
 
 
 def test_a_file_holds_no_more_than_has_come_and_was_announced() -> None:
-    desk, calling = Desk(MOST), Calling(message("op", 5000), "s", 1)
+    desk, calling = ServerSession(MOST), ClientSession(message("op", 5000), "s", 1)
     first, second = calling.begin()[:2]
     desk.take(first)
     desk.take(second)
@@ -244,9 +246,9 @@ def test_a_file_holds_no_more_than_has_come_and_was_announced() -> None:
 
 @pytest.mark.parametrize("op", ["index", "junk"])
 def test_an_answer_that_is_none_is_a_refusal_by_name(op: str) -> None:
-    calling = Calling(message("op", 1), "s", 1, Bounds.of(100, 400, 3, 1 << 20))
+    calling = ClientSession(message("op", 1), "s", 1, Bounds.of(100, 400, 3, 1 << 20))
     answer = Message("op", {str(i): torch.ones(0) for i in range(20)})
-    (part,) = Calling(answer, "s", 1).begin()[:1] if op == "index" else [Frame(GOOD, b"0123456789")]
+    (part,) = ClientSession(answer, "s", 1).begin()[:1] if op == "index" else [Frame(GOOD, b"0123456789")]
     with pytest.raises(Refused, match="what was answered is no message"):
         calling.take(part)
 
@@ -256,6 +258,6 @@ def test_a_message_that_there_is_no_room_for_is_refused(monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exchange, "Spool", full)
-    frames, _ = Desk(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": MOST.size}, bytes(256)))
+    frames, _ = ServerSession(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": MOST.size}, bytes(256)))
     assert frames[0].told["reason"] == Reason.NOT_NOW
     assert "No space left" in frames[0].told["detail"]

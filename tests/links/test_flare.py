@@ -15,10 +15,10 @@ import msgpack
 from nvflare.fuel.f3.message import Message as Carried
 from nvflare.fuel.f3.sfm.sfm_conn import SfmConnection
 
-from manyhands.federation.calls import Calls
+from manyhands.federation.calls import ServerConnection
 from manyhands.federation.demo import LOOPBACK, free_port
 from manyhands.federation.kit import SERVER, load_kit, new_kits
-from manyhands.federation.switchboard import Switchboard
+from manyhands.federation.switchboard import SiteConnections
 from manyhands.links.door import Frame
 from manyhands.links.exchange import ROOM
 from manyhands.links.flare import APP
@@ -37,20 +37,20 @@ RAW = {
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Switchboard, Calls, list[str]]]:
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteConnections, ServerConnection, list[str]]]:
     out, port, lines = tmp_path_factory.mktemp("kits") / "kits", free_port(), list[str]()
     new_kits(f"{LOOPBACK}:{port}", ["a"], out)
     kit = load_kit(out / SERVER, "server")
-    board = Switchboard(kit, ["a"], LOOPBACK, port, lambda peer, line: lines.append(f"{peer}: {line}"))
+    board = SiteConnections(kit, ["a"], LOOPBACK, port, lambda peer, line: lines.append(f"{peer}: {line}"))
     there = threading.Event()
-    calls = Calls(load_kit(out / "a", "site"), lambda _: there.set())
+    calls = ServerConnection(load_kit(out / "a", "site"), lambda _: there.set())
     assert there.wait(30)
     yield board, calls, lines
     calls.close()
     board.close()
 
 
-def until(board: Switchboard, done: Any) -> Any:
+def until(board: SiteConnections, done: Any) -> Any:
     """What is found, while the server listens."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
@@ -61,7 +61,7 @@ def until(board: Switchboard, done: Any) -> Any:
 
 
 def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
-    line: tuple[Switchboard, Calls, list[str]], monkeypatch: pytest.MonkeyPatch
+    line: tuple[SiteConnections, ServerConnection, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board, calls, lines = line
     packed = staticmethod(lambda told: told if isinstance(told, bytes) else msgpack.packb(told))
@@ -81,7 +81,9 @@ def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
     assert [each.op for each in answers] == ["hello"]
 
 
-def test_a_server_that_floods_fills_no_memory_and_is_heard_again(line: tuple[Switchboard, Calls, list[str]]) -> None:
+def test_a_server_that_floods_fills_no_memory_and_is_heard_again(
+    line: tuple[SiteConnections, ServerConnection, list[str]],
+) -> None:
     board, calls, _ = line
     for number in range(1000):
         calls._take(SERVER, Frame({"k": "gone", "s": "another", "n": number}))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manyhands import Diffusion
 from manyhands.diffusion.objective import Network
-from manyhands.diffusion.sample import guided, times, walk
+from manyhands.diffusion.sample import denoise, guided, timesteps
 from manyhands.methods.distil import Distil, jump, loss
 from tests.conftest import TINY
 
@@ -87,7 +87,7 @@ def test_the_student_that_jumps_as_its_teacher_walks_has_no_error_and_any_other_
     diffusion: Diffusion, cut: int, steps: int, teacher_steps: int
 ) -> None:
     grid = Distil(steps=steps).grid(cut)
-    slopes = {s: slope(diffusion, times(s, after, teacher_steps)) for s, after in pairwise(grid)}
+    slopes = {s: slope(diffusion, timesteps(s, after, teacher_steps)) for s, after in pairwise(grid)}
     assert error(diffusion, student_of(diffusion, grid, slopes), grid, teacher_steps) < 1e-20
     for push in (-0.01, 0.01):
         assert error(diffusion, student_of(diffusion, grid, slopes, push), grid, teacher_steps) > 1e-6
@@ -123,12 +123,12 @@ def test_a_teacher_of_one_step_is_its_own_student(diffusion: Diffusion) -> None:
 
 def test_a_student_ends_where_its_teacher_ends() -> None:
     diffusion, grid = TARGETS[1], Distil(steps=3).grid(600)
-    slopes = {s: slope(diffusion, times(s, after, 4)) for s, after in pairwise(grid)}
+    slopes = {s: slope(diffusion, timesteps(s, after, 4)) for s, after in pairwise(grid)}
     networks = teacher_of(diffusion), student_of(diffusion, grid, slopes)
-    fine = [600, *[t for s, after in pairwise(grid) for t in times(s, after, 4)[1:]]]
+    fine = [600, *[t for s, after in pairwise(grid) for t in timesteps(s, after, 4)[1:]]]
     x, labels = images()
     ends = [
-        walk(guided(network, diffusion, labels, NO_LABEL, 1), x, diffusion.schedule, at, torch.Generator())
+        denoise(guided(network, diffusion, labels, NO_LABEL, 1), x, diffusion.schedule, at, torch.Generator())
         for network, at in zip(networks, (fine, grid), strict=True)
     ]
     assert torch.allclose(*ends)

@@ -13,7 +13,7 @@ import torch
 from manyhands import Central, Experiment, FedAvg, Local, Message, Silo, Training
 from manyhands.data.latents import Latents, scale_of
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
-from manyhands.links.in_process import Embedded
+from manyhands.links.in_process import InProcess
 from manyhands.methods.baselines import LocalServer
 from manyhands.methods.latents import AGREE, FETCH, SCALE, LatentServer, encode
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
@@ -100,7 +100,7 @@ def test_latents_are_encoded_as_diffusers_encodes_them_and_scaled(folder: Path) 
 def test_rounds_carry_the_unet_alone_and_the_autoencoder_stays_as_it_was(folder: Path) -> None:
     told = method(folder)
     before = sha256(told.model.load().weights)  # type: ignore[union-attr]
-    experiment = trained(told, link=Embedded(wire="bytes"))
+    experiment = trained(told, link=InProcess(wire="bytes"))
     assert sha256(experiment.generator().autoencoder.weights) == before  # type: ignore[union-attr]
     entries = {(entry["op"], entry["direction"]): entry for entry in experiment.ledger.entries()}
     unet = 4 * sum(weight.numel() for weight in told.model.build(0).state_dict().values())
@@ -152,18 +152,18 @@ def test_one_who_comes_late_gets_the_scale_of_the_others(folder: Path) -> None:
         silo.name: Message(AGREE, {}, {"images": len(silo.images), **each._asdict()})
         for silo, each in zip(holders, moments, strict=True)
     }
-    assert server.on("s0", Message(FETCH)).facts == {"scale": 0.0}
-    server.admit("s0", said["s0"])
-    server.on_group(AGREE, {name: said[name] for name in ("s0", "s1")})
+    assert server.handle("s0", Message(FETCH)).facts == {"scale": 0.0}
+    server.validate("s0", said["s0"])
+    server.handle_barrier(AGREE, {name: said[name] for name in ("s0", "s1")})
     with pytest.raises(Refused) as refused:
-        server.admit("s2", said["s2"])
+        server.validate("s2", said["s2"])
     assert refused.value.reason is Reason.STALE_ROUND
 
     late = method(folder).silo(holders[2])
     assert next(late).op == FETCH
     assert late.send(Message(FETCH, server.trained.weights, {"scale": 0.0})).op == AGREE
     assert late.throw(Refused(Reason.STALE_ROUND, "agreed")).op == FETCH
-    assert late.send(server.on("s2", Message(FETCH))).op == "join"
+    assert late.send(server.handle("s2", Message(FETCH))).op == "join"
     assert holders[2].latents is not None
     assert holders[2].latents.scale == server.scale
 
@@ -175,9 +175,9 @@ def test_one_who_comes_late_gets_the_scale_of_the_others(folder: Path) -> None:
 def test_moments_that_no_latents_have_are_refused(folder: Path, lie: dict[str, Any]) -> None:
     server, silo = LatentServer(latent(folder), LocalServer(1, 0)), silos()[0]
     moments = encode(silo, server.trained).moments()._asdict()
-    server.admit("s0", Message(AGREE, {}, {"images": 7, **moments}))
+    server.validate("s0", Message(AGREE, {}, {"images": 7, **moments}))
     with pytest.raises(Refused) as refused:
-        server.admit("s0", Message(AGREE, {}, {"images": 7, **moments, **lie}))
+        server.validate("s0", Message(AGREE, {}, {"images": 7, **moments, **lie}))
     assert refused.value.reason is Reason.WRONG_WEIGHT
 
 

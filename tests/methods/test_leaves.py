@@ -10,7 +10,7 @@ import pytest
 from manyhands.messages import leaves
 from manyhands.messages.leaves.kinds import CANDIDATES, short
 from manyhands.messages.leaves.stated import SAYS_NOTHING, TOLD, given_away, of_silo, rows, unsent
-from manyhands.messages.operation import Carries, Operation
+from manyhands.messages.operation import Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.runs.recipe import Recipe
@@ -71,7 +71,7 @@ def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
     ],
 )  # fmt: skip
 def test_nothing_is_said_to_stay_that_leaves_or_can_be_computed(case: str, absent: tuple[str, ...]) -> None:
-    assert offer(case).method.plan().never == absent
+    assert offer(case).method.plan().never_sent == absent
     assert (
         offer(case).method.plan().words()[-1].endswith("this says nothing about what can be computed from what leaves")
     )
@@ -143,7 +143,7 @@ def test_layers_that_the_server_does_not_know_tell_it_nothing() -> None:
 
 
 def test_a_fact_that_nobody_has_words_for_is_told_by_its_name() -> None:
-    plan = Plan({"tell": Operation("tells", "once", Carries(facts={"round": int, "blood_group": str}))})
+    plan = Plan({"tell": Operation("tells", "once", Payload(facts={"round": int, "blood_group": str}))})
     assert plan.leaves == (leaves.Statistics(of=("blood_group",), often="once"),)
 
 

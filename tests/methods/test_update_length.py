@@ -125,12 +125,12 @@ def test_ends_of_a_cut_gan_and_models_of_clusters_have_the_same_limit() -> None:
     server._seen["s0"] = (torch.zeros(1), 1)
     ends = {name: torch.full_like(t, 5e4) for name, t in server._ends("s0").items()}
     with pytest.raises(Refused, match="update too long"):
-        server.admit("s0", Message("segments", ends, {"images": 9}))
+        server.validate("s0", Message("segments", ends, {"images": 9}))
     told = {"model": SMALL, "training": {"batch": 4, "steps": 3, "learning_rate": 1e-3}, "rounds": 2}
     other = HFLGan.model_validate(told).server(0, {"s0": 9, "s1": 9})
     models = {name: torch.full_like(t, 5e4) for name, t in other.weights[0].items()}
     with pytest.raises(Refused, match="update too long"):
-        other.admit("s0", Message("update", models, {"images": 9}))
+        other.validate("s0", Message("update", models, {"images": 9}))
 
 
 def test_a_cut_gan_goes_back_with_its_middle_and_leaves_one_silo_out(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_cut_gan_goes_back_with_its_middle_and_leaves_one_silo_out(tmp_path: P
     assert gone in {"s0", "s1", "s2"}
     assert all(torch.equal(t, before[name]) for name, t in pieces(experiment).items())
     with pytest.raises(Refused, match="left out"):
-        experiment.server.admit(gone, Message("make", {}))
+        experiment.server.validate(gone, Message("make", {}))
 
 
 def test_the_length_of_others_is_the_median_and_whoever_is_longest_by_weight_is_the_mover() -> None:

@@ -158,14 +158,14 @@ def test_small_steps_arrive_however_coarse_the_way_down_is(up: Any, feedback: bo
     server = method.server(0, ["s0"])
     start = server.weights  # type: ignore[attr-defined]
     held: Tensors = {}
-    answer = server.on("s0", Message("join", facts={"images": 5, "holds": -1}))
+    answer = server.handle("s0", Message("join", facts={"images": 5, "holds": -1}))
     for number in range(40):
         held = method.downlink.received(answer.facts["form"], answer.tensors, held)
         moved = {name: tensor + 1e-4 for name, tensor in held.items()}
         wire = method.up.encode(moved, held, {}, torch.Generator()).wire
         facts = {"images": 5, "round": number, "holds": number}
-        server.fold("s0", Message("update", wire, facts))
-        answer = server.on_group("update", {"s0": Message("update", {}, facts)})["s0"]
+        server.accumulate("s0", Message("update", wire, facts))
+        answer = server.handle_barrier("update", {"s0": Message("update", {}, facts)})["s0"]
         server.round = number + 1
     (name,) = [name for name in start if name.endswith("conv_norm_out.weight")]
     far = float((server.weights[name] - start[name]).mean())  # type: ignore[attr-defined]
@@ -192,13 +192,13 @@ def test_a_silo_that_missed_a_round_is_sent_the_whole_and_a_resting_one_nothing(
     says = {ready: 2, away: 1}
     forms = {}
     for silo, holds in says.items():
-        answer = server.on(silo, Message("join", facts={"images": 5, "holds": holds}))
+        answer = server.handle(silo, Message("join", facts={"images": 5, "holds": holds}))
         forms[silo] = answer.facts["form"]
     assert forms == {ready: "step", away: "shared"}
-    whole = server.on(new, Message("join", facts={"images": 5, "holds": -1}))
+    whole = server.handle(new, Message("join", facts={"images": 5, "holds": -1}))
     assert whole.facts["form"] == "whole"
     assert set(whole.tensors) == set(parent)
-    assert not server.on(resting, Message("join", facts={"images": 5, "holds": 2})).tensors
+    assert not server.handle(resting, Message("join", facts={"images": 5, "holds": 2})).tensors
 
 
 def test_a_refused_update_leaves_no_trace_at_its_silo() -> None:
@@ -206,7 +206,7 @@ def test_a_refused_update_leaves_no_trace_at_its_silo() -> None:
     conversation = method.silo(silo)
     next(conversation)
     server = method.server(0, ["s0"])
-    answer = server.on("s0", Message("join", facts={"images": 5}))
+    answer = server.handle("s0", Message("join", facts={"images": 5}))
     conversation.send(answer)
     before = dict(silo.memory)
     assert named(before, LEFT)
@@ -268,7 +268,7 @@ def test_the_sizes_that_are_told_are_those_of_the_ledger(told: dict[str, Any], p
     experiment = trained(method, tiny_silos([5, 9, 3, 7]))
     updates = [each for each in experiment.ledger.entries() if each["op"] == "update"]
     really = sum(each["bytes"] for each in updates) / 15
-    (line,) = [line for line in method.sizes(4, Sampling()) if line.startswith("a round")]
+    (line,) = [line for line in method.cost_lines(4, Sampling()) if line.startswith("a round")]
     amounts = re.findall(r"([\d.]+) (kB|MB) (?:up|down)", line)
     planned = sum(float(number) * {"kB": 1e3, "MB": 1e6}[unit] for number, unit in amounts)
     assert really == pytest.approx(planned, rel=0.25)
@@ -301,7 +301,7 @@ def test_a_part_that_was_not_asked_for_is_refused() -> None:
     other = next(parts for name, parts in server._asked.items() if name != silo)
     tensors = {name: server.weights[name] for name in method.layout_of(other)}
     with pytest.raises(Refused):
-        server.admit(silo, Message("update", tensors, {"holds": 0}))
+        server.validate(silo, Message("update", tensors, {"holds": 0}))
 
 
 def test_momentum_is_the_formula_over_three_rounds() -> None:

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from pydantic import ValidationError
 
-from manyhands import Generator, Sampling
+from manyhands import DiffusionGenerator, Sampling
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import guided
 from manyhands.errors import RecipeError, RunFolderError
@@ -26,7 +26,7 @@ def autoencoder(seed: int = 0) -> TrainedAutoencoder:
     return TrainedAutoencoder(SPEC, SPEC.build(seed).state_dict())
 
 
-def latent_generator(classes: int, scale: float = 2.5) -> Generator:
+def latent_generator(classes: int, scale: float = 2.5) -> DiffusionGenerator:
     model = Latent.model_validate(
         {
             "size": 8,
@@ -40,7 +40,7 @@ def latent_generator(classes: int, scale: float = 2.5) -> Generator:
     names = tuple(map(str, range(classes)))
     weights = model.build(seed=3).state_dict()
     drawn = Sampling(steps=10)
-    return Generator(model, Diffusion(), weights, names, drawn, autoencoder=autoencoder(), scale=scale)
+    return DiffusionGenerator(model, Diffusion(), weights, names, drawn, autoencoder=autoencoder(), scale=scale)
 
 
 def test_diffusers_loads_what_is_saved_and_decodes_the_same(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_sizes_that_do_not_fit_are_told(told: dict[str, object], why: str) -> No
 def test_a_latent_generator_draws_the_same_when_loaded_and_in_diffusers(tmp_path: Path, classes: int) -> None:
     one, folder = latent_generator(classes), tmp_path / "model"
     one.save(folder)
-    other = Generator.from_pretrained(folder)
+    other = DiffusionGenerator.from_pretrained(folder)
     assert (other.model, other.scale, other.sampling) == (one.model, one.scale, one.sampling)
     assert torch.equal(one.sample(5, seed=1), other.sample(5, seed=1))
     assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] == 2.5
@@ -157,7 +157,7 @@ def test_a_latent_generator_draws_the_same_when_loaded_and_in_diffusers(tmp_path
     x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     denoiser = guided(one.network, one.diffusion, torch.tensor(labels) if classes else None, classes, 1.0)
     unbounded = Sampling(steps=10, clip=None)
-    latents = unbounded.walk(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator())
+    latents = unbounded.denoise(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator())
     ours = autoencoder().decoded(latents / 2.5).clamp(-1, 1)
     assert torch.allclose(torch.from_numpy(theirs).permute(0, 3, 1, 2), ours / 2 + 0.5, atol=2e-3)
 

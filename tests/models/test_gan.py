@@ -8,9 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from manyhands.methods.huscf.middle import Passing
-from manyhands.models.gan import Gan, GanModule, iteration, through
-from manyhands.models.layer_cut import Cut, Cuts, every_cut, maps
+from manyhands.methods.huscf.middle import MiddlePass
+from manyhands.models.gan import Gan, GanModule, iteration, run_blocks
+from manyhands.models.layer_cut import LayerCut, LayerCuts, block_outputs, every_cut
 
 SMALL = Gan(size=16, channels=2, classes=3, latent=5, width=4)
 
@@ -26,7 +26,7 @@ def test_at_28_it_is_that_of_the_paper() -> None:
     counts = [sum(w.numel() for w in part.parameters()) for part in (networks.generator, networks.discriminator)]
     assert counts == [2_221_925, 816_737]
     spec = Gan(size=28, channels=1, classes=10)
-    shapes = [[like.shape[1:] for like in maps(spec, name)] for name in ("generator", "discriminator")]
+    shapes = [[like.shape[1:] for like in block_outputs(spec, name)] for name in ("generator", "discriminator")]
     assert shapes[0] == [(256, 7, 7), (128, 14, 14), (128, 14, 14), (64, 28, 28), (1, 28, 28)]
     assert shapes[1] == [(64, 14, 14), (128, 7, 7), (128, 7, 7), (256, 3, 3), (1,)]
 
@@ -35,9 +35,9 @@ def test_at_28_it_is_that_of_the_paper() -> None:
 @pytest.mark.parametrize("told", [{}, {"norm": "group"}, {"spectral": True}, {"classes": 0}])
 def test_any_size_has_its_middle_and_ends(size: int, told: dict[str, object]) -> None:
     spec = Gan.model_validate({"size": size, "channels": 3, "classes": 2, "width": 8, **told})
-    made = maps(spec, "generator")
+    made = block_outputs(spec, "generator")
     assert made[-1].shape == (None, 3, size, size)
-    assert maps(spec, "discriminator")[-1].shape == (None, 1)
+    assert block_outputs(spec, "discriminator")[-1].shape == (None, 1)
     assert len(made) == spec.depth
     assert made[spec.middle].shape == made[spec.middle - 1].shape
 
@@ -49,24 +49,28 @@ def test_what_cannot_be_is_told() -> None:
         Gan(size=32, channels=1, classes=0, norm="group", width=12)
     for head, tail in ((2, 4), (1, 2), (0, 5), (3, 3)):
         with pytest.raises(ValueError, match="the head ends before block 2"):
-            Cut(head=head, tail=tail).check(SMALL, "generator")
+            LayerCut(head=head, tail=tail).check(SMALL, "generator")
 
 
 def split_iteration(
-    spec: Gan, home: GanModule, server: GanModule, cuts: Cuts, told: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    spec: Gan,
+    home: GanModule,
+    server: GanModule,
+    cuts: LayerCuts,
+    told: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     """The same iteration, by a silo that has both ends and a server that has the middle."""
     (x, labels, z), (ours, theirs) = told, (torch.optim.Adam(part.parameters(), 1e-2) for part in (home, server))
 
-    def there(network: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Passing]:
+    def there(network: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, MiddlePass]:
         cut = cuts.of(network)
         first, _, last = cut.parts(list(getattr(home, network)))
-        sent = through(first, x, labels)
-        passing = Passing(getattr(server, network), {"s": cut}, {"s": sent})
+        sent = run_blocks(first, x, labels)
+        passing = MiddlePass(getattr(server, network), {"s": cut}, {"s": sent})
         got = passing.answers()["s"].requires_grad_()
-        return sent, got, through(last, got), passing
+        return sent, got, run_blocks(last, got), passing
 
-    def back(sent: torch.Tensor, got: torch.Tensor, passing: Passing, *, learns: bool) -> None:
+    def back(sent: torch.Tensor, got: torch.Tensor, passing: MiddlePass, *, learns: bool) -> None:
         assert got.grad is not None
         sent.backward(passing.back({"s": got.grad}, learns=learns)["s"])
 
@@ -91,8 +95,8 @@ def split_iteration(
 @pytest.mark.parametrize(
     "cuts", list(itertools.product(every_cut(SMALL), repeat=2)), ids=lambda cuts: f"{cuts[0]} {cuts[1]}"
 )
-def test_cut_anywhere_it_learns_the_same(cuts: tuple[Cut, Cut]) -> None:
-    both, told = Cuts(generator=cuts[0], discriminator=cuts[1]), batch(SMALL)
+def test_cut_anywhere_it_learns_the_same(cuts: tuple[LayerCut, LayerCut]) -> None:
+    both, told = LayerCuts(generator=cuts[0], discriminator=cuts[1]), batch(SMALL)
     whole = SMALL.build(3)
     iteration(SMALL, whole, torch.optim.Adam(whole.parameters(), 1e-2), *told)
     home = SMALL.build(3).keep(lambda network, block: both.of(network).at_home(block))

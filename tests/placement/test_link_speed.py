@@ -15,7 +15,7 @@ import torch
 from manyhands.errors import ManyhandsError, MessageError, RecipeError, Refused
 from manyhands.links.frames import receive, send
 from manyhands.messages.message import Message, encode
-from manyhands.placement import link_speed as measure
+from manyhands.placement import link_speed
 from manyhands.placement.link_speed import Link, address, answer, answer_one, link_to, measure_link
 
 
@@ -50,7 +50,7 @@ class Wire:
 @pytest.mark.parametrize("link", [Link(1e6, 4e6, 0.02), Link(3e6, 2e5, 0.0001)])
 def test_a_link_is_what_is_measured_of_it(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(link)
-    monkeypatch.setattr(measure, "perf_counter", lambda: wire.now)
+    monkeypatch.setattr(link_speed, "perf_counter", lambda: wire.now)
     found = measure_link(wire)
     wire.close()
     assert found.rate == pytest.approx(link.rate, rel=0.02)
@@ -126,7 +126,7 @@ def test_one_who_asks_for_something_else_is_refused(
 
 
 def test_a_stranger_is_sent_away_and_the_peer_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "TRANSFER", 0.001)
+    monkeypatch.setattr(link_speed, "TRANSFER", 0.001)
     said: list[str] = []
     ready = threading.Event()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from manyhands.errors import RecipeError
 from manyhands.models.gan import Gan
-from manyhands.models.layer_cut import Cut, Cuts, every_cut
+from manyhands.models.layer_cut import LayerCut, LayerCuts, every_cut
 from manyhands.placement.devices import Central, Device, Fleet
 from manyhands.placement.genetic import _Space, genetic
 from manyhands.placement.planner import Advisor
@@ -35,7 +35,7 @@ def authors_fleet() -> Fleet:
     return Fleet(server=Central(gflops=672, rate=1e9), devices=kinds)
 
 
-def in_bits(cuts: Cuts) -> str:
+def in_bits(cuts: LayerCuts) -> str:
     """As the authors write them: what of the movable blocks is at home."""
     return "".join(f"{cut.head}{4 - cut.tail}" for cut in (cuts.generator, cuts.discriminator))
 
@@ -50,14 +50,14 @@ def test_the_authors_figure_and_cuts() -> None:
 
 def test_uniform_cuts_take_what_the_notes_say() -> None:
     advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
-    least, most = (Cuts(generator=cut, discriminator=cut) for cut in (every_cut(GAN)[0], every_cut(GAN)[-1]))
+    least, most = (LayerCuts(generator=cut, discriminator=cut) for cut in (every_cut(GAN)[0], every_cut(GAN)[-1]))
     assert advisor.seconds(dict.fromkeys(AUTHORS, least)) == pytest.approx(16.9, abs=0.05)
     assert advisor.seconds(dict.fromkeys(AUTHORS, most)) == pytest.approx(195.9, abs=0.05)
 
 
 def brute(advisor: Advisor) -> float:
     """The least of all."""
-    every = [Cuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(advisor.model), repeat=2)]
+    every = [LayerCuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(advisor.model), repeat=2)]
     every = [cuts for cuts in every if cuts.discriminator.head >= advisor.min_head]
     best = np.inf
     fitting = [[c for c in every if advisor.memory(c) <= (device.memory or np.inf)]
@@ -116,7 +116,7 @@ def test_the_genetic_solver_finds_nothing_better_and_stays_within_memory(fleet: 
         assert advisor.memory(each) <= (fleet.devices[name].memory or np.inf)
 
 
-def problem_cuts(advisor: Advisor, seed: int) -> dict[str, Cuts]:
+def problem_cuts(advisor: Advisor, seed: int) -> dict[str, LayerCuts]:
     """By a short search."""
     levels = genetic(advisor.problem, seed, population=20, generations=5)
     if levels is None:
@@ -159,7 +159,7 @@ def test_one_that_is_too_small_is_named_with_what_it_lacks() -> None:
         server=Central(gflops=10, rate=1e6), devices={"a": small.model_copy(update={"memory": None}), "b": small}
     )
     advisor = Advisor(GAN, fleet)
-    least = advisor.memory(Cuts(generator=every_cut(GAN)[0], discriminator=Cut(head=1, tail=4)))
+    least = advisor.memory(LayerCuts(generator=every_cut(GAN)[0], discriminator=LayerCut(head=1, tail=4)))
     for solver in ("exact", "genetic"):
         with pytest.raises(RecipeError, match=f"device b: at the least cut it lacks {(least - 10e6) / 1e6:,.1f} MB"):
             advisor.cuts(solver)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def test_one_that_is_too_small_is_named_with_what_it_lacks() -> None:
 
 def test_cuts_that_are_none_are_told() -> None:
     advisor = Advisor(GAN, authors_fleet())
-    good, bad = (Cuts(generator=Cut(head=h, tail=4), discriminator=Cut(head=1, tail=4)) for h in (0, 2))
+    good, bad = (LayerCuts(generator=LayerCut(head=h, tail=4), discriminator=LayerCut(head=1, tail=4)) for h in (0, 2))
     with pytest.raises(RecipeError, match="generator: the head ends before block 2"):
         advisor.seconds(dict.fromkeys(AUTHORS, bad))
     with pytest.raises(RecipeError, match="device dev7: there are no cuts"):
@@ -183,7 +183,7 @@ def test_what_was_measured_of_a_link_counts() -> None:
         advisor = Advisor(GAN, Fleet(server=server, devices={"a": one.model_copy(update=told)}))
         return advisor.seconds({"a": every})
 
-    every = Cuts(generator=every_cut(GAN)[0], discriminator=every_cut(GAN)[0])
+    every = LayerCuts(generator=every_cut(GAN)[0], discriminator=every_cut(GAN)[0])
     assert seconds(down=1e9) == seconds()
     assert seconds(latency=0.5) == pytest.approx(seconds() + 16 * 0.5)
     slower = Advisor(GAN, Fleet(server=server, devices={"a": one})).sent(every) * (1 / 1e6 - 1 / 1e9)
@@ -198,7 +198,7 @@ def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_
     for model in (GAN, DEEPER):
         advisor = Advisor(model, fleet, mode, 0)  # type: ignore[arg-type]
         one = st.sampled_from(every_cut(model))
-        cuts = {name: Cuts(generator=data.draw(one), discriminator=data.draw(one)) for name in fleet.devices}
+        cuts = {name: LayerCuts(generator=data.draw(one), discriminator=data.draw(one)) for name in fleet.devices}
         bars = timeline(advisor, cuts)
         assert max(bar.end for bar in bars) == pytest.approx(advisor.seconds(cuts))
         for who in ("server", *fleet.devices):
@@ -209,7 +209,7 @@ def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_
 def test_bytes_are_those_of_the_paper() -> None:
     advisor = Advisor(GAN, authors_fleet())
     every = {in_bits(c): c for g, d in itertools.product(every_cut(GAN), repeat=2)
-             for c in [Cuts(generator=g, discriminator=d)]}  # fmt: skip
+             for c in [LayerCuts(generator=g, discriminator=d)]}  # fmt: skip
     told = {"0000": 27.46, "0010": 22.64, "1111": 22.48, "1110": 19.43, "0110": 16.22, "1001": 33.72}
     for bits, megabytes in told.items():
         assert advisor.sent(every[bits]) / 1e6 == pytest.approx(megabytes, abs=0.005)

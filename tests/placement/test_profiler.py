@@ -26,13 +26,13 @@ SMALL = Gan(size=8, channels=1, classes=2, latent=4, width=4)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass forward and backward takes a hundredth of a second, whatever the block."""
     now = [0.0]
-    real = profiler.through
+    real = profiler.run_blocks
 
     def through(*told: Any) -> Any:
         now[0] += 0.01
         return real(*told)
 
-    monkeypatch.setattr(profiler, "through", through)
+    monkeypatch.setattr(profiler, "run_blocks", through)
     monkeypatch.setattr(profiler, "perf_counter", lambda: now[0])
 
 

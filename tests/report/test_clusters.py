@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manyhands.report import clusters as clustered
+from manyhands.report import clusters
 from manyhands.report.clusters import Weighed
 from manyhands.runs.run_folder import Round
 
@@ -34,19 +34,19 @@ def test_agreement_is_one_whatever_the_clusters_are_called_and_no_more_than_chan
     numbers: list[int], kinds: str, same: float
 ) -> None:
     domains = {f"s{i}": kind for i, kind in enumerate(kinds)}
-    assert clustered.agreement(silos(numbers), domains) == pytest.approx(same)
-    assert clustered.agreement(silos(numbers), dict.fromkeys(domains, "a")) is None
-    assert clustered.agreement(silos(numbers), {}) is None
+    assert clusters.agreement(silos(numbers), domains) == pytest.approx(same)
+    assert clusters.agreement(silos(numbers), dict.fromkeys(domains, "a")) is None
+    assert clusters.agreement(silos(numbers), {}) is None
 
 
 def test_the_last_round_that_clustered_is_told_and_shown(tmp_path: Path) -> None:
     plain: Weighed = {"s0": {"cluster": 0, "distance": 0.0, "weight": 1.0}}
     domains = {"s0": "<mnist>", "s1": "fashion"}
-    assert clustered.facts(rounds(plain), domains) == {}
-    told = clustered.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
+    assert clusters.facts(rounds(plain), domains) == {}
+    told = clusters.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
     assert (told["count"], told["agreement"]) == (2, 1.0)
-    page = clustered.section({"clusters": told, "domains": domains}, tmp_path / "clusters.png")
+    page = clusters.section({"clusters": told, "domains": domains}, tmp_path / "clusters.png")
     assert "2 clusters" in page
     assert "&lt;mnist&gt;" in page
     assert (tmp_path / "clusters.png").stat().st_size > 5000
-    assert clustered.section({"clusters": {}}, tmp_path / "none.png") == ""
+    assert clusters.section({"clusters": {}}, tmp_path / "none.png") == ""

@@ -18,11 +18,11 @@ from manyhands.errors import RunFolderError
 from manyhands.evaluation import verdict
 from manyhands.evaluation.evaluator import Evaluation
 from manyhands.formatting import count_text
-from manyhands.report import page as report
+from manyhands.report import page
 from manyhands.report.markup import number
 from manyhands.runs.compare import Comparison
 from manyhands.runs.run_folder import RunFolder
-from manyhands.runs.tensorboard import Board
+from manyhands.runs.tensorboard import TensorBoardLogger
 from tests.conftest import holding_silos, tiny_fedavg
 
 needs_chromium = pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="Debian's chromium is not installed")
@@ -72,10 +72,10 @@ def test_it_says_what_a_reader_asks(folder: RunFolder) -> None:
 
 def test_what_gives_images_away_is_read_before_anything_else(folder: RunFolder) -> None:
     assert not folder.report["gives_away"], "a round has several steps"
-    page = report.page(folder, folder.report | {"gives_away": ["silo-0: This run gives its images away<b>."]})
-    first = page[page.index("</h1>") :]
+    html = page.page(folder, folder.report | {"gives_away": ["silo-0: This run gives its images away<b>."]})
+    first = html[html.index("</h1>") :]
     assert first.startswith('</h1><section class="warn" role="note"><p><b>silo-0: This run gives its images away&lt;b')
-    assert "gives its images away" not in report.page(folder, folder.report)
+    assert "gives its images away" not in page.page(folder, folder.report)
 
 
 def test_missing_silos_and_withheld_updates_are_warned_of(folder: RunFolder, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_missing_silos_and_withheld_updates_are_warned_of(folder: RunFolder, tmp
     with (copy.path / "journal.jsonl").open("w") as file:
         file.write(lines[0] + "\n")
     copy.append(done)
-    report.write(copy, copy.report)
+    page.write(copy, copy.report)
     assert "round 2: silo-1: its loss is not finite" in (copy.path / "report.html").read_text()
 
 
@@ -94,7 +94,7 @@ def test_a_report_of_another_version_is_an_error_in_words(folder: RunFolder, tmp
     kept = copy.report
     copy.write("report.json", {name: kept[name] for name in kept if name != "pooled"})
     with pytest.raises(RunFolderError, match="another version: it has no 'pooled'"):
-        report.write(copy, copy.report)
+        page.write(copy, copy.report)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"silos": {}}'])
@@ -110,10 +110,10 @@ def test_a_report_that_cannot_be_drawn_changes_nothing(folder: RunFolder, tmp_pa
     copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
     before = (copy.path / "report.json").read_text()
     with pytest.raises(RunFolderError):
-        report.write(copy, {name: value for name, value in copy.report.items() if name != "pooled"})
+        page.write(copy, {name: value for name, value in copy.report.items() if name != "pooled"})
     assert (copy.path / "report.json").read_text() == before
     shutil.rmtree(copy.figures)
-    report.write(copy, copy.report)
+    page.write(copy, copy.report)
     assert (copy.figures / "loss.png").exists()
 
 
@@ -161,7 +161,7 @@ def test_figures_are_short_and_counts_have_units() -> None:
 def test_tensorboard_has_the_scalars_and_grids_of_the_report(folder: RunFolder) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = Board(folder)
+    board = TensorBoardLogger(folder)
     for done in folder.rounds:
         board.show(done)
     board.close()
@@ -174,7 +174,7 @@ def test_tensorboard_has_the_scalars_and_grids_of_the_report(folder: RunFolder) 
 
 
 def test_a_board_that_was_never_shown_a_round_writes_nothing(tmp_path: Path) -> None:
-    Board(RunFolder(tmp_path / "run")).close()
+    TensorBoardLogger(RunFolder(tmp_path / "run")).close()
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,7 @@ from chatty import Unsplit, difference
 from toy_split import ToySplit, toy_silos
 
 from manyhands import Experiment
-from manyhands.links.in_process import Embedded
+from manyhands.links.in_process import InProcess
 from manyhands.tensors import sha256
 
 
@@ -23,7 +23,7 @@ def test_many_steps_end_in_the_weights_of_the_whole_network_over_any_wire() -> N
     for step in range(6):
         unsplit.step(step // 3)
     for wire in ("count", "bytes"):
-        split = Experiment(method, silos, device="cpu", link=Embedded.model_validate({"wire": wire}))
+        split = Experiment(method, silos, device="cpu", link=InProcess.model_validate({"wire": wire}))
         assert [done.number for done in split] == [0, 1]
         for name, tensor in unsplit.middle.state_dict().items():
             assert torch.allclose(split.server.state_dict()[name], tensor, atol=1e-6)

@@ -201,7 +201,7 @@ def _attackers(
             known, schedule, levels, model, effort.training(effort.regressor), torch_rng(seed, "regressor")
         ),
         "denoised": reconstruction.denoised(denoiser),
-        "walked": reconstruction.walked(denoiser, schedule),
+        "walked": reconstruction.sampled(denoiser, schedule),
     }
 
     def reader(answers: Tensor, outputs: int, what: str) -> attributes.NoisyClassifier:
@@ -265,7 +265,7 @@ def _own_attacks(ready: _Attackers, t: int) -> dict[str, Attack]:
     denoiser = ready.own.denoiser(ready.diffusion, ready.shown)
     return {
         "own_denoised": reconstruction.denoised(denoiser),
-        "own_walked": reconstruction.walked(denoiser, ready.diffusion.schedule),
+        "own_walked": reconstruction.sampled(denoiser, ready.diffusion.schedule),
     }
 
 

@@ -19,16 +19,16 @@ from manyhands.audit.attacks.inverter import Inverter, inverter
 from manyhands.audit.attacks.statistics import Interval, proportion
 from manyhands.audit.collafuse import SHOWN, Effort
 from manyhands.data.images import Images, as_floats
-from manyhands.models.gan import through
+from manyhands.models.gan import run_blocks
 from manyhands.seed import torch_rng
 from manyhands.tensors import named
 
 if TYPE_CHECKING:
-    from manyhands.audit.replay import Heard
+    from manyhands.audit.replay import RecordedBatch
     from manyhands.methods.huscf.method import HuSCF
     from manyhands.tensors import Tensors
 
-Of = Callable[["Heard"], Head]
+Of = Callable[["RecordedBatch"], Head]
 """The head that an attacker takes a silo to have."""
 
 
@@ -44,7 +44,7 @@ class Attacked:
     """Mini-batches that a server has heard, and what the attacker has beside them."""
 
     method: HuSCF
-    heard: Sequence[Heard]
+    heard: Sequence[RecordedBatch]
     public: Images
     effort: Effort = field(default_factory=Effort)
     seed: int = 0
@@ -68,7 +68,7 @@ class Attacked:
             "recognised_by_unknown": self._recognised(known, fresh),
         }
 
-    def later(self, heard: Sequence[Heard]) -> dict[str, dict[str, Any]]:
+    def later(self, heard: Sequence[RecordedBatch]) -> dict[str, dict[str, Any]]:
         """Of mini-batches later in the round, with the weights of its beginning: by head, what attacks find."""
         found = {}
         for last in sorted({each.cuts.discriminator.head for each in heard}):
@@ -123,7 +123,7 @@ class Attacked:
     def _known(self, last: int) -> Of:
         kept: dict[int, Head] = {}
 
-        def head(each: Heard) -> Head:
+        def head(each: RecordedBatch) -> Head:
             if each.cluster not in kept:
                 kept[each.cluster] = head_of(self.method.model, each.weights, last, self.method.guard)
             return kept[each.cluster]
@@ -153,7 +153,7 @@ class Attacked:
             found.setdefault("inverter", []).append(learnt)
         return {name: _joined(estimates) for name, estimates in found.items()}
 
-    def _sent(self, true: Of, each: Heard, op: str) -> Tensor:
+    def _sent(self, true: Of, each: RecordedBatch, op: str) -> Tensor:
         """What was sent of real or of made images; where the silo's head is another one, what would have been."""
         head = true(each)
         if each.cuts.discriminator.head == head.last:
@@ -161,7 +161,7 @@ class Attacked:
         images = each.images if op == "real" else each.drawn
         return head.sent(images, each.labels, self._rng("sent", op, head.last, each.silo))
 
-    def _labels(self, head: Head, made: Tensor, each: Heard) -> Tensor | None:
+    def _labels(self, head: Head, made: Tensor, each: RecordedBatch) -> Tensor | None:
         """Real images and made ones come with the same labels; and the server can make the made ones itself."""
         return labelled(head, made, tailed(self.method, each, each.weights)) if self.method.model.classes else None
 
@@ -185,7 +185,7 @@ class Attacked:
         return torch_rng(self.seed, "crossings", *names)
 
 
-def crossings(attacked: Attacked, later: Sequence[Heard]) -> dict[str, Any]:
+def crossings(attacked: Attacked, later: Sequence[RecordedBatch]) -> dict[str, Any]:
     """Every head that the discriminator can have, and the tails, as plain numbers, never as pictures."""
     method = attacked.method
     told = [each.cuts.discriminator.head for each in attacked.heard]
@@ -205,7 +205,7 @@ def crossings(attacked: Attacked, later: Sequence[Heard]) -> dict[str, Any]:
     }
 
 
-def chosen(heard: Mapping[str, Heard]) -> list[Heard]:
+def chosen(heard: Mapping[str, RecordedBatch]) -> list[RecordedBatch]:
     """At least a silo of each cut, and more until there are enough images."""
     first: dict[int, str] = {}
     for name, each in heard.items():
@@ -219,11 +219,11 @@ def chosen(heard: Mapping[str, Heard]) -> list[Heard]:
 
 
 @torch.no_grad()
-def tailed(method: HuSCF, each: Heard, weights: Tensors) -> Tensor:
+def tailed(method: HuSCF, each: RecordedBatch, weights: Tensors) -> Tensor:
     """What a tail of the generator with these weights makes of what goes into it, as in training."""
     network = method.model.build(0)
     network.generator.load_state_dict(named(weights, "generator."))
-    return through(each.cuts.generator.parts(list(network.generator))[2], each.into_tail)
+    return run_blocks(each.cuts.generator.parts(list(network.generator))[2], each.into_tail)
 
 
 def _joined(estimates: Sequence[Estimate]) -> Estimate:

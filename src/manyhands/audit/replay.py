@@ -15,8 +15,8 @@ from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.order import ORDER
 from manyhands.methods.huscf.server import HuSCFServer
-from manyhands.methods.huscf.silo import Half
-from manyhands.models.layer_cut import Cuts
+from manyhands.methods.huscf.silo import SiloSegments
+from manyhands.models.layer_cut import LayerCuts
 from manyhands.tensors import Tensors, finite
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from manyhands.silos.silo import Silo
 
 
-class Heard(NamedTuple):
+class RecordedBatch(NamedTuple):
     """What the server has of a mini-batch of a silo, step ``step`` of ``steps``, and after that, what it was of.
 
     ``made`` and ``real`` are what was sent of made and of real images, ``into_tail`` what made images came of, and
@@ -35,7 +35,7 @@ class Heard(NamedTuple):
     cluster: int
     step: int
     steps: int
-    cuts: Cuts
+    cuts: LayerCuts
     weights: Tensors
     made: Tensor
     real: Tensor
@@ -45,7 +45,7 @@ class Heard(NamedTuple):
     labels: Tensor | None
 
 
-def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float = 0.0) -> dict[str, Heard]:
+def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float = 0.0) -> dict[str, RecordedBatch]:
     """That after this part of the open round, with a server and silos as they were when it began."""
     known = {n: dict(mean) for n, mean in server.means.items()}
     watched = {silo.name: _Watched(method, server, silo) for silo in silos}
@@ -57,20 +57,20 @@ def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float
         if bad := [name for name, message in said.items() if message.op != op or finite(message.tensors)]:
             raise DataError(f"{bad[0]}: says no {op} in step {step}, or not in numbers; there is nothing to attack")
         sent[op] = {name: activations.decode(message.tensors).detach().cpu() for name, message in said.items()}
-        got[op] = server.on_group(op, said)
+        got[op] = server.handle_barrier(op, said)
         said = {name: each.talk.send(got[op][name]) for name, each in watched.items()}
     found = {}
     for name, each in watched.items():
         each.talk.close()
         number, into_tail = server.cluster.get(name, 0), activations.decode(got["make"][name].tensors).detach().cpu()
-        found[name] = Heard(
+        found[name] = RecordedBatch(
             name, number, step, steps, method.of(name), known[number],
             sent["made"][name], sent["real"][name], into_tail, *each.seen,
         )  # fmt: skip
     return found
 
 
-def last_round(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], part: float = 0.0) -> dict[str, Heard]:
+def last_round(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], part: float = 0.0) -> dict[str, RecordedBatch]:
     """That after this part of the last round of a finished run, which went on from the round before."""
     number = method.rounds - 1
     server = method.server(silos[0].seed, {silo.name: len(silo.images) for silo in silos})
@@ -88,8 +88,8 @@ class _Watched:
     """A silo's half, and what its networks make images of in the newest step."""
 
     def __init__(self, method: HuSCF, server: HuSCFServer, silo: Silo) -> None:
-        answer = server.on(silo.name, Message("join", facts={"images": len(silo.images)}))
-        half = Half(method, silo, dict(answer.tensors), server.round)
+        answer = server.handle(silo.name, Message("join", facts={"images": len(silo.images)}))
+        half = SiloSegments(method, silo, dict(answer.tensors), server.round)
         self._drawn, self._judged = torch.empty(0), list[tuple[Tensor, Tensor | None]]()
         half.network.generator[-1].register_forward_hook(self._draws)
         half.network.discriminator[0].register_forward_pre_hook(self._judges)

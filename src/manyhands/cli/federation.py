@@ -87,8 +87,8 @@ def serve(
         _check_free(host, port or loaded.about.port)
         raise typer.Exit(keep(sys.argv[1:]))
     from manyhands.federation.kit import LEAD as LEAD_NAME
-    from manyhands.federation.serving import Serving
-    from manyhands.federation.switchboard import Switchboard
+    from manyhands.federation.serving import FederationServer
+    from manyhands.federation.switchboard import SiteConnections
     from manyhands.models.state_spec import build_apart
     from manyhands.silos.device import chosen_device
     from manyhands.silos.memory import release_memory
@@ -97,10 +97,10 @@ def serve(
     release_memory(at_once=True)
     out.mkdir(parents=True, exist_ok=True)
     seldom = Seldom(say)
-    board = Switchboard(loaded, [*loaded.about.sites, LEAD_NAME], host, port, seldom)
+    board = SiteConnections(loaded, [*loaded.about.sites, LEAD_NAME], host, port, seldom)
     say(f"listens at {host}:{port or loaded.about.port}")
     try:
-        serving = Serving(loaded, board, out, chosen_device(device), say, seldom)
+        serving = FederationServer(loaded, board, out, chosen_device(device), say, seldom)
         while True:
             serving.step()
     finally:
@@ -126,7 +126,7 @@ def join(
     check_data(told.data, loaded)
     if not is_worker():
         raise typer.Exit(keep(sys.argv[1:]))
-    from manyhands.federation.calls import Calls
+    from manyhands.federation.calls import ServerConnection
     from manyhands.federation.site import Site
     from manyhands.silos.memory import release_memory
 
@@ -138,7 +138,7 @@ def join(
         if "no server answers" not in str(error):
             raise
         say(f"{error}; it is dialled again and again")
-    calls = Calls(loaded, lambda there: say("connected" if there else "the connection is lost; dials again"))
+    calls = ServerConnection(loaded, lambda there: say("connected" if there else "the connection is lost; dials again"))
     try:
         Site(about.party, told, out, calls, say).work()
     finally:
@@ -190,12 +190,12 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Start a run between the sites."""
-    from manyhands.federation.lead import Lead
+    from manyhands.federation.lead import Admin
     from manyhands.runs.recipe import load_recipe
     from manyhands.runs.shipped import recipe_path
 
     told = load_recipe(recipe_path(recipe), changes or [])
-    with Lead(kit) as lead:
+    with Admin(kit) as lead:
         found = lead.submit(told, [name for name in sites.split(",") if name])
     if as_json:
         typer.echo(kept_json(found))
@@ -211,9 +211,9 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show the sites, and how the newest run stands."""
-    from manyhands.federation.lead import Lead
+    from manyhands.federation.lead import Admin
 
-    with Lead(kit) as lead:
+    with Admin(kit) as lead:
         for _ in itertools.count():
             found = lead.status()
             typer.echo(kept_json(found) if as_json else _told(found))
@@ -225,9 +225,9 @@ def status(
 @app.command()
 def stop(kit: LeadOption = LEAD, run: RunOption = "") -> None:
     """End a run before its end."""
-    from manyhands.federation.lead import Lead
+    from manyhands.federation.lead import Admin
 
-    with Lead(kit) as lead:
+    with Admin(kit) as lead:
         typer.echo(f"{lead.stop(run)['run']}: stopped")
 
 
@@ -236,11 +236,11 @@ def fetch(
     out: Annotated[Path, typer.Option(help="Where the run folder goes.")], kit: LeadOption = LEAD, run: RunOption = ""
 ) -> None:
     """Bring the server's run folder here: the shared model, the journal, the report."""
-    from manyhands.federation.lead import Lead
+    from manyhands.federation.lead import Admin
 
     if out.exists():
         raise RecipeError(f"--out {out}: is there already")
-    with Lead(kit) as lead:
+    with Admin(kit) as lead:
         typer.echo(str(lead.fetch(run, out)))
 
 

@@ -67,9 +67,9 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool
         typer.echo(f"warning: {line}", err=True)
     watchers: list[Any] = [Progress(told, quiet=quiet)]
     if board:
-        from manyhands.runs.tensorboard import Board
+        from manyhands.runs.tensorboard import TensorBoardLogger
 
-        watchers.append(Board(RunFolder(folder)))
+        watchers.append(TensorBoardLogger(RunFolder(folder)))
     try:
         for done in experiment:
             for watcher in watchers:
@@ -111,6 +111,6 @@ def _plan_of(told: Recipe) -> dict[str, Any]:
     """A recipe in full, and what it would send; what gives its images away stands apart, to be said first."""
     from manyhands.messages.leaves.stated import given_away
 
-    plan, sizes = told.method.plan(), told.method.sizes(told.partition.silos, told.sampling)
+    plan, sizes = told.method.plan(), told.method.cost_lines(told.partition.silos, told.sampling)
     first = given_away(plan.leaves)
     return {"gives_away": first, "recipe": told.resolved(), "plan": plan.words()[len(first) :], "sizes": sizes}

@@ -10,7 +10,7 @@ from manyhands.errors import RecipeError, RunFolderError
 from manyhands.files.strict_json import kept_json
 
 if TYPE_CHECKING:
-    from manyhands.generators.base import Drawing
+    from manyhands.generators.base import ImageGenerator
 
 
 def sample(
@@ -48,19 +48,19 @@ def sample(
     )
 
 
-def _generator(folder: Path, silo: str | None, *, alone: bool) -> Drawing:
+def _generator(folder: Path, silo: str | None, *, alone: bool) -> ImageGenerator:
     from manyhands.generators.load import load
     from manyhands.models.autoencoder import FACTS, TrainedAutoencoder
-    from manyhands.runs.finished import drawn_by
+    from manyhands.runs.finished import loaded_generator
     from manyhands.runs.run_folder import RunFolder
     from manyhands.silos.device import chosen_device
 
     if (folder / FACTS).is_file():
         if silo is not None or alone:
             raise RecipeError(f"{folder}: is one model; --silo and --alone choose among those of a run")
-        found: Drawing | TrainedAutoencoder = load(folder, chosen_device("auto"))
+        found: ImageGenerator | TrainedAutoencoder = load(folder, chosen_device("auto"))
     else:
-        found = drawn_by(RunFolder(folder), silo, alone=alone)
+        found = loaded_generator(RunFolder(folder), silo, alone=alone)
     if isinstance(found, TrainedAutoencoder):
         raise RunFolderError(
             f"{folder}: trained an autoencoder, which draws nothing of its own; name its model/ in a "

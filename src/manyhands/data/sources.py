@@ -26,7 +26,7 @@ UNREADABLE = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, zlib.error, struct.error,
     zipfile.BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
-MOST_CLASSES = 65_536
+MAX_CLASSES = 65_536
 _PICTURES = {".png", ".jpg", ".jpeg"}
 Entry = tuple[str, int, Callable[[], Image.Image]]
 """A name for messages, a class number, and how to open it."""
@@ -95,7 +95,7 @@ class Idx(Source):
         labels = read_idx(Path(str(self.labels)))
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
             raise DataError(f"{self.labels}: holds {labels.dtype} of shape {labels.shape}, not one label an image")
-        if not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
+        if not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
             raise DataError(f"{self.labels}: has labels from {labels.min()} to {labels.max()}, which cannot be classes")
         return labels
 

@@ -34,7 +34,7 @@ class Sampling(Spec):
     guidance: Float = Field(default=1.0, ge=0, le=100)
     clip: Float | None = Field(default=1.0, gt=0)
 
-    def walk(
+    def denoise(
         self,
         denoiser: Denoiser,
         x: Tensor,
@@ -45,16 +45,16 @@ class Sampling(Spec):
         steps: int | None = None,
     ) -> Tensor:
         """Take x from noise level ``t_from`` to ``t_to``, in so many steps, or by those of the whole chain between."""
-        at = self.between(schedule, t_from, t_to) if steps is None else times(t_from, t_to, steps)
+        at = self.between(schedule, t_from, t_to) if steps is None else timesteps(t_from, t_to, steps)
         eta = 0.0 if self.sampler == "ddim" else 1.0
-        return walk(denoiser, x, schedule, at, rng, eta=eta, clip=self.clip)
+        return denoise(denoiser, x, schedule, at, rng, eta=eta, clip=self.clip)
 
     def between(self, schedule: Schedule, t_from: int, t_to: int) -> list[int]:
         """The two ends, and the steps of the whole chain that lie between."""
-        return [t_from, *(t for t in times(schedule.steps, 0, self.steps) if t_to < t < t_from), t_to]
+        return [t_from, *(t for t in timesteps(schedule.steps, 0, self.steps) if t_to < t < t_from), t_to]
 
 
-def times(t_from: int, t_to: int, steps: int) -> list[int]:
+def timesteps(t_from: int, t_to: int, steps: int) -> list[int]:
     """At most ``steps`` + 1 falling steps of the chain, evenly spread, both ends among them."""
     if not 0 <= t_to <= t_from:
         raise ValueError(f"an interval goes down from t_from to t_to >= 0, not from {t_from} to {t_to}")
@@ -63,7 +63,7 @@ def times(t_from: int, t_to: int, steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def walk(
+def denoise(
     denoiser: Denoiser,
     x: Tensor,
     schedule: Schedule,

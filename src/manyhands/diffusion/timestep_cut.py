@@ -15,7 +15,7 @@ from manyhands.privacy.accountant import decibel, epsilon, mu_of
 from manyhands.spec import Float, Spec
 
 
-class Cut(Spec):
+class TimestepCut(Spec):
     """A cut, told in one of three ways; a plain number is a share.
 
     ``share`` is that of the chain's steps that stay at the silo: 0 none, 1 all. ``snr_db`` is the signal over the noise
@@ -32,7 +32,7 @@ class Cut(Spec):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, told: Any) -> Any:
-        if isinstance(told, Mapping | Cut):
+        if isinstance(told, Mapping | TimestepCut):
             return told
         if isinstance(told, bool) or not isinstance(told, int | float):
             raise ValueError(f"{told!r} came: say a share in [0, 1], {{ snr_db = ... }} or {{ epsilon = ... }}")

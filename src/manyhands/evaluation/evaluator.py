@@ -26,11 +26,11 @@ from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
-    from manyhands.generators.base import Drawing
+    from manyhands.generators.base import ImageGenerator
     from manyhands.silos.silo import Silo
 
 Figures = dict[str, float]
-Trained: TypeAlias = "Drawing | TrainedAutoencoder"
+ImageSource: TypeAlias = "ImageGenerator | TrainedAutoencoder"
 CAS_EPOCHS, CAS_BATCH = 15, 64
 ALARM = 4 * metrics.TAIL
 SHOWN = 8
@@ -46,7 +46,7 @@ class Evaluation(Spec):
     ``cas`` trains a classifier on the samples alone. ``seeds`` draws so often, ``bootstrap`` resamples a single draw.
 
     References:
-        GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
+        GANs ImageSource by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
             arXiv 1706.08500
         Demystifying MMD GANs, Binkowski et al., 2018, arXiv 1801.01401
         Improved Precision and Recall Metric for Assessing Generative Models, Kynkaanniemi et al., 2019,
@@ -60,7 +60,7 @@ class Evaluation(Spec):
     images: Int = Field(default=500, ge=0, le=1_000_000)
     every: Int = Field(default=0, ge=0)
     features: str = "classifier"
-    reference: Int = Field(default=50_000, ge=metrics.FEWEST)
+    reference: Int = Field(default=50_000, ge=metrics.MIN_IMAGES)
     cas: bool = False
     seeds: Int = Field(default=1, ge=1, le=1000)
     bootstrap: Int = Field(default=10, ge=0, le=1000)
@@ -68,8 +68,10 @@ class Evaluation(Spec):
     @field_validator("images")
     @classmethod
     def _enough(cls, told: int) -> int:
-        if 0 < told < metrics.FEWEST:
-            raise ValueError(f"{told} images are too few to measure anything; {metrics.FEWEST} or more, or 0 for none")
+        if 0 < told < metrics.MIN_IMAGES:
+            raise ValueError(
+                f"{told} images are too few to measure anything; {metrics.MIN_IMAGES} or more, or 0 for none"
+            )
         return told
 
     @field_validator("features")
@@ -95,7 +97,7 @@ class View:
     known: Seen
 
 
-class Judge:
+class Evaluator:
     """Has the real images of all silos, and networks that look at them; measures one generator after another.
 
     The reference is the pooled training images, the floor is held-out images in the place of samples: as many, of the
@@ -107,8 +109,8 @@ class Judge:
         self.silos = [silo.name for silo in silos]
         train, train_silo = _pool([silo.images for silo in silos])
         held, held_silo = _pool([silo.held_out or silo.images.subset(np.arange(0)) for silo in silos])
-        if len(held) < metrics.FEWEST:
-            raise DataError(f"{len(held)} images are held out, {metrics.FEWEST} are needed to measure anything")
+        if len(held) < metrics.MIN_IMAGES:
+            raise DataError(f"{len(held)} images are held out, {metrics.MIN_IMAGES} are needed to measure anything")
         pooled([train, held])  # of the same classes, or an error
         rng = numpy_rng(0, "evaluation")
         chosen = np.sort(rng.permutation(len(held))[: told.images])
@@ -122,14 +124,14 @@ class Judge:
         self.real, self.real_silo = train.subset(order), train_silo[order]
         self.held, self.held_silo = held.subset(chosen), held_silo[chosen]
         self._real = features.reference(self.lens, self.real)
-        self._floor = self.look(self.held.pixels)
+        self._floor = self.embed(self.held.pixels)
         self._fid = metrics.Fid(self._real.features)
         self._every = self._real if len(order) == len(train) else features.reference(self.lens, train)
         self._held_distances = metrics.nearest(self._floor.seen.features, self._every.features)
         self._usual = metrics.cosine_distance(self._floor.seen.features, self._every.features)
 
     def __call__(
-        self, generators: Mapping[str, Trained], sampling: Sampling, *, cas: bool | None = None
+        self, generators: Mapping[str, ImageSource], sampling: Sampling, *, cas: bool | None = None
     ) -> dict[str, Any]:
         """Everything about the generators that the silos have: one of their own each, or one for all."""
         asked = _conditional(generators)
@@ -141,7 +143,7 @@ class Judge:
         if not drawn:
             raise DataError("there is nothing to measure: no images came")
         began = time.perf_counter()
-        views = [self.look(images) for images in drawn]
+        views = [self.embed(images) for images in drawn]
         each = [self.measure(view, asked=asked, cas=cas) for view in views]
         mean, floor = _mean(each), self.floor(asked=asked, cas=cas)
         return {
@@ -157,9 +159,9 @@ class Judge:
             "seconds": time.perf_counter() - began,
         }
 
-    def quick(self, generators: Mapping[str, Trained], sampling: Sampling) -> Figures:
+    def quick(self, generators: Mapping[str, ImageSource], sampling: Sampling) -> Figures:
         """The pooled figures of one draw, without CAS."""
-        return self.measure(self.look(self.draw(generators, sampling)), asked=_conditional(generators), cas=False)
+        return self.measure(self.embed(self.draw(generators, sampling)), asked=_conditional(generators), cas=False)
 
     @property
     def few(self) -> bool:
@@ -171,7 +173,7 @@ class Judge:
         """The class of each held-out image, which is asked of a sample."""
         return torch.zeros(len(self.held), dtype=torch.long) if self.held.labels is None else self.held.labels
 
-    def draw(self, generators: Mapping[str, Trained], sampling: Sampling, seed: int = 0) -> Tensor:
+    def draw(self, generators: Mapping[str, ImageSource], sampling: Sampling, seed: int = 0) -> Tensor:
         """A sample for each held-out image, by the generator of the silo that holds it: bytes.
 
         An autoencoder draws nothing of its own: it gives what comes back of the image.
@@ -191,7 +193,7 @@ class Judge:
                 images[mine] = torch.cat([_drawn(part) for part, _ in parts])
         return images
 
-    def look(self, images: Tensor) -> View:
+    def embed(self, images: Tensor) -> View:
         """As many images as are held out, in their order, as the networks see them."""
         pixels = checked(images)
         if pixels.shape != self.held.pixels.shape:
@@ -243,7 +245,7 @@ class Judge:
         taught = asked and self.labelled and (self.told.cas if cas is None else cas)
         for kind, name, held, real in self._members(asked=asked):
             rows: dict[str, Any] = {"images": int(held.sum()), "reference": int(real.sum())}
-            if min(rows.values()) >= metrics.FEWEST:
+            if min(rows.values()) >= metrics.MIN_IMAGES:
                 rows["metrics"] = _mean([self._group(view, held, real, asked=asked) for view in views])
                 key = f"floor {asked} {features.hash_of(held=held, real=real)}"
                 rows["floor"] = self._kept(key, partial(self._group, self._floor, held, real, asked=asked))
@@ -252,7 +254,7 @@ class Judge:
             found.setdefault(kind, {})[name] = rows
         return found
 
-    def protocol(self, generators: Mapping[str, Trained], sampling: Sampling) -> dict[str, Any]:
+    def protocol(self, generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str, Any]:
         """All that two figures must have in common to be compared."""
         averaged = {generator.ema > 0 for generator in generators.values()}
         return {
@@ -373,7 +375,7 @@ def _drawn(images: Tensor) -> Tensor:
     return as_bytes(images)
 
 
-def _way(generators: Mapping[str, Trained], sampling: Sampling) -> dict[str, Any]:
+def _way(generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str, Any]:
     """How samples come to be: down a chain, by settings; at once; or, of an autoencoder, from images, by none."""
     if any(isinstance(generator, TrainedAutoencoder) for generator in generators.values()):
         return {}
@@ -381,12 +383,12 @@ def _way(generators: Mapping[str, Trained], sampling: Sampling) -> dict[str, Any
     return sampling.model_dump(mode="json") if walks else AT_ONCE
 
 
-def _conditional(generators: Mapping[str, Trained]) -> bool:
+def _conditional(generators: Mapping[str, ImageSource]) -> bool:
     """Whether all of them can be asked for a class."""
     return all(generator.model.classes for generator in generators.values())
 
 
-def _distinct(generators: Mapping[str, Trained]) -> dict[tuple[str, ...], Trained]:
+def _distinct(generators: Mapping[str, ImageSource]) -> dict[tuple[str, ...], ImageSource]:
     """Each generator once, by the silos that have it."""
     owners: dict[int, list[str]] = {}
     for silo, generator in generators.items():

@@ -21,7 +21,7 @@ from manyhands.files.write import replace_file
 from manyhands.seed import numpy_rng, seeded_globally
 from manyhands.tensors import Tensors, sha256, snapshot
 
-EPOCHS, FEWEST_STEPS, MOST_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
+EPOCHS, MIN_STEPS, MAX_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
 MEASURING = ("features", "inception", "evaluator", "metrics")
 VERSIONS = " ".join(f"{name} {version(name)}" for name in ("torch", "torchmetrics", "prdc", "scikit-learn", "numpy"))
 CODE = hashlib.sha256(
@@ -133,7 +133,7 @@ def classifier(train: Images, held: Images) -> Classifier:
         network.load_state_dict(kept)
         network.eval()
     else:
-        steps = min(max(EPOCHS * len(pixels) // BATCH, FEWEST_STEPS), MOST_STEPS)
+        steps = min(max(EPOCHS * len(pixels) // BATCH, MIN_STEPS), MAX_STEPS)
         network = trained(pixels, labels, classes, steps=steps, batch=BATCH)
         some = pixels[:: max(1, len(pixels) // 5000)]
         network.scale = see(network, some).features.square().mean().sqrt()

@@ -23,7 +23,7 @@ NEAREST = 5
 TAIL = 0.05
 KID_SUBSETS, KID_SIZE = 10, 1000
 CHUNK = 10_000_000
-FEWEST = 2 * NEAREST + 2
+MIN_IMAGES = 2 * NEAREST + 2
 TINY = 1e-14
 LOWER_IS_BETTER = frozenset({"fid", "kid", "mifid", "memorised", "cas_fpr"})
 
@@ -94,7 +94,7 @@ def generation_score(logits: Tensor, labels: Tensor) -> float | None:
     for label in known:
         ranks[labels == label] = torch.arange(int((labels == label).sum()))
     fewest = min(int((labels == label).sum()) for label in known)
-    if fewest < FEWEST:
+    if fewest < MIN_IMAGES:
         return None
     return inception_score(logits[ranks < fewest], splits=1)
 

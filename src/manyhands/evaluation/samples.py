@@ -20,14 +20,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyhands.diffusion.sample import Sampling
-    from manyhands.generators.base import Drawing
+    from manyhands.generators.base import ImageGenerator
 
 SHOWN, BATCH = 100, 256
 TOLD = ".samples.json"
 
 
 def write_samples(
-    out: Path, generator: Drawing, labels: list[int], seed: int, sampling: Sampling, *, png: bool = False, of: str = ""
+    out: Path,
+    generator: ImageGenerator,
+    labels: list[int],
+    seed: int,
+    sampling: Sampling,
+    *,
+    png: bool = False,
+    of: str = "",
 ) -> list[Path]:
     """Draw the labels; write samples.safetensors, grid.png (of the first 100) and if asked a PNG for each image.
 
@@ -68,7 +75,7 @@ def _drawn_before(out: Path, header: bytes, told: dict[str, Any]) -> int:
     return whole - whole % BATCH
 
 
-def _pictures(out: Path, samples: Path, start: int, generator: Drawing, count: int, *, png: bool) -> list[Path]:
+def _pictures(out: Path, samples: Path, start: int, generator: ImageGenerator, count: int, *, png: bool) -> list[Path]:
     """The grid of the first images, and if asked each by itself, as they were written."""
     model, files = generator.model, [out / "grid.png"]
     with samples.open("rb") as file:
@@ -87,11 +94,11 @@ def _pictures(out: Path, samples: Path, start: int, generator: Drawing, count: i
     return files
 
 
-def _image_size(generator: Drawing) -> int:
+def _image_size(generator: ImageGenerator) -> int:
     return 4 * generator.model.channels * generator.model.size**2
 
 
-def _header(generator: Drawing, count: int) -> bytes:
+def _header(generator: ImageGenerator, count: int) -> bytes:
     """The start of a safetensors file: what it holds, and where; the library writes only what is whole in memory."""
     model = generator.model
     shape = [count, model.channels, model.size, model.size]

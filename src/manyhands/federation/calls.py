@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from manyhands.federation.kit import SERVER, Kit
 from manyhands.federation.plans import SITES
-from manyhands.links.exchange import ROOM, Calling
+from manyhands.links.exchange import ROOM, ClientSession
 
 if TYPE_CHECKING:
     from manyhands.links.door import Frame
@@ -22,7 +22,7 @@ SILENCE = 2.0
 """Seconds without a word after which the server is asked again."""
 
 
-class Calls:
+class ServerConnection:
     """The line of a site, or of the lead, to the server. ``patience`` gives up after so many silences in a row.
 
     An answer within ``bounds`` is taken; whoever begins a run widens them to what its plan allows.
@@ -35,14 +35,14 @@ class Calls:
         patience: int = 0,
         bounds: Bounds = OFFERS,
     ) -> None:
-        from manyhands.links.flare import Line
+        from manyhands.links.flare import Connection
 
         self.bounds = bounds
         self._frames: queue.Queue[Frame] = queue.Queue(ROOM)
         self._patience = patience
         self.anew()
         about = kit.about
-        self._line = Line(
+        self._line = Connection(
             about.party, kit.startup, about.host, about.port, "client",
             self._take, lambda peer, there: noticed(there) if peer == SERVER else None,
         )  # fmt: skip
@@ -60,7 +60,7 @@ class Calls:
     def __call__(self, message: Message) -> Message:
         """The answer; a refusal is raised, and so is ``SessionGone`` where all must begin anew."""
         self._number += 1
-        call, silences = Calling(message, self.session, self._number, self.bounds), 0
+        call, silences = ClientSession(message, self.session, self._number, self.bounds), 0
         self._line.send(SERVER, call.begin())
         while (answer := call.answer) is None:
             try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands.errors import ManyhandsError
 from manyhands.federation.kit import LEAD, SERVER, new_kits
-from manyhands.federation.lead import Lead
+from manyhands.federation.lead import Admin
 from manyhands.federation.running import OVER
 from manyhands.federation.site import RUNS
 
@@ -27,12 +27,12 @@ POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200
 """For sets of images that all have: what can be computed may be, and noise may be as good as none."""
 
 
-def lead_of(kits: Path, server: subprocess.Popen[bytes]) -> Lead:
+def lead_of(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
     """A line for the lead, when the server listens that was begun just now."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            return Lead(kits / LEAD)
+            return Admin(kits / LEAD)
         except ManyhandsError:
             if time.monotonic() > end or server.poll() is not None:
                 raise
@@ -77,7 +77,7 @@ class Federation:
         """What a party has said."""
         return (self.folder / f"{party}.log").read_text(errors="replace")
 
-    def lead(self) -> Lead:
+    def lead(self) -> Admin:
         """A line for the lead, when the server listens."""
         return lead_of(self.folder / "kits", self.processes[SERVER])
 
@@ -126,7 +126,7 @@ def demo(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Path:
     return out / SERVER / run
 
 
-def watch(lead: Lead, every: float = 0.5) -> Iterator[dict[str, Any]]:
+def watch(lead: Admin, every: float = 0.5) -> Iterator[dict[str, Any]]:
     """How the newest run stands, until it is over."""
     while True:
         found = lead.status()["run"]

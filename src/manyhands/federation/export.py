@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from manyhands.evaluation import figures
 from manyhands.messages.ledger import Ledger
 from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.report import page as report
-from manyhands.runs import summary as ending
+from manyhands.report import page
+from manyhands.runs import summary
 from manyhands.runs.experiment import NOT_EVALUATED
 from manyhands.runs.finished import restored
 from manyhands.runs.recipe import parse_recipe
@@ -31,15 +31,15 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
     classes = recipe.data.known_classes()
     shared = server.generator()
     if shared is not None:
-        shared = ending.ready(shared, recipe.sampling, classes, device)
+        shared = summary.ready(shared, recipe.sampling, classes, device)
         shared.save(folder.model)
         if not isinstance(shared, TrainedAutoencoder):
-            picture, headings = ending.picture(shared, 8, list(range(len(classes))))
+            picture, headings = summary.picture(shared, 8, list(range(len(classes))))
             figures.grid(folder.figures / "samples.png", picture, headings)
     folder.write("ledger.json", ledger.entries())
-    told = ending.Told(recipe.method, server, ledger, state.roster, recipe.sampling, recipe.evaluation)
+    told = summary.RunSummary(recipe.method, server, ledger, state.roster, recipe.sampling, recipe.evaluation)
     unseen: dict[str, Any] = {
         "data": "", "domains": {}, "classes": list(classes), "class_counts": {}, "skipped": [],
         "held_out": {site: held_out.get(site, 0) for site in state.roster},
     }  # fmt: skip
-    report.write(folder, ending.facts(told, folder, shared, unseen) | {"peak_memory": memory})
+    page.write(folder, summary.facts(told, folder, shared, unseen) | {"peak_memory": memory})

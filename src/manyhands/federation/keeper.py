@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 WORKER = "MANYHANDS_WORKER"
-FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
+FIRST_WAIT, MAX_WAIT = 0.2, 10.0
 GRACE = 2.0
 """Seconds that a worker has to hang up and end; after them it is killed, which it bears at any moment."""
 LONG = 30.0
@@ -41,7 +41,7 @@ def keep(arguments: Sequence[str]) -> int:
             raise
         if code >= 0 and code != 1:
             return code
-        wait = FIRST_WAIT if time.monotonic() - began > LONG else min(2 * wait, LONGEST_WAIT)
+        wait = FIRST_WAIT if time.monotonic() - began > LONG else min(2 * wait, MAX_WAIT)
         time.sleep(wait * chance.uniform(0.5, 1))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from manyhands.errors import KitError
-from manyhands.federation.calls import Calls
+from manyhands.federation.calls import ServerConnection
 from manyhands.federation.kit import load_kit
 from manyhands.federation.plans import LEADS
 from manyhands.files.write import replacing
@@ -17,16 +17,16 @@ from manyhands.runs.recipe import Recipe
 PATIENCE, TRIES = 30, 5
 
 
-class Lead:
+class Admin:
     """A line to the server, under the lead's kit."""
 
     def __init__(self, folder: Path) -> None:
         kit = load_kit(folder, "lead")
         kit.server_fingerprint()  # says what is wrong, where the line would only go on dialling
         self._where = f"{kit.about.host}:{kit.about.port}"
-        self._calls = Calls(kit, patience=PATIENCE, bounds=LEADS.bounds("down"))
+        self._calls = ServerConnection(kit, patience=PATIENCE, bounds=LEADS.bounds("down"))
 
-    def __enter__(self) -> Lead:
+    def __enter__(self) -> Admin:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,9 +7,9 @@ import torch
 from manyhands.errors import SAID
 from manyhands.messages.facts import Flag, Listed, Table, Text, Whole
 from manyhands.messages.message import HEADER_LIMIT
-from manyhands.messages.operation import IMAGES, Carries, Operation
+from manyhands.messages.operation import IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
-from manyhands.tensors import Like
+from manyhands.tensors import TensorSpec
 
 RUN = Text(80)
 """The name of a run, or none."""
@@ -17,42 +17,42 @@ PIECE = 1 << 25
 """Bytes of a file that are fetched at once."""
 RECIPE = Text(HEADER_LIMIT)
 ROUND, SITE, HASH = Whole(0, 1_000_000), Text(64), Text(64)
-NOTHING = Carries()
+NOTHING = Payload()
 
 SITES = Plan({
     "hello": Operation(
         "asks for a run", "again and again",
-        Carries(facts={"declined": RUN}), Carries(facts={"run": RUN, "recipe": RECIPE}),
+        Payload(facts={"declined": RUN}), Payload(facts={"run": RUN, "recipe": RECIPE}),
     ),
     "enrol": Operation(
         "takes part", "when it begins",
-        Carries(facts={"run": RUN, "images": IMAGES, "held_out": Whole(0, IMAGES.most), "kept": Listed(ROUND, 64)}),
-        Carries(facts={"round": ROUND, "sites": ROUND}),
+        Payload(facts={"run": RUN, "images": IMAGES, "held_out": Whole(0, IMAGES.most), "kept": Listed(ROUND, 64)}),
+        Payload(facts={"round": ROUND, "sites": ROUND}),
     ),
     "decline": Operation(
-        "does not take part, or no longer", "once", Carries(facts={"run": RUN, "why": Text(SAID), "waits": Flag()}),
+        "does not take part, or no longer", "once", Payload(facts={"run": RUN, "why": Text(SAID), "waits": Flag()}),
     ),
-    "ended": Operation("has come to its end", "once", Carries(facts={"run": RUN})),
+    "ended": Operation("has come to its end", "once", Payload(facts={"run": RUN})),
 })  # fmt: skip
 """What a site says that is no method's."""
 LEADS = Plan({
     "submit": Operation(
         "starts a run", "once a run",
-        Carries(facts={"recipe": Table(HEADER_LIMIT), "sites": Listed(SITE, 1000)}),
-        Carries(facts={"run": RUN, "hash": HASH}),
+        Payload(facts={"recipe": Table(HEADER_LIMIT), "sites": Listed(SITE, 1000)}),
+        Payload(facts={"run": RUN, "hash": HASH}),
     ),
     "status": Operation(
-        "asks how it stands", "at will", NOTHING, Carries(facts={"sites": Table(HEADER_LIMIT), "run": Table(4 * SAID)}),
+        "asks how it stands", "at will", NOTHING, Payload(facts={"sites": Table(HEADER_LIMIT), "run": Table(4 * SAID)}),
     ),
-    "stop": Operation("ends a run", "once a run", Carries(facts={"run": RUN}), Carries(facts={"run": RUN})),
+    "stop": Operation("ends a run", "once a run", Payload(facts={"run": RUN}), Payload(facts={"run": RUN})),
     "files": Operation(
-        "asks which files a run has", "once a run", Carries(facts={"run": RUN}),
-        Carries(facts={"files": Table(HEADER_LIMIT)}),
+        "asks which files a run has", "once a run", Payload(facts={"run": RUN}),
+        Payload(facts={"files": Table(HEADER_LIMIT)}),
     ),
     "file": Operation(
         "asks for a piece of a file", "piece by piece",
-        Carries(facts={"run": RUN, "path": Text(4 * SAID), "at": Whole(0, 1 << 53)}),
-        Carries({"bytes": Like((None,), torch.uint8, PIECE)}, others=({},)),
+        Payload(facts={"run": RUN, "path": Text(4 * SAID), "at": Whole(0, 1 << 53)}),
+        Payload({"bytes": TensorSpec((None,), torch.uint8, PIECE)}, others=({},)),
     ),
 })  # fmt: skip
 """What the lead says."""

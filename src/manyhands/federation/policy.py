@@ -88,7 +88,7 @@ class Policy(Spec):
         told += [] if kinds else [f"method {method.kind!r} does not state what leaves"]
         told += [line for kind in kinds for line in self._against(kind, images)]
         told += self._against_all(kinds, images)
-        if (sent := method.uploads(images)) > self.bytes if self.bytes is not None else False:
+        if (sent := method.upload_bytes(images)) > self.bytes if self.bytes is not None else False:
             told.append(f"about {size_text(sent)} would leave, {size_text(self.bytes or 0)} are the most")
         head = getattr(method, "min_head", None)
         if head is not None and head < self.min_head:
@@ -136,9 +136,9 @@ def told_in_words(recipe: Recipe, site: str, images: int) -> list[str]:
     words = method.plan().words(site, images)
     return [
         f"{recipe.name}: method {method.kind}, {method.rounds:,} rounds",
-        f"this site would send about {size_text(method.uploads(images))} in all, for its {images:,} images",
+        f"this site would send about {size_text(method.upload_bytes(images))} in all, for its {images:,} images",
         *words,
-        *method.sizes(recipe.partition.silos, recipe.sampling),
+        *method.cost_lines(recipe.partition.silos, recipe.sampling),
         *method.warnings({site: images}),
     ]
 

@@ -15,13 +15,13 @@ import torch
 from manyhands.errors import MessageError, QuorumLost, Reason, Refused, RunFolderError
 from manyhands.federation.losses import REPEAT_SHARE, Losses
 from manyhands.federation.policy import recipe_text
-from manyhands.links.coordinator import Hub
+from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message, encoded_size
 from manyhands.runs.run_folder import Round, RunFolder, State
-from manyhands.runs.timer import Clock, check_quorum
+from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.memory import peak_memory, release_memory, thrift
-from manyhands.subprocess_task import Apart
+from manyhands.subprocess_task import SubprocessTask
 
 if TYPE_CHECKING:
     from manyhands.links.coordinator import Closed
@@ -36,7 +36,7 @@ OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped"
 
 
 @dataclass
-class Running:
+class RunSession:
     """It gathers its sites, trains with them, and gathers them anew whenever one must begin the round again.
 
     A round of several barriers can only be begun by all together. It is begun again from the newest round that was
@@ -60,17 +60,17 @@ class Running:
 
     def __post_init__(self) -> None:
         self.method = self.recipe.method
-        self.hub: Hub | None = None
+        self.hub: RoundCoordinator | None = None
         self.server: Server | None = None
         self.losses = Losses(self.recipe.federation.deadline, self.since)
         self._returning: set[str] = set()
         self._wait = self.recipe.federation.gather
         self._begun: set[str] = set()
         self._fresh = True
-        self._clock: Clock | None = None
+        self._clock: RoundTimer | None = None
         self._pending: dict[str, str] = {}
         self._images: dict[str, int] = {}
-        self._export: Apart[..., None] | None = None
+        self._export: SubprocessTask[..., None] | None = None
 
     @cached_property
     def offer(self) -> Message:
@@ -135,7 +135,7 @@ class Running:
         assert self.hub is not None
         self._returning.add(site)
         if why := self.losses.come_back(site, now):
-            self.hub.leave(site, why)
+            self.hub.drop(site, why)
 
     @property
     def muted(self) -> set[str]:
@@ -159,10 +159,10 @@ class Running:
                 self.losses.keep_busy(site, seconds)
         return bool(spent)
 
-    def expire(self, now: float) -> None:
+    def check_deadline(self, now: float) -> None:
         """Go on without those who are silent for too long, while the server listens."""
         if self.hub is not None:
-            self.hub.expire(now - self.losses.busy)
+            self.hub.check_deadline(now - self.losses.busy)
 
     def anew(self, site: str) -> None:
         """A site has begun anew: nobody there waits any more for what was called before."""
@@ -175,7 +175,7 @@ class Running:
         (self.waiting if waits else self.declined)[site] = why
         self.enrolled.discard(site)
         if self.hub is not None and site in self._begun:
-            self.hub.leave(site, why)
+            self.hub.drop(site, why)
         self.write()
 
     def gathered(self, now: float) -> bool:
@@ -201,12 +201,14 @@ class Running:
         if state is not None:
             self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
-        self.hub = Hub(self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline)
+        self.hub = RoundCoordinator(
+            self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline
+        )
         self.hub.earlier, self.hub.late = self._earlier, self.losses.late
         self.losses.begin(now, self.since)
         for site in self.roster.keys() - self.enrolled:
-            self.hub.away[site] = (self.declined | self.waiting).get(site, "was not there")
-        self._clock = Clock(self.ledger, self.server)
+            self.hub.absent[site] = (self.declined | self.waiting).get(site, "was not there")
+        self._clock = RoundTimer(self.ledger, self.server)
         self._pending, self._returning, self._begun, self._fresh, self.stage = {}, set(), set(), True, "training"
         self.write()
         return {site: self._begin(site) for site in self.enrolled if site in self.roster}
@@ -215,12 +217,12 @@ class Running:
     def must_halt(self) -> bool:
         """Whether a site came back that cannot go on by itself: at once, or with the next round if it was left out."""
         ready = self._returning - self.losses.left_out
-        return self.hub is not None and any(self._fresh or site not in self.hub.away for site in ready)
+        return self.hub is not None and any(self._fresh or site not in self.hub.absent for site in ready)
 
     def halt(self, now: float) -> None:
         """Gather anew: whoever is in the open round begins it again."""
         assert self.hub is not None
-        self.absent = self.hub.away.keys() - self._returning
+        self.absent = self.hub.absent.keys() - self._returning
         self.losses.halt(self._returning, now)
         self._wait = min(self.recipe.federation.gather, (1 - REPEAT_SHARE) * self.recipe.federation.deadline)
         self.stage, self.since, self.hub = "gathering", now, None
@@ -236,7 +238,7 @@ class Running:
                 self.save()
                 self.stop("exporting")
             known = (self.held_out, self.folder.problems, peak_memory())
-            self._export = Apart(_export, str(self.folder.path), str(self.device), *known)
+            self._export = SubprocessTask(_export, str(self.folder.path), str(self.device), *known)
         if self._export.ended:
             self._export.result()
             return True
@@ -305,7 +307,7 @@ class Running:
         """Whether all who are there have come to their end."""
         if self.hub is None or self.server is None or self.server.round < self.method.rounds:
             return False
-        return not (self.roster.keys() - self.hub.done - self.hub.away.keys())
+        return not (self.roster.keys() - self.hub.done - self.hub.absent.keys())
 
     def save(self) -> None:
         """Keep the closed round."""
@@ -345,7 +347,7 @@ def _export(path: str, device: str, held_out: dict[str, int], problems: list[str
     export(RunFolder(Path(path)), device, held_out, problems, memory)
 
 
-def load_running(folder: RunFolder, device: torch.device, now: float) -> Running:
+def load_running(folder: RunFolder, device: torch.device, now: float) -> RunSession:
     """A run that a server which ended had begun."""
     from manyhands.runs.recipe import parse_recipe
 
@@ -353,7 +355,7 @@ def load_running(folder: RunFolder, device: torch.device, now: float) -> Running
         told = json.loads((folder.path / FILE).read_text())
         recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
         expected, roster = tuple(told["expected"]), dict(told["roster"])
-        running = Running(folder, recipe, expected, device, now, why=told["why"], roster=roster)
+        running = RunSession(folder, recipe, expected, device, now, why=told["why"], roster=roster)
         running.held_out = dict(told["held_out"])
         running.declined, running.waiting = dict(told["declined"]), dict(told["waiting"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -15,7 +15,7 @@ from manyhands.errors import ManyhandsError, MessageError, Reason, RecipeError, 
 from manyhands.federation.kit import LEAD, Kit
 from manyhands.federation.plans import LEADS, PIECE, SITES
 from manyhands.federation.policy import recipe_hash, recipe_text
-from manyhands.federation.running import FILE, OPEN, OVER, Running, load_running
+from manyhands.federation.running import FILE, OPEN, OVER, RunSession, load_running
 from manyhands.federation.saying import Seldom
 from manyhands.formatting import size_text
 from manyhands.messages.message import HEADER_LIMIT, Message, encoded_size
@@ -23,7 +23,7 @@ from manyhands.runs.recipe import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from manyhands.federation.switchboard import Called, Switchboard
+    from manyhands.federation.switchboard import ReceivedCall, SiteConnections
 
     Say = Callable[[str], None]
 
@@ -32,15 +32,15 @@ NEWS = 10.0
 """Seconds after which a site that waits for a run is told that there is none."""
 
 
-class Serving:
+class FederationServer:
     """Offers one run at a time to the sites, and does what the lead says. ``say`` gets a line for people."""
 
     def __init__(
-        self, kit: Kit, board: Switchboard, out: Path, device: str, say: Say, seldom: Seldom | None = None
+        self, kit: Kit, board: SiteConnections, out: Path, device: str, say: Say, seldom: Seldom | None = None
     ) -> None:
         self.kit, self.board, self.out, self.device, self.say = kit, board, out, torch.device(device), say
         self.seldom = seldom or Seldom(say)
-        self.running: Running | None = None
+        self.running: RunSession | None = None
         self._idle: dict[str, tuple[float, str]] = {}
         for file in sorted(out.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime):
             try:
@@ -59,10 +59,10 @@ class Serving:
         self._unless_it_breaks(self._go_on)
         self._offer(time.monotonic())
 
-    def _work(self, running: Running) -> bool:
-        return running.hub is not None and running.hub.work()
+    def _work(self, running: RunSession) -> bool:
+        return running.hub is not None and running.hub.train_step()
 
-    def _take(self, called: Called) -> None:
+    def _take(self, called: ReceivedCall) -> None:
         answer: Message | Refused | None
         began = time.perf_counter()
         try:
@@ -89,7 +89,7 @@ class Serving:
         self._unless_it_breaks(lambda running: running.charge(spent))
         self.board.muted = frozenset(self.running.muted if self.running is not None else ())
 
-    def _unless_it_breaks(self, act: Callable[[Running], bool]) -> bool:
+    def _unless_it_breaks(self, act: Callable[[RunSession], bool]) -> bool:
         """Whatever ends a run ends it by name, and the server goes on."""
         if self.running is None or self.running.stage in OVER:
             return False
@@ -116,7 +116,7 @@ class Serving:
             self.seldom(peer, f"its answer cannot be told: {plain(str(error))}")
             self.board.answer(peer, Refused(Reason.NOT_NOW, "what was to be answered cannot be told"))
 
-    def _heard(self, called: Called) -> Message | Refused | None:
+    def _heard(self, called: ReceivedCall) -> Message | Refused | None:
         peer, session, number, message = called
         if peer == LEAD:
             LEADS.check(message, "up")
@@ -146,7 +146,7 @@ class Serving:
             self.seldom(peer, plain(told["why"]))
         return Message(message.op)
 
-    def _go_on(self, running: Running) -> bool:
+    def _go_on(self, running: RunSession) -> bool:
         """All that time and what was said have brought about."""
         now = time.monotonic()
         if running.gathered(now):
@@ -155,7 +155,7 @@ class Serving:
             for site, message in begun.items():
                 self._answer(site, message)
             self.say(f"{running.folder.path.name}: {len(running.enrolled)} sites train from round {running.round + 1}")
-        running.expire(now)
+        running.check_deadline(now)
         for done in running.closed():
             gone = "".join(f"; {site} is missing: {why}" for site, why in done.missing.items())
             gone += f"; {done.note}" * bool(done.note)
@@ -173,12 +173,12 @@ class Serving:
             self._over(running, "ended")
         return True
 
-    def _over(self, running: Running, stage: Any, why: str = "") -> None:
+    def _over(self, running: RunSession, stage: Any, why: str = "") -> None:
         running.stop(stage, why)
         self.say(f"{running.folder.path}: {stage}{f': {why}' if why else ''}")
         self._hang_up(running)
 
-    def _hang_up(self, running: Running) -> None:
+    def _hang_up(self, running: RunSession) -> None:
         self.board.forget(running.roster or running.expected)
         self.board.allow()
 
@@ -208,7 +208,7 @@ class Serving:
             raise Refused(Reason.NOT_NOW, f"method {told.method.kind!r} needs all images in one place")
         name = _free(self.out, told.name)
         folder, text = RunFolder(self.out / name), recipe_text(told)
-        running = Running(folder, told, tuple(sites) or known, self.device, time.monotonic())
+        running = RunSession(folder, told, tuple(sites) or known, self.device, time.monotonic())
         _check_offer(running.offer)
         with folder.open(told.resolved(), resume=False):
             running.write()
@@ -222,8 +222,8 @@ class Serving:
             sites[site] = "connected" if site in self.board.there else "not connected"
             if running and (why := (running.declined | running.waiting).get(site)):
                 sites[site] += f", does not take part: {why}"
-            elif running and running.hub and site in running.hub.away:
-                sites[site] += f", missing: {running.hub.away[site]}"
+            elif running and running.hub and site in running.hub.absent:
+                sites[site] += f", missing: {running.hub.absent[site]}"
             elif running and site in running.enrolled and running.stage not in OVER:
                 sites[site] += ", takes part"
         run = running and {
@@ -255,7 +255,7 @@ class Serving:
             raw = file.read(PIECE)
         return Message("file", {"bytes": torch.frombuffer(bytearray(raw), dtype=torch.uint8)} if raw else {})
 
-    def _named(self, run: str) -> Running:
+    def _named(self, run: str) -> RunSession:
         """The run of this name; the newest where none is named."""
         if self.running is not None and run in ("", self.running.folder.path.name):
             return self.running

@@ -31,10 +31,10 @@ from manyhands.runs.recipe import Recipe, parse_offer, understood
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.summary import ready
 from manyhands.silos.device import chosen_device
-from manyhands.silos.silo import FROM_THE_SEED, Workbench
+from manyhands.silos.silo import FROM_THE_SEED, DeviceContext
 
 if TYPE_CHECKING:
-    from manyhands.federation.calls import Calls
+    from manyhands.federation.calls import ServerConnection
     from manyhands.messages.plan import Plan
     from manyhands.methods.base import Conversation
     from manyhands.silos.silo import Silo
@@ -44,7 +44,7 @@ RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 """The name of a recipe, and a number where that was taken."""
 KEPT = 3
 """So many rounds a site keeps: that which is closed, that which it has sent, and the one before."""
-PATIENCE, LONGEST_WAIT = 3, 60.0
+PATIENCE, MAX_WAIT = 3, 60.0
 """So many runs in a row are declined at once; then it waits before the next, longer each time."""
 MAX_LINES = 20
 """So many of the reasons why a run is declined are said."""
@@ -62,7 +62,7 @@ class Site:
     """``say`` gets a line for people, ``pause`` waits so many seconds."""
 
     def __init__(
-        self, name: str, policy: Policy, out: Path, calls: Calls, say: Callable[[str], None],
+        self, name: str, policy: Policy, out: Path, calls: ServerConnection, say: Callable[[str], None],
         pause: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         if not policy.data:
@@ -122,7 +122,7 @@ class Site:
         """Ask no server again and again that has nothing but what is declined."""
         self._in_a_row += 1
         if self._in_a_row > PATIENCE:
-            self.pause(min(2.0 ** (self._in_a_row - PATIENCE), LONGEST_WAIT))
+            self.pause(min(2.0 ** (self._in_a_row - PATIENCE), MAX_WAIT))
 
     def _still_declined(self) -> str:
         """The run that this site does not take part in; one that was approved meanwhile is asked for again."""
@@ -179,9 +179,9 @@ class Site:
     def _silo(self, recipe: Recipe) -> Silo:
         """This site's images: its folder's, or in the demo those that the recipe deals to it."""
         silo = self._dealt(recipe) if self.policy.data == DEALT else self._own(recipe)
-        bench = Workbench(chosen_device(self.policy.device))
+        bench = DeviceContext(chosen_device(self.policy.device))
         silo = replace(silo, seed=recipe.seed, bench=bench)
-        recipe.method.fits(silo)
+        recipe.method.check_silo(silo)
         return silo
 
     def _own(self, recipe: Recipe) -> Silo:
@@ -206,7 +206,7 @@ class Site:
     def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:
         """What this recipe has had of this site; raises where a run that is new here would go beyond the policy."""
         usage = Usage(self.ledger, recipe_hash(text), self.policy.rounds, self.policy.bytes)
-        sent = recipe.method.uploads(images)
+        sent = recipe.method.upload_bytes(images)
         if not folder.path.exists() and (refusals := usage.refusals(recipe.method.rounds, sent)):
             raise BudgetError(f"this site's policy: {'; '.join(refusals)}")
         return usage
@@ -249,7 +249,7 @@ class Site:
         finally:
             self.calls.bounds = OFFERS
         keep(recipe.method.rounds)
-        if own := recipe.method.own_generator(silo):
+        if own := recipe.method.silo_generator(silo):
             ready(own, recipe.sampling, silo.images.classes, str(silo.bench.device)).save(place / "model")
         self.calls(Message("ended", facts={"run": run}))
         self.say(f"{run}: is through")
@@ -269,7 +269,7 @@ def check_answer(op: str, answer: Message, plan: Plan) -> None:
 
 
 def converse(
-    conversation: Conversation, plan: Plan, call: Calls, keep: Callable[[int], None],
+    conversation: Conversation, plan: Plan, call: ServerConnection, keep: Callable[[int], None],
     charge: Callable[[Message, bool], None],
 ) -> None:  # fmt: skip
     """Lead a conversation to its end: nothing is sent, and nothing taken, that is not in the plan.

@@ -13,7 +13,7 @@ from manyhands.errors import plain
 from manyhands.federation.kit import LEAD
 from manyhands.federation.plans import LEADS, SITES
 from manyhands.links.door import ODD, Frame
-from manyhands.links.exchange import ROOM, Desk
+from manyhands.links.exchange import ROOM, ServerSession
 from manyhands.messages.message import Bounds
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ LEAST = {True: LEADS.bounds("up"), False: SITES.bounds("up")}
 Say = Callable[[str, str], None]
 
 
-class Called(NamedTuple):
+class ReceivedCall(NamedTuple):
     """A call that has come whole."""
 
     peer: str
@@ -35,7 +35,7 @@ class Called(NamedTuple):
     message: Message
 
 
-class Switchboard:
+class SiteConnections:
     """Listens; whoever has no desk here is not heard. ``there`` are those who are connected.
 
     What a peer does wrong is told of by ``say``: who, and what. ``spent`` are the seconds that the frames of each have
@@ -45,22 +45,22 @@ class Switchboard:
     def __init__(
         self, kit: Kit, peers: Iterable[str], host: str, port: int = 0, say: Say = lambda _peer, _line: None
     ) -> None:
-        from manyhands.links.flare import Line
+        from manyhands.links.flare import Connection
 
         self.there: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self._say = say
-        self._desks = {peer: Desk(LEAST[peer == LEAD]) for peer in peers}
+        self._desks = {peer: ServerSession(LEAST[peer == LEAD]) for peer in peers}
         self._room = {peer: threading.Semaphore(ROOM) for peer in self._desks}
         self._came: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         about = kit.about
-        self._line = Line(
+        self._line = Connection(
             about.party, kit.startup, host, port or about.port, "server",
             self._frame, lambda peer, there: self._came.put((peer, there)),
         )  # fmt: skip
 
-    def next(self, timeout: float) -> Called | None:
+    def next(self, timeout: float) -> ReceivedCall | None:
         """The next call, if what comes within so many seconds makes one whole."""
         try:
             peer, what = self._came.get(timeout=timeout)
@@ -95,13 +95,13 @@ class Switchboard:
         for peer in peers:
             self._line.send(peer, self._desks[peer].forget())
 
-    def _taken(self, peer: str, frame: Frame) -> Called | None:
+    def _taken(self, peer: str, frame: Frame) -> ReceivedCall | None:
         desk = self._desks[peer]
         if frame.told["k"] == ODD:
             self._say(peer, f"a frame of it was dropped: {plain(frame.told['why'])}")
         frames, message = desk.take(frame)
         self._line.send(peer, frames)
-        return None if message is None else Called(peer, desk.session, desk.number, message)
+        return None if message is None else ReceivedCall(peer, desk.session, desk.number, message)
 
     def _frame(self, peer: str, frame: Frame) -> None:
         if peer in self._room and peer not in self.muted and self._room[peer].acquire(blocking=False):

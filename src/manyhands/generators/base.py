@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from manyhands.models.unet import UNet
 
 
-class Drawing(ABC):
+class ImageGenerator(ABC):
     """Draws images in [-1, 1], of the asked classes where it knows any; it ``walks`` down a chain, or is a GAN."""
 
     walks: ClassVar[bool] = True

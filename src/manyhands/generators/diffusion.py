@@ -19,7 +19,7 @@ from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import RunFolderError
 from manyhands.files.strict_json import kept_json
 from manyhands.files.write import replacing
-from manyhands.generators.base import Drawing
+from manyhands.generators.base import ImageGenerator
 from manyhands.models.autoencoder import FACTS, TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.models.unet import UNet
@@ -30,7 +30,7 @@ Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
-class Generator(Drawing):
+class DiffusionGenerator(ImageGenerator):
     """Draws images from a network that knows the whole chain, or an interval of it.
 
     ``ema`` is the decay of the average over rounds that its weights are; 0 for the last weights themselves. A latent
@@ -106,7 +106,7 @@ class Generator(Drawing):
         return network.to(self.device).eval()
 
     def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
-        x = self.walked(self.noise(len(labels), rng), labels, 0, rng, sampling)
+        x = self.denoised(self.noise(len(labels), rng), labels, 0, rng, sampling)
         return self._decoder.decoded(x / self.scale) if self._decoder else stretched(x, self.diffusion.norm)
 
     def noise(self, count: int, rng: torch.Generator) -> Tensor:
@@ -114,7 +114,7 @@ class Generator(Drawing):
         unet = self.model.unet if isinstance(self.model, Latent) else self.model
         return torch.randn(count, unet.channels, unet.size, unet.size, generator=rng, device=self.device)
 
-    def walked(
+    def denoised(
         self,
         x: Tensor,
         labels: Tensor,
@@ -129,7 +129,7 @@ class Generator(Drawing):
         known = labels if model.classes else None
         denoiser = guided(self.network, self.diffusion, known, model.classes, sampling.guidance)
         t_from = schedule.steps if t_from is None else t_from
-        return self._bounded(sampling).walk(denoiser, x, schedule, t_from, t_to, rng, steps)
+        return self._bounded(sampling).denoise(denoiser, x, schedule, t_from, t_to, rng, steps)
 
     def _bounded(self, sampling: Sampling) -> Sampling:
         """Latents have no bounds that an estimate could be held to."""

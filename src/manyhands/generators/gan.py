@@ -16,25 +16,25 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RunFolderError
 from manyhands.files.strict_json import kept_json
 from manyhands.files.write import replacing
-from manyhands.generators.base import Drawing
+from manyhands.generators.base import ImageGenerator
 from manyhands.models.autoencoder import FACTS
-from manyhands.models.gan import Gan, through
-from manyhands.models.layer_cut import Cut
+from manyhands.models.gan import Gan, run_blocks
+from manyhands.models.layer_cut import LayerCut
 from manyhands.tensors import Tensors
 
 WEIGHTS = "gan.safetensors"
-MOST = 256
+MAX_MIDDLE_IMAGES = 256
 """The most images of one call for the middle."""
 
 
 @dataclass(frozen=True)
-class Forger(Drawing):
+class GanGenerator(ImageGenerator):
     """A trained generator. Where it is ``cut``, its middle is asked for; without anybody to ask it draws nothing."""
 
     walks: ClassVar[bool] = False
     model: Gan
     weights: Tensors
-    cut: Cut | None = None
+    cut: LayerCut | None = None
     classes: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     device: str = "cpu"
@@ -54,12 +54,12 @@ class Forger(Drawing):
         z = torch.randn(len(labels), self.model.latent, generator=rng, device=self.device)
         blocks, known = list(self.network.generator), labels if self.model.classes else None
         if self.cut is None:
-            return through(blocks, z, known)
+            return run_blocks(blocks, z, known)
         if self.ask is None:
             raise RunFolderError("the middle of this generator is the server's, and nobody is there to ask")
         head, _, tail = self.cut.parts(blocks)
-        got = [self.ask(part.cpu()) for part in through(head, z, known).split(MOST)]
-        return through(tail, torch.cat(got).to(self.device))
+        got = [self.ask(part.cpu()) for part in run_blocks(head, z, known).split(MAX_MIDDLE_IMAGES)]
+        return run_blocks(tail, torch.cat(got).to(self.device))
 
     def save(self, folder: Path | str) -> None:
         """Write its weights and what they are of; what was there is replaced when all is written."""
@@ -79,7 +79,7 @@ class Forger(Drawing):
         folder = Path(folder)
         try:
             facts = json.loads((folder / FACTS).read_text())
-            cut = Cut(**facts["cut"]) if "cut" in facts else None
+            cut = LayerCut(**facts["cut"]) if "cut" in facts else None
             weights = safetensors.torch.load_file(folder / WEIGHTS)
             sampling, classes = Sampling(**facts["sampling"]), tuple(facts["classes"])
             loaded = cls(Gan(**facts["model"]), weights, cut, classes, sampling, device, facts["ema"])

@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 
 from manyhands.errors import RunFolderError
-from manyhands.generators.diffusion import Generator
-from manyhands.generators.gan import Forger
+from manyhands.generators.diffusion import DiffusionGenerator
+from manyhands.generators.gan import GanGenerator
 from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
 
 
-def load(folder: Path, device: str = "cpu") -> Generator | Forger | TrainedAutoencoder:
+def load(folder: Path, device: str = "cpu") -> DiffusionGenerator | GanGenerator | TrainedAutoencoder:
     """What a run has trained."""
     try:
         facts = json.loads((folder / FACTS).read_text())
         if facts["model"]["kind"] == "gan":
-            return Forger.from_pretrained(folder, device)
+            return GanGenerator.from_pretrained(folder, device)
         if facts["model"]["kind"] != "autoencoder":
-            return Generator.from_pretrained(folder, device)
+            return DiffusionGenerator.from_pretrained(folder, device)
         model = Autoencoder(**facts["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None

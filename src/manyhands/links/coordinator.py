@@ -66,16 +66,16 @@ class _Caller:
 
 
 @dataclass
-class Hub:
-    """Turns calls into ``on`` and ``on_group``. It has no clock and no thread: a link brings its own.
+class RoundCoordinator:
+    """Turns calls into ``handle`` and ``handle_barrier``. It has no clock and no thread: a link brings its own.
 
     ``roster`` says how many images each silo enrolled. A barrier fires when every silo that is not away waits at one;
     should they wait at different operations, one that closes no round goes first, and of several the one with most
     silos; the others wait on.
-    ``expire`` leaves out those who have not called by the deadline, and in a round of many barriers those who have come
-    so ``late`` in all, each time after half of the silos. ``quorum`` is the least number to go on with. ``earlier`` is
-    the server's state one generation before the newest that is kept: where no silo can train what the last round made,
-    the server goes back to it, once, before the next update comes.
+    ``check_deadline`` leaves out those who have not called by the deadline, and in a round of many barriers those who
+    have come so ``late`` in all, each time after half of the silos. ``quorum`` is the least number to go on with.
+    ``earlier`` is the server's state one generation before the newest that is kept: where no silo can train what the
+    last round made, the server goes back to it, once, before the next update comes.
     """
 
     server: Server
@@ -86,7 +86,7 @@ class Hub:
     earlier: Callable[[], Tensors] | None = None
     closed: list[Closed] = field(default_factory=list)
     late: dict[str, float] = field(default_factory=dict)
-    away: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -110,14 +110,14 @@ class Hub:
         if caller.taken_in and caller.waiting is not None and caller.waiting.op == message.op:
             return  # sent anew after a restart: the first one counts already, and its answer goes to the new session
         self._check(silo, message)
-        self.away.pop(silo, None)
+        self.absent.pop(silo, None)
         if self.plan.operations[message.op].group:
             caller.waiting, caller.waits_in, caller.folded = message, session, caller.taken_in
             caller.came = self._now
             self._fold_in_order()
             self._fire_when_complete()
         else:
-            caller.reply = self._unharmed(silo, lambda: self.server.on(silo, message))
+            caller.reply = self._unharmed(silo, lambda: self.server.handle(silo, message))
 
     def collect(self, silo: str, session: str = "") -> Message | None:
         """The answer to the newest call of the silo's session, or None while it waits at a barrier."""
@@ -136,7 +136,7 @@ class Hub:
         self._refusals[silo] = str(refusal)
         return refusal
 
-    def expire(self, now: float) -> None:
+    def check_deadline(self, now: float) -> None:
         """Go on without those for whom the others have waited long enough."""
         self._now = max(now, self._now)
         present = self._present()
@@ -146,27 +146,27 @@ class Hub:
         for silo in silent:
             late = self.late.get(silo, 0.0) + (self._now - half if half is not None else 0.0)
             if self._now >= self._opened + self.deadline:
-                self.away[silo] = f"silent at the deadline of {self.deadline:g} s"
+                self.absent[silo] = f"silent at the deadline of {self.deadline:g} s"
             elif late >= self.deadline:
-                self.away[silo] = f"kept the others waiting for {self.deadline:g} s in this round"
-            if silo in self.away:
+                self.absent[silo] = f"kept the others waiting for {self.deadline:g} s in this round"
+            if silo in self.absent:
                 self.late[silo] = self.deadline
-        if not self.away.keys().isdisjoint(silent):
+        if not self.absent.keys().isdisjoint(silent):
             self._fire_when_complete()
 
     def lose(self, silo: str, seconds: float) -> None:
         """A silo has cost the others so much time; it is left out of the round where that is all it may."""
         self.late[silo] = self.late.get(silo, 0.0) + seconds
-        if self.late[silo] >= self.deadline and silo not in self.away:
-            self.leave(silo, f"has cost the others {self.deadline:g} s in this round")
+        if self.late[silo] >= self.deadline and silo not in self.absent:
+            self.drop(silo, f"has cost the others {self.deadline:g} s in this round")
 
-    def work(self) -> bool:
+    def train_step(self) -> bool:
         """Let the server do a piece of its own work, if it has any; a round that was closed is kept first."""
-        return not self.closed and self.server.work()
+        return not self.closed and self.server.train_step()
 
-    def leave(self, silo: str, reason: str) -> None:
+    def drop(self, silo: str, reason: str) -> None:
         """Go on without a silo, until it calls again; a call that it has made stands."""
-        self.away[silo] = reason
+        self.absent[silo] = reason
         self._fire_when_complete()
 
     def finish(self, silo: str) -> None:
@@ -187,7 +187,7 @@ class Hub:
                 raise Refused(Reason.WRONG_WEIGHT, f"says {images} images, enrolled {self.roster[silo]}")
             if number not in (None, self.server.round):
                 raise Refused(Reason.STALE_ROUND, f"is of round {number}, this is {self.server.round}")
-            self._unharmed(silo, lambda: self.server.admit(silo, message))
+            self._unharmed(silo, lambda: self.server.validate(silo, message))
         except Refused as refusal:
             raise self.refuse(silo, refusal) from None
 
@@ -200,7 +200,7 @@ class Hub:
 
     def _present(self) -> dict[str, _Caller]:
         """Those who are awaited, and those who have called: a call stands even if its silo has gone since."""
-        gone = self.away.keys() | self.done
+        gone = self.absent.keys() | self.done
         return {name: caller for name, caller in self._callers.items() if caller.waiting or name not in gone}
 
     def _fold_in_order(self) -> None:
@@ -212,7 +212,7 @@ class Hub:
 
     def _fold(self, silo: str, caller: _Caller, message: Message) -> None:
         try:
-            kept = self._unharmed(silo, lambda: self.server.fold(silo, message))
+            kept = self._unharmed(silo, lambda: self.server.accumulate(silo, message))
             caller.waiting, caller.folded, caller.taken_in = kept, True, kept is not message
         except Refused as refusal:
             caller.waiting = None
@@ -223,7 +223,7 @@ class Hub:
         if not present and self.done:
             return  # all who are left have gone, and the others are through
         if len(present) < min(self.quorum, len(self._callers) - len(self.done)):
-            gone = "; ".join(f"{silo}: {why}" for silo, why in sorted(self.away.items()))
+            gone = "; ".join(f"{silo}: {why}" for silo, why in sorted(self.absent.items()))
             raise QuorumLost(f"{len(present)} silos are left, the recipe asks for {self.quorum} ({gone})")
         self._fold_in_order()
         waiting = {silo: caller.waiting for silo, caller in present.items() if caller.waiting is not None}
@@ -236,14 +236,14 @@ class Hub:
         self._opened, number = self._now, self.server.round
         note = self._go_back_if_none_can_train(group) if self.plan.operations[op].closes_round else ""
         self._note_late([self._callers[silo] for silo in group], list(group))
-        replies = self.server.on_group(op, group)
+        replies = self.server.handle_barrier(op, group)
         for silo in group:
             caller = self._callers[silo]
             caller.waiting, caller.folded, caller.taken_in, caller.reply = None, False, False, replies[silo]
         if self.plan.operations[op].closes_round:
             facts = {silo: message.facts for silo, message in group.items()}
-            absent = {silo: why for silo, why in {**self.away, **self._refusals}.items() if silo not in group}
-            self.closed.append(Closed(number, facts, absent, note))
+            missing = {silo: why for silo, why in {**self.absent, **self._refusals}.items() if silo not in group}
+            self.closed.append(Closed(number, facts, missing, note))
             self._refusals, self._not_finite = {}, set()
             self.late.clear()
 

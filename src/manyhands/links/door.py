@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from manyhands.errors import SAID, Reason, Refused, plain
 from manyhands.messages.facts import Fact, Text, Whole, check_facts
-from manyhands.messages.message import LARGEST
+from manyhands.messages.message import MAX_MESSAGE_BYTES
 
 NUMBER = Whole(0, 1 << 53)
 FIELDS: Mapping[str, Fact] = {
-    "k": Text(8), "s": Text(64), "n": NUMBER, "i": NUMBER, "size": Whole(1, LARGEST), "reason": Text(64),
+    "k": Text(8), "s": Text(64), "n": NUMBER, "i": NUMBER, "size": Whole(1, MAX_MESSAGE_BYTES), "reason": Text(64),
     "detail": Text(SAID),
 }  # fmt: skip
 KINDS = {

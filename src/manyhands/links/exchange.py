@@ -128,7 +128,7 @@ class Incoming:
         self._spool.file.write(part[head:])
 
 
-class Calling:
+class ClientSession:
     """The caller's end of one call."""
 
     def __init__(self, message: Message, session: str, number: int, bounds: Bounds = ANY) -> None:
@@ -178,7 +178,7 @@ class Calling:
         return []
 
 
-class Desk:
+class ServerSession:
     """The server's end of the calls of one caller, who has one at a time, within the ``bounds`` of what it may say."""
 
     def __init__(self, bounds: Bounds) -> None:

@@ -43,7 +43,7 @@ from manyhands.links.exchange import PART
 
 APP = 0x4D48
 ORG, ROOT, SIGNATURE = "manyhands", "rootCA.pem", "signature.json"
-FIRST_WAIT, LONGEST_WAIT = 0.5, 4.0
+FIRST_WAIT, MAX_WAIT = 0.5, 4.0
 """Seconds before a site dials again: doubled from one to the other, and drawn anew within the upper half each time."""
 PING, LOST = 5000, 5000
 """Milliseconds of silence after which a connection is asked whether it is there, and then given up."""
@@ -59,7 +59,7 @@ Take = Callable[[str, Frame], None]
 Noticed = Callable[[str, bool], None]
 
 
-class Line(MessageReceiver, EndpointMonitor):
+class Connection(MessageReceiver, EndpointMonitor):
     """Frames between this party and its peers; whoever dials goes on dialling. ``take`` is called in other threads.
 
     ``noticed`` is told when a peer comes and goes.
@@ -121,7 +121,7 @@ class _Dialling(_Listening):
         while not connector.stopped.is_set():
             began = time.monotonic()
             super().connect(connector)
-            wait = FIRST_WAIT if time.monotonic() - began > LONGEST_WAIT else min(2 * wait, LONGEST_WAIT)
+            wait = FIRST_WAIT if time.monotonic() - began > MAX_WAIT else min(2 * wait, MAX_WAIT)
             connector.stopped.wait(wait * chance.uniform(0.5, 1))
 
 

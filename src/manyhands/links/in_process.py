@@ -10,18 +10,18 @@ from manyhands.messages.message import Message, decode, encode, encoded_size
 from manyhands.spec import Spec
 
 if TYPE_CHECKING:
-    from manyhands.links.coordinator import Closed, Hub
+    from manyhands.links.coordinator import Closed, RoundCoordinator
     from manyhands.messages.ledger import Direction, Ledger
-    from manyhands.methods.base import Ask, Conversation
+    from manyhands.methods.base import Conversation, ServerCall
 
 
-class Embedded(Spec):
+class InProcess(Spec):
     """The link without a network. It counts what encoding would give; ``wire = "bytes"`` really encodes."""
 
     kind: Literal["embedded"] = "embedded"
     wire: Literal["count", "bytes"] = "count"
 
-    def run(self, hub: Hub, silos: Mapping[str, Conversation], ledger: Ledger) -> Iterator[Closed]:
+    def run(self, hub: RoundCoordinator, silos: Mapping[str, Conversation], ledger: Ledger) -> Iterator[Closed]:
         """Advance the silos in the order of their names, and give back each round when it closes."""
         calls = {name: _Call(name, silos[name]) for name in sorted(silos)}
         while calls:
@@ -32,11 +32,11 @@ class Embedded(Spec):
                     del calls[name]
                 while hub.closed:
                     yield hub.closed.pop(0)
-                hub.work()
+                hub.train_step()
             if calls and not moved:
                 raise ManyhandsError(f"{', '.join(calls)} wait at a barrier that nobody can complete")
 
-    def asking(self, hub: Hub, silo: str, ledger: Ledger) -> Ask:
+    def asking(self, hub: RoundCoordinator, silo: str, ledger: Ledger) -> ServerCall:
         """How a silo reaches the server outside a run: one message, one answer."""
 
         def ask(message: Message) -> Message:
@@ -48,7 +48,7 @@ class Embedded(Spec):
 
         return ask
 
-    def _advance(self, hub: Hub, call: _Call, ledger: Ledger) -> bool:
+    def _advance(self, hub: RoundCoordinator, call: _Call, ledger: Ledger) -> bool:
         """Let one silo talk until it waits at a barrier or ends, if it can; it passes one barrier a turn at most."""
         answer = self._heard(hub, call.silo, ledger) if call.started else None
         if call.started and answer is None:
@@ -66,19 +66,19 @@ class Embedded(Spec):
                 return True
             answer = self._heard(hub, call.silo, ledger)
         if call.lost:
-            hub.leave(call.silo, call.lost)
+            hub.drop(call.silo, call.lost)
         else:
             hub.finish(call.silo)
         return True
 
-    def _heard(self, hub: Hub, silo: str, ledger: Ledger) -> Message | Refused | None:
+    def _heard(self, hub: RoundCoordinator, silo: str, ledger: Ledger) -> Message | Refused | None:
         """The answer as the silo takes it: one that is not in the plan is refused."""
         try:
             return self._answer(hub, silo, ledger)
         except Refused as refusal:
             return refusal
 
-    def _answer(self, hub: Hub, silo: str, ledger: Ledger) -> Message | None:
+    def _answer(self, hub: RoundCoordinator, silo: str, ledger: Ledger) -> Message | None:
         reply = hub.collect(silo)
         if reply is None:
             return None

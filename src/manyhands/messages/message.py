@@ -19,11 +19,11 @@ from torch import Tensor
 
 from manyhands.errors import MessageError
 from manyhands.files.strict_json import strict_json
-from manyhands.tensors import Layout, Like, layout
+from manyhands.tensors import StateSpec, TensorSpec, layout
 
 MAGIC = b"MHM1"
 HEADER_LIMIT = 1 << 20
-LARGEST = 1 << 32
+MAX_MESSAGE_BYTES = 1 << 32
 """Bytes of a message, at most."""
 DEPTH = 16
 """So deep facts may be nested."""
@@ -64,7 +64,9 @@ class Bounds(NamedTuple):
     def of(cls, head: int, listing: int = 16, tensors: int = 0, weight: int = 0) -> Bounds:
         """Those of a message whose header, index (``listing``) and tensors take so much."""
         head = min(head, HEADER_LIMIT)
-        return cls(min(_PREFIX.size + head + _LENGTH.size + listing + weight, LARGEST), head, listing, tensors)
+        return cls(
+            min(_PREFIX.size + head + _LENGTH.size + listing + weight, MAX_MESSAGE_BYTES), head, listing, tensors
+        )
 
     @classmethod
     def largest(cls, bounds: Iterable[Bounds]) -> Bounds:
@@ -87,7 +89,7 @@ class Bounds(NamedTuple):
             raise MessageError(f"it has {index.count(b'{') - 1:,} tensors, {self.tensors:,} are the most")
 
 
-ANY = Bounds(LARGEST, HEADER_LIMIT, LARGEST, LARGEST)
+ANY = Bounds(MAX_MESSAGE_BYTES, HEADER_LIMIT, MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES)
 """What a message of one's own may take."""
 
 
@@ -150,7 +152,7 @@ def _header_bytes(begin: bytes) -> int:
 def decode_from(head: bytes, file: Opened, bounds: Bounds = ANY) -> Message:
     """The message with this beginning, whose tensors are in a file: each is read whenever it is asked for."""
     op, facts = _read_header(head[_PREFIX.size :])
-    return Message(op, Shelf(file, bounds), facts)
+    return Message(op, LazyTensors(file, bounds), facts)
 
 
 class Opened(Protocol):
@@ -161,7 +163,7 @@ class Opened(Protocol):
         ...
 
 
-class Shelf(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """Tensors in a file, read one at a time; their ``layout`` is known without."""
 
     def __init__(self, file: Opened, bounds: Bounds = ANY) -> None:
@@ -175,7 +177,7 @@ class Shelf(Mapping[str, Tensor]):
                 pass  # the library has looked at every bound
             told = json.loads(index)
             told.pop("__metadata__", None)
-            self.layout = {name: Like(tuple(each["shape"]), _TYPES[each["dtype"]]) for name, each in told.items()}
+            self.layout = {name: TensorSpec(tuple(each["shape"]), _TYPES[each["dtype"]]) for name, each in told.items()}
             self._begins = {name: _LENGTH.size + length + each["data_offsets"][0] for name, each in told.items()}
         except UNREADABLE as error:
             raise MessageError(f"its tensors cannot be read: {error}") from None
@@ -260,7 +262,7 @@ def _signature(message: Message) -> Signature:
     return tuple((name, like.dtype, like.shape) for name, like in layout(message.tensors).items())
 
 
-def index_bytes(layout: Layout) -> int:
+def index_bytes(layout: StateSpec) -> int:
     """The most bytes that the index of such tensors takes."""
     names = sum(len(strict_json(name).encode()) for name in layout)
     return 16 + names + sum(96 + 21 * len(like.shape) for like in layout.values())
@@ -272,7 +274,7 @@ def _index(signature: Signature) -> tuple[bytes, tuple[str, ...]]:
     order = sorted(signature, key=lambda each: (_RANK[each[1]], each[0]))
     told, end = {}, 0
     for name, dtype, shape in order:
-        begin, end = end, end + Like(shape, dtype).size * dtype.itemsize
+        begin, end = end, end + TensorSpec(shape, dtype).size * dtype.itemsize
         told[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
     raw = strict_json(told, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)

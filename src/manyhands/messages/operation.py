@@ -14,8 +14,8 @@ from manyhands.errors import Reason, Refused
 from manyhands.formatting import size_text
 from manyhands.messages.facts import Facts, Flag, Number, Text, Whole, check_facts, header_bytes
 from manyhands.messages.leaves import Leaving
-from manyhands.messages.message import LARGEST, Bounds, Message, index_bytes
-from manyhands.tensors import Layout, Like, finite, layout
+from manyhands.messages.message import MAX_MESSAGE_BYTES, Bounds, Message, index_bytes
+from manyhands.tensors import StateSpec, TensorSpec, finite, layout
 
 IMAGES = Whole(1, 1 << 40)
 """How many images a silo has."""
@@ -49,22 +49,22 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Carries:
+class Payload:
     """What one message of an operation may carry in one direction: ``tensors``, or one of the ``others`` instead.
 
     ``items`` is the most that a length may be which is open and has no limit of its own.
     """
 
-    tensors: Layout = field(default_factory=lambda: _NOTHING)
+    tensors: StateSpec = field(default_factory=lambda: _NOTHING)
     facts: Facts = field(default_factory=lambda: _NOTHING)
-    others: tuple[Layout, ...] = ()
+    others: tuple[StateSpec, ...] = ()
     items: int | None = None
 
     def check(self, message: Message) -> None:
         """Refuse what does not fit, with the reason."""
         check_facts(self.facts, message.facts)
         forms = (self.tensors, *self.others)
-        refusals = [refusal for form in forms if (refusal := misfit(form, message.tensors))]
+        refusals = [refusal for form in forms if (refusal := mismatch(form, message.tensors))]
         if len(refusals) == len(forms):
             raise next((each for each in refusals if each.reason is Reason.WRONG_SHAPE), refusals[0])
         if name_of_bad := finite(message.tensors):
@@ -83,10 +83,10 @@ class Carries:
         sizes = [Bounds.of(head, index_bytes(form), len(form), self._bytes(form)) for form in forms]
         return Bounds.largest(sizes)
 
-    def _bytes(self, form: Layout) -> int:
+    def _bytes(self, form: StateSpec) -> int:
         """The most bytes of the tensors of a form."""
         each = {name: like.dtype.itemsize * like.size for name, like in form.items()}
-        count = {name: self.items or LARGEST for name, like in form.items() if like.endless}
+        count = {name: self.items or MAX_MESSAGE_BYTES for name, like in form.items() if like.endless}
         return sum(size * count.get(name, 1) for name, size in each.items())
 
     @property
@@ -105,8 +105,8 @@ class Operation:
 
     says: str
     often: str
-    up: Carries = field(default_factory=Carries)
-    down: Carries = field(default_factory=Carries)
+    up: Payload = field(default_factory=Payload)
+    down: Payload = field(default_factory=Payload)
     group: bool = False
     closes_round: bool = False
     leaves: tuple[Leaving, ...] = ()
@@ -114,7 +114,7 @@ class Operation:
     draws: bool = False
 
 
-def tensors_size(layout: Layout) -> str:
+def tensors_size(layout: StateSpec) -> str:
     """The size of the tensors of a layout, for people."""
     if not layout:
         return "no tensors"
@@ -124,17 +124,17 @@ def tensors_size(layout: Layout) -> str:
     return f"at most {size}" if any(None in like.shape for like in layout.values()) else size
 
 
-def misfit(expected: Layout, tensors: Mapping[str, Tensor]) -> Refused | None:
+def mismatch(expected: StateSpec, tensors: Mapping[str, Tensor]) -> Refused | None:
     """Why tensors are not of a layout, or None where they are."""
     if missing := expected.keys() - tensors.keys():
         return Refused(Reason.MISSING_TENSOR, f"{min(missing)} is not there")
     if unexpected := tensors.keys() - expected.keys():
         return Refused(Reason.UNEXPECTED_TENSOR, f"{min(unexpected)} is not in the plan")
     found = layout(tensors)
-    return next((bad for name, like in expected.items() if (bad := _misfit_of(name, like, found[name]))), None)
+    return next((bad for name, like in expected.items() if (bad := _mismatch_of(name, like, found[name]))), None)
 
 
-def _misfit_of(name: str, like: Like, found: Like) -> Refused | None:
+def _mismatch_of(name: str, like: TensorSpec, found: TensorSpec) -> Refused | None:
     if found.dtype != like.dtype:
         return Refused(Reason.WRONG_DTYPE, f"{name} is {found.dtype}, not {like.dtype}")
     if len(found.shape) != len(like.shape) or any(

@@ -31,7 +31,7 @@ class Plan:
         return of_silo(self.leaves, silo)
 
     @property
-    def never(self) -> tuple[str, ...]:
+    def never_sent(self) -> tuple[str, ...]:
         """What no message has a place for; that says nothing of what can be computed from the rest."""
         return unsent(self.leaves)
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyhands.diffusion.sample import Sampling
-    from manyhands.generators.base import Drawing
-    from manyhands.generators.diffusion import Generator as ImageGenerator
-    from manyhands.generators.gan import Forger
+    from manyhands.generators.base import ImageGenerator
+    from manyhands.generators.diffusion import DiffusionGenerator
+    from manyhands.generators.gan import GanGenerator
     from manyhands.messages.message import Message
     from manyhands.messages.plan import Plan
     from manyhands.models.autoencoder import TrainedAutoencoder
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 Conversation = Generator["Message", "Message", None]
-Trained: TypeAlias = "ImageGenerator | Forger | TrainedAutoencoder"
+TrainedModel: TypeAlias = "DiffusionGenerator | GanGenerator | TrainedAutoencoder"
 
 
 class Release(NamedTuple):
@@ -66,14 +66,14 @@ class Server(ABC):
     device: torch.device = torch.device("cpu")
     weighed: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Answer an operation at once."""
         raise NotImplementedError(f"{type(self).__name__} answers no single operation, {silo} sent {message.op}")
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """Raise ``Refused`` for a message that is in the plan, but not for this silo now."""
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         """Take in a message of a group operation, and return what must be kept of it until the barrier.
 
         It is called in the order of the names of those awaited, so that what is summed here does not depend on who was
@@ -81,18 +81,18 @@ class Server(ABC):
         """
         return message
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Answer all who called a group operation, when everyone awaited has called."""
         raise NotImplementedError(f"{type(self).__name__} answers no group operation, {sorted(messages)} sent {op}")
 
-    def work(self) -> bool:
+    def train_step(self) -> bool:
         """Do a piece of the work that the open round asks of the server itself; False when none is left.
 
         A link calls it whenever nobody waits for an answer. What comes of it must not depend on when it is called.
         """
         return False
 
-    def generator(self) -> Trained | None:
+    def generator(self) -> TrainedModel | None:
         """The trained generator that all share, or None where there is none."""
         return None
 
@@ -128,7 +128,7 @@ class Server(ABC):
         """Go on from a kept state; ``round`` is set already."""
 
 
-class Wrapping(Server):
+class ServerWrapper(Server):
     """A server that answers some operations itself, and leaves the others to the ``inner`` one."""
 
     def __init__(self, inner: Server) -> None:
@@ -143,21 +143,21 @@ class Wrapping(Server):
     def round(self, number: int) -> None:
         self.inner.round = number
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """What the inner server answers."""
-        return self.inner.on(silo, message)
+        return self.inner.handle(silo, message)
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """What the inner server refuses."""
-        self.inner.admit(silo, message)
+        self.inner.validate(silo, message)
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         """What the inner server keeps."""
-        return self.inner.fold(silo, message)
+        return self.inner.accumulate(silo, message)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """What the inner server answers."""
-        return self.inner.on_group(op, messages)
+        return self.inner.handle_barrier(op, messages)
 
     def go_back(self, state: Tensors) -> str | None:
         """As the inner server does; what this one has is not what silos train."""
@@ -168,7 +168,7 @@ class Wrapping(Server):
         return state
 
 
-class Form(Protocol):
+class ImageShape(Protocol):
     """What every model says of the images that it is for."""
 
     @property
@@ -187,7 +187,7 @@ class Form(Protocol):
         ...
 
 
-Ask = Callable[["Message"], "Message"]
+ServerCall = Callable[["Message"], "Message"]
 """Carries a message to the server and brings its answer, or raises ``Refused``."""
 
 
@@ -215,11 +215,11 @@ class Method(Spec, ABC):
     def plan(self) -> Plan:
         """Every operation, and what it may carry each way."""
 
-    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+    def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """What so many silos put on the wire, and what else must be known before it is run, for people."""
         return []
 
-    def uploads(self, images: int) -> int:
+    def upload_bytes(self, images: int) -> int:
         """About how many bytes a silo with so many images sends in all: each operation once, or once a round."""
         operations = self.plan().operations.values()
         return sum((self.rounds if each.closes_round else 1) * each.up.weight for each in operations)
@@ -241,14 +241,16 @@ class Method(Spec, ABC):
         """The images that a message of this silo gives away for good, noised; None where there are none in it."""
         return None
 
-    def fits(self, silo: Silo) -> None:
+    def check_silo(self, silo: Silo) -> None:
         """Raise ``RecipeError`` where this method cannot work with what a silo has."""
 
-    def own_generator(self, silo: Silo) -> Trained | None:
+    def silo_generator(self, silo: Silo) -> TrainedModel | None:
         """The generator that this silo keeps for itself, or None where there is none."""
         return None
 
-    def drawn_from(self, silo: str, shared: Trained | None, own: Trained | None, ask: Ask) -> Trained | Drawing | None:
+    def generator_for(
+        self, silo: str, shared: TrainedModel | None, own: TrainedModel | None, ask: ServerCall
+    ) -> TrainedModel | ImageGenerator | None:
         """What this silo draws images from: its own generator where it has one, else the shared one.
 
         ``ask`` reaches the server, for a method whose silos cannot draw without it.
@@ -256,7 +258,7 @@ class Method(Spec, ABC):
         return own or shared
 
 
-def check_images(silo: Silo, model: Form, least: int = 1) -> None:
+def check_images(silo: Silo, model: ImageShape, least: int = 1) -> None:
     """Raise ``RecipeError`` where a silo's images are too few, not of the model's size, or not labelled as it asks."""
     images = silo.images
     if not len(images):

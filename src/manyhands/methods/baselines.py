@@ -10,16 +10,16 @@ import torch
 from pydantic import Field, model_validator
 
 from manyhands.errors import RecipeError
-from manyhands.generators.diffusion import Generator
-from manyhands.generators.gan import Forger
+from manyhands.generators.diffusion import DiffusionGenerator
+from manyhands.generators.gan import GanGenerator
 from manyhands.messages import leaves
 from manyhands.messages.message import Message
-from manyhands.messages.operation import IMAGES, SEED, Carries, Operation, going_on, round_facts
+from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, going_on, round_facts
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server
 from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.local_training import Denoising, sick, update_facts
+from manyhands.methods.local_training import LocalTrainingMethod, sick, update_facts
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.unet import UNet
 from manyhands.silos.silo import Silo
@@ -30,7 +30,7 @@ from manyhands.tensors import Tensors, named, prefixed, running_average, snapsho
 BEFORE = "before the run"
 
 
-class Local(Denoising):
+class Local(LocalTrainingMethod):
     """No exchange: every silo trains a network of its own, by the same loop and with the same budget.
 
     ``distil`` spends its last rounds on teaching the network to draw in a few steps.
@@ -61,20 +61,20 @@ class Local(Denoising):
 
     def plan(self) -> Plan:
         """No tensor either way."""
-        gives = Carries(facts={**going_on(self.rounds), "seed": SEED})
+        gives = Payload(facts={**going_on(self.rounds), "seed": SEED})
         return Plan(
             self.preparations()
             | {
-                "join": Operation("says how many images it has", "once", Carries(facts={"images": IMAGES}), gives),
+                "join": Operation("says how many images it has", "once", Payload(facts={"images": IMAGES}), gives),
                 "progress": Operation(
-                    "tells its loss", f"{self.rounds} times", Carries(facts=round_facts(self.rounds)), gives, True, True
+                    "tells its loss", f"{self.rounds} times", Payload(facts=round_facts(self.rounds)), gives, True, True
                 ),
             },
         )
 
-    def own_generator(self, silo: Silo) -> Generator | Forger | TrainedAutoencoder | None:
+    def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
         """What the silo has trained for itself."""
-        return self.own_generator_of(silo, named(silo.memory, "average."))
+        return self.silo_generator_of(silo, named(silo.memory, "average."))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         if self.diffusion.upto == 0:
@@ -138,11 +138,11 @@ class LocalServer(Server):
     def __init__(self, rounds: int, seed: int) -> None:
         self.rounds, self.seed = rounds, seed
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Join."""
         return self._answer(message.op)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round."""
         self.round += 1
         return {silo: self._answer(op) for silo in messages}
@@ -158,7 +158,7 @@ class LocalServer(Server):
         return Message(op, {}, {"round": self.round, "done": self.round >= self.rounds, "seed": self.seed})
 
 
-class Central(Denoising):
+class Central(LocalTrainingMethod):
     """All images in one place: what collaboration is meant to come close to. The pooled data is the only silo.
 
     It wraps ``FedAvg`` over one silo, and sees as many images as all silos together:

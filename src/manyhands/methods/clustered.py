@@ -9,7 +9,7 @@ from manyhands.methods.base import Server
 from manyhands.tensors import Tensors, named, prefixed
 
 
-class Clustered(Server):
+class ClusteredServer(Server):
     """Sends every silo to the server of its cluster; all of them close their rounds together."""
 
     def __init__(self, servers: Mapping[str, Server], clusters: Mapping[str, tuple[str, ...]]) -> None:
@@ -26,24 +26,24 @@ class Clustered(Server):
         for server in self.servers.values():
             server.round = number
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """What its own server answers."""
-        return self._of(silo).on(silo, message)
+        return self._of(silo).handle(silo, message)
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """What its own server refuses."""
-        self._of(silo).admit(silo, message)
+        self._of(silo).validate(silo, message)
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         """What its own server keeps."""
-        return self._of(silo).fold(silo, message)
+        return self._of(silo).accumulate(silo, message)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round in every cluster, also in one of which nobody has called."""
         answers: dict[str, Message] = {}
         for name, server in self.servers.items():
             mine = {silo: message for silo, message in messages.items() if self.cluster_of[silo] == name}
-            answers |= server.on_group(op, mine)
+            answers |= server.handle_barrier(op, mine)
         return answers
 
     def go_back(self, state: Tensors) -> str | None:

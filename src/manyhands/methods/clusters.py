@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST = 10
+MAX_CLUSTERS = 10
 """The most clusters that are looked for."""
 CLEAR = 0.25
 """The least silhouette that is taken for clusters; below, all silos are one."""
@@ -82,7 +82,7 @@ def found(features: Mapping[str, Tensor], count: int | Literal["auto"], seed: in
     if count != "auto":
         chosen = labels(min(count, distinct)) if min(count, distinct) > 1 else np.zeros(len(silos), int)
     else:
-        tried = [labels(k) for k in range(2, min(MOST, distinct - 1) + 1)]
+        tried = [labels(k) for k in range(2, min(MAX_CLUSTERS, distinct - 1) + 1)]
         scores = [silhouette_score(points, each) for each in tried]
         chosen = tried[int(np.argmax(scores))] if scores and max(scores) >= CLEAR else np.zeros(len(silos), int)
     order: dict[int, int] = {}

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion, Network, noised
-from manyhands.diffusion.sample import guided, times, walk
+from manyhands.diffusion.sample import denoise, guided, timesteps
 from manyhands.diffusion.squeeze import squeezed
 from manyhands.spec import Int, Spec
 
@@ -37,7 +37,7 @@ class Distil(Spec):
 
     def grid(self, cut: int) -> list[int]:
         """The steps of the chain that the student stops at, evenly spread; fewer where the cut has no more."""
-        return times(cut, 0, self.steps)
+        return timesteps(cut, 0, self.steps)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def loss(
     """The error of the student's clean images at random steps of the grid, weighted by max(SNR, 1).
 
     They are held against those with which one DDIM step lands where the teacher landed. Such an image may lie outside
-    [-1, 1]: a student is walked down its grid without a bound.
+    [-1, 1]: a student is denoised down its grid without a bound.
     """
     at = torch.randint(len(_falling(grid)) - 1, (len(x_0),), generator=rng, device=rng.device)
     t = torch.tensor(grid, device=rng.device)[at]
@@ -109,7 +109,7 @@ def taught(
         mine = torch.nonzero(at == number).flatten()
         if len(mine):
             denoiser = guided(teacher, diffusion, None if labels is None else labels[mine], no_label, scale=1)
-            landed = walk(denoiser, x_t[mine], diffusion.schedule, times(s, after, teacher_steps), still, eta=0)
+            landed = denoise(denoiser, x_t[mine], diffusion.schedule, timesteps(s, after, teacher_steps), still, eta=0)
             wanted[mine] = jump(diffusion, x_t[mine], landed, s, after)
     return wanted
 

@@ -17,14 +17,14 @@ from manyhands.spec import Float
 from manyhands.tensors import layout
 
 
-class Adversarial(Method, ABC):
+class GanMethod(Method, ABC):
     """A GAN of many silos. ``ema`` is the decay of the average over rounds that images are drawn from."""
 
     model: Gan
     training: GanTraining
     ema: Float = Field(default=0.0, ge=0, lt=1)
 
-    def fits(self, silo: Silo) -> None:
+    def check_silo(self, silo: Silo) -> None:
         """Its images must be those of the model, and two at least: norms need more than one."""
         check_images(silo, self.model, self.training.least)
 

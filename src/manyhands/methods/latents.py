@@ -11,11 +11,11 @@ import torch
 
 from manyhands.data.latents import Latents, Moments, scale_of
 from manyhands.errors import CheckpointError, Reason, Refused
-from manyhands.generators.diffusion import Generator
+from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Carries, Operation
-from manyhands.methods.base import Server, Wrapping
+from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
+from manyhands.methods.base import Server, ServerWrapper
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.models.state_spec import layout_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FETCH, AGREE = "autoencoder", "moments"
 SCALE, HASH = "latents.scale", "latents.hash"
 BATCH = 64
-MOST_SQUARE = 1e8
+MAX_SQUARE = 1e8
 """The mean square of latents above which nobody is believed."""
 SCALES = Number(0.0, 1e12)
 
@@ -38,17 +38,17 @@ SCALES = Number(0.0, 1e12)
 def operations(model: Latent) -> dict[str, Operation]:
     """What passes before the first round, and when a run goes on."""
     weights = layout_of(model.autoencoder)
-    fetch = Operation("asks for the frozen autoencoder", "once", Carries(), Carries(weights, {"scale": SCALES}))
+    fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, {"scale": SCALES}))
     if model.scale is not None:
         return {FETCH: fetch}
-    total = MOST_SQUARE * COUNT.most
+    total = MAX_SQUARE * COUNT.most
     counted = {"images": IMAGES, "numbers": Whole(1, COUNT.most), "sum": Number(-total, total),
                "squares": Number(0.0, total)}  # fmt: skip
     agree = Operation(
         "tells how many numbers its latents are, their sum and that of their squares, gets the one scale of all silos",
         "once",
-        Carries(facts=counted),
-        Carries(facts={"scale": SCALES}),
+        Payload(facts=counted),
+        Payload(facts={"scale": SCALES}),
         group=True,
     )
     return {FETCH: fetch, AGREE: agree}
@@ -96,7 +96,7 @@ def encoding_flops(silo: Silo) -> int:
     return flops
 
 
-class LatentServer(Wrapping):
+class LatentServer(ServerWrapper):
     """Holds the autoencoder, and the scale once that is agreed; ``inner`` answers everything else."""
 
     def __init__(self, model: Latent, inner: Server) -> None:
@@ -106,16 +106,16 @@ class LatentServer(Wrapping):
         self.scale = model.scale or 0.0
         self.hash = sha256(self.trained.weights)
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """The autoencoder, and the scale: 0 while there is none."""
         if message.op != FETCH:
-            return self.inner.on(silo, message)
+            return self.inner.handle(silo, message)
         return Message(FETCH, self.trained.weights, {"scale": self.scale})
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """Refuse moments when the scale is agreed, and those that no latents have."""
         if message.op != AGREE:
-            return self.inner.admit(silo, message)
+            return self.inner.validate(silo, message)
         told = message.facts
         if self.scale:
             raise Refused(Reason.STALE_ROUND, "the scale of latents is agreed already")
@@ -123,26 +123,30 @@ class LatentServer(Wrapping):
         if told["numbers"] != told["images"] * each:
             raise Refused(Reason.WRONG_WEIGHT, f"{silo} tells of {told['numbers']} numbers, {each} are of an image")
         mean, square = told["sum"] / told["numbers"], told["squares"] / told["numbers"]
-        if not (0 < square < MOST_SQUARE and abs(mean) < math.sqrt(square)):
+        if not (0 < square < MAX_SQUARE and abs(mean) < math.sqrt(square)):
             raise Refused(Reason.WRONG_WEIGHT, f"{silo} tells of moments that no latents have")
         return None
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         """Moments are kept until the barrier."""
-        return message if message.op == AGREE else self.inner.fold(silo, message)
+        return message if message.op == AGREE else self.inner.accumulate(silo, message)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """The same scale for all."""
         if op != AGREE:
-            return self.inner.on_group(op, messages)
+            return self.inner.handle_barrier(op, messages)
         told = [messages[silo].facts for silo in sorted(messages)]
         self.scale = scale_of([Moments(each["numbers"], each["sum"], each["squares"]) for each in told])
         return {silo: Message(op, {}, {"scale": self.scale}) for silo in messages}
 
-    def generator(self) -> Generator | TrainedAutoencoder | None:
+    def generator(self) -> DiffusionGenerator | TrainedAutoencoder | None:
         """That of the inner server, which draws latents, with what makes images of them."""
         found = self.inner.generator()
-        return replace(found, autoencoder=self.trained, scale=self.scale) if isinstance(found, Generator) else None
+        return (
+            replace(found, autoencoder=self.trained, scale=self.scale)
+            if isinstance(found, DiffusionGenerator)
+            else None
+        )
 
     def state_dict(self) -> Tensors:
         """The scale, and which autoencoder it is of."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from manyhands.diffusion.objective import Diffusion
 from manyhands.errors import plain
 from manyhands.formatting import size_text
-from manyhands.generators.diffusion import Generator
-from manyhands.generators.gan import Forger, generators_part
+from manyhands.generators.diffusion import DiffusionGenerator
+from manyhands.generators.gan import GanGenerator, generators_part
 from manyhands.messages.message import Message
 from manyhands.messages.operation import LOSS, Operation
 from manyhands.methods import latents
@@ -39,7 +39,7 @@ from manyhands.tensors import Tensors, finite
 AnyModel = Annotated[UNet | Latent | Autoencoder | Gan, Field(discriminator="kind")]
 
 
-class Trained(NamedTuple):
+class LocalResult(NamedTuple):
     """What came of a round of local training: the mean loss, how many images were seen, and the work it took."""
 
     loss: float | None = None
@@ -47,10 +47,10 @@ class Trained(NamedTuple):
     flops: int = 0
 
 
-NOTHING = Trained()
+NOTHING = LocalResult()
 
 
-class Denoising(Method, ABC):
+class LocalTrainingMethod(Method, ABC):
     """A network, its objective, and what a silo does in a round.
 
     The network is a U-Net, that of a latent model, or an autoencoder for one, which has an objective of its own; or
@@ -80,12 +80,12 @@ class Denoising(Method, ABC):
             raise ValueError("a GAN, and nothing else, is trained by a GanTraining")
         return self
 
-    def behind(self) -> list[object]:
+    def cited_parts(self) -> list[object]:
         """An autoencoder learns no diffusion, and neither does a GAN."""
         left_out = self.diffusion if isinstance(self.model, Autoencoder | Gan) else None
-        return [part for part in super().behind() if part is None or part is not left_out]
+        return [part for part in super().cited_parts() if part is None or part is not left_out]
 
-    def prepared_sizes(self) -> list[str]:
+    def prepared_cost_lines(self) -> list[str]:
         """What passes before the first round, for people."""
         if not isinstance(self.model, Latent):
             return []
@@ -105,7 +105,7 @@ class Denoising(Method, ABC):
         """A server that answers these, too."""
         return LatentServer(self.model, inner) if isinstance(self.model, Latent) else inner
 
-    def fits(self, silo: Silo) -> None:
+    def check_silo(self, silo: Silo) -> None:
         """The silo's images must be of the model's size, and labelled if it is conditional."""
         check_images(silo, self.model, self.training.least)
 
@@ -121,7 +121,7 @@ class Denoising(Method, ABC):
         number: int,
         pull: Proximal | None = None,
         teacher: Teacher | None = None,
-    ) -> Trained:
+    ) -> LocalResult:
         """One round of local training, held near to its start by the pull or taught by the teacher if there is one."""
         rng = silo.rng(number)
         if isinstance(self.model, Gan):
@@ -144,11 +144,11 @@ class Denoising(Method, ABC):
             if pull:
                 pull.after_step(rate)
         flops = meter.flops + latents.encoding_flops(silo)
-        return Trained((total / len(batches)).item(), sum(map(len, batches)), flops)
+        return LocalResult((total / len(batches)).item(), sum(map(len, batches)), flops)
 
     def _adversarial_round(
         self, model: Gan, networks: Any, optimiser: torch.optim.Optimizer, silo: Silo, rng: torch.Generator
-    ) -> Trained:
+    ) -> LocalResult:
         """One round of both networks of a GAN; the loss is the discriminator's."""
         device, meter = silo.bench.device, Meter(silo.bench.known_flops)
         images, total = silo.images.to(device), torch.zeros((), device=device)
@@ -159,7 +159,7 @@ class Denoising(Method, ABC):
             z = torch.randn(len(x), model.latent, generator=rng, device=x.device)
             with meter.work(model, "iteration", len(x)):
                 total += iteration(model, networks, optimiser, x, labels if model.classes else None, z)[0]
-        return Trained(total.item() / len(batches), sum(map(len, batches)), meter.flops)
+        return LocalResult(total.item() / len(batches), sum(map(len, batches)), meter.flops)
 
     def _objective(self, network: Any, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
         """The loss on a batch of the silo's images, told by their numbers."""
@@ -174,24 +174,26 @@ class Denoising(Method, ABC):
 
         return loss
 
-    def generator_of(self, weights: Tensors) -> Generator | Forger | TrainedAutoencoder:
+    def generator_of(self, weights: Tensors) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder:
         """What has these weights; one of latents is not whole yet."""
         if isinstance(self.model, Gan):
-            return Forger(self.model, generators_part(weights), ema=self.ema)
+            return GanGenerator(self.model, generators_part(weights), ema=self.ema)
         if isinstance(self.model, Autoencoder):
             return TrainedAutoencoder(self.model, weights, ema=self.ema)
-        return Generator(self.model, self.diffusion, weights, ema=self.ema)
+        return DiffusionGenerator(self.model, self.diffusion, weights, ema=self.ema)
 
-    def own_generator_of(self, silo: Silo, weights: Tensors) -> Generator | Forger | TrainedAutoencoder | None:
+    def silo_generator_of(
+        self, silo: Silo, weights: Tensors
+    ) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
         """What a silo has trained for itself, if it has."""
         found = self.generator_of(weights) if weights else None
-        if not isinstance(self.model, Latent) or not isinstance(found, Generator):
+        if not isinstance(self.model, Latent) or not isinstance(found, DiffusionGenerator):
             return found
         first = silo.latents.autoencoder if silo.latents else self.model.load()
         return replace(found, autoencoder=first, scale=float(silo.memory[latents.SCALE]))
 
 
-def sick(trained: Trained, weights: Tensors) -> str:
+def sick(trained: LocalResult, weights: Tensors) -> str:
     """Why what came of training must not be sent or kept; nothing where it is well."""
     if why := odd_loss(trained.loss):
         return why
@@ -205,7 +207,7 @@ def odd_loss(loss: float | None) -> str:
     return f"its loss is beyond {LOSS:g}" if abs(loss or 0) > LOSS else ""
 
 
-def update_facts(silo: Silo, answer: Message, trained: Trained = NOTHING, withheld: str = "") -> dict[str, object]:
+def update_facts(silo: Silo, answer: Message, trained: LocalResult = NOTHING, withheld: str = "") -> dict[str, object]:
     """What a silo tells of a round beside its tensors."""
     number = answer.facts["round"]
     return {"round": number, "images": len(silo.images), **trained._asdict(), "withheld": plain(withheld)}

@@ -11,31 +11,31 @@ from pydantic import ValidationError
 from manyhands.diffusion.sample import Sampling
 from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import Reason, Refused
-from manyhands.generators.base import Drawing
-from manyhands.generators.diffusion import Generator
+from manyhands.generators.base import ImageGenerator
+from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
 from manyhands.messages.leaves import Statistics
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, SEED, WORD, Carries, Operation
+from manyhands.messages.operation import COUNT, SEED, WORD, Operation, Payload
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
-from manyhands.tensors import Like
+from manyhands.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyhands.methods.base import Ask
+    from manyhands.methods.base import ServerCall
 
-MOST = 256
+MAX_DRAWN_IMAGES = 256
 """The most images of one call."""
 
 
 def operation(model: UNet) -> Operation:
     """What a silo asks for when it draws, and what it gets."""
     shape = (None, model.channels, model.size, model.size)
-    asked = {"labels": Like((None,), torch.int64, MOST)} if model.classes else {}
+    asked = {"labels": TensorSpec((None,), torch.int64, MAX_DRAWN_IMAGES)} if model.classes else {}
     facts = {
-        "count": Whole(0, MOST),
+        "count": Whole(0, MAX_DRAWN_IMAGES),
         "to": COUNT,
         "seed": SEED,
         "steps": COUNT,
@@ -47,14 +47,14 @@ def operation(model: UNet) -> Operation:
     return Operation(
         f"asks for images that are half denoised: {tells}how many, down to which step",
         "whenever it draws",
-        Carries(asked, facts),
-        Carries({"images": Like(shape, torch.float32, MOST)}),
+        Payload(asked, facts),
+        Payload({"images": TensorSpec(shape, torch.float32, MAX_DRAWN_IMAGES)}),
         draws=True,
         leaves=(Statistics(of=("which classes it wants drawn",)),) if model.classes else (),
     )
 
 
-def answered(generator: Generator, message: Message, clip: bool) -> Message:
+def answered(generator: DiffusionGenerator, message: Message, clip: bool) -> Message:
     """The server's half: noise, taken down to where the silo asked for."""
     told = message.facts
     rng = torch_rng(told["seed"], "server", device=generator.device)
@@ -63,7 +63,7 @@ def answered(generator: Generator, message: Message, clip: bool) -> Message:
         sampling = sampling.model_copy(update={"guidance": 1.0})
     x = generator.noise(told["count"], rng)
     labels = message.tensors.get("labels", torch.zeros(told["count"], dtype=torch.int64)).to(generator.device)
-    return Message(message.op, {"images": generator.walked(x, labels, told["to"], rng, sampling).cpu()})
+    return Message(message.op, {"images": generator.denoised(x, labels, told["to"], rng, sampling).cpu()})
 
 
 def sampling_of(message: Message) -> Sampling:
@@ -76,7 +76,7 @@ def sampling_of(message: Message) -> Sampling:
 
 
 @dataclass(frozen=True)
-class Relay(Drawing):
+class Relay(ImageGenerator):
     """What a silo draws from: the server by ``ask``, then from step ``cut`` its own network, ``home``, if any.
 
     ``asks`` is the step down to which the server is asked to go,
@@ -86,11 +86,11 @@ class Relay(Drawing):
     """
 
     model: UNet
-    ask: Ask
+    ask: ServerCall
     cut: int
     asks: int
     enters: int
-    home: Generator | None = None
+    home: DiffusionGenerator | None = None
     told: bool = False
     steps: int | None = None
     classes: tuple[str, ...] = ()
@@ -109,13 +109,13 @@ class Relay(Drawing):
             return x
         if self.taught:  # what a student says of the clean image may lie outside of [-1, 1]
             sampling = sampling.model_copy(update={"clip": None, "sampler": "ddim"})
-        return self.home.walked(x, labels, 0, rng, sampling, self.enters, self.steps)
+        return self.home.denoised(x, labels, 0, rng, sampling, self.enters, self.steps)
 
     def _asked(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         """What comes of the server, in calls of so many images as it answers."""
         if self.home is not None and self.cut == self.home.diffusion.schedule.steps:
             return self.home.noise(len(labels), rng)
-        parts = [self.ask(self._call(part, rng, sampling)).tensors["images"] for part in labels.split(MOST)]
+        parts = [self.ask(self._call(part, rng, sampling)).tensors["images"] for part in labels.split(MAX_DRAWN_IMAGES)]
         return torch.cat(parts).to(labels.device)
 
     def _call(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Message:

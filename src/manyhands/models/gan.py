@@ -114,22 +114,22 @@ def iteration(
 
     One optimiser has both: it leaves alone what has no gradient.
     """
-    made = through(networks.generator, z, labels)
+    made = run_blocks(networks.generator, z, labels)
     optimiser.zero_grad(set_to_none=True)
-    judged = spec.judged(through(networks.discriminator, made.detach(), labels), real=False)
+    judged = spec.judged(run_blocks(networks.discriminator, made.detach(), labels), real=False)
     judged.backward()
-    real = spec.judged(through(networks.discriminator, x, labels), real=True)
+    real = spec.judged(run_blocks(networks.discriminator, x, labels), real=True)
     real.backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    fooled = spec.fooled(through(networks.discriminator, made, labels))
+    fooled = spec.fooled(run_blocks(networks.discriminator, made, labels))
     fooled.backward()
     networks.discriminator.zero_grad(set_to_none=True)
     optimiser.step()
     return (judged + real).detach(), fooled.detach()
 
 
-def through(blocks: Sequence[nn.Module] | nn.ModuleList, x: Tensor, labels: Tensor | None = None) -> Tensor:
+def run_blocks(blocks: Sequence[nn.Module] | nn.ModuleList, x: Tensor, labels: Tensor | None = None) -> Tensor:
     """What comes out of blocks one after another; labels are for the first block of a whole network."""
     for block in blocks:
         x = block(x, labels) if isinstance(block, Conditioned) else block(x)

@@ -9,16 +9,16 @@ from typing import TypeVar
 import torch
 from pydantic import Field
 
-from manyhands.models.gan import NETWORKS, Gan, through
+from manyhands.models.gan import NETWORKS, Gan, run_blocks
 from manyhands.spec import Int, Spec
-from manyhands.tensors import Like
+from manyhands.tensors import TensorSpec
 
 T = TypeVar("T")
 MAX_CUTS = 1000
 """So many silos, patterns of their names or clusters may be told of one by one."""
 
 
-class Cut(Spec):
+class LayerCut(Spec):
     """Where a network is cut: a silo has the blocks up to ``head``, and those from ``tail`` on.
 
     The blocks between are the server's; the middle one always is.
@@ -47,13 +47,13 @@ class Cut(Spec):
             )
 
 
-class Cuts(Spec):
+class LayerCuts(Spec):
     """Where both networks are cut."""
 
-    generator: Cut
-    discriminator: Cut
+    generator: LayerCut
+    discriminator: LayerCut
 
-    def of(self, network: str) -> Cut:
+    def of(self, network: str) -> LayerCut:
         """That of one network."""
         return self.generator if network == "generator" else self.discriminator
 
@@ -75,14 +75,14 @@ class Cuts(Spec):
             self.of(network).check(model, network)
 
 
-def every_cut(model: Gan) -> list[Cut]:
+def every_cut(model: Gan) -> list[LayerCut]:
     """All cuts of a network, from the one with the least at home on."""
     heads, tails = range(model.middle), range(model.depth - 1, model.middle, -1)
-    return [Cut(head=head, tail=tail) for head in heads for tail in tails]
+    return [LayerCut(head=head, tail=tail) for head in heads for tail in tails]
 
 
 @cache
-def maps(model: Gan, network: str) -> tuple[Like, ...]:
+def block_outputs(model: Gan, network: str) -> tuple[TensorSpec, ...]:
     """What comes out of each block, for any number of images."""
     with torch.device("meta"):
         made = model.build(seed=0)
@@ -90,8 +90,8 @@ def maps(model: Gan, network: str) -> tuple[Like, ...]:
         x = torch.zeros(2, model.latent) if network == "generator" else torch.zeros(2, *_shape(model))
         found = []
         for block in getattr(made, network):
-            x = through([block], x, labels)
-            found.append(Like((None, *x.shape[1:]), torch.float32))
+            x = run_blocks([block], x, labels)
+            found.append(TensorSpec((None, *x.shape[1:]), torch.float32))
     return tuple(found)
 
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 import torch
 
-from manyhands.subprocess_task import Apart
-from manyhands.tensors import Layout, Tensors, layout, snapshot
+from manyhands.subprocess_task import SubprocessTask
+from manyhands.tensors import StateSpec, Tensors, layout, snapshot
 
 if TYPE_CHECKING:
     from manyhands.silos.silo import Buildable
 
-_known: dict[Buildable, Layout] = {}
+_known: dict[Buildable, StateSpec] = {}
 _apart = False
 
 
-def layout_of(spec: Buildable) -> Layout:
+def layout_of(spec: Buildable) -> StateSpec:
     """Of a network that a specification builds."""
     if spec not in _known:
         with torch.device("meta"):
@@ -41,7 +41,7 @@ def build_apart() -> None:
 
 def _built_apart(spec: Buildable, seed: int) -> Tensors:
     with tempfile.NamedTemporaryFile(prefix="manyhands-") as file:
-        Apart(_write, spec, seed, file.name).result()
+        SubprocessTask(_write, spec, seed, file.name).result()
         return safetensors.torch.load_file(file.name)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyhands.models.block_cost import COPIES, saved_bytes
-from manyhands.models.gan import NETWORKS, BatchNorm, Gan, through
+from manyhands.models.gan import NETWORKS, BatchNorm, Gan, run_blocks
 
 
 class Work(NamedTuple):
@@ -38,7 +38,7 @@ def _of_blocks(model: Gan, network: str, authors: bool) -> tuple[Work, ...]:
         for block in getattr(made, network):
             layers: list[tuple[nn.Module, Tensor, Tensor]] = []
             hooks = [each.register_forward_hook(_kept(layers)) for each in block.modules() if not list(each.children())]
-            x = through([block], x, labels)
+            x = run_blocks([block], x, labels)
             for hook in hooks:
                 hook.remove()
             works = []
@@ -80,7 +80,7 @@ def memory_of_blocks(model: Gan, network: str, batch: int) -> tuple[int, ...]:
         made, x, labels = model.build(seed=0), *_batch(model, network, batch)
         for block in getattr(made, network):
             count = sum(weight.numel() for weight in block.parameters())
-            held, x = saved_bytes(block, partial(through, [block], x, labels))
+            held, x = saved_bytes(block, partial(run_blocks, [block], x, labels))
             found.append(4 * COPIES * count + held)
     return tuple(found)
 
@@ -89,7 +89,7 @@ PASSES = {"generator": 1, "discriminator": 3}
 """How often each network is run, forward and backward, in an iteration."""
 
 
-def price(model: Gan, batch: int, kept: Callable[[str, int], bool]) -> tuple[float, int]:
+def training_cost(model: Gan, batch: int, kept: Callable[[str, int], bool]) -> tuple[float, int]:
     """The operations of an image in an iteration, and the memory of training, in the blocks that are ``kept``."""
     work, memory = 0.0, 0
     for network in NETWORKS:

@@ -15,20 +15,20 @@ from manyhands.errors import ManyhandsError, MessageError, RecipeError, Refused
 from manyhands.links.frames import Stream, receive, send
 from manyhands.messages.facts import Whole
 from manyhands.messages.message import Message
-from manyhands.messages.operation import Carries, Operation
+from manyhands.messages.operation import Operation, Payload
 from manyhands.messages.plan import Plan
-from manyhands.tensors import Like
+from manyhands.tensors import TensorSpec
 
-LARGEST = 1 << 23
+MAX_TEST_BYTES = 1 << 23
 """The most numbers of a message that measures a link."""
 ROUND_TRIPS, TRANSFERS, TRANSFER = 10, 3, 0.3
-"""Small messages, large ones, and the least seconds of a large one, unless it is ``LARGEST`` already."""
+"""Small messages, large ones, and the least seconds of a large one, unless it is ``MAX_TEST_BYTES`` already."""
 PATIENCE = 60.0
 """The most seconds of one message."""
-FLOATS = Like((None,), torch.float32, LARGEST)
+FLOATS = TensorSpec((None,), torch.float32, MAX_TEST_BYTES)
 PLAN = Plan({"link": Operation(
     "sends zeros, gets as many as it asks for", "while a link is measured",
-    Carries({"x": FLOATS}, {"answer": Whole(0, LARGEST)}), Carries({"x": FLOATS}),
+    Payload({"x": FLOATS}, {"answer": Whole(0, MAX_TEST_BYTES)}), Payload({"x": FLOATS}),
 )})  # fmt: skip
 
 
@@ -49,7 +49,9 @@ def measure_link(stream: Stream) -> Link:
 
     def rate(ways: tuple[int, int]) -> float:
         count = 1 << 14
-        while (taken := _exchange(stream, *(way * count for way in ways))) - 2 * latency < TRANSFER and count < LARGEST:
+        while (
+            taken := _exchange(stream, *(way * count for way in ways))
+        ) - 2 * latency < TRANSFER and count < MAX_TEST_BYTES:
             count *= 2
         all_taken = [taken, *(_exchange(stream, *(way * count for way in ways)) for _ in range(TRANSFERS - 1))]
         return 4 * count / max(median(all_taken) - 2 * latency, 1e-9)
@@ -71,10 +73,10 @@ def _exchange(stream: Stream, up: int, down: int) -> float:
 def answer(stream: Stream, seconds: float) -> int:
     """Answer one who measures the link, until that one goes, or for so many seconds; how often."""
     count, deadline = 0, time.monotonic() + seconds
-    while message := receive(stream, _bytes(LARGEST), min(PATIENCE, deadline - time.monotonic())):
+    while message := receive(stream, _bytes(MAX_TEST_BYTES), min(PATIENCE, deadline - time.monotonic())):
         PLAN.check(message, "up")
-        if not 0 <= message.facts["answer"] <= LARGEST:
-            raise MessageError(f"asks for {message.facts['answer']:,} numbers, {LARGEST:,} are the most")
+        if not 0 <= message.facts["answer"] <= MAX_TEST_BYTES:
+            raise MessageError(f"asks for {message.facts['answer']:,} numbers, {MAX_TEST_BYTES:,} are the most")
         send(stream, Message("link", {"x": torch.zeros(()).expand(message.facts["answer"])}))
         count += 1
     return count

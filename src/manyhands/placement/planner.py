@@ -21,7 +21,7 @@ import numpy as np
 
 from manyhands.errors import RecipeError
 from manyhands.models.gan import NETWORKS, Gan
-from manyhands.models.layer_cut import Cut, Cuts, maps
+from manyhands.models.layer_cut import LayerCut, LayerCuts, block_outputs
 from manyhands.models.work import PASSES, memory_of_blocks, of_blocks
 from manyhands.placement.devices import Fleet
 from manyhands.placement.solver import End, Problem, Side, exact, held
@@ -68,11 +68,11 @@ class Advisor:
             found[network] = (there * self.fleet.total, back * self.fleet.total)
         return found
 
-    def seconds(self, cuts: Mapping[str, Cuts]) -> float:
+    def seconds(self, cuts: Mapping[str, LayerCuts]) -> float:
         """One iteration with these cuts."""
         return sum(seconds for _, seconds in self.parts(cuts))
 
-    def parts(self, cuts: Mapping[str, Cuts]) -> list[tuple[str, float]]:
+    def parts(self, cuts: Mapping[str, LayerCuts]) -> list[tuple[str, float]]:
         """The parts of an iteration one after another: name and seconds."""
         found = []
         for network in NETWORKS:
@@ -83,7 +83,7 @@ class Advisor:
             found += [(f"{network}: middle backward", back), (f"{network}: heads backward", first[1])]
         return found
 
-    def sent(self, cuts: Cuts) -> int:
+    def sent(self, cuts: LayerCuts) -> int:
         """What a device sends in an iteration; it gets as much."""
         return sum(
             int(self.sides[network, side].bytes[self._level(network, side, cuts)])
@@ -91,12 +91,12 @@ class Advisor:
             for side in SIDES
         )
 
-    def memory(self, cuts: Cuts) -> int:
+    def memory(self, cuts: LayerCuts) -> int:
         """The bytes that training takes at a device."""
         levels = {(network, side): np.array(self._level(network, side, cuts)) for network, side in self.sides}
         return int(held(self.sides, levels))
 
-    def cuts(self, solver: Solver = "exact", seed: int = 0) -> dict[str, Cuts]:
+    def cuts(self, solver: Solver = "exact", seed: int = 0) -> dict[str, LayerCuts]:
         """The cuts under which an iteration takes least; those of ``genetic`` may take more."""
         if solver == "exact":
             found = exact(self.problem)
@@ -130,28 +130,28 @@ class Advisor:
         """How many devices there are of each kind."""
         return np.array([device.count for device in self.fleet.devices.values()])
 
-    def cuts_of(self, levels: Mapping[End, np.ndarray]) -> dict[str, Cuts]:
+    def cuts_of(self, levels: Mapping[End, np.ndarray]) -> dict[str, LayerCuts]:
         """The cuts that levels stand for."""
         last = self.model.depth - 1
         return {
-            name: Cuts(**{
-                network: Cut(head=int(levels[network, "head"][i]), tail=last - int(levels[network, "tail"][i]))
+            name: LayerCuts(**{
+                network: LayerCut(head=int(levels[network, "head"][i]), tail=last - int(levels[network, "tail"][i]))
                 for network in NETWORKS
             })
             for i, name in enumerate(self.names)
         }  # fmt: skip
 
-    def levels(self, end: End, cuts: Mapping[str, Cuts]) -> np.ndarray:
+    def levels(self, end: End, cuts: Mapping[str, LayerCuts]) -> np.ndarray:
         """Those that cuts put each kind of device at."""
         if missing := [name for name in self.names if name not in cuts]:
             raise RecipeError(f"device {missing[0]}: there are no cuts for it")
         return np.array([self._level(*end, cuts[name]) for name in self.names])
 
-    def _times(self, end: End, cuts: Mapping[str, Cuts]) -> tuple[float, float]:
+    def _times(self, end: End, cuts: Mapping[str, LayerCuts]) -> tuple[float, float]:
         gather, scatter = self.sides[end].seconds(self.levels(end, cuts)[None], self.counts)
         return float(gather[0]), float(scatter[0])
 
-    def _level(self, network: str, side: str, cuts: Cuts) -> int:
+    def _level(self, network: str, side: str, cuts: LayerCuts) -> int:
         cut = cuts.of(network)
         try:
             cut.check(self.model, network)
@@ -174,7 +174,9 @@ class Advisor:
         head = side == "head"
         blocks = list(range(model.middle)) if head else list(range(model.depth - 1, model.middle, -1))
         devices = self.fleet.devices.values()
-        crossed = 4.0 * times * batch * np.array([maps(model, network)[b if head else b - 1].size for b in blocks])
+        crossed = (
+            4.0 * times * batch * np.array([block_outputs(model, network)[b if head else b - 1].size for b in blocks])
+        )
 
         def work(*, backward: bool) -> np.ndarray:
             """Seconds of each device at each level, block by block."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from manyhands.errors import RecipeError
 from manyhands.files.write import replace_file
-from manyhands.models.gan import NETWORKS, Gan, through
+from manyhands.models.gan import NETWORKS, Gan, run_blocks
 from manyhands.models.work import PASSES, of_blocks
 from manyhands.placement.devices import GIGA, Central, Device, Profile
 from manyhands.placement.link_speed import Link
@@ -66,7 +66,7 @@ def _uses(model: Gan, network: str, batch: int, *, server: bool, device: str) ->
         if network != NETWORKS[0]:
             needs[-1] = True  # the generator learns through it
         found.append(_use(block, x, labels, needs, spared=server and network != NETWORKS[0]))
-        x = through([block], x, labels).detach()
+        x = run_blocks([block], x, labels).detach()
     return found
 
 
@@ -77,7 +77,7 @@ def _use(block: nn.Module, x: Tensor, labels: Tensor | None, needs: list[bool], 
     def use() -> None:
         for number, needed in enumerate(needs):
             mine = x.clone().requires_grad_(needed)
-            out = through([block], mine, labels)
+            out = run_blocks([block], mine, labels)
             out.backward(torch.ones_like(out), inputs=[mine] if spared and number == len(needs) - 1 else None)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

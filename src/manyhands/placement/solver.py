@@ -17,7 +17,7 @@ End: TypeAlias = tuple[str, str]
 """A network and one of its sides."""
 Levels: TypeAlias = dict[End, np.ndarray]
 """The level of each kind of device at each end."""
-MOST = 2_000_000
+MAX_COMBINATIONS = 2_000_000
 """The most rows of levels that are tried for one side."""
 
 
@@ -153,7 +153,7 @@ def _candidates(side: Side, caps: np.ndarray, least: int) -> np.ndarray:
     """Rows of levels: for all bounds that devices attain, each goes as far in as bounds and cap let it."""
     inner = list(range(least + 1, side.levels))
     bounds = [np.append(np.unique(way[level]), -np.inf) for level in inner for way in (side.gather, side.scatter)]
-    if (many := math.prod(map(len, bounds))) > MOST:
+    if (many := math.prod(map(len, bounds))) > MAX_COMBINATIONS:
         raise RecipeError(f"{len(caps)} kinds of devices make {many:,} combinations; tell those nearly alike as one")
     chosen = np.stack([each.ravel() for each in np.meshgrid(*bounds, indexing="ij")] or [np.zeros(1)], 1)
     levels = np.full((len(chosen), len(caps)), least)

@@ -9,7 +9,7 @@ import numpy as np
 
 from manyhands.formatting import size_text
 from manyhands.models.gan import NETWORKS
-from manyhands.models.layer_cut import Cuts
+from manyhands.models.layer_cut import LayerCuts
 from manyhands.placement.planner import SIDES, Advisor
 from manyhands.placement.solver import End, left_to_server
 
@@ -28,7 +28,7 @@ class Bar(NamedTuple):
     end: float
 
 
-def timeline(advisor: Advisor, cuts: Mapping[str, Cuts]) -> list[Bar]:
+def timeline(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> list[Bar]:
     """Who does what when, over one iteration; those of a kind do the same."""
     bars: list[Bar] = []
     now = 0.0
@@ -82,13 +82,13 @@ def _scattered(advisor: Advisor, end: End, part: str, levels: np.ndarray, now: f
     return bars, max(bar.end for bar in bars)
 
 
-def timetable(advisor: Advisor, cuts: Mapping[str, Cuts]) -> dict[str, Any]:
+def timetable(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> dict[str, Any]:
     """The seconds of an iteration, of each kind of device and of each part, with who ends it last."""
     shown = [{"part": part, "seconds": seconds, "last": last} for part, seconds, last in bottlenecks(advisor, cuts)]
     return {"seconds": advisor.seconds(cuts), "devices": rows(advisor, cuts), "parts": shown}
 
 
-def rows(advisor: Advisor, cuts: Mapping[str, Cuts]) -> list[dict[str, Any]]:
+def rows(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> list[dict[str, Any]]:
     """Of each kind of device: its cuts, how long it works, sends and waits, and what it sends and holds."""
     bars, total, found = timeline(advisor, cuts), advisor.seconds(cuts), []
     for name, device in advisor.fleet.devices.items():
@@ -101,7 +101,7 @@ def rows(advisor: Advisor, cuts: Mapping[str, Cuts]) -> list[dict[str, Any]]:
     return found
 
 
-def bottlenecks(advisor: Advisor, cuts: Mapping[str, Cuts]) -> list[tuple[str, float, str]]:
+def bottlenecks(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> list[tuple[str, float, str]]:
     """Of each part of an iteration, who ends it last."""
     bars = timeline(advisor, cuts)
     last = {bar.part: bar.who for bar in sorted(bars, key=lambda bar: bar.end)}

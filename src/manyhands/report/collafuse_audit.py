@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manyhands.report import huscf_audit as crossed
+from manyhands.report import huscf_audit
 from manyhands.report.markup import number, picture, table, text
 
 Told = Mapping[str, Any]
@@ -26,7 +26,7 @@ ABOUT = (
 def rows(found: Told) -> list[list[str]]:
     """A row for each cut, under heads; where there were several releases of an image, one more for all of them."""
     if found.get("kind") == CROSSINGS:
-        return crossed.rows(found)
+        return huscf_audit.rows(found)
     body = []
     for cut in found["cuts"]:
         body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number(cut["linkability"]["value"])))
@@ -44,7 +44,7 @@ def _has_attributes(found: Told) -> bool:
 def words(found: Told) -> list[str]:
     """What the table does not say."""
     if found.get("kind") == CROSSINGS:
-        return crossed.words(found)
+        return huscf_audit.words(found)
     floor, exact = found["floor"], found["exact_algebra"]
     one = found["cuts"][0]["one_release"]
     guarantee = one["guarantee"]
@@ -67,7 +67,7 @@ def words(found: Told) -> list[str]:
             f"{number(floored['accuracy']['value'])} by guessing the more frequent answer, "
             f"{number(clean['accuracy']['value'])} of clean images (AUC {number(clean['auc']['value'])})."
         )
-    lines += crossed.skipped(found)
+    lines += huscf_audit.skipped(found)
     if "membership" in found:
         auc, caught = found["membership"]["auc"], found["membership"]["found_at_1_percent"]
         lines.append(
@@ -87,7 +87,7 @@ def words(found: Told) -> list[str]:
 def section(found: Told, path: Path) -> str:
     """Of the report."""
     if found.get("kind") == CROSSINGS:
-        return crossed.section(found)
+        return huscf_audit.section(found)
     heads, *body = rows(found)
     lines = "".join(f"<p>{text(line)}</p>" for line in words(found))
     drawn = f'<div class="wide">{picture(path, "what releases give away over the cut")}</div>' if path.exists() else ""

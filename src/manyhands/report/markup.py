@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-MOST_ROWS = 200
+MAX_ROWS = 200
 
 
 def number(value: float | None) -> str:
@@ -23,9 +23,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
     head = "".join(f'<th scope="col"{kind}>{text(name)}</th>' for name, kind in zip(heads, kinds, strict=True))
     body = "".join(
         f"<tr>{''.join(f'<td{kind}>{text(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
-        for row in rows[:MOST_ROWS]
+        for row in rows[:MAX_ROWS]
     )
-    more = f'<p class="dim">and {len(rows) - MOST_ROWS:,} more in report.json</p>' if len(rows) > MOST_ROWS else ""
+    more = f'<p class="dim">and {len(rows) - MAX_ROWS:,} more in report.json</p>' if len(rows) > MAX_ROWS else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(heads[0])} table">'
         f"<table><tr>{head}</tr>{body}</table></div>{more}"

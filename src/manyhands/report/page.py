@@ -13,16 +13,14 @@ from manyhands.evaluation.evaluator import AT_ONCE
 from manyhands.files.write import writing
 from manyhands.formatting import count_text, names_text, size_text
 from manyhands.messages.leaves.stated import NO_REASSURANCE
-from manyhands.report import charts
-from manyhands.report import clusters as clustered
-from manyhands.report import collafuse_audit as disclosed
+from manyhands.report import charts, clusters, collafuse_audit
 from manyhands.report.charts import Line
 from manyhands.report.markup import flat, number, picture, style, table, text
 
 if TYPE_CHECKING:
     from manyhands.runs.run_folder import Round, RunFolder
 
-MOST_CELLS, MOST_PICTURES, MOST_BYTES = 3000, 25, 1_200_000
+MAX_CELLS, MAX_PICTURES, MAX_PICTURE_BYTES = 3000, 25, 1_200_000
 NAMES = {
     "fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "density": "density",
     "coverage": "coverage", "inception_score": "Inception score", "generation_score": "generation score",
@@ -74,7 +72,7 @@ def page(folder: RunFolder, facts: dict[str, Any]) -> str:
     title = text(recipe.get("name", "run"))
     parts = [
         _headline(facts), _warnings(facts, rounds), _samples(folder), _quality(facts, rounds), _training(rounds),
-        _silos(facts, rounds, ledger), clustered.section(facts, folder.figures / "clusters.png"), _groups(facts),
+        _silos(facts, rounds, ledger), clusters.section(facts, folder.figures / "clusters.png"), _groups(facts),
         _holdings(facts, folder), _sharing(facts, ledger),
         _disclosed(folder, facts),
         _measured(facts), _recipe(recipe, facts),
@@ -146,7 +144,7 @@ def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[
 
 def _disclosed(folder: RunFolder, facts: dict[str, Any]) -> str:
     told = facts.get("disclosure")
-    return disclosed.section(told, folder.figures / "disclosure.png") if told else ""
+    return collafuse_audit.section(told, folder.figures / "disclosure.png") if told else ""
 
 
 def _story(facts: dict[str, Any]) -> str:
@@ -217,7 +215,7 @@ def _samples(folder: RunFolder) -> str:
             f'<h2>Samples</h2><div class="samples"><p>{about}</p>{picture(last, about)}</div>' if last.exists() else ""
         )
     largest = max(path.stat().st_size for path in found)
-    count = max(2, min(len(found), MOST_PICTURES, MOST_BYTES // largest))
+    count = max(2, min(len(found), MAX_PICTURES, MAX_PICTURE_BYTES // largest))
     steps = [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
     rounds = [int(path.stem) for path in steps]
     pictures = "".join(
@@ -293,7 +291,7 @@ def _groups(facts: dict[str, Any]) -> str:
 
 def _holdings(facts: dict[str, Any], folder: RunFolder) -> str:
     counts, classes = facts["class_counts"], facts["classes"] or ["images"]
-    if len(counts) * len(classes) > MOST_CELLS:
+    if len(counts) * len(classes) > MAX_CELLS:
         drawn = picture(folder.figures / "partition.png", "images of each class at each silo")
         return f"<h2>Who holds what</h2>{drawn}"
     if not counts:

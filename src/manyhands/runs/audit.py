@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from manyhands.audit import huscf as crossings
-from manyhands.audit import replay
+from manyhands.audit import huscf, replay
 from manyhands.audit.attacks import algebra
 from manyhands.audit.attacks.attributes import Known
 from manyhands.audit.collafuse import Actual, Effort, Own, disclosure
@@ -23,26 +22,26 @@ from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, figures
 from manyhands.files.strict_json import kept_json
 from manyhands.files.write import replace_file
-from manyhands.generators.diffusion import Generator
+from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.load import load
 from manyhands.messages.message import Message
 from manyhands.methods.collafuse.method import CollaFuse
 from manyhands.methods.collafuse.silo import noising_of
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.report import page as report
+from manyhands.report import page
 from manyhands.runs.finished import held_silos
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.sweep import INDEX
 from manyhands.seed import torch_rng
 from manyhands.silos.device import chosen_device
-from manyhands.silos.silo import Workbench
+from manyhands.silos.silo import DeviceContext
 
 if TYPE_CHECKING:
     from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-MOST = 2000
+MAX_ATTACKED_IMAGES = 2000
 """The most images that attackers have, and that they are tried on."""
 
 
@@ -81,13 +80,13 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
         found["exact_algebra"] = _algebra(method, silos, stores)
         found["mode"], found["release"], found["labels"] = method.mode, method.release, method.labels
         figures.disclosure(folder.figures / "disclosure.png", found)
-        report.write(folder, folder.report | {"disclosure": found})
+        page.write(folder, folder.report | {"disclosure": found})
     return found
 
 
 def _of_cuts(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], effort: Effort | None) -> dict[str, Any]:
     """Attack what crossed the cuts of a GAN in its last round, which is done once more."""
-    public, bench = _public(silos), Workbench(chosen_device(folder.recipe.get("device", "auto")))
+    public, bench = _public(silos), DeviceContext(chosen_device(folder.recipe.get("device", "auto")))
     if len(public) < 2:
         raise DataError(
             f"{len(public)} image is held out, and an attacker needs 2 at least: data.held_out or data.test"
@@ -95,10 +94,10 @@ def _of_cuts(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], effort: Ef
     silos = [replace(silo, bench=bench) for silo in silos]
     with folder.alone():
         first, later = (replay.last_round(folder, method, silos, part) for part in (0.0, 0.5))
-        mine = crossings.chosen(first)
-        attacked = crossings.Attacked(method, mine, public, effort or Effort(), silos[0].seed)
-        found = crossings.crossings(attacked, [later[each.silo] for each in mine])
-        report.write(folder, folder.report | {"disclosure": found})
+        mine = huscf.chosen(first)
+        attacked = huscf.Attacked(method, mine, public, effort or Effort(), silos[0].seed)
+        found = huscf.crossings(attacked, [later[each.silo] for each in mine])
+        page.write(folder, folder.report | {"disclosure": found})
     return found
 
 
@@ -168,7 +167,7 @@ def _private_and_public(silos: Sequence[Silo]) -> tuple[Images, Images]:
             "every silo keeps its whole chain or releases its images as they are: there is nothing to attack"
         )
     private = pooled([silo.images for silo in silos])
-    return private.subset(np.arange(min(MOST, len(private)))), _public(silos)
+    return private.subset(np.arange(min(MAX_ATTACKED_IMAGES, len(private)))), _public(silos)
 
 
 def _squeezed(images: Images, norm: float | None) -> Images:
@@ -184,7 +183,7 @@ def _public(silos: Sequence[Silo]) -> Images:
             "no images are held out, and an attacker needs some of the same kind: data.held_out or data.test"
         )
     public = pooled(held)
-    return public.subset(np.arange(min(MOST, len(public))))
+    return public.subset(np.arange(min(MAX_ATTACKED_IMAGES, len(public))))
 
 
 def _attributes(partition: Partition, private: Images, public: Images) -> Known | None:
@@ -205,7 +204,7 @@ def _cuts(method: CollaFuse, silos: Sequence[Silo], shares: Sequence[float]) -> 
 def _own(folder: RunFolder, method: CollaFuse, silos: Sequence[Silo]) -> Own | None:
     """The server's own network, at its disposal as an attacker."""
     server = load(folder.model, chosen_device("cpu"))
-    if not isinstance(server, Generator):
+    if not isinstance(server, DiffusionGenerator):
         return None
     classes = method.server_model.classes
     lowest = min(method.step_of(silo.name) for silo in silos)
@@ -234,7 +233,7 @@ def _algebra(method: CollaFuse, silos: Sequence[Silo], stores: Mapping[str, Tens
     Releases that the server does not keep are made again from the secrets of silos: two of each image.
     """
     sent, truth, control = [], [], []
-    rng, left = torch_rng(0, "control"), MOST
+    rng, left = torch_rng(0, "control"), MAX_ATTACKED_IMAGES
     for silo in silos:
         images, cut = squeezed(as_floats(silo.images.pixels[:left]), method.norm), method.step_of(silo.name)
         left -= len(images)

@@ -31,7 +31,7 @@ def _parts(told: object) -> Iterator[object]:
     """Types and functions that have a docstring."""
     if isinstance(told, Spec):
         yield type(told)
-        for part in told.behind()[1:]:
+        for part in told.cited_parts()[1:]:
             yield from _parts(part)
     elif isinstance(told, dict):
         for value in told.values():

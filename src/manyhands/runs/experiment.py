@@ -15,25 +15,24 @@ from manyhands.data.partition import class_counts
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import ManyhandsError, RecipeError
 from manyhands.evaluation import figures, inception
-from manyhands.evaluation.evaluator import Evaluation, Judge
+from manyhands.evaluation.evaluator import Evaluation, Evaluator, ImageSource
 from manyhands.formatting import names_text
-from manyhands.generators.base import Drawing
-from manyhands.generators.diffusion import Generator
-from manyhands.generators.gan import Forger
-from manyhands.links.coordinator import Hub
-from manyhands.links.in_process import Embedded
+from manyhands.generators.base import ImageGenerator
+from manyhands.generators.diffusion import DiffusionGenerator
+from manyhands.generators.gan import GanGenerator
+from manyhands.links.coordinator import RoundCoordinator
+from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Ledger
-from manyhands.methods.base import Method, Server, Trained
+from manyhands.methods.base import Method, Server, TrainedModel
 from manyhands.models.autoencoder import DRAWS_NOTHING, TrainedAutoencoder
-from manyhands.report import page as report
-from manyhands.runs import summary as ending
+from manyhands.report import page
+from manyhands.runs import summary
 from manyhands.runs.run_folder import Round, RunFolder, State
-from manyhands.runs.timer import Clock, check_quorum
+from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.device import chosen_device
-from manyhands.silos.silo import FROM_THE_SEED, Silo, Workbench, distinct
+from manyhands.silos.silo import FROM_THE_SEED, DeviceContext, Silo, distinct
 from manyhands.tensors import Tensors
 
-Drawn = Drawing | TrainedAutoencoder
 UNMEASURED = (ManyhandsError, RuntimeError, ValueError)
 """What measuring may come to: ours, PyTorch's, or that of the libraries of the metrics, which want finite numbers."""
 NOT_EVALUATED = "not evaluated"
@@ -54,7 +53,7 @@ class Experiment:
     resume: bool = False
     device: str = "auto"
     quorum: int = 1
-    link: Embedded = field(default_factory=Embedded)
+    link: InProcess = field(default_factory=InProcess)
     sampling: Sampling = field(default_factory=Sampling)
     evaluation: Evaluation = field(default_factory=Evaluation)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -63,11 +62,11 @@ class Experiment:
     drawn: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
-        bench = Workbench(chosen_device(self.device))
+        bench = DeviceContext(chosen_device(self.device))
         mine = [replace(silo, seed=self.seed, bench=bench, memory=dict(silo.memory)) for silo in self.silos]
         self.silos = distinct(mine)
         for silo in self.silos:
-            self.method.fits(silo)
+            self.method.check_silo(silo)
         if self.evaluation.images and self.evaluation.inception:
             inception.verify(self.evaluation.inception)  # before the run, not after it
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
@@ -112,9 +111,9 @@ class Experiment:
             raise RecipeError("this experiment has run; make another, with resume=True to go on in its folder")
         self._ran = True
         earlier = None if self.run_folder is None else self._earlier
-        hub = Hub(self.server, self.method.plan(), self.roster, self.quorum, earlier=earlier)
+        hub = RoundCoordinator(self.server, self.method.plan(), self.roster, self.quorum, earlier=earlier)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
-        clock = Clock(self.ledger, self.server)
+        clock = RoundTimer(self.ledger, self.server)
         for closed in self.link.run(hub, conversations, self.ledger):
             done = clock.round_of(closed, self.method.rounds)
             check_quorum(done, closed, self.quorum)
@@ -126,38 +125,38 @@ class Experiment:
         assert self.run_folder is not None
         return self.run_folder.earlier() or self.method.server(self.seed, self.roster).state_dict()
 
-    def generator(self, silo: str | None = None) -> Generator | Forger:
+    def generator(self, silo: str | None = None) -> DiffusionGenerator | GanGenerator:
         """The trained generator: the shared one, or the one that a silo has for itself, whole."""
         if silo is None:
             found = self.server.generator()
         else:
-            found = next((self.method.own_generator(each) for each in self.silos if each.name == silo), None)
+            found = next((self.method.silo_generator(each) for each in self.silos if each.name == silo), None)
         if found is None:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
         ready = self._ready(found)
         if isinstance(ready, TrainedAutoencoder):
             raise RecipeError(DRAWS_NOTHING)
-        if isinstance(ready, Forger) and ready.cut:
+        if isinstance(ready, GanGenerator) and ready.cut:
             raise RecipeError(f"{silo} has both ends of a generator: drawing({silo!r}) draws with the server")
         return ready
 
-    def generators(self) -> dict[str, Drawn]:
+    def generators(self) -> dict[str, ImageSource]:
         """What each silo draws from when all is done."""
         shared = self.server.generator()
         ready = None if shared is None else self._ready(shared)
-        hub, found = Hub(self.server, self.method.plan(), self.roster), {}
+        hub, found = RoundCoordinator(self.server, self.method.plan(), self.roster), {}
         for silo in self.silos:
-            own = self.method.own_generator(silo)
+            own = self.method.silo_generator(silo)
             ask = self.link.asking(hub, silo.name, self.drawn)
-            mine = self.method.drawn_from(silo.name, ready, None if own is None else self._ready(own), ask)
+            mine = self.method.generator_for(silo.name, ready, None if own is None else self._ready(own), ask)
             if mine is not None:
                 found[silo.name] = mine
         return found
 
-    def drawing(self, silo: str) -> Drawing:
+    def drawing(self, silo: str) -> ImageGenerator:
         """What a silo draws from when all is done: a network, or across a cut the server and its own."""
         found = self.generators().get(silo)
-        if not isinstance(found, Drawing):
+        if not isinstance(found, ImageGenerator):
             raise RecipeError(DRAWS_NOTHING if found else f"there is no generator of {silo}")
         return found
 
@@ -166,9 +165,9 @@ class Experiment:
         return self.judge(self.generators(), self.sampling)
 
     @cached_property
-    def judge(self) -> Judge:
+    def judge(self) -> Evaluator:
         """Made when it is first needed: it looks at all real images."""
-        return Judge(self.evaluation, self.silos, str(self.silos[0].bench.device))
+        return Evaluator(self.evaluation, self.silos, str(self.silos[0].bench.device))
 
     def _looked_at(self, folder: RunFolder, done: Round) -> Round:
         """The round with its figures and a picture, where it is one of those to be evaluated."""
@@ -187,21 +186,21 @@ class Experiment:
             folder.problem(f"round {number} was not measured: {error}")
             return done
 
-    def _picture(self, trained: Drawn, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
+    def _picture(self, trained: ImageSource, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
         """Of what was trained; nothing where it could only show the silos' own images."""
         if not isinstance(trained, TrainedAutoencoder):
-            return ending.picture(trained, rows, self._labels_of(trained))
-        return ending.before_and_after(trained, self.silos[0], rows) if self.method.pools else None
+            return summary.picture(trained, rows, self._labels_of(trained))
+        return summary.before_and_after(trained, self.silos[0], rows) if self.method.pools else None
 
-    def _labels_of(self, trained: Drawing) -> list[int]:
+    def _labels_of(self, trained: ImageGenerator) -> list[int]:
         """What a picture may ask for: every class, or those of the one silo that draws with the help of others."""
         images = self.silos[0].images
-        if isinstance(trained, Generator) or images.labels is None:
+        if isinstance(trained, DiffusionGenerator) or images.labels is None:
             return list(range(len(images.classes)))
         return [int(label) for label in images.labels.unique()]
 
-    def _ready(self, trained: Trained) -> Trained:
-        return ending.ready(trained, self.sampling, self.silos[0].images.classes, str(self.silos[0].bench.device))
+    def _ready(self, trained: TrainedModel) -> TrainedModel:
+        return summary.ready(trained, self.sampling, self.silos[0].images.classes, str(self.silos[0].bench.device))
 
     def _go_on(self, folder: RunFolder) -> None:
         """Draw who holds what, and take up the newest round that is kept."""
@@ -229,7 +228,7 @@ class Experiment:
     def _export(self, folder: RunFolder) -> None:
         """Write what was trained, a picture of it, and the report."""
         shared = self.server.generator()
-        own = {silo.name: generator for silo in self.silos if (generator := self.method.own_generator(silo))}
+        own = {silo.name: generator for silo in self.silos if (generator := self.method.silo_generator(silo))}
         for name, generator in own.items():
             self._ready(generator).save(folder.silo(name) / "model")
         if shared is not None:
@@ -239,9 +238,9 @@ class Experiment:
         if first is not None and (picture := self._picture(first, rows=8)):
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
-        told = ending.Told(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
-        facts = ending.facts(told, folder, drawn, ending.images_of(self.silos, self.skipped), self.silos)
-        report.write(folder, facts | self._verdict(folder))
+        told = summary.RunSummary(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
+        facts = summary.facts(told, folder, drawn, summary.images_of(self.silos, self.skipped), self.silos)
+        page.write(folder, facts | self._verdict(folder))
 
     def _verdict(self, folder: RunFolder) -> dict[str, Any]:
         """What is measured at the end; a run whose figures cannot be had is a run all the same."""
@@ -253,7 +252,7 @@ class Experiment:
             folder.problem(f"{NOT_EVALUATED}: {error}")
             return {"problems": folder.problems}
         ended = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
-        return ending.measured(verdict, folder.rounds) | {"at_end": ended}
+        return summary.measured(verdict, folder.rounds) | {"at_end": ended}
 
 
 def _lacking(silos: Sequence[Silo]) -> list[str]:

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from manyhands.errors import RunFolderError
-from manyhands.evaluation.evaluator import Evaluation, Judge
+from manyhands.evaluation.evaluator import Evaluation, Evaluator, ImageSource
 from manyhands.generators.load import load
-from manyhands.links.coordinator import Hub
-from manyhands.links.in_process import Embedded
+from manyhands.links.coordinator import RoundCoordinator
+from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message
-from manyhands.methods.base import Method, Server, Trained
-from manyhands.report import page as report
-from manyhands.runs import summary as ending
+from manyhands.methods.base import Method, Server, TrainedModel
+from manyhands.report import page
+from manyhands.runs import summary
 from manyhands.runs.compose import silo_of, silos_of
-from manyhands.runs.experiment import NOT_EVALUATED, Drawn
+from manyhands.runs.experiment import NOT_EVALUATED
 from manyhands.runs.recipe import Recipe, parse_recipe, specs_in
 from manyhands.runs.run_folder import RunFolder, State
 from manyhands.silos.device import chosen_device
@@ -32,14 +32,14 @@ def evaluate(folder: RunFolder, told: Evaluation, data: str = "", **sampling: An
     kept = folder.report
     with folder.alone():
         if data:
-            generators = dict.fromkeys((silo.name for silo in silos), drawn_by(folder, None))
+            generators = dict.fromkeys((silo.name for silo in silos), loaded_generator(folder, None))
         else:
             generators = kept_generators(folder, recipe.method, recipe.link)
-        judge = Judge(told, silos, chosen_device(recipe.device))
+        judge = Evaluator(told, silos, chosen_device(recipe.device))
         verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
         old = [line for line in kept["problems"] if not line.startswith(NOT_EVALUATED)]
-        anew = {"problems": old, "versions": report.versions()}
-        report.write(folder, kept | ending.measured(verdict, folder.rounds) | anew)
+        anew = {"problems": old, "versions": page.versions()}
+        page.write(folder, kept | summary.measured(verdict, folder.rounds) | anew)
     return folder.report
 
 
@@ -63,12 +63,12 @@ def held_silos(folder: RunFolder, data: str = "") -> tuple[Recipe, list[Silo]]:
     silos = distinct(silos_of(recipe)[0])
     if len(folder.rounds) != kept["rounds"]:
         raise RunFolderError(f"{folder.path}/journal.jsonl: tells of {len(folder.rounds)} of {kept['rounds']} rounds")
-    if kept["data"] != ending.data_of(silos):
+    if kept["data"] != summary.data_of(silos):
         raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
     return recipe, silos
 
 
-def kept_generators(folder: RunFolder, method: Method, link: Embedded) -> dict[str, Drawn]:
+def kept_generators(folder: RunFolder, method: Method, link: InProcess) -> dict[str, ImageSource]:
     """What each silo of a finished run draws from."""
     device, ledger = chosen_device(folder.recipe.get("device", "auto")), Ledger()
     shared = _kept(folder.model, device)
@@ -79,20 +79,20 @@ def kept_generators(folder: RunFolder, method: Method, link: Embedded) -> dict[s
         def ask(message: Message, silo: str = silo) -> Message:
             return link.asking(hub(), silo, ledger)(message)
 
-        if drawn := method.drawn_from(silo, shared, _kept(folder.silo(silo) / "model", device), ask):
+        if drawn := method.generator_for(silo, shared, _kept(folder.silo(silo) / "model", device), ask):
             found[silo] = drawn
     return found
 
 
-def drawn_by(folder: RunFolder, silo: str | None, *, alone: bool = False) -> Drawn:
+def loaded_generator(folder: RunFolder, silo: str | None, *, alone: bool = False) -> ImageSource:
     """What a silo of a finished run draws from, or without one what all do; ``alone``: one network, and no other."""
     method = next(spec for spec in specs_in(folder.recipe, str(folder.path)) if isinstance(spec, Method))
-    generators = kept_generators(folder, method, Embedded())
+    generators = kept_generators(folder, method, InProcess())
     device = chosen_device(folder.recipe.get("device", "auto"))
     if silo is not None and silo not in generators:
         raise RunFolderError(f"{folder.path}: {silo} has no generator; there are those of {', '.join(generators)}")
     if alone:
-        found: Drawn | None = _kept(folder.model if silo is None else folder.silo(silo) / "model", device)
+        found: ImageSource | None = _kept(folder.model if silo is None else folder.silo(silo) / "model", device)
         if found is None:
             raise RunFolderError(f"{folder.path}: {silo or 'the server'} has no network of its own")
         return found
@@ -103,15 +103,15 @@ def drawn_by(folder: RunFolder, silo: str | None, *, alone: bool = False) -> Dra
     return drawn[0]
 
 
-def _kept(path: Path, device: str) -> Trained | None:
+def _kept(path: Path, device: str) -> TrainedModel | None:
     return load(path, device) if path.exists() else None
 
 
-def _restored(folder: RunFolder, method: Method, device: str) -> Hub:
+def _restored(folder: RunFolder, method: Method, device: str) -> RoundCoordinator:
     """The server of a finished run, ready to answer."""
     state = folder.state()
     server = restored(state, method, int(folder.recipe.get("seed", 0)), device)
-    return Hub(server, method.plan(), state.roster)
+    return RoundCoordinator(server, method.plan(), state.roster)
 
 
 def restored(state: State, method: Method, seed: int, device: str) -> Server:

@@ -17,12 +17,12 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from manyhands.data.images import Images, join
 from manyhands.data.partition import AnyPartition, Dirichlet, Domains, Lacking, Shards
-from manyhands.data.sources import MOST_CLASSES, AnySource
+from manyhands.data.sources import MAX_CLASSES, AnySource
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import DataError, ManyhandsError, RecipeError
 from manyhands.evaluation.evaluator import Evaluation
 from manyhands.files.toml_text import parse_toml, read_toml
-from manyhands.links.in_process import Embedded
+from manyhands.links.in_process import InProcess
 from manyhands.methods.base import Method
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.collafuse.method import CollaFuse
@@ -72,7 +72,7 @@ class Data(Spec):
             if isinstance(told.get("source"), str):
                 told["source"] = {"kind": told["source"]}
             count = told.get("classes")
-            if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MOST_CLASSES:
+            if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_CLASSES:
                 told["classes"] = tuple(map(str, range(count)))
         return told
 
@@ -143,7 +143,7 @@ class Recipe(Spec):
     method: AnyMethod
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
-    link: Embedded = Embedded()
+    link: InProcess = InProcess()
     federation: Federation = Federation()
 
     @model_validator(mode="after")

@@ -15,8 +15,7 @@ from manyhands.data.partition import class_counts
 from manyhands.evaluation.features import fingerprint
 from manyhands.messages.leaves.stated import rows
 from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.report import clusters as clustered
-from manyhands.report import page as report
+from manyhands.report import clusters, page
 from manyhands.runs.citation import citations
 from manyhands.silos.memory import peak_memory
 
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 
     from manyhands.diffusion.sample import Sampling
     from manyhands.evaluation.evaluator import Evaluation
-    from manyhands.generators.base import Drawing
+    from manyhands.generators.base import ImageGenerator
     from manyhands.messages.ledger import Ledger
-    from manyhands.methods.base import Method, Server, Trained
+    from manyhands.methods.base import Method, Server, TrainedModel
     from manyhands.runs.run_folder import Round, RunFolder
     from manyhands.silos.silo import Silo
 
 
-class Told(NamedTuple):
+class RunSummary(NamedTuple):
     """What is known of a run wherever it is."""
 
     method: Method
@@ -44,7 +43,7 @@ class Told(NamedTuple):
 
 
 def facts(
-    told: Told, folder: RunFolder, drawn: Trained | None, images: dict[str, Any], silos: Sequence[Silo] = ()
+    told: RunSummary, folder: RunFolder, drawn: TrainedModel | None, images: dict[str, Any], silos: Sequence[Silo] = ()
 ) -> dict[str, Any]:
     """What report.json has of every run, evaluated or not; ``images`` is what is known of those of the silos."""
     rounds, ledger, roster, method = folder.rounds, told.ledger, told.roster, told.method
@@ -71,15 +70,15 @@ def facts(
         },
         "leaves": rows(left),
         "gives_away": given_away(left, silos),
-        "never": list(plan.never),
-        "sizes": method.sizes(len(roster), told.sampling),
+        "never": list(plan.never_sent),
+        "sizes": method.cost_lines(len(roster), told.sampling),
         "costs": {silo: costs for silo, count in roster.items() if (costs := method.costs(silo, count, told.sampling))},
         "pooled": method.pools,
         "own": told.server.generator() is None,
         "papers": citations(method, told.sampling, told.evaluation),
-        "clusters": clustered.facts(rounds, images["domains"]),
+        "clusters": clusters.facts(rounds, images["domains"]),
         "problems": folder.problems,
-        "versions": report.versions(),
+        "versions": page.versions(),
     }
 
 
@@ -97,7 +96,7 @@ def measured(verdict: dict[str, Any], rounds: Sequence[Round]) -> dict[str, Any]
     }
 
 
-def picture(generator: Drawing, rows: int, known: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
+def picture(generator: ImageGenerator, rows: int, known: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
     """Rows of images with a column for each of the known classes, ten at most; eight columns where there are none."""
     columns = list(known)[:10] if generator.model.classes else [0] * 8
     labels = [columns[i % len(columns)] for i in range(rows * len(columns))]
@@ -121,7 +120,7 @@ def _loss(rounds: Sequence[Round]) -> float | None:
     return rounds[-1].loss if rounds and not math.isnan(rounds[-1].loss) else None
 
 
-def ready(trained: Trained, sampling: Sampling, classes: tuple[str, ...], device: str) -> Trained:
+def ready(trained: TrainedModel, sampling: Sampling, classes: tuple[str, ...], device: str) -> TrainedModel:
     """What was trained, with all that is needed to draw from it."""
     if isinstance(trained, TrainedAutoencoder):
         return replace(trained, device=device)

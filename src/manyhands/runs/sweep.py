@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INDEX = "sweep.json"
-MOST, LONGEST = 1000, 200
+MAX_RUNS, MAX_NAME_LENGTH = 1000, 200
 
 
 class Variant(NamedTuple):
@@ -57,8 +57,8 @@ def load_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     if not fields:
         recipe = parse_recipe(told, str(path))
         return Sweep(recipe.name, [Variant(recipe, {}, "")])
-    if (count := math.prod(map(len, fields.values()))) > MOST:
-        raise RecipeError(f"{path}: sweep: asks for {count:,} runs, more than {MOST:,}")
+    if (count := math.prod(map(len, fields.values()))) > MAX_RUNS:
+        raise RecipeError(f"{path}: sweep: asks for {count:,} runs, more than {MAX_RUNS:,}")
     combinations = itertools.product(*fields.values())
     found = [_variant(told, dict(zip(fields, values, strict=True)), path) for values in combinations]
     _distinct(found, path)
@@ -106,8 +106,8 @@ def _variant(told: Mapping[str, Any], values: dict[str, Any], path: Path) -> Var
     for name, value in values.items():
         put(full, name, copy.deepcopy(value), where)
     folder = _folder(values)
-    if len(folder) > LONGEST:
-        raise RecipeError(f"{where}: makes the name of a folder longer than {LONGEST} characters")
+    if len(folder) > MAX_NAME_LENGTH:
+        raise RecipeError(f"{where}: makes the name of a folder longer than {MAX_NAME_LENGTH} characters")
     full["name"] = f"{full['name']}-{folder.lower()}"[:63]
     return Variant(parse_recipe(full, where), values, folder)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from manyhands.runs.run_folder import Round, RunFolder
 
 
-class Board:
+class TensorBoardLogger:
     """Writes each round into ``tensorboard/`` of a run folder."""
 
     def __init__(self, folder: RunFolder) -> None:

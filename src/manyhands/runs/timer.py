@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Clock:
+class RoundTimer:
     """Runs from one closed round to the next."""
 
     ledger: Ledger

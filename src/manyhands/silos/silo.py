@@ -39,7 +39,7 @@ class Buildable(Protocol):
         ...
 
 
-class Workbench:
+class DeviceContext:
     """What silos in one process share: a device, and one working copy of each network.
 
     A working copy holds whatever its last user left in it: load weights into it after every yield.
@@ -71,7 +71,7 @@ class Silo:
     name: str
     images: Images
     seed: int = 0
-    bench: Workbench = field(default_factory=Workbench)
+    bench: DeviceContext = field(default_factory=DeviceContext)
     memory: Tensors = field(default_factory=dict, repr=False)
     held_out: Images | None = None
     latents: Latents | None = field(default=None, repr=False)

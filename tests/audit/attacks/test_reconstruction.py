@@ -26,7 +26,7 @@ def attacks() -> dict[str, Attack]:
         "wiener": reconstruction.wiener(SCHEDULE, PUBLIC),
         "regressor": reconstruction.regressor(PUBLIC, SCHEDULE, CUTS, model, training, rng()),
         "denoised": reconstruction.denoised(denoiser),
-        "walked": reconstruction.walked(denoiser, SCHEDULE),
+        "walked": reconstruction.sampled(denoiser, SCHEDULE),
         "oracle": reconstruction.denoised(oracle),
     }
 

@@ -10,9 +10,9 @@ import torch
 from manyhands.errors import Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
-from manyhands.tensors import Like, layout
+from manyhands.tensors import TensorSpec, layout
 
-LIKE = Like((None, 3, 5, 5), torch.float32)
+LIKE = TensorSpec((None, 3, 5, 5), torch.float32)
 
 
 def maps(count: int = 4) -> torch.Tensor:

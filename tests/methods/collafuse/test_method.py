@@ -12,12 +12,12 @@ import torch
 from benchmarks.gaussian import norm_errors
 from pydantic import ValidationError
 
-from manyhands import Experiment, Generator, Message, Sampling, Silo, Training, UNet
+from manyhands import DiffusionGenerator, Experiment, Message, Sampling, Silo, Training, UNet
 from manyhands.data.images import as_floats, pooled
 from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
-from manyhands.links.coordinator import Hub
-from manyhands.links.in_process import Embedded
+from manyhands.links.coordinator import RoundCoordinator
+from manyhands.links.in_process import InProcess
 from manyhands.methods.base import Conversation
 from manyhands.methods.baselines import Local
 from manyhands.methods.collafuse.method import CollaFuse
@@ -76,7 +76,7 @@ def test_at_cut_0_the_server_trains_on_all_images_as_one_would_who_had_them() ->
     server = server_of(experiment)
     network = method.model.build(seed=0)
     x, y = pooled([silo.images for silo in tiny_silos()]).batch(torch.arange(17))
-    training, optimiser = method.training.times(3), method.training.optimiser_of(network, 0)
+    training, optimiser = method.training.timesteps(3), method.training.optimiser_of(network, 0)
     for number in range(method.rounds):
         rng = torch_rng(0, "server", number)
 
@@ -104,7 +104,7 @@ def test_a_step_of_the_server_is_as_much_work_at_any_cut_below_1() -> None:
 
 
 def test_the_same_run_twice_is_the_same_and_bytes_change_nothing() -> None:
-    assert everything(trained(tiny_collafuse())) == everything(trained(tiny_collafuse(), link=Embedded(wire="bytes")))
+    assert everything(trained(tiny_collafuse())) == everything(trained(tiny_collafuse(), link=InProcess(wire="bytes")))
 
 
 def test_each_image_is_released_once_and_nothing_but_figures_goes_up_after_it() -> None:
@@ -117,10 +117,10 @@ def test_each_image_is_released_once_and_nothing_but_figures_goes_up_after_it() 
         assert up[silo.name, "progress"]["bytes"] < 9 * 250
 
 
-class Busy(Embedded):
-    def _advance(self, hub: Hub, *told: Any) -> bool:
+class Busy(InProcess):
+    def _advance(self, hub: RoundCoordinator, *told: Any) -> bool:
         for _ in range(5):
-            hub.work()
+            hub.train_step()
         return super()._advance(hub, *told)
 
 
@@ -175,8 +175,8 @@ def test_silos_draw_across_the_cut_and_each_half_alone() -> None:
     assert torch.equal(first, torch.cat([x for x, _ in relay.stream([0, 1] * 4, batch=2)])[2:4])
 
 
-def hub_of(experiment: Experiment) -> Hub:
-    return Hub(experiment.server, experiment.method.plan(), experiment.roster)
+def hub_of(experiment: Experiment) -> RoundCoordinator:
+    return RoundCoordinator(experiment.server, experiment.method.plan(), experiment.roster)
 
 
 def denoise(labels: tuple[int, ...] = (0, 1), **told: object) -> Message:
@@ -247,7 +247,7 @@ def test_a_server_without_labels_is_asked_for_none() -> None:
     assert len(experiment.drawing("s0").sample(labels=[0, 1])) == 2
     with pytest.raises(Refused, match="unexpected tensor"):
         hub_of(experiment).submit("s0", denoise())
-    assert "labels" in experiment.method.plan().never
+    assert "labels" in experiment.method.plan().never_sent
 
 
 def test_a_silo_that_is_gone_after_its_release_is_learnt_from_all_the_same() -> None:
@@ -350,7 +350,7 @@ def test_the_networks_of_silos_can_be_averaged() -> None:
     own = [named(silo.memory, "average.") for silo in experiment.silos]
     assert sha256(own[0]) == sha256(own[1]) == sha256(own[2])
     assert len(experiment.drawing("s1").sample(2)) == 2
-    assert "weights" not in experiment.method.plan().never
+    assert "weights" not in experiment.method.plan().never_sent
 
 
 def test_a_silo_may_have_a_smaller_network() -> None:
@@ -425,19 +425,19 @@ def test_with_a_norm_both_sides_learn_the_same_images_and_drawn_ones_are_of_the_
         raw = relay._drawn(torch.tensor([0, 1]), torch_rng(0, "sample", 0), SHORT)
         assert torch.equal(relay.sample(labels=[0, 1]), stretched(raw, 1.0).clamp(-1, 1))
         assert not torch.equal(stretched(raw, 1.0), raw)
-        own, shared = experiment.method.own_generator(experiment.silos[0]), experiment.server.generator()
-        assert isinstance(shared, Generator)
+        own, shared = experiment.method.silo_generator(experiment.silos[0]), experiment.server.generator()
+        assert isinstance(shared, DiffusionGenerator)
         assert shared.diffusion.norm == (None if told.get("mode") else 1.0)  # what nested draws there is noised
-        assert own is None or (isinstance(own, Generator) and own.diffusion.norm == 1.0)
+        assert own is None or (isinstance(own, DiffusionGenerator) and own.diffusion.norm == 1.0)
 
 
 def test_a_norm_and_what_it_costs_are_told_before_a_run() -> None:
-    told = [line for line in tiny_collafuse(norm=2.0).sizes(3, SHORT) if "squeezed" in line]
+    told = [line for line in tiny_collafuse(norm=2.0).cost_lines(3, SHORT) if "squeezed" in line]
     assert told == [
         "images of norms from 1 to 4 are squeezed into 2 before they are noised, and stretched when they are drawn: an "
         "error of a norm grows 2 x"
     ]
-    assert not [line for line in tiny_collafuse(norm=4.0).sizes(3, SHORT) if "squeezed" in line]
+    assert not [line for line in tiny_collafuse(norm=4.0).cost_lines(3, SHORT) if "squeezed" in line]
 
 
 def test_a_silo_that_releases_nothing_squeezes_nothing() -> None:
@@ -458,7 +458,7 @@ def test_a_hand_over_is_exact_with_a_norm_and_is_not_if_silos_learn_other_images
 @pytest.mark.parametrize("told", [{"finish": 2000}, {"distil": {"steps": 4, "rounds": 1}, "cut": 0.002}])
 def test_a_silo_takes_no_more_steps_than_there_are(told: dict[str, Any]) -> None:
     method = tiny_collafuse(**told)
-    assert method.finishes(method.step_of("s0"), SHORT) == method.step_of("s0")
+    assert method.silo_steps(method.step_of("s0"), SHORT) == method.step_of("s0")
 
 
 def test_a_silo_that_is_tried_on_a_class_that_it_may_not_ask_for_is_told_before_training() -> None:
@@ -523,9 +523,9 @@ def test_who_releases_anew_is_told_how_often_and_what_that_comes_to(tmp_path: Pa
 
 def test_a_network_of_another_schedule_is_refused() -> None:
     experiment, other = trained(tiny_collafuse()), tiny_collafuse(diffusion={"schedule": {"kind": "linear"}})
-    own = experiment.method.own_generator(experiment.silos[0])
+    own = experiment.method.silo_generator(experiment.silos[0])
     with pytest.raises(RecipeError, match="s0: a network was trained on another schedule"):
-        other.drawn_from("s0", experiment.server.generator(), own, lambda message: message)
+        other.generator_for("s0", experiment.server.generator(), own, lambda message: message)
 
 
 def test_costs_are_those_of_the_networks_and_the_share_of_the_chain() -> None:

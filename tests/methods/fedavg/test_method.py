@@ -10,12 +10,12 @@ from pydantic import Field
 
 from manyhands import Central, Experiment, Local, Silo, Training, UNet
 from manyhands.errors import QuorumLost, Reason, RecipeError, Refused
-from manyhands.links.in_process import Embedded
+from manyhands.links.in_process import InProcess
 from manyhands.messages.message import Message
 from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.local_training import Trained
-from manyhands.silos.silo import Workbench
+from manyhands.methods.local_training import LocalResult
+from manyhands.silos.silo import DeviceContext
 from manyhands.silos.training import load_optimiser_state, optimiser_state, steps
 from manyhands.tensors import sha256
 from tests.conftest import tiny_fedavg, tiny_images, tiny_silos
@@ -70,8 +70,8 @@ def test_the_order_of_silos_does_not_change_a_bit() -> None:
 
 def test_a_frozen_model_returns_itself() -> None:
     class Frozen(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
-            return Trained(0.0)
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
+            return LocalResult(0.0)
 
     method = Frozen.model_validate(tiny_fedavg(ema=0.5).model_dump())
     start = method.server(0, ["s0"]).weights
@@ -179,7 +179,7 @@ def test_a_refused_update_is_named_and_the_mean_of_the_others_is_the_same_to_the
 
 def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
     class Sick(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
             told = super().train_round(network, optimiser, silo, number)
             return told._replace(loss=float("nan")) if silo.name == "s1" and number == 0 else told
 
@@ -193,7 +193,7 @@ def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
 
 def test_weights_that_are_not_finite_are_withheld_and_leave_nothing_behind() -> None:
     class Broken(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
             told = super().train_round(network, optimiser, silo, number)
             if silo.name == "s1" and number == 1:
                 next(network.parameters()).data.fill_(float("inf"))
@@ -249,30 +249,32 @@ def test_the_plan_of_the_wire_names_every_tensor_and_never_an_image() -> None:
 
 
 def test_a_workbench_keeps_one_copy_of_each_network() -> None:
-    bench, method = Workbench(), tiny_fedavg()
+    bench, method = DeviceContext(), tiny_fedavg()
     assert bench.network(method.model) is bench.network(tiny_fedavg().model)
     assert bench.network(method.model) is not bench.network(method.model.model_copy(update={"widths": (16,)}))
 
 
 def test_counted_and_encoded_runs_end_in_the_same_bits() -> None:
-    runs = [trained(tiny_fedavg(), tiny_silos(), link=Embedded.model_validate({"wire": w})) for w in ("count", "bytes")]
+    runs = [
+        trained(tiny_fedavg(), tiny_silos(), link=InProcess.model_validate({"wire": w})) for w in ("count", "bytes")
+    ]
     assert sha256(weights(runs[0])) == sha256(weights(runs[1]))
     assert runs[0].ledger.entries() == runs[1].ledger.entries()
 
 
 def test_an_update_of_a_silo_that_was_not_drawn_is_refused() -> None:
     server = tiny_fedavg(participants=1).server(0, ["s0", "s1"])
-    asked = [bool(server.on(name, Message("join")).tensors) for name in ("s0", "s1")]
+    asked = [bool(server.handle(name, Message("join")).tensors) for name in ("s0", "s1")]
     assert sorted(asked) == [False, True]
     resting = "s0" if asked[1] else "s1"
     with pytest.raises(Refused, match="not asked"):
-        server.admit(resting, Message("update", {"x": torch.zeros(1)}))
+        server.validate(resting, Message("update", {"x": torch.zeros(1)}))
 
 
 def test_when_no_silo_has_anything_to_send_the_run_stops() -> None:
     class Sick(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> Trained:
-            return Trained(float("nan"))
+        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
+            return LocalResult(float("nan"))
 
     with pytest.raises(QuorumLost, match="s0: its loss is not finite"):
         trained(Sick.model_validate(tiny_fedavg().model_dump()), tiny_silos())

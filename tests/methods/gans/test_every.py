@@ -10,16 +10,16 @@ import torch
 
 from manyhands import Evaluation, Experiment, Images, Message, Silo, load_recipe
 from manyhands.errors import ManyhandsError, RecipeError
-from manyhands.generators.base import Drawing
-from manyhands.links.coordinator import Hub
-from manyhands.links.in_process import Embedded
-from manyhands.methods.gan_method import Adversarial
+from manyhands.generators.base import ImageGenerator
+from manyhands.links.coordinator import RoundCoordinator
+from manyhands.links.in_process import InProcess
+from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans.hflgan import HFLGan
 from manyhands.methods.gans.mdgan import MDGan
 from manyhands.methods.gans.pflgan import PFLGan
 from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.runs.citation import citations
-from manyhands.runs.finished import drawn_by
+from manyhands.runs.finished import loaded_generator
 from manyhands.runs.run_folder import RunFolder
 from manyhands.tensors import Tensors
 from tests.methods.huscf.test_method import SMALL, Broken, gan_silos, trained
@@ -28,7 +28,7 @@ QUIET: dict[str, Any] = {"evaluation": Evaluation(images=0)}
 PAPERS = {"mdgan": "1811.03850", "splitgan": "2207.01750", "pflgan": "2308.12454", "hflgan": "s10489-024-05924-x"}
 
 
-def every(**told: Any) -> list[Adversarial]:
+def every(**told: Any) -> list[GanMethod]:
     """Each of them, so that all that it does it does in a few rounds."""
     base = {"model": SMALL, "training": {"batch": 4, "steps": 3, "learning_rate": 1e-3}, "rounds": 4, **told}
     return [
@@ -54,7 +54,7 @@ def same(a: Tensors, b: Tensors) -> bool:
 
 @each
 @pytest.mark.parametrize("stops", [0, 1, 2])
-def test_a_run_that_stopped_goes_on_to_the_same_bits(method: Adversarial, stops: int, tmp_path: Path) -> None:
+def test_a_run_that_stopped_goes_on_to_the_same_bits(method: GanMethod, stops: int, tmp_path: Path) -> None:
     whole = trained(method, gan_silos(), **QUIET)
     stopped = Experiment(method, gan_silos(), device="cpu", folder=tmp_path / "run", **QUIET)
     for done in stopped:
@@ -67,22 +67,22 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(method: Adversarial, stops:
     assert torch.equal(drawn_by_silo(tmp_path / "run").sample(labels=[0, 1, 1]), drawn)
 
 
-def drawn_by_silo(folder: Path) -> Drawing:
-    drawing = drawn_by(RunFolder(folder), "s1")
-    assert isinstance(drawing, Drawing)
+def drawn_by_silo(folder: Path) -> ImageGenerator:
+    drawing = loaded_generator(RunFolder(folder), "s1")
+    assert isinstance(drawing, ImageGenerator)
     return drawing
 
 
 @each
-def test_what_is_really_encoded_gives_the_same(method: Adversarial) -> None:
-    counted, encoded = (trained(method, gan_silos(), link=Embedded(wire=wire)) for wire in ("count", "bytes"))
+def test_what_is_really_encoded_gives_the_same(method: GanMethod) -> None:
+    counted, encoded = (trained(method, gan_silos(), link=InProcess(wire=wire)) for wire in ("count", "bytes"))
     assert same(kept(counted), kept(encoded))
     assert counted.ledger.entries() == encoded.ledger.entries()
 
 
 @each
 @pytest.mark.parametrize("bad", [[0], [2], [0, 1]])
-def test_a_sick_silo_is_left_out_and_the_others_go_on(method: Adversarial, bad: list[int]) -> None:
+def test_a_sick_silo_is_left_out_and_the_others_go_on(method: GanMethod, bad: list[int]) -> None:
     silos = gan_silos()
     for i in bad:
         was = silos[i].images
@@ -95,7 +95,7 @@ def test_a_sick_silo_is_left_out_and_the_others_go_on(method: Adversarial, bad: 
 
 
 @each
-def test_work_and_bytes_are_counted(method: Adversarial) -> None:
+def test_work_and_bytes_are_counted(method: GanMethod) -> None:
     rounds = list(Experiment(method, gan_silos(), device="cpu"))
     assert all(set(done.flops) == {"s0", "s1", "s2"} and done.images == 36 for done in rounds)
     assert any(done.server_flops for done in rounds) == (method.model_dump()["kind"] != "hflgan")
@@ -103,17 +103,17 @@ def test_work_and_bytes_are_counted(method: Adversarial) -> None:
 
 
 @each
-def test_no_other_operation_and_nothing_more_is_taken(method: Adversarial) -> None:
-    hub = Hub(method.server(0, ["s0"]), method.plan(), {"s0": 9})
+def test_no_other_operation_and_nothing_more_is_taken(method: GanMethod) -> None:
+    hub = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
     image = torch.zeros(2, 1, 16, 16)
     for message in (Message("images2", {}, {}), Message("join", {"x": image}, {"images": 9}), Message("labels", {})):
         with pytest.raises(ManyhandsError):
             hub.submit("s0", message)
-    assert {"images", "labels"} <= set(method.plan().never)
+    assert {"images", "labels"} <= set(method.plan().never_sent)
 
 
 @each
-def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: Adversarial) -> None:
+def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: GanMethod) -> None:
     op, part = {
         "mdgan": ("discriminator", "discriminator."),
         "splitgan": ("discriminator", "discriminator."),
@@ -125,7 +125,7 @@ def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: Adv
     huge = {name: torch.full_like(t, 1e30) for name, t in weights.items()}
     facts = {"round": 0, "images": 9, "loss": 1.0, "seen": 9, "flops": 1, "withheld": ""}
     server = method.server(0, ["s0"])
-    hub = Hub(server, method.plan(), {"s0": 9})
+    hub = RoundCoordinator(server, method.plan(), {"s0": 9})
     server.round = 1  # in which each of them asks for weights
     with pytest.raises(ManyhandsError, match="reaches beyond"):
         hub.submit("s0", Message(op, huge | known, facts | {"round": 1}))
@@ -136,7 +136,7 @@ def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: Adv
 
 
 @each
-def test_it_needs_images_that_fit(method: Adversarial) -> None:
+def test_it_needs_images_that_fit(method: GanMethod) -> None:
     with pytest.raises(RecipeError, match="at least 2"):
         Experiment(method, gan_silos(1, images=1), device="cpu")
     pixels = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)

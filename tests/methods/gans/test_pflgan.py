@@ -9,7 +9,7 @@ import torch
 
 from manyhands import Experiment, Local, Message
 from manyhands.errors import ManyhandsError
-from manyhands.links.coordinator import Hub
+from manyhands.links.coordinator import RoundCoordinator
 from manyhands.methods.gans import alike
 from manyhands.methods.gans.pflgan import PFLGan, PFLGanServer
 from manyhands.tensors import named
@@ -90,9 +90,9 @@ def test_shares_are_of_one_and_fall_with_distance() -> None:
 
 
 def test_a_generator_that_nobody_asked_for_or_that_knows_nothing_is_refused() -> None:
-    def hub(every: int) -> Hub:
+    def hub(every: int) -> RoundCoordinator:
         method = pflgan(every=every)
-        return Hub(method.server(0, ["s0"]), method.plan(), {"s0": 9})
+        return RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
 
     weights = {name: t for name, t in SMALL.build(0).state_dict().items() if name.startswith("generator.")}
     facts = {"round": 0, "images": 9, "loss": 1.0, "seen": 9, "flops": 1, "withheld": ""}

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from manyhands import Experiment, Message
 from manyhands.errors import ManyhandsError
-from manyhands.links.coordinator import Hub
+from manyhands.links.coordinator import RoundCoordinator
 from manyhands.methods.gans.mdgan import MDGan, ring
 from manyhands.methods.gans.remote_server import RemoteServer
 from manyhands.methods.gans.splitgan import SplitGan
-from manyhands.models.gan import Gan, GanModule, iteration, through
+from manyhands.models.gan import Gan, GanModule, iteration, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, named, snapshot
 from tests.methods.huscf.test_method import SMALL, gan_silos, trained
@@ -66,16 +66,16 @@ def together(method: MDGan) -> tuple[GanModule, dict[str, GanModule]]:
         for _ in range(method.batches):
             z = torch.randn(4, spec.latent, generator=noise)
             y = torch.randint(spec.classes, (4,), generator=noise)
-            made.append((through(forge.generator, z, y), y))
+            made.append((run_blocks(forge.generator, z, y), y))
         losses = []
         for i, silo in enumerate(silos):
             blocks, (x, labels) = critics[silo.name].discriminator, silo.images.batch(numbers[i])
             learn, y = made[(i % method.batches + 1) % method.batches]
             theirs[silo.name].zero_grad()
-            spec.judged(through(blocks, learn.detach(), y), real=False).backward()
-            spec.judged(through(blocks, x, labels), real=True).backward()
+            spec.judged(run_blocks(blocks, learn.detach(), y), real=False).backward()
+            spec.judged(run_blocks(blocks, x, labels), real=True).backward()
             theirs[silo.name].step()
-            losses.append(spec.fooled(through(blocks, *made[i % method.batches])))
+            losses.append(spec.fooled(run_blocks(blocks, *made[i % method.batches])))
         ours.zero_grad()
         (sum(losses) / len(losses)).backward()  # type: ignore[union-attr]
         ours.step()
@@ -143,10 +143,10 @@ def test_a_discriminator_on_many_devices_is_that_on_one_to_the_bit(devices: tupl
 
 def test_what_is_passed_on_between_devices_is_told() -> None:
     paper = Gan(size=28, channels=1, classes=10)
-    *_, work, passed = splitgan(model=paper, devices=(1, 2)).sizes(5, None)  # type: ignore[arg-type]
+    *_, work, passed = splitgan(model=paper, devices=(1, 2)).cost_lines(5, None)  # type: ignore[arg-type]
     assert work.startswith("the 3 devices")
     assert "451.6 kB" in passed  # 3 passes there and back of 64 x 14 x 14 and 128 x 7 x 7 numbers of 4 bytes
-    *_, work = splitgan(devices=()).sizes(5, None)  # type: ignore[arg-type]
+    *_, work = splitgan(devices=()).cost_lines(5, None)  # type: ignore[arg-type]
     assert work.startswith("the 1 devices")
 
 
@@ -170,7 +170,7 @@ def test_discriminators_are_averaged_after_each_round_but_the_last() -> None:
 
 
 def test_bytes_are_those_of_images_and_gradients() -> None:
-    told, _ = mdgan(batches=2).sizes(3, None)  # type: ignore[arg-type]
+    told, _ = mdgan(batches=2).cost_lines(3, None)  # type: ignore[arg-type]
     assert "4.1 kB up and 8.3 kB down" in told
     experiment = trained(mdgan(batches=2), gan_silos())
     image, label, steps = 4 * 16 * 16, 8, 10
@@ -184,7 +184,7 @@ def test_bytes_are_those_of_images_and_gradients() -> None:
 
 def test_a_silo_judges_what_it_got_and_no_more() -> None:
     method = mdgan()
-    hub = Hub(method.server(0, ["s0"]), method.plan(), {"s0": 9})
+    hub = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
     image = torch.zeros(4, 1, 16, 16)
     hub.submit("s0", Message("join", {}, {"images": 9, "holds": False}))
     for early in (

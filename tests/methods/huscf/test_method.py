@@ -13,9 +13,9 @@ from whole_gan import together
 
 from manyhands import Evaluation, Experiment, FedAvg, Images, Sampling, Silo
 from manyhands.errors import RecipeError, Refused
-from manyhands.generators.base import Drawing
-from manyhands.links.coordinator import Hub
-from manyhands.links.in_process import Embedded
+from manyhands.generators.base import ImageGenerator
+from manyhands.links.coordinator import RoundCoordinator
+from manyhands.links.in_process import InProcess
 from manyhands.messages.message import Message
 from manyhands.methods import clusters
 from manyhands.methods.base import Conversation
@@ -24,8 +24,8 @@ from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.order import ORDER
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.models.gan import Gan, iteration
-from manyhands.models.layer_cut import Cut, Cuts
-from manyhands.runs.finished import drawn_by
+from manyhands.models.layer_cut import LayerCut, LayerCuts
+from manyhands.runs.finished import loaded_generator
 from manyhands.runs.run_folder import RunFolder
 from manyhands.silos.training import GanTraining
 from manyhands.tensors import named
@@ -34,10 +34,10 @@ WIRES: tuple[Literal["count", "bytes"], ...] = ("count", "bytes")
 SMALL = Gan(size=16, channels=1, classes=2, latent=4, width=4)
 
 
-def cuts(text: str) -> Cuts:
+def cuts(text: str) -> LayerCuts:
     """Of four digits: head and tail of the generator, head and tail of the discriminator."""
     a, b, c, d = map(int, text)
-    return Cuts(generator=Cut(head=a, tail=b), discriminator=Cut(head=c, tail=d))
+    return LayerCuts(generator=LayerCut(head=a, tail=b), discriminator=LayerCut(head=c, tail=d))
 
 
 def gan_silos(count: int = 3, images: int = 9) -> list[Silo]:
@@ -139,8 +139,8 @@ def test_a_silo_draws_with_the_servers_middle_and_a_run_that_stopped_goes_on(tmp
     for i in range(3):
         for name, tensor in pieces(whole, i).items():
             assert torch.equal(tensor, pieces(again, i)[name]), name
-    kept = drawn_by(RunFolder(tmp_path / "run"), "s1")
-    assert isinstance(kept, Drawing)
+    kept = loaded_generator(RunFolder(tmp_path / "run"), "s1")
+    assert isinstance(kept, ImageGenerator)
     assert torch.equal(kept.sample(labels=[0, 1, 1]), drawn)
 
 
@@ -160,7 +160,7 @@ def test_fewer_bits_of_a_number_are_so_many_fewer_bytes(bits: int, less: float) 
 
 @pytest.mark.parametrize("bits", [32, 16, 8])
 def test_what_is_counted_is_what_is_really_encoded_and_nothing_else_changes(bits: int) -> None:
-    counted, encoded = (trained(tiny(cuts=MIXED, bits=bits), gan_silos(), link=Embedded(wire=wire)) for wire in WIRES)
+    counted, encoded = (trained(tiny(cuts=MIXED, bits=bits), gan_silos(), link=InProcess(wire=wire)) for wire in WIRES)
     assert counted.ledger.entries() == encoded.ledger.entries()
     for name, tensor in pieces(counted).items():
         assert torch.equal(tensor, pieces(encoded)[name])
@@ -305,7 +305,7 @@ def test_the_plan_tells_what_each_cut_has_at_home_and_sends() -> None:
     assert found["s0"]["work"] < found["s2"]["work"] < found["s1"]["work"]
     eighth = tiny(cuts=MIXED, bits=8).costs("s0", 9, Sampling())
     assert eighth["bytes"] == pytest.approx(found["s0"]["bytes"] / 4, rel=0.1)  # and scales
-    lines = method.sizes(3, Sampling())
+    lines = method.cost_lines(3, Sampling())
     assert len(lines) == 3
     assert f"{found['s1']['weights']:,.0f} of {found['s1']['weights_whole']:,.0f} weights" in "".join(lines)
 
@@ -322,7 +322,7 @@ def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(told:
         tiny(cuts={"x*": cuts("0404")}).server(0, {"s0": 9})
 
 
-def a_turn(hub: Hub, talks: dict[str, Conversation], said: dict[str, Message]) -> dict[str, Message]:
+def a_turn(hub: RoundCoordinator, talks: dict[str, Conversation], said: dict[str, Message]) -> dict[str, Message]:
     """All say what they have to say, and are answered; what they say next."""
     for name, message in said.items():
         hub.submit(name, message)
@@ -341,12 +341,12 @@ def a_turn(hub: Hub, talks: dict[str, Conversation], said: dict[str, Message]) -
 def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_others_end(calls: int) -> None:
     method, silos = tiny(cuts=MIXED), gan_silos()
     roster = {silo.name: 9 for silo in silos}
-    hub = Hub(method.server(0, roster), method.plan(), roster)
+    hub = RoundCoordinator(method.server(0, roster), method.plan(), roster)
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     for turn in range(200):
         if turn == calls and talks.pop("s1", None):
-            hub.leave("s1", "its battery is empty")
+            hub.drop("s1", "its battery is empty")
             said.pop("s1")
         said = a_turn(hub, talks, said)
         if not said:
@@ -374,9 +374,9 @@ def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goe
         assert torch.equal(tensor, pieces(again)[name]), name
 
 
-def passes(server: HuSCFServer, silos: list[Silo], upto: str, method: HuSCF) -> Hub:
+def passes(server: HuSCFServer, silos: list[Silo], upto: str, method: HuSCF) -> RoundCoordinator:
     """A hub in which all silos have done an iteration up to an operation, which is open."""
-    hub = Hub(server, method.plan(), {silo.name: len(silo.images) for silo in silos})
+    hub = RoundCoordinator(server, method.plan(), {silo.name: len(silo.images) for silo in silos})
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     while next(iter(said.values())).op != upto:
@@ -409,7 +409,7 @@ def test_what_would_bring_the_server_down_is_refused_and_the_others_go_on(
     like = "make" if op == "draw" else op
     with pytest.raises(Refused):
         hub.submit("s0", Message(op, maps_of(method, like, count, value)))
-    hub.leave("s0", "it talks nonsense")
+    hub.drop("s0", "it talks nonsense")
     hub.submit("s1", Message(at, maps_of(method, at, 4)))
     assert hub.collect("s1") is not None
 
@@ -431,14 +431,14 @@ def test_a_cluster_whose_only_silo_says_nothing_keeps_its_number_and_its_ends() 
     method = tiny(rounds=4, warm=1, clusters=2, training=GanTraining(batch=16, steps=5, learning_rate=1e-3))
     silos = two_domains(3)
     server = method.server(0, {silo.name: 40 for silo in silos})
-    hub = Hub(server, method.plan(), {silo.name: 40 for silo in silos})
+    hub = RoundCoordinator(server, method.plan(), {silo.name: 40 for silo in silos})
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     kept: dict[str, torch.Tensor] = {}
     while said:
         if hub.server.round == 2 and "s1" in talks:
             kept = server._ends("s1")
-            hub.leave("s1", "away")
+            hub.drop("s1", "away")
             del talks["s1"], said["s1"]
         said = a_turn(hub, talks, said)
     assert server.round == 4

@@ -15,7 +15,7 @@ from manyhands.messages.message import Message
 TOLERANCE = 1e-2
 SEEDS = 300
 PROBED = 32
-MOST_NUMBERS = 1000
+MAX_NUMBERS = 1000
 
 
 def unsafe_release(schedule: Schedule, x_0: Tensor, t: Tensor, rng: torch.Generator) -> Message:
@@ -130,7 +130,7 @@ def _integers(messages: Sequence[Message]) -> set[int]:
         known |= dict.fromkeys(_numbers(message.facts))
         for tensor in message.tensors.values():
             known |= dict.fromkeys(tensor.flatten().unique().tolist() if _whole(tensor) else [])
-    return set([number for number in known if 0 <= number < 2**63][:MOST_NUMBERS])
+    return set([number for number in known if 0 <= number < 2**63][:MAX_NUMBERS])
 
 
 def _numbers(fact: Any) -> Iterator[int]:

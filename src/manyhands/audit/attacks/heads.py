@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.gan import BatchNorm, Gan, through
+from manyhands.models.gan import BatchNorm, Gan, run_blocks
 from manyhands.tensors import Tensors, named
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Head:
 
     def __call__(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """What it makes of a batch in training, but for the guard's noise."""
-        out = through(self.blocks, x, labels)
+        out = run_blocks(self.blocks, x, labels)
         return out if self.guard is None else self.guard.clipped(out)
 
     def sent(self, x: Tensor, labels: Tensor | None, rng: torch.Generator) -> Tensor:
@@ -48,7 +48,7 @@ class Head:
         for norm in norms:
             norm.register_forward_pre_hook(_takes_over)
         with torch.no_grad():
-            through(blocks, x, labels)
+            run_blocks(blocks, x, labels)
         for norm in norms:
             norm._forward_pre_hooks.clear()
             norm.eval()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manyhands.diffusion.objective import Diffusion, Network, noised, x_0_of_v
-from manyhands.diffusion.sample import Denoiser, guided, times, walk
+from manyhands.diffusion.sample import Denoiser, denoise, guided, timesteps
 from manyhands.diffusion.schedule import Schedule
 from manyhands.models.unet import UNet
 from manyhands.silos.training import Training, steps
@@ -88,7 +88,7 @@ def denoised(denoiser: Denoiser) -> Attack:
     return attack
 
 
-def walked(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
+def sampled(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
     """A denoiser walked from t down to the image by at most so many DDIM steps: a sharp image, a likely one.
 
     References:
@@ -98,7 +98,7 @@ def walked(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
 
     def attack(x_t: Tensor, t: int) -> Tensor:
         unused = torch.Generator(x_t.device)
-        return walk(denoiser, x_t, schedule, times(t, 0, most), unused, clip=1.0).clamp(-1, 1)
+        return denoise(denoiser, x_t, schedule, timesteps(t, 0, most), unused, clip=1.0).clamp(-1, 1)
 
     return attack
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
-from manyhands.messages.codec.codec import MOST
-from manyhands.messages.operation import misfit
-from manyhands.tensors import Layout, Like, Tensors
+from manyhands.messages.codec.codec import MAX_WEIGHT
+from manyhands.messages.operation import mismatch
+from manyhands.tensors import StateSpec, Tensors, TensorSpec
 
 Bits = Literal[32, 16, 8]
 STEPS = 255
-LEAST = 1e-30
+MIN_SCALE = 1e-30
 
 
 def encode(x: Tensor, bits: Bits, rng: torch.Generator) -> Tensors:
@@ -33,7 +33,7 @@ def encode(x: Tensor, bits: Bits, rng: torch.Generator) -> Tensors:
     if bits == 16:
         return {"x": x.bfloat16()}
     least, most = x.amin((0, 2, 3)), x.amax((0, 2, 3))
-    step = ((most - least) / STEPS).clamp_min(LEAST)
+    step = ((most - least) / STEPS).clamp_min(MIN_SCALE)
     codes = (x - _wide(least)) / _wide(step) + torch.rand(x.shape, generator=rng, device=x.device)
     return {"x": codes.floor_().clamp_(0, STEPS).to(torch.uint8), "least": least, "step": step}
 
@@ -44,24 +44,24 @@ def decode(wire: Mapping[str, Tensor]) -> Tensor:
     return x * _wide(wire["step"]) + _wide(wire["least"]) if "step" in wire else x
 
 
-def wire(like: Like, bits: Bits) -> Layout:
+def wire(like: TensorSpec, bits: Bits) -> StateSpec:
     """What a plan must expect of maps like these."""
     if bits == 8:
-        each = Like((like.shape[1],), torch.float32)
-        return {"x": Like(like.shape, torch.uint8), "least": each, "step": each}
-    return {"x": like if bits == 32 else Like(like.shape, torch.bfloat16)}
+        each = TensorSpec((like.shape[1],), torch.float32)
+        return {"x": TensorSpec(like.shape, torch.uint8), "least": each, "step": each}
+    return {"x": like if bits == 32 else TensorSpec(like.shape, torch.bfloat16)}
 
 
-def check(wired: Mapping[str, Tensor], like: Like, bits: Bits) -> None:
+def check(wired: Mapping[str, Tensor], like: TensorSpec, bits: Bits) -> None:
     """Refuse what is not of this form, or holds numbers with which a network could only come to infinity."""
-    if bad := misfit(wire(like, bits), wired):
+    if bad := mismatch(wire(like, bits), wired):
         raise bad
     ends = {name: tensor for name, tensor in wired.items() if tensor.is_floating_point()}
     if "step" in wired:
         ends["step"] = wired["step"] * STEPS
     for tensor in ends.values():
-        if tensor.numel() and not float(tensor.abs().max()) <= MOST:
-            raise Refused(Reason.NOT_FINITE, f"an activation reaches beyond {MOST:g}")
+        if tensor.numel() and not float(tensor.abs().max()) <= MAX_WEIGHT:
+            raise Refused(Reason.NOT_FINITE, f"an activation reaches beyond {MAX_WEIGHT:g}")
 
 
 def _wide(channels: Tensor) -> Tensor:

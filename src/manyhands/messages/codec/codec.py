@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
-from manyhands.messages.operation import misfit
+from manyhands.messages.operation import mismatch
 from manyhands.spec import Spec
-from manyhands.tensors import Layout, Like, Tensors
+from manyhands.tensors import StateSpec, Tensors, TensorSpec
 
-MOST = 6e4
+MAX_WEIGHT = 6e4
 """No weight is larger than this, so that each can be said in 16 bits."""
 
 
@@ -49,16 +49,16 @@ class Codec(Spec, ABC):
         """The tensors in float32, as the other side receives them; no dict where they are read when asked for."""
 
     @abstractmethod
-    def wire(self, layout: Layout) -> Layout:
+    def wire(self, layout: StateSpec) -> StateSpec:
         """What the plan must expect of tensors of this layout."""
 
-    def check(self, wire: Mapping[str, Tensor], layout: Layout) -> None:
+    def check(self, wire: Mapping[str, Tensor], layout: StateSpec) -> None:
         """Refuse what the plan lets through, but would not decode to tensors of this layout that weights can be."""
-        if bad := misfit(self.wire(layout), wire):
+        if bad := mismatch(self.wire(layout), wire):
             raise bad
         for name, tensor in self.extremes(wire).items():
-            if tensor.numel() and not float(tensor.abs().max()) <= MOST:
-                raise Refused(Reason.NOT_FINITE, f"{name} reaches beyond {MOST:g}")
+            if tensor.numel() and not float(tensor.abs().max()) <= MAX_WEIGHT:
+                raise Refused(Reason.NOT_FINITE, f"{name} reaches beyond {MAX_WEIGHT:g}")
 
     @abstractmethod
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -70,7 +70,7 @@ class Codec(Spec, ABC):
         return False
 
 
-def most_bytes(codec: Codec, layout: Layout) -> int:
+def most_bytes(codec: Codec, layout: StateSpec) -> int:
     """The most bytes that tensors of this layout take on the wire."""
     return sum(like.dtype.itemsize * like.size for like in codec.wire(layout).values())
 
@@ -90,8 +90,8 @@ class _Float(Codec, ABC):
     def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.float() for name, tensor in wire.items()}
 
-    def wire(self, layout: Layout) -> Layout:
-        return {name: Like(like.shape, self.dtype) for name, like in layout.items()}
+    def wire(self, layout: StateSpec) -> StateSpec:
+        return {name: TensorSpec(like.shape, self.dtype) for name, like in layout.items()}
 
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return wire

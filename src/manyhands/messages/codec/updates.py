@@ -14,7 +14,7 @@ from manyhands.errors import Reason, Refused
 from manyhands.messages.codec.codec import Codec, Encoded
 from manyhands.messages.codec.packing import pack, packed_size, unpack
 from manyhands.spec import Float
-from manyhands.tensors import Layout, Like, Tensors
+from manyhands.tensors import StateSpec, Tensors, TensorSpec
 
 REACH = {8: 6.0, 4: 2.4, 3: 1.8, 2: 1.5}
 ALL = 1e9
@@ -95,19 +95,21 @@ class Updates(Codec):
             said[name] = self._values(unpack(code, base[name].numel(), self.bits).view(len(scale), -1), scale)
         return {name: said[name].view(held.shape).add_(held) for name, held in base.items()}
 
-    def wire(self, layout: Layout) -> Layout:
+    def wire(self, layout: StateSpec) -> StateSpec:
         """Three tensors, of a length that is known but where codes are squeezed."""
         coarse = self._coarse(layout)
         fine = [like.size for name, like in layout.items() if self._is_fine(name, len(like.shape))]
         size = self._packed(layout)
-        squeezed = Like((None,), torch.uint8, size + size // 4096 + 64)  # the most, where nothing can be shortened
+        squeezed = TensorSpec(
+            (None,), torch.uint8, size + size // 4096 + 64
+        )  # the most, where nothing can be shortened
         return {
-            "codes": squeezed if self.entropy else Like((size,), torch.uint8),
-            "scales": Like((sum(like.shape[0] or 0 for like in coarse),), torch.bfloat16),
-            "fine": Like((sum(fine),), torch.float16),
+            "codes": squeezed if self.entropy else TensorSpec((size,), torch.uint8),
+            "scales": TensorSpec((sum(like.shape[0] or 0 for like in coarse),), torch.bfloat16),
+            "fine": TensorSpec((sum(fine),), torch.float16),
         }
 
-    def check(self, wire: Mapping[str, Tensor], layout: Layout) -> None:
+    def check(self, wire: Mapping[str, Tensor], layout: StateSpec) -> None:
         """What is said must be in bounds, and squeezed codes as many as there are weights."""
         super().check(wire, layout)
         if self.entropy:
@@ -122,10 +124,10 @@ class Updates(Codec):
         """Whether what rounding loses is lost."""
         return not self.feedback
 
-    def _coarse(self, layout: Layout) -> list[Like]:
+    def _coarse(self, layout: StateSpec) -> list[TensorSpec]:
         return [like for name, like in layout.items() if not self._is_fine(name, len(like.shape))]
 
-    def _packed(self, layout: Layout) -> int:
+    def _packed(self, layout: StateSpec) -> int:
         """The bytes of all codes, before they are squeezed."""
         return sum(packed_size(like.size, self.bits) for like in self._coarse(layout))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manyhands.messages.codec.codec import Codec, Encoded
 from manyhands.messages.codec.packing import pack, packed_size, unpack
-from manyhands.tensors import Layout, Like, Tensors
+from manyhands.tensors import StateSpec, Tensors, TensorSpec
 
 
 class Weights(Codec):
@@ -57,13 +57,13 @@ class Weights(Codec):
             for name, part, step, least in zip(names, parts, wire["steps"], wire["leasts"], strict=True)
         }
 
-    def wire(self, layout: Layout) -> Layout:
+    def wire(self, layout: StateSpec) -> StateSpec:
         """Three tensors of known length."""
         size = sum(packed_size(like.size, self.bits) for like in layout.values())
         return {
-            "codes": Like((size,), torch.uint8),
-            "steps": Like((len(layout),), torch.float32),
-            "leasts": Like((len(layout),), torch.float32),
+            "codes": TensorSpec((size,), torch.uint8),
+            "steps": TensorSpec((len(layout),), torch.float32),
+            "leasts": TensorSpec((len(layout),), torch.float32),
         }
 
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

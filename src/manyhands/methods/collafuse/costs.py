@@ -10,7 +10,7 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.diffusion.timestep_cut import cut_words
 from manyhands.formatting import count_text, size_text
 from manyhands.methods.collafuse.spec import CollaFuseSpec
-from manyhands.models import block_cost as cost
+from manyhands.models import block_cost
 from manyhands.privacy.accountant import decibel
 
 
@@ -45,13 +45,13 @@ def cost_lines(method: CollaFuseSpec, silos: int, sampling: Sampling) -> list[st
             f"released anew, {many} in all: epsilon and SNR above are of one copy, n copies of one image are as "
             "one at n times the SNR"
         )
-    return [*lines, *method.home(max(method.steps_told)).sizes(silos, sampling)]
+    return [*lines, *method.home(max(method.steps_told)).cost_lines(silos, sampling)]
 
 
 def upload_bytes(method: CollaFuseSpec, images: int) -> int:
     """The releases, and what the networks below the cut send."""
     image = 4 * method.model.channels * method.model.size**2 + 8 * method.told_labels
-    return round(method.releases(images) * images * image) + method.home(max(method.steps_told)).uploads(images)
+    return round(method.releases(images) * images * image) + method.home(max(method.steps_told)).upload_bytes(images)
 
 
 def warnings(method: CollaFuseSpec, roster: Mapping[str, int]) -> list[str]:
@@ -62,7 +62,7 @@ def warnings(method: CollaFuseSpec, roster: Mapping[str, int]) -> list[str]:
         if method.release == "fresh" and 0 < step < schedule.steps:
             snr = float(schedule.snr()[step])
             lines.append(
-                f"{silo}: releases each image about {count:,.0f} times, each time with new noise: to whoever "
+                f"{silo}: releases each image about {count:,.0f} timesteps, each time with new noise: to whoever "
                 f"averages, its SNR of {decibel(snr):.1f} dB is {decibel(snr * count):.1f} dB; release = 'once' "
                 "keeps it"
             )
@@ -75,23 +75,23 @@ def costs(method: CollaFuseSpec, silo: str, images: int, sampling: Sampling) -> 
     """Of a silo, and what the whole chain would cost it: alone as in ``local``, or averaged as in ``fedavg``."""
     step, chain = method.step_of(silo), method.diffusion.schedule
     home, whole = method.home_model, method.model
-    passes = method.finishes(step, sampling) or (len(sampling.between(chain, step, 0)) - 1 if step else 0)
+    passes = method.silo_steps(step, sampling) or (len(sampling.between(chain, step, 0)) - 1 if step else 0)
     every = len(sampling.between(chain, chain.steps, 0)) - 1
     twice = 2 if sampling.guidance not in (0, 1) and whole.classes else 1
     seen = method.rounds * method.training.seen(images)
     released = 0 if step == chain.steps else round(method.releases(images) * images)
     return {
         "cut": step,
-        "draw_flops": twice * passes * cost.forward_flops(home),
-        "draw_flops_whole": twice * every * cost.forward_flops(whole),
-        "train_flops": seen * cost.training_flops(home) if step else 0,
-        "train_flops_whole": seen * cost.training_flops(whole),
-        "weights": cost.weights(home) if step else 0,
-        "weights_whole": cost.weights(whole),
-        "memory": cost.training_memory(home, method.training.batch) if step else 0,
-        "memory_whole": cost.training_memory(whole, method.training.batch),
+        "draw_flops": twice * passes * block_cost.forward_flops(home),
+        "draw_flops_whole": twice * every * block_cost.forward_flops(whole),
+        "train_flops": seen * block_cost.training_flops(home) if step else 0,
+        "train_flops_whole": seen * block_cost.training_flops(whole),
+        "weights": block_cost.weights(home) if step else 0,
+        "weights_whole": block_cost.weights(whole),
+        "memory": block_cost.training_memory(home, method.training.batch) if step else 0,
+        "memory_whole": block_cost.training_memory(whole, method.training.batch),
         "bytes": released
         * (4 * whole.channels * whole.size**2 + 8 * (method.labels != "withhold" and whole.classes > 0))
-        + (2 * method.rounds * 4 * cost.weights(home) if method.federate_silos else 0),
-        "bytes_fedavg": 2 * method.rounds * 4 * cost.weights(whole),
+        + (2 * method.rounds * 4 * block_cost.weights(home) if method.federate_silos else 0),
+        "bytes_fedavg": 2 * method.rounds * 4 * block_cost.weights(whole),
     }

@@ -11,16 +11,16 @@ import torch
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
 from manyhands.formatting import names_text
-from manyhands.generators.base import Drawing
-from manyhands.generators.diffusion import Generator
+from manyhands.generators.base import ImageGenerator
+from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages import leaves
 from manyhands.messages.facts import Flag, Text, Whole
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Carries, Operation
+from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.methods import relay
-from manyhands.methods.base import Ask, Conversation, Release, Server, Trained
-from manyhands.methods.clustered import Clustered
+from manyhands.methods.base import Conversation, Release, Server, ServerCall, TrainedModel
+from manyhands.methods.clustered import ClusteredServer
 from manyhands.methods.collafuse import costs
 from manyhands.methods.collafuse.release import chunk_of
 from manyhands.methods.collafuse.server import CollaFuseServer
@@ -29,7 +29,7 @@ from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.models.state_spec import layout_of
 from manyhands.privacy.accountant import mu_of
 from manyhands.silos.silo import Silo
-from manyhands.tensors import Like
+from manyhands.tensors import TensorSpec
 
 
 class CollaFuse(CollaFuseSpec):
@@ -67,7 +67,7 @@ class CollaFuse(CollaFuseSpec):
             name: home.server(seed, {silo: silos[silo] for silo in mine})
             for name, mine in self._clusters(silos).items()
         }
-        inner = Clustered(each, self.clusters)
+        inner = ClusteredServer(each, self.clusters)
         return CollaFuseServer(self, seed, cuts, inner if self.clusters else home.server(seed, silos))
 
     def _clusters(self, silos: Collection[str]) -> Mapping[str, tuple[str, ...]]:
@@ -85,15 +85,15 @@ class CollaFuse(CollaFuseSpec):
             "enter": Operation(
                 "says how many images it has and where it cuts which chain; gets how far its release is",
                 "once",
-                Carries(facts={"images": IMAGES, "cut": self._any_step, "chain": Text()}),
-                Carries(facts={"held": COUNT, "began": Flag(), "round": Whole(0, self.rounds)}),
+                Payload(facts={"images": IMAGES, "cut": self._any_step, "chain": Text()}),
+                Payload(facts={"held": COUNT, "began": Flag(), "round": Whole(0, self.rounds)}),
             ),
             "release": self._release(),
             "ready": Operation("has released all, waits for the others", "once", group=True),
         }
         if self.warm_start:
             operations["start"] = Operation(
-                "asks for the server's network, to begin with", "once", down=Carries(layout_of(self.server_model))
+                "asks for the server's network, to begin with", "once", down=Payload(layout_of(self.server_model))
             )
         operations |= home.operations
         return Plan(operations | {"denoise": relay.operation(self.server_model)})
@@ -115,9 +115,9 @@ class CollaFuse(CollaFuseSpec):
         snr = float(self.diffusion.schedule.snr()[self.step_of(silo.name)])
         return Release(numbers, paths, snr, mu_of(snr, self.bound), self.label_epsilon if labels else 0.0, labels)
 
-    def fits(self, silo: Silo) -> None:
+    def check_silo(self, silo: Silo) -> None:
         """As ever; and where a silo may ask for its own labels alone, it must have some of each that it is tried on."""
-        super().fits(silo)
+        super().check_silo(silo)
         shared = self.told_labels and self.ask == "own" and self.labels == "share"
         step = self.step_of(silo.name)
         if not shared or step == self.diffusion.schedule.steps or silo.held_out is None:
@@ -129,29 +129,31 @@ class CollaFuse(CollaFuseSpec):
                 "it with method.ask = 'any', or hold out nothing"
             )
 
-    def own_generator(self, silo: Silo) -> Trained | None:
+    def silo_generator(self, silo: Silo) -> TrainedModel | None:
         """The silo's own network, for the steps up to its cut."""
         step = self.step_of(silo.name)
-        return self.home(step).own_generator(silo) if step else None
+        return self.home(step).silo_generator(silo) if step else None
 
-    def drawn_from(self, silo: str, shared: Trained | None, own: Trained | None, ask: Ask) -> Drawing | None:
+    def generator_for(
+        self, silo: str, shared: TrainedModel | None, own: TrainedModel | None, ask: ServerCall
+    ) -> ImageGenerator | None:
         """The server down to the cut, and the silo from there."""
         near = own or shared
-        if not isinstance(near, Generator) or (own is None and self.step_of(silo)):
+        if not isinstance(near, DiffusionGenerator) or (own is None and self.step_of(silo)):
             return None  # half a chain draws nothing
         for each in (own, shared):
-            if isinstance(each, Generator) and each.diffusion.schedule != self.diffusion.schedule:
+            if isinstance(each, DiffusionGenerator) and each.diffusion.schedule != self.diffusion.schedule:
                 raise RecipeError(f"{silo}: a network was trained on another schedule: {each.diffusion.schedule!r}")
         step, told = self.step_of(silo), bool(self.server_model.classes)
         return relay.Relay(
             self.model if own or told else self.server_model,
             ask,
             step,
-            self.asks(step),
-            self.enters(step),
-            own if isinstance(own, Generator) else None,
+            self.server_stop(step),
+            self.silo_start(step),
+            own if isinstance(own, DiffusionGenerator) else None,
             told,
-            self.finishes(step, near.sampling),
+            self.silo_steps(step, near.sampling),
             near.classes,
             near.sampling,
             near.device,
@@ -182,18 +184,18 @@ class CollaFuse(CollaFuseSpec):
     def _release(self) -> Operation:
         pixels = (self.model.channels, self.model.size, self.model.size)
         most = chunk_of(math.prod(pixels))
-        held = {"images": Like((None, *pixels), torch.float32, most)}
+        held = {"images": TensorSpec((None, *pixels), torch.float32, most)}
         told = self.told_labels
         if told:
-            held["labels"] = Like((None,), torch.int64, most)
+            held["labels"] = TensorSpec((None,), torch.int64, most)
         pictures = "its images as they are" if self.steps_told == [0] else "its images, noised up to its cut"
         labels = {"share": ", with their labels", "randomised": ", with labels that are in part random"}
-        often = "once an image" if self.release == "once" else f"{self.rounds} times, with new noise each time"
+        often = "once an image" if self.release == "once" else f"{self.rounds} timesteps, with new noise each time"
         return Operation(
             f"gives away {pictures}{labels[self.labels] if told else ''}",
             often,
-            Carries(held, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
-            Carries(facts={"held": COUNT}),
+            Payload(held, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
+            Payload(facts={"held": COUNT}),
             leaves=tuple(kind for name in ("", *self.cuts) for kind in self.released_by(name)),
         )
 
@@ -201,11 +203,11 @@ class CollaFuse(CollaFuseSpec):
     def _any_step(self) -> Whole:
         return Whole(0, self.diffusion.schedule.steps)
 
-    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+    def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """Each cut in every way that it can be told, and what it saves a silo."""
         return costs.cost_lines(self, silos, sampling)
 
-    def uploads(self, images: int) -> int:
+    def upload_bytes(self, images: int) -> int:
         """The releases, and what the networks below the cut send."""
         return costs.upload_bytes(self, images)
 

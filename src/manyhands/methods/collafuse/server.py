@@ -11,10 +11,10 @@ from torch import Tensor
 
 from manyhands.diffusion.bridge import bridge_loss
 from manyhands.errors import Reason, RecipeError, Refused
-from manyhands.generators.diffusion import Generator
+from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.message import Message
 from manyhands.methods import relay
-from manyhands.methods.base import Server, Wrapping
+from manyhands.methods.base import Server, ServerWrapper
 from manyhands.methods.collafuse.release import Batch, Store, together
 from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.seed import torch_rng
@@ -25,7 +25,7 @@ from manyhands.tensors import Tensors, finite, named, prefixed, running_average,
 Cuts = dict[str, int]
 
 
-class CollaFuseServer(Wrapping):
+class CollaFuseServer(ServerWrapper):
     """Keeps the releases and learns the chain above the cuts; ``inner`` answers for the networks below."""
 
     def __init__(self, method: CollaFuseSpec, seed: int, cuts: Cuts, inner: Server) -> None:
@@ -37,7 +37,7 @@ class CollaFuseServer(Wrapping):
         self.network: Any = method.server_model.build(seed)
         self.latest = self.average = snapshot(self.network.state_dict())
         self.told: dict[str, set[int]] = {}
-        self._generator: Generator | None = None
+        self._generator: DiffusionGenerator | None = None
         self.updates = 0
         self.optimiser: torch.optim.Optimizer | None = None
         self.meter = Meter({})
@@ -46,7 +46,7 @@ class CollaFuseServer(Wrapping):
         self._steps: Iterator[Tensor] | None = None
         self._losses: list[Tensor] = []
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Enter, release, start and denoise."""
         if message.op == "enter":
             self.enrolled[silo] = message.facts["images"]
@@ -63,9 +63,9 @@ class CollaFuseServer(Wrapping):
             return Message("start", self.latest)
         if message.op == "denoise" and (generator := self.generator()):
             return relay.answered(generator, message, self.method.mode == "exact")
-        return self.inner.on(silo, message)
+        return self.inner.handle(silo, message)
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """Refuse what a silo may not say now."""
         check = {
             "enter": self._may_enter,
@@ -73,13 +73,13 @@ class CollaFuseServer(Wrapping):
             "ready": self._may_wait,
             "denoise": self._may_draw,
         }
-        check.get(message.op, self.inner.admit)(silo, message)
+        check.get(message.op, self.inner.validate)(silo, message)
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         """Waiting is all that is in ``ready``."""
-        return message if message.op == "ready" else self.inner.fold(silo, message)
+        return message if message.op == "ready" else self.inner.accumulate(silo, message)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Begin; or do what is left of the round's work, and close it."""
         if op == "ready":
             self._open()
@@ -89,20 +89,20 @@ class CollaFuseServer(Wrapping):
         while self._step():
             pass
         self._close()
-        answers = self.inner.on_group(op, messages)
+        answers = self.inner.handle_barrier(op, messages)
         self._open()
         return answers
 
-    def work(self) -> bool:
+    def train_step(self) -> bool:
         """One step of the server's training, on what was released before the round began."""
         return self.method.release == "once" and self._step()
 
-    def generator(self) -> Generator | None:
+    def generator(self) -> DiffusionGenerator | None:
         """The server's network, for the steps above the cuts; None before it has learnt anything."""
         method = self.method
         if self._generator is None and self.updates:
             device = str(self.device)
-            self._generator = Generator(
+            self._generator = DiffusionGenerator(
                 method.server_model, method.drawn_at_server, self.average, ema=method.ema, device=device
             )
         return self._generator
@@ -245,11 +245,13 @@ class CollaFuseServer(Wrapping):
         told, chain = message.facts, self.method.diffusion.schedule.steps
         if not self.updates:
             raise Refused(Reason.OUT_OF_SEQUENCE, "the server has learnt nothing yet")
-        if told["to"] < self.method.asks(self.cuts[silo]):
+        if told["to"] < self.method.server_stop(self.cuts[silo]):
             raise Refused(Reason.BELOW_CUT, f"{silo} asks for step {told['to']}, its cut is {self.cuts[silo]}")
-        if not (told["to"] <= chain and 0 < told["count"] <= relay.MOST and 0 < told["steps"] <= chain):
+        if not (told["to"] <= chain and 0 < told["count"] <= relay.MAX_DRAWN_IMAGES and 0 < told["steps"] <= chain):
             asked = f"{told['count']} images down to step {told['to']} in {told['steps']} steps of the chain"
-            raise Refused(Reason.WRONG_FACTS, f"{asked}: at most {relay.MOST} images and {chain} steps are drawn")
+            raise Refused(
+                Reason.WRONG_FACTS, f"{asked}: at most {relay.MAX_DRAWN_IMAGES} images and {chain} steps are drawn"
+            )
         relay.sampling_of(message)
         labels = message.tensors.get("labels")
         if labels is None:

@@ -12,12 +12,12 @@ from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.sample import Sampling
-from manyhands.diffusion.timestep_cut import Cut
+from manyhands.diffusion.timestep_cut import TimestepCut
 from manyhands.methods.baselines import Local
 from manyhands.methods.collafuse.release import Labels
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.local_training import Denoising
+from manyhands.methods.local_training import LocalTrainingMethod
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.layer_cut import MAX_CUTS
 from manyhands.models.unet import UNet
@@ -25,13 +25,13 @@ from manyhands.silos.training import Training
 from manyhands.spec import Float, Int
 
 
-class CollaFuseSpec(Denoising, ABC):
+class CollaFuseSpec(LocalTrainingMethod, ABC):
     """The fields of ``CollaFuse``, which says what they mean."""
 
     kind: Literal["collafuse"] = "collafuse"
     model: UNet
-    cut: Cut
-    cuts: dict[str, Cut] = Field(default_factory=dict, max_length=MAX_CUTS)
+    cut: TimestepCut
+    cuts: dict[str, TimestepCut] = Field(default_factory=dict, max_length=MAX_CUTS)
     mode: Mode = "exact"
     release: Literal["once", "fresh"] = "once"
     norm: Float | None = Field(default=None, gt=0)
@@ -148,16 +148,16 @@ class CollaFuseSpec(Denoising, ABC):
         """The server's share of a round."""
         return self.server_training or self.training.times(silos)
 
-    def asks(self, step: int) -> int:
+    def server_stop(self, step: int) -> int:
         """Down to where the server is asked to go: to the cut, or to the end of a chain of its own."""
         return 0 if self.mode == "nested" else step
 
-    def enters(self, step: int) -> int:
+    def silo_start(self, step: int) -> int:
         """Where the silo takes a half-denoised image to be; higher than the cut in the authors' way."""
         whole = self.diffusion.schedule.steps
         return step if self.mode != "authors" else min(round(step + step * (1 - step / whole)), whole)
 
-    def finishes(self, step: int, sampling: Sampling) -> int | None:
+    def silo_steps(self, step: int, sampling: Sampling) -> int | None:
         """In how many steps the silo finishes: the authors' way takes those of the cut over a longer way."""
         if not step:
             return None

@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from manyhands.messages.codec.codec import MOST, Codec, Float16, most_bytes
+from manyhands.messages.codec.codec import MAX_WEIGHT, Codec, Float16, most_bytes
 from manyhands.seed import torch_rng
-from manyhands.tensors import Layout, Tensors, in_16_bits, zeros
+from manyhands.tensors import StateSpec, Tensors, in_16_bits, zeros
 
-Form = Literal["step", "shared", "whole"]
+DownlinkKind = Literal["step", "shared", "whole"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Downlink:
     """
 
     codec: Codec
-    every: Layout
-    shared: Layout
+    every: StateSpec
+    shared: StateSpec
 
     @property
     def tracks(self) -> bool:
@@ -38,20 +38,20 @@ class Downlink:
         """How weights travel to a silo that does not hold the last ones."""
         return Float16() if self.codec.relative else self.codec
 
-    def forms(self) -> dict[Form, Layout]:
+    def forms(self) -> dict[DownlinkKind, StateSpec]:
         """What may come down."""
-        step: dict[Form, Layout] = {"step": self.codec.wire(self.shared)}
+        step: dict[DownlinkKind, StateSpec] = {"step": self.codec.wire(self.shared)}
         if not self.tracks:
             return step
         return {**step, "shared": self.alone.wire(self.shared), "whole": self.alone.wire(self.every)}
 
-    def form(self, holds: int, number: int) -> Form:
+    def form(self, holds: int, number: int) -> DownlinkKind:
         """What a silo that holds the weights of a round (-1: none) needs for round ``number``."""
         if not self.tracks:
             return "step"
         return "whole" if holds < 0 else "shared" if self.codec.relative and holds != number - 1 else "step"
 
-    def received(self, form: Form, wire: Mapping[str, Tensor], held: Tensors) -> Tensors:
+    def received(self, form: DownlinkKind, wire: Mapping[str, Tensor], held: Tensors) -> Tensors:
         """All weights as they are at a silo that held others before."""
         if form != "step":
             return held | dict(self.alone.decode(wire, zeros(self.shared if form == "shared" else self.every)))
@@ -65,7 +65,7 @@ class Downlink:
         return ready * step + (1 - ready) * most_bytes(self.alone, self.shared) if self.codec.relative else step
 
 
-class Handout:
+class Broadcast:
     """The server's side: ``weights`` are its own, ``given`` what silos of the open round hold of them.
 
     They differ by what the codec rounds. Where that is relative, to ``base``, the difference is in the next round's
@@ -77,7 +77,7 @@ class Handout:
     ) -> None:
         self.link, self.seed, self.number = link, seed, number
         self.weights, self.base = weights, base or {}
-        self._wires: dict[Form, Tensors] = {}
+        self._wires: dict[DownlinkKind, Tensors] = {}
         if link.codec.relative and not self.base:
             self.given = in_16_bits(weights)
             return
@@ -88,22 +88,22 @@ class Handout:
         if link.codec.forgets:
             self.weights = self.given
 
-    def next(self, moved: Mapping[str, Tensor]) -> Handout:
+    def next(self, moved: Mapping[str, Tensor]) -> Broadcast:
         """The handout of the next round; weights stay in the bounds of what 16 bits can say."""
         weights = self.weights | {name: _bounded(tensor) for name, tensor in moved.items()}
         base = {name: self.given[name] for name in self.link.shared} if self.link.codec.relative else {}
-        return Handout(self.link, self.seed, weights, base, self.number + 1)
+        return Broadcast(self.link, self.seed, weights, base, self.number + 1)
 
-    def anew(self) -> Handout:
+    def anew(self) -> Broadcast:
         """The next round's handout where silos hold weights that nothing must be said against: these, by themselves."""
-        return Handout(self.link, self.seed, self.weights, None, self.number + 1)
+        return Broadcast(self.link, self.seed, self.weights, None, self.number + 1)
 
-    def form(self, holds: int) -> Form:
+    def form(self, holds: int) -> DownlinkKind:
         """What a silo that holds the weights of a round (-1: none) is sent."""
         form = self.link.form(holds, self.number)
         return "shared" if form == "step" and self.link.codec.relative and not self.base else form
 
-    def wire(self, form: Form) -> Tensors:
+    def wire(self, form: DownlinkKind) -> Tensors:
         """What is sent: one copy, whoever asks for it."""
         if form not in self._wires:
             told = {name: self.given[name] for name in self.link.shared} if form == "shared" else self.given
@@ -114,5 +114,5 @@ class Handout:
 
 def _bounded(tensor: Tensor) -> Tensor:
     """No copy of what is within bounds already."""
-    within = not tensor.numel() or float(tensor.abs().max()) <= MOST
-    return tensor if within else tensor.clamp(-MOST, MOST)
+    within = not tensor.numel() or float(tensor.abs().max()) <= MAX_WEIGHT
+    return tensor if within else tensor.clamp(-MAX_WEIGHT, MAX_WEIGHT)

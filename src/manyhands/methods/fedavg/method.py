@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
 from manyhands.formatting import size_text
-from manyhands.generators.diffusion import Generator
-from manyhands.generators.gan import Forger
+from manyhands.generators.diffusion import DiffusionGenerator
+from manyhands.generators.gan import GanGenerator
 from manyhands.messages import leaves
 from manyhands.messages.codec.codec import most_bytes
 from manyhands.messages.facts import Whole
-from manyhands.messages.operation import IMAGES, WORD, Carries, Operation, going_on, round_facts
+from manyhands.messages.operation import IMAGES, WORD, Operation, Payload, going_on, round_facts
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server
 from manyhands.methods.fedavg.proximal import Proximal
@@ -60,9 +60,9 @@ class FedAvg(FedAvgSpec):
         holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
         told: Facts = {**going_on(self.rounds)} | ({"form": WORD} if link.tracks else {})
         step, *others = link.forms().values()
-        gives = Carries(step, told | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
+        gives = Payload(step, told | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
         sent, *halves = (self.up.wire(self.layout_of(parts)) for parts in uploads(self.share))
-        takes = Carries(sent, {**round_facts(self.rounds), **holds}, (*halves, {}))
+        takes = Payload(sent, {**round_facts(self.rounds), **holds}, (*halves, {}))
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
             self.preparations()
@@ -70,7 +70,7 @@ class FedAvg(FedAvgSpec):
                 "join": Operation(
                     "says how many images it has, gets the model",
                     "once",
-                    Carries(facts={"images": IMAGES} | holds),
+                    Payload(facts={"images": IMAGES} | holds),
                     gives,
                 ),
                 "update": Operation(
@@ -86,7 +86,7 @@ class FedAvg(FedAvgSpec):
             },
         )
 
-    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+    def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """The parts of the network, and about what a round weighs against all weights in float32."""
         count = min(self.participants or silos, silos)
         parts = {part: sum(like.size for like in self.layout_of(part).values()) for part in ALL.split("+")}
@@ -99,15 +99,15 @@ class FedAvg(FedAvgSpec):
         saving = "all weights in float32" if plain else f"{8 * every / (up + down):.2f} x fewer bytes than in float32"
         return [
             f"{every:,} weights: {shares}",
-            *self.prepared_sizes(),
+            *self.prepared_cost_lines(),
             f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} up and {size_text(count * down)} "
             f"down, {saving}",
             f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
         ]
 
-    def own_generator(self, silo: Silo) -> Generator | Forger | TrainedAutoencoder | None:
+    def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
         """Where parts stay at home or all is kept there: what it got last, with its private parts."""
-        return self.own_generator_of(silo, named(silo.memory, AVERAGE))
+        return self.silo_generator_of(silo, named(silo.memory, AVERAGE))
 
     @property
     def _leaves(self) -> leaves.Weights:
@@ -121,6 +121,10 @@ class FedAvg(FedAvgSpec):
     def _private(self) -> list[str]:
         return [part for part in ALL.split("+") if part not in SHARED[self.share].split("+")]
 
-    def behind(self) -> list[object]:
+    def cited_parts(self) -> list[object]:
         """With what pulls, and what shares."""
-        return [*super().behind(), *([Proximal] if self.proximal else []), *([asked] if self.share != "all" else [])]
+        return [
+            *super().cited_parts(),
+            *([Proximal] if self.proximal else []),
+            *([asked] if self.share != "all" else []),
+        ]

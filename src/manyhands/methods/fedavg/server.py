@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
-from manyhands.generators.diffusion import Generator
-from manyhands.generators.gan import Forger
+from manyhands.generators.diffusion import DiffusionGenerator
+from manyhands.generators.gan import GanGenerator
 from manyhands.messages.message import Message
 from manyhands.methods.base import Server
-from manyhands.methods.fedavg.broadcast import Handout
+from manyhands.methods.fedavg.broadcast import Broadcast
 from manyhands.methods.fedavg.sharing import asked
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
@@ -30,7 +30,7 @@ class FedAvgServer(Server):
     def __init__(self, method: FedAvgSpec, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         begun = weights_of(method.model, seed)
-        self.handout = Handout(method.downlink, seed, begun)
+        self.handout = Broadcast(method.downlink, seed, begun)
         self.average = self.handout.given
         self.memory: Tensors = {}
         self.updates = 0
@@ -44,11 +44,11 @@ class FedAvgServer(Server):
         """The server's own weights."""
         return self.handout.weights
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Join: the model of the open round, for those who take part in it."""
         return self._answer(silo, message)
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """An update is refused from a silo that does not take part in the round, and where it is far too long."""
         if not message.tensors:
             return
@@ -58,13 +58,13 @@ class FedAvgServer(Server):
         update, images, relative = self._decoded(silo, message), message.facts["images"], self.method.up.relative
         self.lengths.check(silo, update, self.handout.given, images, relative=relative)
 
-    def fold(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Message:
         """Add an update to the sum and keep only what it says."""
         if message.tensors:
             self.mean.add(self._decoded(silo, message), message.facts["images"])
         return Message(message.op, {}, message.facts)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and give what came of it to those who take part in the next one."""
         mean, self.mean = self.mean.value(), WeightedMean()
         self.handout = self.handout.anew() if self._went_back else self.handout.next(self._moved(mean))
@@ -81,7 +81,7 @@ class FedAvgServer(Server):
         self._went_back = True
         return super().go_back({name: tensor for name, tensor in state.items() if not name.startswith("base.")})
 
-    def generator(self) -> Generator | Forger | TrainedAutoencoder | None:
+    def generator(self) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
         """The network that all share, as silos receive it; there is none where parts of it stay with them."""
         return None if self.method.personal else self.method.generator_of(self.average)
 
@@ -97,7 +97,7 @@ class FedAvgServer(Server):
         """Go on from a kept model."""
         self.updates, self.memory = int(state["updates"]), named(state, "memory.")
         weights, base = named(state, "weights."), named(state, "base.")
-        self.handout = Handout(self.method.downlink, self.seed, weights, base, self.round)
+        self.handout = Broadcast(self.method.downlink, self.seed, weights, base, self.round)
         self.average = named(state, AVERAGE) or self.handout.given
         self.lengths.load_state_dict(named(state, LENGTHS))
         self._asked = self._draw()

@@ -11,7 +11,7 @@ from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.sharing import SHARED
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
-from manyhands.methods.local_training import NOTHING, Trained, sick, update_facts
+from manyhands.methods.local_training import NOTHING, LocalResult, sick, update_facts
 from manyhands.seed import torch_rng
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
@@ -47,7 +47,7 @@ def _holds(method: FedAvgSpec, silo: Silo) -> Facts:
     return {"holds": int(silo.memory.get("holds", -1))} if method.downlink.tracks else {}
 
 
-def _withheld(method: FedAvgSpec, silo: Silo, answer: Message, why: str, trained: Trained = NOTHING) -> Message:
+def _withheld(method: FedAvgSpec, silo: Silo, answer: Message, why: str, trained: LocalResult = NOTHING) -> Message:
     facts = update_facts(silo, answer, trained._replace(loss=None), why)
     return Message("update", {}, facts | _holds(method, silo))
 

@@ -14,13 +14,13 @@ from manyhands.methods.fedavg.broadcast import Downlink
 from manyhands.methods.fedavg.proximal import Mode
 from manyhands.methods.fedavg.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.fedavg.sharing import ALL, SHARED, Share
-from manyhands.methods.local_training import Denoising
+from manyhands.methods.local_training import LocalTrainingMethod
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.autoencoder import Autoencoder
 from manyhands.models.gan import Gan
 from manyhands.models.state_spec import layout_of
 from manyhands.spec import Float, Int
-from manyhands.tensors import Layout
+from manyhands.tensors import StateSpec
 
 AnyCodec = Annotated[Float32 | Float16 | BFloat16 | Weights | Updates, Field(discriminator="kind")]
 AnyServerOptimizer = Annotated[Momentum | ServerAdam, Field(discriminator="kind")]
@@ -28,7 +28,7 @@ Facts = dict[str, Any]
 AVERAGE = "average."
 
 
-class FedAvgSpec(Denoising, ABC):
+class FedAvgSpec(LocalTrainingMethod, ABC):
     """The fields of ``FedAvg``, which says what they mean."""
 
     kind: Literal["fedavg"] = "fedavg"
@@ -83,7 +83,7 @@ class FedAvgSpec(Denoising, ABC):
         """Whether parts of the network stay at their silo."""
         return SHARED[self.share] != ALL
 
-    def layout_of(self, parts: str) -> Layout:
+    def layout_of(self, parts: str) -> StateSpec:
         """The names, shapes and types of the weights in parts of the network."""
         wanted = parts.split("+")
         return {name: like for name, like in layout_of(self.model).items() if self.model.part_of(name) in wanted}

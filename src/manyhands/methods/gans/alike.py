@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-MOST = 16
+MAX_DIRECTIONS = 16
 """The most directions in which images are looked at."""
 
 
@@ -21,8 +21,8 @@ def distances(images: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     flat = {silo: images[silo].flatten(1).double().cpu() for silo in silos}
     every = torch.cat([flat[silo] for silo in silos])
     _, singular, directions = torch.linalg.svd(every - every.mean(0), full_matrices=False)
-    seen = {silo: flat[silo] @ directions[:MOST].T for silo in silos}
-    total = (singular[:MOST].square().sum() / len(every)).clamp(min=1e-12)
+    seen = {silo: flat[silo] @ directions[:MAX_DIRECTIONS].T for silo in silos}
+    total = (singular[:MAX_DIRECTIONS].square().sum() / len(every)).clamp(min=1e-12)
     return {a: {b: float(frechet(seen[a], seen[b]) / total) if a != b else 0.0 for b in silos} for a in silos}
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.gan import through
+from manyhands.models.gan import run_blocks
 
 
 class Chain:
@@ -20,16 +20,16 @@ class Chain:
     def __init__(self, blocks: Sequence[nn.Module], borders: Sequence[int] = ()) -> None:
         self.parts = [blocks[begins:ends] for begins, ends in pairwise((0, *borders, len(blocks)))]
 
-    def there(self, x: Tensor, labels: Tensor | None) -> Passed:
+    def there(self, x: Tensor, labels: Tensor | None) -> ChainPass:
         """One pass of a batch."""
         crossings = []
         for part in self.parts[:-1]:
-            sent = through(part, x, labels)
+            sent = run_blocks(part, x, labels)
             crossings.append((sent, x := sent.detach().requires_grad_()))
-        return Passed(through(self.parts[-1], x, labels), crossings)
+        return ChainPass(run_blocks(self.parts[-1], x, labels), crossings)
 
 
-class Passed:
+class ChainPass:
     """What came of a pass: ``out``, and at each border what one part sent and the next one got."""
 
     def __init__(self, out: Tensor, crossings: Sequence[tuple[Tensor, Tensor]]) -> None:

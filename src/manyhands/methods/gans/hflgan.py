@@ -9,20 +9,20 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from manyhands.generators.gan import Forger, generators_part
+from manyhands.generators.gan import GanGenerator, generators_part
 from manyhands.messages.message import Message
 from manyhands.messages.plan import Plan
 from manyhands.methods import clusters
 from manyhands.methods.base import Conversation, Server
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.gan_method import Adversarial
+from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.update_length import LENGTHS, MAX_RATIO, MaxUpdateRatio, UpdateLengths
 from manyhands.silos.silo import Silo
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, WeightedMean, named, prefixed, running_average, snapshot
 
 
-class HFLGan(Adversarial):
+class HFLGan(GanMethod):
     """Silos train whole GANs, as in ``FedAvg``; each round they are averaged within clusters, one to an edge server.
 
     Every ``globally`` rounds, and after the last, the mean is over all. Every ``regroup`` rounds ``clusters`` of silos
@@ -70,18 +70,18 @@ class HFLGanServer(Server):
         self.average, self.updates = self.weights[0], 0
         self.lengths: UpdateLengths = UpdateLengths(method.max_update_ratio)
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Join: the model of a silo's cluster."""
         return self._answer(message.op, silo)
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """Numbers that no weights are, are refused, and updates that are far too long."""
         self.method.check_weights(message.tensors)
         if message.tensors:
             held, images = self.weights[self.cluster[silo]], message.facts["images"]
             self.lengths.check(silo, message.tensors, held, images, relative=False)
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round: a mean for each cluster, or for all."""
         sent = {silo: messages[silo] for silo in sorted(messages) if messages[silo].tensors}
         if sent and self._comes(self.method.regroup):
@@ -92,9 +92,9 @@ class HFLGanServer(Server):
         self.round += 1
         return {silo: self._answer(op, silo) for silo in messages}
 
-    def generator(self) -> Forger:
+    def generator(self) -> GanGenerator:
         """That of the mean over all silos."""
-        return Forger(self.method.model, generators_part(self.average), ema=self.method.ema)
+        return GanGenerator(self.method.model, generators_part(self.average), ema=self.method.ema)
 
     def state_dict(self) -> Tensors:
         """The models, who is in which cluster, and the average."""

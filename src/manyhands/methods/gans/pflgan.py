@@ -12,27 +12,27 @@ from torch import Tensor
 
 from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
-from manyhands.generators.gan import Forger, generators_part
+from manyhands.generators.gan import GanGenerator, generators_part
 from manyhands.messages.facts import Whole
 from manyhands.messages.leaves import GeneratedImages, Leaving, Statistics, Weights
 from manyhands.messages.message import Message
-from manyhands.messages.operation import IMAGES, SEED, Carries, Operation, going_on, round_facts
+from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, going_on, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, Server, Trained
+from manyhands.methods.base import Conversation, Server, TrainedModel
 from manyhands.methods.baselines import Local
-from manyhands.methods.gan_method import Adversarial
+from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans import alike
 from manyhands.models.state_spec import layout_of
 from manyhands.seed import seed_of
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
 from manyhands.spec import Float, Int
-from manyhands.tensors import Layout, Like, Tensors, named, prefixed
+from manyhands.tensors import StateSpec, Tensors, TensorSpec, named, prefixed
 
 HANDED = "handed."
 
 
-class PFLGan(Adversarial):
+class PFLGan(GanMethod):
     """Each silo trains its own GAN, as in ``Local``; every ``every`` rounds the server makes images for it.
 
     Silos send their generators and which classes they have images of. The server draws ``examples`` from each, and
@@ -76,16 +76,16 @@ class PFLGan(Adversarial):
         """Generators up, made images down, every so many rounds."""
         trades = any(self.trades(number) for number in range(self.rounds))
         told = {**going_on(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
-        others: tuple[Layout, ...] = ({},) if trades else ()
-        gives = Carries(self.handed_layout if trades else {}, told, others)
+        others: tuple[StateSpec, ...] = ({},) if trades else ()
+        gives = Payload(self.handed_layout if trades else {}, told, others)
         says = "tells its loss"
         if trades:
             says += (
                 f"; after every {self.every} rounds sends its generator and which classes it has images of, "
                 "gets images that generators of other silos made"
             )
-        hello = Carries(facts={"images": IMAGES, "holds": Whole(-1, self.rounds)})
-        takes = Carries(self.sent_layout if trades else {}, round_facts(self.rounds), others)
+        hello = Payload(facts={"images": IMAGES, "holds": Whole(-1, self.rounds)})
+        takes = Payload(self.sent_layout if trades else {}, round_facts(self.rounds), others)
         return Plan(
             {
                 "join": Operation("says how many images it has", "once", hello, gives),
@@ -95,9 +95,9 @@ class PFLGan(Adversarial):
             }
         )
 
-    def own_generator(self, silo: Silo) -> Trained | None:
+    def silo_generator(self, silo: Silo) -> TrainedModel | None:
         """What the silo has trained for itself."""
-        return self._local.own_generator(silo)
+        return self._local.silo_generator(silo)
 
     def trades(self, number: int) -> bool:
         """Whether generators are sent after this round."""
@@ -112,17 +112,17 @@ class PFLGan(Adversarial):
         return (weights, GeneratedImages(to="the server and other silos", often=often), *classes)
 
     @property
-    def sent_layout(self) -> Layout:
+    def sent_layout(self) -> StateSpec:
         """A generator, and which classes it knows."""
-        known = {"known": Like((self.model.classes,), torch.bool)} if self.model.classes else {}
+        known = {"known": TensorSpec((self.model.classes,), torch.bool)} if self.model.classes else {}
         every = layout_of(self.model)
         return {name: like for name, like in every.items() if name.startswith("generator.")} | known
 
     @property
-    def handed_layout(self) -> Layout:
+    def handed_layout(self) -> StateSpec:
         """Images that were made, as bytes."""
-        image = Like((None, self.model.channels, self.model.size, self.model.size), torch.uint8)
-        return {"images": image} | ({"labels": Like((None,), torch.int64)} if self.model.classes else {})
+        image = TensorSpec((None, self.model.channels, self.model.size, self.model.size), torch.uint8)
+        return {"images": image} | ({"labels": TensorSpec((None,), torch.int64)} if self.model.classes else {})
 
     @property
     def _local(self) -> Local:
@@ -159,12 +159,12 @@ class PFLGanServer(Server):
         self.handed: dict[str, Tensors] = {}
         self.meter = Meter({})
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Join: a silo gets what was made for it last, if it has not got that."""
         missed = self._number(silo) > message.facts["holds"]
         return Message("join", self._images(silo) if missed else {}, self._facts(silo))
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """A generator knows a class at least."""
         if message.tensors and not self.method.trades(self.round):
             raise Refused(Reason.UNEXPECTED_TENSOR, f"{silo} sends a generator, none is asked for after this round")
@@ -172,7 +172,7 @@ class PFLGanServer(Server):
         if "known" in message.tensors and not bool(message.tensors["known"].any()):
             raise Refused(Reason.WRONG_FACTS, f"the generator of {silo} knows no class")
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and hand out images where generators came."""
         sent = {silo: messages[silo] for silo in sorted(messages) if messages[silo].tensors}
         self.weighed = {}
@@ -197,7 +197,7 @@ class PFLGanServer(Server):
         forgers, known = {}, {}
         for silo, message in sent.items():
             weights = generators_part(dict(message.tensors))
-            forgers[silo] = Forger(self.method.model, weights, device=str(self.device))
+            forgers[silo] = GanGenerator(self.method.model, weights, device=str(self.device))
             known[silo] = message.tensors["known"].nonzero().flatten() if "known" in message.tensors else None
         examples = {silo: self._draw(forgers[silo], known[silo], self.method.examples, silo)[0] for silo in forgers}
         examples = {silo: images for silo, images in examples.items() if bool(images.isfinite().all())}
@@ -216,7 +216,7 @@ class PFLGanServer(Server):
             labels = {"labels": torch.cat([labels for _, labels in parts])} if self.method.model.classes else {}
             self.handed[silo] = made | labels | {"number": torch.tensor(self.round)}
 
-    def _draw(self, forger: Forger, known: Tensor | None, count: int, *whose: str) -> tuple[Tensor, Tensor]:
+    def _draw(self, forger: GanGenerator, known: Tensor | None, count: int, *whose: str) -> tuple[Tensor, Tensor]:
         """Images of the classes that a silo has, in turn, and their labels."""
         turns = torch.arange(count) % (1 if known is None else len(known))
         labels = turns if known is None else known[turns]

@@ -15,24 +15,24 @@ from manyhands.formatting import size_text
 from manyhands.messages.facts import Flag
 from manyhands.messages.leaves import Gradients, Weights
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Carries, Operation, going_on, round_facts
+from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, going_on, round_facts
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
-from manyhands.methods.gan_method import Adversarial
+from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans.chain import Chain
-from manyhands.methods.local_training import NOTHING, Trained, sick, update_facts
+from manyhands.methods.local_training import NOTHING, LocalResult, sick, update_facts
 from manyhands.models.gan import GanModule
 from manyhands.models.state_spec import layout_of
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
-from manyhands.tensors import Layout, Like, Tensors, named, prefixed, snapshot
+from manyhands.tensors import StateSpec, Tensors, TensorSpec, named, prefixed, snapshot
 
 CRITIC = "critic."
 LEARN, JUDGE = "learn.", "judge."
 
 
-class RemoteGenerator(Adversarial, ABC):
+class RemoteGenerator(GanMethod, ABC):
     """In each mini-batch the server makes images, and learns from how silos would have them changed.
 
     Silos teach their discriminators by what was made and by their own images, then send the gradient of the generator's
@@ -80,30 +80,30 @@ class RemoteGenerator(Adversarial, ABC):
         critic, gives = self.critic_layout, going_on(self.rounds)
         one, both = self._made(LEARN), self._made(LEARN) | self._made(JUDGE)
         sends, most = any(self.sends(number) for number in range(self.rounds)), self.training.batch
-        others: tuple[Layout, ...] = ({},) if sends else ()
+        others: tuple[StateSpec, ...] = ({},) if sends else ()
         join = Operation(
             "says how many images it has and whether it has a discriminator already, gets the start of one if not",
-            "once", Carries(facts={"images": IMAGES, "holds": Flag()}), Carries(critic, gives, ({},)),
+            "once", Payload(facts={"images": IMAGES, "holds": Flag()}), Payload(critic, gives, ({},)),
         )  # fmt: skip
         images = Operation(
             "asks for images that the server makes, with the labels that it drew for them", "in each mini-batch",
-            Carries(facts={"count": COUNT}), Carries(both if self.made_at_once > 1 else one, {}, (one,), most),
+            Payload(facts={"count": COUNT}), Payload(both if self.made_at_once > 1 else one, {}, (one,), most),
             group=True,
         )  # fmt: skip
         feedback = Operation(
             "sends the gradient, at made images, of the generator's loss by its discriminator", "in each mini-batch",
-            Carries({"x": self._image()}, items=most), Carries(), group=True,
+            Payload({"x": self._image()}, items=most), Payload(), group=True,
             leaves=(Gradients(at="images that the server made"),),
         )  # fmt: skip
         ends = Operation(
-            self.ends, f"{self.rounds} times", Carries(critic if sends else {}, round_facts(self.rounds), others),
-            Carries(critic if sends else {}, gives, others), group=True, closes_round=True,
+            self.ends, f"{self.rounds} times", Payload(critic if sends else {}, round_facts(self.rounds), others),
+            Payload(critic if sends else {}, gives, others), group=True, closes_round=True,
             leaves=(Weights(of="its discriminator", training=self.training),) if sends else (),
         )  # fmt: skip
         operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}
         return Plan(operations)
 
-    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+    def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """What a mini-batch and a discriminator weigh on the wire."""
         image = 4 * self.model.channels * self.model.size**2
         down = min(self.made_at_once, silos, 2) * self.training.batch * (image + 8 * bool(self.model.classes))
@@ -114,22 +114,22 @@ class RemoteGenerator(Adversarial, ABC):
             f"a discriminator: {size_text(critic)}",
         ]
 
-    def uploads(self, images: int) -> int:
+    def upload_bytes(self, images: int) -> int:
         """A gradient for each image of each mini-batch, and discriminators."""
         image = 4 * self.model.channels * self.model.size**2
         batches = self.rounds * self.training.iterations(images) * self.training.batch
-        return super().uploads(images) + batches * image
+        return super().upload_bytes(images) + batches * image
 
     @property
-    def critic_layout(self) -> Layout:
+    def critic_layout(self) -> StateSpec:
         """The names, shapes and types of a discriminator's weights."""
         return {name: like for name, like in layout_of(self.model).items() if name.startswith("discriminator.")}
 
-    def _image(self) -> Like:
-        return Like((None, self.model.channels, self.model.size, self.model.size), torch.float32)
+    def _image(self) -> TensorSpec:
+        return TensorSpec((None, self.model.channels, self.model.size, self.model.size), torch.float32)
 
-    def _made(self, what: str) -> dict[str, Like]:
-        labels = {f"{what}labels": Like((None,), torch.int64)} if self.model.classes else {}
+    def _made(self, what: str) -> dict[str, TensorSpec]:
+        labels = {f"{what}labels": TensorSpec((None,), torch.int64)} if self.model.classes else {}
         return {f"{what}images": self._image()} | labels
 
 
@@ -148,7 +148,7 @@ class Critic:
         """Go on with what the server sent, if it sent anything; the optimiser's memory stays."""
         self.silo.memory = self.silo.memory | prefixed(weights, CRITIC)
 
-    def keep(self, trained: Trained) -> str:
+    def keep(self, trained: LocalResult) -> str:
         """Keep what came of a round, or say why not."""
         weights = snapshot(self.network.state_dict())
         if why := sick(trained, weights):
@@ -156,7 +156,7 @@ class Critic:
         self.silo.memory = self.silo.memory | prefixed(weights, CRITIC) | optimiser_state(self.optimiser)
         return ""
 
-    def round(self, number: int) -> Generator[Message, Message, Trained]:
+    def round(self, number: int) -> Generator[Message, Message, LocalResult]:
         """A round from what is kept: what it came to, not yet kept."""
         silo, method, before = self.silo, self.method, self.meter.flops
         self.network.load_state_dict(named(silo.memory, CRITIC))
@@ -170,7 +170,7 @@ class Critic:
         for numbers in batches:
             x, labels = images.batch(numbers)
             total += yield from self.iteration(x, labels if method.model.classes else None)
-        return Trained(total.item() / len(batches), sum(map(len, batches)), self.meter.flops - before)
+        return LocalResult(total.item() / len(batches), sum(map(len, batches)), self.meter.flops - before)
 
     def iteration(self, x: Tensor, labels: Tensor | None) -> Generator[Message, Message, Tensor]:
         """One step of the discriminator, then what it says to the generator; the discriminator's loss."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
-from manyhands.generators.gan import Forger, generators_part
+from manyhands.generators.gan import GanGenerator, generators_part
 from manyhands.messages.message import Message
 from manyhands.methods.base import Server
 from manyhands.methods.gans.remote import JUDGE, LEARN, RemoteGenerator
-from manyhands.models.gan import GanModule, through
+from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.training import load_optimiser_state, optimiser_state
@@ -52,14 +52,14 @@ class RemoteServer(Server, ABC):
     def closed(self, sent: Mapping[str, Tensors]) -> dict[str, Tensors]:
         """The discriminators that silos get for those that they sent."""
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Join: a silo gets what it has not taken yet, and the common start if it has nothing."""
         if not (self.pending.get(silo) or message.facts["holds"]):
             start = self.method.model.build(self.seed).state_dict()
             self.pending[silo] = {name: w for name, w in snapshot(start).items() if name in self.method.critic_layout}
         return Message("join", self.pending.get(silo, {}), self._facts())
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """A silo judges what it was sent, once; a discriminator comes when it is to."""
         if message.op == "discriminator" and message.tensors:
             if not self.method.sends(self.round):
@@ -77,7 +77,7 @@ class RemoteServer(Server, ABC):
             if count != turn.size:
                 raise Refused(Reason.WRONG_SHAPE, f"judges {count} images, it got {turn.size}")
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Make images, learn from what was said of them, or close a round."""
         if op == "images":
             return self._make({silo: messages[silo].facts["count"] for silo in sorted(messages)})
@@ -93,10 +93,10 @@ class RemoteServer(Server, ABC):
         self._made, self._turns = [], {}
         return {silo: Message(op, self.pending.get(silo, {}), self._facts()) for silo in messages}
 
-    def generator(self) -> Forger:
+    def generator(self) -> GanGenerator:
         """The one that all share."""
         weights = self.average or generators_part(snapshot(self.network.state_dict()))
-        return Forger(self.method.model, weights, ema=self.method.ema)
+        return GanGenerator(self.method.model, weights, ema=self.method.ema)
 
     def state_dict(self) -> Tensors:
         """The generator with its optimiser and average, and the discriminators on their way."""
@@ -145,7 +145,7 @@ class RemoteServer(Server, ABC):
         if model.classes:
             labels = torch.randint(model.classes, (count,), generator=self._rng, device=self.device)
         with self.meter.work(model, "make", count):
-            return Made(through(self.network.generator, z, labels), labels)
+            return Made(run_blocks(self.network.generator, z, labels), labels)
 
     def _learn(self, said: Mapping[str, Tensor]) -> None:
         """One step by the mean of what silos said."""

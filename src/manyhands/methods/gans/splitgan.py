@@ -12,7 +12,7 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.formatting import count_text, size_text
 from manyhands.methods.gans.remote import RemoteGenerator
 from manyhands.methods.gans.remote_server import RemoteServer
-from manyhands.models.layer_cut import maps
+from manyhands.models.layer_cut import block_outputs
 from manyhands.models.work import of_blocks
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, WeightedMean
@@ -55,16 +55,16 @@ class SplitGan(RemoteGenerator):
         """The server, with the generator of the common start."""
         return SplitGanServer(self, seed, silos)
 
-    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+    def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """Beside that, what the devices of a silo do and pass on, an image and an iteration."""
         work = [sum(each) for each in of_blocks(self.model, "discriminator")]
-        passed = [maps(self.model, "discriminator")[border - 1].size for border in self.devices]
+        passed = [block_outputs(self.model, "discriminator")[border - 1].size for border in self.devices]
         shares = [sum(work[a:b]) for a, b in pairwise((0, *self.devices, self.model.depth))]
         each = ", ".join(f"{count_text(PASSES * share)}FLOP" for share in shares)
         lines = [f"the {len(shares)} devices of a silo do {each} for an image in an iteration"]
         if passed:
             lines.append(f"and pass on {size_text(2 * PASSES * 4 * sum(passed))} of it within the silo")
-        return [*super().sizes(silos, sampling), *lines]
+        return [*super().cost_lines(silos, sampling), *lines]
 
 
 class SplitGanServer(RemoteServer):

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 from manyhands.errors import RecipeError, Refused, plain
 from manyhands.formatting import names_text, size_text
-from manyhands.generators.base import Drawing
-from manyhands.generators.gan import Forger, generators_part
+from manyhands.generators.base import ImageGenerator
+from manyhands.generators.gan import GanGenerator, generators_part
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
 from manyhands.messages.leaves import Activations, Gradients, Leaving, Weights
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Carries, Operation, going_on, round_facts
+from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, going_on, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Ask, Conversation, Trained
+from manyhands.methods.base import Conversation, ServerCall, TrainedModel
 from manyhands.methods.huscf.order import BACK, ORDER, network_of
-from manyhands.methods.huscf.server import MOST, HuSCFServer
-from manyhands.methods.huscf.silo import Half
+from manyhands.methods.huscf.server import MAX_DRAWN_IMAGES, HuSCFServer
+from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.methods.huscf.spec import HuSCFSpec
-from manyhands.models.layer_cut import Cuts
+from manyhands.models.layer_cut import LayerCuts
 from manyhands.models.state_spec import layout_of
-from manyhands.models.work import price
+from manyhands.models.work import training_cost
 from manyhands.silos.silo import Silo
 from manyhands.tensors import named
 
@@ -70,7 +70,7 @@ class HuSCF(HuSCFSpec):
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train with the server a mini-batch at a time, and have one's ends averaged after each round."""
         answer = yield Message("join", facts={"images": len(silo.images)})
-        half = Half(self, silo, dict(answer.tensors), answer.facts["round"])
+        half = SiloSegments(self, silo, dict(answer.tensors), answer.facts["round"])
         while not answer.facts["done"]:
             number, told = answer.facts["round"], {"loss": None, "seen": 0, "flops": 0, "withheld": ""}
             try:
@@ -95,7 +95,7 @@ class HuSCF(HuSCFSpec):
         gives = {**going_on(self.rounds), "steps": COUNT}
         join = Operation(
             "says how many images it has, gets its ends of both networks", "once",
-            Carries(facts={"images": IMAGES}), Carries(ends[0], gives, tuple(ends[1:])),
+            Payload(facts={"images": IMAGES}), Payload(ends[0], gives, tuple(ends[1:])),
         )  # fmt: skip
         passes = {
             op: Operation(
@@ -110,11 +110,11 @@ class HuSCF(HuSCFSpec):
         }
         segments = Operation(
             "sends its ends of both networks, gets the mean of its cluster", f"{self.rounds} times",
-            Carries(ends[0], round_facts(self.rounds), (*ends[1:], {})), Carries(ends[0], gives, tuple(ends[1:])),
+            Payload(ends[0], round_facts(self.rounds), (*ends[1:], {})), Payload(ends[0], gives, tuple(ends[1:])),
             True, True,
             (Weights(of="its ends of both networks"),),
         )  # fmt: skip
-        there, back = (self._carries("make", up=up, bits=32, items=MOST) for up in (True, False))
+        there, back = (self._carries("make", up=up, bits=32, items=MAX_DRAWN_IMAGES) for up in (True, False))
         asked = Activations(by=HEADS["generator"], on="noise and the labels that it wants drawn")
         draw = Operation(SAYS["make"], "whenever it draws", there, back, draws=True, leaves=(asked,))
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw})
@@ -126,7 +126,7 @@ class HuSCF(HuSCFSpec):
         real, labelled = op == "real", self.model.classes > 0
         return (Activations(by=HEADS[network_of(op)], on=ON[op], images=real, labels=labelled),)
 
-    def sizes(self, silos: int, sampling: Sampling) -> list[str]:
+    def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """What a silo with each of the cuts has at home, and what passes in an iteration."""
         batch, lines = self.training.batch, []
         for cuts in self.every:
@@ -139,7 +139,7 @@ class HuSCF(HuSCFSpec):
             )
         return lines
 
-    def uploads(self, images: int) -> int:
+    def upload_bytes(self, images: int) -> int:
         """The ends after each round, and activations and gradients in each iteration, at the cuts that send most."""
         sent = max(sum(self._sent(op, cuts) for op in ORDER) for cuts in self.every)
         ends = self.plan().operations["segments"].up.weight
@@ -149,33 +149,35 @@ class HuSCF(HuSCFSpec):
         """What a silo has at home, what it works for an image, and what it sends in an iteration."""
         return self._costs(self.of(silo))
 
-    def _costs(self, cuts: Cuts) -> dict[str, float]:
+    def _costs(self, cuts: LayerCuts) -> dict[str, float]:
         batch = self.training.batch
         found: dict[str, float] = {"bytes": sum(self._sent(op, cuts) for op in ORDER)}
         parts = {"": (cuts.has, self.ends_of(cuts)), "_whole": (lambda *_: True, layout_of(self.model))}
         for name, (kept, layout) in parts.items():
-            work, memory = price(self.model, batch, kept)
+            work, memory = training_cost(self.model, batch, kept)
             weights = sum(like.size for like in layout.values())
             found |= {f"work{name}": work, f"memory{name}": memory, f"weights{name}": weights}
         return found
 
-    def _sent(self, op: str, cuts: Cuts) -> int:
+    def _sent(self, op: str, cuts: LayerCuts) -> int:
         """The bytes of one message of a whole batch."""
         wire, batch = activations.wire(self.crossing(op, cuts, up=True), self.bits), self.training.batch
         return sum(like.size * like.dtype.itemsize * (batch if None in like.shape else 1) for like in wire.values())
 
-    def own_generator(self, silo: Silo) -> Forger | None:
+    def silo_generator(self, silo: Silo) -> GanGenerator | None:
         """Both ends of the generator, as the silo has them."""
         weights = generators_part(named(silo.memory, "average."))
-        return Forger(self.model, weights, self.of(silo.name).generator, ema=self.ema) if weights else None
+        return GanGenerator(self.model, weights, self.of(silo.name).generator, ema=self.ema) if weights else None
 
-    def drawn_from(self, silo: str, shared: Trained | None, own: Trained | None, ask: Ask) -> Drawing | None:
+    def generator_for(
+        self, silo: str, shared: TrainedModel | None, own: TrainedModel | None, ask: ServerCall
+    ) -> ImageGenerator | None:
         """The ends at home, and the server's middle between them."""
-        if not isinstance(own, Forger):
+        if not isinstance(own, GanGenerator):
             return None
         return replace(own, ask=lambda x: ask(Message("draw", {"x": x})).tensors["x"])
 
-    def _carries(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Carries:
+    def _carries(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Payload:
         likes = dict.fromkeys(self.crossing(op, cuts, up=up) for cuts in self.every)
         forms = [activations.wire(like, bits or self.bits) for like in likes]
-        return Carries(forms[0], others=tuple(forms[1:]), items=items or self.training.batch)
+        return Payload(forms[0], others=tuple(forms[1:]), items=items or self.training.batch)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from manyhands.models.layer_cut import Cut
+from manyhands.models.layer_cut import LayerCut
 
 
-class Passing:
+class MiddlePass:
     """One pass of all silos through the middle, there and back.
 
     ``seen`` is what came out of the ``watched`` block.
@@ -19,7 +19,7 @@ class Passing:
     def __init__(
         self,
         blocks: Sequence[nn.Module] | nn.ModuleList,
-        cuts: Mapping[str, Cut],
+        cuts: Mapping[str, LayerCut],
         sent: Mapping[str, Tensor],
         watched: int | None = None,
     ) -> None:
@@ -46,7 +46,7 @@ class Passing:
             found[silo] = gradient
         return found
 
-    def _through(self, blocks: Sequence[nn.Module] | nn.ModuleList, cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
+    def _through(self, blocks: Sequence[nn.Module] | nn.ModuleList, cuts: Mapping[str, LayerCut]) -> dict[str, Tensor]:
         """Block by block: those whose head ends join the batch, those whose tail begins leave it."""
         inside: dict[str, Tensor] = {}
         left: dict[str, Tensor] = {}

@@ -15,17 +15,17 @@ from manyhands.messages.message import Message
 from manyhands.methods import clusters
 from manyhands.methods.base import Server
 from manyhands.methods.clusters import Place
-from manyhands.methods.huscf.middle import Passing
+from manyhands.methods.huscf.middle import MiddlePass
 from manyhands.methods.huscf.order import BACK, ORDER, network_of, there_of
 from manyhands.methods.huscf.spec import HuSCFSpec
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
-from manyhands.models.gan import GanModule, through
+from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
 
-MOST = 4096
+MAX_DRAWN_IMAGES = 4096
 """The most images that a silo may draw at once."""
 MEANS = ("running_mean", "running_var")
 
@@ -47,7 +47,7 @@ class HuSCFServer(Server):
     def _begin(self) -> None:
         """A round begins: nothing has passed, no real batch was seen."""
         self._at = 0
-        self._passes: dict[str, list[Passing]] = {}
+        self._passes: dict[str, list[MiddlePass]] = {}
         self._seen: dict[str, tuple[Tensor, int]] = {}
         self._chance: torch.Generator | None = None
 
@@ -63,13 +63,13 @@ class HuSCFServer(Server):
         """That of both networks' middle."""
         return self.method.training.optimiser_of(self.network, 0.0)
 
-    def on(self, silo: str, message: Message) -> Message:
+    def handle(self, silo: str, message: Message) -> Message:
         """Join: a silo gets its own ends of the common start, and how long a round is. Or draw."""
         if message.op == "draw":
             return Message("draw", {"x": self._drawn(silo, message.tensors["x"]).cpu()})
         return Message("join", self._ends(silo), self._facts())
 
-    def admit(self, silo: str, message: Message) -> None:
+    def validate(self, silo: str, message: Message) -> None:
         """A pass is taken in its turn, of activations such as this silo's cut makes; ends come of who was there."""
         if message.op == "segments" and message.tensors:
             self.method.check_weights(message.tensors)
@@ -85,8 +85,10 @@ class HuSCFServer(Server):
         if not self.average:
             raise Refused(Reason.OUT_OF_SEQUENCE, "no round has ended: there is nothing to draw with")
         self.method.check(message, self.cuts[silo])
-        if not 0 < len(message.tensors["x"]) <= MOST:
-            raise Refused(Reason.WRONG_SHAPE, f"{len(message.tensors['x'])} images at once, {MOST} are the most")
+        if not 0 < len(message.tensors["x"]) <= MAX_DRAWN_IMAGES:
+            raise Refused(
+                Reason.WRONG_SHAPE, f"{len(message.tensors['x'])} images at once, {MAX_DRAWN_IMAGES} are the most"
+            )
 
     def _admit_pass(self, silo: str, message: Message) -> None:
         self.lengths.check_takes_part(silo)
@@ -104,7 +106,7 @@ class HuSCFServer(Server):
             if len(sent) != count:
                 raise Refused(Reason.WRONG_SHAPE, f"{count} images come back, {len(sent)} went forward")
 
-    def on_group(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+    def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """A pass of all silos, or the end of a round."""
         if op == "segments":
             return self._end(messages)
@@ -144,7 +146,7 @@ class HuSCFServer(Server):
         middle = self.method.model.build(0).keep(lambda name, block: name == "generator" and not cut.at_home(block))
         kept = self.average | self.buffers.get(silo, {})
         middle.load_state_dict({name: tensor for name, tensor in kept.items() if name in middle.state_dict()})
-        return through(cut.parts(list(middle.to(self.device).eval().generator))[1], x.to(self.device))
+        return run_blocks(cut.parts(list(middle.to(self.device).eval().generator))[1], x.to(self.device))
 
     def _facts(self) -> dict[str, object]:
         return {"round": self.round, "done": self.round >= self.method.rounds, "steps": self._steps()}
@@ -165,7 +167,7 @@ class HuSCFServer(Server):
             cuts, sent = {silo: self.cuts[silo].of(network) for silo in mine}, {silo: told[silo] for silo in mine}
             self._load_means(network, mine[0])
             with self.meter.work(op, *self._form(op, sent)):
-                passing = Passing(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
+                passing = MiddlePass(blocks, cuts, sent, self.method.model.middle if op == "real" else None)
             self._keep_means(network, mine)
             self._passes[op].append(passing)
             answers |= passing.answers()
@@ -177,7 +179,7 @@ class HuSCFServer(Server):
     def _together(self, blocks: nn.ModuleList, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the middle makes of all in one batch: norms within each cluster would hide how clusters differ."""
         cuts = {silo: self.cuts[silo].discriminator for silo in told}
-        return Passing(blocks, cuts, told, self.method.model.middle).seen
+        return MiddlePass(blocks, cuts, told, self.method.model.middle).seen
 
     def _look(self, seen: Mapping[str, Tensor]) -> None:
         """Add up the means of real batches: those of a whole round tell silos apart where a single one is too few."""

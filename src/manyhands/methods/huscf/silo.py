@@ -16,7 +16,7 @@ from manyhands.methods.huscf.guard import GUARDED
 from manyhands.methods.huscf.order import BACK, network_of
 from manyhands.methods.huscf.spec import HuSCFSpec
 from manyhands.methods.local_training import odd_loss
-from manyhands.models.gan import through
+from manyhands.models.gan import run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
@@ -24,7 +24,7 @@ from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, finite, named, prefixed, running_average, snapshot
 
 
-class Half:
+class SiloSegments:
     """What a silo has of both networks, and its side of an iteration."""
 
     chance: torch.Generator
@@ -111,21 +111,21 @@ class Half:
         self.optimiser.step()
         return loss
 
-    def _there(self, op: str, x: Tensor, labels: Tensor | None) -> Generator[Message, Message, Pass]:
+    def _there(self, op: str, x: Tensor, labels: Tensor | None) -> Generator[Message, Message, SiloPass]:
         """Through the head, the server's middle, and the tail."""
         network = network_of(op)
         head, _, tail = self.cuts.of(network).parts(list(getattr(self.network, network)))
         with self.meter.work(self.method.model, self.cuts, op, "head", len(x)):
-            sent = through(head, x, labels)
+            sent = run_blocks(head, x, labels)
             if self.method.guard and op in GUARDED:
                 sent = self.method.guard.hidden(sent, self.silo)
         answer = yield self._says(op, sent.detach())
         got = activations.decode(answer.tensors).to(x.device).requires_grad_()
         with self.meter.work(self.method.model, self.cuts, op, "tail", len(x)):
-            out = through(tail, got)
-        return Pass(sent, got, out)
+            out = run_blocks(tail, got)
+        return SiloPass(sent, got, out)
 
-    def _back(self, op: str, there: Pass) -> Conversation:
+    def _back(self, op: str, there: SiloPass) -> Conversation:
         """The gradient goes back the same way."""
         assert there.got.grad is not None
         answer = yield self._says(op + BACK, there.got.grad)
@@ -136,7 +136,7 @@ class Half:
         return Message(op, activations.encode(x, self.method.bits, self.chance))
 
 
-class Pass(NamedTuple):
+class SiloPass(NamedTuple):
     """One pass of a batch: what was sent of it, what came back, and what came of that."""
 
     sent: Tensor

@@ -11,22 +11,22 @@ from pydantic import Field, model_validator
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
 from manyhands.messages.message import Message
-from manyhands.methods.gan_method import Adversarial
+from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.huscf.guard import Guard
 from manyhands.methods.huscf.order import BACK, network_of
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
-from manyhands.models.layer_cut import MAX_CUTS, Cut, Cuts, maps
+from manyhands.models.layer_cut import MAX_CUTS, LayerCut, LayerCuts, block_outputs
 from manyhands.models.state_spec import layout_of
 from manyhands.spec import Float, Int
-from manyhands.tensors import Layout, Like
+from manyhands.tensors import StateSpec, TensorSpec
 
 
-class HuSCFSpec(Adversarial, ABC):
+class HuSCFSpec(GanMethod, ABC):
     """The fields of ``HuSCF``, which says what they mean."""
 
     kind: Literal["huscf"] = "huscf"
-    cut: Cuts | None = None
-    cuts: dict[str, Cuts] = Field(default_factory=dict, max_length=MAX_CUTS)
+    cut: LayerCuts | None = None
+    cuts: dict[str, LayerCuts] = Field(default_factory=dict, max_length=MAX_CUTS)
     min_head: Int = Field(default=1, ge=0)
     clusters: Literal["auto"] | Annotated[Int, Field(ge=1)] = "auto"
     alpha: Float = Field(default=1.0, ge=0)
@@ -52,33 +52,33 @@ class HuSCFSpec(Adversarial, ABC):
         return self
 
     @property
-    def default(self) -> Cuts:
+    def default(self) -> LayerCuts:
         """The cuts of silos that have none of their own: as little at home as may be."""
         last = self.model.depth - 1
-        least = Cuts(generator=Cut(head=0, tail=last), discriminator=Cut(head=self.min_head, tail=last))
+        least = LayerCuts(generator=LayerCut(head=0, tail=last), discriminator=LayerCut(head=self.min_head, tail=last))
         return self.cut or least
 
-    def of(self, silo: str) -> Cuts:
+    def of(self, silo: str) -> LayerCuts:
         """The cuts of a silo: those of the first name, or pattern of names, that is its own."""
         return next((cuts for name, cuts in self.cuts.items() if fnmatchcase(silo, name)), self.default)
 
     @property
-    def every(self) -> list[Cuts]:
+    def every(self) -> list[LayerCuts]:
         """All cuts that the recipe tells of, each once."""
         return list({str(cuts): cuts for cuts in (self.default, *self.cuts.values())}.values())
 
-    def ends_of(self, cuts: Cuts) -> Layout:
+    def ends_of(self, cuts: LayerCuts) -> StateSpec:
         """The names, shapes and types of what a silo has at home."""
         return {name: like for name, like in layout_of(self.model).items() if cuts.at_home(name)}
 
-    def check(self, message: Message, cuts: Cuts) -> None:
+    def check(self, message: Message, cuts: LayerCuts) -> None:
         """Refuse what this cut does not make."""
         drawn = message.op == "draw"
         like = self.crossing("make" if drawn else message.op, cuts, up=True)
         activations.check(message.tensors, like, 32 if drawn else self.bits)
 
-    def crossing(self, op: str, cuts: Cuts, *, up: bool) -> Like:
+    def crossing(self, op: str, cuts: LayerCuts, *, up: bool) -> TensorSpec:
         """What passes: at the head on the way forward up and on the way back down, else at the tail."""
         network, at_head = network_of(op), up != op.endswith(BACK)
         cut = cuts.of(network)
-        return maps(self.model, network)[cut.head if at_head else cut.tail - 1]
+        return block_outputs(self.model, network)[cut.head if at_head else cut.tail - 1]
