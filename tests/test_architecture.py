@@ -50,11 +50,11 @@ ENGINES = {
 def imports(path: Path, *, typing_too: bool = False) -> set[str]:
     """The modules that a file imports, in functions too; those under TYPE_CHECKING only if asked."""
     tree = ast.parse(path.read_text())
-    for node in ast.denoise(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing_too:
             node.body = []
     found = set()
-    for node in ast.denoise(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -133,7 +133,7 @@ def test_the_public_names_are_there() -> None:
     import manyhands
 
     stub = ast.parse((SOURCE / "__init__.pyi").read_text())
-    typed = {alias.asname for node in ast.denoise(stub) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    typed = {alias.asname for node in ast.walk(stub) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == set(manyhands.__all__)
     for name in manyhands.__all__:
         assert getattr(manyhands, name).__name__ == name
