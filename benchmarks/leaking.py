@@ -16,7 +16,7 @@ import bench
 
 from manyhands import compose, load_recipe
 from manyhands.audit.collafuse import Effort
-from manyhands.methods.huscf import half
+from manyhands.methods.huscf import silo as silo_half
 from manyhands.report.huscf_audit import best_of
 from manyhands.runs.audit import audit
 from manyhands.runs.recipe import Recipe, parse_recipe
@@ -63,7 +63,7 @@ def _case(name: str, folder: Path, effort: Effort | None, *, quick: bool) -> dic
     """Run it, attack it, and say what came of both. Where real activations alone are noised there is no audit."""
     run, alone = RunFolder(folder), name == "real alone"
     if not run.ended:
-        with mock.patch.object(half, "GUARDED", ("real",)) if alone else mock.patch.dict({}):
+        with mock.patch.object(silo_half, "GUARDED", ("real",)) if alone else mock.patch.dict({}):
             for _ in compose(_recipe(cases()[name], quick=quick), folder):
                 pass
     said = {key: run.report["metrics"].get(key) for key in ("fid", "label_match")}
