@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from manyhands import Images, Message, Method, Server, Silo
 from manyhands.messages.facts import Number
-from manyhands.messages.leaves import Activations, Gradients
 from manyhands.messages.operation import COUNT, Operation, Payload
+from manyhands.messages.outgoing import Activations, Gradients
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.seed import seeded_globally
@@ -79,8 +79,8 @@ class ToySplit(Method):
         back = (Gradients(at="what its tail gets"),)
         return Plan(
             {
-                "forward": Operation("sends activations", often, maps, maps, group=True, leaves=made),
-                "backward": Operation("sends their gradients", often, maps, maps, group=True, leaves=back),
+                "forward": Operation("sends activations", often, maps, maps, group=True, outgoing=made),
+                "backward": Operation("sends their gradients", often, maps, maps, group=True, outgoing=back),
                 "segments": Operation("ends a round", "each round", told, group=True, closes_round=True),
             }
         )

@@ -7,7 +7,7 @@ import torch
 from manyhands import Images, Silo
 from manyhands.audit.attacks.identity import equidistant
 from manyhands.audit.given_away import Candidates, given_away
-from manyhands.messages.leaves import Labels, Leaving, NoisedImages
+from manyhands.messages.outgoing import Labels, NoisedImages, OutgoingData
 
 LOUD, FAINT = NoisedImages(snr=1.0, norm=8.0), NoisedImages(snr=1e-3, norm=8.0)
 
@@ -18,7 +18,7 @@ def silos(*counts: int) -> list[Silo]:
     return [Silo(f"s{i}", Images(each)) for i, each in enumerate(pixels)]
 
 
-def left(*kinds: Leaving) -> dict[str, tuple[int, tuple[Leaving, ...]]]:
+def left(*kinds: OutgoingData) -> dict[str, tuple[int, tuple[OutgoingData, ...]]]:
     return {f"s{i}": (600, (kind, Labels())) for i, kind in enumerate(kinds)}
 
 

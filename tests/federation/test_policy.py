@@ -14,7 +14,7 @@ from manyhands.errors import RecipeError
 from manyhands.federation.approval import approve, approved
 from manyhands.federation.demo import POLICY
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text, told_in_words
-from manyhands.messages.leaves import Images
+from manyhands.messages.outgoing import Images
 from manyhands.runs.recipe import KINDS, Recipe, load_recipe, parse_recipe, read
 from manyhands.runs.shipped import recipe_path, shipped
 from manyhands.runs.sweep import load_sweep
@@ -164,12 +164,12 @@ def test_a_site_that_says_how_noisy_is_not_asked_whether_images_can_be_computed(
 
 def test_releases_of_an_image_count_together_and_so_does_a_random_label() -> None:
     once, fresh = offer("collafuse at -15 dB"), offer("collafuse, fresh")
-    count = fresh.method.plan().leaves_of(SITE)[0].releases(IMAGES)  # type: ignore[attr-defined]
+    count = fresh.method.plan().outgoing_of(SITE)[0].releases(IMAGES)  # type: ignore[attr-defined]
     assert count == fresh.method.rounds * -(-fresh.method.training.seen(IMAGES) // IMAGES)
     level = -15.0 + 10 * math.log10(count)
     assert Policy(max_snr_db=level - 0.5).refusals(fresh, IMAGES, SITE)
     assert Policy(max_snr_db=level + 0.5).refusals(fresh, IMAGES, SITE) == []
-    spent = once.method.plan().leaves_of(SITE)[0].epsilon(IMAGES)  # type: ignore[attr-defined]
+    spent = once.method.plan().outgoing_of(SITE)[0].epsilon(IMAGES)  # type: ignore[attr-defined]
     both = offer("collafuse, random labels")
     assert Policy(labels=True, max_epsilon=spent + 0.5).refusals(both, IMAGES, SITE)
     assert Policy(labels=True, max_epsilon=spent + 1.1).refusals(both, IMAGES, SITE) == []
@@ -194,7 +194,7 @@ def test_the_demo_takes_every_shipped_recipe_but_images_as_they_are(path: Path) 
     for run in load_sweep(path, []).variants:
         told, site = run.recipe, run.recipe.partition.names()[0]
         found = policy.refusals(told, IMAGES, site)
-        away = any(isinstance(kind, Images) for kind in told.method.plan().leaves_of(site))
+        away = any(isinstance(kind, Images) for kind in told.method.plan().outgoing_of(site))
         assert bool(found) == away, found
 
 

@@ -12,13 +12,13 @@ from manyhands.audit.attacks.identity import equidistant
 from manyhands.data.images import as_floats
 from manyhands.diffusion.squeeze import squeezed
 from manyhands.formatting import names_text
-from manyhands.messages.leaves import NoisedImages, Picked
-from manyhands.messages.leaves.kinds import CANDIDATES
+from manyhands.messages.outgoing import NoisedImages, Picked
+from manyhands.messages.outgoing.kinds import CANDIDATES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyhands.messages.leaves import Leaving
+    from manyhands.messages.outgoing import OutgoingData
     from manyhands.silos.silo import Silo
 
 
@@ -34,7 +34,7 @@ class Candidates:
         pixels = torch.cat([silo.images.pixels for silo in self.silos])
         return as_floats(pixels[:: max(len(pixels) // CANDIDATES, 1)][:CANDIDATES])
 
-    def picked(self, kind: Leaving, count: int) -> Picked | None:
+    def picked(self, kind: OutgoingData, count: int) -> Picked | None:
         """How many are picked out by such releases, where a silo has so many images; None where that is not known."""
         if not (isinstance(kind, NoisedImages) and self.silos):
             return None
@@ -42,7 +42,7 @@ class Candidates:
         return Picked(equidistant(images, 10 ** (-kind.snr_db(count) / 20)), len(images))
 
 
-def given_away(left: Mapping[str, tuple[int, Sequence[Leaving]]], silos: Sequence[Silo] = ()) -> list[str]:
+def given_away(left: Mapping[str, tuple[int, Sequence[OutgoingData]]], silos: Sequence[Silo] = ()) -> list[str]:
     """What a report says before anything else; what is so of some silos alone names them."""
     found: dict[str, list[str]] = {}
     candidates = Candidates(silos)

@@ -109,8 +109,8 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
 
 def _plan_of(told: Recipe) -> dict[str, Any]:
     """A recipe in full, and what it would send; what gives its images away stands apart, to be said first."""
-    from manyhands.messages.leaves.stated import given_away
+    from manyhands.messages.outgoing.summary import given_away
 
     plan, sizes = told.method.plan(), told.method.cost_lines(told.partition.silos, told.sampling)
-    first = given_away(plan.leaves)
+    first = given_away(plan.outgoing)
     return {"gives_away": first, "recipe": told.resolved(), "plan": plan.words()[len(first) :], "sizes": sizes}

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from manyhands.diffusion.release import cut_of_epsilon
 from manyhands.diffusion.schedule import Schedule
 from manyhands.errors import RecipeError
-from manyhands.messages.leaves.kinds import short
+from manyhands.messages.outgoing.kinds import short
 from manyhands.privacy.accountant import decibel, epsilon, mu_of
 from manyhands.spec import Float, Spec
 

@@ -9,8 +9,8 @@ import tomli_w
 from pydantic import Field, field_validator
 
 from manyhands.formatting import size_text
-from manyhands.messages import leaves
-from manyhands.messages.leaves.kinds import short
+from manyhands.messages import outgoing
+from manyhands.messages.outgoing.kinds import short
 from manyhands.privacy.budget import Limits
 from manyhands.runs.recipe import KINDS, Recipe
 from manyhands.spec import Float, Int, Spec, nearest
@@ -18,7 +18,7 @@ from manyhands.spec import Float, Int, Spec, nearest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyhands.messages.leaves import Leaving
+    from manyhands.messages.outgoing import OutgoingData
 
 
 NO_MORE_THAN_NOISE = 0.0
@@ -80,7 +80,7 @@ class Policy(Spec):
     def refusals(self, recipe: Recipe, images: int, site: str = "") -> list[str]:
         """Why this site does not take part in a run with so many images; nothing where it does."""
         method, told = recipe.method, []
-        kinds = method.plan().leaves_of(site)
+        kinds = method.plan().outgoing_of(site)
         if self.methods is not None and method.kind not in self.methods:
             told.append(f"method {method.kind!r} is not one of {', '.join(self.methods)}")
         if self.rounds is not None and method.rounds > self.rounds:
@@ -95,13 +95,13 @@ class Policy(Spec):
             told.append(f"min_head is {head}, {self.min_head} is the least here")
         return list(dict.fromkeys(told))
 
-    def _against(self, kind: Leaving, images: int) -> list[str]:
+    def _against(self, kind: OutgoingData, images: int) -> list[str]:
         """Why this kind of thing may not leave."""
         may = {"images": self.images, "labels": self.labels}
-        if isinstance(kind, leaves.Images | leaves.Labels):
-            name = "images" if isinstance(kind, leaves.Images) else "labels"
+        if isinstance(kind, outgoing.Images | outgoing.Labels):
+            name = "images" if isinstance(kind, outgoing.Images) else "labels"
             return [] if may[name] else [f"{name} would leave: {kind.what}"]
-        if isinstance(kind, leaves.NoisedImages) and self._bounds_noise:
+        if isinstance(kind, outgoing.NoisedImages) and self._bounds_noise:
             return []
         shut = [] if self.computable else [name for name in kind.open(images) if not may[name]]
         return [f"{' and '.join(shut)} could be computed from what leaves: {kind.what}"] if shut else []
@@ -111,12 +111,12 @@ class Policy(Spec):
         """Whether it says itself how noisy images must be."""
         return self.max_epsilon is not None or self.max_snr_db is not None
 
-    def _against_all(self, kinds: Sequence[Leaving], images: int) -> list[str]:
+    def _against_all(self, kinds: Sequence[OutgoingData], images: int) -> list[str]:
         """Why the noised images among all that leaves are too many, or not noised enough."""
-        told, noised = [], [kind for kind in kinds if isinstance(kind, leaves.NoisedImages)]
+        told, noised = [], [kind for kind in kinds if isinstance(kind, outgoing.NoisedImages)]
         if noised and self.approve == "limits" and not self._bounds_noise and self.max_releases is None:
             told.append("approve = 'limits' takes noised images only with max_epsilon, max_snr_db or max_releases")
-        extra = sum(kind.randomised or 0 for kind in kinds if isinstance(kind, leaves.Labels))
+        extra = sum(kind.randomised or 0 for kind in kinds if isinstance(kind, outgoing.Labels))
         for kind in noised:
             spent, level, count = kind.epsilon(images, self.delta) + extra, kind.snr_db(images), kind.releases(images)
             if self.max_epsilon is not None and spent > self.max_epsilon:

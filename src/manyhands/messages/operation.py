@@ -13,8 +13,8 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.formatting import size_text
 from manyhands.messages.facts import Facts, Flag, Number, Text, Whole, check_facts, header_bytes
-from manyhands.messages.leaves import Leaving
 from manyhands.messages.message import MAX_MESSAGE_BYTES, Bounds, Message, index_bytes
+from manyhands.messages.outgoing import OutgoingData
 from manyhands.tensors import StateSpec, TensorSpec, finite, layout
 
 IMAGES = Whole(1, 1 << 40)
@@ -109,7 +109,7 @@ class Operation:
     down: Payload = field(default_factory=Payload)
     group: bool = False
     closes_round: bool = False
-    leaves: tuple[Leaving, ...] = ()
+    outgoing: tuple[OutgoingData, ...] = ()
     """The kinds of things that it carries up, beside its facts."""
     draws: bool = False
 

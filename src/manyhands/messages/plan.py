@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manyhands.errors import Reason, Refused
-from manyhands.messages.leaves import Leaving
-from manyhands.messages.leaves.stated import NO_REASSURANCE, given_away, in_words, of_silo, stated, unsent
 from manyhands.messages.ledger import Direction
 from manyhands.messages.message import Bounds, Message
 from manyhands.messages.operation import Operation
+from manyhands.messages.outgoing import OutgoingData
+from manyhands.messages.outgoing.summary import NO_REASSURANCE, given_away, in_words, of_silo, stated, unsent
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,22 @@ class Plan:
     """The whole of what may pass between a silo and the server."""
 
     operations: Mapping[str, Operation]
-    before: tuple[Leaving, ...] = ()
+    before: tuple[OutgoingData, ...] = ()
     """What has left the silos before the run."""
 
     @property
-    def leaves(self) -> tuple[Leaving, ...]:
+    def outgoing(self) -> tuple[OutgoingData, ...]:
         """Every kind of thing that leaves a silo, each once: what gives most away first."""
         return stated(self.operations.values(), self.before)
 
-    def leaves_of(self, silo: str) -> tuple[Leaving, ...]:
+    def outgoing_of(self, silo: str) -> tuple[OutgoingData, ...]:
         """The kinds of things that leave this silo."""
-        return of_silo(self.leaves, silo)
+        return of_silo(self.outgoing, silo)
 
     @property
     def never_sent(self) -> tuple[str, ...]:
         """What no message has a place for; that says nothing of what can be computed from the rest."""
-        return unsent(self.leaves)
+        return unsent(self.outgoing)
 
     @property
     def groups(self) -> frozenset[str]:
@@ -54,7 +54,7 @@ class Plan:
 
     def words(self, silo: str = "", images: int | None = None) -> list[str]:
         """The plan as a person reads it before approving a run, for all or for a silo with so many images."""
-        kinds = self.leaves_of(silo) if silo else self.leaves
+        kinds = self.outgoing_of(silo) if silo else self.outgoing
         lines = [*given_away(kinds, images), *in_words(kinds, images)]
         for name, operation in self.operations.items():
             sends, tells = operation.up.size, ", ".join(operation.up.facts) or "nothing else"

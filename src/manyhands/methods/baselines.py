@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from manyhands.errors import RecipeError
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
-from manyhands.messages import leaves
+from manyhands.messages import outgoing
 from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, going_on, round_facts
 from manyhands.messages.plan import Plan
@@ -185,8 +185,8 @@ class Central(LocalTrainingMethod):
 
     def plan(self) -> Plan:
         """As in ``FedAvg``, after all images have come to one place."""
-        labels = (leaves.Labels(often=BEFORE),) if self.model.classes else ()
-        return replace(self._inner.plan(), before=(leaves.Images(often=BEFORE), *labels))
+        labels = (outgoing.Labels(often=BEFORE),) if self.model.classes else ()
+        return replace(self._inner.plan(), before=(outgoing.Images(often=BEFORE), *labels))
 
     @property
     def _inner(self) -> FedAvg:

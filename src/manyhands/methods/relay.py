@@ -14,9 +14,9 @@ from manyhands.errors import Reason, Refused
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
-from manyhands.messages.leaves import Statistics
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, SEED, WORD, Operation, Payload
+from manyhands.messages.outgoing import Statistics
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
 from manyhands.tensors import TensorSpec
@@ -50,7 +50,7 @@ def operation(model: UNet) -> Operation:
         Payload(asked, facts),
         Payload({"images": TensorSpec(shape, torch.float32, MAX_DRAWN_IMAGES)}),
         draws=True,
-        leaves=(Statistics(of=("which classes it wants drawn",)),) if model.classes else (),
+        outgoing=(Statistics(of=("which classes it wants drawn",)),) if model.classes else (),
     )
 
 

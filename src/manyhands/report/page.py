@@ -12,7 +12,7 @@ from manyhands.evaluation import figures, verdict
 from manyhands.evaluation.evaluator import AT_ONCE
 from manyhands.files.write import writing
 from manyhands.formatting import count_text, names_text, size_text
-from manyhands.messages.leaves.stated import NO_REASSURANCE
+from manyhands.messages.outgoing.summary import NO_REASSURANCE
 from manyhands.report import charts, clusters, collafuse_audit
 from manyhands.report.charts import Line
 from manyhands.report.markup import flat, number, picture, style, table, text

@@ -13,7 +13,7 @@ from manyhands.audit.given_away import given_away
 from manyhands.data.images import as_floats
 from manyhands.data.partition import class_counts
 from manyhands.evaluation.features import fingerprint
-from manyhands.messages.leaves.stated import rows
+from manyhands.messages.outgoing.summary import rows
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.report import clusters, page
 from manyhands.runs.citation import citations
@@ -48,7 +48,7 @@ def facts(
     """What report.json has of every run, evaluated or not; ``images`` is what is known of those of the silos."""
     rounds, ledger, roster, method = folder.rounds, told.ledger, told.roster, told.method
     plan = method.plan()
-    left = {silo: (count, plan.leaves_of(silo)) for silo, count in roster.items()}
+    left = {silo: (count, plan.outgoing_of(silo)) for silo, count in roster.items()}
     return {
         "method": method.model_dump()["kind"],
         "silos": roster,

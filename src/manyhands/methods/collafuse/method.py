@@ -13,7 +13,7 @@ from manyhands.errors import RecipeError
 from manyhands.formatting import names_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator
-from manyhands.messages import leaves
+from manyhands.messages import outgoing
 from manyhands.messages.facts import Flag, Text, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
@@ -162,24 +162,24 @@ class CollaFuse(CollaFuseSpec):
             self.norm_at(step),
         )
 
-    def released_by(self, silo: str) -> tuple[leaves.Leaving, ...]:
+    def released_by(self, silo: str) -> tuple[outgoing.OutgoingData, ...]:
         """What the release of a silo is; that of "" is of each that has no cut of its own."""
         step, chain = self.step_of(silo), self.diffusion.schedule
         if step == chain.steps:
             return ()
         whose: dict[str, Any] = {"silo": silo} if silo else {"but": tuple(self.cuts)}
-        images: leaves.Leaving = leaves.Images(**whose)
+        images: outgoing.OutgoingData = outgoing.Images(**whose)
         if step:
-            images = leaves.NoisedImages(
+            images = outgoing.NoisedImages(
                 snr=float(chain.snr()[step]),
                 norm=self.bound,
-                fresh=leaves.Fresh(self.rounds, self.training) if self.release == "fresh" else None,
+                fresh=outgoing.Fresh(self.rounds, self.training) if self.release == "fresh" else None,
                 squeezed=self.norm == self.bound,
                 delta=self.cuts.get(silo, self.cut).delta,
                 **whose,
             )
         randomised = self.label_epsilon if self.labels == "randomised" else None
-        return (images, *((leaves.Labels(randomised=randomised, **whose),) if self.told_labels else ()))
+        return (images, *((outgoing.Labels(randomised=randomised, **whose),) if self.told_labels else ()))
 
     def _release(self) -> Operation:
         pixels = (self.model.channels, self.model.size, self.model.size)
@@ -196,7 +196,7 @@ class CollaFuse(CollaFuseSpec):
             often,
             Payload(held, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
             Payload(facts={"held": COUNT}),
-            leaves=tuple(kind for name in ("", *self.cuts) for kind in self.released_by(name)),
+            outgoing=tuple(kind for name in ("", *self.cuts) for kind in self.released_by(name)),
         )
 
     @property

@@ -9,7 +9,7 @@ from manyhands.errors import RecipeError
 from manyhands.formatting import size_text
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
-from manyhands.messages import leaves
+from manyhands.messages import outgoing
 from manyhands.messages.codec.codec import most_bytes
 from manyhands.messages.facts import Whole
 from manyhands.messages.operation import IMAGES, WORD, Operation, Payload, going_on, round_facts
@@ -81,7 +81,7 @@ class FedAvg(FedAvgSpec):
                     gives,
                     group=True,
                     closes_round=True,
-                    leaves=(self._leaves,),
+                    outgoing=(self._outgoing,),
                 ),
             },
         )
@@ -110,12 +110,12 @@ class FedAvg(FedAvgSpec):
         return self.silo_generator_of(silo, named(silo.memory, AVERAGE))
 
     @property
-    def _leaves(self) -> leaves.Weights:
+    def _outgoing(self) -> outgoing.Weights:
         """What an update is: weights that the server reads."""
         of = {"gan": "both of its networks", "autoencoder": "its autoencoder"}.get(self.model.kind, "its network")
         parts = " and ".join(f"the {WAYS[part]}" for part in SHARED[self.share].split("+"))
         kept = tuple(WAYS[part] for part in self._private)
-        return leaves.Weights(of=f"{parts} of {of}" if kept else of, training=self.training, kept=kept)
+        return outgoing.Weights(of=f"{parts} of {of}" if kept else of, training=self.training, kept=kept)
 
     @property
     def _private(self) -> list[str]:

@@ -14,9 +14,9 @@ from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
 from manyhands.generators.gan import GanGenerator, generators_part
 from manyhands.messages.facts import Whole
-from manyhands.messages.leaves import GeneratedImages, Leaving, Statistics, Weights
 from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, going_on, round_facts
+from manyhands.messages.outgoing import GeneratedImages, OutgoingData, Statistics, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server, TrainedModel
 from manyhands.methods.baselines import Local
@@ -90,7 +90,7 @@ class PFLGan(GanMethod):
             {
                 "join": Operation("says how many images it has", "once", hello, gives),
                 "progress": Operation(
-                    says, f"{self.rounds} times", takes, gives, True, True, self._leaves if trades else ()
+                    says, f"{self.rounds} times", takes, gives, True, True, self._outgoing if trades else ()
                 ),
             }
         )
@@ -104,7 +104,7 @@ class PFLGan(GanMethod):
         return self.share > 0 and (number + 1) % self.every == 0 and number + 1 < self.rounds
 
     @property
-    def _leaves(self) -> tuple[Leaving, ...]:
+    def _outgoing(self) -> tuple[OutgoingData, ...]:
         """A generator, what is drawn from it, and which classes it is for."""
         often = f"after every {self.every} rounds"
         classes = (Statistics(of=("which classes it has images of",), often=often),) if self.model.classes else ()

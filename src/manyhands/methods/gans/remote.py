@@ -13,9 +13,9 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.errors import Refused
 from manyhands.formatting import size_text
 from manyhands.messages.facts import Flag
-from manyhands.messages.leaves import Gradients, Weights
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, going_on, round_facts
+from manyhands.messages.outgoing import Gradients, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.methods.gan_method import GanMethod
@@ -93,12 +93,12 @@ class RemoteGenerator(GanMethod, ABC):
         feedback = Operation(
             "sends the gradient, at made images, of the generator's loss by its discriminator", "in each mini-batch",
             Payload({"x": self._image()}, items=most), Payload(), group=True,
-            leaves=(Gradients(at="images that the server made"),),
+            outgoing=(Gradients(at="images that the server made"),),
         )  # fmt: skip
         ends = Operation(
             self.ends, f"{self.rounds} times", Payload(critic if sends else {}, round_facts(self.rounds), others),
             Payload(critic if sends else {}, gives, others), group=True, closes_round=True,
-            leaves=(Weights(of="its discriminator", training=self.training),) if sends else (),
+            outgoing=(Weights(of="its discriminator", training=self.training),) if sends else (),
         )  # fmt: skip
         operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}
         return Plan(operations)

@@ -13,9 +13,9 @@ from manyhands.generators.base import ImageGenerator
 from manyhands.generators.gan import GanGenerator, generators_part
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
-from manyhands.messages.leaves import Activations, Gradients, Leaving, Weights
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, going_on, round_facts
+from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, ServerCall, TrainedModel
 from manyhands.methods.huscf.order import BACK, ORDER, network_of
@@ -104,7 +104,7 @@ class HuSCF(HuSCFSpec):
                 self._carries(op, up=True),
                 self._carries(op, up=False),
                 True,
-                leaves=self._leaves(op),
+                outgoing=self._outgoing(op),
             )
             for op in ORDER
         }
@@ -116,10 +116,10 @@ class HuSCF(HuSCFSpec):
         )  # fmt: skip
         there, back = (self._carries("make", up=up, bits=32, items=MAX_DRAWN_IMAGES) for up in (True, False))
         asked = Activations(by=HEADS["generator"], on="noise and the labels that it wants drawn")
-        draw = Operation(SAYS["make"], "whenever it draws", there, back, draws=True, leaves=(asked,))
+        draw = Operation(SAYS["make"], "whenever it draws", there, back, draws=True, outgoing=(asked,))
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw})
 
-    def _leaves(self, op: str) -> tuple[Leaving, ...]:
+    def _outgoing(self, op: str) -> tuple[OutgoingData, ...]:
         """What a pass is: the server averages the heads, so it knows all of them."""
         if op.endswith(BACK):
             return (Gradients(at=f"the input of its tail of the {network_of(op)}"),)

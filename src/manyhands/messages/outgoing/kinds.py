@@ -33,7 +33,7 @@ class Picked(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaving(ABC):
+class OutgoingData(ABC):
     """One kind of thing that leaves a silo.
 
     ``silo`` is the one that it leaves; without one it leaves every silo ``but`` some. ``often`` says how often, in
@@ -71,18 +71,18 @@ class Leaving(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Leaving):
+class Images(OutgoingData):
     """Images as they are."""
 
     rank = 0
 
     @property
     def what(self) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return "its images, as they are"
 
     def computed(self, images: int | None = None) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return "nothing need be computed, the images are there"
 
     def open(self, images: int | None = None) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Fresh(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisedImages(Leaving):
+class NoisedImages(OutgoingData):
     """Images with Gaussian noise: ``snr`` is the ratio of powers in one release, ``norm`` the largest of an image.
 
     Released once, always with the same noise, or as ``fresh`` says with new noise each time. ``squeezed``: images are
@@ -183,7 +183,7 @@ class NoisedImages(Leaving):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activations(Leaving):
+class Activations(OutgoingData):
     """The activations of the layers that ``by`` names, ``on`` something; ``known``: the server knows these layers.
 
     ``images`` and ``labels`` say which of the silo's own went in.
@@ -215,7 +215,7 @@ class Activations(Leaving):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradients(Leaving):
+class Gradients(OutgoingData):
     """Gradients of a loss with respect to something (``at``) that is no image of the silo."""
 
     rank = 3
@@ -228,12 +228,12 @@ class Gradients(Leaving):
         return f"gradients with respect to {self.at}"
 
     def computed(self, images: int | None = None) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return "how its network, trained on its images, rates its input; no attack from there to an image is known here"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels(Leaving):
+class Labels(OutgoingData):
     """Labels of images; with the epsilon of randomised response, if they are ``randomised``."""
 
     rank = 4
@@ -242,11 +242,11 @@ class Labels(Leaving):
 
     @property
     def what(self) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return "its labels" if self.randomised is None else "its labels, some of them replaced at random"
 
     def computed(self, images: int | None = None) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return "the class of each image" if self.randomised is None else "the class of each image, with errors"
 
     def guarantee(self, images: int | None = None) -> str:
@@ -261,7 +261,7 @@ class Labels(Leaving):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights(Leaving):
+class Weights(OutgoingData):
     """Weights ``of`` a network that learnt from the silo's images by ``training``, ``readable`` to the server.
 
     ``kept`` are the parts of it that stay.
@@ -281,7 +281,7 @@ class Weights(Leaving):
         return f"the weights of {self.of}, {how}"
 
     def computed(self, images: int | None = None) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         if not self.readable:
             return "nothing from those of one silo; from the mean of all silos, what that has learnt"
         if self.open(images):
@@ -297,7 +297,7 @@ class Weights(Leaving):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratedImages(Leaving):
+class GeneratedImages(OutgoingData):
     """Images that a generator of the silo draws, and whom they go ``to``."""
 
     rank = 6
@@ -310,12 +310,12 @@ class GeneratedImages(Leaving):
         return f"images that its generator draws, for {self.to}"
 
     def computed(self, images: int | None = None) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return "images like its own, and those that the generator has memorised"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statistics(Leaving):
+class Statistics(OutgoingData):
     """Numbers about the silo, its images or its training."""
 
     rank = 7
@@ -324,9 +324,9 @@ class Statistics(Leaving):
 
     @property
     def what(self) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return ", ".join(self.of)
 
     def computed(self, images: int | None = None) -> str:
-        """See ``Leaving``."""
+        """See ``OutgoingData``."""
         return "no image"

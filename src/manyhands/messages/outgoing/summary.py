@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from manyhands.messages.leaves.kinds import IMAGES, LABELS, Labels, Leaving, NoisedImages, Statistics, Weights
 from manyhands.messages.operation import Operation
+from manyhands.messages.outgoing.kinds import IMAGES, LABELS, Labels, NoisedImages, OutgoingData, Statistics, Weights
 
 NO_REASSURANCE = "this says nothing about what can be computed from what leaves"
 TOLD = {
@@ -29,37 +29,37 @@ SAYS_NOTHING = frozenset(
 """Facts that keep a conversation in order, or say how something is to be drawn."""
 
 
-def stated(operations: Iterable[Operation], before: Sequence[Leaving] = ()) -> tuple[Leaving, ...]:
+def stated(operations: Iterable[Operation], before: Sequence[OutgoingData] = ()) -> tuple[OutgoingData, ...]:
     """Every kind of thing that leaves by these operations, each once; what gives most away comes first."""
     kinds, known = [*before], set(SAYS_NOTHING)
     for operation in operations:
-        kinds += [replace(kind, often=kind.often or operation.often) for kind in operation.leaves]
+        kinds += [replace(kind, often=kind.often or operation.often) for kind in operation.outgoing]
         anew = [fact for fact in operation.up.facts if fact not in known]
         kinds += [Statistics(of=tuple(TOLD.get(fact, fact) for fact in anew), often=operation.often)] if anew else []
         known |= set(anew)
     return tuple(sorted(dict.fromkeys(kinds), key=lambda kind: (IMAGES not in kind.open(), kind.rank)))
 
 
-def of_silo(kinds: Iterable[Leaving], silo: str) -> tuple[Leaving, ...]:
+def of_silo(kinds: Iterable[OutgoingData], silo: str) -> tuple[OutgoingData, ...]:
     """Those kinds that leave this silo; they name none."""
     mine = (kind for kind in kinds if (kind.silo == silo if kind.silo else silo not in kind.but))
     return tuple(replace(kind, silo="", but=()) for kind in mine)
 
 
-def given_away(kinds: Iterable[Leaving], images: int | None = None) -> list[str]:
+def given_away(kinds: Iterable[OutgoingData], images: int | None = None) -> list[str]:
     """What is to be said of them before anything else, each thing once."""
     lines = ((kind.silo, kind.gives_away(images)) for kind in kinds)
     return list(dict.fromkeys(f"{silo}: {line}" if silo else line for silo, line in lines if line))
 
 
-def in_words(kinds: Iterable[Leaving], images: int | None = None) -> Iterator[str]:
+def in_words(kinds: Iterable[OutgoingData], images: int | None = None) -> Iterator[str]:
     """A line for each of them."""
     for kind in kinds:
         silo = f" {kind.silo}" if kind.silo else f" all but {', '.join(kind.but)}" if kind.but else ""
         yield f"leaves{silo} ({kind.often}): {kind.what}. From it: {kind.computed(images)}; {kind.guarantee(images)}"
 
 
-def unsent(kinds: Sequence[Leaving]) -> tuple[str, ...]:
+def unsent(kinds: Sequence[OutgoingData]) -> tuple[str, ...]:
     """What no message has a place for, but for what can be computed all the same."""
     opened = {name for kind in kinds for name in kind.open()}
     noised = any(isinstance(kind, NoisedImages) for kind in kinds)
@@ -74,7 +74,7 @@ def unsent(kinds: Sequence[Leaving]) -> tuple[str, ...]:
     return tuple(name for name, stays in told.items() if stays)
 
 
-def rows(silos: Mapping[str, tuple[int, Sequence[Leaving]]]) -> list[dict[str, Any]]:
+def rows(silos: Mapping[str, tuple[int, Sequence[OutgoingData]]]) -> list[dict[str, Any]]:
     """What left each silo of so many images, for a report; silos of which the same is told stand together."""
     heads = ("what", "often", "computed", "guarantee")
     found: dict[tuple[str, ...], list[str]] = {}

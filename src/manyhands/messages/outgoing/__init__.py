@@ -1,14 +1,14 @@
 """What leaves a silo, typed: the words of a plan, a site's decision and the table of a report are all made from it."""
 
-from manyhands.messages.leaves.kinds import (
+from manyhands.messages.outgoing.kinds import (
     Activations,
     Fresh,
     GeneratedImages,
     Gradients,
     Images,
     Labels,
-    Leaving,
     NoisedImages,
+    OutgoingData,
     Picked,
     Statistics,
     Weights,
@@ -21,7 +21,7 @@ __all__ = [
     "Gradients",
     "Images",
     "Labels",
-    "Leaving",
+    "OutgoingData",
     "NoisedImages",
     "Picked",
     "Statistics",

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from manyhands.messages import leaves
-from manyhands.messages.leaves.kinds import CANDIDATES, short
-from manyhands.messages.leaves.stated import SAYS_NOTHING, TOLD, given_away, of_silo, rows, unsent
+from manyhands.messages import outgoing
 from manyhands.messages.operation import Operation, Payload
+from manyhands.messages.outgoing.kinds import CANDIDATES, short
+from manyhands.messages.outgoing.summary import SAYS_NOTHING, TOLD, given_away, of_silo, rows, unsent
 from manyhands.messages.plan import Plan
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.runs.recipe import Recipe
@@ -32,11 +32,11 @@ def test_whatever_an_operation_carries_up_is_stated(told: Recipe) -> None:
     plan = told.method.plan()
     for name, operation in plan.operations.items():
         carries = any((operation.up.tensors, *operation.up.others))
-        assert operation.leaves or not carries or _releases_nothing(told), name
+        assert operation.outgoing or not carries or _releases_nothing(told), name
         assert set(operation.up.facts) <= TOLD.keys() | SAYS_NOTHING, name
-    said = " ".join(kind.what for kind in plan.leaves)
+    said = " ".join(kind.what for kind in plan.outgoing)
     assert "how many images it has" in said
-    assert all(kind.often and kind.computed(IMAGES) and kind.guarantee(IMAGES) for kind in plan.leaves)
+    assert all(kind.often and kind.computed(IMAGES) and kind.guarantee(IMAGES) for kind in plan.outgoing)
 
 
 def _releases_nothing(told: Recipe) -> bool:
@@ -44,7 +44,7 @@ def _releases_nothing(told: Recipe) -> bool:
 
 
 def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
-    kinds = offer("huscf").method.plan().leaves
+    kinds = offer("huscf").method.plan().outgoing
     assert kinds[0].open() == ("images", "labels")
     assert len(set(kinds)) == len(kinds)
     words = offer("huscf").method.plan().words()
@@ -79,76 +79,76 @@ def test_nothing_is_said_to_stay_that_leaves_or_can_be_computed(case: str, absen
 
 def test_a_silo_is_told_of_its_own_cut_alone() -> None:
     told = recipe(CUT, NO_LABELS, "method.cut={ snr_db = -15 }", "method.cuts={ silo-1 = 0, silo-2 = 1 }").method.plan()
-    assert [type(told.leaves_of(silo)[0]) for silo in ("silo-0", "silo-1", "silo-2")] == [
-        leaves.NoisedImages, leaves.Images, leaves.Statistics
+    assert [type(told.outgoing_of(silo)[0]) for silo in ("silo-0", "silo-1", "silo-2")] == [
+        outgoing.NoisedImages, outgoing.Images, outgoing.Statistics
     ]  # fmt: skip
-    assert not any(isinstance(kind, leaves.Images | leaves.NoisedImages) for kind in told.leaves_of("silo-2"))
+    assert not any(isinstance(kind, outgoing.Images | outgoing.NoisedImages) for kind in told.outgoing_of("silo-2"))
     assert told.words()[0].startswith("silo-1: This run gives its images away. What leaves: its images, as they are")
     assert "leaves all but silo-1, silo-2 (once an image): its images, noised to an SNR of" in "\n".join(told.words())
 
 
 def test_releases_of_an_image_together_are_as_one_at_so_much_the_snr() -> None:
     training = Training(batch=10, steps=6)
-    fresh = leaves.NoisedImages(**NOISED, fresh=leaves.Fresh(5, training))
+    fresh = outgoing.NoisedImages(**NOISED, fresh=outgoing.Fresh(5, training))
     assert [fresh.releases(images) for images in (10, 30, 60, 1000, None)] == [30, 10, 5, 5, None]
-    once = leaves.NoisedImages(**NOISED)
+    once = outgoing.NoisedImages(**NOISED)
     assert once.releases(None) == 1
     assert fresh.snr_db(60) == pytest.approx(once.snr_db(60) + 10 * math.log10(5))
     assert fresh.epsilon(60) == pytest.approx(epsilon(mu_of(5.0, 8.0), 1e-5))
     assert fresh.epsilon(10) > fresh.epsilon(60) > once.epsilon(60)
-    assert leaves.Fresh(5, Training(batch=10, epochs=2)).releases(None) == 10
+    assert outgoing.Fresh(5, Training(batch=10, epochs=2)).releases(None) == 10
 
 
 def test_images_can_be_computed_where_there_is_more_signal_than_noise() -> None:
-    assert leaves.NoisedImages(snr=1.01, norm=8.0).open() == ("images",)
-    assert leaves.NoisedImages(snr=1.0, norm=8.0).open() == ()
-    many = leaves.Fresh(2, Training(batch=8, epochs=1))
-    assert leaves.NoisedImages(snr=0.51, norm=8.0, fresh=many).open(8) == ("images",)
+    assert outgoing.NoisedImages(snr=1.01, norm=8.0).open() == ("images",)
+    assert outgoing.NoisedImages(snr=1.0, norm=8.0).open() == ()
+    many = outgoing.Fresh(2, Training(batch=8, epochs=1))
+    assert outgoing.NoisedImages(snr=0.51, norm=8.0, fresh=many).open(8) == ("images",)
 
 
 def test_a_release_gives_its_images_away_by_theory_or_where_there_is_none_by_epsilon() -> None:
-    loud, faint = leaves.NoisedImages(snr=1.0, norm=8.0), leaves.NoisedImages(snr=1e-3, norm=8.0)
+    loud, faint = outgoing.NoisedImages(snr=1.0, norm=8.0), outgoing.NoisedImages(snr=1e-3, norm=8.0)
     assert loud.epsilon(None) > 10 > faint.epsilon(None)
     assert "epsilon of" in loud.gives_away()
     assert faint.gives_away() == ""
-    assert loud.gives_away(picked=leaves.Picked(0.009, CANDIDATES)) == ""
-    assert "picks the right one for 1.1% of the releases" in loud.gives_away(picked=leaves.Picked(0.011, CANDIDATES))
-    assert "1.1%" in faint.gives_away(picked=leaves.Picked(0.011, CANDIDATES))
-    assert loud.gives_away(picked=leaves.Picked(0.0, 10)), "ten candidates acquit nobody"
-    assert faint.gives_away(picked=leaves.Picked(1.0, 10)) == ""
+    assert loud.gives_away(picked=outgoing.Picked(0.009, CANDIDATES)) == ""
+    assert "picks the right one for 1.1% of the releases" in loud.gives_away(picked=outgoing.Picked(0.011, CANDIDATES))
+    assert "1.1%" in faint.gives_away(picked=outgoing.Picked(0.011, CANDIDATES))
+    assert loud.gives_away(picked=outgoing.Picked(0.0, 10)), "ten candidates acquit nobody"
+    assert faint.gives_away(picked=outgoing.Picked(1.0, 10)) == ""
 
 
 def test_what_is_released_anew_nobody_knows_how_often_is_so_once_a_round_at_least() -> None:
-    fresh, faint = leaves.Fresh(20, Training(batch=8, steps=3)), {"snr": 3e-3, "norm": 8.0}
-    said = leaves.NoisedImages(**NOISED, fresh=fresh).gives_away()
+    fresh, faint = outgoing.Fresh(20, Training(batch=8, steps=3)), {"snr": 3e-3, "norm": 8.0}
+    said = outgoing.NoisedImages(**NOISED, fresh=fresh).gives_away()
     assert "13.0 dB, 20 or more releases of each together" in said
     assert f"an epsilon of {short(epsilon(mu_of(1.0, 8.0, 20), 1e-5))} at" in said
-    assert not leaves.NoisedImages(**faint).gives_away()
-    assert leaves.NoisedImages(**faint, fresh=fresh).gives_away()
+    assert not outgoing.NoisedImages(**faint).gives_away()
+    assert outgoing.NoisedImages(**faint, fresh=fresh).gives_away()
 
 
 def test_weights_after_a_single_step_are_a_gradient() -> None:
     one, two = Training(batch=50, epochs=1), Training(batch=8, steps=2)
-    assert leaves.Weights(of="it", training=one).open(40) == ("images",)
-    assert leaves.Weights(of="it", training=one).open(60) == ()
-    assert leaves.Weights(of="it", training=two).open(40) == ()
-    assert leaves.Weights(of="it", training=one, readable=False).open(40) == ()
+    assert outgoing.Weights(of="it", training=one).open(40) == ("images",)
+    assert outgoing.Weights(of="it", training=one).open(60) == ()
+    assert outgoing.Weights(of="it", training=two).open(40) == ()
+    assert outgoing.Weights(of="it", training=one, readable=False).open(40) == ()
 
 
 def test_layers_that_the_server_does_not_know_tell_it_nothing() -> None:
     head: dict[str, Any] = {"by": "its head", "on": "its images", "images": True, "labels": True}
-    assert leaves.Activations(**head).open() == ("images", "labels")
-    assert leaves.Activations(**head, known=False).open() == ()
-    assert leaves.Activations(**head, known=False).gives_away() == ""
+    assert outgoing.Activations(**head).open() == ("images", "labels")
+    assert outgoing.Activations(**head, known=False).open() == ()
+    assert outgoing.Activations(**head, known=False).gives_away() == ""
 
 
 def test_a_fact_that_nobody_has_words_for_is_told_by_its_name() -> None:
     plan = Plan({"tell": Operation("tells", "once", Payload(facts={"round": int, "blood_group": str}))})
-    assert plan.leaves == (leaves.Statistics(of=("blood_group",), often="once"),)
+    assert plan.outgoing == (outgoing.Statistics(of=("blood_group",), often="once"),)
 
 
 def test_silos_of_which_the_same_is_told_stand_together() -> None:
-    kinds = (leaves.Images(silo="a", often="once"), leaves.Labels(often="once"))
+    kinds = (outgoing.Images(silo="a", often="once"), outgoing.Labels(often="once"))
     told = rows({silo: (9, of_silo(kinds, silo)) for silo in ("a", "b")})
     assert [row["what"] for row in told] == ["its images, as they are", "its labels"]
     assert [row["silos"] for row in told] == [["a"], ["a", "b"]]
