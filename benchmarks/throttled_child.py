@@ -113,7 +113,7 @@ def _silo(name: str, method: HuSCF) -> Silo:
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, model.channels, model.size, model.size), dtype=torch.uint8, generator=rng)
     labels = torch.randint(0, model.classes, (count,), generator=rng)
-    return Silo(name, Images(pixels, labels, tuple(map(str, range(model.classes)))), bench=DeviceContext())
+    return Silo(name, Images(pixels, labels, tuple(map(str, range(model.classes)))), device_context=DeviceContext())
 
 
 def _clients(count: int) -> Iterator[socket.socket]:

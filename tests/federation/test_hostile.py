@@ -97,7 +97,7 @@ class World:
         self.serving = FederationServer(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
         self.silos = {silo.name: silo for silo in silos_of(told)[0]}
         for silo in self.silos.values():
-            silo.bench = DeviceContext()
+            silo.device_context = DeviceContext()
         self.talks: dict[str, Any] = {}
         self.count: dict[str, int] = defaultdict(int)
         self.say(LEAD, Message("submit", facts={"recipe": told.resolved(), "sites": []}))

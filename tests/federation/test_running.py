@@ -49,7 +49,7 @@ class Driver:
         silos, _ = silos_of(running.recipe)
         self.silos = {silo.name: silo for silo in silos}
         for silo in silos:
-            silo.bench = DeviceContext()
+            silo.device_context = DeviceContext()
         self.talks: dict[str, Iterator[Message]] = {}
 
     def gather(self, *names: str) -> None:

@@ -74,7 +74,7 @@ def last_round(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], part: fl
     """That after this part of the last round of a finished run, which went on from the round before."""
     number = method.rounds - 1
     server = method.server(silos[0].seed, {silo.name: len(silo.images) for silo in silos})
-    server.device = silos[0].bench.device
+    server.device = silos[0].device_context.device
     if not number:
         return heard(method, server, [replace(silo, memory={}) for silo in silos], part)
     state = folder.state(number)

@@ -179,8 +179,8 @@ class Site:
     def _silo(self, recipe: Recipe) -> Silo:
         """This site's images: its folder's, or in the demo those that the recipe deals to it."""
         silo = self._dealt(recipe) if self.policy.data == DEALT else self._own(recipe)
-        bench = DeviceContext(chosen_device(self.policy.device))
-        silo = replace(silo, seed=recipe.seed, bench=bench)
+        context = DeviceContext(chosen_device(self.policy.device))
+        silo = replace(silo, seed=recipe.seed, device_context=context)
         recipe.method.check_silo(silo)
         return silo
 
@@ -250,7 +250,7 @@ class Site:
             self.calls.bounds = OFFERS
         keep(recipe.method.rounds)
         if own := recipe.method.silo_generator(silo):
-            ready(own, recipe.sampling, silo.images.classes, str(silo.bench.device)).save(place / "model")
+            ready(own, recipe.sampling, silo.images.classes, str(silo.device_context.device)).save(place / "model")
         self.calls(Message("ended", facts={"run": run}))
         self.say(f"{run}: is through")
 

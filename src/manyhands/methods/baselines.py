@@ -79,7 +79,7 @@ class Local(LocalTrainingMethod):
     def _round(self, silo: Silo, answer: Message) -> Message:
         if self.diffusion.upto == 0:
             return Message("progress", {}, update_facts(silo, answer))
-        network, number = silo.bench.network(self.model), answer.facts["round"]
+        network, number = silo.device_context.network(self.model), answer.facts["round"]
         if number == self.lessons_from:
             self._becomes_a_teacher(silo)
         start = named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())

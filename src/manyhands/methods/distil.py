@@ -51,10 +51,10 @@ class Teacher:
 
     def lesson(self, student: Network, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
         """The student's loss on a batch of the silo's images, told by their numbers."""
-        network = silo.bench.network(self.model, "teacher")
+        network = silo.device_context.network(self.model, "teacher")
         network.load_state_dict(self.weights)
         network.eval()
-        images, classes = silo.images.to(silo.bench.device), self.model.classes
+        images, classes = silo.images.to(silo.device_context.device), self.model.classes
         grid = self.distil.grid(self.diffusion.schedule.steps if self.diffusion.upto is None else self.diffusion.upto)
 
         def of(numbers: Tensor) -> Tensor:

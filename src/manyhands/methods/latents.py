@@ -74,13 +74,13 @@ def encoding(silo: Silo, model: Latent) -> Conversation:
 
 def encode(silo: Silo, first: TrainedAutoencoder) -> Latents:
     """All images of a silo as latents."""
-    network: AutoencoderModule = silo.bench.network(first.model)
+    network: AutoencoderModule = silo.device_context.network(first.model)
     network.load_state_dict(first.weights)
     network.eval()
-    meter, means, deviations = Meter(silo.bench.known_flops), [], []
+    meter, means, deviations = Meter(silo.device_context.known_flops), [], []
     with torch.no_grad():
         for numbers in torch.arange(len(silo.images)).split(BATCH):
-            x = silo.images.batch(numbers)[0].to(silo.bench.device)
+            x = silo.images.batch(numbers)[0].to(silo.device_context.device)
             with meter.work(first.model, "encode", len(numbers)):
                 mean, log_variance = network.moments(x)
             means.append(mean.cpu())

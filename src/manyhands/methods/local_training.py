@@ -133,9 +133,9 @@ class LocalTrainingMethod(Method, ABC):
             return pull.added_to(value) if pull else value
 
         batches = list(self.training.batches(len(silo.images), rng))
-        autocast = self.training.autocasts(silo.bench.device)
-        total = torch.zeros((), device=silo.bench.device)
-        meter = Meter(silo.bench.known_flops)
+        autocast = self.training.autocasts(silo.device_context.device)
+        total = torch.zeros((), device=silo.device_context.device)
+        meter = Meter(silo.device_context.known_flops)
         told: dict[str, Any] = {"clip": self.training.clip, "autocast": autocast, "meter": meter}
         told["work"] = (self.model, teacher is not None)
         rate = self.training.rate(self.progress(number))
@@ -150,7 +150,7 @@ class LocalTrainingMethod(Method, ABC):
         self, model: Gan, networks: Any, optimiser: torch.optim.Optimizer, silo: Silo, rng: torch.Generator
     ) -> LocalResult:
         """One round of both networks of a GAN; the loss is the discriminator's."""
-        device, meter = silo.bench.device, Meter(silo.bench.known_flops)
+        device, meter = silo.device_context.device, Meter(silo.device_context.known_flops)
         images, total = silo.images.to(device), torch.zeros((), device=device)
         batches = list(self.training.batches(len(images), rng))
         networks.train()
@@ -163,7 +163,7 @@ class LocalTrainingMethod(Method, ABC):
 
     def _objective(self, network: Any, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
         """The loss on a batch of the silo's images, told by their numbers."""
-        model, device = self.model, silo.bench.device
+        model, device = self.model, silo.device_context.device
         batch = partial(silo.latents.to(device).batch, rng=rng) if silo.latents else silo.images.to(device).batch
         if isinstance(model, Autoencoder):
             return lambda numbers: model.loss(network, batch(numbers)[0], rng)

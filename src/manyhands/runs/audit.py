@@ -86,12 +86,12 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
 
 def _of_cuts(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], effort: Effort | None) -> dict[str, Any]:
     """Attack what crossed the cuts of a GAN in its last round, which is done once more."""
-    public, bench = _public(silos), DeviceContext(chosen_device(folder.recipe.get("device", "auto")))
+    public, context = _public(silos), DeviceContext(chosen_device(folder.recipe.get("device", "auto")))
     if len(public) < 2:
         raise DataError(
             f"{len(public)} image is held out, and an attacker needs 2 at least: data.held_out or data.test"
         )
-    silos = [replace(silo, bench=bench) for silo in silos]
+    silos = [replace(silo, device_context=context) for silo in silos]
     with folder.alone():
         first, later = (replay.last_round(folder, method, silos, part) for part in (0.0, 0.5))
         mine = huscf.chosen(first)

@@ -62,8 +62,8 @@ class Experiment:
     drawn: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
-        bench = DeviceContext(chosen_device(self.device))
-        mine = [replace(silo, seed=self.seed, bench=bench, memory=dict(silo.memory)) for silo in self.silos]
+        context = DeviceContext(chosen_device(self.device))
+        mine = [replace(silo, seed=self.seed, device_context=context, memory=dict(silo.memory)) for silo in self.silos]
         self.silos = distinct(mine)
         for silo in self.silos:
             self.method.check_silo(silo)
@@ -73,7 +73,7 @@ class Experiment:
         if not 1 <= self.quorum <= len(self.roster):
             raise RecipeError(f"quorum is {self.quorum}, there are {len(self.roster)} silos")
         self.server: Server = self.method.server(self.seed, self.roster)
-        self.server.device = bench.device
+        self.server.device = context.device
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
         self._ran = False
 
@@ -167,7 +167,7 @@ class Experiment:
     @cached_property
     def judge(self) -> Evaluator:
         """Made when it is first needed: it looks at all real images."""
-        return Evaluator(self.evaluation, self.silos, str(self.silos[0].bench.device))
+        return Evaluator(self.evaluation, self.silos, str(self.silos[0].device_context.device))
 
     def _looked_at(self, folder: RunFolder, done: Round) -> Round:
         """The round with its figures and a picture, where it is one of those to be evaluated."""
@@ -200,7 +200,9 @@ class Experiment:
         return [int(label) for label in images.labels.unique()]
 
     def _ready(self, trained: TrainedModel) -> TrainedModel:
-        return summary.ready(trained, self.sampling, self.silos[0].images.classes, str(self.silos[0].bench.device))
+        return summary.ready(
+            trained, self.sampling, self.silos[0].images.classes, str(self.silos[0].device_context.device)
+        )
 
     def _go_on(self, folder: RunFolder) -> None:
         """Draw who holds what, and take up the newest round that is kept."""

@@ -71,7 +71,7 @@ class Silo:
     name: str
     images: Images
     seed: int = 0
-    bench: DeviceContext = field(default_factory=DeviceContext)
+    device_context: DeviceContext = field(default_factory=DeviceContext)
     memory: Tensors = field(default_factory=dict, repr=False)
     held_out: Images | None = None
     latents: Latents | None = field(default=None, repr=False)
@@ -103,7 +103,7 @@ class Silo:
 
     def rng(self, round_number: int) -> torch.Generator:
         """The random numbers of this silo in this round, on its device."""
-        return torch_rng(self.seed, self.name, round_number, device=self.bench.device)
+        return torch_rng(self.seed, self.name, round_number, device=self.device_context.device)
 
 
 def distinct(silos: list[Silo]) -> list[Silo]:

@@ -249,9 +249,9 @@ def test_the_plan_of_the_wire_names_every_tensor_and_never_an_image() -> None:
 
 
 def test_a_workbench_keeps_one_copy_of_each_network() -> None:
-    bench, method = DeviceContext(), tiny_fedavg()
-    assert bench.network(method.model) is bench.network(tiny_fedavg().model)
-    assert bench.network(method.model) is not bench.network(method.model.model_copy(update={"widths": (16,)}))
+    context, method = DeviceContext(), tiny_fedavg()
+    assert context.network(method.model) is context.network(tiny_fedavg().model)
+    assert context.network(method.model) is not context.network(method.model.model_copy(update={"widths": (16,)}))
 
 
 def test_counted_and_encoded_runs_end_in_the_same_bits() -> None:

@@ -75,7 +75,7 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     """One round at the silo: load what came, train, send what came of it."""
     before = silo.memory
     received = _receive(method, silo, answer)
-    network = silo.bench.network(method.model)
+    network = silo.device_context.network(method.model)
     network.load_state_dict(received)
     number = answer.facts["round"]
     optimiser = method.training.optimiser_of(network, method.progress(number))

@@ -137,12 +137,12 @@ class Critic:
     """A silo's discriminator, and its side of an iteration."""
 
     def __init__(self, method: RemoteGenerator, silo: Silo) -> None:
-        self.method, self.silo, self.device = method, silo, silo.bench.device
+        self.method, self.silo, self.device = method, silo, silo.device_context.device
         self.network: GanModule = method.model.build(0).keep(lambda network, _: network == "discriminator")
         self.network.to(self.device)
         self.chain = Chain(list(self.network.discriminator), method.borders)
         self.optimiser = method.training.optimiser_of(self.network, 0.0)
-        self.meter = Meter(silo.bench.known_flops)
+        self.meter = Meter(silo.device_context.known_flops)
 
     def take(self, weights: Tensors) -> None:
         """Go on with what the server sent, if it sent anything; the optimiser's memory stays."""

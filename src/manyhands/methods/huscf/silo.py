@@ -32,9 +32,9 @@ class SiloSegments:
     def __init__(self, method: HuSCFSpec, silo: Silo, start: Tensors, number: int) -> None:
         self.method, self.silo, self.cuts = method, silo, method.of(silo.name)
         self.network = method.model.build(0).keep(lambda name, block: self.cuts.of(name).at_home(block))
-        self.network.to(silo.bench.device)
+        self.network.to(silo.device_context.device)
         self.optimiser = method.training.optimiser_of(self.network, 0.0)
-        self.meter = Meter(silo.bench.known_flops)
+        self.meter = Meter(silo.device_context.known_flops)
         self.start = start
         self.restore()
         if number > self.taken:
@@ -72,11 +72,11 @@ class SiloSegments:
         """So many mini-batches; the mean loss of the discriminator."""
         silo, training, before = self.silo, self.method.training, self.meter.flops
         training = training.model_copy(update={"steps": steps, "epochs": None})
-        rng = silo.rng(number)
-        self.chance = torch_rng(silo.seed, silo.name, number, "wire", device=silo.bench.device)
+        rng, device = silo.rng(number), silo.device_context.device
+        self.chance = torch_rng(silo.seed, silo.name, number, "wire", device=device)
         for group in self.optimiser.param_groups:
             group["lr"] = training.rate(self.method.progress(number))
-        images, total, seen = silo.images.to(silo.bench.device), torch.zeros((), device=silo.bench.device), 0
+        images, total, seen = silo.images.to(device), torch.zeros((), device=device), 0
         for numbers in list(training.batches(len(silo.images), rng)):
             x, labels = images.batch(numbers)
             known = labels if self.method.model.classes else None
