@@ -14,7 +14,7 @@ from bench import ROOT, Measured, main
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.placement.devices import Central, Device, Fleet, load_devices
-from manyhands.placement.planner import Advisor
+from manyhands.placement.planner import Planner
 
 BARS = {
     "cost_model_off": "<= 5e-05",
@@ -34,18 +34,18 @@ def cost_model(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
     """How far the authors' figure is from theirs, and how often others find better cuts than the exact solver."""
     torch.set_num_threads(1)
     fleet = load_devices([ROOT / "examples" / "devices.toml"])
-    advisor = Advisor(fleet.model, fleet, "authors", min_head=0)
+    planner = Planner(fleet.model, fleet, "authors", min_head=0)
     began = time.perf_counter()
-    _ = advisor.problem  # what blocks cost is counted once for a model
+    _ = planner.problem  # what blocks cost is counted once for a model
     counted, began = time.perf_counter() - began, time.perf_counter()
-    cuts = advisor.cuts()
+    cuts = planner.cuts()
     seconds = time.perf_counter() - began
-    told = {name: AUTHORS_CUTS.get(name, "1111") for name in advisor.names}
+    told = {name: AUTHORS_CUTS.get(name, "1111") for name in planner.names}
     genetic = [_against_genetic(seed) for seed in range(2 if quick else 100)]
     brute = [_against_all(seed) for seed in range(2 if quick else 50)]
     figures = {
-        "cost_model": advisor.seconds(cuts),
-        "cost_model_off": abs(advisor.seconds(cuts) - AUTHORS_SECONDS),
+        "cost_model": planner.seconds(cuts),
+        "cost_model_off": abs(planner.seconds(cuts) - AUTHORS_SECONDS),
         "cost_model_cuts_off": float(sum(in_bits(each) != told[name] for name, each in cuts.items())),
         "exact_seconds": seconds,
         "genetic_better": float(sum(ratio < 1 - SLACK for ratio in genetic)),
@@ -81,22 +81,22 @@ def _against_genetic(seed: int) -> float:
     """The seconds of the genetic solver's cuts, as a multiple of the exact one's."""
     rng = np.random.default_rng(seed)
     mode, kinds = ("authors", "corrected")[seed % 2], int(rng.integers(2, 8))
-    advisor = Advisor(MODEL, devices(rng, kinds), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
-    return advisor.seconds(advisor.cuts("genetic", seed)) / advisor.seconds(advisor.cuts())
+    planner = Planner(MODEL, devices(rng, kinds), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
+    return planner.seconds(planner.cuts("genetic", seed)) / planner.seconds(planner.cuts())
 
 
 def _against_all(seed: int) -> float:
     """The seconds of the best of all cuts, as a multiple of the exact one's."""
     rng = np.random.default_rng(1000 + seed)
     mode = ("authors", "corrected")[seed % 2]
-    advisor = Advisor(MODEL, devices(rng, 2), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
+    planner = Planner(MODEL, devices(rng, 2), mode, min_head=seed // 2 % 2)  # type: ignore[arg-type]
     every = [LayerCuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(MODEL), repeat=2)]
     fitting = [
-        [c for c in every if c.discriminator.head >= advisor.min_head and advisor.memory(c) <= (each.memory or np.inf)]
-        for each in advisor.fleet.devices.values()
+        [c for c in every if c.discriminator.head >= planner.min_head and planner.memory(c) <= (each.memory or np.inf)]
+        for each in planner.fleet.devices.values()
     ]
-    least = min(advisor.seconds(dict(zip(advisor.names, one, strict=True))) for one in itertools.product(*fitting))
-    return least / advisor.seconds(advisor.cuts())
+    least = min(planner.seconds(dict(zip(planner.names, one, strict=True))) for one in itertools.product(*fitting))
+    return least / planner.seconds(planner.cuts())
 
 
 def measure(told: argparse.Namespace) -> Measured:

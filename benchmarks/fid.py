@@ -16,7 +16,7 @@ BARS = {"fid_reference": "<= 1e-3", "kid_unbiased": "<= 3"}
 
 def measure(told: argparse.Namespace) -> bench.Measured:
     """FID of real digits with themselves and against scipy; KID over draws from one set, in standard errors."""
-    train, held = Digits().load(8).hold_out(0.3).divided()
+    train, held = Digits().load(8).hold_out(0.3).split_held_out()
     seen = features.classifier(train, held)(train.pixels).features
     fid = metrics.Fid(seen)
     cases = {"with itself": abs(fid(seen))}

@@ -19,8 +19,8 @@ from shares import Shares
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCuts, every_cut
-from manyhands.placement.devices import Advice, Central, Device
-from manyhands.placement.planner import Advisor
+from manyhands.placement.devices import Central, Device, PlacementSpec
+from manyhands.placement.planner import Planner
 from manyhands.silos.training import GanTraining
 
 BARS = {"predicted": "<= 0.3", "predicted_choice": "<= 1.1"}
@@ -100,7 +100,7 @@ class Farm:
         for child, slow in zip(self.silos, mix, strict=False):
             self.shares.set(child.process.pid, slow.share)
 
-    def profiled(self, method: HuSCF, mix: list[Slow], span: float) -> Advice:
+    def profiled(self, method: HuSCF, mix: list[Slow], span: float) -> PlacementSpec:
         """What all machines are measured to be, at the same time."""
         told, here = {"method": method.model_dump(mode="json"), "span": span}, self.silos[: len(mix)]
         self.server.tell("speeds", serves=len(mix), **told)
@@ -114,7 +114,7 @@ class Farm:
             links.append(child.hear())
         self.server.hear()
         devices = {f"s{i}": Device(**each, **link) for i, (each, link) in enumerate(zip(found, links, strict=True))}
-        return Advice(batch=method.training.batch, model=method.model, server=Central(**server), devices=devices)
+        return PlacementSpec(batch=method.training.batch, model=method.model, server=Central(**server), devices=devices)
 
     def seconds(self, method: HuSCF, mix: list[Slow]) -> list[float]:
         """Each iteration of a run but the first, as the slowest silo has it."""
@@ -173,9 +173,9 @@ def _mix(farm: Farm, method: HuSCF, name: str, mix: list[Slow], seed: int, effor
     farm.seconds(method, mix)  # so that nothing is done for the first time
     farm.throttle(mix)
     advice = farm.profiled(method, mix, effort.span)
-    advisor = Advisor(advice.model, advice, min_head=method.min_head)
-    chosen = advisor.cuts()
-    every = [chosen, *others(method.model, advisor.names, chosen, effort.tried, seed)]
+    planner = Planner(advice.model, advice, min_head=method.min_head)
+    chosen = planner.cuts()
+    every = [chosen, *others(method.model, planner.names, chosen, effort.tried, seed)]
     taken: list[list[float]] = [[] for _ in every]
     for _ in range(effort.sweeps):
         for cuts, each in zip(every, taken, strict=True):
@@ -183,9 +183,9 @@ def _mix(farm: Farm, method: HuSCF, name: str, mix: list[Slow], seed: int, effor
     rows = []
     for cuts, each in zip(every, taken, strict=True):
         named = {silo: str(each) for silo, each in cuts.items()}
-        rows.append({"cuts": named, "seconds": median(each), "predicted": advisor.seconds(cuts), "iterations": each})
+        rows.append({"cuts": named, "seconds": median(each), "predicted": planner.seconds(cuts), "iterations": each})
         print(name, rows[-1], file=sys.stderr)
-    devices = {silo: [*slow, *_facts(advice.devices[silo])] for silo, slow in zip(advisor.names, mix, strict=True)}
+    devices = {silo: [*slow, *_facts(advice.devices[silo])] for silo, slow in zip(planner.names, mix, strict=True)}
     return {"mix": name, "devices": devices, "server_gflops": advice.server.gflops, "tried": rows}
 
 

@@ -48,12 +48,12 @@ def together(method: HuSCF, silos: Sequence[Silo]) -> States:
         forget()
         for image, real in (({name: m.detach() for name, m in made.items()}, False), (x, True)):
             logits = run("discriminator", image, y)
-            torch.stack([spec.judged(logits[name], real=real) for name in names]).sum().backward()
+            torch.stack([spec.discriminator_loss(logits[name], real=real) for name in names]).sum().backward()
         for optimiser in optimisers:
             optimiser.step()
         forget()
         logits = run("discriminator", made, y)
-        torch.stack([spec.fooled(logits[name]) for name in names]).sum().backward()
+        torch.stack([spec.generator_loss(logits[name]) for name in names]).sum().backward()
         for each in every:
             each.discriminator.zero_grad()
         for optimiser in optimisers:

@@ -156,7 +156,7 @@ def test_silos_with_generators_of_their_own_are_judged_by_those() -> None:
 
 def test_central_and_federated_are_held_against_the_same_images() -> None:
     images = sharp_images(200).hold_out(0.4)
-    train, held = images.divided()
+    train, held = images.split_held_out()
     told = tiny_fedavg().model_dump(exclude=FEDAVG_ONLY)
     central = ended(Central.model_validate(told), [Silo("pooled", train, held_out=held)]).evaluate()
     federated = ended(tiny_fedavg(), split(images, Iid(silos=3))).evaluate()
@@ -241,7 +241,7 @@ def test_what_is_held_out_depends_on_the_images_alone_and_on_each_class() -> Non
     for label in (0, 1):
         mine = images.labels == label
         assert int(held.held[mine].sum()) == round(0.25 * int(mine.sum()))
-    train, out = held.divided()
+    train, out = held.split_held_out()
     assert len(train) + len(out) == 100
     assert not set(train.rows.tolist()) & set(out.rows.tolist())  # type: ignore[union-attr]
 

@@ -45,7 +45,7 @@ def test_images_of_the_wrong_range_or_type_are_an_error_never_wrapped(images: to
 
 @pytest.fixture(scope="module")
 def halves() -> tuple[features.Images, features.Images]:
-    return Digits().load(8).hold_out(0.3).divided()
+    return Digits().load(8).hold_out(0.3).split_held_out()
 
 
 def test_the_classifier_is_good_kept_and_the_same_again(

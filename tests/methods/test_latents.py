@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from manyhands import Central, Experiment, FedAvg, Local, Message, Silo, Training
-from manyhands.data.latents import Latents, scale_of
+from manyhands.data.latents import Latents, latent_scale
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.links.in_process import InProcess
 from manyhands.methods.baselines import LocalServer
@@ -67,12 +67,12 @@ def test_the_scale_is_that_of_all_latents_pooled_however_they_are_dealt(folder: 
     model, holders = latent(folder), silos()
     encoded = [encode(silo, model.load()) for silo in holders]
     mean, deviation = (torch.cat([getattr(each, name) for each in encoded]) for name in ("mean", "deviation"))
-    pooled = scale_of([Latents(mean, deviation).moments()])
-    assert scale_of([each.moments() for each in encoded]) == pytest.approx(pooled, rel=1e-12)
+    pooled = latent_scale([Latents(mean, deviation).moments()])
+    assert latent_scale([each.moments() for each in encoded]) == pytest.approx(pooled, rel=1e-12)
     rng = torch.Generator().manual_seed(0)
     drawn = torch.cat([Latents(mean, deviation).batch(torch.arange(len(mean)), rng)[0] for _ in range(50)])
     assert 1 / drawn.std().item() == pytest.approx(pooled, rel=0.02)
-    alone = [scale_of([each.moments()]) for each in encoded]
+    alone = [latent_scale([each.moments()]) for each in encoded]
     assert max(alone) > 1.02 * min(alone)  # a scale for each silo would be another one
 
     experiment = trained(method(folder, rounds=1))

@@ -18,7 +18,7 @@ from manyhands.methods.fedavg.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.fedavg.sharing import ALL, asked
 from manyhands.methods.fedavg.silo import HELD, LEFT
 from manyhands.methods.fedavg.spec import AVERAGE
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.seed import numpy_rng
 from manyhands.tensors import Tensors, in_16_bits, named, sha256
 from tests.conftest import TINY, tiny_fedavg, tiny_silos
@@ -253,7 +253,7 @@ def test_private_parts_never_leave_and_each_silo_ends_with_a_net_of_its_own(shar
 
 def test_sharing_less_sends_less_by_the_share_of_the_weights() -> None:
     size = {share: trained(tiny_fedavg(share=share)).ledger.bytes("up") for share in ("all", "up+mid", "up")}
-    layout = layout_of(TINY)
+    layout = state_spec_of(TINY)
     for share in ("up+mid", "up"):
         part = sum(like.size for name, like in layout.items() if TINY.part_of(name) in share.split("+"))
         assert size[share] / size["all"] == pytest.approx(part / sum(like.size for like in layout.values()), abs=0.03)

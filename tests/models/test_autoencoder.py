@@ -51,17 +51,17 @@ def test_diffusers_loads_what_is_saved_and_decodes_the_same(tmp_path: Path) -> N
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         back = theirs.decode(theirs.encode(x).latent_dist.mean).sample.clamp(-1, 1)
-    assert torch.equal(one.redrawn(x), back)
+    assert torch.equal(one.reconstruct(x), back)
     again = load(tmp_path / "model")
     assert isinstance(again, TrainedAutoencoder)
     assert again.model == SPEC
-    assert torch.equal(again.redrawn(x, batch=2), one.redrawn(x, batch=2))
+    assert torch.equal(again.reconstruct(x, batch=2), one.reconstruct(x, batch=2))
 
 
 def test_one_from_elsewhere_is_loaded_by_what_the_recipe_says_of_it(tmp_path: Path) -> None:
     AutoencoderKL(sample_size=512, **SPEC.settings()).save_pretrained(tmp_path)
     loaded = TrainedAutoencoder.from_pretrained(tmp_path, SPEC)
-    assert loaded.redrawn(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 8, 8)
+    assert loaded.reconstruct(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 8, 8)
 
 
 def test_another_autoencoder_or_none_is_told_in_words(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_latent_generator_draws_the_same_when_loaded_and_in_diffusers(tmp_path
     denoiser = guided(one.network, one.diffusion, torch.tensor(labels) if classes else None, classes, 1.0)
     unbounded = Sampling(steps=10, clip=None)
     latents = unbounded.denoise(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator())
-    ours = autoencoder().decoded(latents / 2.5).clamp(-1, 1)
+    ours = autoencoder().decode(latents / 2.5).clamp(-1, 1)
     assert torch.allclose(torch.from_numpy(theirs).permute(0, 3, 1, 2), ours / 2 + 0.5, atol=2e-3)
 
 

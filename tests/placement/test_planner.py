@@ -15,7 +15,7 @@ from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCut, LayerCuts, every_cut
 from manyhands.placement.devices import Central, Device, Fleet
 from manyhands.placement.genetic import _Space, genetic
-from manyhands.placement.planner import Advisor
+from manyhands.placement.planner import Planner
 from manyhands.placement.timeline import timeline
 
 GAN = Gan(size=28, channels=1, classes=10)
@@ -41,29 +41,29 @@ def in_bits(cuts: LayerCuts) -> str:
 
 
 def test_the_authors_figure_and_cuts() -> None:
-    advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
-    cuts = advisor.cuts()
-    assert advisor.seconds(cuts) == pytest.approx(8.1405, abs=5e-5)
+    planner = Planner(GAN, authors_fleet(), "authors", min_head=0)
+    cuts = planner.cuts()
+    assert planner.seconds(cuts) == pytest.approx(8.1405, abs=5e-5)
     told = {"dev1": "0000", "dev5": "0010", "dev6": "1110"}
     assert {name: in_bits(each) for name, each in cuts.items()} == {name: told.get(name, "1111") for name in AUTHORS}
 
 
 def test_uniform_cuts_take_what_the_notes_say() -> None:
-    advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
+    planner = Planner(GAN, authors_fleet(), "authors", min_head=0)
     least, most = (LayerCuts(generator=cut, discriminator=cut) for cut in (every_cut(GAN)[0], every_cut(GAN)[-1]))
-    assert advisor.seconds(dict.fromkeys(AUTHORS, least)) == pytest.approx(16.9, abs=0.05)
-    assert advisor.seconds(dict.fromkeys(AUTHORS, most)) == pytest.approx(195.9, abs=0.05)
+    assert planner.seconds(dict.fromkeys(AUTHORS, least)) == pytest.approx(16.9, abs=0.05)
+    assert planner.seconds(dict.fromkeys(AUTHORS, most)) == pytest.approx(195.9, abs=0.05)
 
 
-def brute(advisor: Advisor) -> float:
+def brute(planner: Planner) -> float:
     """The least of all."""
-    every = [LayerCuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(advisor.model), repeat=2)]
-    every = [cuts for cuts in every if cuts.discriminator.head >= advisor.min_head]
+    every = [LayerCuts(generator=g, discriminator=d) for g, d in itertools.product(every_cut(planner.model), repeat=2)]
+    every = [cuts for cuts in every if cuts.discriminator.head >= planner.min_head]
     best = np.inf
-    fitting = [[c for c in every if advisor.memory(c) <= (device.memory or np.inf)]
-               for name, device in advisor.fleet.devices.items()]  # fmt: skip
+    fitting = [[c for c in every if planner.memory(c) <= (device.memory or np.inf)]
+               for name, device in planner.fleet.devices.items()]  # fmt: skip
     for chosen in itertools.product(*fitting):
-        best = min(best, advisor.seconds(dict(zip(advisor.names, chosen, strict=True))))
+        best = min(best, planner.seconds(dict(zip(planner.names, chosen, strict=True))))
     return best
 
 
@@ -81,55 +81,55 @@ def fleets(draw: st.DrawFn) -> Fleet:
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(fleets(), st.sampled_from(["authors", "corrected"]), st.integers(0, 1))
 def test_nothing_is_better_than_the_exact_cuts(fleet: Fleet, mode: str, min_head: int) -> None:
-    advisor = Advisor(GAN, fleet, mode, min_head)  # type: ignore[arg-type]
-    best = brute(advisor)
+    planner = Planner(GAN, fleet, mode, min_head)  # type: ignore[arg-type]
+    best = brute(planner)
     if np.isinf(best):
         with pytest.raises(RecipeError, match="lacks"):
-            advisor.cuts()
+            planner.cuts()
         return
-    cuts = advisor.cuts()
-    assert advisor.seconds(cuts) == pytest.approx(best)
+    cuts = planner.cuts()
+    assert planner.seconds(cuts) == pytest.approx(best)
     for name, each in cuts.items():
-        assert advisor.memory(each) <= (fleet.devices[name].memory or np.inf)
+        assert planner.memory(each) <= (fleet.devices[name].memory or np.inf)
 
 
 def test_equal_devices_gain_nothing_by_different_cuts() -> None:
     one = Device(count=6, gflops=3, rate=2e7)
-    together = Advisor(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices={"a": one}))
+    together = Planner(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices={"a": one}))
     apart = {name: one.model_copy(update={"count": 2}) for name in ("a", "b", "c")}
-    each = Advisor(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices=apart))
+    each = Planner(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices=apart))
     assert each.seconds(each.cuts()) == pytest.approx(together.seconds(together.cuts()))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(fleets(), st.sampled_from(["authors", "corrected"]), st.integers(0, 1000))
 def test_the_genetic_solver_finds_nothing_better_and_stays_within_memory(fleet: Fleet, mode: str, seed: int) -> None:
-    advisor = Advisor(DEEPER, fleet, mode)  # type: ignore[arg-type]
+    planner = Planner(DEEPER, fleet, mode)  # type: ignore[arg-type]
     try:
-        best = advisor.seconds(advisor.cuts())
-        found = problem_cuts(advisor, seed)
+        best = planner.seconds(planner.cuts())
+        found = problem_cuts(planner, seed)
     except RecipeError:
         return
-    assert advisor.seconds(found) >= best * (1 - 1e-9)
+    assert planner.seconds(found) >= best * (1 - 1e-9)
     for name, each in found.items():
         assert each.discriminator.head >= 1
-        assert advisor.memory(each) <= (fleet.devices[name].memory or np.inf)
+        assert planner.memory(each) <= (fleet.devices[name].memory or np.inf)
 
 
-def problem_cuts(advisor: Advisor, seed: int) -> dict[str, LayerCuts]:
+def problem_cuts(planner: Planner, seed: int) -> dict[str, LayerCuts]:
     """By a short search."""
-    levels = genetic(advisor.problem, seed, population=20, generations=5)
+    levels = genetic(planner.problem, seed, population=20, generations=5)
     if levels is None:
         raise RecipeError("none met")
-    return advisor.cuts_of(levels)
+    return planner.cuts_of(levels)
 
 
 def test_the_genetic_solver_finds_the_best_of_easy_fleets_and_the_same_again() -> None:
-    advisor = Advisor(GAN, authors_fleet(), "authors", min_head=0)
+    planner = Planner(GAN, authors_fleet(), "authors", min_head=0)
     before = np.random.get_state()[1].tolist()  # type: ignore[union-attr] # noqa: NPY002
-    found = advisor.cuts("genetic", seed=3)
-    assert advisor.seconds(found) == pytest.approx(advisor.seconds(advisor.cuts()))
-    assert problem_cuts(advisor, 1) == problem_cuts(advisor, 1)
+    found = planner.cuts("genetic", seed=3)
+    assert planner.seconds(found) == pytest.approx(planner.seconds(planner.cuts()))
+    assert problem_cuts(planner, 1) == problem_cuts(planner, 1)
     assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr] # noqa: NPY002
 
 
@@ -142,7 +142,7 @@ def test_no_chromosome_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> Non
         return real(self, rows)
 
     monkeypatch.setattr(_Space, "_measured", counted)
-    genetic(Advisor(GAN, authors_fleet()).problem, seed=0, population=20, generations=10)
+    genetic(Planner(GAN, authors_fleet()).problem, seed=0, population=20, generations=10)
     assert len(measured) == len(set(measured)) > 20
 
 
@@ -150,7 +150,7 @@ def test_without_pymoo_the_genetic_solver_says_how_to_get_it(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "pymoo.optimize", None)
     monkeypatch.delitem(sys.modules, "manyhands.placement.genetic")
     with pytest.raises(RecipeError, match=r"pip install 'manyhands\[genetic\]'"):
-        Advisor(GAN, authors_fleet()).cuts("genetic")
+        Planner(GAN, authors_fleet()).cuts("genetic")
 
 
 def test_one_that_is_too_small_is_named_with_what_it_lacks() -> None:
@@ -158,35 +158,35 @@ def test_one_that_is_too_small_is_named_with_what_it_lacks() -> None:
     fleet = Fleet(
         server=Central(gflops=10, rate=1e6), devices={"a": small.model_copy(update={"memory": None}), "b": small}
     )
-    advisor = Advisor(GAN, fleet)
-    least = advisor.memory(LayerCuts(generator=every_cut(GAN)[0], discriminator=LayerCut(head=1, tail=4)))
+    planner = Planner(GAN, fleet)
+    least = planner.memory(LayerCuts(generator=every_cut(GAN)[0], discriminator=LayerCut(head=1, tail=4)))
     for solver in ("exact", "genetic"):
         with pytest.raises(RecipeError, match=f"device b: at the least cut it lacks {(least - 10e6) / 1e6:,.1f} MB"):
-            advisor.cuts(solver)  # type: ignore[arg-type]
+            planner.cuts(solver)  # type: ignore[arg-type]
 
 
 def test_cuts_that_are_none_are_told() -> None:
-    advisor = Advisor(GAN, authors_fleet())
+    planner = Planner(GAN, authors_fleet())
     good, bad = (LayerCuts(generator=LayerCut(head=h, tail=4), discriminator=LayerCut(head=1, tail=4)) for h in (0, 2))
     with pytest.raises(RecipeError, match="generator: the head ends before block 2"):
-        advisor.seconds(dict.fromkeys(AUTHORS, bad))
+        planner.seconds(dict.fromkeys(AUTHORS, bad))
     with pytest.raises(RecipeError, match="device dev7: there are no cuts"):
-        advisor.seconds(dict.fromkeys(list(AUTHORS)[:-1], good))
+        planner.seconds(dict.fromkeys(list(AUTHORS)[:-1], good))
     with pytest.raises(RecipeError, match="min_head is 2"):
-        Advisor(GAN, authors_fleet(), min_head=2)
+        Planner(GAN, authors_fleet(), min_head=2)
 
 
 def test_what_was_measured_of_a_link_counts() -> None:
     one, server = Device(gflops=3, rate=2e7), Central(gflops=50, rate=1e9)
 
     def seconds(**told: float) -> float:
-        advisor = Advisor(GAN, Fleet(server=server, devices={"a": one.model_copy(update=told)}))
-        return advisor.seconds({"a": every})
+        planner = Planner(GAN, Fleet(server=server, devices={"a": one.model_copy(update=told)}))
+        return planner.seconds({"a": every})
 
     every = LayerCuts(generator=every_cut(GAN)[0], discriminator=every_cut(GAN)[0])
     assert seconds(down=1e9) == seconds()
     assert seconds(latency=0.5) == pytest.approx(seconds() + 16 * 0.5)
-    slower = Advisor(GAN, Fleet(server=server, devices={"a": one})).sent(every) * (1 / 1e6 - 1 / 1e9)
+    slower = Planner(GAN, Fleet(server=server, devices={"a": one})).sent(every) * (1 / 1e6 - 1 / 1e9)
     assert seconds(down=1e6) == pytest.approx(seconds() + slower)
 
 
@@ -196,20 +196,20 @@ def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_
     fleet: Fleet, mode: str, data: st.DataObject
 ) -> None:
     for model in (GAN, DEEPER):
-        advisor = Advisor(model, fleet, mode, 0)  # type: ignore[arg-type]
+        planner = Planner(model, fleet, mode, 0)  # type: ignore[arg-type]
         one = st.sampled_from(every_cut(model))
         cuts = {name: LayerCuts(generator=data.draw(one), discriminator=data.draw(one)) for name in fleet.devices}
-        bars = timeline(advisor, cuts)
-        assert max(bar.end for bar in bars) == pytest.approx(advisor.seconds(cuts))
+        bars = timeline(planner, cuts)
+        assert max(bar.end for bar in bars) == pytest.approx(planner.seconds(cuts))
         for who in ("server", *fleet.devices):
             mine = sorted((bar.start, bar.end) for bar in bars if bar.who == who)
             assert all(before[1] <= after[0] + 1e-9 * after[0] for before, after in itertools.pairwise(mine))
 
 
 def test_bytes_are_those_of_the_paper() -> None:
-    advisor = Advisor(GAN, authors_fleet())
+    planner = Planner(GAN, authors_fleet())
     every = {in_bits(c): c for g, d in itertools.product(every_cut(GAN), repeat=2)
              for c in [LayerCuts(generator=g, discriminator=d)]}  # fmt: skip
     told = {"0000": 27.46, "0010": 22.64, "1111": 22.48, "1110": 19.43, "0110": 16.22, "1001": 33.72}
     for bits, megabytes in told.items():
-        assert advisor.sent(every[bits]) / 1e6 == pytest.approx(megabytes, abs=0.005)
+        assert planner.sent(every[bits]) / 1e6 == pytest.approx(megabytes, abs=0.005)

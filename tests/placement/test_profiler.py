@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from manyhands.cli.app import app
 from manyhands.errors import RecipeError
 from manyhands.models.gan import NETWORKS, Gan
-from manyhands.models.work import of_blocks
+from manyhands.models.work import block_flops
 from manyhands.placement import profiler
 from manyhands.placement.devices import Profile, load_devices
 from manyhands.placement.link_speed import Link
-from manyhands.placement.planner import PASSES, Advisor
-from manyhands.placement.profiler import free_memory, own_name, profiled, speeds, write
+from manyhands.placement.planner import PASSES, Planner
+from manyhands.placement.profiler import device_name, free_memory, profile_machine, speeds, write
 
 SMALL = Gan(size=8, channels=1, classes=2, latent=4, width=4)
 
@@ -40,25 +40,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_speed_times_seconds_is_the_work_of_an_iteration(clock: None, serves: int, batch: int) -> None:
     found = speeds(SMALL, 8, serves=serves)
     for network in NETWORKS:
-        works = of_blocks(SMALL, network)
+        works = block_flops(SMALL, network)
         assert len(found.blocks[network]) == SMALL.depth
         for work, speed in zip(works, found.blocks[network], strict=True):
             assert speed * 1e9 * 0.01 == pytest.approx(batch * (work.forward + work.backward))
-    every = sum(PASSES[n] * batch * (w.forward + w.backward) for n in NETWORKS for w in of_blocks(SMALL, n))
+    every = sum(PASSES[n] * batch * (w.forward + w.backward) for n in NETWORKS for w in block_flops(SMALL, n))
     assert found.gflops * 1e9 * 0.01 * SMALL.depth * sum(PASSES.values()) == pytest.approx(every)
 
 
 def test_profiles_of_several_machines_are_one_fleet(clock: None, tmp_path: Path) -> None:
     work, link = Profile(batch=8, model=SMALL), Link(2e6, 3e6, 0.001)
-    told = {"a": profiled(work, "a", link, memory=5e7), "b": profiled(work, "b", Link(1e6, 1e6))}
-    told["server"] = profiled(work, "", None, serves=2)
+    told = {"a": profile_machine(work, "a", link, memory=5e7), "b": profile_machine(work, "b", Link(1e6, 1e6))}
+    told["server"] = profile_machine(work, "", None, serves=2)
     for name, each in told.items():
         write(tmp_path / f"{name}.toml", each, "cpu")
     fleet = load_devices([tmp_path / f"{name}.toml" for name in told])
     assert (fleet.batch, fleet.model, fleet.server) == (8, SMALL, told["server"].server)
     assert fleet.devices == told["a"].devices | told["b"].devices
     assert (fleet.devices["a"].rate, fleet.devices["a"].down, fleet.devices["a"].latency) == (2e6, 3e6, 0.001)
-    assert Advisor(fleet.model, fleet).cuts().keys() == {"a", "b"}
+    assert Planner(fleet.model, fleet).cuts().keys() == {"a", "b"}
     assert 1e6 < free_memory() < 1e15
     assert (fleet.devices["b"].memory or 0) > 1e6
 
@@ -66,9 +66,9 @@ def test_profiles_of_several_machines_are_one_fleet(clock: None, tmp_path: Path)
 @pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a" * 64])
 def test_a_name_is_one(name: str) -> None:
     with pytest.raises(RecipeError, match="--name"):
-        own_name(name)
-    assert own_name("a-1") == "a-1"
-    assert own_name(None)
+        device_name(name)
+    assert device_name("a-1") == "a-1"
+    assert device_name(None)
 
 
 MODEL = "batch = 8\n[model]\nsize = 8\nchannels = 1\nclasses = 2\nlatent = 4\nwidth = 4\n"

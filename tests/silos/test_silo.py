@@ -85,7 +85,7 @@ def test_no_method_looks_at_what_is_marked(way: str, tmp_path: Path) -> None:
     method = method_of(way, tmp_path)
     size = method.model.size  # type: ignore[attr-defined]
     parts = [marked(i, poison=255, size=size) for i in range(3)]
-    assert kept(method, parts) == kept(method, [part.divided()[0] for part in parts])
+    assert kept(method, parts) == kept(method, [part.split_held_out()[0] for part in parts])
 
 
 def test_marks_divide_the_images_of_a_silo_and_it_stays_so() -> None:
@@ -124,7 +124,7 @@ def test_images_without_marks_are_all_trained_on() -> None:
 
 def test_marks_and_held_out_must_say_the_same() -> None:
     images = marked()
-    assert len(Silo("mayo", images, held_out=images.divided()[1]).images) == 14
+    assert len(Silo("mayo", images, held_out=images.split_held_out()[1]).images) == 14
     for other in (images, tiny_images(6, seed=5, size=8), images.subset(np.arange(0))):
         with pytest.raises(DataError, match="mayo: 6 of its images are marked .* give either marks or held_out"):
             Silo("mayo", images, held_out=other)

@@ -24,7 +24,7 @@ def advise(
 ) -> None:
     """Find the cuts of a GAN under which an iteration takes least on these devices."""
     from manyhands.placement.devices import load_devices
-    from manyhands.placement.planner import Advisor
+    from manyhands.placement.planner import Planner
     from manyhands.placement.timeline import tables, timeline, timetable
     from manyhands.runs.progress import print_table
 
@@ -32,14 +32,14 @@ def advise(
         if value not in known:
             raise RecipeError(f"--{name} {value}: is neither {known[0]} nor {known[1]}")
     advice = load_devices(devices)
-    advisor = Advisor(advice.model, advice, mode, min_head)  # type: ignore[arg-type]
-    cuts = advisor.cuts(solver, seed)  # type: ignore[arg-type]
+    planner = Planner(advice.model, advice, mode, min_head)  # type: ignore[arg-type]
+    cuts = planner.cuts(solver, seed)  # type: ignore[arg-type]
     if out:
         from manyhands.evaluation import figures
 
         out.mkdir(parents=True, exist_ok=True)
-        figures.timeline(out / "timeline.png", timeline(advisor, cuts))
-    found = timetable(advisor, cuts)
+        figures.timeline(out / "timeline.png", timeline(planner, cuts))
+    found = timetable(planner, cuts)
     if as_json:
         typer.echo(kept_json(found))
         return

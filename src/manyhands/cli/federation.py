@@ -89,11 +89,11 @@ def serve(
     from manyhands.federation.kit import LEAD as LEAD_NAME
     from manyhands.federation.serving import FederationServer
     from manyhands.federation.switchboard import SiteConnections
-    from manyhands.models.state_spec import build_apart
+    from manyhands.models.state_spec import build_in_subprocess
     from manyhands.silos.device import chosen_device
     from manyhands.silos.memory import release_memory
 
-    build_apart()
+    build_in_subprocess()
     release_memory(at_once=True)
     out.mkdir(parents=True, exist_ok=True)
     seldom = Seldom(say)

@@ -44,12 +44,12 @@ def profile(
     if not (serves or peer or rate):
         raise RecipeError("profile: say --peer HOST:PORT to measure the link to the server, or its --rate")
     from manyhands.placement.devices import Profile, load_model
-    from manyhands.placement.profiler import own_name, profiled, write
+    from manyhands.placement.profiler import device_name, profile_machine, write
     from manyhands.silos.device import chosen_device
 
-    called, where = own_name(name), chosen_device(device)
+    called, where = device_name(name), chosen_device(device)
     work = load_model(model) if model else Profile()
     link = link_to(*address(peer, "--peer")) if peer else Link(rate, rate) if rate else None
-    found = profiled(work, called, link, memory=memory and 1e6 * memory, serves=serves, device=where)
+    found = profile_machine(work, called, link, memory=memory and 1e6 * memory, serves=serves, device=where)
     write(out, found, where)
     typer.echo(f"{out}\n{out.read_text()}".rstrip())

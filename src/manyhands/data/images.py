@@ -84,7 +84,7 @@ class Images:
             held[mine[torch.from_numpy(rng.permutation(len(mine))[: round(share * len(mine))])]] = True
         return replace(self, held=held)
 
-    def divided(self) -> tuple[Self, Self]:
+    def split_held_out(self) -> tuple[Self, Self]:
         """Those to train on, and those held out."""
         held = np.zeros(len(self), bool) if self.held is None else self.held.numpy()
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))

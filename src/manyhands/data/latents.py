@@ -58,7 +58,7 @@ class Latents:
         return Moments(mean.numel(), mean.sum().item(), squares.item())
 
 
-def scale_of(moments: list[Moments]) -> float:
+def latent_scale(moments: list[Moments]) -> float:
     """1 / the deviation of all that was counted, with whatever silo it is."""
     numbers = sum(each.numbers for each in moments)
     mean = sum(each.sum for each in moments) / numbers

@@ -184,7 +184,7 @@ class Evaluator:
         for who, generator in _distinct(generators).items():
             mine = torch.isin(self.held_silo, torch.tensor([self.silos.index(silo) for silo in who]))
             if isinstance(generator, TrainedAutoencoder):
-                images[mine] = _drawn(generator.redrawn(as_floats(self.held.pixels[mine])))
+                images[mine] = _drawn(generator.reconstruct(as_floats(self.held.pixels[mine])))
                 continue
             labels = (self.labels[mine] if generator.model.classes else torch.zeros(int(mine.sum()))).long().tolist()
             own = seed if len(who) == len(self.silos) else seed_of(seed, *who)
@@ -379,8 +379,8 @@ def _way(generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str,
     """How samples come to be: down a chain, by settings; at once; or, of an autoencoder, from images, by none."""
     if any(isinstance(generator, TrainedAutoencoder) for generator in generators.values()):
         return {}
-    walks = any(getattr(generator, "walks", True) for generator in generators.values())
-    return sampling.model_dump(mode="json") if walks else AT_ONCE
+    is_diffusion = any(getattr(generator, "is_diffusion", True) for generator in generators.values())
+    return sampling.model_dump(mode="json") if is_diffusion else AT_ONCE
 
 
 def _conditional(generators: Mapping[str, ImageSource]) -> bool:

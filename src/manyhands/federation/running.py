@@ -20,7 +20,7 @@ from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message, encoded_size
 from manyhands.runs.run_folder import Round, RunFolder, State
 from manyhands.runs.timer import RoundTimer, check_quorum
-from manyhands.silos.memory import peak_memory, release_memory, thrift
+from manyhands.silos.memory import compact_heap, peak_memory, release_memory
 from manyhands.subprocess_task import SubprocessTask
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class RunSession:
         adds = self.server is not None and not self.server.trains
         try:
             self.ledger.add(site, "up", op, encoded_size(message))
-            with thrift() if adds else nullcontext():
+            with compact_heap() if adds else nullcontext():
                 self.hub.submit(site, message, session, number, now - self.losses.busy)
         except MessageError as error:
             return Refused(Reason.MALFORMED, str(error))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ImageGenerator(ABC):
     """Draws images in [-1, 1], of the asked classes where it knows any; it ``walks`` down a chain, or is a GAN."""
 
-    walks: ClassVar[bool] = True
+    is_diffusion: ClassVar[bool] = True
     model: UNet | Latent | Gan
     classes: tuple[str, ...]
     sampling: Sampling
@@ -65,8 +65,8 @@ class ImageGenerator(ABC):
         for start in range(first, len(labels), batch):
             part = torch.tensor(labels[start : start + batch], device=self.device)
             rng = torch_rng(seed, "sample", start, device=self.device)
-            yield self._draw(part, rng, sampling or self.sampling).clamp(-1, 1).cpu(), part.cpu()
+            yield self._sample(part, rng, sampling or self.sampling).clamp(-1, 1).cpu(), part.cpu()
 
     @abstractmethod
-    def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+    def _sample(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         """One image for each label."""

@@ -105,9 +105,9 @@ class DiffusionGenerator(ImageGenerator):
         network.load_state_dict(self.weights)
         return network.to(self.device).eval()
 
-    def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+    def _sample(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         x = self.denoised(self.noise(len(labels), rng), labels, 0, rng, sampling)
-        return self._decoder.decoded(x / self.scale) if self._decoder else stretched(x, self.diffusion.norm)
+        return self._decoder.decode(x / self.scale) if self._decoder else stretched(x, self.diffusion.norm)
 
     def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """What the chain ends in."""

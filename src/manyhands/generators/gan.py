@@ -31,7 +31,7 @@ MAX_MIDDLE_IMAGES = 256
 class GanGenerator(ImageGenerator):
     """A trained generator. Where it is ``cut``, its middle is asked for; without anybody to ask it draws nothing."""
 
-    walks: ClassVar[bool] = False
+    is_diffusion: ClassVar[bool] = False
     model: Gan
     weights: Tensors
     cut: LayerCut | None = None
@@ -50,7 +50,7 @@ class GanGenerator(ImageGenerator):
         return network.to(self.device).eval()
 
     @torch.no_grad()
-    def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+    def _sample(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         z = torch.randn(len(labels), self.model.latent, generator=rng, device=self.device)
         blocks, known = list(self.network.generator), labels if self.model.classes else None
         if self.cut is None:
@@ -89,6 +89,6 @@ class GanGenerator(ImageGenerator):
         return loaded
 
 
-def generators_part(weights: Tensors) -> Tensors:
+def generator_weights(weights: Tensors) -> Tensors:
     """What of the weights of both networks is the generator's."""
     return {name: tensor for name, tensor in weights.items() if name.startswith("generator.")}

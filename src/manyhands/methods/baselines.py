@@ -192,7 +192,7 @@ class Central(LocalTrainingMethod):
     def _inner(self) -> FedAvg:
         return FedAvg(
             model=self.model,
-            training=self.training.joined(self.silos) if self.joined else self.training.times(self.silos),
+            training=self.training.joined(self.silos) if self.joined else self.training.repeated(self.silos),
             diffusion=self.diffusion,
             rounds=self.rounds,
             ema=self.ema,

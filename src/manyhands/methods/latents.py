@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyhands.data.latents import Latents, Moments, scale_of
+from manyhands.data.latents import Latents, Moments, latent_scale
 from manyhands.errors import CheckpointError, Reason, Refused
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
@@ -18,7 +18,7 @@ from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
 from manyhands.methods.base import Server, ServerWrapper
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.latent import Latent
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
 from manyhands.tensors import Tensors, sha256
 
@@ -37,7 +37,7 @@ SCALES = Number(0.0, 1e12)
 
 def operations(model: Latent) -> dict[str, Operation]:
     """What passes before the first round, and when a run goes on."""
-    weights = layout_of(model.autoencoder)
+    weights = state_spec_of(model.autoencoder)
     fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, {"scale": SCALES}))
     if model.scale is not None:
         return {FETCH: fetch}
@@ -136,7 +136,7 @@ class LatentServer(ServerWrapper):
         if op != AGREE:
             return self.inner.handle_barrier(op, messages)
         told = [messages[silo].facts for silo in sorted(messages)]
-        self.scale = scale_of([Moments(each["numbers"], each["sum"], each["squares"]) for each in told])
+        self.scale = latent_scale([Moments(each["numbers"], each["sum"], each["squares"]) for each in told])
         return {silo: Message(op, {}, {"scale": self.scale}) for silo in messages}
 
     def generator(self) -> DiffusionGenerator | TrainedAutoencoder | None:

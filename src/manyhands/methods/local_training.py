@@ -17,7 +17,7 @@ from manyhands.diffusion.objective import Diffusion
 from manyhands.errors import plain
 from manyhands.formatting import size_text
 from manyhands.generators.diffusion import DiffusionGenerator
-from manyhands.generators.gan import GanGenerator, generators_part
+from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
 from manyhands.messages.operation import LOSS, Operation
 from manyhands.methods import latents
@@ -28,7 +28,7 @@ from manyhands.methods.latents import LatentServer
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.latent import Latent
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.models.unet import UNet
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
@@ -89,7 +89,7 @@ class LocalTrainingMethod(Method, ABC):
         """What passes before the first round, for people."""
         if not isinstance(self.model, Latent):
             return []
-        count = sum(like.size for like in layout_of(self.model.autoencoder).values())
+        count = sum(like.size for like in state_spec_of(self.model.autoencoder).values())
         return [f"before the first round each silo gets the autoencoder: {count:,} weights, {size_text(4 * count)}"]
 
     def prepared(self, silo: Silo) -> Conversation:
@@ -177,7 +177,7 @@ class LocalTrainingMethod(Method, ABC):
     def generator_of(self, weights: Tensors) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder:
         """What has these weights; one of latents is not whole yet."""
         if isinstance(self.model, Gan):
-            return GanGenerator(self.model, generators_part(weights), ema=self.ema)
+            return GanGenerator(self.model, generator_weights(weights), ema=self.ema)
         if isinstance(self.model, Autoencoder):
             return TrainedAutoencoder(self.model, weights, ema=self.ema)
         return DiffusionGenerator(self.model, self.diffusion, weights, ema=self.ema)

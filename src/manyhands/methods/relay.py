@@ -100,7 +100,7 @@ class Relay(ImageGenerator):
     taught: bool = False
     norm: float | None = None
 
-    def _draw(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+    def _sample(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         return stretched(self._drawn(labels, rng, sampling), self.norm)
 
     def _drawn(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:

@@ -135,13 +135,13 @@ class TrainedAutoencoder:
     device: str = "cpu"
     ema: float = 0.0
 
-    def redrawn(self, images: Tensor, batch: int = 256) -> Tensor:
+    def reconstruct(self, images: Tensor, batch: int = 256) -> Tensor:
         """What is left of images in [-1, 1] after the latents, in [-1, 1]."""
-        parts = (self._redrawn(part.to(self.device)).cpu() for part in images.split(batch))
+        parts = (self._reconstruct(part.to(self.device)).cpu() for part in images.split(batch))
         return torch.cat(list(parts))
 
     @torch.no_grad()
-    def decoded(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """Images of latents, as they are: they may lie outside of [-1, 1]."""
         return self.network.decode(latents)
 
@@ -197,5 +197,5 @@ class TrainedAutoencoder:
         return network.to(self.device).eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
-    def _redrawn(self, images: Tensor) -> Tensor:
-        return self.decoded(self.network.moments(images)[0]).clamp(-1, 1)
+    def _reconstruct(self, images: Tensor) -> Tensor:
+        return self.decode(self.network.moments(images)[0]).clamp(-1, 1)

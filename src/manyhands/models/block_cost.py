@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ COPIES = 4
 @cache
 def weights(spec: UNet) -> int:
     """How many weights it has."""
-    return sum(like.size for like in layout_of(spec).values())
+    return sum(like.size for like in state_spec_of(spec).values())
 
 
 @cache

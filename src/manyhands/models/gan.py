@@ -78,15 +78,15 @@ class Gan(Spec):
         """The discriminator is the way down, the generator the way up."""
         return "down" if name.startswith("discriminator") else "up"
 
-    def judged(self, logits: Tensor, *, real: bool) -> Tensor:
+    def discriminator_loss(self, logits: Tensor, *, real: bool) -> Tensor:
         """The discriminator's loss on images that are real, or are not."""
         if self.loss == "hinge":
             return (1 - logits if real else 1 + logits).relu().mean()
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
-    def fooled(self, logits: Tensor) -> Tensor:
+    def generator_loss(self, logits: Tensor) -> Tensor:
         """The generator's loss on what the discriminator says of its images."""
-        return -logits.mean() if self.loss == "hinge" else self.judged(logits, real=True)
+        return -logits.mean() if self.loss == "hinge" else self.discriminator_loss(logits, real=True)
 
 
 class GanModule(nn.Module):
@@ -116,13 +116,13 @@ def iteration(
     """
     made = run_blocks(networks.generator, z, labels)
     optimiser.zero_grad(set_to_none=True)
-    judged = spec.judged(run_blocks(networks.discriminator, made.detach(), labels), real=False)
+    judged = spec.discriminator_loss(run_blocks(networks.discriminator, made.detach(), labels), real=False)
     judged.backward()
-    real = spec.judged(run_blocks(networks.discriminator, x, labels), real=True)
+    real = spec.discriminator_loss(run_blocks(networks.discriminator, x, labels), real=True)
     real.backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    fooled = spec.fooled(run_blocks(networks.discriminator, made, labels))
+    fooled = spec.generator_loss(run_blocks(networks.discriminator, made, labels))
     fooled.backward()
     networks.discriminator.zero_grad(set_to_none=True)
     optimiser.step()

@@ -18,7 +18,7 @@ _known: dict[Buildable, StateSpec] = {}
 _apart = False
 
 
-def layout_of(spec: Buildable) -> StateSpec:
+def state_spec_of(spec: Buildable) -> StateSpec:
     """Of a network that a specification builds."""
     if spec not in _known:
         with torch.device("meta"):
@@ -26,15 +26,15 @@ def layout_of(spec: Buildable) -> StateSpec:
     return _known[spec]
 
 
-def weights_of(spec: Buildable, seed: int) -> Tensors:
+def initial_weights(spec: Buildable, seed: int) -> Tensors:
     """Those that a network begins with."""
     found = _built_apart(spec, seed) if _apart else snapshot(spec.build(seed).state_dict())
     _known.setdefault(spec, layout(found))
     return found
 
 
-def build_apart() -> None:
-    """From now on, let ``weights_of`` build in a process that ends: the libraries of networks take much memory."""
+def build_in_subprocess() -> None:
+    """From now on, let ``initial_weights`` build in a process that ends: the libraries of networks take much memory."""
     global _apart
     _apart = True
 

@@ -13,24 +13,24 @@ from manyhands.models.block_cost import COPIES, saved_bytes
 from manyhands.models.gan import NETWORKS, BatchNorm, Gan, run_blocks
 
 
-class Work(NamedTuple):
+class BlockFlops(NamedTuple):
     """The floating-point operations of one image in a block, forward and backward."""
 
     forward: float
     backward: float
 
 
-def of_blocks(model: Gan, network: str, *, authors: bool = False) -> tuple[Work, ...]:
+def block_flops(model: Gan, network: str, *, authors: bool = False) -> tuple[BlockFlops, ...]:
     """Of each block, layer by layer.
 
     ``authors`` counts as HuSCF-GAN's code does, which takes the output's positions of a transposed convolution
     for those of its input: four times as many where it doubles the side.
     """
-    return _of_blocks(model, network, authors)
+    return _block_flops(model, network, authors)
 
 
 @cache
-def _of_blocks(model: Gan, network: str, authors: bool) -> tuple[Work, ...]:
+def _block_flops(model: Gan, network: str, authors: bool) -> tuple[BlockFlops, ...]:
     found = []
     with torch.device("meta"):
         made, x, labels = model.build(seed=0).eval(), *_batch(model, network, 2)
@@ -43,20 +43,20 @@ def _of_blocks(model: Gan, network: str, authors: bool) -> tuple[Work, ...]:
                 hook.remove()
             works = []
             for layer, taken, given in layers:
-                works.append(_of_layer(layer, taken, given, first=first, authors=authors))
+                works.append(_layer_flops(layer, taken, given, first=first, authors=authors))
                 first = first and not isinstance(layer, MATRICES)
-            found.append(Work(*(sum(parts) for parts in zip(*works, strict=True))))
+            found.append(BlockFlops(*(sum(parts) for parts in zip(*works, strict=True))))
     return tuple(found)
 
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-PER_NUMBER: dict[type[nn.Module], Work] = {
-    BatchNorm: Work(8, 11), nn.GroupNorm: Work(8, 11),
-    nn.ReLU: Work(1, 2), nn.LeakyReLU: Work(2, 3), nn.Tanh: Work(5, 3),
+PER_NUMBER: dict[type[nn.Module], BlockFlops] = {
+    BatchNorm: BlockFlops(8, 11), nn.GroupNorm: BlockFlops(8, 11),
+    nn.ReLU: BlockFlops(1, 2), nn.LeakyReLU: BlockFlops(2, 3), nn.Tanh: BlockFlops(5, 3),
 }  # fmt: skip
 
 
-def _of_layer(layer: nn.Module, taken: Tensor, given: Tensor, *, first: bool, authors: bool) -> Work:
+def _layer_flops(layer: nn.Module, taken: Tensor, given: Tensor, *, first: bool, authors: bool) -> BlockFlops:
     numbers = given[0].numel()
     if isinstance(layer, MATRICES):
         if isinstance(layer, nn.Linear):
@@ -65,13 +65,13 @@ def _of_layer(layer: nn.Module, taken: Tensor, given: Tensor, *, first: bool, au
             places = taken if isinstance(layer, nn.ConvTranspose2d) and not authors else given
             kernel = layer.kernel_size[0] * layer.kernel_size[1]
             products = layer.in_channels * layer.out_channels * kernel * places[0, 0].numel()
-        return Work(2 * products + numbers, (2 if first else 4) * products + numbers)
-    each = PER_NUMBER.get(type(layer), Work(0, 0))
-    return Work(each.forward * numbers, each.backward * numbers)
+        return BlockFlops(2 * products + numbers, (2 if first else 4) * products + numbers)
+    each = PER_NUMBER.get(type(layer), BlockFlops(0, 0))
+    return BlockFlops(each.forward * numbers, each.backward * numbers)
 
 
 @cache
-def memory_of_blocks(model: Gan, network: str, batch: int) -> tuple[int, ...]:
+def block_memory(model: Gan, network: str, batch: int) -> tuple[int, ...]:
     """The bytes that each block holds in training in float32: weights, Adam's, and what the backward pass needs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -93,8 +93,8 @@ def training_cost(model: Gan, batch: int, kept: Callable[[str, int], bool]) -> t
     """The operations of an image in an iteration, and the memory of training, in the blocks that are ``kept``."""
     work, memory = 0.0, 0
     for network in NETWORKS:
-        held = memory_of_blocks(model, network, batch)
-        for number, block in enumerate(of_blocks(model, network)):
+        held = block_memory(model, network, batch)
+        for number, block in enumerate(block_flops(model, network)):
             if kept(network, number):
                 work += PASSES[network] * sum(block)
                 memory += held[number]

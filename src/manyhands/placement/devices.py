@@ -73,8 +73,8 @@ class Fleet(Spec):
         return float(device.down or self.server.rate or 0)
 
 
-class Advice(Fleet):
-    """What is asked of an advisor: devices, and the networks that are to be cut."""
+class PlacementSpec(Fleet):
+    """What a planner needs: a fleet of devices, and the GAN whose cuts it looks for."""
 
     model: Gan = Gan(size=28, channels=1, classes=10)
 
@@ -99,7 +99,7 @@ class Profile(Spec):
     devices: dict[str, Device] = Field(default_factory=dict)
 
 
-def load_devices(paths: Sequence[Path]) -> Advice:
+def load_devices(paths: Sequence[Path]) -> PlacementSpec:
     """The devices of a file, or of several together."""
     told = {path: read(Profile, path, "device file") for path in paths}
     where = ", ".join(map(str, paths))
@@ -113,7 +113,7 @@ def load_devices(paths: Sequence[Path]) -> Advice:
     if (server := _one(told, "server")) is None:
         raise RecipeError(f"{where}: server: is not told of; `manyhands profile --server N` measures it")
     try:
-        return Advice(batch=_one(told, "batch"), server=server, devices=devices, model=_one(told, "model"))
+        return PlacementSpec(batch=_one(told, "batch"), server=server, devices=devices, model=_one(told, "model"))
     except ValueError as error:
         words = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())  # type: ignore[attr-defined]
         raise RecipeError(f"{where}: {words}") from None

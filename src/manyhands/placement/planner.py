@@ -22,7 +22,7 @@ import numpy as np
 from manyhands.errors import RecipeError
 from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.layer_cut import LayerCut, LayerCuts, block_outputs
-from manyhands.models.work import PASSES, memory_of_blocks, of_blocks
+from manyhands.models.work import PASSES, block_flops, block_memory
 from manyhands.placement.devices import Fleet
 from manyhands.placement.solver import End, Problem, Side, exact, held
 
@@ -32,7 +32,7 @@ SIDES = ("head", "tail")
 
 
 @dataclass(frozen=True)
-class Advisor:
+class Planner:
     """Knows what devices and blocks cost, and finds the cuts under which an iteration takes least.
 
     ``min_head`` is the least last block of the discriminator's head, which sees the images.
@@ -162,7 +162,7 @@ class Advisor:
     def _server_seconds(self, network: str, block: int) -> tuple[float, float]:
         """Of the server in a block, forward and backward, for the images of one device."""
         mirrored = self.mode == "authors" and block < self.model.middle
-        works = of_blocks(self.model, network, authors=self.mode == "authors")
+        works = block_flops(self.model, network, authors=self.mode == "authors")
         times = 1 if self.mode == "authors" else PASSES[network]
         unit = times * self.fleet.batch / self.fleet.server.speed(network, block)
         back = works[self.model.depth - 1 - block if mirrored else block].backward
@@ -170,7 +170,7 @@ class Advisor:
 
     def _side(self, network: str, side: str) -> Side:
         model, times, batch = self.model, PASSES[network], self.fleet.batch
-        works = of_blocks(model, network, authors=self.mode == "authors")
+        works = block_flops(model, network, authors=self.mode == "authors")
         head = side == "head"
         blocks = list(range(model.middle)) if head else list(range(model.depth - 1, model.middle, -1))
         devices = self.fleet.devices.values()
@@ -186,7 +186,7 @@ class Advisor:
 
         there = np.array([self._server_seconds(network, b) for b in blocks])
         inward, outward = there.T if head else there.T[::-1]
-        memory = memory_of_blocks(model, network, batch)
+        memory = block_memory(model, network, batch)
         late = [times * device.latency for device in devices]
         up, down = [device.rate for device in devices], [self.fleet.down(device) for device in devices]
         return Side(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from manyhands.errors import RecipeError
 from manyhands.files.write import replace_file
 from manyhands.models.gan import NETWORKS, Gan, run_blocks
-from manyhands.models.work import PASSES, of_blocks
+from manyhands.models.work import PASSES, block_flops
 from manyhands.placement.devices import GIGA, Central, Device, Profile
 from manyhands.placement.link_speed import Link
 from manyhands.silos.training import GanTraining
@@ -37,7 +37,7 @@ class Speeds(NamedTuple):
 
 
 def speeds(model: Gan, batch: int, *, serves: int = 0, device: str = "cpu", span: float = SPAN) -> Speeds:
-    """How fast this machine is in each block: operations as ``of_blocks`` counts them, by the seconds that they take.
+    """How fast this machine is in each block: operations as ``block_flops`` counts them, by the seconds that they take.
 
     A block is used as in an iteration: so many times forward and backward, the discriminator's first block once for
     the gradient of its image, and then one step of the optimiser. A server, who ``serves`` so many devices, has their
@@ -49,7 +49,7 @@ def speeds(model: Gan, batch: int, *, serves: int = 0, device: str = "cpu", span
     for network in NETWORKS:
         uses = _uses(model, network, batch, server=serves > 0, device=device)
         taken = [_seconds_of(use, device, span) for use in uses]
-        done = [PASSES[network] * batch * (work.forward + work.backward) for work in of_blocks(model, network)]
+        done = [PASSES[network] * batch * (work.forward + work.backward) for work in block_flops(model, network)]
         found[network] = tuple(count / each / GIGA for count, each in zip(done, taken, strict=True))
         operations, seconds = operations + sum(done), seconds + sum(taken)
     return Speeds(operations / seconds / GIGA, found)
@@ -119,7 +119,7 @@ def free_memory(device: str = "cpu") -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def profiled(
+def profile_machine(
     work: Profile, name: str, link: Link | None, *, memory: float | None = None, serves: int = 0, device: str = "cpu"
 ) -> Profile:
     """This machine under a name, or as the server of so many; memory is what is free if it is not told."""
@@ -144,7 +144,7 @@ def write(path: Path, profile: Profile, device: str) -> None:
     replace_file(path, (words + tomli_w.dumps({**network, **told})).encode())
 
 
-def own_name(told: str | None) -> str:
+def device_name(told: str | None) -> str:
     """What a device is called: as it was told, or as the machine is."""
     name = re.sub(r"[^a-z0-9._-]+", "-", platform.node().lower()).strip("-._") if told is None else told
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):

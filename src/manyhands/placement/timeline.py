@@ -10,7 +10,7 @@ import numpy as np
 from manyhands.formatting import size_text
 from manyhands.models.gan import NETWORKS
 from manyhands.models.layer_cut import LayerCuts
-from manyhands.placement.planner import SIDES, Advisor
+from manyhands.placement.planner import SIDES, Planner
 from manyhands.placement.solver import End, left_to_server
 
 SERVER = "server"
@@ -28,18 +28,18 @@ class Bar(NamedTuple):
     end: float
 
 
-def timeline(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> list[Bar]:
+def timeline(planner: Planner, cuts: Mapping[str, LayerCuts]) -> list[Bar]:
     """Who does what when, over one iteration; those of a kind do the same."""
     bars: list[Bar] = []
     now = 0.0
     for network in NETWORKS:
-        there, back = advisor.middles[network]
+        there, back = planner.middles[network]
         head, tail = ((network, side) for side in SIDES)
         for end, part, happens, middle in (
             (head, "heads forward", _gathered, there), (tail, "tails forward", _scattered, 0.0),
             (tail, "tails backward", _gathered, back), (head, "heads backward", _scattered, 0.0),
         ):  # fmt: skip
-            mine, now = happens(advisor, end, f"{network}: {part}", advisor.levels(end, cuts), now)
+            mine, now = happens(planner, end, f"{network}: {part}", planner.levels(end, cuts), now)
             bars += mine
             if middle:
                 name = f"{network}: middle {part.split()[1]}"
@@ -48,10 +48,10 @@ def timeline(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> list[Bar]:
     return bars
 
 
-def _gathered(advisor: Advisor, end: End, part: str, levels: np.ndarray, now: float) -> tuple[list[Bar], float]:
+def _gathered(planner: Planner, end: End, part: str, levels: np.ndarray, now: float) -> tuple[list[Bar], float]:
     """Devices work and send, and the server takes each block when all have come that it needs; and when it is done."""
-    side, bars, ready = advisor.sides[end], list[Bar](), now
-    there = left_to_server(levels[None], advisor.counts, side.levels)[0]
+    side, bars, ready = planner.sides[end], list[Bar](), now
+    there = left_to_server(levels[None], planner.counts, side.levels)[0]
     work, wire = (each[0][levels, range(len(levels))] for each in (side.work, side.wire))
     for level in range(side.levels):
         spent = there[level] * side.server[0][level] if level else 0.0
@@ -59,16 +59,16 @@ def _gathered(advisor: Advisor, end: End, part: str, levels: np.ndarray, now: fl
             bars.append(Bar(SERVER, part, "work", ready, ready + spent))
         came = [now + work[i] + wire[i] for i in range(len(levels)) if levels[i] == level]
         ready = max([ready + spent, *came])
-    for i, device in enumerate(advisor.names):
+    for i, device in enumerate(planner.names):
         sent = now + work[i]
         bars += [Bar(device, part, "work", now, sent), Bar(device, part, "wire", sent, sent + wire[i])]
     return bars, ready
 
 
-def _scattered(advisor: Advisor, end: End, part: str, levels: np.ndarray, now: float) -> tuple[list[Bar], float]:
+def _scattered(planner: Planner, end: End, part: str, levels: np.ndarray, now: float) -> tuple[list[Bar], float]:
     """The server takes block after block and sends to those who go on from there; and when the last of them is done."""
-    side, bars, begins = advisor.sides[end], list[Bar](), np.full(len(levels), now)
-    there = left_to_server(levels[None], advisor.counts, side.levels)[0]
+    side, bars, begins = planner.sides[end], list[Bar](), np.full(len(levels), now)
+    there = left_to_server(levels[None], planner.counts, side.levels)[0]
     work, wire = (each[1][levels, range(len(levels))] for each in (side.work, side.wire))
     for level in range(side.levels - 1, 0, -1):
         spent = there[level] * side.server[1][level]
@@ -76,36 +76,36 @@ def _scattered(advisor: Advisor, end: End, part: str, levels: np.ndarray, now: f
         if spent:
             bars.append(Bar(SERVER, part, "work", start, start + spent))
             begins[levels < level] = start + spent
-    for i, device in enumerate(advisor.names):
+    for i, device in enumerate(planner.names):
         came = begins[i] + wire[i]
         bars += [Bar(device, part, "wire", begins[i], came), Bar(device, part, "work", came, came + work[i])]
     return bars, max(bar.end for bar in bars)
 
 
-def timetable(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> dict[str, Any]:
+def timetable(planner: Planner, cuts: Mapping[str, LayerCuts]) -> dict[str, Any]:
     """The seconds of an iteration, of each kind of device and of each part, with who ends it last."""
-    shown = [{"part": part, "seconds": seconds, "last": last} for part, seconds, last in bottlenecks(advisor, cuts)]
-    return {"seconds": advisor.seconds(cuts), "devices": rows(advisor, cuts), "parts": shown}
+    shown = [{"part": part, "seconds": seconds, "last": last} for part, seconds, last in bottlenecks(planner, cuts)]
+    return {"seconds": planner.seconds(cuts), "devices": rows(planner, cuts), "parts": shown}
 
 
-def rows(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> list[dict[str, Any]]:
+def rows(planner: Planner, cuts: Mapping[str, LayerCuts]) -> list[dict[str, Any]]:
     """Of each kind of device: its cuts, how long it works, sends and waits, and what it sends and holds."""
-    bars, total, found = timeline(advisor, cuts), advisor.seconds(cuts), []
-    for name, device in advisor.fleet.devices.items():
+    bars, total, found = timeline(planner, cuts), planner.seconds(cuts), []
+    for name, device in planner.fleet.devices.items():
         spent = {kind: sum(b.end - b.start for b in bars if b.who == name and b.kind == kind) for kind in KINDS}
         cut = {network: {"head": c.head, "tail": c.tail} for network in NETWORKS for c in [cuts[name].of(network)]}
         found.append({
             "device": name, "count": device.count, **cut, **spent, "waits": total - sum(spent.values()),
-            "bytes": advisor.sent(cuts[name]), "memory": advisor.memory(cuts[name]),
+            "bytes": planner.sent(cuts[name]), "memory": planner.memory(cuts[name]),
         })  # fmt: skip
     return found
 
 
-def bottlenecks(advisor: Advisor, cuts: Mapping[str, LayerCuts]) -> list[tuple[str, float, str]]:
+def bottlenecks(planner: Planner, cuts: Mapping[str, LayerCuts]) -> list[tuple[str, float, str]]:
     """Of each part of an iteration, who ends it last."""
-    bars = timeline(advisor, cuts)
+    bars = timeline(planner, cuts)
     last = {bar.part: bar.who for bar in sorted(bars, key=lambda bar: bar.end)}
-    return [(part, seconds, last[part]) for part, seconds in advisor.parts(cuts)]
+    return [(part, seconds, last[part]) for part, seconds in planner.parts(cuts)]
 
 
 def tables(found: Mapping[str, Any]) -> list[list[list[str]]]:

@@ -107,7 +107,7 @@ def picture(generator: ImageGenerator, rows: int, known: Sequence[int]) -> tuple
 def before_and_after(autoencoder: TrainedAutoencoder, silo: Silo, rows: int) -> tuple[Tensor, tuple[str, ...]]:
     """Rows of a silo's images, and beside each what the autoencoder makes of it."""
     images = as_floats((silo.held_out or silo.images).pixels[: 4 * rows])
-    return torch.stack([images, autoencoder.redrawn(images)], 1).flatten(0, 1), ("image", "back") * 4
+    return torch.stack([images, autoencoder.reconstruct(images)], 1).flatten(0, 1), ("image", "back") * 4
 
 
 def _domain_of(silo: Silo) -> str:

@@ -38,7 +38,7 @@ def release_memory(*, at_once: bool) -> None:
 
 
 @contextmanager
-def thrift() -> Iterator[None]:
+def compact_heap() -> Iterator[None]:
     """Within ``release_memory(at_once=True)``: small tensors that are freed inside leave no holes either."""
     _allocate({MAP: 1 << 17})
     try:

@@ -88,7 +88,7 @@ class Silo:
 
     def _hold_out(self) -> None:
         """Keep apart what the images' own marks say: whoever builds a silo, nothing trains on those."""
-        train, marked = self.images.divided()
+        train, marked = self.images.split_held_out()
         if self.held_out is not None and len(marked) and not torch.equal(marked.pixels, self.held_out.pixels):
             raise DataError(
                 f"{self.name}: {len(marked)} of its images are marked as held out, and held_out has other images "

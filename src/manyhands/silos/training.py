@@ -48,7 +48,7 @@ class Training(Spec):
             raise ValueError("say either steps or epochs, one of the two")
         return self
 
-    def times(self, count: int) -> Self:
+    def repeated(self, count: int) -> Self:
         """The same training with ``count`` times the steps; epochs are of one's own data, and stay."""
         return self if self.steps is None else self.model_copy(update={"steps": self.steps * count})
 

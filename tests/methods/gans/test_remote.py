@@ -72,10 +72,10 @@ def together(method: MDGan) -> tuple[GanModule, dict[str, GanModule]]:
             blocks, (x, labels) = critics[silo.name].discriminator, silo.images.batch(numbers[i])
             learn, y = made[(i % method.batches + 1) % method.batches]
             theirs[silo.name].zero_grad()
-            spec.judged(run_blocks(blocks, learn.detach(), y), real=False).backward()
-            spec.judged(run_blocks(blocks, x, labels), real=True).backward()
+            spec.discriminator_loss(run_blocks(blocks, learn.detach(), y), real=False).backward()
+            spec.discriminator_loss(run_blocks(blocks, x, labels), real=True).backward()
             theirs[silo.name].step()
-            losses.append(spec.fooled(run_blocks(blocks, *made[i % method.batches])))
+            losses.append(spec.generator_loss(run_blocks(blocks, *made[i % method.batches])))
         ours.zero_grad()
         (sum(losses) / len(losses)).backward()  # type: ignore[union-attr]
         ours.step()

@@ -26,7 +26,7 @@ from manyhands.methods.collafuse.release import chunk_of
 from manyhands.methods.collafuse.server import CollaFuseServer
 from manyhands.methods.collafuse.silo import converse, noising_of, order_of
 from manyhands.methods.collafuse.spec import CollaFuseSpec
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.privacy.accountant import mu_of
 from manyhands.silos.silo import Silo
 from manyhands.tensors import TensorSpec
@@ -93,7 +93,7 @@ class CollaFuse(CollaFuseSpec):
         }
         if self.warm_start:
             operations["start"] = Operation(
-                "asks for the server's network, to begin with", "once", down=Payload(layout_of(self.server_model))
+                "asks for the server's network, to begin with", "once", down=Payload(state_spec_of(self.server_model))
             )
         operations |= home.operations
         return Plan(operations | {"denoise": relay.operation(self.server_model)})

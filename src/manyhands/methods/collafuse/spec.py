@@ -146,7 +146,7 @@ class CollaFuseSpec(LocalTrainingMethod, ABC):
 
     def server_rounds(self, silos: int) -> Training:
         """The server's share of a round."""
-        return self.server_training or self.training.times(silos)
+        return self.server_training or self.training.repeated(silos)
 
     def server_stop(self, step: int) -> int:
         """Down to where the server is asked to go: to the cut, or to the end of a chain of its own."""

@@ -17,7 +17,7 @@ from manyhands.methods.fedavg.sharing import asked
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.models.state_spec import weights_of
+from manyhands.models.state_spec import initial_weights
 from manyhands.seed import numpy_rng
 from manyhands.tensors import Tensors, WeightedMean, named, prefixed, running_average, zeros
 
@@ -29,7 +29,7 @@ class FedAvgServer(Server):
 
     def __init__(self, method: FedAvgSpec, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
-        begun = weights_of(method.model, seed)
+        begun = initial_weights(method.model, seed)
         self.handout = Broadcast(method.downlink, seed, begun)
         self.average = self.handout.given
         self.memory: Tensors = {}

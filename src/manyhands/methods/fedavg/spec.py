@@ -18,7 +18,7 @@ from manyhands.methods.local_training import LocalTrainingMethod
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.autoencoder import Autoencoder
 from manyhands.models.gan import Gan
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.spec import Float, Int
 from manyhands.tensors import StateSpec
 
@@ -57,7 +57,9 @@ class FedAvgSpec(LocalTrainingMethod, ABC):
     def _has_what_is_fine(self) -> Self:
         for codec in (self.up, self.down):
             words = codec.fine if isinstance(codec, Updates) and codec.fine != Updates().fine else ()
-            if bad := [word for word in words if not word or not any(word in name for name in layout_of(self.model))]:
+            if bad := [
+                word for word in words if not word or not any(word in name for name in state_spec_of(self.model))
+            ]:
                 raise ValueError(f"fine has {bad[0]!r}, which is in no name of the model's weights")
         return self
 
@@ -76,7 +78,7 @@ class FedAvgSpec(LocalTrainingMethod, ABC):
     @property
     def downlink(self) -> Downlink:
         """How weights come to silos."""
-        return Downlink(self.down, layout_of(self.model), self.layout_of(SHARED[self.share]))
+        return Downlink(self.down, state_spec_of(self.model), self.layout_of(SHARED[self.share]))
 
     @property
     def personal(self) -> bool:
@@ -86,4 +88,4 @@ class FedAvgSpec(LocalTrainingMethod, ABC):
     def layout_of(self, parts: str) -> StateSpec:
         """The names, shapes and types of the weights in parts of the network."""
         wanted = parts.split("+")
-        return {name: like for name, like in layout_of(self.model).items() if self.model.part_of(name) in wanted}
+        return {name: like for name, like in state_spec_of(self.model).items() if self.model.part_of(name) in wanted}

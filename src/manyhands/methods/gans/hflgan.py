@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from manyhands.generators.gan import GanGenerator, generators_part
+from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
 from manyhands.messages.plan import Plan
 from manyhands.methods import clusters
@@ -94,7 +94,7 @@ class HFLGanServer(Server):
 
     def generator(self) -> GanGenerator:
         """That of the mean over all silos."""
-        return GanGenerator(self.method.model, generators_part(self.average), ema=self.method.ema)
+        return GanGenerator(self.method.model, generator_weights(self.average), ema=self.method.ema)
 
     def state_dict(self) -> Tensors:
         """The models, who is in which cluster, and the average."""

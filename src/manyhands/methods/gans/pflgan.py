@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
-from manyhands.generators.gan import GanGenerator, generators_part
+from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.facts import Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, going_on, round_facts
@@ -22,7 +22,7 @@ from manyhands.methods.base import Conversation, Server, TrainedModel
 from manyhands.methods.baselines import Local
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans import alike
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.seed import seed_of
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
@@ -115,7 +115,7 @@ class PFLGan(GanMethod):
     def sent_layout(self) -> StateSpec:
         """A generator, and which classes it knows."""
         known = {"known": TensorSpec((self.model.classes,), torch.bool)} if self.model.classes else {}
-        every = layout_of(self.model)
+        every = state_spec_of(self.model)
         return {name: like for name, like in every.items() if name.startswith("generator.")} | known
 
     @property
@@ -132,7 +132,7 @@ class PFLGan(GanMethod):
     def _sent(self, silo: Silo, number: int) -> Tensors:
         if not self.trades(number):
             return {}
-        weights = generators_part(named(silo.memory, "average."))
+        weights = generator_weights(named(silo.memory, "average."))
         if not self.model.classes or silo.images.labels is None:
             return weights
         return weights | {"known": torch.bincount(silo.images.labels, minlength=self.model.classes) > 0}
@@ -196,7 +196,7 @@ class PFLGanServer(Server):
         """To each silo images of the others, by how alike their examples are."""
         forgers, known = {}, {}
         for silo, message in sent.items():
-            weights = generators_part(dict(message.tensors))
+            weights = generator_weights(dict(message.tensors))
             forgers[silo] = GanGenerator(self.method.model, weights, device=str(self.device))
             known[silo] = message.tensors["known"].nonzero().flatten() if "known" in message.tensors else None
         examples = {silo: self._draw(forgers[silo], known[silo], self.method.examples, silo)[0] for silo in forgers}

@@ -22,7 +22,7 @@ from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans.chain import Chain
 from manyhands.methods.local_training import NOTHING, LocalResult, sick, update_facts
 from manyhands.models.gan import GanModule
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
@@ -123,7 +123,7 @@ class RemoteGenerator(GanMethod, ABC):
     @property
     def critic_layout(self) -> StateSpec:
         """The names, shapes and types of a discriminator's weights."""
-        return {name: like for name, like in layout_of(self.model).items() if name.startswith("discriminator.")}
+        return {name: like for name, like in state_spec_of(self.model).items() if name.startswith("discriminator.")}
 
     def _image(self) -> TensorSpec:
         return TensorSpec((None, self.model.channels, self.model.size, self.model.size), torch.float32)
@@ -188,7 +188,7 @@ class Critic:
         self.optimiser.zero_grad(set_to_none=True)
         for x, labels, real in told:
             passed = self.chain.there(x, labels)
-            value = self.method.model.judged(passed.out, real=real)
+            value = self.method.model.discriminator_loss(passed.out, real=real)
             passed.back(value)
             loss += value.detach()
         self.optimiser.step()
@@ -197,7 +197,7 @@ class Critic:
     def _judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = x.detach().requires_grad_()
         passed = self.chain.there(x, labels)
-        passed.back(self.method.model.fooled(passed.out))
+        passed.back(self.method.model.generator_loss(passed.out))
         assert x.grad is not None
         return x.grad
 

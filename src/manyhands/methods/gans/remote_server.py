@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
-from manyhands.generators.gan import GanGenerator, generators_part
+from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
 from manyhands.methods.base import Server
 from manyhands.methods.gans.remote import JUDGE, LEARN, RemoteGenerator
@@ -95,7 +95,7 @@ class RemoteServer(Server, ABC):
 
     def generator(self) -> GanGenerator:
         """The one that all share."""
-        weights = self.average or generators_part(snapshot(self.network.state_dict()))
+        weights = self.average or generator_weights(snapshot(self.network.state_dict()))
         return GanGenerator(self.method.model, weights, ema=self.method.ema)
 
     def state_dict(self) -> Tensors:

@@ -13,7 +13,7 @@ from manyhands.formatting import count_text, size_text
 from manyhands.methods.gans.remote import RemoteGenerator
 from manyhands.methods.gans.remote_server import RemoteServer
 from manyhands.models.layer_cut import block_outputs
-from manyhands.models.work import of_blocks
+from manyhands.models.work import block_flops
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, WeightedMean
 
@@ -57,7 +57,7 @@ class SplitGan(RemoteGenerator):
 
     def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """Beside that, what the devices of a silo do and pass on, an image and an iteration."""
-        work = [sum(each) for each in of_blocks(self.model, "discriminator")]
+        work = [sum(each) for each in block_flops(self.model, "discriminator")]
         passed = [block_outputs(self.model, "discriminator")[border - 1].size for border in self.devices]
         shares = [sum(work[a:b]) for a, b in pairwise((0, *self.devices, self.model.depth))]
         each = ", ".join(f"{count_text(PASSES * share)}FLOP" for share in shares)

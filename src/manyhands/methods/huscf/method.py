@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from manyhands.errors import RecipeError, Refused, plain
 from manyhands.formatting import names_text, size_text
 from manyhands.generators.base import ImageGenerator
-from manyhands.generators.gan import GanGenerator, generators_part
+from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
 from manyhands.messages.message import Message
@@ -23,7 +23,7 @@ from manyhands.methods.huscf.server import MAX_DRAWN_IMAGES, HuSCFServer
 from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.methods.huscf.spec import HuSCFSpec
 from manyhands.models.layer_cut import LayerCuts
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.models.work import training_cost
 from manyhands.silos.silo import Silo
 from manyhands.tensors import named
@@ -152,7 +152,7 @@ class HuSCF(HuSCFSpec):
     def _costs(self, cuts: LayerCuts) -> dict[str, float]:
         batch = self.training.batch
         found: dict[str, float] = {"bytes": sum(self._sent(op, cuts) for op in ORDER)}
-        parts = {"": (cuts.has, self.ends_of(cuts)), "_whole": (lambda *_: True, layout_of(self.model))}
+        parts = {"": (cuts.has, self.ends_of(cuts)), "_whole": (lambda *_: True, state_spec_of(self.model))}
         for name, (kept, layout) in parts.items():
             work, memory = training_cost(self.model, batch, kept)
             weights = sum(like.size for like in layout.values())
@@ -166,7 +166,7 @@ class HuSCF(HuSCFSpec):
 
     def silo_generator(self, silo: Silo) -> GanGenerator | None:
         """Both ends of the generator, as the silo has them."""
-        weights = generators_part(named(silo.memory, "average."))
+        weights = generator_weights(named(silo.memory, "average."))
         return GanGenerator(self.model, weights, self.of(silo.name).generator, ema=self.ema) if weights else None
 
     def generator_for(

@@ -96,7 +96,7 @@ class SiloSegments:
         for op, image, real in (("made", made.out.detach(), False), ("real", x, True)):
             judged = yield from self._there(op, image, labels)
             with self.meter.work(spec, self.cuts, op, "judged", len(x)):
-                value = spec.judged(judged.out, real=real)
+                value = spec.discriminator_loss(judged.out, real=real)
                 value.backward()
             yield from self._back(op, judged)
             loss += value.detach()
@@ -104,7 +104,7 @@ class SiloSegments:
         self.optimiser.zero_grad(set_to_none=True)
         judged = yield from self._there("fool", made.out, labels)
         with self.meter.work(spec, self.cuts, "fool", "judged", len(x)):
-            spec.fooled(judged.out).backward()
+            spec.generator_loss(judged.out).backward()
         yield from self._back("fool", judged)
         yield from self._back("make", made)
         self.network.discriminator.zero_grad(set_to_none=True)

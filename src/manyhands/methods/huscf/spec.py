@@ -16,7 +16,7 @@ from manyhands.methods.huscf.guard import Guard
 from manyhands.methods.huscf.order import BACK, network_of
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.layer_cut import MAX_CUTS, LayerCut, LayerCuts, block_outputs
-from manyhands.models.state_spec import layout_of
+from manyhands.models.state_spec import state_spec_of
 from manyhands.spec import Float, Int
 from manyhands.tensors import StateSpec, TensorSpec
 
@@ -69,7 +69,7 @@ class HuSCFSpec(GanMethod, ABC):
 
     def ends_of(self, cuts: LayerCuts) -> StateSpec:
         """The names, shapes and types of what a silo has at home."""
-        return {name: like for name, like in layout_of(self.model).items() if cuts.at_home(name)}
+        return {name: like for name, like in state_spec_of(self.model).items() if cuts.at_home(name)}
 
     def check(self, message: Message, cuts: LayerCuts) -> None:
         """Refuse what this cut does not make."""
