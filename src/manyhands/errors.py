@@ -1,4 +1,4 @@
-"""Every error that a user can meet: each has a name, an exit code and a page in docs/errors/."""
+"""Every error that a user can meet: each has a name, an exit code and a page: ``manyhands explain NAME``."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from manyhands.errors import ManyhandsError
 from manyhands.runs.progress import round_line
 from manyhands.runs.run_folder import Round
 from tests.command import manyhands
@@ -189,7 +190,7 @@ def test_what_is_wrong_is_told_in_words_with_its_exit_code(ended: Path, told: li
     assert said.returncode == code
     assert words in said.stderr
     assert "Traceback" not in said.stderr
-    assert "docs/errors/" in said.stderr
+    assert "see: manyhands explain " in said.stderr
 
 
 @pytest.mark.slow
@@ -217,6 +218,18 @@ def test_the_help_page_does_not_import_torch() -> None:
         "try: app()\nexcept SystemExit: pass\nassert not {'torch', 'diffusers', 'pydantic', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_error_has_a_page_that_is_printed(tmp_path: Path) -> None:
+    kinds = [ManyhandsError, *ManyhandsError.__subclasses__()]
+    for kind in kinds:
+        said = manyhands("explain", kind.page, where=tmp_path)
+        assert said.returncode == 0, kind
+        assert said.stdout.startswith("# ")
+        assert f"Exit code {kind.exit_code}." in said.stdout
+    listed = manyhands("explain", where=tmp_path).stdout
+    assert all(f"{kind.page} " in listed for kind in kinds)
+    assert "did you mean 'recipe'?" in manyhands("explain", "recip", where=tmp_path).stderr
 
 
 def test_a_round_fits_in_a_terminal_of_80_columns() -> None:

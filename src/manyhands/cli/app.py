@@ -15,12 +15,14 @@ from manyhands.cli.audit import audit
 from manyhands.cli.cite import cite
 from manyhands.cli.compare import compare
 from manyhands.cli.evaluate import evaluate
+from manyhands.cli.explain import explain
 from manyhands.cli.federation import app as federation
 from manyhands.cli.interrupt import INTERRUPTED, Interrupted, interrupt
 from manyhands.cli.profile import profile
 from manyhands.cli.recipes import recipes
 from manyhands.cli.run import run
 from manyhands.cli.sample import sample
+from manyhands.cli.schema import schema
 from manyhands.errors import ManyhandsError
 
 app = typer.Typer(
@@ -30,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train one image generator across parties that may not pool their images.",
 )
-for command in (run, evaluate, compare, sample, audit, advise, profile, recipes, cite):
+for command in (run, evaluate, compare, sample, audit, advise, profile, recipes, schema, explain, cite):
     app.command()(command)
 app.add_typer(federation, name="federation")
 
@@ -51,7 +53,7 @@ def main() -> NoReturn:
     try:
         app()
     except ManyhandsError as error:
-        typer.echo(f"error: {error}\n       see docs/errors/{error.page}.md", err=True)
+        typer.echo(f"error: {error}\n       see: manyhands explain {error.page}", err=True)
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
         typer.echo(f"interrupted{interrupted}", err=True)

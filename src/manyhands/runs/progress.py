@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.markdown import Markdown
 from rich.text import Text
 
 from manyhands.formatting import size_text
@@ -67,6 +68,15 @@ def print_table(rows: Sequence[Sequence[str]], note: str = "") -> None:
             console.print()
     if note:
         console.print(note, soft_wrap=not console.is_terminal)
+
+
+def print_page(text: str) -> None:
+    """A page of Markdown on standard output, laid out on a terminal."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Markdown(text, hyperlinks=False))
+    else:
+        console.file.write(text)
 
 
 def _pieces(widths: Sequence[int], room: int) -> list[list[int]]:

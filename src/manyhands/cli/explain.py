@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manyhands.errors import RecipeError
+
+
+def explain(
+    name: Annotated[
+        str, typer.Argument(metavar="[PAGE]", help="An error's page, or any other; without it, a list.")
+    ] = "",
+) -> None:
+    """Print a page of the documentation: what an error means, or the answer to a question."""
+    known = pages()
+    if not name:
+        typer.echo("\n".join(f"{page:24}{_heading(path)}" for page, path in known.items()))
+        return
+    if name not in known:
+        from manyhands.spec import nearest
+
+        raise RecipeError(f"{name}: there is no such page; {nearest(name, list(known))}")
+    from manyhands.runs.progress import print_page
+
+    print_page(known[name].read_text())
+
+
+def pages() -> dict[str, Path]:
+    """The pages by their names, first those of errors: inside an installed package, or those of the checkout."""
+    inside, beside = Path(__file__).parents[1] / "docs", Path(__file__).parents[3] / "docs"
+    folder = inside if inside.is_dir() else beside
+    paths = [*sorted((folder / "errors").glob("*.md")), *sorted(folder.glob("*.md"))]
+    return {path.stem: path for path in paths if path.stem != "index"}
+
+
+def _heading(path: Path) -> str:
+    """The first line of a page."""
+    first = path.read_text().split("\n", 1)[0]
+    return re.sub(r"[`*]", "", first.lstrip("# "))

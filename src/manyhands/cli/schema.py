@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import typer
+
+from manyhands.files.strict_json import kept_json
+
+
+def schema() -> None:
+    """Print a JSON schema of recipes, with which an editor completes and checks them."""
+    from manyhands.runs.schema import recipe_schema
+
+    typer.echo(kept_json(recipe_schema()))
