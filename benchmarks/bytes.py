@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import bench
-from toy_split import ToySplit, toy_silos
-
+from harness import bench
+from harness.toy_split import ToySplit, toy_silos
 from manyhands import Central, Digits, Experiment, FedAvg, Iid, Local, Method, Silo, Training, UNet, split
 from manyhands.links.in_process import InProcess
 

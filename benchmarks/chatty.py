@@ -7,11 +7,11 @@ import copy
 import statistics
 import time
 
-import bench
 import torch
 from torch import nn
-from toy_split import ToySplit, blocks, toy_silos
 
+from harness import bench
+from harness.toy_split import ToySplit, blocks, toy_silos
 from manyhands import Experiment, Silo
 from manyhands.tensors import Tensors
 

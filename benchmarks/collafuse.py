@@ -16,14 +16,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import bench
-import case_files
-import claims
-import gaussian
 import numpy as np
 import torch
-import wiretap
 
+from harness import bench, case_files, claims, gaussian, wiretap
 from manyhands import Experiment, Iid, Training, UNet, load_recipe, split
 from manyhands.audit import population
 from manyhands.audit.attacks import identity

@@ -10,12 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import bench
-import case_files
-import claims
 import torch
 from torch import Tensor
 
+from harness import bench, case_files, claims
 from manyhands.messages.codec.codec import Codec
 from manyhands.messages.codec.updates import Updates
 from manyhands.messages.codec.weights import Weights

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import ROOT, Measured, main
 
+from harness.bench import ROOT, Measured, main
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.placement.devices import Central, Device, Fleet, load_devices

@@ -7,14 +7,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import bench
-import case_files
-import claims
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
+from harness import bench, case_files, claims
 from manyhands import Experiment, compose, load_recipe
 
 RECIPE = bench.ROOT / "recipes" / "digits-fedavg.toml"

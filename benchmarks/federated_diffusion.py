@@ -20,11 +20,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import bench
-import case_files
-import claims
 import numpy as np
 
+from harness import bench, case_files, claims
 from manyhands import DiffusionGenerator, Evaluator
 from manyhands.runs.compose import silos_of
 from manyhands.runs.recipe import parse_recipe
@@ -107,8 +105,8 @@ def codec_cases(widths: str) -> dict[str, dict[str, float]]:
     """Seconds on one core, and peak memory in updates, of an update at 8 bits, by chance and with feedback."""
     found = {}
     for what in ("encode", "decode"):
-        child = [sys.executable, str(bench.ROOT / "benchmarks" / "codec_child.py"), what, widths]
-        said = subprocess.run(child, capture_output=True, text=True, check=True)
+        child = [sys.executable, "-m", "harness.codec_child", what, widths]
+        said = subprocess.run(child, cwd=bench.PROGRAMS, capture_output=True, text=True, check=True)
         seconds, copies, weights = map(float, said.stdout.split())
         found[what] = {"seconds": round(seconds, 3), "copies": round(copies, 2), "weights": int(weights)}
     return found

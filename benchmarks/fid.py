@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-import bench
 import numpy as np
 from scipy.linalg import sqrtm
 
+from harness import bench
 from manyhands import Digits
 from manyhands.evaluation import features, metrics
 

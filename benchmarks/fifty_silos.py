@@ -6,9 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import bench
-import case_files
-import claims
+from harness import bench, case_files, claims
 
 COUNTS = {"50 silos": (50, 100), "10 silos": (10, 20)}
 """How many silos, and how many rounds."""

@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import bench
-import case_files
 import torch
-from table import header
 
+from harness import bench, case_files
+from harness.tables import header
 from manyhands import load_sweep
 from manyhands.audit import population
 from manyhands.data.images import as_floats, pooled

@@ -18,17 +18,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import bench
-import case_files
-import claims
-import leaking
 import numpy as np
 import tomli_w
 import torch
-from cutting import cost_model
-from throttled import predicted
-from whole_gan import together
 
+import leaking
+from cutting import cost_model
+from harness import bench, case_files, claims
+from harness.whole_gan import together
 from manyhands import Experiment, Images, Silo
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.order import ORDER
@@ -37,6 +34,7 @@ from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.runs.run_folder import RunFolder
 from manyhands.silos.training import GanTraining
 from manyhands.tensors import named
+from throttled import predicted
 
 BARS = {
     "split_equals_whole": "<= 1e-6", "split_equals_whole_many": "<= 1e-6",

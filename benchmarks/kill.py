@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import random
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
-import bench
+from harness import bench
+from harness.fork_server import CONTEXT
 
 BARS = {"kill_resume": "== 1"}
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "diffusers.models.unets.unet_2d",
-        "diffusers.schedulers.scheduling_ddim",
-        "matplotlib.backends.backend_agg",
-        "matplotlib.figure",
-        "sklearn.datasets",
-        "manyhands.runs.experiment",
-    ]
-)
 WEIGHTS = Path("model/unet/diffusion_pytorch_model.safetensors")
 
 RECIPE = {

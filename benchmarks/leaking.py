@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import bench
-
+from harness import bench
 from manyhands import compose, load_recipe
 from manyhands.audit.collafuse import Effort
 from manyhands.methods.huscf import silo as silo_half

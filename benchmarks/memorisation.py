@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import bench
-
+from harness import bench
 from manyhands import compose, load_recipe
 
 BARS = {"memorisation": "== 1"}

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 
-import bench
+from harness import bench
 
 BARS = {"memory": "<= 1.15"}
 

@@ -6,10 +6,9 @@ import argparse
 import statistics
 import time
 
-import bench
-import real_images
 import torch
 
+from harness import bench, real_images
 from manyhands.evaluation.evaluator import Evaluation, Evaluator
 
 BARS = {"metric_seconds": "<= 12", "metric_seconds_without_cas": "<= 3"}

@@ -15,24 +15,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import bench
 import psutil
 import torch
-from expired import expire
-from proxy import proxy
 
+from harness import bench
+from harness.expired import expire
+from harness.federations import (
+    METHODS,
+    RECIPES,
+    SMALL,
+    alone,
+    alone_seconds,
+    between,
+    end,
+    ended,
+    recipe,
+    up,
+    worker_of,
+)
+from harness.proxy import proxy
 from manyhands import compose, load_recipe
 from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve
 from manyhands.federation.demo import LOOPBACK, Federation, free_port, watch
 from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
-from manyhands.federation.lead import Admin
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.links.coordinator import RoundCoordinator
@@ -50,61 +61,6 @@ BARS = {
     "half_gone": "<= 1", "half_gone_mean": "== 0", "rejoin": "<= 30", "cuts": "<= 10",
     "malformed": "== 0", "strangers": "== 0", "approval": "== 1", "sockets": "== 0",
 }  # fmt: skip
-RECIPES = bench.ROOT / "recipes"
-SMALL = ("data.limit=240", "evaluation.images=0", "method.rounds=3", "method.training.steps=10")
-METHODS = {
-    "digits-fedavg": ("method.model.widths=[8]",),
-    "digits-huscf": ("method.model.width=4", "method.training.batch=8"),
-    "digits-collafuse": ("method.model.widths=[8]", "sampling.steps=3"),
-}
-
-
-def recipe(name: str, silos: int, *changes: str) -> Recipe:
-    """A shipped recipe, small."""
-    return load_recipe(RECIPES / f"{name}.toml", [*SMALL, f"partition.silos={silos}", *METHODS[name], *changes])
-
-
-def weights(folder: RunFolder, memories: dict[str, Any]) -> dict[str, str]:
-    """A hash of what the server has, and of what each site has, at the end."""
-    state = folder.state()
-    return {"": sha256(state.server)} | {site: sha256(memory) for site, memory in (memories or state.memories).items()}
-
-
-def alone(told: Recipe, folder: Path) -> dict[str, str]:
-    """The same of a run in one process."""
-    for _ in compose(told, folder):
-        pass
-    run = RunFolder(folder)
-    return weights(run, {site: memory for site, memory in run.state().memories.items() if memory})
-
-
-def alone_seconds(told: Recipe, folder: Path) -> float:
-    """The median seconds of a round in one process, but for the first."""
-    return statistics.median([done.seconds for done in compose(told, folder)][1:])
-
-
-def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
-    """The same of a run between sites."""
-    found = {site: RunFolder(federation.kept(site, run)).memory(site, rounds) for site in sites}
-    return weights(RunFolder(federation.folder / SERVER / run), {site: mine for site, mine in found.items() if mine})
-
-
-def ended(lead: Admin) -> dict[str, Any]:
-    """How the newest run ended."""
-    *_, last = watch(lead, 0.1)
-    return last
-
-
-@contextmanager
-def up(sites: int, **told: Any) -> Iterator[tuple[Federation, Admin, list[str]]]:
-    """A federation of so many sites."""
-    names = [f"silo-{i}" for i in range(sites)]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Federation(Path(folder), names, **told) as federation,
-        federation.lead() as lead,
-    ):
-        yield federation, lead, names
 
 
 def identical(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
@@ -140,26 +96,20 @@ def _called(kits: Path, port: int, bare: str, count: int) -> float:
     """The median seconds of an operation."""
 
     def start(role: str, party: str) -> subprocess.Popen[str]:
-        child = str(Path(__file__).with_name("network_child.py"))
-        command = [sys.executable, child, f"{role}{bare}", str(kits / party), str(port), str(count)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "harness.network_child",
+            f"{role}{bare}",
+            str(kits / party),
+            str(port),
+            str(count),
+        ]
+        return subprocess.Popen(command, cwd=bench.PROGRAMS, stdout=subprocess.PIPE, text=True)
 
     parties = [start("serve", SERVER), start("call", "a"), start("call", "b")]
     said = [process.communicate(timeout=300)[0] for process in parties]
     return float(max(statistics.median(json.loads(each)[count // 10 :]) for each in said[1:]))
-
-
-def worker_of(federation: Federation, party: str) -> psutil.Process | None:
-    return next(iter(psutil.Process(federation.processes[party].pid).children()), None)
-
-
-def end(federation: Federation, party: str) -> None:
-    """Kill both processes of a party, at once."""
-    worker, keeper = worker_of(federation, party), federation.processes[party]
-    for each in (keeper.pid, *([worker.pid] if worker else [])):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(each).kill()
-    keeper.wait()
 
 
 def half_gone(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:

@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import bench
-from network import alone, between, end, ended, recipe, up, worker_of
-
+from harness import bench
+from harness.federations import alone, between, end, ended, recipe, up, worker_of
 from manyhands.federation.demo import Federation
 from manyhands.federation.kit import SERVER
 from manyhands.federation.running import OVER

@@ -18,9 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bench
-from network import alone_seconds, recipe
-
+from harness import bench
+from harness.federations import alone_seconds, recipe
 from manyhands.errors import Refused
 from manyhands.evaluation import figures
 from manyhands.federation.calls import ServerConnection

@@ -8,10 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import bench
 import torch
 from diffusers import UNet2DModel
 
+from harness import bench
 from manyhands import Digits, Experiment, FedAvg, Iid, Schedule, Silo, Training, UNet, split
 from manyhands.seed import torch_rng
 

@@ -9,9 +9,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import bench
-from browser import CHROMIUM, opened
-
+from harness import bench
+from harness.browser import CHROMIUM, opened
 from manyhands import Digits, Experiment, FedAvg, Iid, Sampling, Training, UNet, split
 from manyhands.evaluation.evaluator import Evaluation
 

@@ -22,9 +22,8 @@ from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
 from unittest import mock
 
-import bench
-from kill import CONTEXT
-
+from harness import bench
+from harness.fork_server import CONTEXT
 from manyhands.cli.app import app
 
 PROGRAMS = (
@@ -65,7 +64,7 @@ class Running(NamedTuple):
 
 def run(program: str) -> None:
     """What typing it would do, in this process."""
-    path = bench.ROOT / "benchmarks" / f"{program}.py"
+    path = bench.PROGRAMS / f"{program}.py"
     sys.argv = [str(path), "--quick", "--json"]
     here = mock.patch.object(bench, "manyhands", call) if program not in APART else contextlib.nullcontext()
     with here, contextlib.redirect_stdout(io.StringIO()) as said:

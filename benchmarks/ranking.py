@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from itertools import pairwise
 
-import bench
-import real_images
 import torch
-import toy_gan
 
+from harness import bench, real_images, toy_gan
 from manyhands.data.images import pooled
 from manyhands.evaluation.evaluator import Evaluation, Evaluator
 from manyhands.evaluation.metrics import LOWER_IS_BETTER

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import bench
+from harness import bench
 
 BARS = {"sampling_memory": "<= 1.5", "sampling_held": "<= 0.5"}
 CHILD = """

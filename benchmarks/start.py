@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import bench
+from harness import bench
 
 BARS = {"start": "<= 0.5", "demo_seconds": "<= 300"}
 

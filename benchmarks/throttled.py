@@ -9,13 +9,11 @@ import random
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench import Measured, main
-from shares import Shares
-
+from harness.bench import PROGRAMS, Measured, main
+from harness.shares import Shares
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCuts, every_cut
@@ -58,9 +56,9 @@ class Child:
     """A process that does what it is told."""
 
     def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("throttled_child.py"))]
+        command, variables = [sys.executable, "-m", "harness.throttled_child"], os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command, cwd=PROGRAMS, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def tell(self, do: str, **told: Any) -> None:

@@ -8,8 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import bench
-
+from harness import bench
 from manyhands import Digits, Experiment, FedAvg, Iid, Training, UNet, split
 from manyhands.runs.run_folder import RunFolder
 

@@ -7,13 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import bench
-import case_files
-import claims
 import numpy as np
 import pytest
-from benchmarks import table
 from scipy import stats
+
+from harness import bench, case_files, claims, tables
 
 FILES = sorted(case_files.FOLDER.rglob("*.json"))
 Table = dict[str, dict[int, dict[str, Any]]]
@@ -61,16 +59,16 @@ def test_the_worst_case_brings_its_own_interval_and_says_if_another_has_fewer_se
     assert found is not None
     assert (found.value, found.low, found.high, found.fewest) == (2.0, 1.5, 2.5, 1)
     assert case_files.worst([one, None]) is None
-    assert table._seeds({"seeds": [1, 2, 3], "fewest": found.fewest, "figure": 2.0}) == "3 (1)"
+    assert tables._seeds({"seeds": [1, 2, 3], "fewest": found.fewest, "figure": 2.0}) == "3 (1)"
 
 
 def test_one_seed_is_marked_and_what_reaches_across_its_bar_too() -> None:
     row = {"figure": 1.0, "bar": "<= 1.1", "holds": True, "seeds": [1], "interval": None}
-    assert (table._seeds(row), table._interval(row), table._verdict(row)) == ("**1**", "-", "yes")
+    assert (tables._seeds(row), tables._interval(row), tables._verdict(row)) == ("**1**", "-", "yes")
     several = row | {"seeds": [1, 2], "interval": [0.5, 1.5]}
-    assert (table._seeds(several), table._verdict(several)) == ("2", "yes ~")
-    assert table._verdict(several | {"interval": [0.9, 1.09]}) == "yes"
-    assert table._verdict(several | {"bar": ""}) == "-"
+    assert (tables._seeds(several), tables._verdict(several)) == ("2", "yes ~")
+    assert tables._verdict(several | {"interval": [0.9, 1.09]}) == "yes"
+    assert tables._verdict(several | {"bar": ""}) == "-"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -87,16 +85,16 @@ def test_a_file_of_a_case_says_who_trained_it_or_that_nobody_knows(path: Path) -
 
 @pytest.mark.parametrize("program", claims.BARS)
 def test_a_row_s_figure_seeds_and_interval_are_those_of_the_files(program: str) -> None:
-    lines = table.figures().splitlines()
-    result = table.newest(program) if program in table.results() else {"figures": {}}
+    lines = tables.figures().splitlines()
+    result = tables.newest(program) if program in tables.results() else {"figures": {}}
     assert not claims.BARS[program].keys() & result["figures"].keys()  # each is said once
     for name, row in claims.told(program, "small").items():
-        label = table.WHAT[table._key(program, name)]
+        label = tables.DESCRIPTIONS[tables._key(program, name)]
         (line,) = [line for line in lines if line.startswith(f"| {label} |") and line.endswith(f"`{program}.py` |")]
         _, _, _, shown, interval, seeds, _, _ = [cell.strip() for cell in line.split("|")][:8]
-        assert shown == table._shown(row["figure"])
-        assert seeds == table._seeds(row)
-        assert interval == table._interval(row)
+        assert shown == tables._shown(row["figure"])
+        assert seeds == tables._seeds(row)
+        assert interval == tables._interval(row)
         assert (interval != "-") == (len(row["seeds"]) > 1 and row["interval"] is not None)
 
 

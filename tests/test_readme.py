@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-from benchmarks.table import PAGES, with_table
 
+from harness.tables import PAGES, with_table
 from manyhands import Autoencoder, Diffusion, Latent, Training, UNet
 from manyhands.data.partition import AnyPartition
 from manyhands.data.sources import AnySource

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, opened, screenshot
 from PIL import Image
 
+from harness.browser import CHROMIUM, opened, screenshot
 from manyhands import Experiment, Sampling
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import verdict

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from chatty import Unsplit, difference
-from toy_split import ToySplit, toy_silos
 
+from chatty import Unsplit, difference
+from harness.toy_split import ToySplit, toy_silos
 from manyhands import Experiment
 from manyhands.links.in_process import InProcess
 from manyhands.tensors import sha256

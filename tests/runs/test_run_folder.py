@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill import kill_and_resume
 from safetensors.torch import load_file
-from torn import survives, trained
 
+from kill import kill_and_resume
 from manyhands import Experiment, Local
 from manyhands.errors import CheckpointError, DiskError, RunFolderError
 from manyhands.messages.message import Message
@@ -24,6 +23,7 @@ from manyhands.runs.citation import citations
 from manyhands.runs.recipe import specs_in
 from manyhands.runs.run_folder import RunFolder, first_difference
 from tests.conftest import tiny_fedavg, tiny_silos
+from torn import survives, trained
 
 
 def run(folder: Path, method: Method | None = None, stop_after: int | None = None, **told: object) -> Experiment:

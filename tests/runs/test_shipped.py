@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import given_away
 import pytest
 import torch
-from benchmarks.table import files, header, recipes
 
+import given_away
+from harness.tables import files, header, recipes
 from manyhands import load_recipe, load_sweep
 from manyhands.audit.attacks import identity
 from manyhands.errors import DataError

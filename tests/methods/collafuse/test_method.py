@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.gaussian import norm_errors
 from pydantic import ValidationError
 
+from harness.gaussian import norm_errors
 from manyhands import DiffusionGenerator, Experiment, Message, Sampling, Silo, Training, UNet
 from manyhands.data.images import as_floats, pooled
 from manyhands.diffusion.squeeze import stretched

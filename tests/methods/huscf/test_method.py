@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from whole_gan import together
 
+from harness.whole_gan import together
 from manyhands import Evaluation, Experiment, FedAvg, Images, Sampling, Silo
 from manyhands.errors import RecipeError, Refused
 from manyhands.generators.base import ImageGenerator

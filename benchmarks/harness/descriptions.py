@@ -1,6 +1,6 @@
 """What each figure says, for README; rows that begin with "the same" follow what they are the same as."""
 
-WHAT = {
+DESCRIPTIONS = {
     "overhead": "rounds of a run against a bare PyTorch loop, 10 silos",
     "memory": "peak memory, 100 silos against 2",
     "bytes_equal": "ledger against bytes really encoded, over 6 methods and settings",

@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import bench
-from case_files import FOLDER, Figure, Table, above, first, mean, over, ratio, read, values, worst
+from harness import bench
+from harness.case_files import FOLDER, Figure, Table, above, first, mean, over, ratio, read, values, worst
 
 Changes = tuple[str, ...]
 """What is told to a case beside its recipe."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import bench
+from harness import bench
 
 FOLDER = bench.RESULTS / "cases"
 CONFIDENCE = 0.95

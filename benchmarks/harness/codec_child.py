@@ -1,4 +1,4 @@
-"""Seconds and peak memory of one side of a codec, in a process of its own: ``codec_child.py encode|decode WIDTHS``."""
+"""Seconds and peak memory of one side of a codec, in a process of its own, which is told the side and the widths."""
 
 from __future__ import annotations
 

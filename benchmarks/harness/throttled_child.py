@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from shares import Shaped
 
+from harness.shares import Shaped
 from manyhands.data.images import Images
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.frames import receive, send

@@ -20,8 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "benchmarks"
+RESULTS = PROGRAMS / "results"
 TOY = ("data.limit=300", "evaluation.images=60")
 """What makes a recipe of digits small."""
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}

@@ -1,0 +1,91 @@
+"""Federations on this machine: a small recipe, its run in one process and between sites, and the end of a party."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness import bench
+from manyhands import compose, load_recipe
+from manyhands.federation.demo import Federation, watch
+from manyhands.federation.kit import SERVER
+from manyhands.federation.lead import Admin
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.run_folder import RunFolder
+from manyhands.tensors import sha256
+
+RECIPES = bench.ROOT / "recipes"
+SMALL = ("data.limit=240", "evaluation.images=0", "method.rounds=3", "method.training.steps=10")
+METHODS = {
+    "digits-fedavg": ("method.model.widths=[8]",),
+    "digits-huscf": ("method.model.width=4", "method.training.batch=8"),
+    "digits-collafuse": ("method.model.widths=[8]", "sampling.steps=3"),
+}
+
+
+def recipe(name: str, silos: int, *changes: str) -> Recipe:
+    """A shipped recipe, small."""
+    return load_recipe(RECIPES / f"{name}.toml", [*SMALL, f"partition.silos={silos}", *METHODS[name], *changes])
+
+
+def weights(folder: RunFolder, memories: dict[str, Any]) -> dict[str, str]:
+    """A hash of what the server has, and of what each site has, at the end."""
+    state = folder.state()
+    return {"": sha256(state.server)} | {site: sha256(memory) for site, memory in (memories or state.memories).items()}
+
+
+def alone(told: Recipe, folder: Path) -> dict[str, str]:
+    """The same of a run in one process."""
+    for _ in compose(told, folder):
+        pass
+    run = RunFolder(folder)
+    return weights(run, {site: memory for site, memory in run.state().memories.items() if memory})
+
+
+def alone_seconds(told: Recipe, folder: Path) -> float:
+    """The median seconds of a round in one process, but for the first."""
+    return statistics.median([done.seconds for done in compose(told, folder)][1:])
+
+
+def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
+    """The same of a run between sites."""
+    found = {site: RunFolder(federation.kept(site, run)).memory(site, rounds) for site in sites}
+    return weights(RunFolder(federation.folder / SERVER / run), {site: mine for site, mine in found.items() if mine})
+
+
+def ended(lead: Admin) -> dict[str, Any]:
+    """How the newest run ended."""
+    *_, last = watch(lead, 0.1)
+    return last
+
+
+@contextmanager
+def up(sites: int, **told: Any) -> Iterator[tuple[Federation, Admin, list[str]]]:
+    """A federation of so many sites."""
+    names = [f"silo-{i}" for i in range(sites)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Federation(Path(folder), names, **told) as federation,
+        federation.lead() as lead,
+    ):
+        yield federation, lead, names
+
+
+def worker_of(federation: Federation, party: str) -> psutil.Process | None:
+    return next(iter(psutil.Process(federation.processes[party].pid).children()), None)
+
+
+def end(federation: Federation, party: str) -> None:
+    """Kill both processes of a party, at once."""
+    worker, keeper = worker_of(federation, party), federation.processes[party]
+    for each in (keeper.pid, *([worker.pid] if worker else [])):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(each).kill()
+    keeper.wait()
