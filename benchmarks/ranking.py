@@ -37,7 +37,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         "figures": {"ranking": sum(right.values()) / len(right)},
         "cases": dict(zip(names, ranks, strict=True)),
         "right": right,
-        "protocol": {"images": len(judge.held), "reference": len(judge.real), "features": judge.lens.name},
+        "protocol": {"images": len(judge.held), "reference": len(judge.real), "features": judge.extractor.name},
         "seeds": [0],
     }
 

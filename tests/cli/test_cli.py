@@ -107,7 +107,7 @@ def test_a_run_is_measured_and_evaluate_measures_it_again(ended: Path) -> None:
     assert said.returncode == 0, said.stderr
     assert re.search(r"^FID +\S+ +\S+ +\S+$", said.stdout, re.MULTILINE)
     assert re.search(r"^CAS accuracy", said.stdout, re.MULTILINE)
-    assert re.match(r"FID \S+ x the floor: ", said.stdout)
+    assert re.match(r"FID is \S+ times that of real images: ", said.stdout)
     told = json.loads(manyhands(*again, "--json", where=ended).stdout)
     assert told["evaluation"]["protocol"]["images"] == 100
     assert told["evaluation"]["protocol"]["sampling"]["steps"] == 3
@@ -140,7 +140,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
     assert all(list((folder / "tensorboard").iterdir()) for folder in folders)
     assert re.search(r"^seeds +2$", said.stdout, re.MULTILINE)
     assert re.search(r"^FID +\S+ ± \S+ +\S+$", said.stdout, re.MULTILINE)
-    assert re.match(r"digits-fedavg: FID \S+ x the floor: ", said.stdout)
+    assert re.match(r"digits-fedavg: FID is \S+ times that of real images: ", said.stdout)
     both = manyhands("compare", *map(str, folders), "--out", "side", "--json", where=tmp_path)
     told = json.loads(both.stdout)
     assert told["runs"][0]["seeds"] == 2
@@ -160,7 +160,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
         (
             ["evaluate", "runs/digits-fedavg", "--features", "inception:none.pth"],
             3,
-            "no Inception weights here; get http",
+            "no Inception weights here; download http",
         ),
         (["compare", "runs/digits-fedavg", "runs/none"], 4, "holds no run"),
         (["compare", "runs/digits-fedavg", "--by", "fidd"], 2, "did you mean 'fid'"),

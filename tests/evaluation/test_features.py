@@ -55,8 +55,8 @@ def test_the_classifier_is_good_kept_and_the_same_again(
     train, held = halves
     first = features.classifier(train, held)
     assert first.accuracy > 0.95
-    seen = first(train.pixels)
-    assert float(seen.features.square().mean()) == pytest.approx(1, rel=0.1)
+    embedding = first(train.pixels)
+    assert float(embedding.features.square().mean()) == pytest.approx(1, rel=0.1)
     (kept,) = (tmp_path / "manyhands").iterdir()
     again = features.classifier(train, held)
     assert again.name == first.name
@@ -79,9 +79,9 @@ def test_images_without_labels_are_told_by_which_way_up_they_are(
     halves: tuple[features.Images, features.Images],
 ) -> None:
     bare = [replace(images, labels=None, classes=()) for images in halves]
-    found = features.classifier(*bare)
-    assert found(bare[0].pixels).logits.shape[1] == 4
-    assert found.accuracy > 0.8
+    classifier = features.classifier(*bare)
+    assert classifier(bare[0].pixels).logits.shape[1] == 4
+    assert classifier.accuracy > 0.8
 
 
 def test_any_size_fits_the_classifier() -> None:
@@ -91,11 +91,13 @@ def test_any_size_fits_the_classifier() -> None:
 
 
 def test_inception_names_the_file_that_is_missing_and_where_it_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no Inception weights here; get https://.*6726825d\.pth and give its path"):
+    with pytest.raises(
+        DataError, match=r"no Inception weights here; download https://.*6726825d\.pth and give its path"
+    ):
         inception.load(tmp_path / "none.pth")
     wrong = tmp_path / "wrong.pth"
     wrong.write_bytes(b"something else")
-    with pytest.raises(DataError, match="SHA-256 [0-9a-f]{16} came, 6726825d0af5f729 is"):
+    with pytest.raises(DataError, match="begins with [0-9a-f]{16}, 6726825d0af5f729 is expected"):
         inception.load(wrong)
 
 
@@ -112,10 +114,10 @@ def test_inception_has_the_names_and_sizes_of_the_published_weights(
     monkeypatch.setattr(inception, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     loaded = inception.load(path)
     grey = tiny_images(2, size=28).pixels
-    seen = loaded(grey)
-    assert seen.features.shape == (2, 2048)
-    assert seen.logits.shape == (2, 1008)
-    assert torch.allclose(seen.features, loaded(grey.expand(-1, 3, -1, -1)).features, atol=1e-6)
+    embedding = loaded(grey)
+    assert embedding.features.shape == (2, 2048)
+    assert embedding.logits.shape == (2, 1008)
+    assert torch.allclose(embedding.features, loaded(grey.expand(-1, 3, -1, -1)).features, atol=1e-6)
 
 
 def test_enlarging_is_that_of_tensorflow_1() -> None:

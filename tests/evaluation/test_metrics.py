@@ -120,9 +120,9 @@ def test_distances_in_chunks_are_those_of_one_piece(monkeypatch: pytest.MonkeyPa
 
 
 def test_classification_against_a_confusion_written_out() -> None:
-    true, told = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 1, 1])
-    found = metrics.classification(told, true)
-    assert found["cas"] == pytest.approx(4 / 6)
-    assert found["cas_precision"] == pytest.approx((1 + 2 / 4 + 0) / 3)
-    assert found["cas_recall"] == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert found["cas_fpr"] == pytest.approx((0 + 2 / 4 + 0) / 3)
+    true, predicted = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 1, 1])
+    figures = metrics.classification(predicted, true)
+    assert figures["cas"] == pytest.approx(4 / 6)
+    assert figures["cas_precision"] == pytest.approx((1 + 2 / 4 + 0) / 3)
+    assert figures["cas_recall"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert figures["cas_fpr"] == pytest.approx((0 + 2 / 4 + 0) / 3)

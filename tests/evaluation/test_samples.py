@@ -50,13 +50,13 @@ def test_a_draw_that_was_cut_off_goes_on_where_it_was_and_no_other_does(
     made = generator()
     labels = made.labels(600)
     whole = write_samples(tmp_path / "whole", made, labels, 5, made.sampling)[0].read_bytes()
-    drawn: list[int] = []
+    firsts: list[int] = []
     stream = DiffusionGenerator.stream
 
-    def cut_off(self: DiffusionGenerator, wanted: list[int], *, first: int = 0, **told: Any) -> Iterator[Any]:
-        drawn.append(first)
-        for number, part in enumerate(stream(self, wanted, first=first, **told)):
-            if len(drawn) == 1 and number == 1:
+    def cut_off(self: DiffusionGenerator, wanted: list[int], *, first: int = 0, **options: Any) -> Iterator[Any]:
+        firsts.append(first)
+        for number, part in enumerate(stream(self, wanted, first=first, **options)):
+            if len(firsts) == 1 and number == 1:
                 raise KeyboardInterrupt
             yield part
 
@@ -65,9 +65,9 @@ def test_a_draw_that_was_cut_off_goes_on_where_it_was_and_no_other_does(
         write_samples(tmp_path / "cut", made, labels, 5, made.sampling)
     assert not (tmp_path / "cut" / "samples.safetensors").exists()
     assert write_samples(tmp_path / "cut", made, labels, 5, made.sampling)[0].read_bytes() == whole
-    assert drawn == [0, 256]
-    drawn.clear()
+    assert firsts == [0, 256]
+    firsts.clear()
     with pytest.raises(KeyboardInterrupt):
         write_samples(tmp_path / "other", made, labels, 5, made.sampling)
     write_samples(tmp_path / "other", made, labels, 6, made.sampling)
-    assert drawn == [0, 0]
+    assert firsts == [0, 0]

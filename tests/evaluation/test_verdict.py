@@ -16,34 +16,34 @@ def of(times: float) -> str:
 
 
 def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_otherwise_first() -> None:
-    judge = Evaluator(Evaluation(bootstrap=0), split(Digits().load(8).hold_out(0.2), Iid(silos=1)))
-    median, rng = judge.real.pixels.float().median(0).values, torch.Generator().manual_seed(0)
-    noise = (median + 15 * torch.randn(judge.held.pixels.shape, generator=rng)).clamp(0, 255).byte()
-    found = judge.verdict([noise])
-    metrics, floor = found["metrics"], found["floor"]
+    evaluator = Evaluator(Evaluation(bootstrap=0), split(Digits().load(8).hold_out(0.2), Iid(silos=1)))
+    median, rng = evaluator.real.pixels.float().median(0).values, torch.Generator().manual_seed(0)
+    noise = (median + 15 * torch.randn(evaluator.held.pixels.shape, generator=rng)).clamp(0, 255).byte()
+    report = evaluator.verdict([noise])
+    metrics, floor = report["metrics"], report["floor"]
     assert metrics["precision"] > floor["precision"]
     assert metrics["density"] > floor["density"]
     assert metrics["label_match"] < 0.2
-    assert next(iter(found)) == "words"
-    assert found["words"].endswith("x the floor: these are not yet images of the kind")
-    assert found["notes"][0].startswith("precision and density: not to be quoted")
-    rows = [row[0] for row in figures_table(found)]
-    assert "precision (not to be quoted)" in rows
+    assert next(iter(report)) == "words"
+    assert report["words"].endswith("times that of real images: these are not yet images of this kind")
+    assert report["notes"][0].startswith("precision and density: do not quote them")
+    rows = [row[0] for row in figures_table(report)]
+    assert "precision (do not quote)" in rows
     assert "recall" in rows
 
-    real = judge.verdict([judge.held.pixels])
-    assert real["words"] == "FID 1.0 x the floor: about as good as real images"
+    real = evaluator.verdict([evaluator.held.pixels])
+    assert real["words"] == "FID is 1.0 times that of real images: about as good as real images"
     assert not [note for note in real["notes"] if note.startswith("precision")]
     assert "precision" in [row[0] for row in figures_table(real)]
 
 
 def test_the_farther_the_harder_the_words() -> None:
-    assert of(23) == "FID 23 x the floor: these are not yet images of the kind"
+    assert of(23) == "FID is 23 times that of real images: these are not yet images of this kind"
     ends = [of(times).split(": ")[1] for times in (1, 1.6, 9.9, 10.1, 20.1, 5000)]
     assert len(dict.fromkeys(ends)) == 4
     assert ends[1] == ends[2]
     assert ends[4] == ends[5]
-    assert "5,000 x" in of(5000)
+    assert "5,000 times" in of(5000)
 
 
 def test_of_few_images_nothing_good_is_said() -> None:

@@ -174,7 +174,7 @@ def test_what_noise_can_have_is_in_brackets_where_a_run_is_far_from_its_floor(
     assert not cells["near"].startswith("(")
     assert "*" not in cells["far"]
     assert "Figures in brackets are not to be quoted" in found.note()
-    assert found.verdicts()[1] == "far: FID 30 x the floor: these are not yet images of the kind"
+    assert found.verdicts()[1] == "far: FID is 30 times that of real images: these are not yet images of this kind"
 
 
 def test_deviations_of_one_table_are_of_one_kind(runs: dict[str, Path]) -> None:

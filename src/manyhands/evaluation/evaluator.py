@@ -1,4 +1,4 @@
-"""Holds what a generator draws against real images that nobody trained on, by one protocol."""
+"""Compares the samples of a generator with real images that nobody trained on, always by the same protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from manyhands.data.images import Images, as_bytes, as_floats, checked, pooled
 from manyhands.errors import DataError
 from manyhands.evaluation import features, inception, metrics, verdict
-from manyhands.evaluation.features import Extractor, Seen
+from manyhands.evaluation.features import Embedding, Extractor
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.seed import numpy_rng, seed_of
 from manyhands.spec import Int, Spec
@@ -35,18 +35,14 @@ CAS_EPOCHS, CAS_BATCH = 15, 64
 ALARM = 4 * metrics.TAIL
 SHOWN = 8
 AT_ONCE = {"sampler": "at once"}
-"""How a GAN draws, in a protocol."""
+"""The entry ``sampling`` of the protocol for a GAN, which draws an image in one step."""
 
 
 class Evaluation(Spec):
-    """What is drawn and measured at the end of a run, and after every so many rounds (0: at the end only).
-
-    ``images`` samples are drawn, each with the class of a held-out image; 0 measures nothing. ``features`` is
-    ``classifier`` or ``inception:PATH``. ``reference`` is the most training images that samples are held against.
-    ``cas`` trains a classifier on the samples alone. ``seeds`` draws so often, ``bootstrap`` resamples a single draw.
+    """What is drawn and measured at the end of a run and, where asked for, during it.
 
     References:
-        GANs ImageSource by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
+        GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
             arXiv 1706.08500
         Demystifying MMD GANs, Binkowski et al., 2018, arXiv 1801.01401
         Improved Precision and Recall Metric for Assessing Generative Models, Kynkaanniemi et al., 2019,
@@ -57,244 +53,314 @@ class Evaluation(Spec):
             Bai et al., 2021, arXiv 2106.03062
     """
 
-    images: Int = Field(default=500, ge=0, le=1_000_000)
-    every: Int = Field(default=0, ge=0)
-    features: str = "classifier"
-    reference: Int = Field(default=50_000, ge=metrics.MIN_IMAGES)
-    cas: bool = False
-    seeds: Int = Field(default=1, ge=1, le=1000)
-    bootstrap: Int = Field(default=10, ge=0, le=1000)
+    images: Int = Field(
+        default=500,
+        ge=0,
+        le=1_000_000,
+        description="The number of samples to draw, each with the class of a held-out image, and at most as many as "
+        "there are held-out images; 0 measures nothing.",
+    )
+    every: Int = Field(
+        default=0,
+        ge=0,
+        description="Evaluate each time after this many rounds, and at the end; 0 evaluates at the end only.",
+    )
+    features: str = Field(
+        default="classifier",
+        description="The network whose features are compared: 'classifier' is a small one trained on the real images, "
+        "'inception:PATH' is Inception v3 with the weights in the file PATH.",
+    )
+    reference: Int = Field(
+        default=50_000,
+        ge=metrics.MIN_IMAGES,
+        description="The maximum number of training images that samples are compared with.",
+    )
+    cas: bool = Field(
+        default=False,
+        description="Also train a classifier on the samples alone and test it on the held-out images (classification "
+        "accuracy score, CAS).",
+    )
+    seeds: Int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="How many sets of samples are drawn, with the seeds 0, 1, 2 ...; with several, figures are their "
+        "means, and deviations are taken over them.",
+    )
+    bootstrap: Int = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="With a single set of samples, how many random halves of it the deviations are computed from; "
+        "with 0 or 1 there are no deviations.",
+    )
 
     @field_validator("images")
     @classmethod
-    def _enough(cls, told: int) -> int:
-        if 0 < told < metrics.MIN_IMAGES:
+    def _enough(cls, images: int) -> int:
+        if 0 < images < metrics.MIN_IMAGES:
             raise ValueError(
-                f"{told} images are too few to measure anything; {metrics.MIN_IMAGES} or more, or 0 for none"
+                f"{images} images are too few to measure anything; {metrics.MIN_IMAGES} or more, or 0 for none"
             )
-        return told
+        return images
 
     @field_validator("features")
     @classmethod
-    def _known(cls, told: str) -> str:
-        if not re.fullmatch(r"classifier|inception:.+", told):
-            raise ValueError(f"{told!r} is neither 'classifier' nor 'inception:PATH'")
-        return told
+    def _known(cls, features: str) -> str:
+        if not re.fullmatch(r"classifier|inception:.+", features):
+            raise ValueError(f"{features!r} is neither 'classifier' nor 'inception:PATH'")
+        return features
 
     @property
     def inception(self) -> Path | None:
-        """Where the weights of Inception are, if that is to look at the images."""
+        """The file with the weights of Inception; None where the small classifier is used."""
         kind, _, path = self.features.partition(":")
         return Path(path) if kind == "inception" else None
 
 
 @dataclass(frozen=True)
-class View:
-    """Images as bytes, as the extractor sees them, and as the classifier does."""
+class EmbeddedImages:
+    """N images as bytes (N, C, H, W), with their embedding by the extractor and by the classifier."""
 
     pixels: Tensor
-    seen: Seen
-    known: Seen
+    embedding: Embedding
+    classified: Embedding
 
 
 class Evaluator:
-    """Has the real images of all silos, and networks that look at them; measures one generator after another.
+    """Measures generators against the real images of all silos.
 
-    The reference is the pooled training images, the floor is held-out images in the place of samples: as many, of the
-    same classes, at the same silos.
+    The reference is the pooled training images. The floor is what held-out real images reach when they take the place
+    of the samples: as many of them, of the same classes, at the same silos.
+
+    Args:
+        evaluation: What is measured, and how.
+        silos: The silos, with the images that they train on and those that they hold out.
+        device: The device on which Inception runs, if it is used.
     """
 
-    def __init__(self, told: Evaluation, silos: Sequence[Silo], device: str = "cpu") -> None:
-        self.told = told
+    def __init__(self, evaluation: Evaluation, silos: Sequence[Silo], device: str = "cpu") -> None:
+        self.evaluation = evaluation
         self.silos = [silo.name for silo in silos]
         train, train_silo = _pool([silo.images for silo in silos])
         held, held_silo = _pool([silo.held_out or silo.images.subset(np.arange(0)) for silo in silos])
         if len(held) < metrics.MIN_IMAGES:
             raise DataError(f"{len(held)} images are held out, {metrics.MIN_IMAGES} are needed to measure anything")
-        pooled([train, held])  # of the same classes, or an error
+        pooled([train, held])  # raises an error where they do not have the same classes
         rng = numpy_rng(0, "evaluation")
-        chosen = np.sort(rng.permutation(len(held))[: told.images])
-        order = rng.permutation(len(train))[: told.reference]
+        chosen = np.sort(rng.permutation(len(held))[: evaluation.images])
+        order = rng.permutation(len(train))[: evaluation.reference]
         self.labelled = train.labels is not None and len(train.classes) > 1
         self.classifier = features.classifier(train, held)
-        self.lens: Extractor = self.classifier
-        if told.inception:
-            self.lens = inception.load(told.inception, device)
+        self.extractor: Extractor = self.classifier
+        if evaluation.inception:
+            self.extractor = inception.load(evaluation.inception, device)
         self.data = features.fingerprint(train, held)
         self.real, self.real_silo = train.subset(order), train_silo[order]
         self.held, self.held_silo = held.subset(chosen), held_silo[chosen]
-        self._real = features.reference(self.lens, self.real)
+        self._real = features.reference(self.extractor, self.real)
         self._floor = self.embed(self.held.pixels)
         self._fid = metrics.Fid(self._real.features)
-        self._every = self._real if len(order) == len(train) else features.reference(self.lens, train)
-        self._held_distances = metrics.nearest(self._floor.seen.features, self._every.features)
-        self._usual = metrics.cosine_distance(self._floor.seen.features, self._every.features)
+        self._every = self._real if len(order) == len(train) else features.reference(self.extractor, train)
+        self._held_distances = metrics.nearest(self._floor.embedding.features, self._every.features)
+        self._usual = metrics.cosine_distance(self._floor.embedding.features, self._every.features)
 
     def __call__(
         self, generators: Mapping[str, ImageSource], sampling: Sampling, *, cas: bool | None = None
     ) -> dict[str, Any]:
-        """Everything about the generators that the silos have: one of their own each, or one for all."""
-        asked = _conditional(generators)
-        drawn = [self.draw(generators, sampling, seed) for seed in range(self.told.seeds)]
-        return self.verdict(drawn, asked=asked, cas=cas) | {"protocol": self.protocol(generators, sampling)}
+        """Measure the generators of the silos: one for each silo, or one for all of them.
 
-    def verdict(self, drawn: Sequence[Tensor], *, asked: bool = True, cas: bool | None = None) -> dict[str, Any]:
-        """Everything about one set of images, or several: a sample for each held-out image, in their order."""
-        if not drawn:
-            raise DataError("there is nothing to measure: no images came")
+        Args:
+            generators: The generator of each silo, by its name.
+            sampling: How a diffusion model draws.
+            cas: Whether to compute the CAS; None does as ``Evaluation.cas`` says.
+        """
+        conditional = _conditional(generators)
+        samples = [self.draw(generators, sampling, seed) for seed in range(self.evaluation.seeds)]
+        return self.verdict(samples, conditional=conditional, cas=cas) | {
+            "protocol": self.protocol(generators, sampling)
+        }
+
+    def verdict(
+        self, samples: Sequence[Tensor], *, conditional: bool = True, cas: bool | None = None
+    ) -> dict[str, Any]:
+        """Measure one or several sets of samples.
+
+        Args:
+            samples: Sets of images (N, C, H, W), each with one sample for each held-out image, in their order.
+            conditional: Whether the samples have the classes of the held-out images.
+            cas: Whether to compute the CAS; None does as ``Evaluation.cas`` says.
+        """
+        if not samples:
+            raise DataError("there is nothing to measure: no set of samples was given, at least one is expected")
         began = time.perf_counter()
-        views = [self.embed(images) for images in drawn]
-        each = [self.measure(view, asked=asked, cas=cas) for view in views]
-        mean, floor = _mean(each), self.floor(asked=asked, cas=cas)
+        embedded = [self.embed(images) for images in samples]
+        by_draw = [self.measure(view, conditional=conditional, cas=cas) for view in embedded]
+        mean, floor = _mean(by_draw), self.floor(conditional=conditional, cas=cas)
         return {
             "words": verdict.words(mean, floor, few=self.few),
             "few": self.few,
             "metrics": mean,
-            "spread": self._spread(each, views[0], asked=asked),
-            "spread_of": f"{len(each)} draws" if len(each) > 1 else f"{self.told.bootstrap} halves of the draw",
+            "spread": self._spread(by_draw, embedded[0], conditional=conditional),
+            "spread_of": f"{len(by_draw)} draws"
+            if len(by_draw) > 1
+            else f"{self.evaluation.bootstrap} halves of the draw",
             "floor": floor,
-            "groups": self.groups(views, asked=asked, cas=cas),
+            "groups": self.groups(embedded, conditional=conditional, cas=cas),
             "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},
             "notes": self._notes(mean, floor),
             "seconds": time.perf_counter() - began,
         }
 
     def quick(self, generators: Mapping[str, ImageSource], sampling: Sampling) -> Figures:
-        """The pooled figures of one draw, without CAS."""
-        return self.measure(self.embed(self.draw(generators, sampling)), asked=_conditional(generators), cas=False)
+        """The figures of one set of samples from all silos together, without CAS."""
+        return self.measure(
+            self.embed(self.draw(generators, sampling)), conditional=_conditional(generators), cas=False
+        )
 
     @property
     def few(self) -> bool:
-        """Whether the images are too few for a covariance of all features."""
+        """Whether there are fewer held-out images than a covariance of all features needs."""
         return len(self.held) <= self._real.features.shape[1]
 
     @property
     def labels(self) -> Tensor:
-        """The class of each held-out image, which is asked of a sample."""
+        """The class of each held-out image, with which its sample is drawn (N,); zeros where there are no classes."""
         return torch.zeros(len(self.held), dtype=torch.long) if self.held.labels is None else self.held.labels
 
     def draw(self, generators: Mapping[str, ImageSource], sampling: Sampling, seed: int = 0) -> Tensor:
-        """A sample for each held-out image, by the generator of the silo that holds it: bytes.
+        """Draw a sample for each held-out image, with the generator of the silo that holds it: bytes (N, C, H, W).
 
-        An autoencoder draws nothing of its own: it gives what comes back of the image.
+        An autoencoder draws no images of its own; it gives its reconstruction of the held-out image instead.
         """
         images = torch.empty_like(self.held.pixels)
-        if without := [silo for i, silo in enumerate(self.silos) if silo not in generators and i in self.held_silo]:
-            raise DataError(f"{', '.join(without)}: no generator was trained")
-        for who, generator in _distinct(generators).items():
-            mine = torch.isin(self.held_silo, torch.tensor([self.silos.index(silo) for silo in who]))
+        if missing := [silo for i, silo in enumerate(self.silos) if silo not in generators and i in self.held_silo]:
+            raise DataError(f"{', '.join(missing)}: no generator was trained")
+        for silos, generator in _distinct(generators).items():
+            is_own = torch.isin(self.held_silo, torch.tensor([self.silos.index(silo) for silo in silos]))
             if isinstance(generator, TrainedAutoencoder):
-                images[mine] = _drawn(generator.reconstruct(as_floats(self.held.pixels[mine])))
+                images[is_own] = _drawn(generator.reconstruct(as_floats(self.held.pixels[is_own])))
                 continue
-            labels = (self.labels[mine] if generator.model.classes else torch.zeros(int(mine.sum()))).long().tolist()
-            own = seed if len(who) == len(self.silos) else seed_of(seed, *who)
+            labels = (
+                (self.labels[is_own] if generator.model.classes else torch.zeros(int(is_own.sum()))).long().tolist()
+            )
+            draw_seed = seed if len(silos) == len(self.silos) else seed_of(seed, *silos)
             if labels:
-                parts = generator.stream(labels, seed=own, sampling=sampling)
-                images[mine] = torch.cat([_drawn(part) for part, _ in parts])
+                parts = generator.stream(labels, seed=draw_seed, sampling=sampling)
+                images[is_own] = torch.cat([_drawn(part) for part, _ in parts])
         return images
 
-    def embed(self, images: Tensor) -> View:
-        """As many images as are held out, in their order, as the networks see them."""
+    def embed(self, images: Tensor) -> EmbeddedImages:
+        """Embed samples (N, C, H, W), one for each held-out image, in their order."""
         pixels = checked(images)
         if pixels.shape != self.held.pixels.shape:
-            raise DataError(f"images are {tuple(pixels.shape)}, to be measured are {tuple(self.held.pixels.shape)}")
-        known = self.classifier(pixels)
-        return View(pixels, known if self.lens is self.classifier else self.lens(pixels), known)
+            raise DataError(
+                f"the samples have the shape {tuple(pixels.shape)}, {tuple(self.held.pixels.shape)} is expected: "
+                "one for each held-out image"
+            )
+        classified = self.classifier(pixels)
+        return EmbeddedImages(
+            pixels, classified if self.extractor is self.classifier else self.extractor(pixels), classified
+        )
 
-    def measure(self, view: View, *, asked: bool = True, cas: bool | None = None) -> Figures:
-        """The pooled figures; ``asked``: the images are of the asked classes."""
-        mine, real = view.seen.features, self._real.features
-        fid = self._fid(mine)
+    def measure(self, samples: EmbeddedImages, *, conditional: bool = True, cas: bool | None = None) -> Figures:
+        """The figures of all samples together; ``conditional``: they have the classes of the held-out images."""
+        generated, real = samples.embedding.features, self._real.features
+        fid = self._fid(generated)
         figures: Figures = {
             "fid": fid,
-            "kid": metrics.kid(mine, real),
-            **metrics.prdc(mine, real),
+            "kid": metrics.kid(generated, real),
+            **metrics.prdc(generated, real),
             "mifid": metrics.mifid(
                 fid,
-                metrics.cosine_distance(mine, self._every.features),
-                None if self.told.inception else self._usual,
+                metrics.cosine_distance(generated, self._every.features),
+                None if self.evaluation.inception else self._usual,
             ),
-            "memorised": metrics.memorised(metrics.nearest(mine, self._every.features), self._held_distances),
+            "memorised": metrics.memorised(metrics.nearest(generated, self._every.features), self._held_distances),
         }
-        if self.labelled or self.told.inception:  # what tells which way up an image is, is sure of all good ones
-            figures["inception_score"] = metrics.inception_score(view.seen.logits)
-        if asked and self.labelled:
-            score = metrics.generation_score(view.known.logits, self.labels)
+        if self.labelled or self.evaluation.inception:  # a classifier of rotations is sure of every good image
+            figures["inception_score"] = metrics.inception_score(samples.embedding.logits)
+        if conditional and self.labelled:
+            score = metrics.generation_score(samples.classified.logits, self.labels)
             figures |= {} if score is None else {"generation_score": score}
-            figures["label_match"] = metrics.label_match(view.known.logits, self.labels)
-            if self.told.cas if cas is None else cas:
-                figures |= self._cas(view.pixels, self.labels)
+            figures["label_match"] = metrics.label_match(samples.classified.logits, self.labels)
+            if self.evaluation.cas if cas is None else cas:
+                figures |= self._cas(samples.pixels, self.labels)
         return figures
 
-    def floor(self, *, asked: bool = True, cas: bool | None = None) -> Figures:
-        """The same figures of held-out real images. Their CAS is that of as many training images."""
-        figures = self._kept(f"floor {asked}", partial(self.measure, self._floor, asked=asked, cas=False))
-        if asked and self.labelled and (self.told.cas if cas is None else cas):
+    def floor(self, *, conditional: bool = True, cas: bool | None = None) -> Figures:
+        """The same figures of held-out real images; for CAS, of as many training images."""
+        figures = self._kept(
+            f"floor {conditional}", partial(self.measure, self._floor, conditional=conditional, cas=False)
+        )
+        if conditional and self.labelled and (self.evaluation.cas if cas is None else cas):
             real = self.real.subset(np.arange(min(len(self.held), len(self.real))))
             figures |= self._kept("floor cas", partial(self._cas, real.pixels, real.labels))
         return figures
 
     def groups(
-        self, views: Sequence[View], *, asked: bool = True, cas: bool | None = None
+        self, samples: Sequence[EmbeddedImages], *, conditional: bool = True, cas: bool | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Figures and floors for each silo, each class and each domain; by class only if classes were asked for.
+        """Figures and floors for each silo and domain, and for each class where samples have classes.
 
-        CAS is by domain alone.
+        CAS is computed for domains only.
         """
-        found: dict[str, dict[str, Any]] = {}
-        taught = asked and self.labelled and (self.told.cas if cas is None else cas)
-        for kind, name, held, real in self._members(asked=asked):
+        groups: dict[str, dict[str, Any]] = {}
+        with_cas = conditional and self.labelled and (self.evaluation.cas if cas is None else cas)
+        for kind, name, held, real in self._members(conditional=conditional):
             rows: dict[str, Any] = {"images": int(held.sum()), "reference": int(real.sum())}
             if min(rows.values()) >= metrics.MIN_IMAGES:
-                rows["metrics"] = _mean([self._group(view, held, real, asked=asked) for view in views])
-                key = f"floor {asked} {features.hash_of(held=held, real=real)}"
-                rows["floor"] = self._kept(key, partial(self._group, self._floor, held, real, asked=asked))
-                if taught and kind == "domains":
-                    rows["metrics"] |= _mean([self._cas(view.pixels, self.labels, held) for view in views])
-            found.setdefault(kind, {})[name] = rows
-        return found
+                rows["metrics"] = _mean(
+                    [self._group(sample, held, real, conditional=conditional) for sample in samples]
+                )
+                key = f"floor {conditional} {features.hash_of(held=held, real=real)}"
+                rows["floor"] = self._kept(key, partial(self._group, self._floor, held, real, conditional=conditional))
+                if with_cas and kind == "domains":
+                    rows["metrics"] |= _mean([self._cas(sample.pixels, self.labels, held) for sample in samples])
+            groups.setdefault(kind, {})[name] = rows
+        return groups
 
     def protocol(self, generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str, Any]:
-        """All that two figures must have in common to be compared."""
+        """Everything that two runs must have in common for their figures to be comparable."""
         averaged = {generator.ema > 0 for generator in generators.values()}
         return {
             "data": self.data,
             "code": features.CODE[:8],
-            "features": self.lens.name,
+            "features": self.extractor.name,
             "classifier": self.classifier.name,
             "images": len(self.held),
             "reference": len(self.real),
             "sampling": _way(generators, sampling),
             "weights": " and ".join("average over rounds" if one else "raw" for one in sorted(averaged)),
-            "seeds": list(range(self.told.seeds)),
+            "seeds": list(range(self.evaluation.seeds)),
         }
 
-    def _kept(self, what: str, measure: Callable[[], Figures]) -> Figures:
-        """Figures of real images alone: they are the same for every run on these images."""
-        key = f"{what} {self.data} {self.lens.name} {self.classifier.name} {len(self.held)} {len(self.real)}"
+    def _kept(self, kind: str, measure: Callable[[], Figures]) -> Figures:
+        """Figures of real images, from the cache where they are there: they are the same for every run on them."""
+        key = f"{kind} {self.data} {self.extractor.name} {self.classifier.name} {len(self.held)} {len(self.real)}"
         kept = features.recall("floor", key)
         if kept is None:
             kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in measure().items()}
             features.remember("floor", key, kept)
         return {name: float(value) for name, value in kept.items()}
 
-    def _group(self, view: View, held: Tensor, real: Tensor, *, asked: bool) -> Figures:
-        mine, theirs = view.seen.features[held], self._real.features[real]
+    def _group(self, samples: EmbeddedImages, held: Tensor, real: Tensor, *, conditional: bool) -> Figures:
+        generated, reference = samples.embedding.features[held], self._real.features[real]
         figures: Figures = {
-            "fid": metrics.Fid(theirs)(mine),
-            "kid": metrics.kid(mine, theirs),
-            **metrics.prdc(mine, theirs),
+            "fid": metrics.Fid(reference)(generated),
+            "kid": metrics.kid(generated, reference),
+            **metrics.prdc(generated, reference),
         }
-        if asked and self.labelled:
-            figures["label_match"] = metrics.label_match(view.known.logits[held], self.labels[held])
+        if conditional and self.labelled:
+            figures["label_match"] = metrics.label_match(samples.classified.logits[held], self.labels[held])
         return figures
 
-    def _members(self, *, asked: bool) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-        """Kind and name of each group, and who is in it of the held-out and of the real images."""
+    def _members(self, *, conditional: bool) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+        """The kind and the name of each group, and which held-out and which reference images are in it."""
         if len(self.silos) > 1:
             for i, name in enumerate(self.silos):
                 yield "silos", name, self.held_silo == i, self.real_silo == i
-        if asked and self.held.labels is not None and self.real.labels is not None:
+        if conditional and self.held.labels is not None and self.real.labels is not None:
             for i, name in enumerate(self.real.classes):
                 yield "classes", name, self.held.labels == i, self.real.labels == i
         if self.held.domain is not None and self.real.domain is not None:
@@ -307,61 +373,61 @@ class Evaluator:
                 )
 
     def _cas(self, pixels: Tensor, labels: Tensor | None, among: Tensor | None = None) -> Figures:
-        """A classifier trained on these images alone, tested on the held-out ones, all or those ``among`` them."""
-        assert labels is not None  # asked of labelled images only
+        """Train a classifier on these images alone and test it on held-out ones; ``among`` selects some of both."""
+        assert labels is not None  # it is called for labelled images only
         if among is not None:
             pixels, labels = pixels[among], labels[among]
         steps = CAS_EPOCHS * math.ceil(len(pixels) / CAS_BATCH)
         network = features.trained(pixels, labels, len(self.real.classes), steps=steps, batch=CAS_BATCH)
         tested = slice(None) if among is None else among
-        said = features.see(network, self.held.pixels[tested]).logits.argmax(1)
-        return metrics.classification(said, self.labels[tested])
+        predicted = features.embed(network, self.held.pixels[tested]).logits.argmax(1)
+        return metrics.classification(predicted, self.labels[tested])
 
-    def _spread(self, each: list[Figures], view: View, *, asked: bool) -> Figures:
-        """The standard deviation over draws, or over resamples of the one draw."""
-        if len(each) == 1:
-            each = self._resamples(view, asked=asked)
-        if len(each) < 2:
+    def _spread(self, by_draw: list[Figures], samples: EmbeddedImages, *, conditional: bool) -> Figures:
+        """The standard deviation over sets of samples or, where there is only one set, over random halves of it."""
+        if len(by_draw) == 1:
+            by_draw = self._resamples(samples, conditional=conditional)
+        if len(by_draw) < 2:
             return {}
-        return {name: float(np.std([found[name] for found in each], ddof=1)) for name in each[0]}
+        return {name: float(np.std([draw[name] for draw in by_draw], ddof=1)) for name in by_draw[0]}
 
-    def _resamples(self, view: View, *, asked: bool) -> list[Figures]:
-        """Figures of random halves: drawn without replacement they vary as whole draws do.
+    def _resamples(self, samples: EmbeddedImages, *, conditional: bool) -> list[Figures]:
+        """Figures of random halves; drawn without replacement, they vary as whole sets of samples do.
 
-        With replacement, an image that comes twice makes FID and KID of a set that nobody drew.
+        With replacement, duplicate images would give FID and KID of a set that no generator drew.
         """
-        rng, found = numpy_rng(0, "bootstrap"), []
-        for _ in range(self.told.bootstrap):
-            at = torch.from_numpy(rng.permutation(len(self.held))[: len(self.held) // 2])
-            mine = view.seen.features[at]
-            figures: Figures = {"fid": self._fid(mine), "kid": metrics.kid(mine, self._real.features)}
-            if asked and self.labelled:
-                figures["label_match"] = metrics.label_match(view.known.logits[at], self.labels[at])
-            found.append(figures)
-        return found
+        rng, resamples = numpy_rng(0, "bootstrap"), []
+        for _ in range(self.evaluation.bootstrap):
+            indices = torch.from_numpy(rng.permutation(len(self.held))[: len(self.held) // 2])
+            generated = samples.embedding.features[indices]
+            figures: Figures = {"fid": self._fid(generated), "kid": metrics.kid(generated, self._real.features)}
+            if conditional and self.labelled:
+                figures["label_match"] = metrics.label_match(samples.classified.logits[indices], self.labels[indices])
+            resamples.append(figures)
+        return resamples
 
     def _notes(self, figures: Figures, floor: Figures) -> list[str]:
         notes = [caution] if (caution := verdict.caution(figures, floor)) else []
         share, dimensions = figures["memorised"], self._real.features.shape[1]
         if share > ALARM:
             notes.append(
-                f"memorisation: {share:.0%} of the samples lie nearer to a training image than 95 % of the held-out "
-                "images do (5 % is expected)"
+                f"memorisation: {share:.0%} of the samples are nearer to a training image than 95 % of the held-out "
+                "images are (5 % is expected)"
             )
         if self.few:
             notes.append(
-                f"FID: {len(self.held)} images in {dimensions} features have no full covariance; read it beside its "
-                "floor, or KID"
+                f"FID: {len(self.held)} images are too few for a full covariance of {dimensions} features; compare FID "
+                "with its floor, or read KID"
             )
         return notes
 
 
-def _mean(each: Sequence[Figures]) -> Figures:
-    return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
+def _mean(by_draw: Sequence[Figures]) -> Figures:
+    return {name: float(np.mean([draw[name] for draw in by_draw])) for name in by_draw[0]}
 
 
 def _pool(parts: Sequence[Images]) -> tuple[Images, Tensor]:
-    """The images of all silos in the order of their source, whoever holds them, and the number of the holder."""
+    """The images of all silos in the order of their source, and the number of the silo that holds each."""
     images = pooled(parts)
     holder = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     order = torch.arange(len(images)) if images.rows is None else torch.argsort(images.rows, stable=True)
@@ -369,14 +435,14 @@ def _pool(parts: Sequence[Images]) -> tuple[Images, Tensor]:
 
 
 def _drawn(images: Tensor) -> Tensor:
-    """What a generator drew, as bytes: it keeps to [-1, 1], but may have learnt nothing finite."""
+    """Samples in [-1, 1] as bytes; weights that are not finite give samples that are not."""
     if not bool(images.isfinite().all()):
-        raise DataError("the generator draws images that are not finite")
+        raise DataError("the generator draws images that are not finite: its training diverged")
     return as_bytes(images)
 
 
 def _way(generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str, Any]:
-    """How samples come to be: down a chain, by settings; at once; or, of an autoencoder, from images, by none."""
+    """How samples are drawn: the settings of a diffusion model; ``AT_ONCE`` for GANs; nothing for an autoencoder."""
     if any(isinstance(generator, TrainedAutoencoder) for generator in generators.values()):
         return {}
     is_diffusion = any(getattr(generator, "is_diffusion", True) for generator in generators.values())
@@ -384,12 +450,12 @@ def _way(generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str,
 
 
 def _conditional(generators: Mapping[str, ImageSource]) -> bool:
-    """Whether all of them can be asked for a class."""
+    """Whether all generators are class-conditional."""
     return all(generator.model.classes for generator in generators.values())
 
 
 def _distinct(generators: Mapping[str, ImageSource]) -> dict[tuple[str, ...], ImageSource]:
-    """Each generator once, by the silos that have it."""
+    """Each generator once, with the names of the silos that use it."""
     owners: dict[int, list[str]] = {}
     for silo, generator in generators.items():
         owners.setdefault(id(generator), []).append(silo)

@@ -1,4 +1,4 @@
-"""What images look like to a network: the features and the logits that all metrics are computed of."""
+"""Embeddings of images: the features and the logits from which all metrics are computed."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ VERSIONS = " ".join(f"{name} {version(name)}" for name in ("torch", "torchmetric
 CODE = hashlib.sha256(
     VERSIONS.encode() + b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MEASURING)
 ).hexdigest()
-"""What figures depend on beside images: the code that measures, and the libraries that it asks."""
+"""The hash of everything but the images that figures depend on: the code that measures, and its libraries."""
 
 
 class Extractor(Protocol):
-    """A network that images are shown to."""
+    """A network that embeds images."""
 
     @property
     def name(self) -> str:
-        """What tells it from all others."""
+        """A name that no other network has: its kind, and a hash of its weights."""
         ...
 
-    def __call__(self, images: Tensor) -> Seen:
-        """Features and logits of images: bytes, or floats in [-1, 1]."""
+    def __call__(self, images: Tensor) -> Embedding:
+        """Embed images (N, C, H, W): bytes, or floats in [-1, 1]."""
         ...
 
 
 @dataclass(frozen=True)
-class Seen:
-    """N images as a network saw them: N x D features, N x K logits."""
+class Embedding:
+    """What a network computes from N images: features (N, D) and logits (N, K)."""
 
     features: Tensor
     logits: Tensor
 
 
 class Network(nn.Module):
-    """A small convolutional classifier: 32, 64, 64 ... channels, halved to at most 7 x 7, and 128 features.
+    """A small convolutional classifier: 32, 64, 64 ... channels, pooled to at most 7 x 7, and 128 features.
 
-    ``scale`` brings the features of what it was trained on to a mean square of 1, so that figures of different data
-    are of one order.
+    ``scale`` divides the features so that those of the training images have a mean square of 1; figures of different
+    data are then of the same order of magnitude.
 
     References:
         HuSCF-GAN's evaluation uses these widths; Tawfilis, Hossam, 2025
@@ -75,68 +75,68 @@ class Network(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits."""
+        """Compute the features (N, 128) and the logits (N, K) of images (N, C, H, W)."""
         features = self.body(images)
         return features / self.scale, self.head(features)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier of the real images. ``accuracy`` is that on real images that it was not trained on."""
+    """A classifier trained on real images; ``accuracy`` is its accuracy on held-out ones."""
 
     network: Network
     name: str
     accuracy: float
 
-    def __call__(self, images: Tensor) -> Seen:
-        """Features and logits."""
-        return see(self.network, images)
+    def __call__(self, images: Tensor) -> Embedding:
+        """Embed images (N, C, H, W)."""
+        return embed(self.network, images)
 
 
-def see(network: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, batch: int = 256) -> Seen:
-    """Show images to a network, batch by batch."""
+def embed(network: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, batch: int = 256) -> Embedding:
+    """Embed images (N, C, H, W) with a network, batch by batch."""
     with torch.no_grad():
         parts = [network(as_floats(part)) for part in torch.split(checked(images), batch)]
     features, logits = zip(*parts, strict=True)
-    return Seen(torch.cat(features), torch.cat(logits))
+    return Embedding(torch.cat(features), torch.cat(logits))
 
 
 def trained(pixels: Tensor, labels: Tensor, classes: int, *, steps: int, batch: int, seed: int = 0) -> Network:
-    """A classifier trained from nothing, by Adam with a rate that falls from 1e-3 along a line."""
+    """Train a classifier from scratch, with Adam and a learning rate that falls linearly from 1e-3 to 0."""
     with seeded_globally(seed, "classifier"):
         network = Network(pixels.shape[-1], pixels.shape[1], classes)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
     rng = numpy_rng(seed, "classifier batches")
-    size, left = min(batch, len(pixels)), torch.empty(0, dtype=torch.long)
+    batch_size, order = min(batch, len(pixels)), torch.empty(0, dtype=torch.long)
     for step in range(steps):
-        if len(left) < size:
-            left = torch.cat([left, torch.from_numpy(rng.permutation(len(pixels)))])
-        at, left = left[:size], left[size:]
+        if len(order) < batch_size:
+            order = torch.cat([order, torch.from_numpy(rng.permutation(len(pixels)))])
+        indices, order = order[:batch_size], order[batch_size:]
         optimiser.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
         optimiser.zero_grad()
-        F.cross_entropy(network(as_floats(pixels[at]))[1], labels[at]).backward()
+        F.cross_entropy(network(as_floats(pixels[indices]))[1], labels[indices]).backward()
         optimiser.step()
     return network.eval()
 
 
 def classifier(train: Images, held: Images) -> Classifier:
-    """The classifier of a run's real images, trained once: it is kept by the hash of the images and of this code.
+    """The classifier of a run's real images, trained once and cached under the hash of the images and of this code.
 
-    Images without labels are told apart by which way up they are: 0, 90, 180 or 270 degrees.
+    Where images have no labels, it learns to classify rotations by 0, 90, 180 and 270 degrees.
     """
     pixels, labels, classes = _task(train)
     key = f"{fingerprint(train, held)} {classes}"
-    kept = recall("classifier", key)
+    cached = recall("classifier", key)
     network = Network(pixels.shape[-1], pixels.shape[1], classes)
-    if kept is not None:
-        accuracy = float(kept.pop("accuracy"))
-        network.load_state_dict(kept)
+    if cached is not None:
+        accuracy = float(cached.pop("accuracy"))
+        network.load_state_dict(cached)
         network.eval()
     else:
         steps = min(max(EPOCHS * len(pixels) // BATCH, MIN_STEPS), MAX_STEPS)
         network = trained(pixels, labels, classes, steps=steps, batch=BATCH)
         some = pixels[:: max(1, len(pixels) // 5000)]
-        network.scale = see(network, some).features.square().mean().sqrt()
+        network.scale = embed(network, some).features.square().mean().sqrt()
         accuracy = _accuracy(network, held)
         remember(
             "classifier",
@@ -146,25 +146,25 @@ def classifier(train: Images, held: Images) -> Classifier:
     return Classifier(network, f"classifier {sha256(snapshot(network.state_dict()))[:8]}", accuracy)
 
 
-def reference(extractor: Extractor, images: Images) -> Seen:
-    """What an extractor sees in the real images, kept by the hash of both."""
+def reference(extractor: Extractor, images: Images) -> Embedding:
+    """The embedding of real images, cached under the hash of the extractor and the images."""
     key = f"{extractor.name} {fingerprint(images)}"
-    kept = recall("seen", key)
-    if kept is not None:
-        return Seen(kept["features"], kept["logits"])
-    seen = extractor(images.pixels)
-    remember("seen", key, {"features": seen.features, "logits": seen.logits})
-    return seen
+    cached = recall("embedding", key)
+    if cached is not None:
+        return Embedding(cached["features"], cached["logits"])
+    embedding = extractor(images.pixels)
+    remember("embedding", key, {"features": embedding.features, "logits": embedding.logits})
+    return embedding
 
 
 def cache() -> Path:
-    """Where what is costly is kept between runs; it may be deleted at any time."""
+    """The folder in which costly results are cached between runs; it may be deleted at any time."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "manyhands"
 
 
 def recall(kind: str, key: str) -> Tensors | None:
-    """What was kept, or None where it is not there or not whole."""
+    """Read tensors from the cache; None where they are not there or the file is damaged."""
     try:
         return dict(safetensors.torch.load_file(_place(kind, key)))
     except (OSError, safetensors.SafetensorError):
@@ -172,16 +172,16 @@ def recall(kind: str, key: str) -> Tensors | None:
 
 
 def remember(kind: str, key: str, tensors: Tensors) -> None:
-    """Keep tensors, if that can be."""
+    """Write tensors to the cache, if it can be written."""
     try:
         cache().mkdir(parents=True, exist_ok=True)
         replace_file(_place(kind, key), safetensors.torch.save(tensors))
     except (OSError, DiskError):
-        return  # a cache that cannot be written costs time, nothing else
+        return  # without a cache the same is computed again next time
 
 
 def _task(images: Images) -> tuple[Tensor, Tensor, int]:
-    """What the classifier learns: the classes, or where there are none which way up an image is."""
+    """What the classifier learns: images, labels and their number; rotations where the images have no classes."""
     if images.labels is not None and len(images.classes) > 1:
         return images.pixels, images.labels, len(images.classes)
     turned = [torch.rot90(images.pixels, turns, (2, 3)) for turns in range(4)]
@@ -190,21 +190,21 @@ def _task(images: Images) -> tuple[Tensor, Tensor, int]:
 
 def _accuracy(network: Network, held: Images) -> float:
     pixels, labels, _ = _task(held)
-    return (see(network, pixels).logits.argmax(1) == labels).double().mean().item()
+    return (embed(network, pixels).logits.argmax(1) == labels).double().mean().item()
 
 
 def fingerprint(*sets: Images) -> str:
-    """The first letters of the hash of images and their labels."""
+    """The first 16 letters of the hash of images and their labels."""
     tensors = {f"{i}.pixels": images.pixels for i, images in enumerate(sets)}
     tensors |= {f"{i}.labels": images.labels for i, images in enumerate(sets) if images.labels is not None}
     return hash_of(**tensors)
 
 
 def hash_of(**tensors: Tensor) -> str:
-    """The first letters of the hash of tensors."""
+    """The first 16 letters of the hash of tensors."""
     return sha256(tensors)[:16]
 
 
 def _place(kind: str, key: str) -> Path:
-    """What is kept is of no use to other code, so that has a part in its name."""
+    """The file of a cache entry; the hash of the code is part of its name, since other code must not use it."""
     return cache() / f"{kind}-{hashlib.sha256(f'{CODE} {key}'.encode()).hexdigest()[:24]}.safetensors"

@@ -24,7 +24,14 @@ RELEASES = {"one_release": "tab:blue", "all_releases": "tab:orange"}
 
 
 def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int = 0) -> None:
-    """Images in rows under the headings of their columns; small ones are enlarged, smoothly, to be seen."""
+    """Draw a grid of images under the headings of its columns; small images are enlarged smoothly.
+
+    Args:
+        path: The file to write.
+        images: Images (N, C, H, W): floats in [-1, 1], or bytes.
+        headings: A heading for each column.
+        columns: The number of columns; 0 takes that of the headings, or makes the grid about square.
+    """
     columns = columns or len(headings) or math.ceil(len(images) ** 0.5)
     tiles = [_enlarged(picture_of(image), TILE) for image in as_bytes(images)]
     step, top = tiles[0].width + GAP, GAP + (HEAD if headings else 0)
@@ -39,7 +46,7 @@ def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int 
 
 
 def sheet(path: Path, images: Tensor, headings: Sequence[str] = ()) -> None:
-    """Images side by side as small as they can be seen, for a page that holds many such sheets."""
+    """Draw a grid of small images, for a page that holds many such grids."""
     pictures = [_enlarged(picture_of(image), SMALL) for image in as_bytes(images)]
     columns, side = len(headings) or 8, pictures[0].width
     rows = -(-len(pictures) // columns)
@@ -51,7 +58,7 @@ def sheet(path: Path, images: Tensor, headings: Sequence[str] = ()) -> None:
 
 
 def picture_of(image: Tensor) -> Image.Image:
-    """One image, of bytes."""
+    """One image of bytes (C, H, W) as a Pillow image."""
     array = image.permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
@@ -93,7 +100,7 @@ def losses(path: Path, by_silo: Mapping[str, Sequence[tuple[int, float]]]) -> No
 
 
 def against(path: Path, lines: Mapping[str, Points], x: str, y: str, floor: float | None = None) -> None:
-    """A figure of several runs against what was spent."""
+    """A figure of several runs over what was spent on it."""
     figure, axes = _axes((6.4, 3.8))
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=_plain(name))
@@ -105,50 +112,52 @@ def against(path: Path, lines: Mapping[str, Points], x: str, y: str, floor: floa
 
 
 def silos(path: Path, runs: Mapping[str, Mapping[str, tuple[float, float]]], y: str) -> None:
-    """A figure of each silo in each run as bars, with a mark where real images are."""
-    names = sorted({silo for told in runs.values() for silo in told})
+    """A figure of each silo in each run as bars, with a mark for real images."""
+    names = sorted({silo for figures in runs.values() for silo in figures})
     figure, axes = _axes((2 + 0.3 * len(names) * len(runs), 3.8))
     width = 0.8 / len(runs)
-    for i, (run, told) in enumerate(runs.items()):
-        places = [names.index(silo) + (i - (len(runs) - 1) / 2) * width for silo in told]
-        axes.bar(places, [value for value, _ in told.values()], width * 0.9, label=_plain(run))
-        axes.scatter(places, [floor for _, floor in told.values()], marker="_", color="black", s=60, zorder=3)
+    for i, (run, figures) in enumerate(runs.items()):
+        places = [names.index(silo) + (i - (len(runs) - 1) / 2) * width for silo in figures]
+        axes.bar(places, [value for value, _ in figures.values()], width * 0.9, label=_plain(run))
+        axes.scatter(places, [floor for _, floor in figures.values()], marker="_", color="black", s=60, zorder=3)
     axes.set(ylabel=f"{y} (marks: real images)", xticks=range(len(names)))
     axes.set_xticklabels(names, rotation=60 if len(names) > 8 else 0)
     axes.legend(frameon=False)
     _save(figure, path)
 
 
-def disclosure(path: Path, told: Mapping[str, Any]) -> None:
-    """What releases give away over the cut: how much, whose it is, and what it is of; by one release, and by all."""
-    figure, (image, identity, label) = _row_of_axes((11, 3.4), 3)
-    _compared(image, told, _best_explained)
-    image.set(ylabel="variance explained, best attack", ylim=(-0.03, 1.03))
-    _compared(identity, told, lambda scores: scores["identity"]["top_1"])
+def disclosure(path: Path, report: Mapping[str, Any]) -> None:
+    """What releases give away over the cut: reconstruction, identification and classes; from one and from all."""
+    figure, (explained, identity, label) = _row_of_axes((11, 3.4), 3)
+    _compared(explained, report, _best_explained)
+    explained.set(ylabel="variance explained, best attack", ylim=(-0.03, 1.03))
+    _compared(identity, report, lambda scores: scores["identity"]["top_1"])
     for kind, colour in RELEASES.items():
-        known = [(at, scores["identity"]["foretold"]) for at, scores in _over_cuts(told, kind)]
+        known = [(share, scores["identity"]["foretold"]) for share, scores in _over_cuts(report, kind)]
         if known:
             identity.plot(*zip(*known, strict=True), color=colour, ls=":", lw=1.5)
-    one_of = told["cuts"][0]["one_release"]["identity"]["candidates"]
+    one_of = report["cuts"][0]["one_release"]["identity"]["candidates"]
     identity.axhline(1 / one_of, color="0.5", ls="--", lw=1)
-    identity.set(ylabel=f"right one of {one_of:,} found (dots: theory)", yscale="log", ylim=(0.5 / one_of, 1.4))
-    asked = next((name for name in ("class_inference", "attribute_inference") if name in told["floor"]), None)
-    if asked:
-        _compared(label, told, lambda scores: scores[asked]["accuracy"])
-        for name in (asked, f"{asked}_of_clean_images"):
-            label.axhline(told["floor"][name]["accuracy"]["value"], color="0.5", ls="--", lw=1)
-    what = {"class_inference": "class told", "attribute_inference": "attributes told"}.get(asked or "")
-    label.set(ylabel=f"{what} (dashes: floor, clean image)" if what else "not tried: no classes", ylim=(-0.03, 1.03))
-    image.axhline(0, color="0.5", ls="--", lw=1)
-    for axes in (image, identity, label):
-        _mark_cuts(axes, told)
-    image.legend(frameon=False, fontsize=8)
+    identity.set(ylabel=f"right one of {one_of:,} picked (dots: theory)", yscale="log", ylim=(0.5 / one_of, 1.4))
+    question = next((name for name in ("class_inference", "attribute_inference") if name in report["floor"]), None)
+    if question:
+        _compared(label, report, lambda scores: scores[question]["accuracy"])
+        for name in (question, f"{question}_of_clean_images"):
+            label.axhline(report["floor"][name]["accuracy"]["value"], color="0.5", ls="--", lw=1)
+    answers = {"class_inference": "class accuracy", "attribute_inference": "attribute accuracy"}.get(question or "")
+    label.set(
+        ylabel=f"{answers} (dashes: floor, clean image)" if answers else "not tried: no classes", ylim=(-0.03, 1.03)
+    )
+    explained.axhline(0, color="0.5", ls="--", lw=1)
+    for axes in (explained, identity, label):
+        _mark_cuts(axes, report)
+    explained.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
 def trade(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Over the cut: how good images are, what releases give away, and what a silo has to do."""
-    figure, (quality, given, work) = _row_of_axes((11, 3.4), 3)
+    """Over the cut: the quality of samples, what releases give away, and the work of a silo."""
+    figure, (quality, disclosed, work) = _row_of_axes((11, 3.4), 3)
     cuts = [row["cut"] for row in rows]
 
     def line(axes: Any, name: str, label: str, colour: str) -> None:
@@ -163,13 +172,13 @@ def trade(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if (floor := rows[0]["fid_real"]) is not None:
         quality.axhline(floor, color="0.5", ls="--", lw=1, label="real images")
     quality.set(ylabel="FID", ylim=(0, None))
-    line(given, "explained", "variance explained", "tab:orange")
-    line(given, "picked", f"right one of {rows[0]['of']:,} found", "tab:red")
-    given.set(ylabel="given away by one release", ylim=(-0.03, 1.03))
+    line(disclosed, "explained", "variance explained", "tab:orange")
+    line(disclosed, "picked", f"right one of {rows[0]['of']:,} picked", "tab:red")
+    disclosed.set(ylabel="given away by one release", ylim=(-0.03, 1.03))
     line(work, "draw_share", "drawing an image", "tab:green")
     line(work, "train_share", "a step of training", "tab:olive")
-    work.set(ylabel="a silo's work, of a whole network's", ylim=(-0.03, None))
-    for axes in (quality, given, work):
+    work.set(ylabel="work of a silo (share of the whole)", ylim=(-0.03, None))
+    for axes in (quality, disclosed, work):
         axes.set(xlabel="cut (share of the chain at the silo)", xlim=(-0.03, 1.03))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
@@ -177,71 +186,73 @@ def trade(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def timeline(path: Path, bars: Sequence[tuple[str, str, str, float, float]]) -> None:
-    """Who does what when: rows of (who, part, work or wire, start, end)."""
+    """A timeline of one iteration: rows of (party, part, "work" or "wire", start, end), in seconds."""
     rows = list(dict.fromkeys(["server", *sorted(bar[0] for bar in bars if bar[0] != "server")]))
     parts = list(dict.fromkeys(bar[1].split(":")[0] + ": " + bar[1].split()[-1] for bar in bars))
     figure, axes = _axes((9, 1.2 + 0.3 * len(rows)))
-    for who, part, kind, start, end in bars:
+    for party, part, kind, start, end in bars:
         colour = COLOURS[parts.index(part.split(":")[0] + ": " + part.split()[-1])]
         axes.barh(
-            rows.index(who), end - start, left=start, height=0.7, color=colour, alpha=1 if kind == "work" else 0.35
+            rows.index(party), end - start, left=start, height=0.7, color=colour, alpha=1 if kind == "work" else 0.35
         )
     for i, part in enumerate(parts):
         axes.barh(0, 0, color=COLOURS[i], label=part)
-    axes.barh(0, 0, color="0.75", label="pale: on the wire")
+    axes.barh(0, 0, color="0.75", label="pale: transfer")
     axes.set(xlabel="seconds of one iteration", yticks=range(len(rows)), yticklabels=rows, xlim=(0, None))
     axes.invert_yaxis()
     axes.legend(frameon=False, fontsize=7, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
     _save(figure, path)
 
 
-def _compared(axes: Any, told: Mapping[str, Any], figure_of: Callable[[Any], Mapping[str, float]]) -> None:
-    """One release and all of them over the cut, each with its interval."""
-    names = {"one_release": "one release", "all_releases": f"{told['releases']} with fresh noise"}
+def _compared(axes: Any, report: Mapping[str, Any], figure_of: Callable[[Any], Mapping[str, float]]) -> None:
+    """A figure over the cut, with its interval: from one release, and from all of them."""
+    names = {"one_release": "one release", "all_releases": f"{report['releases']} with fresh noise"}
     for kind, colour in RELEASES.items():
-        if known := [(at, figure_of(scores)) for at, scores in _over_cuts(told, kind)]:
-            places = [at for at, _ in known]
-            low, high = ([each[end] for _, each in known] for end in ("low", "high"))
-            axes.plot(places, [each["value"] for _, each in known], "o-", ms=3, color=colour, label=names[kind])
+        if intervals := [(share, figure_of(scores)) for share, scores in _over_cuts(report, kind)]:
+            places = [share for share, _ in intervals]
+            low, high = ([interval[end] for _, interval in intervals] for end in ("low", "high"))
+            axes.plot(
+                places, [interval["value"] for _, interval in intervals], "o-", ms=3, color=colour, label=names[kind]
+            )
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
     axes.set(xlabel="cut (share of the chain at the silo)", xlim=(0, 1))
 
 
-def _mark_cuts(axes: Any, told: Mapping[str, Any]) -> None:
-    """Where the run cuts, and where it is recommended to."""
-    first, recommended = told["cuts"][0], told["recommended"].get("share")
+def _mark_cuts(axes: Any, report: Mapping[str, Any]) -> None:
+    """Mark the cuts of the run, and the recommended one."""
+    first, recommended = report["cuts"][0], report["recommended"].get("share")
     steps = round(first["cut"] / first["share"])
-    for i, cut in enumerate(sorted({each["cut"] for each in told["as_released"]})):
+    for i, cut in enumerate(sorted({release["cut"] for release in report["as_released"]})):
         axes.axvline(cut / steps, color="0.3", lw=1, label=None if i else "cut of this run")
     if recommended is not None:
         axes.axvline(recommended, color="tab:green", lw=1, label="recommended")
 
 
-def _over_cuts(told: Mapping[str, Any], kind: str) -> list[tuple[float, Any]]:
-    return [(cut["share"], cut[kind]) for cut in told["cuts"] if kind in cut]
+def _over_cuts(report: Mapping[str, Any], kind: str) -> list[tuple[float, Any]]:
+    return [(cut["share"], cut[kind]) for cut in report["cuts"] if kind in cut]
 
 
 def _best_explained(scores: Mapping[str, Any]) -> Mapping[str, float]:
-    each = [attack["explained"] for attack in scores["reconstruction"].values()]
-    return dict(max(each, key=lambda found: found["value"]))
+    shares = [attack["explained"] for attack in scores["reconstruction"].values()]
+    return dict(max(shares, key=lambda share: share["value"]))
 
 
 def side_by_side(path: Path, pictures: Mapping[str, Path]) -> None:
     """Pictures of several runs in a row, under their names."""
-    opened = [_opened(each) for each in pictures.values()]
-    width = sum(picture.width for picture in opened) + GAP * 4 * (len(opened) - 1)
-    whole = Image.new("RGB", (width, 2 * HEAD + max(picture.height for picture in opened)), "white")
+    images = [_opened(picture_path) for picture_path in pictures.values()]
+    width = sum(image.width for image in images) + GAP * 4 * (len(images) - 1)
+    whole = Image.new("RGB", (width, 2 * HEAD + max(image.height for image in images)), "white")
     left = 0
-    for name, picture in zip(pictures, opened, strict=True):
-        whole.paste(picture, (left, 2 * HEAD))
-        ImageDraw.Draw(whole).text((left + picture.width // 2, HEAD), name, fill="black", anchor="mm", font_size=15)
-        left += picture.width + GAP * 4
+    for name, image in zip(pictures, images, strict=True):
+        whole.paste(image, (left, 2 * HEAD))
+        ImageDraw.Draw(whole).text((left + image.width // 2, HEAD), name, fill="black", anchor="mm", font_size=15)
+        left += image.width + GAP * 4
     with writing(path):
         whole.save(path)
 
 
 def _plain(name: str) -> str:
-    """A name as it is: matplotlib takes what stands between dollars for mathematics."""
+    """Escape dollar signs, between which matplotlib expects mathematics."""
     return name.replace("$", r"\$")
 
 
@@ -251,11 +262,11 @@ def _opened(path: Path) -> Image.Image:
 
 
 def clusters(path: Path, places: Mapping[str, tuple[float, float]], kinds: Mapping[str, tuple[str, int]]) -> None:
-    """Silos on a plane: a colour for each domain, the number of its cluster beside each."""
+    """Silos as points: the colour shows the domain, the number beside a point its cluster."""
     figure, axes = _axes((6.4, 4.2))
     for domain in sorted({domain for domain, _ in kinds.values()}):
-        mine = [silo for silo in places if kinds[silo][0] == domain]
-        axes.scatter(*zip(*[places[silo] for silo in mine], strict=True), s=36, alpha=0.8, label=_plain(domain))
+        members = [silo for silo in places if kinds[silo][0] == domain]
+        axes.scatter(*zip(*[places[silo] for silo in members], strict=True), s=36, alpha=0.8, label=_plain(domain))
     for silo, place in places.items():
         axes.annotate(str(kinds[silo][1] + 1), place, (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="first principal component", ylabel="second")

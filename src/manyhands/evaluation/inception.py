@@ -1,4 +1,4 @@
-"""The Inception network of FID, with the weights that every published FID uses; the user brings them."""
+"""The Inception network of FID, with the weights that every published FID uses; the user provides their file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manyhands.errors import DataError
-from manyhands.evaluation.features import Seen, see
+from manyhands.evaluation.features import Embedding, embed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ Step = tuple[str, int, tuple[int, int], int]
 
 @dataclass(frozen=True)
 class Inception:
-    """Features after the last pooling, and logits without the bias, as the Inception score takes them.
+    """Features after the last pooling, and logits without the bias, as the Inception score uses them.
 
     References:
         GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
@@ -39,42 +39,47 @@ class Inception:
     device: str = "cpu"
     name: str = f"inception {SHA256[:8]}"
 
-    def __call__(self, images: Tensor) -> Seen:
-        """Grey images are shown as RGB, all are enlarged to 299 x 299."""
-        return see(self._look, images, batch=64)
+    def __call__(self, images: Tensor) -> Embedding:
+        """Embed images (N, C, H, W): grey ones as RGB, all enlarged to 299 x 299."""
+        return embed(self._embed, images, batch=64)
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         rgb = images.to(self.device).expand(-1, 3, -1, -1)
         features, logits = self.network(enlarged(rgb * (127.5 / 128) - 0.5 / 128))
         return features.cpu(), logits.cpu()
 
 
 def load(path: Path, device: str = "cpu") -> Inception:
-    """Read the weights, if they are the right ones."""
+    """Read the weights, after ``verify`` has checked them."""
     verify(path)
     network = Network()
-    weights = torch.load(path, map_location="cpu", weights_only=True)  # a pickle, of the one hash above and no other
+    weights = torch.load(path, map_location="cpu", weights_only=True)  # a pickle, but only one with the hash above
     network.load_state_dict(weights)
     return Inception(network.eval().to(device), device)
 
 
 def verify(path: Path) -> None:
-    """Raise ``DataError`` where the right weights are not there."""
+    """Raise ``DataError`` where the file is missing or holds other weights."""
     if not path.is_file():
-        raise DataError(f"{path}: there are no Inception weights here; get {FROM} and give its path: inception:PATH")
+        raise DataError(
+            f"{path}: there are no Inception weights here; download {FROM} and give its path: inception:PATH"
+        )
     with path.open("rb") as file:
-        came = hashlib.file_digest(file, "sha256").hexdigest()
-    if came != SHA256:
-        raise DataError(f"{path}: are not the Inception weights: SHA-256 {came[:16]} came, {SHA256[:16]} is {FROM}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise DataError(
+            f"{path}: these are not the Inception weights: its SHA-256 begins with {digest[:16]}, {SHA256[:16]} is "
+            f"expected, that of {FROM}"
+        )
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """Bilinear to 299 x 299, with corners where TensorFlow 1 has them: the network was trained so."""
+    """Resize to 299 x 299, bilinearly and with corners aligned as in TensorFlow 1, as the network was trained."""
     for axis in (2, 3):
         side = images.shape[axis]
-        at = torch.arange(SIDE, device=images.device, dtype=torch.float32) * (side / SIDE)
-        low = at.floor().long()
-        share = (at - low).reshape([-1 if i == axis else 1 for i in range(4)])
+        position = torch.arange(SIDE, device=images.device, dtype=torch.float32) * (side / SIDE)
+        low = position.floor().long()
+        share = (position - low).reshape([-1 if i == axis else 1 for i in range(4)])
         images = torch.lerp(
             images.index_select(axis, low), images.index_select(axis, (low + 1).clamp(max=side - 1)), share
         )
@@ -82,7 +87,7 @@ def enlarged(images: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """Inception v3 as of 2015-12-05; the names are those in the file of weights."""
+    """Inception v3 of 2015-12-05; its modules have the names that the file of weights uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +107,7 @@ class Network(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of images in [-1, 1], 3 x 299 x 299."""
+        """Compute the features (N, 2048) and the logits (N, 1008) of images (N, 3, 299, 299) in [-1, 1]."""
         for name, layer in self.named_children():
             if name == "fc":
                 break
@@ -114,7 +119,7 @@ class Network(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution without bias, normalised."""
+    """A convolution without bias, with batch normalisation and ReLU."""
 
     def __init__(self, width: int, out: int, kernel: tuple[int, int], stride: int, *, padded: bool = True) -> None:
         super().__init__()
@@ -123,14 +128,14 @@ class Convolution(nn.Module):
         self.bn = nn.BatchNorm2d(out, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, normalise, cut off below zero."""
+        """Convolve, normalise, rectify."""
         return F.relu(self.bn(self.conv(x)))
 
 
 class Block(nn.Module):
-    """Chains of convolutions side by side, and a pooled one, put together along the channels.
+    """Parallel branches of convolutions, one of them pooled, concatenated along the channels.
 
-    A step whose name ends in ``a`` and the next, in ``b``, both take what came before them.
+    A convolution whose name ends in ``a`` and the next, in ``b``, have the same input.
     """
 
     def __init__(
@@ -146,7 +151,7 @@ class Block(nn.Module):
                 before = before if name.endswith("a") else out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Down every chain."""
+        """Run every branch and concatenate the results."""
         return torch.cat([y for chain in self.chains for y in self._along(chain, x)] + self._unchanged(x), 1)
 
     def _along(self, chain: Sequence[str], x: Tensor) -> list[Tensor]:

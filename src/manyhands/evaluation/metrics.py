@@ -1,7 +1,7 @@
-"""How close samples are to real images: pure functions of two sets, N x D features or N x K logits each.
+"""How close samples are to real images: pure functions of features (N, D) or logits (N, K).
 
-FID, KID, the Inception score, precision, recall, density and coverage and the classification report are those of
-torchmetrics, prdc and scikit-learn; what they have not is written out here.
+FID, KID, the Inception score, precision, recall, density and coverage and the classification report come from
+torchmetrics, prdc and scikit-learn; what these libraries lack is written here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOWER_IS_BETTER = frozenset({"fid", "kid", "mifid", "memorised", "cas_fpr"})
 
 
 class Fid:
-    """The Frechet distance to real features, of which mean and covariance are computed once.
+    """The Frechet distance to real features, whose mean and covariance are computed once.
 
     References:
         GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
@@ -43,14 +43,14 @@ class Fid:
         self._metric.update(real.double(), real=True)
 
     def __call__(self, samples: Tensor) -> float:
-        """The distance; 0 for the real features themselves."""
+        """Compute the distance of samples (N, D); it is 0 for the real features themselves."""
         self._metric.reset()
         self._metric.update(samples.double(), real=False)
         return max(float(self._metric.compute()), 0.0)
 
 
 def kid(samples: Tensor, real: Tensor, subsets: int = KID_SUBSETS) -> float:
-    """The kernel distance, without bias: the mean over subsets of at most 1,000. It may fall below zero.
+    """The unbiased kernel distance: the mean over subsets of at most 1,000 images. It can be below zero.
 
     References:
         Demystifying MMD GANs, Binkowski et al., 2018, arXiv 1801.01401
@@ -59,7 +59,7 @@ def kid(samples: Tensor, real: Tensor, subsets: int = KID_SUBSETS) -> float:
 
     size = min(len(samples), len(real), KID_SIZE)
     with _quiet("kid"):
-        real = real[torch.randperm(len(real))[: subsets * size]]  # what the subsets are drawn from: enough, and cheap
+        real = real[torch.randperm(len(real))[: subsets * size]]  # enough to draw the subsets from
         metric = KernelInceptionDistance(feature=_Given(real), subsets=subsets, subset_size=size)
         metric.update(real.double(), real=True)
         metric.update(samples.double(), real=False)
@@ -67,7 +67,9 @@ def kid(samples: Tensor, real: Tensor, subsets: int = KID_SUBSETS) -> float:
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> float:
-    """Exp of the mean divergence of what is seen in an image from what is seen in all: the mean over splits.
+    """The exponential of the mean KL divergence of an image's class probabilities from those of all images.
+
+    It is the mean over splits.
 
     References:
         Improved Techniques for Training GANs, Salimans et al., 2016, arXiv 1606.03498
@@ -81,9 +83,9 @@ def inception_score(logits: Tensor, splits: int = 10) -> float:
 
 
 def generation_score(logits: Tensor, labels: Tensor) -> float | None:
-    """The image-generation score: the Inception score, in one split, of as many samples of each class.
+    """The image-generation score: the Inception score in one split, of the same number of samples of each class.
 
-    None where a class has too few.
+    It is None where a class has too few.
 
     References:
         HuSCF-GAN: Heterogeneous U-Shaped Split Learning with Client Clustering and Federated Learning for GANs,
@@ -100,9 +102,9 @@ def generation_score(logits: Tensor, labels: Tensor) -> float | None:
 
 
 def prdc(samples: Tensor, real: Tensor) -> dict[str, float]:
-    """Precision, recall, density and coverage by the 5 nearest neighbours, of as many real images as samples.
+    """Precision, recall, density and coverage by the 5 nearest neighbours, for as many real images as samples.
 
-    Of the larger set, some are drawn at random.
+    The larger of the two sets is reduced at random.
 
     References:
         Improved Precision and Recall Metric for Assessing Generative Models, Kynkaanniemi et al., 2019,
@@ -116,18 +118,18 @@ def prdc(samples: Tensor, real: Tensor) -> dict[str, float]:
     with (
         contextlib.redirect_stdout(io.StringIO()),
         parallel_config(backend="sequential"),
-    ):  # it prints, and makes threads
-        mine, theirs = (_some(each, count).numpy() for each in (samples, real))
-        found = compute_prdc(theirs, mine, nearest_k=min(NEAREST, count - 2))
-    return {name: float(value) for name, value in found.items()}
+    ):  # it prints, and starts threads
+        generated, reference = (_some(features, count).numpy() for features in (samples, real))
+        figures = compute_prdc(reference, generated, nearest_k=min(NEAREST, count - 2))
+    return {name: float(value) for name, value in figures.items()}
 
 
 def mifid(fid: float, distance: float, usual: float | None = None) -> float:
-    """FID, made larger where samples lie on top of training images.
+    """The memorisation-informed FID: FID, increased where samples are copies of training images.
 
-    As published, for Inception: FID divided by the ``cosine_distance`` of the samples, where that is below 0.1. In the
-    features of another network 0.1 means nothing; given the ``usual`` distance, that of held-out images, FID grows by
-    as many times as the samples are nearer than those.
+    As published, for Inception: FID divided by the ``cosine_distance`` of the samples, where that is below 0.1. For the
+    features of another network 0.1 has no meaning; given the ``usual`` distance, that of held-out images, FID is
+    multiplied by the ratio of the usual distance to that of the samples, where this is above 1.
 
     References:
         On Training Sample Memorization: Lessons from Benchmarking Generative Modeling with a Large-Scale Competition,
@@ -141,11 +143,11 @@ def mifid(fid: float, distance: float, usual: float | None = None) -> float:
 def cosine_distance(images: Tensor, real: Tensor) -> float:
     """The mean over the images of the cosine distance to the nearest real one.
 
-    torchmetrics takes the mean over the real images of the nearest sample; the paper, and this, the other way about.
-    With the roles exchanged it gives this very value.
+    torchmetrics computes the mean over the real images of the distance to the nearest sample; the paper, and this
+    function, the reverse. With the arguments exchanged, torchmetrics gives the same value.
     """
-    mine, theirs = F.normalize(images[images.sum(1) != 0]), F.normalize(real[real.sum(1) != 0])
-    closest = torch.cat([(part @ theirs.T).abs_().amax(1) for part in _chunks(mine, theirs)])
+    samples, references = F.normalize(images[images.sum(1) != 0]), F.normalize(real[real.sum(1) != 0])
+    closest = torch.cat([(part @ references.T).abs_().amax(1) for part in _chunks(samples, references)])
     return float(1 - closest.mean())
 
 
@@ -155,35 +157,37 @@ def nearest(images: Tensor, real: Tensor) -> Tensor:
 
 
 def _chunks(images: Tensor, real: Tensor) -> tuple[Tensor, ...]:
-    """So many images at once that their distances to all real ones take 40 MB."""
+    """Split the images so that the distances of one part to all real ones take 40 MB."""
     return torch.split(images, max(1, CHUNK // len(real)))
 
 
 def memorised(samples: Tensor, held: Tensor) -> float:
-    """The share of samples nearer to a training image than all but 5 % of held-out images are; 0.05 is expected.
+    """The share of samples that are nearer to a training image than 95 % of the held-out images are; expected: 0.05.
 
-    It takes the distances that ``nearest`` gives.
+    Both arguments are distances (N,) as ``nearest`` computes them.
     """
     return float((samples < torch.quantile(held, TAIL)).double().mean())
 
 
 def label_match(logits: Tensor, labels: Tensor) -> float:
-    """The share of images in which the asked class is seen."""
+    """The share of images that the classifier assigns to the class that was requested."""
     return float((logits.argmax(1) == labels).double().mean())
 
 
 def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, and the means over the classes that there are of precision, recall, F1 and false positive rate."""
+    """Accuracy, and the means over the classes that occur of precision, recall, F1 and false positive rate."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-    told, true = predicted.numpy(), labels.numpy()
+    predictions, true = predicted.numpy(), labels.numpy()
     known = np.unique(true)
     precision, recall, f1, _ = precision_recall_fscore_support(
-        true, told, labels=known, average="macro", zero_division=0
+        true, predictions, labels=known, average="macro", zero_division=0
     )
-    rates = np.array([(told[true != label] == label).mean() if (true != label).any() else 0.0 for label in known])
+    rates = np.array(
+        [(predictions[true != label] == label).mean() if (true != label).any() else 0.0 for label in known]
+    )
     names = ("cas", "cas_precision", "cas_recall", "cas_f1", "cas_fpr")
-    values = (accuracy_score(true, told), precision, recall, f1, rates.mean())
+    values = (accuracy_score(true, predictions), precision, recall, f1, rates.mean())
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
@@ -194,7 +198,7 @@ def _some(features: Tensor, count: int) -> Tensor:
 
 
 class _Given(nn.Module):
-    """Stands where torchmetrics expects a network: the features are there already."""
+    """Takes the place of the network that torchmetrics expects: the features are computed already."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -205,8 +209,8 @@ class _Given(nn.Module):
 
 
 @contextlib.contextmanager
-def _quiet(what: str) -> Iterator[Any]:
-    """Libraries that draw from the global generator, and warn of memory that is meant."""
-    with seeded_globally(0, what), warnings.catch_warnings():
+def _quiet(seed_name: str) -> Iterator[Any]:
+    """Seed the global random generator and hide warnings: for libraries that use the one and print the other."""
+    with seeded_globally(0, seed_name), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""Drawn images as files, written while they are drawn."""
+"""Writes samples to files while they are drawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from manyhands.generators.base import ImageGenerator
 
 SHOWN, BATCH = 100, 256
-TOLD = ".samples.json"
+REQUEST = ".samples.json"
 
 
 def write_samples(
@@ -36,47 +36,58 @@ def write_samples(
     png: bool = False,
     of: str = "",
 ) -> list[Path]:
-    """Draw the labels; write samples.safetensors, grid.png (of the first 100) and if asked a PNG for each image.
+    """Draw a sample for each label; write samples.safetensors and grid.png (the first 100 samples).
 
-    However many there are, only a batch of them is in memory. A draw that was cut off goes on with the batch that it
-    was at, if it is the same one: of the same run, ``of``, too.
+    Only one batch of samples is in memory at a time. A call that was interrupted continues with the batch that it had
+    reached, if all arguments are the same.
+
+    Args:
+        out: The folder to write to.
+        generator: The generator that draws.
+        labels: The class of each sample.
+        seed: The seed of the samples.
+        sampling: How a diffusion model draws.
+        png: Whether to write a PNG for each sample, too.
+        of: The name of the run that the generator is from.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    beside, samples = out / ".samples.tmp", out / "samples.safetensors"
+    unfinished, samples = out / ".samples.tmp", out / "samples.safetensors"
     header = _header(generator, len(labels))
     with writing(samples):
-        done = _drawn_before(out, header, {"labels": labels, "seed": seed, "sampling": sampling.model_dump(), "of": of})
-        with beside.open("r+b" if done else "wb") as file:
+        written = _drawn_before(
+            out, header, {"labels": labels, "seed": seed, "sampling": sampling.model_dump(), "of": of}
+        )
+        with unfinished.open("r+b" if written else "wb") as file:
             size = _image_size(generator)
-            file.truncate(len(header) + done * size) if done else file.write(header)
+            file.truncate(len(header) + written * size) if written else file.write(header)
             file.seek(0, 2)
-            for images, _ in generator.stream(labels, seed=seed, sampling=sampling, batch=BATCH, first=done):
+            for images, _ in generator.stream(labels, seed=seed, sampling=sampling, batch=BATCH, first=written):
                 _append(file, images)
                 file.flush()
             if generator.model.classes:
                 _append(file, torch.tensor(labels))
-        beside.replace(samples)
-        (out / TOLD).unlink(missing_ok=True)
+        unfinished.replace(samples)
+        (out / REQUEST).unlink(missing_ok=True)
     return [samples, *_pictures(out, samples, len(header), generator, len(labels), png=png)]
 
 
-def _drawn_before(out: Path, header: bytes, told: dict[str, Any]) -> int:
-    """How many images of the very same draw are there already, in whole batches; what is told is kept for next time."""
-    text, beside = kept_json(told, sort_keys=True), out / ".samples.tmp"
-    same = (out / TOLD).exists() and beside.exists() and (out / TOLD).read_text() == text
+def _drawn_before(out: Path, header: bytes, request: dict[str, Any]) -> int:
+    """How many samples of the same request are written already, in whole batches; the request is kept in a file."""
+    text, unfinished = kept_json(request, sort_keys=True), out / ".samples.tmp"
+    same = (out / REQUEST).exists() and unfinished.exists() and (out / REQUEST).read_text() == text
     if not same:
-        beside.unlink(missing_ok=True)
-        (out / TOLD).write_text(text)
+        unfinished.unlink(missing_ok=True)
+        (out / REQUEST).write_text(text)
         return 0
     shape = json.loads(header[8:])["images"]["shape"]
     size = 4 * math.prod(shape[1:])
-    whole: int = min(max(beside.stat().st_size - len(header), 0) // size, shape[0])
-    return whole - whole % BATCH
+    complete: int = min(max(unfinished.stat().st_size - len(header), 0) // size, shape[0])
+    return complete - complete % BATCH
 
 
 def _pictures(out: Path, samples: Path, start: int, generator: ImageGenerator, count: int, *, png: bool) -> list[Path]:
-    """The grid of the first images, and if asked each by itself, as they were written."""
+    """Write the grid of the first samples and, where asked for, a PNG of each, from the file of samples."""
     model, files = generator.model, [out / "grid.png"]
     with samples.open("rb") as file:
         file.seek(start)
@@ -99,7 +110,7 @@ def _image_size(generator: ImageGenerator) -> int:
 
 
 def _header(generator: ImageGenerator, count: int) -> bytes:
-    """The start of a safetensors file: what it holds, and where; the library writes only what is whole in memory."""
+    """The header of a safetensors file; the library itself can only write tensors that are whole in memory."""
     model = generator.model
     shape = [count, model.channels, model.size, model.size]
     end = 4 * count * model.channels * model.size**2

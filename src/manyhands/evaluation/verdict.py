@@ -1,4 +1,4 @@
-"""How far a run is from real images, in words that come before its figures."""
+"""How far the samples of a run are from real images, in words that stand before its figures."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from typing import Any
 Figures = Mapping[str, float | None]
 
 NEAR, FAR, NOT_YET = 1.5, 10.0, 20.0
-"""Times the floor. Where a run of digits had 9 times the FID of real images, every asked digit was recognised, at 22
-times 94 %, at 64 times 50 %; at MNIST, 16 x 16, it was 70 % at 14 times and 47 % at 25 times (docs/evaluation.md)."""
+"""Ratios of the FID of samples to that of real images (the floor). A classifier recognised every requested digit in a
+run with 9 times the floor, 94 % with 22 times, 50 % with 64 times; on MNIST, 16 x 16, it was 70 % with 14 times and
+47 % with 25 times (docs/evaluation.md)."""
 MISLEADING = ("precision", "density")
-"""They ask how near samples lie to real images, and noise can lie in the midst of them: a little noise on the median of
-the digits has precision 1.00 and density 1.21, real images have 0.93 of both, at 250 times the floor."""
+"""They measure how near samples are to real images, and noise can be near to all of them: the median digit with little
+noise has precision 1.00 and density 1.21 at 250 times the floor, where real images have 0.93 of both."""
 
 
 def times_floor(metrics: Figures, floor: Figures) -> float | None:
-    """The FID of samples over that of real images; None where either is unknown."""
+    """The FID of samples divided by that of real images; None where either is unknown."""
     fid, real = metrics.get("fid"), floor.get("fid")
     return fid / real if fid is not None and real else None
 
 
 def is_far(metrics: Figures, floor: Figures) -> bool:
-    """Whether samples are too far from real images for figures that noise can pass."""
+    """Whether samples are so far from real images that precision and density mislead."""
     times = times_floor(metrics, floor)
     return times is not None and times > FAR
 
 
 def words(metrics: Figures, floor: Figures, *, few: bool = False) -> str:
-    """The verdict, in a line; nothing where FID or its floor is unknown.
+    """The verdict in one line; empty where the FID or its floor is unknown.
 
-    Of ``few`` images, no more than there are features, real ones have a high FID, too: samples are then farther from
-    them than the ratio says.
+    With ``few`` images, no more than there are features, real images have a high FID, too: samples are then farther
+    from them than the ratio says.
     """
     times = times_floor(metrics, floor)
     if times is None:
         return ""
     says = "there are too few images to say how good these are" if few and times <= NOT_YET else _says(times)
-    return f"FID {_shown(times)} x the floor: {says}"
+    return f"FID is {_shown(times)} times that of real images: {says}"
 
 
 def of_report(facts: Mapping[str, Any]) -> str:
@@ -46,19 +47,19 @@ def of_report(facts: Mapping[str, Any]) -> str:
 
 
 def caution(metrics: Figures, floor: Figures) -> str:
-    """That some figures are not to be quoted, where samples are far from real images; else nothing."""
+    """A warning where samples are so far from real images that some figures must not be quoted; else empty."""
     times = times_floor(metrics, floor)
     if times is None or times <= FAR:
         return ""
     return (
-        f"precision and density: not to be quoted at {_shown(times)} x the floor, where noise can have the "
-        "same figures as real images"
+        f"precision and density: do not quote them: at {_shown(times)} times the FID of real images, noise can reach "
+        "the same values as real images"
     )
 
 
 def _says(times: float) -> str:
     if times > NOT_YET:
-        return "these are not yet images of the kind"
+        return "these are not yet images of this kind"
     if times > FAR:
         return "far from real images"
     return "not as good as real images" if times > NEAR else "about as good as real images"

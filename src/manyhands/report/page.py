@@ -101,7 +101,7 @@ def figures_table(facts: Mapping[str, Any]) -> list[list[str]]:
     doubted = verdict.MISLEADING if verdict.is_far(metrics, floor) else ()
     rows = [
         [
-            NAMES[name] + " (not to be quoted)" * (name in doubted),
+            NAMES[name] + " (do not quote)" * (name in doubted),
             *map(number, (metrics[name], floor.get(name), spread.get(name))),
         ]
         for name in NAMES
