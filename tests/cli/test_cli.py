@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from typer.main import get_command
 
+from manyhands.cli.app import app as app_of_manyhands
 from manyhands.errors import ManyhandsError
 from manyhands.runs.progress import round_line
 from manyhands.runs.run_folder import Round
@@ -27,8 +29,8 @@ TINY = [
 ]  # fmt: skip
 
 
-def process(*told: str, where: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *told], cwd=where, capture_output=True, text=True, check=False)
+def process(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *arguments], cwd=where, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_process_of_its_own_has_the_words_and_the_code_of_this_one(ended: Path) -> None:
-    told = ["run", *TINY]
-    apart, here = process(*told, where=ended), manyhands(*told, where=ended)
+    arguments = ["run", *TINY]
+    apart, here = process(*arguments, where=ended), manyhands(*arguments, where=ended)
     assert apart.returncode == here.returncode == 4
     assert apart.stderr == here.stderr
     assert apart.stdout == here.stdout == ""
@@ -108,11 +110,11 @@ def test_a_run_is_measured_and_evaluate_measures_it_again(ended: Path) -> None:
     assert re.search(r"^FID +\S+ +\S+ +\S+$", said.stdout, re.MULTILINE)
     assert re.search(r"^CAS accuracy", said.stdout, re.MULTILINE)
     assert re.match(r"FID is \S+ times that of real images: ", said.stdout)
-    told = json.loads(manyhands(*again, "--json", where=ended).stdout)
-    assert told["evaluation"]["protocol"]["images"] == 100
-    assert told["evaluation"]["protocol"]["sampling"]["steps"] == 3
-    assert told["evaluation"]["protocol"]["seeds"] == [0, 1]
-    assert told == json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
+    report = json.loads(manyhands(*again, "--json", where=ended).stdout)
+    assert report["evaluation"]["protocol"]["images"] == 100
+    assert report["evaluation"]["protocol"]["sampling"]["steps"] == 3
+    assert report["evaluation"]["protocol"]["seeds"] == [0, 1]
+    assert report == json.loads((ended / "runs" / "digits-fedavg" / "report.json").read_text())
     assert "100 samples" in (ended / "runs" / "digits-fedavg" / "report.html").read_text()
 
 
@@ -122,8 +124,8 @@ def test_a_run_is_not_measured_against_other_images_than_it_was_trained_on(tmp_p
         path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
-    told = [*TINY, "--set", "data.source={kind='folder', path='pictures'}", "--set", "data.held_out=0.4"]
-    assert manyhands("run", *told, "--out", "run", where=tmp_path).returncode == 0
+    arguments = [*TINY, "--set", "data.source={kind='folder', path='pictures'}", "--set", "data.held_out=0.4"]
+    assert manyhands("run", *arguments, "--out", "run", where=tmp_path).returncode == 0
     Image.new("L", (8, 8)).save(path)
     said = manyhands("evaluate", "run", where=tmp_path)
     assert said.returncode == 4
@@ -142,9 +144,9 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
     assert re.search(r"^FID +\S+ ± \S+ +\S+$", said.stdout, re.MULTILINE)
     assert re.match(r"digits-fedavg: FID is \S+ times that of real images: ", said.stdout)
     both = manyhands("compare", *map(str, folders), "--out", "side", "--json", where=tmp_path)
-    told = json.loads(both.stdout)
-    assert told["runs"][0]["seeds"] == 2
-    assert all((tmp_path / file).exists() for file in told["files"])
+    comparison = json.loads(both.stdout)
+    assert comparison["runs"][0]["seeds"] == 2
+    assert all((tmp_path / file).exists() for file in comparison["files"])
     manyhands("evaluate", str(folders[0]), "--images", "20", "--no-cas", where=tmp_path)
     refused = manyhands("compare", *map(str, folders), where=tmp_path)
     assert refused.returncode == 10
@@ -152,7 +154,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "code", "words"),
+    ("arguments", "code", "words"),
     [
         (["evaluate", "runs/none"], 4, "holds no run"),
         (["evaluate", "runs/digits-fedavg", "--data", "none"], 2, "--data none: there is no such folder"),
@@ -185,8 +187,10 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
         (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not here"),
     ],
 )
-def test_what_is_wrong_is_told_in_words_with_its_exit_code(ended: Path, told: list[str], code: int, words: str) -> None:
-    said = manyhands(*told, where=ended)
+def test_an_error_is_printed_in_words_with_its_exit_code(
+    ended: Path, arguments: list[str], code: int, words: str
+) -> None:
+    said = manyhands(*arguments, where=ended)
     assert said.returncode == code
     assert words in said.stderr
     assert "Traceback" not in said.stderr
@@ -204,7 +208,7 @@ def test_an_interrupt_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> 
     os.kill(running.pid, signal.SIGINT)
     rest = running.stderr.read()
     assert running.wait() == 130
-    assert "--resume goes on" in rest
+    assert "--resume continues the run" in rest
     assert "Traceback" not in rest
     running.stderr.close()
     kept = int(re.search(r"(\d+) rounds are kept", rest).group(1))  # type: ignore[union-attr]
@@ -232,6 +236,25 @@ def test_every_error_has_a_page_that_is_printed(tmp_path: Path) -> None:
     assert "did you mean 'recipe'?" in manyhands("explain", "recip", where=tmp_path).stderr
 
 
+def test_every_command_and_every_option_has_a_help_text_that_is_a_sentence() -> None:
+    app = get_command(app_of_manyhands)
+    commands = dict(app.commands) | {f"federation {name}": c for name, c in app.commands["federation"].commands.items()}  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        for text in [command.help, *(parameter.help for parameter in command.params)]:  # type: ignore[attr-defined]
+            assert text, name
+            assert text.endswith("."), text
+        assert "..." not in command.get_short_help_str(62), name  # the list of commands shows it whole
+
+
+@pytest.mark.parametrize(
+    ("line", "proposals"), [("manyhands ru", ["run"]), ("manyhands run digits-fed", ["digits-fedavg"])]
+)
+def test_a_shell_completes_commands_and_recipes(line: str, proposals: list[str]) -> None:
+    words = {"_MANYHANDS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    completed = subprocess.run([COMMAND], env=os.environ | words, capture_output=True, text=True, check=False)
+    assert completed.stdout.split() == proposals
+
+
 def test_a_round_fits_in_a_terminal_of_80_columns() -> None:
     done = Round(999, 1000, 123.4, 60_000, 10**9, 10**9, {f"s{i}": 0.1 for i in range(100)})
     assert len(round_line(done, 100)) <= 80
@@ -248,7 +271,7 @@ def test_an_autoencoder_is_trained_and_a_latent_model_on_top_of_it(tmp_path: Pat
     assert "samples: what an autoencoder makes of the held-out images" in first.stdout.lower()
     assert "figures/samples.png" not in first.stdout  # it could only show images of silos
     assert (
-        "draws nothing of its own"
+        "generates no images by itself"
         in manyhands("sample", "runs/digits-autoencoder", "--out", "s", where=tmp_path).stderr
     )
     measured = manyhands("evaluate", "runs/digits-autoencoder", "--images", "50", "--no-cas", "--json", where=tmp_path)

@@ -98,7 +98,7 @@ def test_on_a_terminal_a_person_is_asked(site: Path, word: str, allowed: bool, m
     monkeypatch.setattr("manyhands.cli.federation.is_terminal", lambda: True)
     code, said = run("approve", str(site), mark, words=word)
     assert (code == 0, approved(site) == {mark}) == (allowed, allowed)
-    assert said.index("leaves (once an image)") < said.index("Allow it?")
+    assert said.index("leaves (once an image)") < said.index("Approve it?")
 
 
 @pytest.mark.parametrize("begins", ["", "abc", "../../x", "g" * 12, "0" * 65, "a" * 64])

@@ -102,9 +102,9 @@ def test_whoever_hangs_up_at_once_is_no_server_yet(tmp_path: Path) -> None:
 def test_only_in_the_demo_may_a_recipe_say_which_images_are_read(tmp_path: Path, host: str, local: bool) -> None:
     kit = Kit(tmp_path, About(party="a", role="site", host=host, port=1, sites=("a",)))
     check_data(str(tmp_path), kit)
-    with nullcontext() if local else pytest.raises(RecipeError, match="is for the demo"):
+    with nullcontext() if local else pytest.raises(RecipeError, match="is only for the demo"):
         check_data("recipe", kit)
-    with pytest.raises(RecipeError, match="name the folder of this site's images"):
+    with pytest.raises(RecipeError, match="give the folder of this site's images"):
         check_data("", kit)
     with pytest.raises(RecipeError, match="there is no such folder"):
         check_data(str(tmp_path / "other"), kit)

@@ -98,17 +98,17 @@ def test_the_commands_measure_and_advise(clock: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        (["profile"], "say either --out FILE"),
-        (["profile", "--out", "x", "--serve", "1"], "say either --out FILE"),
-        (["profile", "--out", "x"], "say --peer HOST:PORT"),
-        (["profile", "--out", "x", "--rate", "-1"], "--rate -1: is not above 0"),
-        (["profile", "--out", "x", "--rate", "1", "--memory", "nan"], "--memory nan: is not above 0"),
+        (["profile"], "needs either --out FILE"),
+        (["profile", "--out", "x", "--serve", "1"], "needs either --out FILE"),
+        (["profile", "--out", "x"], "needs --peer HOST:PORT"),
+        (["profile", "--out", "x", "--rate", "-1"], "--rate -1: is not between 0 and 1e15"),
+        (["profile", "--out", "x", "--rate", "1", "--memory", "nan"], "--memory nan: is not between 0 and 1e15"),
         (["profile", "--out", "x", "--rate", "1", "--name", "A b"], "--name 'A b'"),
         (["profile", "--out", "x", "--rate", "1", "--model", "none.toml"], "none.toml: there is no such device file"),
         (["profile", "--out", "x", "--peer", "here"], "--peer here: is not HOST:PORT"),
         (["advise", "none.toml"], "none.toml: there is no such device file"),
-        (["advise", "none.toml", "--solver", "best"], "--solver best: is neither exact nor genetic"),
-        (["advise", "none.toml", "--mode", "best"], "--mode best: is neither corrected nor authors"),
+        (["advise", "none.toml", "--solver", "best"], "--solver best: must be exact or genetic"),
+        (["advise", "none.toml", "--mode", "best"], "--mode best: must be corrected or authors"),
     ],
 )
 def test_what_is_wrong_is_told(told: list[str], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line. Everything heavy is imported in the command that needs it."""
+"""The command line. Each command imports what is slow to import itself, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from manyhands.errors import ManyhandsError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train one image generator across parties that may not pool their images.",
@@ -38,7 +37,7 @@ app.add_typer(federation, name="federation")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from manyhands import __version__
 
@@ -47,7 +46,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> NoReturn:
-    """Run the command; an error is told in words, and has an exit code of its own (docs/errors)."""
+    """Run the command; an error is printed in words, and each kind has its own exit code (docs/errors)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
@@ -59,7 +58,7 @@ def main() -> NoReturn:
         typer.echo(f"interrupted{interrupted}", err=True)
         with suppress(OSError):
             sys.stdout.flush()
-        os._exit(INTERRUPTED)  # libraries wait for seconds at an exit; all that is kept bears a kill
+        os._exit(INTERRUPTED)  # at a normal exit libraries wait for seconds; files on disk survive a kill
     except BrokenPipeError:
         sys.exit(1)
     sys.exit(0)

@@ -1,38 +1,60 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from manyhands.cli.options import JsonOption, RunArgument
-from manyhands.cli.output import show_ended
+from manyhands.cli.options import GuidanceOption, JsonOption, RunArgument, StepsOption
+from manyhands.cli.output import show_report
 from manyhands.errors import RecipeError
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(
     run_folder: RunArgument,
     data: Annotated[
-        str, typer.Option(help="A folder of images, or 'recipe' for what it deals; its silos' own if not given.")
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="Evaluate on the images of this folder, or on those of the recipe (--data recipe). Default: on the "
+            "held-out images of the run's silos.",
+        ),
     ] = "",
     images: Annotated[
-        int, typer.Option(min=12, max=1_000_000, help="How many samples, at most as many as are held out.")
+        int,
+        typer.Option(
+            metavar="N", min=12, max=1_000_000, help="Number of samples; at most as many as there are held-out images."
+        ),
     ] = 1000,
-    features: Annotated[str, typer.Option(help="classifier, or inception:PATH.")] = "classifier",
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="FEATURES",
+            help="Feature extractor: classifier (trained on the run's images), or inception:PATH (a weights file).",
+        ),
+    ] = "classifier",
     seeds: Annotated[
-        int, typer.Option(min=1, max=1000, help="Draw so often; figures are means, with their deviation.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1000,
+            help="Sample N times, with seeds 0 to N - 1, and report mean and standard deviation.",
+        ),
     ] = 1,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="Steps down the chain; as in the recipe if not given.")
-    ] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, max=100, help="As in the recipe if not given.")] = None,
-    cas: Annotated[bool, typer.Option("--cas/--no-cas", help="Train a classifier on the samples alone.")] = True,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    cas: Annotated[
+        bool,
+        typer.Option(
+            "--cas/--no-cas",
+            help="Compute the classification accuracy score (CAS): train a classifier on samples, test it on held-out "
+            "images.",
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a finished run; the figures go into its report."""
+    """Evaluate a finished run, and write the metrics to its report."""
     from pydantic import ValidationError
 
     from manyhands.evaluation.evaluator import Evaluation
@@ -40,11 +62,11 @@ def evaluate(
     from manyhands.runs.run_folder import RunFolder
 
     try:
-        told = Evaluation(images=images, features=features, seeds=seeds, cas=cas)
+        evaluation = Evaluation(images=images, features=features, seeds=seeds, cas=cas)
     except ValidationError as error:
         raise RecipeError(f"--features {features}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     sampling = {name: value for name, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
     if data and data != "recipe" and not Path(data).is_dir():
         raise RecipeError(f"--data {data}: there is no such folder")
-    measure(RunFolder(run_folder), told, data, **sampling)
-    show_ended(run_folder, as_json=as_json)
+    measure(RunFolder(run_folder), evaluation, data, **sampling)
+    show_report(run_folder, as_json=as_json)

@@ -11,10 +11,10 @@ from manyhands.errors import RecipeError
 
 def explain(
     name: Annotated[
-        str, typer.Argument(metavar="[PAGE]", help="An error's page, or any other; without it, a list.")
+        str, typer.Argument(metavar="[PAGE]", help="Name of the page. Without it, print a list of all pages.")
     ] = "",
 ) -> None:
-    """Print a page of the documentation: what an error means, or the answer to a question."""
+    """Print a page of the docs, such as what an error means."""
     known = pages()
     if not name:
         typer.echo("\n".join(f"{page:24}{_heading(path)}" for page, path in known.items()))

@@ -1,4 +1,4 @@
-"""The commands of a federation. Everything heavy is imported in the command that needs it."""
+"""The commands of a federation. Each imports what is slow to import itself, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from manyhands.cli.options import DeviceOption, JsonOption, RecipeArgument, SetOption
 from manyhands.errors import KitError, RecipeError, plain
 from manyhands.federation.saying import LINE, Seldom, say
 from manyhands.files.strict_json import kept_json
@@ -18,13 +19,12 @@ from manyhands.files.strict_json import kept_json
 if TYPE_CHECKING:
     from manyhands.federation.kit import Kit
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Train between real sites, over a network."
-)
-KitArgument = Annotated[Path, typer.Argument(metavar="KIT", help="The folder of this party's kit.")]
-LeadOption = Annotated[Path, typer.Option("--kit", help="The lead's kit.")]
-RunOption = Annotated[str, typer.Option("--run", help="The run; the newest if not given.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train between real sites, over a network.")
+KitArgument = Annotated[
+    Path, typer.Argument(metavar="KIT", help="The folder of this party's kit (see federation new).")
+]
+LeadOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the lead's kit.")]
+RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run. Default: the newest one.")]
 LEAD = Path("kits/lead")
 ANY = "0.0.0.0"
 
@@ -33,10 +33,17 @@ ANY = "0.0.0.0"
 def _demo(
     context: typer.Context,
     recipe: Annotated[
-        str, typer.Option("--demo", metavar="RECIPE", help="Run it between processes of this machine, on loopback.")
+        str,
+        typer.Option(
+            "--demo",
+            metavar="RECIPE",
+            help="Try a recipe on this machine: the server and each site are local processes.",
+        ),
     ] = "",
-    out: Annotated[Path, typer.Option(help="Where the demo puts kits, logs and run folders.")] = Path("demo"),
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a field of the demo's recipe.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the kits, logs and runs of the demo.")] = Path(
+        "demo"
+    ),
+    changes: SetOption = None,
 ) -> None:
     if context.invoked_subcommand is None and not recipe:
         typer.echo(context.get_help())
@@ -49,21 +56,23 @@ def _demo(
     from manyhands.runs.shipped import recipe_path
 
     if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"--out {out}: is not empty")
-    told = demo_recipe(recipe_path(recipe), changes or [])
-    run = demo(told, out, say)
-    typer.echo(f"the server's run folder: {run}; its report: {run / 'report.html'}")
-    typer.echo(f"to measure it, on what the recipe dealt: manyhands evaluate {run} --data recipe")
+        raise RecipeError(f"--out {out}: is not empty; give a new folder")
+    loaded = demo_recipe(recipe_path(recipe), changes or [])
+    run = demo(loaded, out, say)
+    typer.echo(f"the server's run folder is {run}, its report {run / 'report.html'}")
+    typer.echo(f"to evaluate it on the images of the recipe: manyhands evaluate {run} --data recipe")
 
 
 @app.command()
 def new(
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the sites will reach the server.")],
-    sites: Annotated[str, typer.Option(help="Their names, such as a,b,c.")],
-    out: Annotated[Path, typer.Option(help="The folder of all kits.")],
-    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the kits are valid.")] = 360,
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The address at which sites reach the server.")],
+    sites: Annotated[str, typer.Option(metavar="NAMES", help="Names of the sites, such as a,b,c.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the kits; it must be new or empty.")],
+    days: Annotated[
+        int, typer.Option(metavar="N", min=1, max=3650, help="Days for which the certificates are valid.")
+    ] = 360,
 ) -> None:
-    """Make a kit for each party: certificates, and where the server is."""
+    """Make a kit for each party: certificate, key, server address."""
     from manyhands.federation.kit import new_kits
 
     page = new_kits(server, [name.strip() for name in sites.split(",") if name.strip()], out, days)
@@ -73,12 +82,26 @@ def new(
 @app.command()
 def serve(
     kit: KitArgument,
-    out: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is each of this machine's.")] = ANY,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Another port than the kits tell, behind a router.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs.")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Address to listen on. 0.0.0.0 means all addresses of this machine.")
+    ] = ANY,
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Port to listen on, if a router forwards the kits' port to another one. 0: the kits' port.",
+        ),
+    ] = 0,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Run the server. Whatever ends its work is begun again; sites come back by themselves."""
+    """Run the server, until Ctrl-C.
+
+    If its process crashes or is killed, it is restarted and continues from the last closed round; sites reconnect by
+    themselves.
+    """
     from manyhands.federation.keeper import is_worker, keep
     from manyhands.federation.kit import load_kit
 
@@ -98,11 +121,11 @@ def serve(
     out.mkdir(parents=True, exist_ok=True)
     seldom = Seldom(say)
     board = SiteConnections(loaded, [*loaded.about.sites, LEAD_NAME], host, port, seldom)
-    say(f"listens at {host}:{port or loaded.about.port}")
+    say(f"listening on {host}:{port or loaded.about.port}")
     try:
-        serving = FederationServer(loaded, board, out, chosen_device(device), say, seldom)
+        server = FederationServer(loaded, board, out, chosen_device(device), say, seldom)
         while True:
-            serving.step()
+            server.step()
     finally:
         board.close()
 
@@ -110,20 +133,32 @@ def serve(
 @app.command()
 def join(
     kit: KitArgument,
-    data: Annotated[str, typer.Option(help="The folder of this site's images; its policy may name it, too.")] = "",
-    policy: Annotated[Path | None, typer.Option(help="A TOML file: what runs may ask of this site.")] = None,
-    out: Annotated[Path, typer.Option(help="What is kept at this site, and never leaves it.")] = Path("site"),
+    data: Annotated[
+        str, typer.Option(metavar="DIR", help="The folder of this site's images. Default: data in the policy.")
+    ] = "",
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A TOML file that says what runs may do here. Default: each recipe needs an approval."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for what this site keeps; it never leaves the site.")
+    ] = Path("site"),
 ) -> None:
-    """Take part as a site: dial the server, and train what this site's policy allows."""
+    """Take part as a site, in the runs that its policy allows.
+
+    The site connects to the server, waits for runs, and reconnects when the connection is lost.
+    """
     from manyhands.federation.keeper import is_worker, keep
     from manyhands.federation.kit import load_kit
     from manyhands.federation.policy import Policy
     from manyhands.runs.recipe import read
 
     loaded = load_kit(kit, "site")
-    told = read(Policy, policy, "policy") if policy else Policy()
-    told = told.model_copy(update={"data": data}) if data else told
-    check_data(told.data, loaded)
+    rules = read(Policy, policy, "policy") if policy else Policy()
+    rules = rules.model_copy(update={"data": data}) if data else rules
+    check_data(rules.data, loaded)
     if not is_worker():
         raise typer.Exit(keep(sys.argv[1:]))
     from manyhands.federation.calls import ServerConnection
@@ -133,28 +168,28 @@ def join(
     release_memory(at_once=False)
     about = loaded.about
     try:
-        say(f"{about.party} dials {about.host}:{about.port}: {loaded.server_fingerprint()}")
+        say(f"{about.party} connects to {about.host}:{about.port}: {loaded.server_fingerprint()}")
     except KitError as error:
         if "no server answers" not in str(error):
             raise
-        say(f"{error}; it is dialled again and again")
-    calls = ServerConnection(loaded, lambda there: say("connected" if there else "the connection is lost; dials again"))
+        say(f"{error}; trying again until it does")
+    calls = ServerConnection(loaded, lambda there: say("connected" if there else "connection lost; reconnecting"))
     try:
-        Site(about.party, told, out, calls, say).work()
+        Site(about.party, rules, out, calls, say).work()
     finally:
         calls.close()
 
 
 def check_data(data: str, kit: Kit) -> None:
-    """Others never say, by a recipe, which images are read here; but in the demo, where all are on this machine."""
+    """Refuse to read the images that a recipe names, except in the demo, whose parties are all on this machine."""
     from manyhands.federation.policy import DEALT
 
     if not data:
-        raise RecipeError("--data: name the folder of this site's images")
+        raise RecipeError("--data: is missing; give the folder of this site's images")
     if data == DEALT and not kit.is_local:
         raise RecipeError(
-            f"--data recipe: is for the demo, whose server is on this machine, and this one's is {kit.about.host}; "
-            "name the folder of this site's images"
+            f"--data recipe: is only for the demo, with its server on this machine; this server is {kit.about.host}. "
+            "Give the folder of this site's images"
         )
     if data != DEALT and not Path(data).is_dir():
         raise RecipeError(f"--data {data}: there is no such folder")
@@ -162,11 +197,14 @@ def check_data(data: str, kit: Kit) -> None:
 
 @app.command()
 def approve(
-    site: Annotated[Path, typer.Argument(metavar="SITE", help="The folder that was given to join as --out.")],
-    recipe: Annotated[str, typer.Argument(metavar="HASH", help="The hash of a recipe that waits, or its beginning.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: what is shown is approved.")] = False,
+    site: Annotated[Path, typer.Argument(metavar="SITE", help="The --out folder of federation join.")],
+    recipe: Annotated[str, typer.Argument(metavar="HASH", help="The hash of a waiting recipe, or its first digits.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
-    """Show what a recipe would have this site send, and allow it, to the byte."""
+    """Show what a recipe would send from this site, and approve it.
+
+    The approval holds for exactly this recipe: any change of it needs a new one.
+    """
     from manyhands.federation.approval import approve as allow
     from manyhands.federation.approval import find_offer, offer_words
 
@@ -174,8 +212,8 @@ def approve(
     for line in offer_words(site, offer):
         typer.echo(line)
     if not yes and not is_terminal():
-        raise RecipeError(f"{offer.mark}: there is no terminal to ask at; --yes approves what is shown above")
-    if not yes and not typer.confirm("Allow it?"):
+        raise RecipeError(f"{offer.mark}: cannot ask, because this is no terminal; --yes approves what is shown above")
+    if not yes and not typer.confirm("Approve it?"):
         raise RecipeError(f"{offer.mark}: was not approved")
     allow(site, [offer.mark])
     typer.echo(f"approved {offer.mark}")
@@ -183,10 +221,12 @@ def approve(
 
 @app.command()
 def submit(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")],
+    recipe: RecipeArgument,
     kit: LeadOption = LEAD,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a field: a.b=c.")] = None,
-    sites: Annotated[str, typer.Option(help="Only these sites, such as a,b.")] = "",
+    changes: SetOption = None,
+    sites: Annotated[
+        str, typer.Option(metavar="NAMES", help="Train with these sites only, such as a,b. Default: all sites.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Start a run between the sites."""
@@ -194,37 +234,39 @@ def submit(
     from manyhands.runs.recipe import load_recipe
     from manyhands.runs.shipped import recipe_path
 
-    told = load_recipe(recipe_path(recipe), changes or [])
+    loaded = load_recipe(recipe_path(recipe), changes or [])
     with Admin(kit) as lead:
-        found = lead.submit(told, [name for name in sites.split(",") if name])
+        submitted = lead.submit(loaded, [name for name in sites.split(",") if name])
     if as_json:
-        typer.echo(kept_json(found))
+        typer.echo(kept_json(submitted))
         return
-    typer.echo(f"{found['run']}: its hash is {found['hash']}")
-    typer.echo("each site may have to approve it; see how it stands: manyhands federation status --watch")
+    typer.echo(f"{submitted['run']}: its hash is {submitted['hash']}")
+    typer.echo("a site may have to approve it first; to follow the run: manyhands federation status --watch")
 
 
 @app.command()
 def status(
     kit: LeadOption = LEAD,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until the run is over.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print the status every 2 seconds, until the run is over.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the sites, and how the newest run stands."""
+    """Show which sites are connected, and how far the newest run is."""
     from manyhands.federation.lead import Admin
 
     with Admin(kit) as lead:
         for _ in itertools.count():
-            found = lead.status()
-            typer.echo(kept_json(found) if as_json else _told(found))
-            if not watch or found["run"].get("stage") in ("ended", "stopped", "failed"):
+            report = lead.status()
+            typer.echo(kept_json(report) if as_json else _status_lines(report))
+            if not watch or report["run"].get("stage") in ("ended", "stopped", "failed"):
                 break
             time.sleep(2)
 
 
 @app.command()
 def stop(kit: LeadOption = LEAD, run: RunOption = "") -> None:
-    """End a run before its end."""
+    """Stop a run before it has finished."""
     from manyhands.federation.lead import Admin
 
     with Admin(kit) as lead:
@@ -233,19 +275,21 @@ def stop(kit: LeadOption = LEAD, run: RunOption = "") -> None:
 
 @app.command()
 def fetch(
-    out: Annotated[Path, typer.Option(help="Where the run folder goes.")], kit: LeadOption = LEAD, run: RunOption = ""
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put the run folder; it must not exist yet.")],
+    kit: LeadOption = LEAD,
+    run: RunOption = "",
 ) -> None:
-    """Bring the server's run folder here: the shared model, the journal, the report."""
+    """Download a run folder from the server: model, journal, report."""
     from manyhands.federation.lead import Admin
 
     if out.exists():
-        raise RecipeError(f"--out {out}: is there already")
+        raise RecipeError(f"--out {out}: exists already; give a new folder")
     with Admin(kit) as lead:
         typer.echo(str(lead.fetch(run, out)))
 
 
 def is_terminal() -> bool:
-    """Whether a person can be asked."""
+    """Whether a person can be asked a question."""
     return sys.stdin.isatty()
 
 
@@ -255,14 +299,14 @@ def _check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise KitError(f"{host}:{port}: cannot be listened at: {error.strerror or error}") from None
+        raise KitError(f"{host}:{port}: cannot listen there: {error.strerror or error}") from None
 
 
-def _told(found: dict[str, Any]) -> str:
+def _status_lines(status: dict[str, Any]) -> str:
     from manyhands.formatting import size_text
 
-    lines = [f"{site:16} {how}" for site, how in found["sites"].items()]  # what a server says may be foreign, too
-    if run := found["run"]:
+    lines = [f"{site:16} {state}" for site, state in status["sites"].items()]  # a server may send anything, too
+    if run := status["run"]:
         lines.append(
             f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
             f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command at once, with a word of what is kept."""
+"""Ctrl-C and SIGTERM end a command at once, with a message that says what is kept."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ INTERRUPTED = 130
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; libraries have plans of their own for KeyboardInterrupt."""
+    """Ctrl-C or SIGTERM. It is not a KeyboardInterrupt, because libraries handle that in their own ways."""
 
 
 def interrupt(*_: object) -> NoReturn:
-    """Handle the signal once; what follows is short."""
+    """Raise ``Interrupted``, and ignore further signals: the command ends soon."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise Interrupted

@@ -1,52 +1,50 @@
-"""What several commands print."""
+"""Output that several commands share."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from manyhands.files.strict_json import kept_json
 
-if TYPE_CHECKING:
-    pass
-
 
 def show_trade(folder: Path, *, quiet: bool) -> None:
-    """The table and the picture of a sweep over cuts."""
+    """Print the table of a sweep over cuts, and where its figure is."""
     from manyhands.report.collafuse_audit import trade_rows
     from manyhands.runs.audit import trade
     from manyhands.runs.progress import print_table
 
     rows = trade(folder)
     if not quiet:
-        print_table(trade_rows(rows), "What each cut reaches, gives away (one release) and costs a silo.")
+        print_table(trade_rows(rows), "For each cut: quality, what one release gives away, and what it costs a silo.")
         typer.echo(f"figure   {folder / 'trade.png'}")
 
 
 def show_comparison(
     folders: list[Path], out: Path | None = None, by: str = "fid", *, unranked: bool = False, as_json: bool = False
 ) -> None:
-    """The table of runs side by side, and where it is written."""
+    """Print the table of runs side by side, and which files it was written to."""
     from manyhands.runs.compare import Comparison
     from manyhands.runs.progress import print_table
 
-    found = Comparison(folders, by, unranked=unranked)
-    files = [] if out is None else found.write(out)
+    comparison = Comparison(folders, by, unranked=unranked)
+    files = [] if out is None else comparison.write(out)
     if as_json:
-        typer.echo(kept_json({"note": found.note(), "runs": found.records(), "files": [str(file) for file in files]}))
+        typer.echo(
+            kept_json({"note": comparison.note(), "runs": comparison.records(), "files": [str(file) for file in files]})
+        )
         return
-    if verdicts := found.verdicts():
+    if verdicts := comparison.verdicts():
         typer.echo("\n".join(wrapped(line, "") for line in verdicts) + "\n")
-    print_table(found.table(), found.note())
+    print_table(comparison.table(), comparison.note())
     for file in files:
         typer.echo(file)
 
 
-def show_ended(folder: Path, *, as_json: bool) -> None:
-    """The figures of a finished run, and where its parts lie."""
+def show_report(folder: Path, *, as_json: bool) -> None:
+    """Print the metrics of a finished run, and where its files are."""
     from manyhands.evaluation import verdict
     from manyhands.report.page import figures_table, measured_words
     from manyhands.runs.progress import print_table
@@ -71,6 +69,6 @@ def show_ended(folder: Path, *, as_json: bool) -> None:
 
 
 def wrapped(words: str, head: str) -> str:
-    """Words after a head, in lines of 80 columns."""
+    """Text in lines of 80 columns; the first line begins with ``head``."""
     mark = "#" if head.startswith("#") else ""
     return textwrap.fill(words, 80, initial_indent=head, subsequent_indent=mark.ljust(max(len(head), 4)))

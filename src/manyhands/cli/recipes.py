@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,17 +11,15 @@ from manyhands.cli.output import wrapped
 from manyhands.files.strict_json import kept_json
 from manyhands.runs.shipped import shipped
 
-if TYPE_CHECKING:
-    pass
-
 
 def recipes(as_json: JsonOption = False) -> None:
-    """List the shipped recipes."""
-    told = {path.stem: _first_words(path) for path in shipped()}
-    typer.echo(kept_json(told) if as_json else "\n".join(wrapped(words, f"{name:21}") for name, words in told.items()))
+    """List the recipes that come with Manyhands."""
+    descriptions = {path.stem: _description(path) for path in shipped()}
+    lines = [wrapped(description, f"{name:21}") for name, description in descriptions.items()]
+    typer.echo(kept_json(descriptions) if as_json else "\n".join(lines))
 
 
-def _first_words(path: Path) -> str:
-    """The first sentence of a recipe's header, as far as its first semicolon."""
+def _description(path: Path) -> str:
+    """The first sentence of a recipe's header, up to its first semicolon."""
     header = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     return re.split(r"; |(?<! al)\. ", " ".join(line.lstrip("# ") for line in header), maxsplit=1)[0]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manyhands.cli.interrupt import Interrupted
-from manyhands.cli.options import JsonOption
-from manyhands.cli.output import show_comparison, show_ended, show_trade, wrapped
+from manyhands.cli.options import JsonOption, RecipeArgument, SetOption
+from manyhands.cli.output import show_comparison, show_report, show_trade, wrapped
 from manyhands.errors import RecipeError
 from manyhands.files.strict_json import kept_json
 from manyhands.runs.shipped import recipe_path
@@ -18,20 +18,26 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")],
-    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> if not given.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field: a.b=c, as often as needed.")
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder. Default: runs/<name of the recipe>.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped, or begin.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and what would be sent.")
+    changes: SetOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint; start from round 1 if there is none.")
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Train so often, with seed, seed + 1, ...")] = 1,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the whole recipe and what would leave the silos; do not train.")
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Train N times, with seeds seed, seed + 1, ..., and compare.")
+    ] = 1,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log to the folder tensorboard/ of the run.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train as a recipe says, and measure what came of it."""
+    """Train a generator as a recipe says, and evaluate it."""
     from manyhands.runs.sweep import load_sweep, write_index
 
     sweep = load_sweep(recipe_path(recipe), changes or [])
@@ -39,34 +45,34 @@ def run(
         _show_plans(sweep, as_json=as_json)
         return
     runs = sweep.runs(seeds)
-    if len(runs) > 1 and not all(each.recipe.evaluation.images for each in runs):
-        raise RecipeError("several runs are told apart by what is measured, but evaluation.images is 0")
+    if len(runs) > 1 and not all(run.recipe.evaluation.images for run in runs):
+        raise RecipeError("--seeds and [sweep] compare runs by their metrics, but evaluation.images is 0")
     folder = out or Path("runs") / sweep.name
     if sweep.swept:
         write_index(folder, runs, resume=resume)
-    for each in runs:
-        _train(each.recipe, folder / each.folder, resume=resume, quiet=as_json, board=tensorboard)
+    for run in runs:
+        _train(run.recipe, folder / run.folder, resume=resume, quiet=as_json, tensorboard=tensorboard)
     if len(runs) > 1:
-        show_comparison([folder / each.folder for each in runs], unranked=sweep.swept, as_json=as_json)
+        show_comparison([folder / run.folder for run in runs], unranked=sweep.swept, as_json=as_json)
         if "method.cut" in sweep.variants[0].values:
             show_trade(folder, quiet=as_json)
     else:
-        show_ended(folder / runs[0].folder, as_json=as_json)
+        show_report(folder / runs[0].folder, as_json=as_json)
 
 
-def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool) -> None:
+def _train(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, tensorboard: bool) -> None:
     from manyhands.runs.compose import compose
     from manyhands.runs.progress import Progress
     from manyhands.runs.run_folder import RunFolder
 
-    experiment = compose(told, folder, resume=resume)
+    experiment = compose(recipe, folder, resume=resume)
     for line in [f"skipped {name}" for name in experiment.skipped]:
         typer.echo(line, err=True)
     before = experiment.method.warnings(experiment.roster)
     for line in before:
         typer.echo(f"warning: {line}", err=True)
-    watchers: list[Any] = [Progress(told, quiet=quiet)]
-    if board:
+    watchers: list[Any] = [Progress(recipe, quiet=quiet)]
+    if tensorboard:
         from manyhands.runs.tensorboard import TensorBoardLogger
 
         watchers.append(TensorBoardLogger(RunFolder(folder)))
@@ -75,17 +81,19 @@ def _train(told: Recipe, folder: Path, *, resume: bool, quiet: bool, board: bool
             for watcher in watchers:
                 watcher.show(done)
     except Interrupted:
-        raise Interrupted(f"; {RunFolder(folder).kept} rounds are kept in {folder}: --resume goes on") from None
+        raise Interrupted(
+            f"; {RunFolder(folder).kept} rounds are kept in {folder}; --resume continues the run"
+        ) from None
     finally:
         for watcher in watchers:
             watcher.close()
     problems = experiment.run_folder.problems if experiment.run_folder else []
-    for problem in [each for each in problems if each not in before]:
+    for problem in [problem for problem in problems if problem not in before]:
         typer.echo(f"warning: {problem}", err=True)
 
 
 def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
-    """All of a recipe and of what it would send; of the runs of a sweep, only how much."""
+    """Print a recipe with what would leave the silos; of the runs of a sweep, only how much."""
     import tomli_w
 
     plans = [_plan_of(run.recipe) for run in sweep.variants]
@@ -103,14 +111,14 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
             "\n".join(wrapped(line, "# ") for line in lines)
             for lines in (plans[0]["gives_away"], plans[0]["plan"] + plans[0]["sizes"])
         )
-        recipe = tomli_w.dumps(plans[0]["recipe"])
-        typer.echo("\n".join([*([f"{first}\n"] if first else []), recipe, after]))
+        text = tomli_w.dumps(plans[0]["recipe"])
+        typer.echo("\n".join([*([f"{first}\n"] if first else []), text, after]))
 
 
-def _plan_of(told: Recipe) -> dict[str, Any]:
-    """A recipe in full, and what it would send; what gives its images away stands apart, to be said first."""
+def _plan_of(recipe: Recipe) -> dict[str, Any]:
+    """The whole recipe and what would leave the silos; what gives images away is separate, to be printed first."""
     from manyhands.messages.outgoing.summary import given_away
 
-    plan, sizes = told.method.plan(), told.method.cost_lines(told.partition.silos, told.sampling)
+    plan, sizes = recipe.method.plan(), recipe.method.cost_lines(recipe.partition.silos, recipe.sampling)
     first = given_away(plan.outgoing)
-    return {"gives_away": first, "recipe": told.resolved(), "plan": plan.words()[len(first) :], "sizes": sizes}
+    return {"gives_away": first, "recipe": recipe.resolved(), "plan": plan.words()[len(first) :], "sizes": sizes}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manyhands.cli.options import JsonOption
+from manyhands.cli.options import GuidanceOption, JsonOption, StepsOption
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.files.strict_json import kept_json
 
@@ -16,33 +16,43 @@ if TYPE_CHECKING:
 def sample(
     run_folder: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="The folder of a run, or a model/ folder alone, whose code never runs."),
+        typer.Argument(metavar="RUN", help="The folder of a run, or only its model/ folder. No code in it is run."),
     ],
-    out: Annotated[Path, typer.Option(help="Where samples.safetensors and grid.png go.")],
-    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
-    label: Annotated[int | None, typer.Option(help="Only this class; all in turn if not given.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Write samples.safetensors and grid.png to this folder.")],
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images.")] = 64,
+    label: Annotated[
+        int | None,
+        typer.Option(metavar="CLASS", help="Sample only this class, a number from 0. Default: all classes in turn."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed of the samples.")] = 0,
     silo: Annotated[
-        str | None, typer.Option(help="What this silo draws: from its own network, or with the server.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Sample as this silo does: from its own network, or together with the server's."
+        ),
     ] = None,
     alone: Annotated[
         bool,
-        typer.Option("--alone", help="Of a chain that is cut, only the server's network, or with --silo only its own."),
+        typer.Option(
+            "--alone",
+            help="If the denoising chain is cut: sample only from the server's network, or with --silo only from the "
+            "silo's.",
+        ),
     ] = False,
-    steps: Annotated[int | None, typer.Option(min=1, max=100_000, help="Steps down the chain.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Classifier-free guidance.")] = None,
-    png: Annotated[bool, typer.Option("--png", help="One PNG for each image, too.")] = False,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    png: Annotated[bool, typer.Option("--png", help="Also write a PNG file for each image.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw images from a trained generator."""
+    """Generate images with a trained model."""
     from manyhands.evaluation.samples import write_samples
 
     generator = _generator(run_folder, silo, alone=alone)
-    told = {key: value for key, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
-    sampling = generator.sampling.model_copy(update=told)
+    options = {name: value for name, value in {"steps": steps, "guidance": guidance}.items() if value is not None}
+    sampling = generator.sampling.model_copy(update=options)
     labels = generator.labels(count, None if label is None else [label] * count)
-    of = f"{run_folder.resolve()} {_changed(run_folder)} {silo} {alone}"
-    files = write_samples(out, generator, labels, seed, sampling, png=png, of=of)
+    origin = f"{run_folder.resolve()} {_changed(run_folder)} {silo} {alone}"
+    files = write_samples(out, generator, labels, seed, sampling, png=png, of=origin)
     typer.echo(
         kept_json({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
     )
@@ -57,19 +67,19 @@ def _generator(folder: Path, silo: str | None, *, alone: bool) -> ImageGenerator
 
     if (folder / FACTS).is_file():
         if silo is not None or alone:
-            raise RecipeError(f"{folder}: is one model; --silo and --alone choose among those of a run")
-        found: ImageGenerator | TrainedAutoencoder = load(folder, chosen_device("auto"))
+            raise RecipeError(f"{folder}: is a single model; --silo and --alone choose among the models of a run")
+        generator: ImageGenerator | TrainedAutoencoder = load(folder, chosen_device("auto"))
     else:
-        found = loaded_generator(RunFolder(folder), silo, alone=alone)
-    if isinstance(found, TrainedAutoencoder):
+        generator = loaded_generator(RunFolder(folder), silo, alone=alone)
+    if isinstance(generator, TrainedAutoencoder):
         raise RunFolderError(
-            f"{folder}: trained an autoencoder, which draws nothing of its own; name its model/ in a "
-            "recipe with method.model.kind = 'latent'"
+            f"{folder}: trained an autoencoder, which generates no images by itself; name its model/ "
+            "folder in a recipe with method.model.kind = 'latent'"
         )
-    return found
+    return generator
 
 
 def _changed(folder: Path) -> int:
-    """When a run was measured last, or a model written."""
+    """When the run was last evaluated, or the model was written (nanoseconds)."""
     report = folder / "report.json"
     return (report if report.exists() else folder).stat().st_mtime_ns

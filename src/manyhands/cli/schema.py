@@ -6,7 +6,10 @@ from manyhands.files.strict_json import kept_json
 
 
 def schema() -> None:
-    """Print a JSON schema of recipes, with which an editor completes and checks them."""
+    """Print a JSON schema of recipes, for editors.
+
+    With it an editor completes and checks the TOML files of recipes.
+    """
     from manyhands.runs.schema import recipe_schema
 
     typer.echo(kept_json(recipe_schema()))
