@@ -148,7 +148,7 @@ def wire(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     for silo, text in zip(silos, texts, strict=True):
         mine = [e for e in experiment.ledger.entries() if e["silo"] == silo.name and e["op"] in ORDER]
         up = sum(entry["bytes"] for entry in mine if entry["direction"] == "up")
-        plain = {way: sum(4 * batch * method.crossing(op, own[silo.name], up=way == "up").size for op in ORDER)
+        plain = {way: sum(4 * batch * method.passed_tensor(op, own[silo.name], up=way == "up").size for op in ORDER)
                  for way in ("up", "down")}  # fmt: skip
         both = sum(entry["bytes"] for entry in mine)
         shown[text] = {"messages": len(mine), "up": up, "headers": both - sum(plain.values()), "plain": plain["up"]}

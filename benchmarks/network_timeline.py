@@ -31,10 +31,10 @@ from manyhands.federation.serving import FederationServer
 from manyhands.federation.site import Site
 from manyhands.federation.switchboard import ReceivedCall, SiteConnections
 from manyhands.messages.message import Message
-from manyhands.methods.huscf.method import SAYS
+from manyhands.methods.huscf.order import ORDER
 
 BARS = {"u_gan": ">= 3.5"}
-EACH = frozenset(SAYS)
+EACH = frozenset(ORDER)
 
 
 class Call(NamedTuple):

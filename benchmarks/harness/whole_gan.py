@@ -24,7 +24,7 @@ def together(method: HuSCF, silos: Sequence[Silo]) -> States:
 
     def run(network: str, x: Batch, y: Labels) -> Batch:
         for b in range(spec.depth):
-            away = [name for name in names if not method.of(name).of(network).at_home(b)]
+            away = [name for name in names if not method.cuts_of(name).of(network).at_home(b)]
             there = getattr(shared, network)[b]
             joined = there(torch.cat([x[name] for name in away])) if away else torch.empty(0)
             parts = dict(zip(away, joined.split([len(x[name]) for name in away]), strict=True)) if away else {}
@@ -60,6 +60,6 @@ def together(method: HuSCF, silos: Sequence[Silo]) -> States:
             optimiser.step()
     whole = {}
     for name in names:
-        at_home = {key: w for key, w in own[name].state_dict().items() if method.of(name).at_home(key)}
+        at_home = {key: w for key, w in own[name].state_dict().items() if method.cuts_of(name).at_home(key)}
         whole[name] = shared.state_dict() | at_home
     return whole

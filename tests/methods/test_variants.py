@@ -124,8 +124,8 @@ def test_what_is_drawn_from_is_what_silos_receive(kind: str) -> None:
     codec = {"kind": kind, "bits": 4}
     experiment = trained(tiny_fedavg(up=codec, down=codec))
     server = experiment.server
-    assert sha256(experiment.generator().weights) == sha256(server.handout.given)  # type: ignore[attr-defined]
-    assert sha256(server.handout.given) != sha256(server.weights)  # type: ignore[attr-defined]
+    assert sha256(experiment.generator().weights) == sha256(server.broadcast.given)  # type: ignore[attr-defined]
+    assert sha256(server.broadcast.given) != sha256(server.weights)  # type: ignore[attr-defined]
 
 
 def test_a_silo_holds_what_the_server_takes_it_to_hold() -> None:
@@ -133,7 +133,7 @@ def test_a_silo_holds_what_the_server_takes_it_to_hold() -> None:
         experiment = trained(tiny_fedavg(rounds=6, **told), tiny_silos([5, 9, 3, 7]))
         held = [named(silo.memory, HELD) for silo in experiment.silos if int(silo.memory.get("holds", -1)) == 5]
         assert held
-        assert {sha256(each) for each in held} == {sha256(experiment.server.handout.base)}  # type: ignore[attr-defined]
+        assert {sha256(each) for each in held} == {sha256(experiment.server.broadcast.base)}  # type: ignore[attr-defined]
 
 
 ABSOLUTE = ["float32", "float16", {"kind": "weights", "bits": 4}]
@@ -188,7 +188,7 @@ def test_a_silo_that_missed_a_round_is_sent_the_whole_and_a_resting_one_nothing(
     resting = sorted({"s0", "s1", "s2", "s3"} - taking)[0]
     ready, away, new = sorted(taking)[0], sorted(taking)[1], sorted(taking)[1]
     server.round = 3
-    server.handout.number, server.handout.base = 3, server.handout.given
+    server.broadcast.number, server.broadcast.base = 3, server.broadcast.given
     says = {ready: 2, away: 1}
     forms = {}
     for silo, holds in says.items():
@@ -346,5 +346,5 @@ def test_personal_generators_are_averages_over_rounds_where_asked() -> None:
 
 def test_received_weights_can_be_said_in_16_bits() -> None:
     experiment = trained(tiny_fedavg(**BOTH))
-    given = experiment.server.handout.given  # type: ignore[attr-defined]
+    given = experiment.server.broadcast.given  # type: ignore[attr-defined]
     assert sha256(given) == sha256(in_16_bits(given))

@@ -72,7 +72,7 @@ def split_iteration(
 
     def back(sent: torch.Tensor, got: torch.Tensor, passing: MiddlePass, *, learns: bool) -> None:
         assert got.grad is not None
-        sent.backward(passing.back({"s": got.grad}, learns=learns)["s"])
+        sent.backward(passing.backward({"s": got.grad}, learns=learns)["s"])
 
     sent_g, got_g, made, passing_g = there("generator", z)
     for image, real in ((made.detach(), False), (x, True)):

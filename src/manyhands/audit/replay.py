@@ -64,7 +64,7 @@ def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float
         each.talk.close()
         number, into_tail = server.cluster.get(name, 0), activations.decode(got["make"][name].tensors).detach().cpu()
         found[name] = RecordedBatch(
-            name, number, step, steps, method.of(name), known[number],
+            name, number, step, steps, method.cuts_of(name), known[number],
             sent["made"][name], sent["real"][name], into_tail, *each.seen,
         )  # fmt: skip
     return found
@@ -89,12 +89,12 @@ class _Watched:
 
     def __init__(self, method: HuSCF, server: HuSCFServer, silo: Silo) -> None:
         answer = server.handle(silo.name, Message("join", facts={"images": len(silo.images)}))
-        half = SiloSegments(method, silo, dict(answer.tensors), server.round)
+        segments = SiloSegments(method, silo, dict(answer.tensors), server.round)
         self._drawn, self._judged = torch.empty(0), list[tuple[Tensor, Tensor | None]]()
-        half.network.generator[-1].register_forward_hook(self._draws)
-        half.network.discriminator[0].register_forward_pre_hook(self._judges)
+        segments.network.generator[-1].register_forward_hook(self._draws)
+        segments.network.discriminator[0].register_forward_pre_hook(self._judges)
         self.steps = answer.facts["steps"]
-        self.talk = half.round(server.round, self.steps)
+        self.talk = segments.round(server.round, self.steps)
 
     @property
     def seen(self) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server
 from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.local_training import LocalTrainingMethod, sick, update_facts
+from manyhands.methods.local_training import LocalTrainingMethod, update_facts, why_unusable
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.unet import UNet
 from manyhands.silos.silo import Silo
@@ -89,7 +89,7 @@ class Local(LocalTrainingMethod):
             load_optimiser_state(optimiser, silo.memory)
         trained = self.train_round(network, optimiser, silo, number, teacher=self._teacher(silo))
         weights = snapshot(network.state_dict())
-        if why := sick(trained, weights):
+        if why := why_unusable(trained, weights):
             return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
         average = running_average(named(silo.memory, "average."), weights, self.ema, updates)

@@ -1,4 +1,4 @@
-"""Which silos have images of one kind, found from vectors that tell of each, and how much each counts."""
+"""Clusters of silos whose images are alike, formed from a feature of each silo, and the weight of each silo in it."""
 
 from __future__ import annotations
 
@@ -11,47 +11,59 @@ import torch
 from torch import Tensor
 
 MAX_CLUSTERS = 10
-"""The most clusters that are looked for."""
-CLEAR = 0.25
-"""The least silhouette that is taken for clusters; below, all silos are one."""
+"""The most clusters that ``auto`` tries."""
+MIN_SILHOUETTE = 0.25
+"""With ``auto``, a division of a lower silhouette is rejected: then all silos are one cluster."""
 TINY = 1e-9
 
 
-class Place(NamedTuple):
-    """Where a silo is: its cluster, its distance from the others of that, and what share it has in their mean."""
+class Assignment(NamedTuple):
+    """The cluster of a silo, its distance from the rest of it, its share in the mean, and its point on a plane."""
 
     cluster: int
     distance: float
     weight: float
-    at: tuple[float, float] | None = None
+    position: tuple[float, float] | None = None
 
 
-def plain(images: Mapping[str, int]) -> dict[str, Place]:
-    """All in one cluster, by their images."""
-    return {silo: Place(0, 0.0, share) for silo, share in weights(images, dict.fromkeys(images, 0.0), 0).items()}
+def one_cluster(images: Mapping[str, int]) -> dict[str, Assignment]:
+    """Put all silos in one cluster, weighed by their number of images."""
+    shares = mean_shares(images, dict.fromkeys(images, 0.0), 0)
+    return {silo: Assignment(0, 0.0, share) for silo, share in shares.items()}
 
 
-def grouped(
+def assign_clusters(
     features: Mapping[str, Tensor],
     images: Mapping[str, int],
     count: int | Literal["auto"],
     alpha: float,
     before: Mapping[str, int],
-) -> dict[str, Place]:
-    """Silos in clusters, and weighed within them. A cluster keeps the number that most of its silos had ``before``."""
-    alike: dict[int, list[str]] = {}
-    for silo, label in found(features, count).items():
-        alike.setdefault(label, []).append(silo)
-    on_plane, told = places(features), dict[str, Place]()
-    for number, mine in numbered(list(alike.values()), before):
-        near = distances(features, mine)
-        shares = weights({silo: images[silo] for silo in mine}, near, alpha)
-        told |= {silo: Place(number, near[silo], shares[silo], on_plane[silo]) for silo in mine}
-    return told
+) -> dict[str, Assignment]:
+    """Divide silos into clusters, and weigh them within each.
+
+    Args:
+        features: The features of each silo, of shape (B, C, H, W).
+        images: The number of images of each silo.
+        count: How many clusters to form, or ``auto``.
+        alpha: How strongly a silo's distance from its cluster lowers its weight.
+        before: The cluster that each silo had; a new cluster keeps the number that most of its silos had.
+    """
+    groups: dict[int, list[str]] = {}
+    for silo, label in cluster_labels(features, count).items():
+        groups.setdefault(label, []).append(silo)
+    positions, assignments = plane_positions(features), dict[str, Assignment]()
+    for number, silos in number_clusters(list(groups.values()), before):
+        apart = distances(features, silos)
+        shares = mean_shares({silo: images[silo] for silo in silos}, apart, alpha)
+        assignments |= {silo: Assignment(number, apart[silo], shares[silo], positions[silo]) for silo in silos}
+    return assignments
 
 
-def numbered(groups: Sequence[Sequence[str]], before: Mapping[str, int]) -> Iterator[tuple[int, Sequence[str]]]:
-    """Groups with numbers of their own, the largest first: an old one, or one that nobody has who is in no group."""
+def number_clusters(groups: Sequence[Sequence[str]], before: Mapping[str, int]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Give each group a number, the largest group first: one that its silos had before, or a free one.
+
+    A number is not free while a silo that is in none of the groups has it.
+    """
     present = {silo for group in groups for silo in group}
     taken = {number for silo, number in before.items() if silo not in present}
     free = (number for number in range(len(before) + len(groups)) if number not in taken)
@@ -64,11 +76,14 @@ def numbered(groups: Sequence[Sequence[str]], before: Mapping[str, int]) -> Iter
         yield number, group
 
 
-def found(features: Mapping[str, Tensor], count: int | Literal["auto"], seed: int = 42) -> dict[str, int]:
-    """The number of the cluster of each silo, counted from 0 in the order of the first silo of each.
+def cluster_labels(features: Mapping[str, Tensor], count: int | Literal["auto"], seed: int = 42) -> dict[str, int]:
+    """Return the cluster of each silo by k-means, counted from 0 in the order of the silos' names.
 
-    A silo is told by the mean of its batch. So many clusters by k-means; ``auto`` tries each number and takes the one
-    with the largest silhouette, if that is clear: two silos alone are one cluster.
+    Args:
+        features: The features of each silo, of shape (B, ...); a silo is represented by its mean over the batch.
+        count: How many clusters to form. ``auto`` tries each number from 2 on, and takes the one with the largest
+            silhouette if that is at least ``MIN_SILHOUETTE``; two silos alone are one cluster.
+        seed: The seed of k-means.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
@@ -83,14 +98,15 @@ def found(features: Mapping[str, Tensor], count: int | Literal["auto"], seed: in
         chosen = labels(min(count, distinct)) if min(count, distinct) > 1 else np.zeros(len(silos), int)
     else:
         tried = [labels(k) for k in range(2, min(MAX_CLUSTERS, distinct - 1) + 1)]
-        scores = [silhouette_score(points, each) for each in tried]
-        chosen = tried[int(np.argmax(scores))] if scores and max(scores) >= CLEAR else np.zeros(len(silos), int)
+        scores = [silhouette_score(points, division) for division in tried]
+        clear = scores and max(scores) >= MIN_SILHOUETTE
+        chosen = tried[int(np.argmax(scores))] if clear else np.zeros(len(silos), int)
     order: dict[int, int] = {}
     return {silo: order.setdefault(int(label), len(order)) for silo, label in zip(silos, chosen, strict=True)}
 
 
-def places(features: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Where each silo lies on the plane that shows most of how they differ: their first two principal components."""
+def plane_positions(features: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Return each silo's first two principal components: the plane on which silos differ most."""
     if len(features) < 2:
         return dict.fromkeys(features, (0.0, 0.0))
     points = _points(features)
@@ -99,31 +115,35 @@ def places(features: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     return {silo: (float(x), float(y)) for silo, (x, y) in zip(sorted(features), along, strict=True)}
 
 
-def distances(features: Mapping[str, Tensor], among: Sequence[str]) -> dict[str, float]:
-    """How far each silo's places of activity are from those of the others: KL(Q || P), the mean over channels.
+def distances(features: Mapping[str, Tensor], silos: Sequence[str]) -> dict[str, float]:
+    """Return each silo's distance from the others: KL(Q || P), the mean over channels.
 
-    P is the softmax over positions of the mean over the batch, channel by channel; Q the mean of the others' P. One
-    that is alone is at no distance.
+    P is the softmax over positions of the silo's features, averaged over the batch, channel by channel; Q is the mean
+    of the others' P. A silo alone has distance 0.
+
+    Args:
+        features: The features of each silo, of shape (B, C, H, W).
+        silos: The silos that are compared.
     """
-    places = {silo: features[silo].mean(0).flatten(1).double().softmax(1) for silo in among}
-    if len(places) < 2:
-        return dict.fromkeys(places, 0.0)
-    total = torch.stack(list(places.values())).sum(0)
-    found = {}
-    for silo, p in places.items():
-        q = (total - p) / (len(places) - 1)
-        found[silo] = float((q * ((q + TINY).log() - (p + TINY).log())).sum(1).mean())
-    return found
+    maps = {silo: features[silo].mean(0).flatten(1).double().softmax(1) for silo in silos}
+    if len(maps) < 2:
+        return dict.fromkeys(maps, 0.0)
+    total = torch.stack(list(maps.values())).sum(0)
+    apart = {}
+    for silo, p in maps.items():
+        q = (total - p) / (len(maps) - 1)
+        apart[silo] = float((q * ((q + TINY).log() - (p + TINY).log())).sum(1).mean())
+    return apart
 
 
-def weights(images: Mapping[str, int], apart: Mapping[str, float], alpha: float) -> dict[str, float]:
-    """N exp(-alpha d) of each, as a share of all."""
-    least = min(apart.values(), default=0.0)  # taken off all, so that however large alpha is, somebody counts
-    each = {silo: images[silo] * float(np.exp(-alpha * (distance - least))) for silo, distance in apart.items()}
-    total = sum(each.values())
-    return {silo: weight / total for silo, weight in each.items()}
+def mean_shares(images: Mapping[str, int], apart: Mapping[str, float], alpha: float) -> dict[str, float]:
+    """Return n exp(-alpha d) of each silo as a share of the total, with n its images and d its distance."""
+    least = min(apart.values(), default=0.0)  # subtracted from all, so that a large alpha leaves somebody a weight
+    weights = {silo: images[silo] * float(np.exp(-alpha * (distance - least))) for silo, distance in apart.items()}
+    total = sum(weights.values())
+    return {silo: weight / total for silo, weight in weights.items()}
 
 
 def _points(features: Mapping[str, Tensor]) -> np.ndarray:
-    """The mean of the batch of each silo, in the order of their names."""
+    """Return the mean over each silo's batch, in the order of the silos' names."""
     return np.stack([features[silo].mean(0).flatten().double().numpy() for silo in sorted(features)])

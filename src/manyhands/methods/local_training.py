@@ -193,14 +193,14 @@ class LocalTrainingMethod(Method, ABC):
         return replace(found, autoencoder=first, scale=float(silo.memory[latents.SCALE]))
 
 
-def sick(trained: LocalResult, weights: Tensors) -> str:
+def why_unusable(trained: LocalResult, weights: Tensors) -> str:
     """Why what came of training must not be sent or kept; nothing where it is well."""
-    if why := odd_loss(trained.loss):
+    if why := why_bad_loss(trained.loss):
         return why
     return "its weights are not finite" if finite(weights) else ""
 
 
-def odd_loss(loss: float | None) -> str:
+def why_bad_loss(loss: float | None) -> str:
     """Why a loss must not be told; nothing where it may."""
     if not math.isfinite(loss or 0):
         return "its loss is not finite"

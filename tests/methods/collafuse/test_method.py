@@ -118,10 +118,10 @@ def test_each_image_is_released_once_and_nothing_but_figures_goes_up_after_it() 
 
 
 class Busy(InProcess):
-    def _advance(self, hub: RoundCoordinator, *told: Any) -> bool:
+    def _advance(self, coordinator: RoundCoordinator, *told: Any) -> bool:
         for _ in range(5):
-            hub.train_step()
-        return super()._advance(hub, *told)
+            coordinator.train_step()
+        return super()._advance(coordinator, *told)
 
 
 @pytest.mark.parametrize("told", [{}, {"warm_start": 2}, {"federate_silos": True}])

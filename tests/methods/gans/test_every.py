@@ -104,11 +104,11 @@ def test_work_and_bytes_are_counted(method: GanMethod) -> None:
 
 @each
 def test_no_other_operation_and_nothing_more_is_taken(method: GanMethod) -> None:
-    hub = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
+    coordinator = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
     image = torch.zeros(2, 1, 16, 16)
     for message in (Message("images2", {}, {}), Message("join", {"x": image}, {"images": 9}), Message("labels", {})):
         with pytest.raises(ManyhandsError):
-            hub.submit("s0", message)
+            coordinator.submit("s0", message)
     assert {"images", "labels"} <= set(method.plan().never_sent)
 
 
@@ -125,14 +125,14 @@ def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: Gan
     huge = {name: torch.full_like(t, 1e30) for name, t in weights.items()}
     facts = {"round": 0, "images": 9, "loss": 1.0, "seen": 9, "flops": 1, "withheld": ""}
     server = method.server(0, ["s0"])
-    hub = RoundCoordinator(server, method.plan(), {"s0": 9})
+    coordinator = RoundCoordinator(server, method.plan(), {"s0": 9})
     server.round = 1  # in which each of them asks for weights
     with pytest.raises(ManyhandsError, match="reaches beyond"):
-        hub.submit("s0", Message(op, huge | known, facts | {"round": 1}))
+        coordinator.submit("s0", Message(op, huge | known, facts | {"round": 1}))
     if op != "update":
         server.round = 3  # the last one, which asks for none
         with pytest.raises(ManyhandsError, match="none"):
-            hub.submit("s0", Message(op, weights | known, facts | {"round": 3}))
+            coordinator.submit("s0", Message(op, weights | known, facts | {"round": 3}))
 
 
 @each

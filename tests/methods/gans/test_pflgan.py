@@ -90,7 +90,7 @@ def test_shares_are_of_one_and_fall_with_distance() -> None:
 
 
 def test_a_generator_that_nobody_asked_for_or_that_knows_nothing_is_refused() -> None:
-    def hub(every: int) -> RoundCoordinator:
+    def coordinator(every: int) -> RoundCoordinator:
         method = pflgan(every=every)
         return RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
 
@@ -98,9 +98,9 @@ def test_a_generator_that_nobody_asked_for_or_that_knows_nothing_is_refused() ->
     facts = {"round": 0, "images": 9, "loss": 1.0, "seen": 9, "flops": 1, "withheld": ""}
     knows, nothing = (weights | {"known": torch.tensor([known, False])} for known in (True, False))
     with pytest.raises(ManyhandsError, match="no generator|none is asked"):
-        hub(2).submit("s0", Message("progress", knows, facts))
+        coordinator(2).submit("s0", Message("progress", knows, facts))
     with pytest.raises(ManyhandsError, match="knows no class"):
-        hub(1).submit("s0", Message("progress", nothing, facts))
+        coordinator(1).submit("s0", Message("progress", nothing, facts))
     with pytest.raises(ManyhandsError, match="plan"):
-        hub(1).submit("s0", Message("progress", knows | {"discriminator.0": torch.zeros(1)}, facts))
-    hub(1).submit("s0", Message("progress", knows, facts))
+        coordinator(1).submit("s0", Message("progress", knows | {"discriminator.0": torch.zeros(1)}, facts))
+    coordinator(1).submit("s0", Message("progress", knows, facts))

@@ -184,20 +184,20 @@ def test_bytes_are_those_of_images_and_gradients() -> None:
 
 def test_a_silo_judges_what_it_got_and_no_more() -> None:
     method = mdgan()
-    hub = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
+    coordinator = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
     image = torch.zeros(4, 1, 16, 16)
-    hub.submit("s0", Message("join", {}, {"images": 9, "holds": False}))
+    coordinator.submit("s0", Message("join", {}, {"images": 9, "holds": False}))
     for early in (
         Message("feedback", {"x": image}),
         Message("images", {}, {"count": 5}),
         Message("images", {}, {"count": 0}),
     ):
         with pytest.raises(ManyhandsError):
-            hub.submit("s0", early)
-    hub.submit("s0", Message("images", {}, {"count": 4}))
+            coordinator.submit("s0", early)
+    coordinator.submit("s0", Message("images", {}, {"count": 4}))
     for wrong in (image[:3], image * torch.nan, image.double(), image[:, :, :8]):
         with pytest.raises(ManyhandsError):
-            hub.submit("s0", Message("feedback", {"x": wrong}))
-    hub.submit("s0", Message("feedback", {"x": image}))
+            coordinator.submit("s0", Message("feedback", {"x": wrong}))
+    coordinator.submit("s0", Message("feedback", {"x": image}))
     with pytest.raises(ManyhandsError, match="did not get"):
-        hub.submit("s0", Message("feedback", {"x": image}))
+        coordinator.submit("s0", Message("feedback", {"x": image}))

@@ -104,8 +104,8 @@ def test_messages_and_bytes_are_those_of_the_paper() -> None:
     for text, megabytes in told.items():
         up = down = 0
         for op in ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back"):
-            up += 4 * 64 * method.crossing(op, cuts(text), up=True).size
-            down += 4 * 64 * method.crossing(op, cuts(text), up=False).size
+            up += 4 * 64 * method.passed_tensor(op, cuts(text), up=True).size
+            down += 4 * 64 * method.passed_tensor(op, cuts(text), up=False).size
         assert up / 1e6 == pytest.approx(megabytes, abs=0.005) == down / 1e6
 
 
@@ -116,7 +116,7 @@ def test_what_went_over_the_wire_is_what_the_cuts_say() -> None:
     for entry in experiment.ledger.entries():
         if entry["op"] in ("join", "segments"):
             continue
-        like = method.crossing(entry["op"], method.of(entry["silo"]), up=entry["direction"] == "up")
+        like = method.passed_tensor(entry["op"], method.cuts_of(entry["silo"]), up=entry["direction"] == "up")
         plain = 4 * 4 * 3 * like.size
         assert plain < entry["bytes"] < plain + 3 * 300
 
@@ -152,7 +152,9 @@ def test_fewer_bits_of_a_number_are_so_many_fewer_bytes(bits: int, less: float) 
         torch.randint(0, 256, (16, 1, 28, 28), dtype=torch.uint8, generator=rng), torch.arange(16) % 2, ("a", "b")
     )
     method = tiny(model=model, training=training, rounds=1, bits=bits)
-    plain = sum(4 * 16 * method.crossing(op, method.default, up=up).size for op in ORDER for up in (True, False))
+    plain = sum(
+        4 * 16 * method.passed_tensor(op, method.default_cuts, up=up).size for op in ORDER for up in (True, False)
+    )
     entries = trained(method, [Silo("s0", images)]).ledger.entries()
     sent = sum(entry["bytes"] for entry in entries if entry["op"] in ORDER)
     assert 0.97 < plain / sent / less < 1
@@ -200,22 +202,22 @@ def blobs(kinds: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kinds", [[0] * 10 + [1] * 10, [0, 1, 2] * 5, [0] * 12])
 def test_clusters_are_found_without_being_told_how_many(kinds: list[int]) -> None:
-    found = clusters.found(blobs(kinds), "auto")
+    found = clusters.cluster_labels(blobs(kinds), "auto")
     assert [found[f"s{i:02}"] for i in range(len(kinds))] == kinds
-    assert len(set(clusters.found(blobs(kinds), 2).values())) == 2
+    assert len(set(clusters.cluster_labels(blobs(kinds), 2).values())) == 2
 
 
 def test_silos_that_are_alike_are_at_no_distance_and_weigh_what_they_hold() -> None:
     same = dict.fromkeys(["a", "b", "c"], torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)))
     apart = clusters.distances(same, list(same))
     assert all(abs(each) < 1e-9 for each in apart.values())
-    assert clusters.weights({"a": 1, "b": 1, "c": 2}, apart, 5.0) == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
+    assert clusters.mean_shares({"a": 1, "b": 1, "c": 2}, apart, 5.0) == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
     odd = same | {"c": -3 * same["c"]}
     apart = clusters.distances(odd, list(odd))
     assert apart["c"] > apart["a"] == pytest.approx(apart["b"])
-    assert clusters.weights({"a": 1, "b": 1, "c": 2}, apart, 5.0)["c"] < 0.5
+    assert clusters.mean_shares({"a": 1, "b": 1, "c": 2}, apart, 5.0)["c"] < 0.5
     assert clusters.distances(same, ["a"]) == {"a": 0.0}
-    assert clusters.weights({"a": 7}, {"a": 3.0}, 1.0) == {"a": 1.0}
+    assert clusters.mean_shares({"a": 7}, {"a": 3.0}, 1.0) == {"a": 1.0}
 
 
 def test_the_distance_is_kl_of_the_others_from_each() -> None:
@@ -317,23 +319,25 @@ def test_the_plan_tells_what_each_cut_has_at_home_and_sends() -> None:
 def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(told: dict[str, str], expected: str) -> None:
     method = tiny(cuts={name: cuts(text) for name, text in told.items()})
     number = {cuts("0404"): "0", cuts("1313"): "1", cuts("0314"): "2"}
-    assert "".join(number[method.of(f"s{i}")] for i in range(3)) == expected
+    assert "".join(number[method.cuts_of(f"s{i}")] for i in range(3)) == expected
     with pytest.raises(RecipeError, match="none of the silos"):
         tiny(cuts={"x*": cuts("0404")}).server(0, {"s0": 9})
 
 
-def a_turn(hub: RoundCoordinator, talks: dict[str, Conversation], said: dict[str, Message]) -> dict[str, Message]:
+def a_turn(
+    coordinator: RoundCoordinator, talks: dict[str, Conversation], said: dict[str, Message]
+) -> dict[str, Message]:
     """All say what they have to say, and are answered; what they say next."""
     for name, message in said.items():
-        hub.submit(name, message)
-    answers = {name: hub.collect(name) for name in said}
+        coordinator.submit(name, message)
+    answers = {name: coordinator.collect(name) for name in said}
     assert None not in answers.values(), f"{said} wait for ever"
     following = {}
     for name, talk in talks.items():
         try:
             following[name] = talk.send(answers[name])  # type: ignore[arg-type]
         except StopIteration:
-            hub.finish(name)
+            coordinator.finish(name)
     return following
 
 
@@ -341,19 +345,19 @@ def a_turn(hub: RoundCoordinator, talks: dict[str, Conversation], said: dict[str
 def test_a_silo_that_goes_in_the_middle_of_an_iteration_is_left_out_and_the_others_end(calls: int) -> None:
     method, silos = tiny(cuts=MIXED), gan_silos()
     roster = {silo.name: 9 for silo in silos}
-    hub = RoundCoordinator(method.server(0, roster), method.plan(), roster)
+    coordinator = RoundCoordinator(method.server(0, roster), method.plan(), roster)
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     for turn in range(200):
         if turn == calls and talks.pop("s1", None):
-            hub.drop("s1", "its battery is empty")
+            coordinator.drop("s1", "its battery is empty")
             said.pop("s1")
-        said = a_turn(hub, talks, said)
+        said = a_turn(coordinator, talks, said)
         if not said:
             break
-    assert [closed.round for closed in hub.closed] == [0, 1]
-    assert all(closed.missing == {"s1": "its battery is empty"} for closed in hub.closed)
-    assert all(isinstance(facts["loss"], float) for closed in hub.closed for facts in closed.facts.values())
+    assert [closed.round for closed in coordinator.closed] == [0, 1]
+    assert all(closed.missing == {"s1": "its battery is empty"} for closed in coordinator.closed)
+    assert all(isinstance(facts["loss"], float) for closed in coordinator.closed for facts in closed.facts.values())
 
 
 def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goes_on(tmp_path: Path) -> None:
@@ -376,16 +380,16 @@ def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goe
 
 def passes(server: HuSCFServer, silos: list[Silo], upto: str, method: HuSCF) -> RoundCoordinator:
     """A hub in which all silos have done an iteration up to an operation, which is open."""
-    hub = RoundCoordinator(server, method.plan(), {silo.name: len(silo.images) for silo in silos})
+    coordinator = RoundCoordinator(server, method.plan(), {silo.name: len(silo.images) for silo in silos})
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     while next(iter(said.values())).op != upto:
-        said = a_turn(hub, talks, said)
-    return hub
+        said = a_turn(coordinator, talks, said)
+    return coordinator
 
 
 def maps_of(method: HuSCF, op: str, count: int, value: float = 0.0) -> dict[str, torch.Tensor]:
-    return {"x": torch.full((count, *method.crossing(op, method.default, up=True).shape[1:]), value)}  # type: ignore[arg-type]
+    return {"x": torch.full((count, *method.passed_tensor(op, method.default_cuts, up=True).shape[1:]), value)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -405,56 +409,61 @@ def test_what_would_bring_the_server_down_is_refused_and_the_others_go_on(
 ) -> None:
     method, silos = tiny(), gan_silos(2)
     roster = {silo.name: 9 for silo in silos}
-    hub = passes(method.server(0, roster), silos, at, method)
+    coordinator = passes(method.server(0, roster), silos, at, method)
     like = "make" if op == "draw" else op
     with pytest.raises(Refused):
-        hub.submit("s0", Message(op, maps_of(method, like, count, value)))
-    hub.drop("s0", "it talks nonsense")
-    hub.submit("s1", Message(at, maps_of(method, at, 4)))
-    assert hub.collect("s1") is not None
+        coordinator.submit("s0", Message(op, maps_of(method, like, count, value)))
+    coordinator.drop("s0", "it talks nonsense")
+    coordinator.submit("s1", Message(at, maps_of(method, at, 4)))
+    assert coordinator.collect("s1") is not None
 
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_ends_that_no_weights_are_or_that_come_of_no_batch_are_refused(seen: bool) -> None:
     method, silos = tiny(), gan_silos(2)
     roster = {silo.name: 9 for silo in silos}
-    hub = passes(method.server(0, roster), silos, "real-back" if seen else "made", method)
+    coordinator = passes(method.server(0, roster), silos, "real-back" if seen else "made", method)
     ends = {
-        name: torch.full(like.shape, 3e38 if seen else 0.1) for name, like in method.ends_of(method.default).items()
+        name: torch.full(like.shape, 3e38 if seen else 0.1)
+        for name, like in method.segment_layout(method.default_cuts).items()
     }  # type: ignore[arg-type]
     facts = {"round": 0, "images": 9, "loss": 0.1, "seen": 4, "flops": 1, "withheld": ""}
     with pytest.raises(Refused, match="reaches beyond" if seen else "no real batch"):
-        hub.submit("s0", Message("segments", ends, facts))
+        coordinator.submit("s0", Message("segments", ends, facts))
 
 
 def test_a_cluster_whose_only_silo_says_nothing_keeps_its_number_and_its_ends() -> None:
     method = tiny(rounds=4, warm=1, clusters=2, training=GanTraining(batch=16, steps=5, learning_rate=1e-3))
     silos = two_domains(3)
     server = method.server(0, {silo.name: 40 for silo in silos})
-    hub = RoundCoordinator(server, method.plan(), {silo.name: 40 for silo in silos})
+    coordinator = RoundCoordinator(server, method.plan(), {silo.name: 40 for silo in silos})
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
     kept: dict[str, torch.Tensor] = {}
     while said:
-        if hub.server.round == 2 and "s1" in talks:
-            kept = server._ends("s1")
-            hub.drop("s1", "away")
+        if coordinator.server.round == 2 and "s1" in talks:
+            kept = server._segments_of("s1")
+            coordinator.drop("s1", "away")
             del talks["s1"], said["s1"]
-        said = a_turn(hub, talks, said)
+        said = a_turn(coordinator, talks, said)
     assert server.round == 4
     assert server.cluster["s0"] != server.cluster["s1"]
-    assert all(torch.equal(kept[name], tensor) for name, tensor in server._ends("s1").items())
+    assert all(torch.equal(kept[name], tensor) for name, tensor in server._segments_of("s1").items())
 
 
 def test_clusters_keep_the_numbers_that_most_of_their_silos_had() -> None:
     before = {"a": 0, "b": 0, "c": 1, "d": 1, "away": 2}
-    assert sorted(clusters.numbered([["c", "d"], ["a", "b"]], before)) == [(0, ["a", "b"]), (1, ["c", "d"])]
-    assert sorted(clusters.numbered([["a"], ["b"], ["c", "d"]], before)) == [(0, ["a"]), (1, ["c", "d"]), (3, ["b"])]
-    assert sorted(clusters.numbered([["a", "b", "c", "d"]], before)) == [(0, ["a", "b", "c", "d"])]
+    assert sorted(clusters.number_clusters([["c", "d"], ["a", "b"]], before)) == [(0, ["a", "b"]), (1, ["c", "d"])]
+    assert sorted(clusters.number_clusters([["a"], ["b"], ["c", "d"]], before)) == [
+        (0, ["a"]),
+        (1, ["c", "d"]),
+        (3, ["b"]),
+    ]
+    assert sorted(clusters.number_clusters([["a", "b", "c", "d"]], before)) == [(0, ["a", "b", "c", "d"])]
 
 
 def test_however_large_alpha_is_somebody_counts() -> None:
-    shares = clusters.weights({"a": 1, "b": 1}, {"a": 1.0, "b": 2.0}, 1e6)
+    shares = clusters.mean_shares({"a": 1, "b": 1}, {"a": 1.0, "b": 2.0}, 1e6)
     assert shares == {"a": 1.0, "b": 0.0}
 
 

@@ -30,8 +30,8 @@ class FedAvgServer(Server):
     def __init__(self, method: FedAvgSpec, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         begun = initial_weights(method.model, seed)
-        self.handout = Broadcast(method.downlink, seed, begun)
-        self.average = self.handout.given
+        self.broadcast = Broadcast(method.downlink, seed, begun)
+        self.average = self.broadcast.given
         self.memory: Tensors = {}
         self.updates = 0
         self.mean = WeightedMean()
@@ -42,7 +42,7 @@ class FedAvgServer(Server):
     @property
     def weights(self) -> Tensors:
         """The server's own weights."""
-        return self.handout.weights
+        return self.broadcast.weights
 
     def handle(self, silo: str, message: Message) -> Message:
         """Join: the model of the open round, for those who take part in it."""
@@ -56,7 +56,7 @@ class FedAvgServer(Server):
             raise Refused(Reason.NOT_ASKED, f"{silo} does not take part in round {self.round}")
         self.method.up.check(message.tensors, self.method.layout_of(self._asked[silo]))
         update, images, relative = self._decoded(silo, message), message.facts["images"], self.method.up.relative
-        self.lengths.check(silo, update, self.handout.given, images, relative=relative)
+        self.lengths.check(silo, update, self.broadcast.given, images, relative=relative)
 
     def accumulate(self, silo: str, message: Message) -> Message:
         """Add an update to the sum and keep only what it says."""
@@ -67,12 +67,12 @@ class FedAvgServer(Server):
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and give what came of it to those who take part in the next one."""
         mean, self.mean = self.mean.value(), WeightedMean()
-        self.handout = self.handout.anew() if self._went_back else self.handout.next(self._moved(mean))
+        self.broadcast = self.broadcast.anew() if self._went_back else self.broadcast.next(self._moved(mean))
         self.lengths.close()
         self.round, self._went_back = self.round + 1, False
         self._asked = self._draw()
         if mean:
-            self.average = running_average(self.average, self.handout.given, self.method.ema, self.updates)
+            self.average = running_average(self.average, self.broadcast.given, self.method.ema, self.updates)
             self.updates += 1
         return {silo: self._answer(silo, message) for silo, message in messages.items()}
 
@@ -88,7 +88,7 @@ class FedAvgServer(Server):
     def state_dict(self) -> Tensors:
         """The model, its average over rounds, how many means went into that, and what optimiser and codec keep."""
         average = self.average if self.method.ema else {}
-        kept = {"weights.": self.weights, "base.": self.handout.base, AVERAGE: average, "memory.": self.memory}
+        kept = {"weights.": self.weights, "base.": self.broadcast.base, AVERAGE: average, "memory.": self.memory}
         kept |= {LENGTHS: self.lengths.state_dict()}
         flat = {name: tensor for prefix, group in kept.items() for name, tensor in prefixed(group, prefix).items()}
         return {"updates": torch.tensor(self.updates)} | flat
@@ -97,8 +97,8 @@ class FedAvgServer(Server):
         """Go on from a kept model."""
         self.updates, self.memory = int(state["updates"]), named(state, "memory.")
         weights, base = named(state, "weights."), named(state, "base.")
-        self.handout = Broadcast(self.method.downlink, self.seed, weights, base, self.round)
-        self.average = named(state, AVERAGE) or self.handout.given
+        self.broadcast = Broadcast(self.method.downlink, self.seed, weights, base, self.round)
+        self.average = named(state, AVERAGE) or self.broadcast.given
         self.lengths.load_state_dict(named(state, LENGTHS))
         self._asked = self._draw()
 
@@ -110,7 +110,7 @@ class FedAvgServer(Server):
         up, down, optimizer = self.method.up, self.method.down, self.method.server_optimizer
         if not (optimizer or up.relative or down.relative):
             return mean  # to the bit
-        given = self.handout.given
+        given = self.broadcast.given
         moved = mean if up.relative else {name: value - given[name] for name, value in mean.items()}
         if optimizer and mean:
             moved, self.memory = optimizer.step(moved, self.memory)
@@ -118,14 +118,14 @@ class FedAvgServer(Server):
 
     def _answer(self, silo: str, message: Message) -> Message:
         done, holds = self.round >= self.method.rounds, message.facts.get("holds", -1)
-        form = self.handout.form(holds)
+        form = self.broadcast.form(holds)
         facts: Facts = {"round": self.round, "done": done}
         if self.method.share == "usplit":
             facts["send"] = self._asked.get(silo, "")
-        if self.handout.link.tracks:
+        if self.broadcast.link.tracks:
             facts["form"] = form
         wanted = silo in self._asked or (done and (self.method.personal or self.method.kept))
-        return Message(message.op, self.handout.wire(form) if wanted else {}, facts)
+        return Message(message.op, self.broadcast.wire(form) if wanted else {}, facts)
 
     def _draw(self) -> dict[str, str]:
         """Those who take part in the open round, and what each is to send; nobody when all are done."""

@@ -11,7 +11,7 @@ from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.sharing import SHARED
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
-from manyhands.methods.local_training import NOTHING, LocalResult, sick, update_facts
+from manyhands.methods.local_training import NOTHING, LocalResult, update_facts, why_unusable
 from manyhands.seed import torch_rng
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
@@ -84,7 +84,7 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     pull = Proximal(network, method.proximal, method.proximal_mode) if method.proximal else None
     trained = method.train_round(network, optimiser, silo, number, pull)
     weights = snapshot(network.state_dict())
-    if why := sick(trained, weights):
+    if why := why_unusable(trained, weights):
         silo.memory = _with_average_of(before, silo.memory)
         return _withheld(method, silo, answer, why, trained)
     parts = answer.facts.get("send", SHARED[method.share])

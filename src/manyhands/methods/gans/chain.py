@@ -20,7 +20,7 @@ class Chain:
     def __init__(self, blocks: Sequence[nn.Module], borders: Sequence[int] = ()) -> None:
         self.parts = [blocks[begins:ends] for begins, ends in pairwise((0, *borders, len(blocks)))]
 
-    def there(self, x: Tensor, labels: Tensor | None) -> ChainPass:
+    def forward(self, x: Tensor, labels: Tensor | None) -> ChainPass:
         """One pass of a batch."""
         crossings = []
         for part in self.parts[:-1]:
@@ -35,7 +35,7 @@ class ChainPass:
     def __init__(self, out: Tensor, crossings: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.out, self.crossings = out, crossings
 
-    def back(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """The gradients of a loss of ``out``, part by part."""
         loss.backward()
         for sent, got in reversed(self.crossings):

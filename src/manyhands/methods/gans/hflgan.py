@@ -118,7 +118,7 @@ class HFLGanServer(Server):
     def _regroup(self, sent: Mapping[str, Tensors]) -> None:
         """Those who moved alike are one cluster; who is silent now is of the first."""
         moved = {silo: direction(self.weights[self.cluster[silo]], weights)[None] for silo, weights in sent.items()}
-        found = clusters.found(moved, self.method.clusters, seed=self.seed % 2**32)
+        found = clusters.cluster_labels(moved, self.method.clusters, seed=self.seed % 2**32)
         self.cluster = {silo: found.get(silo, 0) for silo in self.cluster}
         self.weights = {number: self.weights.get(number, self.weights[0]) for number in set(self.cluster.values())}
 

@@ -20,7 +20,7 @@ from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans.chain import Chain
-from manyhands.methods.local_training import NOTHING, LocalResult, sick, update_facts
+from manyhands.methods.local_training import NOTHING, LocalResult, update_facts, why_unusable
 from manyhands.models.gan import GanModule
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
@@ -151,7 +151,7 @@ class Critic:
     def keep(self, trained: LocalResult) -> str:
         """Keep what came of a round, or say why not."""
         weights = snapshot(self.network.state_dict())
-        if why := sick(trained, weights):
+        if why := why_unusable(trained, weights):
             return why
         self.silo.memory = self.silo.memory | prefixed(weights, CRITIC) | optimiser_state(self.optimiser)
         return ""
@@ -187,17 +187,17 @@ class Critic:
         loss = torch.zeros((), device=self.device)
         self.optimiser.zero_grad(set_to_none=True)
         for x, labels, real in told:
-            passed = self.chain.there(x, labels)
+            passed = self.chain.forward(x, labels)
             value = self.method.model.discriminator_loss(passed.out, real=real)
-            passed.back(value)
+            passed.backward(value)
             loss += value.detach()
         self.optimiser.step()
         return loss
 
     def _judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = x.detach().requires_grad_()
-        passed = self.chain.there(x, labels)
-        passed.back(self.method.model.generator_loss(passed.out))
+        passed = self.chain.forward(x, labels)
+        passed.backward(self.method.model.generator_loss(passed.out))
         assert x.grad is not None
         return x.grad
 

@@ -1,4 +1,4 @@
-"""What a silo takes off what its head of the discriminator makes, before it is sent."""
+"""Clipping and noise for the activations that a silo's head of the discriminator sends."""
 
 from __future__ import annotations
 
@@ -8,37 +8,54 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from manyhands.methods.huscf.order import ADVERSARIAL_FORWARD, FAKE_FORWARD, REAL_FORWARD
 from manyhands.privacy.noise import normal
 from manyhands.spec import Float, Spec
 
 if TYPE_CHECKING:
     from manyhands.silos.silo import Silo
 
-GUARDED = ("made", "real", "fool")
-"""All that the discriminator judges: were real images alone noised, it would tell them by their noise."""
+GUARDED = (FAKE_FORWARD, REAL_FORWARD, ADVERSARIAL_FORWARD)
+"""All forward passes of the discriminator: if only real images got noise, it would recognise them by the noise."""
 
 
 class Guard(Spec):
-    """The activations of each image are clipped to the norm ``clip``; then noise is added to each number.
+    """Clips the activations of each image, then adds Gaussian noise to each number.
 
-    ``noise`` is its deviation, as a share of ``clip``. It is no differential privacy: norms over a batch bind the
-    activations of one image to those of the others, and the head's weights, which were trained on all, are sent too.
+    This is not differential privacy: normalisation over a batch makes the activations of one image depend on the
+    others, and the head's weights, which were trained on all images, are sent too.
     """
 
-    clip: Float = Field(gt=0, le=1e9)
-    noise: Float = Field(default=0.0, ge=0, le=1e6)
+    clip: Float = Field(gt=0, le=1e9, description="The largest L2 norm that the activations of one image may have.")
+    noise: Float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="The standard deviation of the noise on each number, as a multiple of clip; 0 adds none.",
+    )
 
     def clipped(self, x: Tensor) -> Tensor:
-        """Without the noise, which is all that an attacker can do after it."""
+        """Return the activations clipped but without noise, which is the most that an attacker could recover.
+
+        Args:
+            x: The activations of a batch, of shape (B, C, H, W).
+        """
         norms = x.flatten(1).norm(dim=1).clamp(min=1e-12)
-        kept: Tensor = x * (self.clip / norms).clamp(max=1).reshape(-1, *[1] * (x.dim() - 1))
-        return kept
+        scaled: Tensor = x * (self.clip / norms).clamp(max=1).reshape(-1, *[1] * (x.dim() - 1))
+        return scaled
 
     def hidden(self, x: Tensor, silo: Silo) -> Tensor:
-        """What is sent of it; its noise is drawn from the silo's secret and from x: other activations, other noise."""
+        """Return what is sent of activations: clipped, and with noise where there is any.
+
+        The noise is drawn from the silo's secret and from the activations: other activations get other noise.
+
+        Args:
+            x: The activations of a batch, of shape (B, C, H, W).
+            silo: The silo whose secret the noise is drawn from.
+        """
         clipped = self.clipped(x)
         if not self.noise:
             return clipped
         key = f"{silo.noise_secret}\nguard\n".encode() + clipped.detach().cpu().contiguous().numpy().tobytes()
-        drawn = torch.from_numpy(normal(key, x.numel())).to(x).reshape(x.shape)
-        return clipped + self.noise * self.clip * drawn
+        noise = torch.from_numpy(normal(key, x.numel())).to(x).reshape(x.shape)
+        return clipped + self.noise * self.clip * noise

@@ -1,4 +1,4 @@
-"""HuSCF-GAN: a conditional GAN cut into a U over weak devices, with clusters found and weighed."""
+"""HuSCF-GAN: a conditional GAN that is cut into a U over weak devices, averaged within clusters of silos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, goin
 from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, ServerCall, TrainedModel
-from manyhands.methods.huscf.order import BACK, ORDER, network_of
+from manyhands.methods.huscf.order import (
+    ADVERSARIAL_BACKWARD,
+    ADVERSARIAL_FORWARD,
+    BACKWARD,
+    FAKE_BACKWARD,
+    FAKE_FORWARD,
+    GENERATOR_BACKWARD,
+    GENERATOR_FORWARD,
+    ORDER,
+    REAL_BACKWARD,
+    REAL_FORWARD,
+    network_of,
+)
 from manyhands.methods.huscf.server import MAX_DRAWN_IMAGES, HuSCFServer
 from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.methods.huscf.spec import HuSCFSpec
@@ -31,31 +43,35 @@ from manyhands.tensors import named
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
 
-SAYS = {
-    "make": "sends what its head of the generator makes of noise and labels, gets what its tail goes on from",
-    "made": "sends what its head of the discriminator makes of made images, gets what its tail judges",
-    "made-back": "sends and gets gradients of that",
-    "real": "sends what its head of the discriminator makes of its own images, gets what its tail judges",
-    "real-back": "sends and gets gradients of that",
-    "fool": "sends what the discriminator's head now makes of the images that were made, gets what its tail judges",
-    "fool-back": "sends and gets gradients of that",
-    "make-back": "sends and gets gradients of the generator",
+DISCRIMINATOR_BACKWARD = "sends the gradient at its tail's input, gets the gradient at its head's output"
+DESCRIPTIONS = {
+    GENERATOR_FORWARD: "sends what its head of the generator makes of noise and labels, gets the input of its tail",
+    FAKE_FORWARD: "sends what its head of the discriminator makes of generated images, gets the input of its tail",
+    FAKE_BACKWARD: DISCRIMINATOR_BACKWARD,
+    REAL_FORWARD: "sends what its head of the discriminator makes of its own images, gets the input of its tail",
+    REAL_BACKWARD: DISCRIMINATOR_BACKWARD,
+    ADVERSARIAL_FORWARD: "sends what the updated head of the discriminator makes of the generated images, gets the "
+    "input of its tail",
+    ADVERSARIAL_BACKWARD: DISCRIMINATOR_BACKWARD,
+    GENERATOR_BACKWARD: "sends the gradient at the generator's tail, gets the gradient at its head",
 }
 HEADS = {"generator": "its head of the generator", "discriminator": "its head of the discriminator"}
-MADE = "made images, which have the labels of its own"
-ON = {"make": "noise and the labels of its images", "made": MADE, "real": "its own images", "fool": MADE}
+FAKE_INPUT = "made images, which have the labels of its own"
+HEAD_INPUTS = {
+    GENERATOR_FORWARD: "noise and the labels of its images",
+    FAKE_FORWARD: FAKE_INPUT,
+    REAL_FORWARD: "its own images",
+    ADVERSARIAL_FORWARD: FAKE_INPUT,
+}
 
 
 class HuSCF(HuSCFSpec):
-    """A GAN whose middle blocks are the server's: silos keep images, labels, noise, losses and both ends.
+    """A GAN whose middle blocks run on the server: images, labels, noise, losses and the outer blocks stay at the silo.
 
-    ``cut`` says what a silo has at home, ``cuts`` those of silos that have others, by name or by a pattern as
-    ``silo-1*`` (the first that fits counts); a discriminator's head of at least ``min_head`` + 1 blocks stays at home,
-    since of one layer's output images can be computed. ``clusters`` of silos are found by themselves, or so many; from
-    round ``warm`` on their ends are averaged within them, by the weights n exp(-``alpha`` d). ``statistics`` are those
-    of the server's norms: over all silos, or within each cluster. ``guard`` clips and noises what the discriminator's
-    head sends. Each number of an activation or a gradient takes so many ``bits`` on the wire. Ends that move further
-    than ``max_update_ratio`` times the median of the last round are refused.
+    Each silo has the first and the last blocks of both networks (its segments). In each mini-batch, activations go up
+    and down at the two cuts, and gradients go back. After a round, the segments are averaged within each cluster of
+    silos with the weights n exp(-alpha d), where n is the number of images of a silo and d the KL distance of its
+    features from those of the rest of its cluster.
 
     References:
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
@@ -64,120 +80,121 @@ class HuSCF(HuSCFSpec):
 
     @property
     def hides(self) -> bool:
-        """Where a guard adds noise."""
+        """Whether a guard adds noise."""
         return self.guard is not None and self.guard.noise > 0
 
     def silo(self, silo: Silo) -> Conversation:
-        """Join, then train with the server a mini-batch at a time, and have one's ends averaged after each round."""
+        """Join, train with the server a mini-batch at a time, and send the segments after each round."""
         answer = yield Message("join", facts={"images": len(silo.images)})
-        half = SiloSegments(self, silo, dict(answer.tensors), answer.facts["round"])
+        segments = SiloSegments(self, silo, dict(answer.tensors), answer.facts["round"])
         while not answer.facts["done"]:
-            number, told = answer.facts["round"], {"loss": None, "seen": 0, "flops": 0, "withheld": ""}
+            number, report = answer.facts["round"], {"loss": None, "seen": 0, "flops": 0, "withheld": ""}
             try:
-                told |= yield from half.round(number, answer.facts["steps"])
-                ends = half.ends()
+                report |= yield from segments.round(number, answer.facts["steps"])
+                weights = segments.trained()
             except Refused as refusal:
-                half.restore()
-                told["withheld"], ends = plain(str(refusal)), {}
-            facts = {"round": number, "images": len(silo.images), **told}
-            answer = yield Message("segments", ends, facts)
-            half.take(dict(answer.tensors))
+                segments.restore()
+                report["withheld"], weights = plain(str(refusal)), {}
+            facts = {"round": number, "images": len(silo.images), **report}
+            answer = yield Message("segments", weights, facts)
+            segments.take_mean(dict(answer.tensors))
 
     def server(self, seed: int, silos: Mapping[str, int]) -> HuSCFServer:
-        """The server, with the middle blocks of the common start."""
+        """Return the server, with the middle blocks of the common start."""
         if unknown := [name for name in self.cuts if not any(fnmatchcase(silo, name) for silo in silos)]:
             raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({names_text(sorted(silos))})")
         return HuSCFServer(self, seed, silos)
 
     def plan(self) -> Plan:
-        """Activations and their gradients in each mini-batch, the ends after each round; no image, no label."""
-        ends = [self.ends_of(cuts) for cuts in self.every]
-        gives = {**going_on(self.rounds), "steps": COUNT}
+        """Activations and their gradients in each mini-batch, segments after each round; no image, no label."""
+        first, *others = [self.segment_layout(cuts) for cuts in self.all_cuts]
+        facts_down = {**going_on(self.rounds), "steps": COUNT}
         join = Operation(
-            "says how many images it has, gets its ends of both networks", "once",
-            Payload(facts={"images": IMAGES}), Payload(ends[0], gives, tuple(ends[1:])),
+            "says how many images it has, gets its segments of both networks", "once",
+            Payload(facts={"images": IMAGES}), Payload(first, facts_down, tuple(others)),
         )  # fmt: skip
         passes = {
             op: Operation(
-                SAYS[op],
+                DESCRIPTIONS[op],
                 "in each mini-batch",
-                self._carries(op, up=True),
-                self._carries(op, up=False),
+                self._payload(op, up=True),
+                self._payload(op, up=False),
                 True,
                 outgoing=self._outgoing(op),
             )
             for op in ORDER
         }
         segments = Operation(
-            "sends its ends of both networks, gets the mean of its cluster", f"{self.rounds} times",
-            Payload(ends[0], round_facts(self.rounds), (*ends[1:], {})), Payload(ends[0], gives, tuple(ends[1:])),
+            "sends its segments of both networks, gets the mean of its cluster", f"{self.rounds} times",
+            Payload(first, round_facts(self.rounds), (*others, {})), Payload(first, facts_down, tuple(others)),
             True, True,
             (Weights(of="its ends of both networks"),),
         )  # fmt: skip
-        there, back = (self._carries("make", up=up, bits=32, items=MAX_DRAWN_IMAGES) for up in (True, False))
-        asked = Activations(by=HEADS["generator"], on="noise and the labels that it wants drawn")
-        draw = Operation(SAYS["make"], "whenever it draws", there, back, draws=True, outgoing=(asked,))
+        up, down = (self._payload(GENERATOR_FORWARD, up=up, bits=32, items=MAX_DRAWN_IMAGES) for up in (True, False))
+        drawn = Activations(by=HEADS["generator"], on="noise and the labels that it wants drawn")
+        draw = Operation(DESCRIPTIONS[GENERATOR_FORWARD], "whenever it draws", up, down, draws=True, outgoing=(drawn,))
         return Plan({"join": join} | passes | {"segments": segments, "draw": draw})
 
     def _outgoing(self, op: str) -> tuple[OutgoingData, ...]:
-        """What a pass is: the server averages the heads, so it knows all of them."""
-        if op.endswith(BACK):
+        """Return what leaves in a pass; the server averages the heads, so it knows them."""
+        if op.endswith(BACKWARD):
             return (Gradients(at=f"the input of its tail of the {network_of(op)}"),)
-        real, labelled = op == "real", self.model.classes > 0
-        return (Activations(by=HEADS[network_of(op)], on=ON[op], images=real, labels=labelled),)
+        real, labelled = op == REAL_FORWARD, self.model.classes > 0
+        return (Activations(by=HEADS[network_of(op)], on=HEAD_INPUTS[op], images=real, labels=labelled),)
 
     def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
-        """What a silo with each of the cuts has at home, and what passes in an iteration."""
+        """Return, for each of the cuts, what a silo holds, works and sends."""
         batch, lines = self.training.batch, []
-        for cuts in self.every:
+        for cuts in self.all_cuts:
             own = self._costs(cuts)
             lines.append(
                 f"a silo cut at {cuts} has {own['weights']:,.0f} of {own['weights_whole']:,.0f} weights and does "
-                f"{own['work'] / own['work_whole']:.1%} of the work; it trains in {size_text(own['memory'])} where the "
-                f"whole takes {size_text(own['memory_whole'])}, sends {size_text(own['bytes'])} in an iteration of "
-                f"{batch} images and gets as much"
+                f"{own['work'] / own['work_whole']:.1%} of the work; training takes {size_text(own['memory'])} of "
+                f"memory, {size_text(own['memory_whole'])} for the whole network; it sends {size_text(own['bytes'])} "
+                f"in an iteration of {batch} images and receives as much"
             )
         return lines
 
     def upload_bytes(self, images: int) -> int:
-        """The ends after each round, and activations and gradients in each iteration, at the cuts that send most."""
-        sent = max(sum(self._sent(op, cuts) for op in ORDER) for cuts in self.every)
-        ends = self.plan().operations["segments"].up.weight
-        return self.rounds * (self.training.iterations(images) * sent + ends)
+        """Return the bytes that a silo sends: passes in each iteration, segments each round, at the costliest cuts."""
+        sent = max(sum(self._message_bytes(op, cuts) for op in ORDER) for cuts in self.all_cuts)
+        segments = self.plan().operations["segments"].up.weight
+        return self.rounds * (self.training.iterations(images) * sent + segments)
 
     def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
-        """What a silo has at home, what it works for an image, and what it sends in an iteration."""
-        return self._costs(self.of(silo))
+        """Return a silo's weights, memory, work for an image and bytes in an iteration, beside the whole network's."""
+        return self._costs(self.cuts_of(silo))
 
     def _costs(self, cuts: LayerCuts) -> dict[str, float]:
         batch = self.training.batch
-        found: dict[str, float] = {"bytes": sum(self._sent(op, cuts) for op in ORDER)}
-        parts = {"": (cuts.has, self.ends_of(cuts)), "_whole": (lambda *_: True, state_spec_of(self.model))}
-        for name, (kept, layout) in parts.items():
-            work, memory = training_cost(self.model, batch, kept)
-            weights = sum(like.size for like in layout.values())
-            found |= {f"work{name}": work, f"memory{name}": memory, f"weights{name}": weights}
-        return found
+        costs: dict[str, float] = {"bytes": sum(self._message_bytes(op, cuts) for op in ORDER)}
+        parts = {"": (cuts.has, self.segment_layout(cuts)), "_whole": (lambda *_: True, state_spec_of(self.model))}
+        for suffix, (has_block, layout) in parts.items():
+            work, memory = training_cost(self.model, batch, has_block)
+            weights = sum(spec.size for spec in layout.values())
+            costs |= {f"work{suffix}": work, f"memory{suffix}": memory, f"weights{suffix}": weights}
+        return costs
 
-    def _sent(self, op: str, cuts: LayerCuts) -> int:
-        """The bytes of one message of a whole batch."""
-        wire, batch = activations.wire(self.crossing(op, cuts, up=True), self.bits), self.training.batch
-        return sum(like.size * like.dtype.itemsize * (batch if None in like.shape else 1) for like in wire.values())
+    def _message_bytes(self, op: str, cuts: LayerCuts) -> int:
+        """Return the bytes of one message of a whole batch."""
+        wire = activations.wire(self.passed_tensor(op, cuts, up=True), self.bits)
+        batch = self.training.batch
+        return sum(spec.size * spec.dtype.itemsize * (batch if None in spec.shape else 1) for spec in wire.values())
 
     def silo_generator(self, silo: Silo) -> GanGenerator | None:
-        """Both ends of the generator, as the silo has them."""
+        """Return the generator's segments as the silo has them; they draw with the server's middle."""
         weights = generator_weights(named(silo.memory, "average."))
-        return GanGenerator(self.model, weights, self.of(silo.name).generator, ema=self.ema) if weights else None
+        return GanGenerator(self.model, weights, self.cuts_of(silo.name).generator, ema=self.ema) if weights else None
 
     def generator_for(
         self, silo: str, shared: TrainedModel | None, own: TrainedModel | None, ask: ServerCall
     ) -> ImageGenerator | None:
-        """The ends at home, and the server's middle between them."""
+        """Return the silo's segments with the server's middle between them."""
         if not isinstance(own, GanGenerator):
             return None
         return replace(own, ask=lambda x: ask(Message("draw", {"x": x})).tensors["x"])
 
-    def _carries(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Payload:
-        likes = dict.fromkeys(self.crossing(op, cuts, up=up) for cuts in self.every)
-        forms = [activations.wire(like, bits or self.bits) for like in likes]
-        return Payload(forms[0], others=tuple(forms[1:]), items=items or self.training.batch)
+    def _payload(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Payload:
+        specs = dict.fromkeys(self.passed_tensor(op, cuts, up=up) for cuts in self.all_cuts)
+        layouts = [activations.wire(spec, bits or self.bits) for spec in specs]
+        return Payload(layouts[0], others=tuple(layouts[1:]), items=items or self.training.batch)

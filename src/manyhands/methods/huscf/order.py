@@ -1,18 +1,34 @@
-"""The operations of an iteration, in their order."""
+"""The operations of one iteration of HuSCF-GAN, in order. All silos do each of them together."""
 
 from __future__ import annotations
 
-ORDER = ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back")
-"""Images are made; the discriminator learns from them and from real ones; then the generator learns from what it now
-says of those that were made. All silos do each of them together."""
-BACK = "-back"
+BACKWARD = "-back"
+"""The suffix of an operation that takes gradients back the way that a forward pass came."""
+GENERATOR_FORWARD, GENERATOR_BACKWARD = "make", "make-back"
+"""The generator makes a batch of images, and is trained by what the discriminator says of them in the end."""
+FAKE_FORWARD, FAKE_BACKWARD = "made", "made-back"
+"""The discriminator is trained on the generated images."""
+REAL_FORWARD, REAL_BACKWARD = "real", "real-back"
+"""The discriminator is trained on the silo's own images."""
+ADVERSARIAL_FORWARD, ADVERSARIAL_BACKWARD = "fool", "fool-back"
+"""The discriminator, already updated, judges the generated images again; this gives the generator its gradient."""
+ORDER = (
+    GENERATOR_FORWARD,
+    FAKE_FORWARD,
+    FAKE_BACKWARD,
+    REAL_FORWARD,
+    REAL_BACKWARD,
+    ADVERSARIAL_FORWARD,
+    ADVERSARIAL_BACKWARD,
+    GENERATOR_BACKWARD,
+)
 
 
 def network_of(op: str) -> str:
-    """The network that is passed through."""
-    return "generator" if op.startswith("make") else "discriminator"
+    """Return which network the operation passes through: ``generator`` or ``discriminator``."""
+    return "generator" if op.startswith(GENERATOR_FORWARD) else "discriminator"
 
 
-def there_of(op: str) -> str:
-    """The operation on the way there, of one on the way back."""
-    return op.removesuffix(BACK)
+def forward_of(op: str) -> str:
+    """Return the forward operation that a backward operation belongs to."""
+    return op.removesuffix(BACKWARD)
