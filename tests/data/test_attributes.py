@@ -27,14 +27,14 @@ def table(count: int = 60) -> np.ndarray:
 
 
 def write_csv(path: Path, rows: np.ndarray) -> Path:
-    told = [",".join(["image_id", *NAMES]), *[f"{i:06d}.jpg,{','.join(map(str, row))}" for i, row in enumerate(rows)]]
-    path.write_text("\n".join(told) + "\n")
+    lines = [",".join(["image_id", *NAMES]), *[f"{i:06d}.jpg,{','.join(map(str, row))}" for i, row in enumerate(rows)]]
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
 def write_celeba(path: Path, rows: np.ndarray) -> Path:
-    told = [f"{i:06d}.jpg " + " ".join(f"{value:2d}" for value in row) for i, row in enumerate(2 * rows - 1)]
-    path.write_text("\n".join([str(len(rows)), " ".join(NAMES), *told]) + "\n")
+    lines = [f"{i:06d}.jpg " + " ".join(f"{value:2d}" for value in row) for i, row in enumerate(2 * rows - 1)]
+    path.write_text("\n".join([str(len(rows)), " ".join(NAMES), *lines]) + "\n")
     return path
 
 
@@ -44,18 +44,18 @@ def numbered(count: int = 60) -> Images:
 
 @given(st.integers(0, 99), st.integers(1, 5), st.booleans(), st.sampled_from([None, 7]))
 def test_a_silo_has_what_fits_it_and_no_image_twice_unless_pools_overlap(
-    seed: int, silos: int, overlap: bool, each: int | None
+    seed: int, silos: int, overlap: bool, max_images: int | None
 ) -> None:
     fits = np.random.default_rng(seed).random((200, silos)) < 0.4
-    told: dict[str, Any] = {"overlap": overlap, "each": each}
-    parts, again = (by_attributes(fits, np.random.default_rng(seed), **told) for _ in range(2))
+    options: dict[str, Any] = {"overlap": overlap, "max_images": max_images}
+    parts, again = (by_attributes(fits, np.random.default_rng(seed), **options) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
     assert all(fits[part, silo].all() for silo, part in enumerate(parts))
-    assert all(len(np.unique(part)) == len(part) <= (each or 200) for part in parts)
+    assert all(len(np.unique(part)) == len(part) <= (max_images or 200) for part in parts)
     dealt = np.concatenate(parts)
     if not overlap:
         assert len(np.unique(dealt)) == len(dealt)
-    if each is None:
+    if max_images is None:
         assert set(dealt.tolist()) == set(np.flatnonzero(fits.any(1)).tolist())
         assert not overlap or [len(part) for part in parts] == fits.sum(0).tolist()
 
@@ -85,7 +85,7 @@ CELEBA = "2\nA B\n1.jpg -1 1\n2.jpg 1 1\n"
         ("2\n", "name each attribute once"),
         ("2\nA B\n", "name each attribute once"),
         ("image,A,A\n1.jpg,0,1\n", "name each attribute once"),
-        (CELEBA.replace("2\n", "3\n", 1), "says that it tells of 3 images, and tells of 2"),
+        (CELEBA.replace("2\n", "3\n", 1), "its first line says 3 images, but it has 2 lines"),
         (CELEBA.replace("2.jpg 1 1", "2.jpg 1"), "image 2 has 1 values for 2 attributes"),
         (CELEBA.replace("2.jpg 1 1", "2.jpg 1 1 1"), "image 2 has 3 values for 2 attributes"),
         (CELEBA.replace("2.jpg 1 1", "2.jpg 1 yes"), "yes"),
@@ -103,7 +103,7 @@ def test_files_that_are_no_table_are_named(tmp_path: Path, text: str, said: str)
     assert str(path) in str(caught.value)
 
 
-def test_what_does_not_fit_the_images_is_told_by_name(tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_the_images_is_named(tmp_path: Path) -> None:
     path, rng = write_csv(tmp_path / "a.csv", table()), np.random.default_rng(0)
     for images, groups, more, said in [
         (numbered(59), GROUPS, {}, r"a.csv: has 60 rows for 59 images"),
@@ -111,7 +111,7 @@ def test_what_does_not_fit_the_images_is_told_by_name(tmp_path: Path) -> None:
             numbered().subset(np.arange(60)),
             (("Bold",),),
             {},
-            r"a.csv: there is no attribute 'Bold'; did you mean 'Bald'",
+            r"a.csv: has no attribute 'Bold'; did you mean 'Bald'",
         ),
         (numbered(), GROUPS, {"minimum": 59}, "silo 0 would have .* images, fewer than the minimum of 59"),
     ]:
@@ -121,7 +121,7 @@ def test_what_does_not_fit_the_images_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 9 rows for 12 images"):
         ByAttributes(file=short, groups=GROUPS).parts(numbered().subset(np.array([1, 11])), rng)
     path.write_bytes(b"\xff\xfe\x00")
-    for bad, said in ((path, "no table of attributes"), (tmp_path / "none.csv", "no such file")):
+    for bad, said in ((path, "not a table of attributes"), (tmp_path / "none.csv", "no such file")):
         with pytest.raises(DataError, match=said):
             ByAttributes(file=bad, groups=GROUPS).parts(numbered(), rng)
 
@@ -131,7 +131,7 @@ def test_attributes_find_their_images_when_some_were_left_out_whatever_the_seed(
     kept = np.flatnonzero(np.arange(60) % 3)
     for seed in (0, 1):
         parts = partition.parts(numbered().subset(kept), np.random.default_rng(seed))
-        wanted = [np.flatnonzero(table()[kept][:, mine].any(1)) for mine in ([0, 1], [2])]
+        wanted = [np.flatnonzero(table()[kept][:, columns].any(1)) for columns in ([0, 1], [2])]
         assert [part.tolist() for part in parts] == [want.tolist() for want in wanted]
 
 
@@ -147,7 +147,7 @@ def test_what_one_silo_holds_out_no_other_trains_on(tmp_path: Path, overlap: boo
     assert (sum(len(silo.images) for silo in silos) > len(train)) is overlap
 
 
-def told(where: Path, **partition: object) -> dict[str, Any]:
+def recipe_fields(where: Path, **partition: object) -> dict[str, Any]:
     return {
         "name": "attributes",
         "device": "cpu",
@@ -159,8 +159,8 @@ def told(where: Path, **partition: object) -> dict[str, Any]:
     }
 
 
-def recipe(told: dict[str, Any], kind: str) -> Recipe:
-    return parse_recipe({**told, "method": {**told["method"], "kind": kind}})
+def recipe(fields: dict[str, Any], kind: str) -> Recipe:
+    return parse_recipe({**fields, "method": {**fields["method"], "kind": kind}})
 
 
 @pytest.mark.parametrize("partition", [{}, {"overlap": True}, {"each": 25}, {"overlap": True, "each": 30}])
@@ -172,7 +172,7 @@ def test_runs_are_measured_by_the_same_images_whoever_trains_and_whatever_the_se
     for i in range(90):
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "faces" / f"{i:03d}.png")
     write_csv(tmp_path / "a.csv", table(90))
-    here = told(tmp_path, **partition)
+    here = recipe_fields(tmp_path, **partition)
     local, central = (compose(recipe(here, kind), tmp_path / kind) for kind in ("local", "central"))
     assert central.method.silos == 2  # type: ignore[attr-defined]
     assert sum(local.roster.values()) == sum(central.roster.values())
@@ -197,8 +197,8 @@ def test_runs_are_measured_by_the_same_images_whoever_trains_and_whatever_the_se
     ],
 )
 @pytest.mark.parametrize("kind", ["local", "central"])
-def test_a_wrong_partition_is_told_before_anything_is_read(
+def test_a_wrong_partition_is_refused_before_anything_is_read(
     tmp_path: Path, partition: dict[str, object], said: str, kind: str
 ) -> None:
     with pytest.raises(RecipeError, match=said):
-        recipe(told(tmp_path, **partition), kind)
+        recipe(recipe_fields(tmp_path, **partition), kind)

@@ -33,26 +33,26 @@ NAMES = ["stanford", "mayo", "charite"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight pictures of two classes in a folder for each name; those of one folder have one shade."""
-    found = tmp_path_factory.mktemp("domains")
+    root = tmp_path_factory.mktemp("domains")
     for number, name in enumerate(NAMES):
         for i in range(8):
-            place = found / name / ("cat", "dog")[i % 2]
+            place = root / name / ("cat", "dog")[i % 2]
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8), 80 * number + i, np.uint8)).save(place / f"{i}.png")
-    return found
+    return root
 
 
-def told_of(folder: Path, names: list[str] | None = None, **beside: Any) -> dict[str, Any]:
-    """A recipe that says no number of silos."""
+def fields_of(folder: Path, names: list[str] | None = None, **beside: Any) -> dict[str, Any]:
+    """The fields of a recipe without a number of silos."""
     method = {"kind": "fedavg", "rounds": 1, "model": {"widths": [8]}, "training": {"steps": 1, "batch": 2}}
     places = {name: {"kind": "folder", "path": str(folder / name)} for name in names or NAMES}
-    told = {
+    fields = {
         "data": {"size": 8, "classes": ["cat", "dog"], "held_out": 0.25, "domains": places},
         "partition": {"kind": "domains"},
     }
     return {
         "name": "three",
-        **told,
+        **fields,
         "evaluation": {"images": 0},
         "sampling": {"steps": 1},
         **beside,
@@ -61,7 +61,7 @@ def told_of(folder: Path, names: list[str] | None = None, **beside: Any) -> dict
 
 
 def recipe_of(folder: Path, names: list[str] | None = None, **beside: Any) -> Recipe:
-    return parse_recipe(told_of(folder, names, **beside))
+    return parse_recipe(fields_of(folder, names, **beside))
 
 
 def test_one_silo_a_domain_has_its_name(folder: Path) -> None:
@@ -150,9 +150,9 @@ def test_from_python_too() -> None:
     assert [(silo.name, len(silo.images)) for silo in split(images, Domains())] == [("night", 6), ("day", 4)]
     nameless = replace(images, domains=())
     assert [silo.name for silo in split(nameless, Domains(silos=2))] == ["silo-0", "silo-1"]
-    with pytest.raises(DataError, match="have no names: say how many silos"):
+    with pytest.raises(DataError, match="have no names: set the number of silos"):
         split(nameless, Domains())
-    with pytest.raises(DataError, match="of domain 'day' there are no images"):
+    with pytest.raises(DataError, match="domain 'day' has no images here"):
         split(images.subset(np.flatnonzero(images.domain == torch.tensor(0))), Domains())
 
 
@@ -166,7 +166,7 @@ def test_a_site_gets_the_images_of_the_domain_of_its_name(folder: Path, tmp_path
 
 
 def test_the_demo_has_a_site_for_each_domain(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (path := tmp_path / "three.toml").write_text(tomli_w.dumps(told_of(folder)))
+    (path := tmp_path / "three.toml").write_text(tomli_w.dumps(fields_of(folder)))
     asked: list[list[str]] = []
 
     def noted(out: Path, sites: list[str]) -> None:

@@ -64,8 +64,8 @@ def test_bad_idx_files_are_named(tmp_path: Path) -> None:
         (whole[:-7], "cut short"),
         (whole + b"x", "too long"),
         (whole[:9], "header"),
-        (b"GIF89a", "no idx file"),
-        (b"", "no idx file"),
+        (b"GIF89a", "not an idx file"),
+        (b"", "not an idx file"),
         (packed[:-20], "cut short"),
     ]:
         path = tmp_path / "bad"
@@ -88,9 +88,9 @@ def test_labels_must_fit_the_images_and_the_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labels from 0 to 2147483647"):
         Idx(images=images, labels=wide).classes()
     for shape in ((3, 3, 4, 4), (3, 4, 4, 1), (3, 0, 0)):
-        with pytest.raises(DataError, match="not grey images of bytes"):
+        with pytest.raises(DataError, match="not grey images as bytes"):
             Idx(images=write_idx(tmp_path / "shaped", np.zeros(shape))).load(4, 1, ())
-    with pytest.raises(DataError, match="one label an image"):
+    with pytest.raises(DataError, match="one label for each image"):
         Idx(images=images, labels=images).classes()
 
 
@@ -128,7 +128,7 @@ def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
         (Folder(path=tmp_path / "none"), "no such folder"),
         (Folder(path=tmp_path), "holds no PNG"),
         (Zip(path=tmp_path / "none.zip"), "no such file"),
-        (Zip(path=tmp_path / "bad.zip"), "no readable zip"),
+        (Zip(path=tmp_path / "bad.zip"), "not a readable zip"),
         (Zip(path=tmp_path / "empty.zip"), "holds no PNG"),
     ]:
         (tmp_path / "bad.zip").write_bytes(b"PK no")
@@ -145,7 +145,7 @@ def test_a_picture_beside_the_class_folders_and_what_a_system_hides(tmp_path: Pa
     assert Folder(path=root).classes() == CLASSES
     assert not Folder(path=root).load(4).skipped
     Image.new("L", (4, 4)).save(root / "top.png")
-    with pytest.raises(DataError, match="top.png: lies in none of the class folders"):
+    with pytest.raises(DataError, match="top.png: is in none of the class folders"):
         Folder(path=root).load(4)
 
 
@@ -159,7 +159,7 @@ def test_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_that_is_no_class_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'b' is none of the 1 classes"):
+    with pytest.raises(DataError, match="'b' is not one of the 1 classes"):
         Folder(path=write_pictures(tmp_path / "p")).load(8, 1, ("a",))
 
 

@@ -1,4 +1,4 @@
-"""Images as the latents of an autoencoder."""
+"""Images that an autoencoder has encoded to latents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Moments(NamedTuple):
-    """Of all numbers in some latents: how many they are, their sum and that of their squares."""
+    """How many numbers some latents consist of, their sum and the sum of their squares."""
 
     numbers: int
     sum: float
@@ -24,9 +24,15 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Latents:
-    """The mean and the deviation of each image's latents, and its label; a batch is drawn from these and scaled.
+    """The latents of N images, as distributions: each batch samples them anew and scales them.
 
-    ``flops`` is what it took to encode the images with ``autoencoder``.
+    Args:
+        mean: The means of the latents, (N, C, H, W).
+        deviation: The standard deviations of the latents, (N, C, H, W).
+        labels: One class number for each image, (N,), or None.
+        scale: What sampled latents are multiplied by.
+        flops: The floating-point operations that encoding the images took.
+        autoencoder: The autoencoder that encoded them.
     """
 
     mean: Tensor
@@ -40,27 +46,27 @@ class Latents:
         return len(self.mean)
 
     def to(self, device: torch.device) -> Self:
-        """The same latents, where they are used."""
+        """Return the same latents on another device."""
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, mean=self.mean.to(device), deviation=self.deviation.to(device), labels=labels)
 
     def batch(self, numbers: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Latents drawn anew and scaled, and their labels."""
+        """Return sampled and scaled latents of the images with these numbers, (B, C, H, W), and their labels, (B,)."""
         mean = self.mean[numbers]
         noise = torch.randn(mean.shape, generator=rng, device=mean.device)
-        drawn = self.scale * (mean + self.deviation[numbers] * noise)
-        return drawn, None if self.labels is None else self.labels[numbers]
+        sample = self.scale * (mean + self.deviation[numbers] * noise)
+        return sample, None if self.labels is None else self.labels[numbers]
 
     def moments(self) -> Moments:
-        """What is expected of latents that are drawn, before they are scaled."""
+        """Return the expected moments of sampled latents before they are scaled."""
         mean, deviation = self.mean.double(), self.deviation.double()
         squares = (mean.square() + deviation.square()).sum()
         return Moments(mean.numel(), mean.sum().item(), squares.item())
 
 
 def latent_scale(moments: list[Moments]) -> float:
-    """1 / the deviation of all that was counted, with whatever silo it is."""
-    numbers = sum(each.numbers for each in moments)
-    mean = sum(each.sum for each in moments) / numbers
-    variance = sum(each.squares for each in moments) / numbers - mean**2
+    """Return 1 / the standard deviation of the latents of all silos together."""
+    numbers = sum(moment.numbers for moment in moments)
+    mean = sum(moment.sum for moment in moments) / numbers
+    variance = sum(moment.squares for moment in moments) / numbers - mean**2
     return 1 / math.sqrt(variance)

@@ -1,4 +1,4 @@
-"""Where images come from. Each source knows its classes without reading an image."""
+"""Where images come from: folders, zip files, data sets. A source knows its classes without reading an image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from manyhands.data.images import Images, resized
 from manyhands.errors import DataError
 from manyhands.spec import Float, Spec
 
-# all that Pillow and zipfile raise for a picture that cannot be read
+# everything that Pillow and zipfile raise for a picture that cannot be read
 UNREADABLE = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, zlib.error, struct.error,
     zipfile.BadZipFile, Image.DecompressionBombError,
@@ -29,36 +29,45 @@ UNREADABLE = (
 MAX_CLASSES = 65_536
 _PICTURES = {".png", ".jpg", ".jpeg"}
 Entry = tuple[str, int, Callable[[], Image.Image]]
-"""A name for messages, a class number, and how to open it."""
+"""A picture: its name for messages, its class number, and a function that opens it."""
 
 
 class Source(Spec, ABC):
-    """A set of images that one party holds."""
+    """A set of images that one party holds. A subclass says its ``classes`` and how to ``_read`` it."""
 
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that this source has labels for; none where it has no labels."""
+        """Return the names of the classes that the images are labelled with; empty for a source without labels."""
 
     def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
-        """All images at the declared size, with labels that count along ``classes``: its own, if none are declared."""
+        """Read all images.
+
+        Args:
+            size: The side of the square images in pixels; pictures are cropped and resized to it.
+            channels: 1 for grey, 3 for RGB.
+            classes: The names of the classes, in the order of the labels; None for the classes of this source.
+
+        Returns:
+            N images as bytes, (N, channels, size, size), with their labels.
+        """
         return self._read(size, channels, self.classes() if classes is None else classes)
 
     @abstractmethod
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """See ``load``."""
+        """Read all images, as ``load`` does, with labels that are positions in ``classes``."""
 
 
 class Digits(Source):
-    """1,797 handwritten digits, 8 x 8, that come with scikit-learn: no download.
+    """1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn, without a download.
 
     References:
         Optical Recognition of Handwritten Digits, Alpaydin, Kaynak, 1998, UCI Machine Learning Repository
     """
 
-    kind: Literal["digits"] = "digits"
+    kind: Literal["digits"] = Field(default="digits", description="Selects this kind of source.")
 
     def classes(self) -> tuple[str, ...]:
-        """The ten digits."""
+        """Return the ten digits."""
         return tuple("0123456789")
 
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
@@ -70,20 +79,22 @@ class Digits(Source):
 
 
 class Idx(Source):
-    """A pair of idx files, plain or gzip, as MNIST and its family come."""
+    """A pair of idx files, plain or gzip, the format of MNIST and its family."""
 
-    kind: Literal["idx"] = "idx"
-    images: Path
-    labels: Path | None = None
+    kind: Literal["idx"] = Field(default="idx", description="Selects this kind of source.")
+    images: Path = Field(description="The idx file of grey images, one byte a pixel.")
+    labels: Path | None = Field(
+        default=None, description="The idx file with one label for each image; None for images without labels."
+    )
 
     def classes(self) -> tuple[str, ...]:
-        """The numbers from 0 to the largest label in the file."""
+        """Return the numbers from 0 to the largest label in the file, as names."""
         return () if self.labels is None else tuple(map(str, range(int(self._read_labels().max()) + 1)))
 
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         pixels = read_idx(self.images)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape[1:]:
-            raise DataError(f"{self.images}: holds {pixels.dtype} of shape {pixels.shape}, not grey images of bytes")
+            raise DataError(f"{self.images}: holds {pixels.dtype} of shape {pixels.shape}, not grey images as bytes")
         labels = None if self.labels is None else self._read_labels()
         if labels is not None and len(labels) != len(pixels):
             raise DataError(
@@ -94,28 +105,31 @@ class Idx(Source):
     def _read_labels(self) -> np.ndarray:
         labels = read_idx(Path(str(self.labels)))
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
-            raise DataError(f"{self.labels}: holds {labels.dtype} of shape {labels.shape}, not one label an image")
+            raise DataError(
+                f"{self.labels}: holds {labels.dtype} of shape {labels.shape}, not one label for each image"
+            )
         if not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
-            raise DataError(f"{self.labels}: has labels from {labels.min()} to {labels.max()}, which cannot be classes")
+            raise DataError(
+                f"{self.labels}: has labels from {labels.min()} to {labels.max()}, which cannot be class numbers"
+            )
         return labels
 
 
 class Folder(Source):
-    """PNG and JPEG pictures, in a folder for each class; or all in one folder, without labels.
+    """PNG and JPEG pictures: in one folder for each class, or all in one folder without labels."""
 
-    ``unreadable`` is the share of pictures that may be skipped before the run stops.
-    """
-
-    kind: Literal["folder"] = "folder"
-    path: Path
-    unreadable: Float = Field(default=0.01, ge=0, le=1)
+    kind: Literal["folder"] = Field(default="folder", description="Selects this kind of source.")
+    path: Path = Field(description="The folder, whose subfolders are the classes.")
+    unreadable: Float = Field(
+        default=0.01, ge=0, le=1, description="The share of unreadable pictures to skip; with more, the run stops."
+    )
 
     def classes(self) -> tuple[str, ...]:
-        """The names of the folders with pictures in them."""
+        """Return the names of the folders that hold pictures."""
         return _class_names(path.relative_to(self.path).as_posix() for path in self._pictures())
 
     def files(self) -> list[Path]:
-        """The pictures, in the order in which they are read; none is opened."""
+        """Return the paths of the pictures in the order in which they are read, without opening one."""
         return self._pictures()
 
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
@@ -128,26 +142,30 @@ class Folder(Source):
     def _pictures(self) -> list[Path]:
         if not self.path.is_dir():
             raise DataError(f"{self.path}: there is no such folder")
-        found = sorted(
+        pictures = sorted(
             path
             for path in self.path.rglob("*")
             if _is_picture(path.relative_to(self.path).as_posix()) and path.is_file()
         )
-        if not found:
+        if not pictures:
             raise DataError(f"{self.path}: holds no PNG or JPEG pictures")
-        return found
+        return pictures
 
 
 class Zip(Source):
-    """The same as a folder, in a zip file, read without unpacking; ``under`` names a folder within it."""
+    """PNG and JPEG pictures in a zip file, arranged as in ``Folder`` and read without unpacking."""
 
-    kind: Literal["zip"] = "zip"
-    path: Path
-    under: str = ""
-    unreadable: Float = Field(default=0.01, ge=0, le=1)
+    kind: Literal["zip"] = Field(default="zip", description="Selects this kind of source.")
+    path: Path = Field(description="The zip file.")
+    under: str = Field(
+        default="", description="The folder inside the zip file that holds the classes; empty for the top."
+    )
+    unreadable: Float = Field(
+        default=0.01, ge=0, le=1, description="The share of unreadable pictures to skip; with more, the run stops."
+    )
 
     def classes(self) -> tuple[str, ...]:
-        """The names of the folders with pictures in them."""
+        """Return the names of the folders that hold pictures."""
         with self._open() as archive:
             return _class_names(self._pictures(archive).values())
 
@@ -165,39 +183,46 @@ class Zip(Source):
         except FileNotFoundError:
             raise DataError(f"{self.path}: there is no such file") from None
         except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.path}: is no readable zip file: {error}") from None
+            raise DataError(f"{self.path}: is not a readable zip file: {error}") from None
 
     def _pictures(self, archive: zipfile.ZipFile) -> dict[str, str]:
-        """The name of each picture in the zip file, and its name below ``under``."""
+        """Map the name of each picture in the zip file to its name below ``under``."""
         prefix = f"{self.under.strip('/')}/" if self.under else ""
-        found = {
+        pictures = {
             name: name.removeprefix(prefix)
             for name in sorted(archive.namelist())
             if name.startswith(prefix) and _is_picture(name)
         }
-        if not found:
+        if not pictures:
             raise DataError(f"{self.path}: holds no PNG or JPEG pictures below {self.under or 'its top'!r}")
-        return found
+        return pictures
 
 
 class HuggingFace(Source):
-    """A data set of the Hugging Face hub, or of a folder that ``datasets`` reads; needs manyhands[huggingface]."""
+    """A data set of the Hugging Face hub, or a folder that the package ``datasets`` reads.
 
-    kind: Literal["huggingface"] = "huggingface"
-    name: str
-    config: str | None = None
-    split: str = "train"
-    image: str = "image"
-    label: str | None = "label"
-    unreadable: Float = Field(default=0.01, ge=0, le=1)
+    It needs the extra ``manyhands[huggingface]``.
+    """
+
+    kind: Literal["huggingface"] = Field(default="huggingface", description="Selects this kind of source.")
+    name: str = Field(description="The name of the data set on the hub, or the path of a folder.")
+    config: str | None = Field(default=None, description="The configuration of the data set; None for its default one.")
+    split: str = Field(default="train", description="The split to load, such as train or test.")
+    image: str = Field(default="image", description="The column that holds the images.")
+    label: str | None = Field(
+        default="label", description="The column that holds the class labels; None for images without labels."
+    )
+    unreadable: Float = Field(
+        default=0.01, ge=0, le=1, description="The share of unreadable pictures to skip; with more, the run stops."
+    )
 
     def classes(self) -> tuple[str, ...]:
-        """The names that the data set gives its labels."""
+        """Return the names that the data set gives its labels."""
         if self.label is None:
             return ()
         feature = self._column(self._rows(), self.label)
         if not hasattr(feature, "names"):
-            raise DataError(f"{self.name}: column {self.label!r} is no class label but {feature}")
+            raise DataError(f"{self.name}: column {self.label!r} is not a class label but {feature}")
         return tuple(feature.names)
 
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
@@ -208,7 +233,7 @@ class HuggingFace(Source):
         return _of_entries(self.name, entries, size, channels, classes if self.label else (), self.unreadable)
 
     def _labels(self, rows: Any, classes: tuple[str, ...]) -> list[int]:
-        """The data set counts its labels along its own names."""
+        """Translate the labels, which are positions in the data set's own names, to positions in ``classes``."""
         numbers = [_class_of(f"{name}/", classes) for name in self.classes()]
         return [numbers[label] for label in rows[self.label]]
 
@@ -216,10 +241,10 @@ class HuggingFace(Source):
         try:
             import datasets
         except ImportError:
-            raise DataError("source huggingface needs one more package: pip install 'manyhands[huggingface]'") from None
+            raise DataError("source huggingface needs another package: pip install 'manyhands[huggingface]'") from None
         try:
             return datasets.load_dataset(self.name, self.config, split=self.split)
-        except Exception as error:  # the library raises many kinds, its own and its network's
+        except Exception as error:  # the library raises errors of many kinds, its own and its network's
             raise DataError(f"{self.name}: datasets cannot load it: {error}") from error
 
     def _column(self, rows: Any, name: str) -> Any:
@@ -250,11 +275,11 @@ def _labels(labels: Any) -> torch.Tensor | None:
 def _of_entries(
     where: str, entries: list[Entry], size: int, channels: int, classes: tuple[str, ...], allowed: float
 ) -> Images:
-    """Open every entry; skip, name and count those that cannot be read, up to the allowed share."""
+    """Open every entry. Those that cannot be read are skipped and named, up to the allowed share."""
     pixels, labels, rows, skipped = [], [], [], []
-    for row, (name, label, opened) in enumerate(entries):
+    for row, (name, label, open_picture) in enumerate(entries):
         try:
-            pixels.append(resized(opened(), size, channels))
+            pixels.append(resized(open_picture(), size, channels))
         except UNREADABLE as error:
             skipped.append(f"{name}: {error}")
         else:
@@ -273,7 +298,7 @@ def _of_entries(
 
 
 def _is_picture(name: str) -> bool:
-    """By its ending; what systems hide beside pictures (``._cat.jpg``) is none."""
+    """Judge by the suffix. Files that systems hide beside pictures (``._cat.jpg``) do not count."""
     path = PurePosixPath(name)
     return path.suffix.lower() in _PICTURES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
@@ -288,7 +313,7 @@ def _class_of(inner: str, classes: tuple[str, ...]) -> int:
     name = inner.rsplit("/", 1)[0] if "/" in inner else ""
     if name not in classes:
         known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-        where = f"{name!r} is none of the {len(classes)} classes" if name else "lies in none of the class folders"
+        where = f"{name!r} is not one of the {len(classes)} classes" if name else "is in none of the class folders"
         raise DataError(f"{inner}: {where} ({known})")
     return classes.index(name)
 

@@ -1,8 +1,8 @@
-"""How images are dealt to silos: pure functions of labels, silo count and a random generator.
+"""How images are distributed to silos: pure functions of labels, the number of silos and a random generator.
 
-Each gives one array of image numbers for each silo. Together they hold every image once, and none has fewer than
-``minimum``: where the draw leaves one with fewer, the largest silo gives it random images of its own. Only
-``by_attributes`` and ``lacking`` may leave images out, and only the first of them deals one to several silos.
+Each returns one array of image numbers for each silo. Together the arrays hold every image once, and none has fewer
+than ``minimum``: a silo with fewer gets random images of the largest silo. Only ``by_attributes`` and ``lacking`` may
+leave images out, and only ``by_attributes`` may give one image to several silos.
 """
 
 from __future__ import annotations

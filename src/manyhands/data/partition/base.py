@@ -1,4 +1,4 @@
-"""How images are dealt to silos: what every kind of partition has, and what several of them need."""
+"""The base of all partitions, and functions that several of them need."""
 
 from __future__ import annotations
 
@@ -17,71 +17,89 @@ Parts = list[np.ndarray]
 
 
 class Partition(Spec, ABC):
-    """How many silos there are, and how images are dealt to them."""
+    """How many silos there are, and how images are distributed to them."""
 
-    silos: Int = Field(default=5, ge=1, le=100_000)
-    minimum: Int = Field(default=1, ge=1)
+    silos: Int = Field(default=5, ge=1, le=100_000, description="The number of silos.")
+    minimum: Int = Field(default=1, ge=1, description="The least number of images that a silo gets.")
 
     @abstractmethod
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
-        """The image numbers of each silo."""
+        """Distribute the images.
+
+        Args:
+            images: The images of all silos together.
+            rng: The random numbers of the partition.
+
+        Returns:
+            The image numbers of each silo, one array each.
+        """
 
     def names(self, domains: Sequence[str] = ()) -> list[str]:
-        """What the silos are called, in the order of their parts.
+        """Return the names of the silos, in the order of their parts.
 
-        Of one domain each, they have its name: ``mayo``, or where it has several ``mayo-0``, ``mayo-1``; others are
-        ``silo-0``, ``silo-1``. All numbers are equally long.
+        A silo whose images are of one domain has its name: ``mayo``, or ``mayo-0`` and ``mayo-1`` where a domain has
+        several silos. Other silos are called ``silo-0``, ``silo-1``. All numbers have the same number of digits.
+
+        Args:
+            domains: The names of the domains; empty where silos do not belong to domains.
         """
         if not domains:
             return _numbered("silo", self.silos)
-        each = self.silos // len(domains)
-        return list(domains) if each == 1 else [name for domain in domains for name in _numbered(domain, each)]
+        count = self.silos // len(domains)
+        return list(domains) if count == 1 else [name for domain in domains for name in _numbered(domain, count)]
 
 
 def top_up(parts: Parts, rng: np.random.Generator, minimum: int) -> Parts:
-    """Give silos with fewer than ``minimum`` images random ones of the largest silo."""
+    """Give each silo with fewer than ``minimum`` images random ones of the largest silo."""
     total = sum(map(len, parts))
     if total < minimum * len(parts):
-        raise DataError(f"{total} images cannot give {len(parts)} silos {minimum} each")
+        raise DataError(f"{total} images are too few to give {len(parts)} silos {minimum} each")
     for i in range(len(parts)):
         while (short := minimum - len(parts[i])) > 0:
             largest = max(range(len(parts)), key=lambda k: len(parts[k]))
-            given, kept = np.split(rng.permutation(parts[largest]), [min(short, len(parts[largest]) - minimum)])
-            parts[i], parts[largest] = np.concatenate([parts[i], given]), kept
+            moved, kept = np.split(rng.permutation(parts[largest]), [min(short, len(parts[largest]) - minimum)])
+            parts[i], parts[largest] = np.concatenate([parts[i], moved]), kept
     return [np.sort(part) for part in parts]
 
 
 def cut_by_shares(numbers: np.ndarray, shares: np.ndarray) -> Parts:
-    """Cut an array in proportion to shares that sum to 1."""
+    """Cut an array into parts in proportion to shares that sum to 1."""
     return np.split(numbers, np.rint(np.cumsum(shares)[:-1] * len(numbers)).astype(int))
 
 
 def counts_of(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in proportion to shares, with this total."""
+    """Return whole numbers in proportion to the shares, with this total."""
     ends = np.rint(np.cumsum(shares) / sum(shares) * total).astype(int)
     return [int(count) for count in np.diff(ends, prepend=0)]
 
 
-def rows_of(images: Images, told: np.ndarray, path: Path, what: str) -> np.ndarray:
-    """What a file with a row for each image of the source says of these images."""
+def rows_of(images: Images, table: np.ndarray, path: Path, unit: str) -> np.ndarray:
+    """Select the rows of these images from a table with one row for each image of the source.
+
+    Args:
+        images: The images.
+        table: One row for each image of their source.
+        path: The file of the table, for the message of an error.
+        unit: What a row is called in that message.
+    """
     rows = np.arange(len(images)) if images.rows is None else images.rows.numpy()
-    if (images.rows is None and len(told) != len(images)) or rows.max() >= len(told):
-        raise DataError(f"{path}: has {len(told):,} {what} for {rows.max() + 1:,} images")
-    return told[rows]
+    if (images.rows is None and len(table) != len(images)) or rows.max() >= len(table):
+        raise DataError(f"{path}: has {len(table):,} {unit} for {rows.max() + 1:,} images")
+    return table[rows]
 
 
 def labels_of(images: Images) -> np.ndarray:
-    """The labels, which this kind of partition needs."""
+    """Return the labels, or raise an error where there are none."""
     if images.labels is None:
-        raise DataError("this partition deals by label, and these images have none; use iid, quantity or by_id")
+        raise DataError("this partition needs labels, and these images have none; use iid, quantity or by_id")
     return images.labels.numpy()
 
 
 def domain_of(images: Images) -> np.ndarray:
-    """The number of each image's domain: 0 where there is one only. No domain may be without images."""
+    """Return the number of each image's domain, 0 for a single domain. A domain without images is an error."""
     domain = np.zeros(len(images), dtype=int) if images.domain is None else images.domain.numpy()
     if empty := [name for number, name in enumerate(images.domains) if number not in domain]:
-        raise DataError(f"of domain {empty[0]!r} there are no images: a larger data.limit may help")
+        raise DataError(f"domain {empty[0]!r} has no images here; a larger data.limit may help")
     return domain
 
 
@@ -91,7 +109,7 @@ def _numbered(name: str, count: int) -> list[str]:
 
 
 def class_counts(silos: list[Images]) -> np.ndarray:
-    """How many images of each class each silo has: silos x classes; one column where there are no labels."""
+    """Count the images of each class at each silo: (silos, classes), with one column for images without labels."""
     return np.array(
         [
             [len(images)] if images.labels is None else np.bincount(images.labels.cpu(), minlength=len(images.classes))

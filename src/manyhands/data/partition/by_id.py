@@ -1,4 +1,4 @@
-"""By an id of each image: a writer, a patient, a device."""
+"""By an id of each image, such as a writer, a patient or a device."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from manyhands.spec import Int
 
 
 def by_id(ids: np.ndarray, silos: int, rng: np.random.Generator, minimum: int = 1) -> Parts:
-    """Every id (a writer, a patient) goes whole to one silo; the smallest silo takes the next id."""
+    """Give all images of an id (a writer, a patient) to one silo; the smallest silo takes the next id."""
     groups, counts = np.unique(ids, return_counts=True)
     if len(groups) < silos:
-        raise DataError(f"{len(groups)} ids cannot fill {silos} silos")
+        raise DataError(f"{len(groups)} ids are too few for {silos} silos")
     sizes, owner = np.zeros(silos, dtype=int), np.empty(len(groups), dtype=int)
     for group in rng.permutation(len(groups)):
         owner[group] = int(sizes.argmin())
@@ -35,14 +35,14 @@ def by_id(ids: np.ndarray, silos: int, rng: np.random.Generator, minimum: int = 
 
 
 class ById(Partition):
-    """By a file with an id for each image: an idx file (``column`` of it), or text with one id a line."""
+    """All images of an id, such as a patient, go to one silo. A file has the id of each image."""
 
-    kind: Literal["by_id"] = "by_id"
-    ids: Path
-    column: Int = Field(default=0, ge=0)
+    kind: Literal["by_id"] = Field(default="by_id", description="Selects this kind of partition.")
+    ids: Path = Field(description="The file of ids: an idx file, or a text or CSV file with one line for each image.")
+    column: Int = Field(default=0, ge=0, description="The column of the file that holds the ids, counted from 0.")
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
-        """See ``by_id``."""
+        """Distribute the images; see ``by_id``."""
         ids = rows_of(images, self._read(), self.ids, "ids")
         return by_id(ids, self.silos, rng, self.minimum)
 

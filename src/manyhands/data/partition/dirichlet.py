@@ -1,4 +1,4 @@
-"""Skewed classes, by a Dirichlet distribution."""
+"""Skewed class mixes, from a Dirichlet distribution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manyhands.spec import Float
 
 
 def dirichlet(labels: np.ndarray, silos: int, rng: np.random.Generator, alpha: float, minimum: int = 1) -> Parts:
-    """Each class is dealt by shares from a symmetric Dirichlet distribution; small alpha, skewed silos.
+    """Divide each class by shares from a symmetric Dirichlet distribution; a small alpha makes skewed silos.
 
     References:
         Measuring the Effects of Non-Identical Data Distribution, Hsu, Qi, Brown, 2019, arXiv 1909.06335
@@ -33,11 +33,13 @@ def dirichlet(labels: np.ndarray, silos: int, rng: np.random.Generator, alpha: f
 
 
 class Dirichlet(Partition):
-    """Skewed classes; ``alpha`` 0.1 is strong, 5 is weak."""
+    """Skewed class mixes: each class is divided by shares from a Dirichlet distribution."""
 
-    kind: Literal["dirichlet"] = "dirichlet"
-    alpha: Float = Field(gt=0)
+    kind: Literal["dirichlet"] = Field(default="dirichlet", description="Selects this kind of partition.")
+    alpha: Float = Field(
+        gt=0, description="The concentration of the Dirichlet distribution: 0.1 is a strong skew, 5 a weak one."
+    )
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
-        """See ``dirichlet``."""
+        """Distribute the images; see ``dirichlet``."""
         return dirichlet(labels_of(images), self.silos, rng, self.alpha, self.minimum)

@@ -1,4 +1,4 @@
-"""A source for each silo."""
+"""One source of images for each silo."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from manyhands.spec import Int
 
 
 def domains(domain: np.ndarray, silos: int, rng: np.random.Generator, minimum: int = 1) -> Parts:
-    """Each silo has images of one source only; a source with several silos deals them equal shares."""
+    """Give each silo images of one source only; several silos of a source have random shares of equal size."""
     sources = np.unique(domain)
     if silos % len(sources):
-        raise DataError(f"{silos} silos cannot be shared evenly by {len(sources)} sources")
+        raise DataError(f"{silos} silos cannot be divided evenly among {len(sources)} sources")
     parts: Parts = []
     for source in sources:
         members = rng.permutation(np.flatnonzero(domain == source))
@@ -32,19 +32,19 @@ def domains(domain: np.ndarray, silos: int, rng: np.random.Generator, minimum: i
 
 
 class Domains(Partition):
-    """Each silo has one of the sources under [data.domains], and its name; without ``silos`` there is one of each."""
+    """Each silo has the images of one of the sources under [data.domains], and its name."""
 
-    kind: Literal["domains"] = "domains"
-    silos: Int = Field(default=0, ge=0, le=100_000)
+    kind: Literal["domains"] = Field(default="domains", description="Selects this kind of partition.")
+    silos: Int = Field(default=0, ge=0, le=100_000, description="The number of silos; 0 for one silo for each source.")
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
-        """See ``domains``."""
+        """Distribute the images; see ``domains``."""
         if images.domain is None:
             raise DataError("partition 'domains' needs several sources, under [data.domains.<name>]")
         if not (self.silos or images.domains):
-            raise DataError("the domains of these images have no names: say how many silos there are")
+            raise DataError("the domains of these images have no names: set the number of silos")
         return domains(domain_of(images), self.silos or len(images.domains), rng, self.minimum)
 
     def names(self, domains: Sequence[str] = ()) -> list[str]:
-        """As ever, with one silo a domain where it is not said how many."""
+        """Return the names of the silos, as in ``Partition.names``; without ``silos``, the names of the domains."""
         return super().names(domains) if self.silos else list(domains)

@@ -32,20 +32,30 @@ def lacking(
     rng: np.random.Generator,
     lacks: Shares,
     sizes: Shares,
-    each: int,
+    max_images: int,
     minimum: int = 1,
 ) -> Parts:
-    """Equal shares of one domain each; of them each silo loses some classes, and what is beyond a share of ``each``.
+    """Give each silo an equal share of one domain, then remove some classes and the images beyond its size.
 
-    Images that are ``held`` out stay. ``lacks`` and ``sizes`` are pairs: how many classes a silo lacks with which
-    weight, and the share of silos that have which share of ``each``.
+    Held-out images stay.
+
+    Args:
+        labels: The class number of each image.
+        held: Whether each image is held out.
+        domain: The number of each image's domain.
+        silos: The number of silos.
+        rng: The random numbers of the partition.
+        lacks: Pairs of a number of classes that a silo lacks, and its weight in the draw.
+        sizes: Pairs of a share of the silos, and the share of ``max_images`` that they have.
+        max_images: The number of training images of a silo of size 1.
+        minimum: The least number of training images of a silo; fewer are an error.
     """
     parts, classes = domains(domain, silos, rng), np.unique(labels)
-    numbers, weights = (np.array(each) for each in zip(*lacks, strict=True))
+    numbers, weights = (np.array(column) for column in zip(*lacks, strict=True))
     shares = np.repeat([size for _, size in sizes], counts_of([share for share, _ in sizes], silos))
     for silo, (part, share) in enumerate(zip(parts, rng.permutation(shares), strict=True)):
-        gone = rng.choice(classes, int(rng.choice(numbers, p=weights / weights.sum())), replace=False)
-        train = rng.permutation(part[~held[part] & ~np.isin(labels[part], gone)])[: round(share * each)]
+        absent = rng.choice(classes, int(rng.choice(numbers, p=weights / weights.sum())), replace=False)
+        train = rng.permutation(part[~held[part] & ~np.isin(labels[part], absent)])[: round(share * max_images)]
         if len(train) < minimum:
             raise DataError(f"silo {silo} would have {len(train)} images, fewer than the minimum of {minimum}")
         parts[silo] = np.sort(np.concatenate([train, part[held[part]]]))
@@ -53,29 +63,39 @@ def lacking(
 
 
 class Lacking(Partition):
-    """Silos of one domain each that lack whole classes, and have but a part of ``each`` images, as HuSCF-GAN has them.
+    """Each silo has images of one domain, lacks whole classes, and has its own size, as in HuSCF-GAN.
 
-    A silo lacks so many classes with such a weight: ``lacks = [[0, 0.3], [2, 0.7]]``. Such a share of the silos has
-    such a share of ``each``: ``sizes = [[0.3, 0.67], [0.7, 1]]``. What is held out is dealt evenly, of all classes. Who
-    holds what does not depend on the run's seed.
+    Held-out images are distributed evenly and of all classes. The partition does not depend on the seed of the run.
 
     References:
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
             Tawfilis et al., 2025, arXiv 2507.12979
     """
 
-    kind: Literal["lacking"] = "lacking"
-    each: Int = Field(ge=1)
-    lacks: tuple[tuple[Int, Annotated[Float, Field(gt=0)]], ...] = Field(default=((0, 1.0),), min_length=1)
+    kind: Literal["lacking"] = Field(default="lacking", description="Selects this kind of partition.")
+    each: Int = Field(ge=1, description="The number of training images of a silo whose size is 1.")
+    lacks: tuple[tuple[Int, Annotated[Float, Field(gt=0)]], ...] = Field(
+        default=((0, 1.0),),
+        min_length=1,
+        description=(
+            "Pairs of a number of classes that a silo lacks and its weight in the draw: [[0, 0.3], [2, 0.7]] lets "
+            "about 70 % of the silos lack two classes."
+        ),
+    )
     sizes: tuple[tuple[Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0, le=1)]], ...] = Field(
-        default=((1.0, 1.0),), min_length=1
+        default=((1.0, 1.0),),
+        min_length=1,
+        description=(
+            "Pairs of a share of the silos and their size as a share of `each`: [[0.3, 0.67], [0.7, 1]] gives 30 % of "
+            "the silos 67 % of the images."
+        ),
     )
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
-        """See ``lacking``."""
-        labels, nothing = labels_of(images), np.zeros(len(images), dtype=int)
+        """Distribute the images; see ``lacking``."""
+        labels = labels_of(images)
         if (most := max(number for number, _ in self.lacks)) >= len(np.unique(labels)):
             raise DataError(f"a silo would lack {most} of {len(np.unique(labels))} classes")
-        held = nothing.astype(bool) if images.held is None else images.held.numpy()
+        held = np.zeros(len(images), bool) if images.held is None else images.held.numpy()
         domain, own = domain_of(images), numpy_rng(0, "lacking")
         return lacking(labels, held, domain, self.silos, own, self.lacks, self.sizes, self.each, self.minimum)

@@ -1,4 +1,4 @@
-"""A few classes for each silo."""
+"""A few classes at each silo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from manyhands.spec import Int
 
 
 def shards(labels: np.ndarray, silos: int, rng: np.random.Generator, classes_per_silo: int, minimum: int = 1) -> Parts:
-    """Sorted by label and cut into equal shards, so many to a silo: few classes each.
+    """Sort the images by label, cut them into equal shards and give each silo some shards: it has few classes.
 
     References:
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
@@ -32,11 +32,13 @@ def shards(labels: np.ndarray, silos: int, rng: np.random.Generator, classes_per
 
 
 class Shards(Partition):
-    """A few classes for each silo."""
+    """A few classes at each silo: images are sorted by label and cut into shards."""
 
-    kind: Literal["shards"] = "shards"
-    classes_per_silo: Int = Field(default=2, ge=1, le=10_000)
+    kind: Literal["shards"] = Field(default="shards", description="Selects this kind of partition.")
+    classes_per_silo: Int = Field(
+        default=2, ge=1, le=10_000, description="The number of shards of a silo, which is about its number of classes."
+    )
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
-        """See ``shards``."""
+        """Distribute the images; see ``shards``."""
         return shards(labels_of(images), self.silos, rng, self.classes_per_silo, self.minimum)
