@@ -1,13 +1,14 @@
 # make demo: set up, train five silos on handwritten digits, show where the picture lies
 # make test: set up with the tools of a developer, then lint, types and all tests
 # make fast: the same without the slow tests
+# make package: the source archive and the wheel in dist/, checked
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fast lint install dev clean
+.PHONY: demo test fast lint package install dev clean
 
 demo: install
 	rm -rf runs/demo
@@ -26,6 +27,11 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+package: dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 install: .venv/installed
 dev: .venv/installed-dev

@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from manyhands import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "benchmarks"
 RESULTS = PROGRAMS / "results"
@@ -163,7 +165,8 @@ def held(figure: float, bar: str) -> bool:
 
 def versions() -> dict[str, str]:
     """What figures depend on beside the code."""
-    return {name: version(name) for name in ("manyhands", "torch", "diffusers", "torchmetrics", "numpy")}
+    names = ("torch", "diffusers", "torchmetrics", "numpy")
+    return {"manyhands": __version__, **{name: version(name) for name in names}}
 
 
 def machine() -> dict[str, Any]:

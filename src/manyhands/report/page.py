@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from manyhands import __version__
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import figures, verdict
 from manyhands.evaluation.evaluator import AT_ONCE
@@ -45,8 +46,8 @@ addEventListener("beforeprint", () => document.querySelectorAll("details").forEa
 
 def versions() -> dict[str, str]:
     """What the run was made with."""
-    names = ("manyhands", "torch", "diffusers", "torchmetrics", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torch", "diffusers", "torchmetrics", "numpy")
+    return {"python": platform.python_version(), "manyhands": __version__, **{name: version(name) for name in names}}
 
 
 def write(folder: RunFolder, facts: dict[str, Any]) -> None:
