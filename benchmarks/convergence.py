@@ -18,7 +18,7 @@ from manyhands.messages.codec.codec import Codec
 from manyhands.messages.codec.updates import Updates
 from manyhands.messages.codec.weights import Weights
 from manyhands.seed import torch_rng
-from manyhands.tensors import Tensors, WeightedMean, in_16_bits
+from manyhands.tensors import Tensors, WeightedMean, round_to_float16
 
 SILOS, ROWS, COLUMNS = 10, 5, 10
 LEAST, MOST, RATE, STEPS = 0.5, 2.0, 0.04, 100
@@ -83,7 +83,7 @@ def rounded(problem: Quadratics, codec: Codec, rounds: int, seed: int) -> list[f
     """The relative error of what silos receive, round by round, one step each, all tensors rounded both ways."""
     shape, rng = (ROWS, COLUMNS), torch_rng(seed, "rounding")
     server: Tensors = {"w": torch.zeros(shape)}
-    given, left, errors = in_16_bits(server), [dict[str, Tensor]() for _ in range(SILOS)], []
+    given, left, errors = round_to_float16(server), [dict[str, Tensor]() for _ in range(SILOS)], []
     for _ in range(rounds):
         mean = WeightedMean()
         for k in range(SILOS):
@@ -94,7 +94,7 @@ def rounded(problem: Quadratics, codec: Codec, rounds: int, seed: int) -> list[f
         server = mean.value()
         wire, _ = codec.encode(server, given, {}, rng)
         given = dict(codec.decode(wire, given))
-        given = in_16_bits(given) if codec.relative else given
+        given = round_to_float16(given) if codec.relative else given
         errors.append(float((given["w"].double().flatten() - problem.best).norm() / problem.best.norm()))
     return errors
 

@@ -33,7 +33,7 @@ from manyhands.models.gan import Gan, iteration
 from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.runs.run_folder import RunFolder
 from manyhands.silos.training import GanTraining
-from manyhands.tensors import named
+from manyhands.tensors import strip_prefix
 from throttled import predicted
 
 BARS = {
@@ -240,8 +240,8 @@ def _trained(method: HuSCF, silos: list[Silo]) -> Experiment:
 
 def _weights(experiment: Experiment) -> dict[str, dict[str, torch.Tensor]]:
     """Both networks of each silo: its ends and the server's middle."""
-    middle = named(experiment.server.state_dict(), "middle.")
-    return {silo.name: middle | named(silo.memory, "average.") for silo in experiment.silos}
+    middle = strip_prefix(experiment.server.state_dict(), "middle.")
+    return {silo.name: middle | strip_prefix(silo.memory, "average.") for silo in experiment.silos}
 
 
 def _uncut(model: Gan, training: GanTraining, silo: Silo) -> dict[str, torch.Tensor]:

@@ -47,9 +47,9 @@ from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.links.coordinator import RoundCoordinator
-from manyhands.links.door import Frame
 from manyhands.links.exchange import ClientSession
 from manyhands.links.flare import Connection
+from manyhands.links.frame import Frame
 from manyhands.messages.message import Message, encode
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.run_folder import RunFolder
@@ -269,8 +269,8 @@ def _fuzz(kit: Kit, count: int, chance: random.Random) -> int:
                 time.sleep(0.05)
             with contextlib.suppress(queue.Empty):
                 while frame := came.get(timeout=0.02):
-                    if frame.told.get("k") == "refuse":
-                        refused[frame.told["s"]] = frame.told["reason"]
+                    if frame.fields.get("k") == "refuse":
+                        refused[frame.fields["s"]] = frame.fields["reason"]
     line.close()
     return len(refused)
 

@@ -15,7 +15,7 @@ from manyhands.subprocess_task import SubprocessTask
 def test_the_result_comes_back() -> None:
     work = SubprocessTask(math.gcd, 12, 18)
     assert work.result() == 6
-    assert work.ended
+    assert work.is_done
 
 
 def test_an_error_comes_back_in_words() -> None:
@@ -30,6 +30,6 @@ def test_a_process_that_is_gone_is_named() -> None:
 
 def test_it_can_be_ended() -> None:
     work = SubprocessTask(time.sleep, 600)
-    assert not work.ended
-    work.end()
-    assert work.ended
+    assert not work.is_done
+    work.stop()
+    assert work.is_done

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyhands.tensors import WeightedMean, finite, running_average, sha256
+from manyhands.tensors import WeightedMean, find_not_finite, running_average, sha256
 
 floats = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 weights = st.integers(1, 2**20)
@@ -52,8 +52,8 @@ def test_running_average_forgets_its_start_and_with_no_decay_everything_but_the_
 
 
 def test_finite_names_the_first_bad_tensor() -> None:
-    assert finite({"a": torch.ones(2), "n": torch.tensor([1])}) is None
-    assert finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}) == "b"
+    assert find_not_finite({"a": torch.ones(2), "n": torch.tensor([1])}) is None
+    assert find_not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}) == "b"
 
 
 def test_the_hash_sees_names_types_shapes_and_bits() -> None:

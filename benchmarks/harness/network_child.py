@@ -33,7 +33,7 @@ from manyhands.tensors import Tensors, TensorSpec
 NUMBERS = 250_000
 MEGABYTE = {"x": TensorSpec((NUMBERS,), torch.float32)}
 PLAN = Plan({"sum": Operation("sends a megabyte, gets one", "again and again", Payload(MEGABYTE, {"last": Flag()}),
-                              Payload(MEGABYTE), group=True)})  # fmt: skip
+                              Payload(MEGABYTE), barrier=True)})  # fmt: skip
 OPTIONS = [("grpc.max_send_message_length", 1 << 22), ("grpc.max_receive_message_length", 1 << 22)]
 
 

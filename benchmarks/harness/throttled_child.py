@@ -16,7 +16,7 @@ import torch
 from harness.shares import Shaped
 from manyhands.data.images import Images
 from manyhands.links.coordinator import RoundCoordinator
-from manyhands.links.frames import receive, send
+from manyhands.links.stream import receive, send
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.placement.link_speed import answer, measure_link

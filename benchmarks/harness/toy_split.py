@@ -79,9 +79,9 @@ class ToySplit(Method):
         back = (Gradients(at="what its tail gets"),)
         return Plan(
             {
-                "forward": Operation("sends activations", often, maps, maps, group=True, outgoing=made),
-                "backward": Operation("sends their gradients", often, maps, maps, group=True, outgoing=back),
-                "segments": Operation("ends a round", "each round", told, group=True, closes_round=True),
+                "forward": Operation("sends activations", often, maps, maps, barrier=True, outgoing=made),
+                "backward": Operation("sends their gradients", often, maps, maps, barrier=True, outgoing=back),
+                "segments": Operation("ends a round", "each round", told, barrier=True, closes_round=True),
             }
         )
 

@@ -73,7 +73,7 @@ class BudgetError(ManyhandsError):
     exit_code, page = 12, "budget"
 
 
-SAID = 1000
+MAX_DETAIL_LENGTH = 1000
 """So many characters of what another party says are told on."""
 
 
@@ -103,7 +103,7 @@ class Reason(StrEnum):
     NOT_NOW = "not now"
 
 
-def plain(words: str, most: int = SAID) -> str:
+def printable(words: str, most: int = MAX_DETAIL_LENGTH) -> str:
     """Foreign words, at most so many characters of them, as a terminal, a log and a message can bear them."""
     return "".join(each if each.isprintable() else "?" for each in words[:most])
 
@@ -114,5 +114,5 @@ class Refused(ManyhandsError):  # noqa: N818 - thrown into a silo's half as the 
     exit_code, page = 9, "refused"
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        self.reason, self.detail = reason, plain(detail)
+        self.reason, self.detail = reason, printable(detail)
         super().__init__(f"{reason}: {self.detail}")

@@ -14,7 +14,7 @@ Float = Annotated[float, Strict()]
 """A number; a whole one will do."""
 
 
-def nearest(name: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str]) -> str:
     """The hint of an error: the known name that the given one is most like, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
@@ -35,6 +35,6 @@ class Spec(BaseModel):
         if isinstance(told, dict):
             for key in told:
                 if key not in cls.model_fields:
-                    hint = nearest(str(key), list(cls.model_fields))
+                    hint = suggest(str(key), list(cls.model_fields))
                     raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint})
         return told

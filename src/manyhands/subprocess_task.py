@@ -31,7 +31,7 @@ class SubprocessTask(Generic[P, T]):
         there.close()
 
     @property
-    def ended(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the result is there, or never will be."""
         return self._come.poll()
 
@@ -46,7 +46,7 @@ class SubprocessTask(Generic[P, T]):
             raise ManyhandsError(error)
         return found  # type: ignore[no-any-return] # what the function gave
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Whatever it is at."""
         self._process.terminate()
         self._process.join()

@@ -18,37 +18,38 @@ class TensorSpec(NamedTuple):
 
     shape: tuple[int | None, ...]
     dtype: torch.dtype
-    most: int | None = None
+    max_size: int | None = None
 
     @property
     def size(self) -> int:
         """How many numbers at most; for a shape with an open length, of one item."""
-        return math.prod((self.most or 1) if n is None else n for n in self.shape)
+        return math.prod((self.max_size or 1) if n is None else n for n in self.shape)
 
     @property
-    def endless(self) -> bool:
+    def is_unbounded(self) -> bool:
         """Whether a length is open and has no limit here."""
-        return None in self.shape and self.most is None
+        return None in self.shape and self.max_size is None
 
 
 StateSpec = Mapping[str, TensorSpec]
 
 
-def layout(tensors: Mapping[str, Tensor]) -> StateSpec:
+def state_spec(tensors: Mapping[str, Tensor]) -> StateSpec:
     """The names, shapes and types of tensors; those that lie in a file are not read for it."""
-    if (known := getattr(tensors, "layout", None)) is not None:
+    if (known := getattr(tensors, "state_spec", None)) is not None:
         return known  # type: ignore[no-any-return] # as such mappings have it
     return {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
-def zeros(layout: StateSpec) -> Tensors:
+def zeros(state_spec: StateSpec) -> Tensors:
     """Tensors of this layout that are all zero, and take no memory."""
     return {
-        name: torch.zeros((), dtype=like.dtype).expand([n or 0 for n in like.shape]) for name, like in layout.items()
+        name: torch.zeros((), dtype=like.dtype).expand([n or 0 for n in like.shape])
+        for name, like in state_spec.items()
     }
 
 
-def in_16_bits(tensors: Mapping[str, Tensor]) -> Tensors:
+def round_to_float16(tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors rounded so that float16 can say them exactly."""
     return {name: tensor.half().float() for name, tensor in tensors.items()}
 
@@ -67,7 +68,7 @@ def running_average(average: Tensors, latest: Tensors, decay: float, number: int
     return {name: torch.lerp(latest[name], average[name], decay) for name in latest} if decay else latest
 
 
-def finite(tensors: Mapping[str, Tensor]) -> str | None:
+def find_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor with a NaN or an infinity in it, or None."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
@@ -85,12 +86,12 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def named(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     """Those whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+def add_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     """The tensors under names that begin with a prefix."""
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 

@@ -155,11 +155,11 @@ def facts(expected: dict[str, Fact] | Any, *, least: bool) -> dict[str, Any]:
 def _value(fact: Fact, *, least: bool) -> Any:
     match fact:
         case Whole() | Number():
-            return fact.least if least else fact.most
+            return fact.minimum if least else fact.maximum
         case Text():
-            return "" if least else "\x1b[2J\ud800" + "é" * (fact.most - 5)
+            return "" if least else "\x1b[2J\ud800" + "é" * (fact.maximum - 5)
         case Listed():
-            return [] if least else [_value(fact.each, least=False)] * fact.most
+            return [] if least else [_value(fact.item, least=False)] * fact.maximum
         case Table():
             return {}
     return least

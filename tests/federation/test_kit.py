@@ -61,7 +61,7 @@ def test_a_kit_that_was_changed_is_refused(kits: Path, tmp_path: Path, file: str
 def test_a_certificate_that_has_expired_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new_kits("127.0.0.1:8002", ["a"], tmp_path / "kits")
     expire(tmp_path / "kits" / "a" / "startup" / "client.crt", tmp_path / "kits" / "authority")
-    monkeypatch.setattr("manyhands.links.flare.untouched", lambda _: True)
+    monkeypatch.setattr("manyhands.links.flare.is_untouched", lambda _: True)
     with pytest.raises(KitError, match="its certificate is valid from .* to"):
         load_kit(tmp_path / "kits" / "a", "site")
 

@@ -200,7 +200,7 @@ def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
     assert server.fired[1] == ["a", "b", "c"]
 
 
-PASSES = Plan({**PLAN.operations, "pass": Operation("passes", "often", group=True)})
+PASSES = Plan({**PLAN.operations, "pass": Operation("passes", "often", barrier=True)})
 
 
 def passed(one: RoundCoordinator, start: float, late: float) -> None:
@@ -243,9 +243,9 @@ def test_what_a_silo_costs_in_other_ways_is_of_the_same_deadline() -> None:
     one, server = hub(deadline=10)
     for silo in "bc":
         one.submit(silo, add(silo), now=0)
-    one.lose("a", 9.0)
+    one.charge_delay("a", 9.0)
     assert server.fired == []
-    one.lose("a", 1.0)
+    one.charge_delay("a", 1.0)
     assert server.fired == [["b", "c"]]
     assert one.closed[0].missing == {"a": "has cost the others 10 s in this round"}
 
@@ -317,7 +317,7 @@ def test_when_everyone_is_silent_the_run_stops() -> None:
 
 
 def test_a_barrier_is_of_one_operation_and_who_waits_at_another_waits_on() -> None:
-    plan = Plan({**PLAN.operations, "other": Operation("x", "y", group=True)})
+    plan = Plan({**PLAN.operations, "other": Operation("x", "y", barrier=True)})
     server = Summing()
     one = RoundCoordinator(server, plan, IMAGES)
     one.submit("a", add("a"))

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from manyhands.errors import Reason, Refused
 from manyhands.links import exchange
-from manyhands.links.door import FORMS, Frame, read
 from manyhands.links.exchange import ClientSession, ServerSession, SessionGone
-from manyhands.messages.message import ANY, Bounds, Message, encode
+from manyhands.links.frame import FRAME_FIELDS, Frame, read_frame
+from manyhands.messages.message import UNBOUNDED, Bounds, Message, encode
 
-MOST = ANY._replace(size=1 << 20)
+MOST = UNBOUNDED._replace(size=1 << 20)
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small message has many parts."""
-    for name, value in {"PART": 256, "SPOOLED": 4096, "WINDOW": 3}.items():
+    for name, value in {"PART_BYTES": 256, "MAX_MEMORY_BYTES": 4096, "WINDOW_PARTS": 3}.items():
         monkeypatch.setattr(exchange, name, value)
 
 
@@ -33,7 +33,7 @@ def nothing_odd_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def checked(told: dict[str, Any], payload: bytes = b"") -> Frame:
         frame = Frame(told, payload)
-        assert read(*frame) == frame
+        assert read_frame(*frame) == frame
         return frame
 
     monkeypatch.setattr(exchange, "Frame", checked)
@@ -87,13 +87,13 @@ def test_every_call_is_applied_once_and_answered_whatever_the_network_does(
 
 def test_nobody_is_more_than_a_window_ahead() -> None:
     calling = ClientSession(message("op", 2000), "s", 1, MOST)
-    assert len(calling.begin()) == exchange.WINDOW
+    assert len(calling.begin()) == exchange.WINDOW_PARTS
     desk = ServerSession(MOST)
     frames, _ = desk.take(ClientSession(message("op", 1), "s", 1, MOST).begin()[0])
     frames = desk.answer(message("op", 2000))
-    assert len(frames) == exchange.WINDOW
+    assert len(frames) == exchange.WINDOW_PARTS
     lie = Frame({"k": "have", "s": "s", "n": 1, "i": 10**9})
-    assert len(desk.take(lie)[0]) <= 2 * exchange.WINDOW
+    assert len(desk.take(lie)[0]) <= 2 * exchange.WINDOW_PARTS
 
 
 def test_a_refusal_is_raised_and_told_again_when_asked() -> None:
@@ -111,14 +111,14 @@ def test_a_size_that_cannot_be_is_refused_before_anything_is_kept(announced: int
         Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": announced}, b"x")
     )
     assert whole is None
-    assert refused.told["reason"] == Reason.MALFORMED
+    assert refused.fields["reason"] == Reason.MALFORMED
 
 
 @pytest.mark.parametrize("number", [-1, 1, 1 << 60])
 def test_a_part_that_cannot_be_is_refused(number: int) -> None:
     (refused,), whole = ServerSession(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": number, "size": 1}, b"x"))
     assert whole is None
-    assert refused.told["reason"] == Reason.MALFORMED
+    assert refused.fields["reason"] == Reason.MALFORMED
 
 
 def test_a_session_that_ended_is_gone_for_good() -> None:
@@ -155,16 +155,16 @@ def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str,
     desk, calling = ServerSession(MOST), ClientSession(message("op", 200), "s", 1, MOST)
     calling.begin()
     for each in frames:
-        desk.take(read(*each))
+        desk.take(read_frame(*each))
         try:
-            calling.take(read(*each))
+            calling.take(read_frame(*each))
         except (Refused, SessionGone):
             break
 
 
 @pytest.mark.parametrize("kind", ["part", "ask", "have", "other"])
 def test_no_answer_is_larger_for_a_frame_of_many_words(kind: str) -> None:
-    odd = read({"k": kind, "s": "s" * 65_000, "n": 1, "i": 0, "size": 10}, b"")
+    odd = read_frame({"k": kind, "s": "s" * 65_000, "n": 1, "i": 0, "size": 10}, b"")
     frames, whole = ServerSession(MOST).take(odd)
     assert (frames, whole) == ([], None)
     assert len(repr(odd)) < 500
@@ -194,28 +194,28 @@ GOOD = {"k": "part", "s": "s", "n": 1, "i": 0, "size": 10}
     ],
 )
 def test_what_is_no_frame_is_told_to_whoever_sent_it_and_to_nobody_else(told: dict[str, Any]) -> None:
-    odd = read(told, b"x" * 10)
-    assert odd.told.keys() == {"k", "s", "n", "why"}
+    odd = read_frame(told, b"x" * 10)
+    assert odd.fields.keys() == {"k", "s", "n", "why"}
     desk, other = ServerSession(MOST), ClientSession(message("op", 1), "t", 1)
     (refused,), whole = desk.take(odd)
     assert whole is None
-    assert refused.told["reason"] == Reason.MALFORMED
+    assert refused.fields["reason"] == Reason.MALFORMED
     assert other.take(odd) == []
-    assert read(*refused).told["k"] == "refuse"
+    assert read_frame(*refused).fields["k"] == "refuse"
 
 
 @pytest.mark.parametrize("told", [None, 5, nested(1000), {"s": nested(1000)}, {b"k": 1}, {1: 2}, {"s": "\x1b", "n": 1}])
 def test_what_is_not_even_of_a_call_is_dropped(told: Any) -> None:
-    odd = read(told, object())
-    assert odd.told.keys() == {"k", "why"}
+    odd = read_frame(told, object())
+    assert odd.fields.keys() == {"k", "why"}
     assert ServerSession(MOST).take(odd) == ([], None)
 
 
-@given(st.sampled_from(sorted(FORMS)), st.data())
+@given(st.sampled_from(sorted(FRAME_FIELDS)), st.data())
 def test_every_frame_that_is_sent_is_read(kind: str, data: st.DataObject) -> None:
     values = {"s": st.just("s"), "reason": st.sampled_from(list(Reason)).map(str), "detail": st.just("x é")}
-    told = {name: data.draw(values.get(name, st.integers(1, 1 << 32))) for name in FORMS[kind]} | {"k": kind}
-    assert read(told, b"").told == told
+    told = {name: data.draw(values.get(name, st.integers(1, 1 << 32))) for name in FRAME_FIELDS[kind]} | {"k": kind}
+    assert read_frame(told, b"").fields == told
 
 
 def test_what_says_that_it_weighs_too_much_is_refused_with_its_first_part() -> None:
@@ -225,7 +225,7 @@ def test_what_says_that_it_weighs_too_much_is_refused_with_its_first_part() -> N
     for each, why in ((many, "the index of its tensors has"), (long, "its header has")):
         (refused,), whole = ServerSession(small).take(ClientSession(each, "s", 1).begin()[0])
         assert whole is None
-        assert why in refused.told["detail"]
+        assert why in refused.fields["detail"]
 
 
 def test_a_file_holds_no_more_than_has_come_and_was_announced() -> None:
@@ -237,10 +237,10 @@ def test_a_file_holds_no_more_than_has_come_and_was_announced() -> None:
     assert desk._in is not None
     assert desk._in._spool is not None
     desk._in._spool.file.flush()
-    assert os.fstat(desk._in._spool.fileno()).st_size <= 2 * exchange.PART
-    more = Frame(second.told | {"i": 2}, bytes(exchange.PART + 1))
+    assert os.fstat(desk._in._spool.fileno()).st_size <= 2 * exchange.PART_BYTES
+    more = Frame(second.fields | {"i": 2}, bytes(exchange.PART_BYTES + 1))
     (refused,), _ = desk.take(more)
-    assert refused.told["reason"] == Reason.MALFORMED
+    assert refused.fields["reason"] == Reason.MALFORMED
     assert desk._in is None
 
 
@@ -259,5 +259,5 @@ def test_a_message_that_there_is_no_room_for_is_refused(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(exchange, "Spool", full)
     frames, _ = ServerSession(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": MOST.size}, bytes(256)))
-    assert frames[0].told["reason"] == Reason.NOT_NOW
-    assert "No space left" in frames[0].told["detail"]
+    assert frames[0].fields["reason"] == Reason.NOT_NOW
+    assert "No space left" in frames[0].fields["detail"]

@@ -19,9 +19,9 @@ from manyhands.federation.calls import ServerConnection
 from manyhands.federation.demo import LOOPBACK, free_port
 from manyhands.federation.kit import SERVER, load_kit, new_kits
 from manyhands.federation.switchboard import SiteConnections
-from manyhands.links.door import Frame
-from manyhands.links.exchange import ROOM
+from manyhands.links.exchange import MAX_WAITING_FRAMES
 from manyhands.links.flare import APP
+from manyhands.links.frame import Frame
 from manyhands.messages.message import Message
 
 RAW = {
@@ -87,7 +87,7 @@ def test_a_server_that_floods_fills_no_memory_and_is_heard_again(
     board, calls, _ = line
     for number in range(1000):
         calls._take(SERVER, Frame({"k": "gone", "s": "another", "n": number}))
-    assert calls._frames.qsize() <= ROOM
+    assert calls._frames.qsize() <= MAX_WAITING_FRAMES
     answers: list[Message] = []
     caller = threading.Thread(target=lambda: answers.append(calls(Message("hello", facts={"declined": ""}))))
     caller.start()

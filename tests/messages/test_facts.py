@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.errors import MessageError, Reason, Refused
-from manyhands.files.strict_json import kept_json, strict_json
+from manyhands.files.strict_json import finite_json, strict_json
 from manyhands.messages.facts import Fact, Flag, Listed, Number, Table, Text, Whole, check_facts, header_bytes
 from manyhands.messages.message import Message, encode, head_size
-from manyhands.messages.operation import LOSS, round_facts
+from manyhands.messages.operation import MAX_LOSS, round_facts
 
 ROUND = {"round": 1, "images": 5, "loss": 0.5, "seen": 5, "flops": 9, "withheld": ""}
 
@@ -41,7 +41,7 @@ def test_what_is_refused_is_told_short_whatever_it_is(fact: Fact, number: int) -
     ("told", "reason"),
     [
         ({"loss": 1.7e308}, Reason.WRONG_FACTS),
-        ({"loss": -2 * LOSS}, Reason.WRONG_FACTS),
+        ({"loss": -2 * MAX_LOSS}, Reason.WRONG_FACTS),
         ({"loss": math.inf}, Reason.NOT_FINITE),
         ({"seen": -1}, Reason.WRONG_FACTS),
         ({"flops": -1}, Reason.WRONG_FACTS),
@@ -64,8 +64,8 @@ def test_what_a_round_came_to_is_in_range(told: dict[str, Any], reason: Reason |
 
 
 def test_the_sum_of_allowed_losses_is_finite_and_json() -> None:
-    assert math.isfinite(sum([LOSS] * 100_000))
-    assert json.loads(strict_json(sum([LOSS] * 100_000))) == LOSS * 100_000
+    assert math.isfinite(sum([MAX_LOSS] * 100_000))
+    assert json.loads(strict_json(sum([MAX_LOSS] * 100_000))) == MAX_LOSS * 100_000
 
 
 kinds: dict[str, Fact] = {
@@ -90,7 +90,7 @@ def test_half_of_a_character_can_neither_be_sent_nor_said() -> None:
 
 def test_files_hold_json_whatever_is_written() -> None:
     told = {"a": [math.nan, 1.5], "b": {"c": math.inf}, "d": "\ud800"}
-    text = kept_json(told)
+    text = finite_json(told)
     assert text.isascii()
     assert "NaN" not in text
     assert "Infinity" not in text

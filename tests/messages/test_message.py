@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from manyhands.errors import MessageError
 from manyhands.messages.message import (
-    ANY,
-    HEADER_LIMIT,
     MAGIC,
+    MAX_HEADER_BYTES,
+    UNBOUNDED,
     Bounds,
     Message,
     decode,
@@ -25,7 +25,7 @@ from manyhands.messages.message import (
     head_size,
     index_bytes,
 )
-from manyhands.tensors import layout
+from manyhands.tensors import state_spec
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
@@ -59,7 +59,7 @@ def test_what_is_encoded_comes_back_and_weighs_what_was_counted(message: Message
             assert torch.equal(back.tensors[name], tensor)
 
 
-def in_a_file(blob: bytes, bounds: Bounds = ANY) -> Message:
+def in_a_file(blob: bytes, bounds: Bounds = UNBOUNDED) -> Message:
     """The message whose tensors are read from a file, whenever they are asked for."""
     file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the message holds it
     file.write(blob[head_size(blob) :])
@@ -115,9 +115,9 @@ def test_a_header_that_is_not_strict_is_refused(header: bytes) -> None:
 
 def test_a_header_that_claims_too_much_is_refused_before_it_is_read() -> None:
     with pytest.raises(MessageError, match="header"):
-        decode(MAGIC + struct.pack("<I", HEADER_LIMIT + 1) + b"x" * 10)
+        decode(MAGIC + struct.pack("<I", MAX_HEADER_BYTES + 1) + b"x" * 10)
     with pytest.raises(MessageError, match="more than"):
-        encode(Message("op", {}, {"a": "x" * HEADER_LIMIT}))
+        encode(Message("op", {}, {"a": "x" * MAX_HEADER_BYTES}))
 
 
 def test_facts_must_be_finite_json() -> None:
@@ -187,4 +187,4 @@ def test_the_index_is_never_larger_than_its_layout_says(message: Message) -> Non
     blob = encode(message)
     at = head_size(blob)
     (length,) = struct.unpack_from("<Q", blob, at)
-    assert length <= index_bytes(layout(message.tensors))
+    assert length <= index_bytes(state_spec(message.tensors))

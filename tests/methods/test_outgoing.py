@@ -9,8 +9,8 @@ import pytest
 
 from manyhands.messages import outgoing
 from manyhands.messages.operation import Operation, Payload
-from manyhands.messages.outgoing.kinds import CANDIDATES, short
-from manyhands.messages.outgoing.summary import SAYS_NOTHING, TOLD, given_away, of_silo, rows, unsent
+from manyhands.messages.outgoing.kinds import CANDIDATES, epsilon_text
+from manyhands.messages.outgoing.summary import FACT_MEANINGS, TECHNICAL_FACTS, for_silo, given_away, never_sent, rows
 from manyhands.messages.plan import Plan
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.runs.recipe import Recipe
@@ -33,8 +33,8 @@ def test_whatever_an_operation_carries_up_is_stated(told: Recipe) -> None:
     for name, operation in plan.operations.items():
         carries = any((operation.up.tensors, *operation.up.others))
         assert operation.outgoing or not carries or _releases_nothing(told), name
-        assert set(operation.up.facts) <= TOLD.keys() | SAYS_NOTHING, name
-    said = " ".join(kind.what for kind in plan.outgoing)
+        assert set(operation.up.facts) <= FACT_MEANINGS.keys() | TECHNICAL_FACTS, name
+    said = " ".join(kind.description for kind in plan.outgoing)
     assert "how many images it has" in said
     assert all(kind.often and kind.computed(IMAGES) and kind.guarantee(IMAGES) for kind in plan.outgoing)
 
@@ -45,7 +45,7 @@ def _releases_nothing(told: Recipe) -> bool:
 
 def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
     kinds = offer("huscf").method.plan().outgoing
-    assert kinds[0].open() == ("images", "labels")
+    assert kinds[0].exposed() == ("images", "labels")
     assert len(set(kinds)) == len(kinds)
     words = offer("huscf").method.plan().words()
     assert words[0].startswith(
@@ -100,10 +100,10 @@ def test_releases_of_an_image_together_are_as_one_at_so_much_the_snr() -> None:
 
 
 def test_images_can_be_computed_where_there_is_more_signal_than_noise() -> None:
-    assert outgoing.NoisedImages(snr=1.01, norm=8.0).open() == ("images",)
-    assert outgoing.NoisedImages(snr=1.0, norm=8.0).open() == ()
+    assert outgoing.NoisedImages(snr=1.01, norm=8.0).exposed() == ("images",)
+    assert outgoing.NoisedImages(snr=1.0, norm=8.0).exposed() == ()
     many = outgoing.Fresh(2, Training(batch=8, epochs=1))
-    assert outgoing.NoisedImages(snr=0.51, norm=8.0, fresh=many).open(8) == ("images",)
+    assert outgoing.NoisedImages(snr=0.51, norm=8.0, fresh=many).exposed(8) == ("images",)
 
 
 def test_a_release_gives_its_images_away_by_theory_or_where_there_is_none_by_epsilon() -> None:
@@ -122,23 +122,23 @@ def test_what_is_released_anew_nobody_knows_how_often_is_so_once_a_round_at_leas
     fresh, faint = outgoing.Fresh(20, Training(batch=8, steps=3)), {"snr": 3e-3, "norm": 8.0}
     said = outgoing.NoisedImages(**NOISED, fresh=fresh).gives_away()
     assert "13.0 dB, 20 or more releases of each together" in said
-    assert f"an epsilon of {short(epsilon(mu_of(1.0, 8.0, 20), 1e-5))} at" in said
+    assert f"an epsilon of {epsilon_text(epsilon(mu_of(1.0, 8.0, 20), 1e-5))} at" in said
     assert not outgoing.NoisedImages(**faint).gives_away()
     assert outgoing.NoisedImages(**faint, fresh=fresh).gives_away()
 
 
 def test_weights_after_a_single_step_are_a_gradient() -> None:
     one, two = Training(batch=50, epochs=1), Training(batch=8, steps=2)
-    assert outgoing.Weights(of="it", training=one).open(40) == ("images",)
-    assert outgoing.Weights(of="it", training=one).open(60) == ()
-    assert outgoing.Weights(of="it", training=two).open(40) == ()
-    assert outgoing.Weights(of="it", training=one, readable=False).open(40) == ()
+    assert outgoing.Weights(of="it", training=one).exposed(40) == ("images",)
+    assert outgoing.Weights(of="it", training=one).exposed(60) == ()
+    assert outgoing.Weights(of="it", training=two).exposed(40) == ()
+    assert outgoing.Weights(of="it", training=one, readable=False).exposed(40) == ()
 
 
 def test_layers_that_the_server_does_not_know_tell_it_nothing() -> None:
     head: dict[str, Any] = {"by": "its head", "on": "its images", "images": True, "labels": True}
-    assert outgoing.Activations(**head).open() == ("images", "labels")
-    assert outgoing.Activations(**head, known=False).open() == ()
+    assert outgoing.Activations(**head).exposed() == ("images", "labels")
+    assert outgoing.Activations(**head, known=False).exposed() == ()
     assert outgoing.Activations(**head, known=False).gives_away() == ""
 
 
@@ -149,11 +149,11 @@ def test_a_fact_that_nobody_has_words_for_is_told_by_its_name() -> None:
 
 def test_silos_of_which_the_same_is_told_stand_together() -> None:
     kinds = (outgoing.Images(silo="a", often="once"), outgoing.Labels(often="once"))
-    told = rows({silo: (9, of_silo(kinds, silo)) for silo in ("a", "b")})
+    told = rows({silo: (9, for_silo(kinds, silo)) for silo in ("a", "b")})
     assert [row["what"] for row in told] == ["its images, as they are", "its labels"]
     assert [row["silos"] for row in told] == [["a"], ["a", "b"]]
     assert given_away(kinds) == [f"a: {kinds[0].gives_away()}"]
-    assert unsent(kinds) == ("weights", "file names")
+    assert never_sent(kinds) == ("weights", "file names")
 
 
 def test_the_table_of_the_policies_is_about_the_same_runs() -> None:

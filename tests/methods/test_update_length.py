@@ -13,7 +13,7 @@ from manyhands.errors import QuorumLost, Reason, Refused
 from manyhands.methods.gans.hflgan import HFLGan
 from manyhands.methods.update_length import UpdateLengths
 from manyhands.runs.run_folder import Round, RunFolder
-from manyhands.tensors import Tensors, named, sha256
+from manyhands.tensors import Tensors, sha256, strip_prefix
 from tests.conftest import tiny_fedavg, tiny_silos
 from tests.methods.fedavg.test_method import Bent
 from tests.methods.huscf.test_method import SMALL, gan_silos, pieces, tiny
@@ -44,7 +44,7 @@ def ran(method: Any, folder: Path | None = None, **told: Any) -> tuple[Experimen
 
 
 def weights(experiment: Experiment) -> Tensors:
-    return named(experiment.server.state_dict(), "weights.")
+    return strip_prefix(experiment.server.state_dict(), "weights.")
 
 
 @pytest.mark.parametrize("number", [0, 2])

@@ -20,7 +20,7 @@ from manyhands.methods.fedavg.silo import HELD, LEFT
 from manyhands.methods.fedavg.spec import AVERAGE
 from manyhands.models.state_spec import state_spec_of
 from manyhands.seed import numpy_rng
-from manyhands.tensors import Tensors, in_16_bits, named, sha256
+from manyhands.tensors import Tensors, round_to_float16, sha256, strip_prefix
 from tests.conftest import TINY, tiny_fedavg, tiny_silos
 
 UPDATES = {"kind": "updates", "bits": 4}
@@ -131,7 +131,7 @@ def test_what_is_drawn_from_is_what_silos_receive(kind: str) -> None:
 def test_a_silo_holds_what_the_server_takes_it_to_hold() -> None:
     for told in (BOTH, {**BOTH, "participants": 2}, {"down": UPDATES}):
         experiment = trained(tiny_fedavg(rounds=6, **told), tiny_silos([5, 9, 3, 7]))
-        held = [named(silo.memory, HELD) for silo in experiment.silos if int(silo.memory.get("holds", -1)) == 5]
+        held = [strip_prefix(silo.memory, HELD) for silo in experiment.silos if int(silo.memory.get("holds", -1)) == 5]
         assert held
         assert {sha256(each) for each in held} == {sha256(experiment.server.broadcast.base)}  # type: ignore[attr-defined]
 
@@ -175,10 +175,10 @@ def test_small_steps_arrive_however_coarse_the_way_down_is(up: Any, feedback: bo
 def test_what_rounding_left_is_kept_at_the_silo_and_said_later(parent: Tensors) -> None:
     experiment = trained(tiny_fedavg(up=UPDATES))
     for silo in experiment.silos:
-        left = named(silo.memory, LEFT)
+        left = strip_prefix(silo.memory, LEFT)
         assert set(left) == set(parent)
         assert any(bool(tensor.any()) for tensor in left.values())
-    assert not named(trained(tiny_fedavg(up={**UPDATES, "feedback": False})).silos[0].memory, LEFT)
+    assert not strip_prefix(trained(tiny_fedavg(up={**UPDATES, "feedback": False})).silos[0].memory, LEFT)
 
 
 def test_a_silo_that_missed_a_round_is_sent_the_whole_and_a_resting_one_nothing(parent: Tensors) -> None:
@@ -209,10 +209,10 @@ def test_a_refused_update_leaves_no_trace_at_its_silo() -> None:
     answer = server.handle("s0", Message("join", facts={"images": 5}))
     conversation.send(answer)
     before = dict(silo.memory)
-    assert named(before, LEFT)
+    assert strip_prefix(before, LEFT)
     again = conversation.throw(Refused(Reason.WRONG_SHAPE, "no"))
     assert not again.tensors
-    assert not named(silo.memory, LEFT)
+    assert not strip_prefix(silo.memory, LEFT)
 
 
 @pytest.mark.parametrize("told", [BOTH, {"share": "up"}, {"share": "usplit", **BOTH, "server_optimizer": "adam"}])
@@ -340,11 +340,11 @@ def test_plans_say_each_set_of_tensors_that_may_come() -> None:
 def test_personal_generators_are_averages_over_rounds_where_asked() -> None:
     experiment = trained(tiny_fedavg(share="up", ema=0.9))
     silo = experiment.silos[0]
-    assert sha256(named(silo.memory, AVERAGE)) != sha256(named(silo.memory, HELD))
+    assert sha256(strip_prefix(silo.memory, AVERAGE)) != sha256(strip_prefix(silo.memory, HELD))
     assert experiment.generator("s0").ema == 0.9
 
 
 def test_received_weights_can_be_said_in_16_bits() -> None:
     experiment = trained(tiny_fedavg(**BOTH))
     given = experiment.server.broadcast.given  # type: ignore[attr-defined]
-    assert sha256(given) == sha256(in_16_bits(given))
+    assert sha256(given) == sha256(round_to_float16(given))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from manyhands.errors import ManyhandsError, MessageError, RecipeError, Refused
-from manyhands.links.frames import receive, send
+from manyhands.links.stream import receive, send
 from manyhands.messages.message import Message, encode
 from manyhands.placement import link_speed
 from manyhands.placement.link_speed import Link, address, answer, answer_one, link_to, measure_link

@@ -10,7 +10,7 @@ import pytest
 
 from manyhands.errors import BudgetError
 from manyhands.privacy.accountant import epsilon
-from manyhands.privacy.budget import FILE, NOTHING, Budget, Cost, Limits
+from manyhands.privacy.budget import FILE, NO_COST, Budget, Cost, Limits
 
 SECRET = "5" * 64
 ONE = Cost(mu_squared=0.25, snr=0.01, releases=1)
@@ -24,7 +24,7 @@ def charged(folder: Path, path: bytes, cost: Cost = ONE, limits: Limits = UNLIMI
 
 
 def test_releases_add_up_as_gaussian_mechanisms_do(tmp_path: Path) -> None:
-    assert Budget(tmp_path, SECRET).worst() == NOTHING
+    assert Budget(tmp_path, SECRET).worst() == NO_COST
     for number in range(1, 5):
         spent = charged(tmp_path, f"{number}".encode())
         assert spent.epsilon(1e-5) == pytest.approx(epsilon(0.5 * math.sqrt(number), 1e-5))

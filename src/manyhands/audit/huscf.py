@@ -21,7 +21,7 @@ from manyhands.audit.collafuse import SHOWN, Effort
 from manyhands.data.images import Images, as_floats
 from manyhands.models.gan import run_blocks
 from manyhands.seed import torch_rng
-from manyhands.tensors import named
+from manyhands.tensors import strip_prefix
 
 if TYPE_CHECKING:
     from manyhands.audit.replay import RecordedBatch
@@ -222,7 +222,7 @@ def chosen(heard: Mapping[str, RecordedBatch]) -> list[RecordedBatch]:
 def tailed(method: HuSCF, each: RecordedBatch, weights: Tensors) -> Tensor:
     """What a tail of the generator with these weights makes of what goes into it, as in training."""
     network = method.model.build(0)
-    network.generator.load_state_dict(named(weights, "generator."))
+    network.generator.load_state_dict(strip_prefix(weights, "generator."))
     return run_blocks(each.cuts.generator.parts(list(network.generator))[2], each.into_tail)
 
 

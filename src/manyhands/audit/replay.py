@@ -17,7 +17,7 @@ from manyhands.methods.huscf.order import ORDER
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.models.layer_cut import LayerCuts
-from manyhands.tensors import Tensors, finite
+from manyhands.tensors import Tensors, find_not_finite
 
 if TYPE_CHECKING:
     from manyhands.runs.run_folder import RunFolder
@@ -54,7 +54,7 @@ def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float
     said = {name: next(each.talk) for name, each in watched.items()}
     sent, got = dict[str, Mapping[str, Tensor]](), dict[str, Mapping[str, Message]]()
     for op in [*ORDER * step, *ORDER[: ORDER.index("real") + 1]]:
-        if bad := [name for name, message in said.items() if message.op != op or finite(message.tensors)]:
+        if bad := [name for name, message in said.items() if message.op != op or find_not_finite(message.tensors)]:
             raise DataError(f"{bad[0]}: says no {op} in step {step}, or not in numbers; there is nothing to attack")
         sent[op] = {name: activations.decode(message.tensors).detach().cpu() for name, message in said.items()}
         got[op] = server.handle_barrier(op, said)

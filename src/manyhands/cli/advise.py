@@ -7,7 +7,7 @@ import typer
 
 from manyhands.cli.options import JsonOption
 from manyhands.errors import RecipeError
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 
 
 def advise(
@@ -62,7 +62,7 @@ def advise(
         figures.timeline(out / "timeline.png", timeline(planner, cuts))
     schedule = timetable(planner, cuts)
     if as_json:
-        typer.echo(kept_json(schedule))
+        typer.echo(finite_json(schedule))
         return
     for table in tables(schedule):
         print_table(table)

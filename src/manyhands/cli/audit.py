@@ -7,7 +7,7 @@ import typer
 from manyhands.cli.options import JsonOption, RunArgument
 from manyhands.cli.output import show_trade, wrapped
 from manyhands.errors import RecipeError
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 
 CUTS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 
@@ -44,7 +44,7 @@ def audit(
         )
     if (run_folder / "sweep.json").exists():
         if as_json:
-            typer.echo(kept_json(trade(run_folder)))
+            typer.echo(finite_json(trade(run_folder)))
         else:
             show_trade(run_folder, quiet=False)
         return
@@ -53,7 +53,7 @@ def audit(
         raise RecipeError(f"--cuts {cuts}: applies to runs of collafuse only; in a run of huscf every head is attacked")
     results = attack(folder, shares)
     if as_json:
-        typer.echo(kept_json(results))
+        typer.echo(finite_json(results))
         return
     print_table(rows(results))
     for line in words(results):

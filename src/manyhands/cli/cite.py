@@ -3,7 +3,7 @@ from __future__ import annotations
 import typer
 
 from manyhands.cli.options import JsonOption, RunArgument
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 
 
 def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
@@ -13,4 +13,4 @@ def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
     from manyhands.runs.run_folder import RunFolder
 
     papers = citations(*specs_in(RunFolder(run_folder).recipe, str(run_folder)))
-    typer.echo(kept_json({"papers": papers}) if as_json else "\n".join(papers))
+    typer.echo(finite_json({"papers": papers}) if as_json else "\n".join(papers))

@@ -20,9 +20,9 @@ def explain(
         typer.echo("\n".join(f"{page:24}{_heading(path)}" for page, path in known.items()))
         return
     if name not in known:
-        from manyhands.spec import nearest
+        from manyhands.spec import suggest
 
-        raise RecipeError(f"{name}: there is no such page; {nearest(name, list(known))}")
+        raise RecipeError(f"{name}: there is no such page; {suggest(name, list(known))}")
     from manyhands.runs.progress import print_page
 
     print_page(known[name].read_text())

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manyhands.cli.options import DeviceOption, JsonOption, RecipeArgument, SetOption
-from manyhands.errors import KitError, RecipeError, plain
+from manyhands.errors import KitError, RecipeError, printable
 from manyhands.federation.saying import LINE, Seldom, say
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 
 if TYPE_CHECKING:
     from manyhands.federation.kit import Kit
@@ -238,7 +238,7 @@ def submit(
     with Admin(kit) as lead:
         submitted = lead.submit(loaded, [name for name in sites.split(",") if name])
     if as_json:
-        typer.echo(kept_json(submitted))
+        typer.echo(finite_json(submitted))
         return
     typer.echo(f"{submitted['run']}: its hash is {submitted['hash']}")
     typer.echo("a site may have to approve it first; to follow the run: manyhands federation status --watch")
@@ -258,7 +258,7 @@ def status(
     with Admin(kit) as lead:
         for _ in itertools.count():
             report = lead.status()
-            typer.echo(kept_json(report) if as_json else _status_lines(report))
+            typer.echo(finite_json(report) if as_json else _status_lines(report))
             if not watch or report["run"].get("stage") in ("ended", "stopped", "failed"):
                 break
             time.sleep(2)
@@ -311,4 +311,4 @@ def _status_lines(status: dict[str, Any]) -> str:
             f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
             f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"
         )
-    return "\n".join(plain(line, LINE) for line in lines)
+    return "\n".join(printable(line, LINE) for line in lines)

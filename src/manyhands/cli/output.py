@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 
 
 def show_trade(folder: Path, *, quiet: bool) -> None:
@@ -33,7 +33,9 @@ def show_comparison(
     files = [] if out is None else comparison.write(out)
     if as_json:
         typer.echo(
-            kept_json({"note": comparison.note(), "runs": comparison.records(), "files": [str(file) for file in files]})
+            finite_json(
+                {"note": comparison.note(), "runs": comparison.records(), "files": [str(file) for file in files]}
+            )
         )
         return
     if verdicts := comparison.verdicts():
@@ -52,7 +54,7 @@ def show_report(folder: Path, *, as_json: bool) -> None:
 
     report = RunFolder(folder).report
     if as_json:
-        typer.echo(kept_json(report))
+        typer.echo(finite_json(report))
         return
     for line in report.get("gives_away", []):
         typer.echo(wrapped(f"warning: {line}", ""), err=True)

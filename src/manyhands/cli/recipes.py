@@ -8,7 +8,7 @@ import typer
 
 from manyhands.cli.options import JsonOption
 from manyhands.cli.output import wrapped
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 from manyhands.runs.shipped import shipped
 
 
@@ -16,7 +16,7 @@ def recipes(as_json: JsonOption = False) -> None:
     """List the recipes that come with Manyhands."""
     descriptions = {path.stem: _description(path) for path in shipped()}
     lines = [wrapped(description, f"{name:21}") for name, description in descriptions.items()]
-    typer.echo(kept_json(descriptions) if as_json else "\n".join(lines))
+    typer.echo(finite_json(descriptions) if as_json else "\n".join(lines))
 
 
 def _description(path: Path) -> str:

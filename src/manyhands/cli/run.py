@@ -9,7 +9,7 @@ from manyhands.cli.interrupt import Interrupted
 from manyhands.cli.options import JsonOption, RecipeArgument, SetOption
 from manyhands.cli.output import show_comparison, show_report, show_trade, wrapped
 from manyhands.errors import RecipeError
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 from manyhands.runs.shipped import recipe_path
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
     plans = [_plan_of(run.recipe) for run in sweep.variants]
     if sweep.swept and as_json:
         places = [{"folder": run.folder, "values": run.values} for run in sweep.variants]
-        typer.echo(kept_json({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
+        typer.echo(finite_json({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
     elif sweep.swept:
         for run, plan in zip(sweep.variants, plans, strict=True):
             lines = plan["gives_away"] + (plan["sizes"] or plan["plan"])
             typer.echo("\n".join([run.folder, *[wrapped(line, "    ") for line in lines]]))
     elif as_json:
-        typer.echo(kept_json(plans[0]))
+        typer.echo(finite_json(plans[0]))
     else:
         first, after = (
             "\n".join(wrapped(line, "# ") for line in lines)

@@ -7,7 +7,7 @@ import typer
 
 from manyhands.cli.options import GuidanceOption, JsonOption, StepsOption
 from manyhands.errors import RecipeError, RunFolderError
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 
 if TYPE_CHECKING:
     from manyhands.generators.base import ImageGenerator
@@ -54,7 +54,7 @@ def sample(
     origin = f"{run_folder.resolve()} {_changed(run_folder)} {silo} {alone}"
     files = write_samples(out, generator, labels, seed, sampling, png=png, of=origin)
     typer.echo(
-        kept_json({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
+        finite_json({"count": count, "files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files))
     )
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import typer
 
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 
 
 def schema() -> None:
@@ -12,4 +12,4 @@ def schema() -> None:
     """
     from manyhands.runs.schema import recipe_schema
 
-    typer.echo(kept_json(recipe_schema()))
+    typer.echo(finite_json(recipe_schema()))

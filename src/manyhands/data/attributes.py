@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from manyhands.errors import DataError
-from manyhands.spec import nearest
+from manyhands.spec import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Attributes(NamedTuple):
         """Return whether each image has at least one of these attributes, (images,)."""
         for name in names:
             if name not in self.names:
-                raise DataError(f"{self.path}: has no attribute {name!r}; {nearest(name, list(self.names))}")
+                raise DataError(f"{self.path}: has no attribute {name!r}; {suggest(name, list(self.names))}")
         return np.asarray(self.has[:, [self.names.index(name) for name in names]].any(axis=1))
 
 

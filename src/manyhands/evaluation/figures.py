@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from manyhands.data.images import as_bytes
-from manyhands.files.write import writing
+from manyhands.files.write import disk_errors
 
 Points = Sequence[tuple[float, float]]
 TILE = 64
@@ -41,7 +41,7 @@ def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int 
     for i, heading in enumerate(headings):
         place = (GAP + i * step + tiles[0].width // 2, top // 2)
         ImageDraw.Draw(sheet).text(place, heading[:10], fill="black", anchor="mm", font_size=13)
-    with writing(path):
+    with disk_errors(path):
         sheet.save(path)
 
 
@@ -53,7 +53,7 @@ def sheet(path: Path, images: Tensor, headings: Sequence[str] = ()) -> None:
     whole = Image.new(pictures[0].mode, (columns * (side + 1) - 1, rows * (side + 1) - 1), "gray")
     for i, picture in enumerate(pictures):
         whole.paste(picture, (i % columns * (side + 1), i // columns * (side + 1)))
-    with writing(path):
+    with disk_errors(path):
         whole.save(path)
 
 
@@ -247,7 +247,7 @@ def side_by_side(path: Path, pictures: Mapping[str, Path]) -> None:
         whole.paste(image, (left, 2 * HEAD))
         ImageDraw.Draw(whole).text((left + image.width // 2, HEAD), name, fill="black", anchor="mm", font_size=15)
         left += image.width + GAP * 4
-    with writing(path):
+    with disk_errors(path):
         whole.save(path)
 
 
@@ -287,5 +287,5 @@ def _row_of_axes(size: tuple[float, float], count: int) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with writing(path):
+    with disk_errors(path):
         figure.savefig(path, dpi=110)

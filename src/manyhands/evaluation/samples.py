@@ -11,8 +11,8 @@ import torch
 
 from manyhands.data.images import as_bytes
 from manyhands.evaluation.figures import grid, picture_of
-from manyhands.files.strict_json import kept_json
-from manyhands.files.write import writing
+from manyhands.files.strict_json import finite_json
+from manyhands.files.write import disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,11 +50,11 @@ def write_samples(
         png: Whether to write a PNG for each sample, too.
         of: The name of the run that the generator is from.
     """
-    with writing(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     unfinished, samples = out / ".samples.tmp", out / "samples.safetensors"
     header = _header(generator, len(labels))
-    with writing(samples):
+    with disk_errors(samples):
         written = _drawn_before(
             out, header, {"labels": labels, "seed": seed, "sampling": sampling.model_dump(), "of": of}
         )
@@ -74,7 +74,7 @@ def write_samples(
 
 def _drawn_before(out: Path, header: bytes, request: dict[str, Any]) -> int:
     """How many samples of the same request are written already, in whole batches; the request is kept in a file."""
-    text, unfinished = kept_json(request, sort_keys=True), out / ".samples.tmp"
+    text, unfinished = finite_json(request, sort_keys=True), out / ".samples.tmp"
     same = (out / REQUEST).exists() and unfinished.exists() and (out / REQUEST).read_text() == text
     if not same:
         unfinished.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ def _header(generator: ImageGenerator, count: int) -> bytes:
     facts = {"images": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
     if model.classes:
         facts["labels"] = {"dtype": "I64", "shape": [count], "data_offsets": [end, end + 8 * count]}
-    text = kept_json(facts).encode()
+    text = finite_json(facts).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
@@ -127,6 +127,6 @@ def _append(file: BinaryIO, tensor: Tensor) -> None:
 
 
 def _write_png(path: Path, image: Tensor) -> Path:
-    with writing(path):
+    with disk_errors(path):
         picture_of(as_bytes(image)).save(path)
     return path

@@ -6,11 +6,11 @@ import json
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from manyhands.errors import RecipeError, plain
+from manyhands.errors import RecipeError, printable
 from manyhands.federation.policy import recipe_hash, told_in_words
 from manyhands.files.strict_json import strict_json
 from manyhands.files.toml_text import MAX_BYTES
-from manyhands.files.write import new_file, replace_file, writing
+from manyhands.files.write import disk_errors, new_file, replace_file
 from manyhands.runs.recipe import parse_offer
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def approve(site: Path, marks: Iterable[str]) -> None:
     marks = set(marks)
     if bad := [mark for mark in marks if not _HASH.fullmatch(mark)]:
         raise RecipeError(f"{bad[0]}: is not the whole hash of a recipe, which has 64 hexadecimal digits")
-    with writing(site):
+    with disk_errors(site):
         site.mkdir(parents=True, exist_ok=True)
     replace_file(site / APPROVED, "".join(f"{each}\n" for each in sorted(approved(site) | marks)).encode())
 
@@ -70,7 +70,7 @@ def find_offer(site: Path, begins: str) -> Offer:
     """What waits at a site under a hash, or under the beginning of just one hash."""
     begins = begins.lower()
     if len(begins) < MIN_PREFIX or not re.fullmatch(r"[0-9a-f]{,64}", begins):
-        raise RecipeError(f"{plain(begins)}: give the hash of a recipe, or at least its first {MIN_PREFIX} digits")
+        raise RecipeError(f"{printable(begins)}: give the hash of a recipe, or at least its first {MIN_PREFIX} digits")
     there = waiting(site) if len(begins) < 64 or not _path(site, begins).exists() else [begins]
     found = [mark for mark in there if mark.startswith(begins)]
     if len(found) > 1:
@@ -106,7 +106,7 @@ def words(recipe: Recipe, mark: str, site: str, images: int) -> list[str]:
     lines = told_in_words(recipe, site, max(images, 1))
     if not images:
         lines.append("its images are not read before it is approved: the figures above are for one image")
-    return [*(plain(line, len(line)) for line in lines), f"its hash is {mark}"]
+    return [*(printable(line, len(line)) for line in lines), f"its hash is {mark}"]
 
 
 def _path(site: Path, mark: str) -> Path:

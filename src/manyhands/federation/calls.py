@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from manyhands.federation.kit import SERVER, Kit
 from manyhands.federation.plans import SITES
-from manyhands.links.exchange import ROOM, ClientSession
+from manyhands.links.exchange import MAX_WAITING_FRAMES, ClientSession
 
 if TYPE_CHECKING:
-    from manyhands.links.door import Frame
+    from manyhands.links.frame import Frame
     from manyhands.messages.message import Bounds, Message
 
 OFFERS = SITES.bounds("down")
@@ -38,7 +38,7 @@ class ServerConnection:
         from manyhands.links.flare import Connection
 
         self.bounds = bounds
-        self._frames: queue.Queue[Frame] = queue.Queue(ROOM)
+        self._frames: queue.Queue[Frame] = queue.Queue(MAX_WAITING_FRAMES)
         self._patience = patience
         self.anew()
         about = kit.about

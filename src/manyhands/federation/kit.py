@@ -15,7 +15,7 @@ from typing import Literal
 from cryptography import x509
 
 from manyhands.errors import KitError, RecipeError
-from manyhands.files.write import writing
+from manyhands.files.write import disk_errors
 from manyhands.spec import Int, Spec
 
 FILE = "kit.json"
@@ -103,7 +103,7 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
         role = party if party in (SERVER, LEAD) else "site"
         return About(party=party, role=role, host=host, port=port, sites=tuple(sites)).model_dump_json(indent=1)
 
-    with writing(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         provision(out, SERVER, host, [*sites, LEAD], days, FILE, about)
         for name in (SERVER, LEAD, *sites):
@@ -116,7 +116,7 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
 
 def load_kit(folder: Path, role: str) -> Kit:
     """The kit in a folder, if it is for this role, as it was signed, and not expired."""
-    from manyhands.links.flare import untouched
+    from manyhands.links.flare import is_untouched
 
     startup = folder / "startup"
     try:
@@ -127,7 +127,7 @@ def load_kit(folder: Path, role: str) -> Kit:
         raise KitError(f"{folder}: holds no kit: {told}") from None
     if kit.about.role != role:
         raise KitError(f"{folder}: is the kit of {kit.about.party}, a {kit.about.role}; a {role}'s is asked for")
-    if not untouched(startup):
+    if not is_untouched(startup):
         raise KitError(f"{folder}: was changed since it was signed")
     now = datetime.datetime.now(datetime.UTC)
     if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:

@@ -9,7 +9,7 @@ from manyhands.errors import KitError
 from manyhands.federation.calls import ServerConnection
 from manyhands.federation.kit import load_kit
 from manyhands.federation.plans import LEADS
-from manyhands.files.write import replacing
+from manyhands.files.write import replace_folder
 from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Message
 from manyhands.runs.recipe import Recipe
@@ -47,7 +47,7 @@ class Admin:
     def fetch(self, run: str, out: Path) -> Path:
         """Bring the server's run folder here."""
         files = self._ask("files", run=run)["files"]
-        with replacing(out) as fresh:
+        with replace_folder(out) as fresh:
             for path, size in files.items():
                 place = fresh / path
                 if not place.resolve().is_relative_to(fresh.resolve()):

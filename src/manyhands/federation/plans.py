@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from manyhands.errors import SAID
+from manyhands.errors import MAX_DETAIL_LENGTH
 from manyhands.messages.facts import Flag, Listed, Table, Text, Whole
-from manyhands.messages.message import HEADER_LIMIT
+from manyhands.messages.message import MAX_HEADER_BYTES
 from manyhands.messages.operation import IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.tensors import TensorSpec
@@ -15,7 +15,7 @@ RUN = Text(80)
 """The name of a run, or none."""
 PIECE = 1 << 25
 """Bytes of a file that are fetched at once."""
-RECIPE = Text(HEADER_LIMIT)
+RECIPE = Text(MAX_HEADER_BYTES)
 ROUND, SITE, HASH = Whole(0, 1_000_000), Text(64), Text(64)
 NOTHING = Payload()
 
@@ -26,11 +26,12 @@ SITES = Plan({
     ),
     "enrol": Operation(
         "takes part", "when it begins",
-        Payload(facts={"run": RUN, "images": IMAGES, "held_out": Whole(0, IMAGES.most), "kept": Listed(ROUND, 64)}),
+        Payload(facts={"run": RUN, "images": IMAGES, "held_out": Whole(0, IMAGES.maximum), "kept": Listed(ROUND, 64)}),
         Payload(facts={"round": ROUND, "sites": ROUND}),
     ),
     "decline": Operation(
-        "does not take part, or no longer", "once", Payload(facts={"run": RUN, "why": Text(SAID), "waits": Flag()}),
+        "does not take part, or no longer", "once",
+        Payload(facts={"run": RUN, "why": Text(MAX_DETAIL_LENGTH), "waits": Flag()}),
     ),
     "ended": Operation("has come to its end", "once", Payload(facts={"run": RUN})),
 })  # fmt: skip
@@ -38,20 +39,21 @@ SITES = Plan({
 LEADS = Plan({
     "submit": Operation(
         "starts a run", "once a run",
-        Payload(facts={"recipe": Table(HEADER_LIMIT), "sites": Listed(SITE, 1000)}),
+        Payload(facts={"recipe": Table(MAX_HEADER_BYTES), "sites": Listed(SITE, 1000)}),
         Payload(facts={"run": RUN, "hash": HASH}),
     ),
     "status": Operation(
-        "asks how it stands", "at will", NOTHING, Payload(facts={"sites": Table(HEADER_LIMIT), "run": Table(4 * SAID)}),
+        "asks how it stands", "at will", NOTHING,
+        Payload(facts={"sites": Table(MAX_HEADER_BYTES), "run": Table(4 * MAX_DETAIL_LENGTH)}),
     ),
     "stop": Operation("ends a run", "once a run", Payload(facts={"run": RUN}), Payload(facts={"run": RUN})),
     "files": Operation(
         "asks which files a run has", "once a run", Payload(facts={"run": RUN}),
-        Payload(facts={"files": Table(HEADER_LIMIT)}),
+        Payload(facts={"files": Table(MAX_HEADER_BYTES)}),
     ),
     "file": Operation(
         "asks for a piece of a file", "piece by piece",
-        Payload(facts={"run": RUN, "path": Text(4 * SAID), "at": Whole(0, 1 << 53)}),
+        Payload(facts={"run": RUN, "path": Text(4 * MAX_DETAIL_LENGTH), "at": Whole(0, 1 << 53)}),
         Payload({"bytes": TensorSpec((None,), torch.uint8, PIECE)}, others=({},)),
     ),
 })  # fmt: skip

@@ -10,10 +10,10 @@ from pydantic import Field, field_validator
 
 from manyhands.formatting import size_text
 from manyhands.messages import outgoing
-from manyhands.messages.outgoing.kinds import short
+from manyhands.messages.outgoing.kinds import epsilon_text
 from manyhands.privacy.budget import Limits
 from manyhands.runs.recipe import KINDS, Recipe
-from manyhands.spec import Float, Int, Spec, nearest
+from manyhands.spec import Float, Int, Spec, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Policy(Spec):
     def _known(cls, told: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for kind in told or ():
             if kind not in KINDS:
-                raise ValueError(f"method {kind!r} is not known; {nearest(kind, KINDS)}")
+                raise ValueError(f"method {kind!r} is not known; {suggest(kind, KINDS)}")
         return told
 
     @property
@@ -100,11 +100,11 @@ class Policy(Spec):
         may = {"images": self.images, "labels": self.labels}
         if isinstance(kind, outgoing.Images | outgoing.Labels):
             name = "images" if isinstance(kind, outgoing.Images) else "labels"
-            return [] if may[name] else [f"{name} would leave: {kind.what}"]
+            return [] if may[name] else [f"{name} would leave: {kind.description}"]
         if isinstance(kind, outgoing.NoisedImages) and self._bounds_noise:
             return []
-        shut = [] if self.computable else [name for name in kind.open(images) if not may[name]]
-        return [f"{' and '.join(shut)} could be computed from what leaves: {kind.what}"] if shut else []
+        shut = [] if self.computable else [name for name in kind.exposed(images) if not may[name]]
+        return [f"{' and '.join(shut)} could be computed from what leaves: {kind.description}"] if shut else []
 
     @property
     def _bounds_noise(self) -> bool:
@@ -121,7 +121,8 @@ class Policy(Spec):
             spent, level, count = kind.epsilon(images, self.delta) + extra, kind.snr_db(images), kind.releases(images)
             if self.max_epsilon is not None and spent > self.max_epsilon:
                 told.append(
-                    f"an image has epsilon {short(spent)} at delta {self.delta:g}, {self.max_epsilon:g} is the most"
+                    f"an image has epsilon {epsilon_text(spent)} at delta {self.delta:g}, "
+                    f"{self.max_epsilon:g} is the most"
                 )
             if self.max_snr_db is not None and level > self.max_snr_db:
                 told.append(f"an image has an SNR of {level:.1f} dB, {self.max_snr_db:g} dB is the most")

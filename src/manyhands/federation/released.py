@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from manyhands.files.write import writing
+from manyhands.files.write import disk_errors
 from manyhands.privacy.budget import Cost
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ class Released:
             return images.pixels[number].contiguous().numpy().tobytes()
         row = number if images.rows is None else int(images.rows[number])
         if row not in self._digests:
-            with writing(self.files[row]):
+            with disk_errors(self.files[row]):
                 self._digests[row] = hashlib.sha256(self.files[row].read_bytes()).digest()
         return self._digests[row]

@@ -24,7 +24,7 @@ from manyhands.silos.memory import compact_heap, peak_memory, release_memory
 from manyhands.subprocess_task import SubprocessTask
 
 if TYPE_CHECKING:
-    from manyhands.links.coordinator import Closed
+    from manyhands.links.coordinator import ClosedRound
     from manyhands.messages.plan import Plan
     from manyhands.methods.base import Server
     from manyhands.runs.recipe import Recipe
@@ -125,7 +125,7 @@ class RunSession:
         self.enrolled.add(site)
         if self.hub is None:
             return None
-        if len(self.plan.groups) > 1:
+        if len(self.plan.barriers) > 1:
             self._return(site, now)
             return None
         return self._begin(site)
@@ -144,7 +144,7 @@ class RunSession:
 
     def is_barrier(self, message: Message) -> bool:
         """Whether others wait for this, too."""
-        return self.hub is not None and message.op in self.plan.groups
+        return self.hub is not None and message.op in self.plan.barriers
 
     def work(self, seconds: float) -> None:
         """The server was busy for all: nobody is late meanwhile."""
@@ -155,7 +155,7 @@ class RunSession:
         for site, seconds in spent.items():
             self.work(seconds)
             if self.hub is not None and site in self.roster:
-                self.hub.lose(site, seconds)
+                self.hub.charge_delay(site, seconds)
                 self.losses.keep_busy(site, seconds)
         return bool(spent)
 
@@ -239,7 +239,7 @@ class RunSession:
                 self.stop("exporting")
             known = (self.held_out, self.folder.problems, peak_memory())
             self._export = SubprocessTask(_export, str(self.folder.path), str(self.device), *known)
-        if self._export.ended:
+        if self._export.is_done:
             self._export.result()
             return True
         return False
@@ -248,7 +248,7 @@ class RunSession:
         """It is over."""
         self.stage, self.why, self.hub = stage, why, None
         if self._export is not None:
-            self._export.end()
+            self._export.stop()
         self.write()
 
     def call(self, site: str, message: Message, session: str, number: int, now: float) -> Refused | None:
@@ -320,7 +320,7 @@ class RunSession:
         self._begun.add(site)
         return Message("enrol", facts={"round": self.server.round, "sites": len(self.enrolled)})
 
-    def _keep(self, closed: Closed) -> Round:
+    def _keep(self, closed: ClosedRound) -> Round:
         assert self._clock is not None
         done = self._clock.round_of(closed, self.method.rounds)
         check_quorum(done, closed, self.recipe.quorum)

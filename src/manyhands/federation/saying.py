@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from manyhands.errors import plain
+from manyhands.errors import printable
 
 LINE = 4000
 """Characters of a line, at most."""
@@ -21,7 +21,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
     """Say a line with the time, whatever is in it and whether anybody still listens or not."""
     out = stream or sys.stdout
     code = getattr(out, "encoding", None) or "utf-8"
-    text = f"{time.strftime('%H:%M:%S')} {plain(line, LINE)}\n".encode(code, "backslashreplace").decode(code)
+    text = f"{time.strftime('%H:%M:%S')} {printable(line, LINE)}\n".encode(code, "backslashreplace").decode(code)
     with suppress(OSError, ValueError):  # whoever read it has gone
         out.write(text)
         out.flush()

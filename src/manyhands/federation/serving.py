@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from manyhands.errors import ManyhandsError, MessageError, Reason, RecipeError, Refused, plain
+from manyhands.errors import ManyhandsError, MessageError, Reason, RecipeError, Refused, printable
 from manyhands.federation.kit import LEAD, Kit
 from manyhands.federation.plans import LEADS, PIECE, SITES
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.running import FILE, OPEN, OVER, RunSession, load_running
 from manyhands.federation.saying import Seldom
 from manyhands.formatting import size_text
-from manyhands.messages.message import HEADER_LIMIT, Message, encoded_size
+from manyhands.messages.message import MAX_HEADER_BYTES, Message, encoded_size
 from manyhands.runs.recipe import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
@@ -113,7 +113,7 @@ class FederationServer:
         try:
             self.board.answer(peer, answer)
         except Exception as error:
-            self.seldom(peer, f"its answer cannot be told: {plain(str(error))}")
+            self.seldom(peer, f"its answer cannot be told: {printable(str(error))}")
             self.board.answer(peer, Refused(Reason.NOT_NOW, "what was to be answered cannot be told"))
 
     def _heard(self, called: ReceivedCall) -> Message | Refused | None:
@@ -142,8 +142,8 @@ class FederationServer:
         if message.op == "ended":
             running.finish(peer)
         else:
-            running.decline(peer, plain(told["why"]), waits=told["waits"])
-            self.seldom(peer, plain(told["why"]))
+            running.decline(peer, printable(told["why"]), waits=told["waits"])
+            self.seldom(peer, printable(told["why"]))
         return Message(message.op)
 
     def _go_on(self, running: RunSession) -> bool:
@@ -271,8 +271,8 @@ def _check_offer(offer: Message) -> None:
         encoded_size(offer)
     except (Refused, MessageError) as error:
         size = len(offer.facts["recipe"].encode())
-        raise RecipeError(f"recipe: has {size:,} bytes when every field is told, about {HEADER_LIMIT:,} are the most: "
-                          f"{error}") from None  # fmt: skip
+        raise RecipeError(f"recipe: has {size:,} bytes when every field is told, about {MAX_HEADER_BYTES:,} are the "
+                          f"most: {error}") from None  # fmt: skip
 
 
 def _free(out: Path, name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyhands.data.sources import Folder
-from manyhands.errors import BudgetError, DataError, ManyhandsError, Reason, RecipeError, Refused, plain
+from manyhands.errors import BudgetError, DataError, ManyhandsError, Reason, RecipeError, Refused, printable
 from manyhands.federation.approval import approved, count_images, keep_offer, note_site, words
 from manyhands.federation.calls import OFFERS
 from manyhands.federation.plans import SITES
@@ -19,12 +19,12 @@ from manyhands.federation.policy import DEALT, Policy, recipe_hash
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
 from manyhands.federation.usage import Usage
-from manyhands.files.write import writing
+from manyhands.files.write import disk_errors
 from manyhands.formatting import names_text
 from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Bounds, Message
 from manyhands.privacy.budget import FILE as LEDGER
-from manyhands.privacy.budget import NOTHING, Budget
+from manyhands.privacy.budget import NO_COST, Budget
 from manyhands.runs.checkpoint import generations, path_of
 from manyhands.runs.compose import silo_of, silos_of
 from manyhands.runs.recipe import Recipe, parse_offer, understood
@@ -102,7 +102,7 @@ class Site:
         except SessionGone:
             raise
         except ManyhandsError as error:
-            self._decline(plain(run), recipe_hash(text) if isinstance(error, NotApproved) else "", error)
+            self._decline(printable(run), recipe_hash(text) if isinstance(error, NotApproved) else "", error)
 
     def _decline(self, run: str, waits: str, error: ManyhandsError) -> None:
         """Say why; ``waits`` is the hash of a recipe that somebody may approve yet."""
@@ -110,10 +110,10 @@ class Site:
         lines = str(error).splitlines()
         more = len(lines) - MAX_LINES
         for line in [*lines[:MAX_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
-            self.say(f"{run}: {plain(line)}")
+            self.say(f"{run}: {printable(line)}")
         why = "its images, its folder or its budget do not allow it; its log says why"
         if isinstance(error, TOLD):
-            why = plain(str(error).replace("\n", "; "))
+            why = printable(str(error).replace("\n", "; "))
         with suppress(Refused):  # it is over already
             self.calls(Message("decline", facts={"run": run, "why": why, "waits": bool(waits)}))
         self._wait_a_while()
@@ -136,7 +136,7 @@ class Site:
         Until its policy and its people allow it, nothing is opened, listed or fetched but what is this site's own.
         """
         if not RUN.fullmatch(run):
-            raise RecipeError(f"a run cannot be called {plain(run)[:80]!r}")
+            raise RecipeError(f"a run cannot be called {printable(run)[:80]!r}")
         recipe = parse_offer(text, run)
         counted = self._counted(recipe)
         with understood(run):
@@ -155,19 +155,19 @@ class Site:
     def _private(self, name: str) -> Path:
         """A folder of the site's own, which nobody else of its machine can read."""
         folder = self.out / name
-        with writing(folder):
+        with disk_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         return folder
 
     def _wait_for(self, recipe: Recipe, text: str, images: int) -> None:
-        with writing(self.out):
+        with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         mark = keep_offer(self.out, text)
         note_site(self.out, self.name, len(self._listed()))
         for line in words(recipe, mark, self.name, images):
             self.say(f"  {line}")
-        if (self.ledger / LEDGER).exists() and (spent := self._budget().worst()) != NOTHING:
+        if (self.ledger / LEDGER).exists() and (spent := self._budget().worst()) != NO_COST:
             self.say(f"  released of one image before, over all runs: at most {spent.words(self.policy.delta)}")
         self.say(f"  to allow it: manyhands federation approve {self.out} {mark}")
         raise NotApproved(f"{mark} is not approved here")

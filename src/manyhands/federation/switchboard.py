@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from manyhands.errors import plain
+from manyhands.errors import printable
 from manyhands.federation.kit import LEAD
 from manyhands.federation.plans import LEADS, SITES
-from manyhands.links.door import ODD, Frame
-from manyhands.links.exchange import ROOM, ServerSession
+from manyhands.links.exchange import MAX_WAITING_FRAMES, ServerSession
+from manyhands.links.frame import INVALID, Frame
 from manyhands.messages.message import Bounds
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class SiteConnections:
         self.spent: dict[str, float] = defaultdict(float)
         self._say = say
         self._desks = {peer: ServerSession(LEAST[peer == LEAD]) for peer in peers}
-        self._room = {peer: threading.Semaphore(ROOM) for peer in self._desks}
+        self._room = {peer: threading.Semaphore(MAX_WAITING_FRAMES) for peer in self._desks}
         self._came: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         about = kit.about
         self._line = Connection(
@@ -97,8 +97,8 @@ class SiteConnections:
 
     def _taken(self, peer: str, frame: Frame) -> ReceivedCall | None:
         desk = self._desks[peer]
-        if frame.told["k"] == ODD:
-            self._say(peer, f"a frame of it was dropped: {plain(frame.told['why'])}")
+        if frame.fields["k"] == INVALID:
+            self._say(peer, f"a frame of it was dropped: {printable(frame.fields['why'])}")
         frames, message = desk.take(frame)
         self._line.send(peer, frames)
         return None if message is None else ReceivedCall(peer, desk.session, desk.number, message)

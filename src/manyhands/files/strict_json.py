@@ -13,7 +13,7 @@ def strict_json(value: Any, **how: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False, **how)
 
 
-def kept_json(value: Any, **how: Any) -> str:
+def finite_json(value: Any, **how: Any) -> str:
     """A value as it is written into files and told to programs: what is no finite number is null, all is ASCII."""
     return json.dumps(_finite(value), allow_nan=False, **how)
 

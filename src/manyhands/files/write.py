@@ -23,7 +23,7 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
     fill = content if callable(content) else lambda file: file.write(content)
     beside = path.with_name(f".{path.name}.tmp")
-    with writing(path):
+    with disk_errors(path):
         try:
             with beside.open("wb") as file:
                 fill(file)
@@ -41,7 +41,7 @@ def new_file(path: Path, content: bytes) -> bool:
 
     Whoever looks sees it whole or not at all, and never with another mode.
     """
-    with writing(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(prefix=f".{path.name[:32]}.", dir=path.parent)  # of mode 600
         try:
@@ -61,7 +61,7 @@ def new_file(path: Path, content: bytes) -> bool:
 @contextmanager
 def locked_file(path: Path) -> Iterator[BinaryIO]:
     """A file to read and write, made for its owner alone if there is none; other processes that ask for it wait."""
-    with writing(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(handle, "r+b") as file:
@@ -70,12 +70,12 @@ def locked_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into; it takes the place of the old one when all is there."""
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        with writing(folder):
+        with disk_errors(folder):
             fresh.mkdir(parents=True)
             yield fresh
             shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +85,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(where: Path) -> Iterator[None]:
+def disk_errors(where: Path) -> Iterator[None]:
     """Turn what the system says against writing into an error of ours."""
     try:
         yield

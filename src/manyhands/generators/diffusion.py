@@ -17,8 +17,8 @@ from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import Sampling, guided
 from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import RunFolderError
-from manyhands.files.strict_json import kept_json
-from manyhands.files.write import replacing
+from manyhands.files.strict_json import finite_json
+from manyhands.files.write import replace_folder
 from manyhands.generators.base import ImageGenerator
 from manyhands.models.autoencoder import FACTS, TrainedAutoencoder
 from manyhands.models.latent import Latent
@@ -49,7 +49,7 @@ class DiffusionGenerator(ImageGenerator):
 
     def save(self, folder: Path | str) -> None:
         """Write the folder that diffusers and ``from_pretrained`` load; an older one is replaced when all is there."""
-        with replacing(Path(folder)) as fresh:
+        with replace_folder(Path(folder)) as fresh:
             self._write(fresh)
 
     def _write(self, fresh: Path) -> None:
@@ -66,8 +66,8 @@ class DiffusionGenerator(ImageGenerator):
         if self.autoencoder or self.model.classes:
             index["_class_name"] = ["pipeline", "ImagePipeline"]
             shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
-        (fresh / "model_index.json").write_text(kept_json(index, indent=1))
-        (fresh / FACTS).write_text(kept_json(self._facts(), indent=1))
+        (fresh / "model_index.json").write_text(finite_json(index, indent=1))
+        (fresh / FACTS).write_text(finite_json(self._facts(), indent=1))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:

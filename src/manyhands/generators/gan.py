@@ -14,8 +14,8 @@ from torch import Tensor
 
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RunFolderError
-from manyhands.files.strict_json import kept_json
-from manyhands.files.write import replacing
+from manyhands.files.strict_json import finite_json
+from manyhands.files.write import replace_folder
 from manyhands.generators.base import ImageGenerator
 from manyhands.models.autoencoder import FACTS
 from manyhands.models.gan import Gan, run_blocks
@@ -67,9 +67,9 @@ class GanGenerator(ImageGenerator):
 
         told = {"model": self.model, "sampling": self.sampling, **({"cut": self.cut} if self.cut else {})}
         facts = {name: spec.model_dump(mode="json") for name, spec in told.items()}
-        with replacing(Path(folder)) as fresh:
+        with replace_folder(Path(folder)) as fresh:
             safetensors.torch.save_file({name: w.contiguous() for name, w in self.weights.items()}, fresh / WEIGHTS)
-            (fresh / FACTS).write_text(kept_json({**facts, "classes": self.classes, "ema": self.ema}, indent=1))
+            (fresh / FACTS).write_text(finite_json({**facts, "classes": self.classes, "ema": self.ema}, indent=1))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:

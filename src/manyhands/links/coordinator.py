@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 T = TypeVar("T")
-FOREIGN = (ArithmeticError, AttributeError, LookupError, MessageError, OSError, RuntimeError, TypeError, ValueError)
+FOREIGN_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MessageError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What code may come to that is given values which nobody thought of."""
 
 
 @dataclass(frozen=True)
-class Closed:
+class ClosedRound:
     """A barrier that ended a round: what the silos said beside their tensors, and who was missing and why.
 
     ``note`` says so where the server went back to earlier weights.
@@ -35,7 +44,7 @@ class Closed:
 
 
 @dataclass
-class _Caller:
+class _SiloState:
     """What the hub remembers of one silo: its newest call, and the answer or the refusal that it got."""
 
     session: str = ""
@@ -84,13 +93,13 @@ class RoundCoordinator:
     quorum: int = 1
     deadline: float = 600.0
     earlier: Callable[[], Tensors] | None = None
-    closed: list[Closed] = field(default_factory=list)
+    closed: list[ClosedRound] = field(default_factory=list)
     late: dict[str, float] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._callers = {name: _Caller() for name in sorted(self.roster)}
+        self._callers = {name: _SiloState() for name in sorted(self.roster)}
         self._refusals: dict[str, str] = {}
         self._not_finite: set[str] = set()
         self._went_back = False
@@ -111,7 +120,7 @@ class RoundCoordinator:
             return  # sent anew after a restart: the first one counts already, and its answer goes to the new session
         self._check(silo, message)
         self.absent.pop(silo, None)
-        if self.plan.operations[message.op].group:
+        if self.plan.operations[message.op].barrier:
             caller.waiting, caller.waits_in, caller.folded = message, session, caller.taken_in
             caller.came = self._now
             self._fold_in_order()
@@ -154,7 +163,7 @@ class RoundCoordinator:
         if not self.absent.keys().isdisjoint(silent):
             self._fire_when_complete()
 
-    def lose(self, silo: str, seconds: float) -> None:
+    def charge_delay(self, silo: str, seconds: float) -> None:
         """A silo has cost the others so much time; it is left out of the round where that is all it may."""
         self.late[silo] = self.late.get(silo, 0.0) + seconds
         if self.late[silo] >= self.deadline and silo not in self.absent:
@@ -174,7 +183,7 @@ class RoundCoordinator:
         self.done.add(silo)
         self._fire_when_complete()
 
-    def _caller(self, silo: str) -> _Caller:
+    def _caller(self, silo: str) -> _SiloState:
         if silo not in self._callers:
             raise Refused(Reason.UNKNOWN_SILO, f"{silo!r} is not enrolled")
         return self._callers[silo]
@@ -195,10 +204,10 @@ class RoundCoordinator:
         """Whatever foreign values bring about in a server's own code is a refusal, too."""
         try:
             return tell()
-        except FOREIGN as error:
+        except FOREIGN_ERRORS as error:
             raise Refused(Reason.MALFORMED, f"{type(error).__name__}: {str(error)[:200]}") from error
 
-    def _present(self) -> dict[str, _Caller]:
+    def _present(self) -> dict[str, _SiloState]:
         """Those who are awaited, and those who have called: a call stands even if its silo has gone since."""
         gone = self.absent.keys() | self.done
         return {name: caller for name, caller in self._callers.items() if caller.waiting or name not in gone}
@@ -210,7 +219,7 @@ class RoundCoordinator:
             if not caller.folded:
                 self._fold(silo, caller, caller.waiting)
 
-    def _fold(self, silo: str, caller: _Caller, message: Message) -> None:
+    def _fold(self, silo: str, caller: _SiloState, message: Message) -> None:
         try:
             kept = self._unharmed(silo, lambda: self.server.accumulate(silo, message))
             caller.waiting, caller.folded, caller.taken_in = kept, True, kept is not message
@@ -243,7 +252,7 @@ class RoundCoordinator:
         if self.plan.operations[op].closes_round:
             facts = {silo: message.facts for silo, message in group.items()}
             missing = {silo: why for silo, why in {**self.absent, **self._refusals}.items() if silo not in group}
-            self.closed.append(Closed(number, facts, missing, note))
+            self.closed.append(ClosedRound(number, facts, missing, note))
             self._refusals, self._not_finite = {}, set()
             self.late.clear()
 
@@ -252,7 +261,7 @@ class RoundCoordinator:
         place = (count - 1) // 2
         return sorted(came)[place] if place < len(came) else None
 
-    def _note_late(self, callers: list[_Caller], silos: list[str]) -> None:
+    def _note_late(self, callers: list[_SiloState], silos: list[str]) -> None:
         half = self._half([caller.came for caller in callers], len(callers))
         for silo, caller in zip(silos, callers, strict=True):
             if half is not None and caller.came > half:

@@ -14,18 +14,18 @@ from itertools import accumulate
 from typing import Any
 
 from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
-from manyhands.links.door import Frame
-from manyhands.messages.message import ANY, Bounds, Message, decode, decode_from, head_size, pieces
+from manyhands.links.frame import Frame
+from manyhands.messages.message import UNBOUNDED, Bounds, Message, decode, decode_from, head_size, pieces
 
-PART = 1 << 20
+PART_BYTES = 1 << 20
 """Bytes of a part; the last one of a message may have fewer."""
-WINDOW = 2
+WINDOW_PARTS = 2
 """Parts that may be under way."""
-ROOM = 4 * WINDOW
+MAX_WAITING_FRAMES = 4 * WINDOW_PARTS
 """Frames of a peer that wait to be looked at, at most: more are lost, as a network may lose them."""
-SPOOLED = 16 * PART
+MAX_MEMORY_BYTES = 16 * PART_BYTES
 """Larger messages wait in a file."""
-RETIRED = 64
+MAX_RETIRED_SESSIONS = 64
 """So many sessions that have ended are remembered of a caller."""
 
 
@@ -33,24 +33,24 @@ class SessionGone(ManyhandsError):  # noqa: N818 - the name of the event
     """The other end knows nothing of this session: it was begun anew, or the caller begins another one."""
 
 
-class Outgoing:
+class SendBuffer:
     """A message in parts; its tensors are read when a part is asked for, so they must not change meanwhile."""
 
     def __init__(self, message: Message) -> None:
         self._pieces = list(pieces(message))
         self._ends = list(accumulate(map(len, self._pieces)))
         self.size = self._ends[-1]
-        self.count = -(-self.size // PART)
+        self.count = -(-self.size // PART_BYTES)
         self.sent = 0
 
     def up_to(self, have: int, told: dict[str, Any]) -> list[Frame]:
         """The parts not yet sent that the window allows for one who has so many."""
-        end = min(min(have, self.sent) + WINDOW, self.count)
+        end = min(min(have, self.sent) + WINDOW_PARTS, self.count)
         numbers, self.sent = range(self.sent, end), max(self.sent, end)
         return [Frame({**told, "k": "part", "i": i, "size": self.size}, self._part(i)) for i in numbers]
 
     def _part(self, number: int) -> bytes:
-        at, end = number * PART, min((number + 1) * PART, self.size)
+        at, end = number * PART_BYTES, min((number + 1) * PART_BYTES, self.size)
         found, which = [], bisect_right(self._ends, at)
         while at < end:
             begin = self._ends[which] - len(self._pieces[which])
@@ -72,7 +72,7 @@ class Spool:
         return self.file.fileno()
 
 
-class Incoming:
+class ReceiveBuffer:
     """The parts of a message, in whatever order they come; a large one waits in a file.
 
     Nothing is kept or parsed of one that says that it takes more than it may.
@@ -81,18 +81,18 @@ class Incoming:
     def __init__(self, size: int, bounds: Bounds) -> None:
         if not 0 < size <= bounds.size:
             raise Refused(Reason.MALFORMED, f"a message of {size:,} bytes was announced, {bounds.size:,} are the most")
-        self.size, self.bounds, self.count, self.have = size, bounds, -(-size // PART), 0
+        self.size, self.bounds, self.count, self.have = size, bounds, -(-size // PART_BYTES), 0
         self._early: dict[int, bytes] = {}
         self._parts: list[bytes] = []
-        self._spool = Spool() if size > SPOOLED else None
+        self._spool = Spool() if size > MAX_MEMORY_BYTES else None
 
     def take(self, number: int, payload: bytes) -> None:
         """Take a part, unless it is here already or too far ahead."""
         if not 0 <= number < self.count:
             raise Refused(Reason.MALFORMED, f"part {number} was sent of {self.count}")
-        if not self.have <= number < min(self.have + 2 * WINDOW, self.count):
+        if not self.have <= number < min(self.have + 2 * WINDOW_PARTS, self.count):
             return
-        if len(payload) != min(PART, self.size - number * PART):
+        if len(payload) != min(PART_BYTES, self.size - number * PART_BYTES):
             raise Refused(Reason.MALFORMED, f"part {number} has {len(payload):,} bytes")
         if not number:
             self.bounds.check_begin(payload)
@@ -109,7 +109,7 @@ class Incoming:
     @property
     def due(self) -> bool:
         """Whether the sender is told of it: twice a window, which is before it has to wait."""
-        return not self.whole and self.have % (WINDOW // 2) == 0
+        return not self.whole and self.have % (WINDOW_PARTS // 2) == 0
 
     def message(self) -> Message:
         """The message, when it is whole."""
@@ -131,11 +131,11 @@ class Incoming:
 class ClientSession:
     """The caller's end of one call."""
 
-    def __init__(self, message: Message, session: str, number: int, bounds: Bounds = ANY) -> None:
+    def __init__(self, message: Message, session: str, number: int, bounds: Bounds = UNBOUNDED) -> None:
         self._told = {"s": session, "n": number}
         self._bounds = bounds
-        self._out = Outgoing(message)
-        self._in: Incoming | None = None
+        self._out = SendBuffer(message)
+        self._in: ReceiveBuffer | None = None
         self.answer: Message | None = None
 
     def begin(self) -> list[Frame]:
@@ -156,7 +156,7 @@ class ClientSession:
             raise Refused(Reason.NOT_NOW, f"there is no room for what was answered: {error.strerror}") from None
 
     def _take(self, frame: Frame) -> list[Frame]:
-        told = frame.told
+        told = frame.fields
         if self.answer is not None or any(told.get(name) != value for name, value in self._told.items()):
             return []
         match told:
@@ -170,7 +170,7 @@ class ClientSession:
                 self._out.sent = min(self._out.sent, max(have, 0))
                 return self._out.up_to(have, self._told)
             case {"k": "part", "i": int(number), "size": int(size)}:
-                self._in = self._in or Incoming(size, self._bounds)
+                self._in = self._in or ReceiveBuffer(size, self._bounds)
                 self._in.take(number, frame.payload)
                 if self._in.whole:
                     self.answer = self._in.message()
@@ -184,15 +184,15 @@ class ServerSession:
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.session, self.number = "", 0
-        self._in: Incoming | None = None
+        self._in: ReceiveBuffer | None = None
         self._whole = False
-        self._out: Outgoing | None = None
+        self._out: SendBuffer | None = None
         self._refusal: Refused | None = None
         self._retired: list[str] = []
 
     def take(self, frame: Frame) -> tuple[list[Frame], Message | None]:
         """What to send after a frame, and the call where it is whole now."""
-        match frame.told:
+        match frame.fields:
             case {"k": "part", "s": str(session), "n": int(number), "i": int(i), "size": int(size)}:
                 return self._part(session, number, i, size, frame.payload)
             case {"k": "ask", "s": str(session), "n": int(number), "i": int(have)}:
@@ -201,10 +201,10 @@ class ServerSession:
                 return self._out.up_to(have, self._told), None
             case {"k": "have", "s": str(), "n": int(), "i": int()}:
                 return [], None
-        if not {"s", "n"} <= frame.told.keys():
+        if not {"s", "n"} <= frame.fields.keys():
             return [], None
-        whose = {name: frame.told[name] for name in ("s", "n")}
-        why = frame.told.get("why", "there is no such frame")
+        whose = {name: frame.fields[name] for name in ("s", "n")}
+        why = frame.fields.get("why", "there is no such frame")
         return [Frame({**whose, **_words(Refused(Reason.MALFORMED, why))})], None
 
     def answer(self, message: Message | Refused) -> list[Frame]:
@@ -212,7 +212,7 @@ class ServerSession:
         if isinstance(message, Refused):
             self._refusal, self._in = message, None
             return [self._refused()]
-        self._out = Outgoing(message)
+        self._out = SendBuffer(message)
         return self._out.up_to(0, self._told)
 
     def forget(self) -> list[Frame]:
@@ -236,7 +236,7 @@ class ServerSession:
         if self._refusal or self._whole:
             return [], None
         try:
-            self._in = self._in or Incoming(size, self.bounds)
+            self._in = self._in or ReceiveBuffer(size, self.bounds)
             self._in.take(i, payload)
             if not self._in.whole:
                 return [Frame({**self._told, "k": "have", "i": self._in.have})] if self._in.due else [], None
@@ -269,7 +269,7 @@ class ServerSession:
 
     def _retire(self) -> None:
         if self.session:
-            self._retired = [*self._retired, self.session][-RETIRED:]
+            self._retired = [*self._retired, self.session][-MAX_RETIRED_SESSIONS:]
         self.session, self.number = "", 0
         self._clear()
 

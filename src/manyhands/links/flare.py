@@ -38,25 +38,27 @@ from nvflare.lighter.spec import Builder
 from nvflare.lighter.utils import sign_folders, verify_folder_signature
 
 from manyhands.errors import RecipeError
-from manyhands.links.door import Frame, read
-from manyhands.links.exchange import PART
+from manyhands.links.exchange import PART_BYTES
+from manyhands.links.frame import Frame, read_frame
 
 APP = 0x4D48
 ORG, ROOT, SIGNATURE = "manyhands", "rootCA.pem", "signature.json"
-FIRST_WAIT, MAX_WAIT = 0.5, 4.0
+MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 4.0
 """Seconds before a site dials again: doubled from one to the other, and drawn anew within the upper half each time."""
-PING, LOST = 5000, 5000
+PING_MILLISECONDS, PING_TIMEOUT_MILLISECONDS = 5000, 5000
 """Milliseconds of silence after which a connection is asked whether it is there, and then given up."""
 OPTIONS = [
-    ("grpc.max_send_message_length", 2 * PART), ("grpc.max_receive_message_length", 2 * PART),
-    ("grpc.keepalive_time_ms", PING), ("grpc.keepalive_timeout_ms", LOST), ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", PING // 2),
+    ("grpc.max_send_message_length", 2 * PART_BYTES), ("grpc.max_receive_message_length", 2 * PART_BYTES),
+    ("grpc.keepalive_time_ms", PING_MILLISECONDS), ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MILLISECONDS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_MILLISECONDS // 2),
     ("grpc.http2.max_ping_strikes", 0), ("grpc.min_reconnect_backoff_ms", 3000),
     ("grpc.use_local_subchannel_pool", 1), ("grpc.so_reuseport", 0), ("grpc.enable_http_proxy", 0),
 ]  # fmt: skip
 
-Take = Callable[[str, Frame], None]
-Noticed = Callable[[str, bool], None]
+OnFrame = Callable[[str, Frame], None]
+OnPeerChange = Callable[[str, bool], None]
 
 
 class Connection(MessageReceiver, EndpointMonitor):
@@ -66,8 +68,8 @@ class Connection(MessageReceiver, EndpointMonitor):
     """
 
     def __init__(
-        self, name: str, startup: Path, host: str, port: int, role: Literal["server", "client"], take: Take,
-        noticed: Noticed = lambda *_: None,
+        self, name: str, startup: Path, host: str, port: int, role: Literal["server", "client"], take: OnFrame,
+        noticed: OnPeerChange = lambda *_: None,
     ) -> None:  # fmt: skip
         self._take, self._noticed = take, noticed
         held = {
@@ -80,7 +82,7 @@ class Connection(MessageReceiver, EndpointMonitor):
         self._communicator = Communicator(Endpoint(name, conn_props=held))
         self._communicator.register_message_receiver(APP, self)
         self._communicator.register_monitor(self)
-        driver, mode = (_Listening(), Mode.PASSIVE) if role == "server" else (_Dialling(), Mode.ACTIVE)
+        driver, mode = (_ListeningDriver(), Mode.PASSIVE) if role == "server" else (_DiallingDriver(), Mode.ACTIVE)
         self._communicator.add_connector_advanced(driver, mode, parse_url(f"grpcs://{host}:{port}"), secure=True)
         self._communicator.start()
 
@@ -89,7 +91,7 @@ class Connection(MessageReceiver, EndpointMonitor):
         endpoint = self._communicator.find_endpoint(peer)
         try:
             for frame in frames:
-                self._communicator.send(endpoint or Endpoint(peer), APP, Carried(frame.told, frame.payload))
+                self._communicator.send(endpoint or Endpoint(peer), APP, Carried(frame.fields, frame.payload))
         except (CommError, OSError, struct.error):  # it has gone
             return False
         return True
@@ -100,32 +102,32 @@ class Connection(MessageReceiver, EndpointMonitor):
 
     def process_message(self, endpoint: Endpoint, connection: Any, app_id: int, message: Carried) -> None:
         """What FLARE calls with what came."""
-        self._take(endpoint.name, read(message.headers, message.payload))
+        self._take(endpoint.name, read_frame(message.headers, message.payload))
 
     def state_change(self, endpoint: Endpoint) -> None:
         """What FLARE calls when a peer comes or goes."""
         self._noticed(endpoint.name, endpoint.state == EndpointState.READY)
 
 
-class _Listening(GrpcDriver):
+class _ListeningDriver(GrpcDriver):
     def __init__(self) -> None:
         super().__init__()
         self.options = OPTIONS
 
 
-class _Dialling(_Listening):
+class _DiallingDriver(_ListeningDriver):
     """Dials again and again, after a wait that grows and is never the same at two sites."""
 
     def connect(self, connector: ConnectorInfo) -> None:
-        wait, chance = FIRST_WAIT, secrets.SystemRandom()
+        wait, chance = MIN_WAIT_SECONDS, secrets.SystemRandom()
         while not connector.stopped.is_set():
             began = time.monotonic()
             super().connect(connector)
-            wait = FIRST_WAIT if time.monotonic() - began > MAX_WAIT else min(2 * wait, MAX_WAIT)
+            wait = MIN_WAIT_SECONDS if time.monotonic() - began > MAX_WAIT_SECONDS else min(2 * wait, MAX_WAIT_SECONDS)
             connector.stopped.wait(wait * chance.uniform(0.5, 1))
 
 
-class _Signing(Builder):
+class _KitSigner(Builder):
     """Puts a file into each kit and signs all that is in it; FLARE signs only kits for encrypted sums."""
 
     def __init__(self, name: str, about: Callable[[str], str]) -> None:
@@ -147,7 +149,7 @@ def provision(
     project.add_participant(Participant(ParticipantType.SERVER, server, ORG, props=names, project=project))
     for each in others:
         project.add_participant(Participant(ParticipantType.CLIENT, each, ORG, project=project))
-    builders = [WorkspaceBuilder(), CertBuilder(root_valid_days=days), _Signing(file, about)]
+    builders = [WorkspaceBuilder(), CertBuilder(root_valid_days=days), _KitSigner(file, about)]
     with _unreadable_to_others():
         context = Provisioner(str(root), builders).provision(project, logger=logging.getLogger(__name__))
     if context.get(CtxKey.BUILD_ERROR):
@@ -167,7 +169,7 @@ def _unreadable_to_others() -> Iterator[None]:
         os.umask(before)
 
 
-def untouched(startup: Path) -> bool:
+def is_untouched(startup: Path) -> bool:
     """Whether what is in a kit is as it was signed."""
     return bool(
         verify_folder_signature(str(startup), str(startup / ROOT), single_signer=True, signature_file=SIGNATURE)

@@ -10,7 +10,7 @@ from manyhands.messages.message import Message, decode, encode, encoded_size
 from manyhands.spec import Spec
 
 if TYPE_CHECKING:
-    from manyhands.links.coordinator import Closed, RoundCoordinator
+    from manyhands.links.coordinator import ClosedRound, RoundCoordinator
     from manyhands.messages.ledger import Direction, Ledger
     from manyhands.methods.base import Conversation, ServerCall
 
@@ -21,69 +21,71 @@ class InProcess(Spec):
     kind: Literal["embedded"] = "embedded"
     wire: Literal["count", "bytes"] = "count"
 
-    def run(self, hub: RoundCoordinator, silos: Mapping[str, Conversation], ledger: Ledger) -> Iterator[Closed]:
+    def run(
+        self, coordinator: RoundCoordinator, silos: Mapping[str, Conversation], ledger: Ledger
+    ) -> Iterator[ClosedRound]:
         """Advance the silos in the order of their names, and give back each round when it closes."""
-        calls = {name: _Call(name, silos[name]) for name in sorted(silos)}
+        calls = {name: _SiloConversation(name, silos[name]) for name in sorted(silos)}
         while calls:
             moved = False
             for name, call in list(calls.items()):
-                moved |= self._advance(hub, call, ledger)
+                moved |= self._advance(coordinator, call, ledger)
                 if call.ended:
                     del calls[name]
-                while hub.closed:
-                    yield hub.closed.pop(0)
-                hub.train_step()
+                while coordinator.closed:
+                    yield coordinator.closed.pop(0)
+                coordinator.train_step()
             if calls and not moved:
                 raise ManyhandsError(f"{', '.join(calls)} wait at a barrier that nobody can complete")
 
-    def asking(self, hub: RoundCoordinator, silo: str, ledger: Ledger) -> ServerCall:
+    def server_call(self, coordinator: RoundCoordinator, silo: str, ledger: Ledger) -> ServerCall:
         """How a silo reaches the server outside a run: one message, one answer."""
 
         def ask(message: Message) -> Message:
-            hub.submit(silo, self._carry(silo, "up", message, ledger))
-            reply = self._answer(hub, silo, ledger)
+            coordinator.submit(silo, self._carry(silo, "up", message, ledger))
+            reply = self._answer(coordinator, silo, ledger)
             if not isinstance(reply, Message):
                 raise ManyhandsError(f"{message.op} is answered to all silos together")
             return reply
 
         return ask
 
-    def _advance(self, hub: RoundCoordinator, call: _Call, ledger: Ledger) -> bool:
+    def _advance(self, coordinator: RoundCoordinator, call: _SiloConversation, ledger: Ledger) -> bool:
         """Let one silo talk until it waits at a barrier or ends, if it can; it passes one barrier a turn at most."""
-        answer = self._heard(hub, call.silo, ledger) if call.started else None
+        answer = self._heard(coordinator, call.silo, ledger) if call.started else None
         if call.started and answer is None:
             return False
         while (message := call.go_on(answer)) is not None:
             try:
-                hub.submit(call.silo, self._carry(call.silo, "up", message, ledger))
+                coordinator.submit(call.silo, self._carry(call.silo, "up", message, ledger))
             except MessageError as error:
-                answer = hub.refuse(call.silo, Refused(Reason.MALFORMED, str(error)))
+                answer = coordinator.refuse(call.silo, Refused(Reason.MALFORMED, str(error)))
                 continue
             except Refused as refusal:
                 answer = refusal
                 continue
-            if message.op in hub.plan.groups:
+            if message.op in coordinator.plan.barriers:
                 return True
-            answer = self._heard(hub, call.silo, ledger)
+            answer = self._heard(coordinator, call.silo, ledger)
         if call.lost:
-            hub.drop(call.silo, call.lost)
+            coordinator.drop(call.silo, call.lost)
         else:
-            hub.finish(call.silo)
+            coordinator.finish(call.silo)
         return True
 
-    def _heard(self, hub: RoundCoordinator, silo: str, ledger: Ledger) -> Message | Refused | None:
+    def _heard(self, coordinator: RoundCoordinator, silo: str, ledger: Ledger) -> Message | Refused | None:
         """The answer as the silo takes it: one that is not in the plan is refused."""
         try:
-            return self._answer(hub, silo, ledger)
+            return self._answer(coordinator, silo, ledger)
         except Refused as refusal:
             return refusal
 
-    def _answer(self, hub: RoundCoordinator, silo: str, ledger: Ledger) -> Message | None:
-        reply = hub.collect(silo)
+    def _answer(self, coordinator: RoundCoordinator, silo: str, ledger: Ledger) -> Message | None:
+        reply = coordinator.collect(silo)
         if reply is None:
             return None
         reply = self._carry(silo, "down", reply, ledger)
-        hub.plan.check(reply, "down")  # as a silo checks what it gets
+        coordinator.plan.check(reply, "down")  # as a silo checks what it gets
         return reply
 
     def _carry(self, silo: str, direction: Direction, message: Message, ledger: Ledger) -> Message:
@@ -95,7 +97,7 @@ class InProcess(Spec):
         return decode(blob)
 
 
-class _Call:
+class _SiloConversation:
     """A silo's conversation, and where it stands."""
 
     def __init__(self, silo: str, conversation: Conversation) -> None:

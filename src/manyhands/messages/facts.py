@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manyhands.errors import SAID, Reason, Refused, plain
+from manyhands.errors import MAX_DETAIL_LENGTH, Reason, Refused, printable
 
-SHOWN = 40
+MAX_SHOWN_LENGTH = 40
 """So many characters of a value that is refused are shown."""
 
 
@@ -22,7 +22,7 @@ class Fact(ABC):
 
     @property
     @abstractmethod
-    def weight(self) -> int:
+    def max_bytes(self) -> int:
         """The most bytes that it takes in a header."""
 
     @abstractmethod
@@ -30,75 +30,75 @@ class Fact(ABC):
         """What it must be, in words."""
 
     @abstractmethod
-    def fits(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """Whether a value is such a one."""
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value that is none."""
-        if not self.fits(value):
+        if not self.accepts(value):
             endless = type(value) is float and not math.isfinite(value)
             reason = Reason.NOT_FINITE if endless else Reason.WRONG_FACTS
-            raise Refused(reason, f"{name} is {shown(value)}, not {self}")
+            raise Refused(reason, f"{name} is {describe_value(value)}, not {self}")
 
 
 @dataclass(frozen=True)
 class Whole(Fact):
     """A whole number in a range."""
 
-    least: int
-    most: int
+    minimum: int
+    maximum: int
 
     @property
-    def weight(self) -> int:
+    def max_bytes(self) -> int:
         """See ``Fact``."""
-        return max(len(str(self.least)), len(str(self.most)))
+        return max(len(str(self.minimum)), len(str(self.maximum)))
 
     def __str__(self) -> str:
-        return f"a whole number from {self.least:,} to {self.most:,}"
+        return f"a whole number from {self.minimum:,} to {self.maximum:,}"
 
-    def fits(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """See ``Fact``."""
-        return type(value) is int and self.least <= value <= self.most
+        return type(value) is int and self.minimum <= value <= self.maximum
 
 
 @dataclass(frozen=True)
 class Number(Fact):
     """A finite number in a range; None where there may be none."""
 
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     or_none: bool = False
 
     @property
-    def weight(self) -> int:
+    def max_bytes(self) -> int:
         """See ``Fact``."""
         return 25
 
     def __str__(self) -> str:
-        return f"a number from {self.least:g} to {self.most:g}{' or none' * self.or_none}"
+        return f"a number from {self.minimum:g} to {self.maximum:g}{' or none' * self.or_none}"
 
-    def fits(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """See ``Fact``."""
-        return (value is None and self.or_none) or (type(value) is float and self.least <= value <= self.most)
+        return (value is None and self.or_none) or (type(value) is float and self.minimum <= value <= self.maximum)
 
 
 @dataclass(frozen=True)
 class Text(Fact):
     """So many characters at most."""
 
-    most: int = SAID
+    maximum: int = MAX_DETAIL_LENGTH
 
     @property
-    def weight(self) -> int:
+    def max_bytes(self) -> int:
         """See ``Fact``."""
-        return 6 * self.most + 2
+        return 6 * self.maximum + 2
 
     def __str__(self) -> str:
-        return f"a text of at most {self.most:,} characters"
+        return f"a text of at most {self.maximum:,} characters"
 
-    def fits(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """See ``Fact``."""
-        return type(value) is str and len(value) <= self.most
+        return type(value) is str and len(value) <= self.maximum
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class Flag(Fact):
     """True or false."""
 
     @property
-    def weight(self) -> int:
+    def max_bytes(self) -> int:
         """See ``Fact``."""
         return 5
 
     def __str__(self) -> str:
         return "true or false"
 
-    def fits(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """See ``Fact``."""
         return type(value) is bool
 
@@ -122,37 +122,37 @@ class Flag(Fact):
 class Listed(Fact):
     """So many values of one kind at most."""
 
-    each: Fact
-    most: int
+    item: Fact
+    maximum: int
 
     @property
-    def weight(self) -> int:
+    def max_bytes(self) -> int:
         """See ``Fact``."""
-        return self.most * (self.each.weight + 1) + 2
+        return self.maximum * (self.item.max_bytes + 1) + 2
 
     def __str__(self) -> str:
-        return f"a list of at most {self.most:,}, each {self.each}"
+        return f"a list of at most {self.maximum:,}, each {self.item}"
 
-    def fits(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """See ``Fact``."""
-        return type(value) is list and len(value) <= self.most and all(map(self.each.fits, value))
+        return type(value) is list and len(value) <= self.maximum and all(map(self.item.accepts, value))
 
 
 @dataclass(frozen=True)
 class Table(Fact):
     """A table that takes so many bytes at most; what is in it is looked at by whoever reads it."""
 
-    most: int
+    maximum: int
 
     @property
-    def weight(self) -> int:
+    def max_bytes(self) -> int:
         """See ``Fact``."""
-        return self.most
+        return self.maximum
 
     def __str__(self) -> str:
         return "a table"
 
-    def fits(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """See ``Fact``."""
         return type(value) is dict
 
@@ -164,17 +164,19 @@ def check_facts(expected: Facts, facts: Mapping[str, Any]) -> None:
     """Refuse facts that are not those expected, or not in their range."""
     if facts.keys() != expected.keys():
         odd = min(facts.keys() ^ expected.keys())
-        raise Refused(Reason.WRONG_FACTS, f"{shown(odd)} is {'missing' if odd in expected else 'no fact of it'}")
+        raise Refused(
+            Reason.WRONG_FACTS, f"{describe_value(odd)} is {'missing' if odd in expected else 'no fact of it'}"
+        )
     for name, fact in expected.items():
         fact.check(name, facts[name])
 
 
 def header_bytes(facts: Facts) -> int:
     """The most bytes of a header that tells these."""
-    return 48 + sum(len(name) + 4 + fact.weight for name, fact in facts.items())
+    return 48 + sum(len(name) + 4 + fact.max_bytes for name, fact in facts.items())
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A foreign value for people, without looking into it."""
     match value:
         case None | bool() | float():
@@ -182,5 +184,9 @@ def shown(value: Any) -> str:
         case int():
             return str(value) if value.bit_length() < 100 else f"a whole number of {value.bit_length():,} bits"
         case str():
-            return repr(plain(value[:SHOWN])) if len(value) <= SHOWN else f"a text of {len(value):,} characters"
+            return (
+                repr(printable(value[:MAX_SHOWN_LENGTH]))
+                if len(value) <= MAX_SHOWN_LENGTH
+                else f"a text of {len(value):,} characters"
+            )
     return f"a {type(value).__name__}"

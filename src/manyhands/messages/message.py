@@ -19,13 +19,13 @@ from torch import Tensor
 
 from manyhands.errors import MessageError
 from manyhands.files.strict_json import strict_json
-from manyhands.tensors import StateSpec, TensorSpec, layout
+from manyhands.tensors import StateSpec, TensorSpec, state_spec
 
 MAGIC = b"MHM1"
-HEADER_LIMIT = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 32
 """Bytes of a message, at most."""
-DEPTH = 16
+MAX_DEPTH = 16
 """So deep facts may be nested."""
 _OPERATION = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _PREFIX, _LENGTH = struct.Struct("<4sI"), struct.Struct("<Q")
@@ -36,7 +36,7 @@ _NAMES = {
 """The types that travel, by their names in the format, in the order in which its library writes them."""
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(_NAMES)}
-UNREADABLE = (
+READ_ERRORS = (
     SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, OSError, struct.error, MemoryError
 )  # fmt: skip
 """What reading foreign tensors may come to."""
@@ -63,7 +63,7 @@ class Bounds(NamedTuple):
     @classmethod
     def of(cls, head: int, listing: int = 16, tensors: int = 0, weight: int = 0) -> Bounds:
         """Those of a message whose header, index (``listing``) and tensors take so much."""
-        head = min(head, HEADER_LIMIT)
+        head = min(head, MAX_HEADER_BYTES)
         return cls(
             min(_PREFIX.size + head + _LENGTH.size + listing + weight, MAX_MESSAGE_BYTES), head, listing, tensors
         )
@@ -89,7 +89,7 @@ class Bounds(NamedTuple):
             raise MessageError(f"it has {index.count(b'{') - 1:,} tensors, {self.tensors:,} are the most")
 
 
-ANY = Bounds(MAX_MESSAGE_BYTES, HEADER_LIMIT, MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES)
+UNBOUNDED = Bounds(MAX_MESSAGE_BYTES, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES)
 """What a message of one's own may take."""
 
 
@@ -110,11 +110,11 @@ def pieces(message: Message) -> Iterator[bytes | memoryview]:
 def encoded_size(message: Message) -> int:
     """Exactly ``len(encode(message))``, without copying the tensors."""
     index, _ = _index(_signature(message))
-    weight = sum(like.size * like.dtype.itemsize for like in layout(message.tensors).values())
+    weight = sum(like.size * like.dtype.itemsize for like in state_spec(message.tensors).values())
     return _PREFIX.size + len(_header(message)) + len(index) + weight
 
 
-def decode(blob: bytes, bounds: Bounds = ANY) -> Message:
+def decode(blob: bytes, bounds: Bounds = UNBOUNDED) -> Message:
     """The message in the bytes, or a MessageError; foreign bytes raise nothing else."""
     bounds.check_begin(blob)
     head = head_size(blob)
@@ -124,7 +124,7 @@ def decode(blob: bytes, bounds: Bounds = ANY) -> Message:
     op, facts = _read_header(blob[_PREFIX.size : head])
     try:
         tensors = safetensors.torch.load(blob[head:])
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise MessageError(f"its tensors cannot be read: {error}") from None
     if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _NAMES]:
         raise MessageError(f"{odd[0]!r} is of a type that does not travel: {tensors[odd[0]].dtype}")
@@ -134,7 +134,7 @@ def decode(blob: bytes, bounds: Bounds = ANY) -> Message:
 def head_size(blob: bytes) -> int:
     """How many of a message's first bytes come before its tensors; all of them must be there."""
     length = _header_bytes(blob)
-    if length > HEADER_LIMIT or _PREFIX.size + length > len(blob):
+    if length > MAX_HEADER_BYTES or _PREFIX.size + length > len(blob):
         raise MessageError(f"says that its header has {length} bytes; it has {len(blob)} in all")
     return _PREFIX.size + length
 
@@ -149,13 +149,13 @@ def _header_bytes(begin: bytes) -> int:
     return int(length)
 
 
-def decode_from(head: bytes, file: Opened, bounds: Bounds = ANY) -> Message:
+def decode_from(head: bytes, file: OpenFile, bounds: Bounds = UNBOUNDED) -> Message:
     """The message with this beginning, whose tensors are in a file: each is read whenever it is asked for."""
     op, facts = _read_header(head[_PREFIX.size :])
     return Message(op, LazyTensors(file, bounds), facts)
 
 
-class Opened(Protocol):
+class OpenFile(Protocol):
     """An open file."""
 
     def fileno(self) -> int:
@@ -164,9 +164,9 @@ class Opened(Protocol):
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors in a file, read one at a time; their ``layout`` is known without."""
+    """Tensors in a file, read one at a time; their ``state_spec`` is known without."""
 
-    def __init__(self, file: Opened, bounds: Bounds = ANY) -> None:
+    def __init__(self, file: OpenFile, bounds: Bounds = UNBOUNDED) -> None:
         self.file = file  # held, since a temporary one is gone when nobody does
         try:
             (length,) = _LENGTH.unpack(os.pread(file.fileno(), _LENGTH.size, 0))
@@ -177,14 +177,16 @@ class LazyTensors(Mapping[str, Tensor]):
                 pass  # the library has looked at every bound
             told = json.loads(index)
             told.pop("__metadata__", None)
-            self.layout = {name: TensorSpec(tuple(each["shape"]), _TYPES[each["dtype"]]) for name, each in told.items()}
+            self.state_spec = {
+                name: TensorSpec(tuple(each["shape"]), _TYPES[each["dtype"]]) for name, each in told.items()
+            }
             self._begins = {name: _LENGTH.size + length + each["data_offsets"][0] for name, each in told.items()}
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             raise MessageError(f"its tensors cannot be read: {error}") from None
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor of its own, which holds nothing of the file."""
-        like = self.layout[name]
+        like = self.state_spec[name]
         found = torch.empty([n or 0 for n in like.shape], dtype=like.dtype)
         into, at = _raw(found), self._begins[name]
         while into:
@@ -195,10 +197,10 @@ class LazyTensors(Mapping[str, Tensor]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.layout)
+        return iter(self.state_spec)
 
     def __len__(self) -> int:
-        return len(self.layout)
+        return len(self.state_spec)
 
 
 def _raw(tensor: Tensor) -> memoryview:
@@ -212,8 +214,10 @@ def _header(message: Message) -> bytes:
         raw = strict_json([message.op, dict(message.facts)], separators=(",", ":"), sort_keys=True).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise MessageError(f"{message.op}: a fact is no finite JSON value: {error}") from None
-    if len(raw) > HEADER_LIMIT:
-        raise MessageError(f"{message.op}: its facts take {len(raw):,} bytes, more than the {HEADER_LIMIT:,} allowed")
+    if len(raw) > MAX_HEADER_BYTES:
+        raise MessageError(
+            f"{message.op}: its facts take {len(raw):,} bytes, more than the {MAX_HEADER_BYTES:,} allowed"
+        )
     return raw
 
 
@@ -222,7 +226,7 @@ def _read_header(raw: bytes) -> tuple[str, dict[str, Any]]:
         header = json.loads(
             raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite_float
         )
-        _check_depth(header, DEPTH + 2)
+        _check_depth(header, MAX_DEPTH + 2)
         if b"\\u" in raw:  # only so can half of a character be told
             strict_json(header).encode()
     except (ValueError, RecursionError) as error:
@@ -236,7 +240,7 @@ def _read_header(raw: bytes) -> tuple[str, dict[str, Any]]:
 def _check_depth(value: Any, left: int) -> None:
     if isinstance(value, dict | list):
         if not left:
-            raise ValueError(f"facts are nested more than {DEPTH} deep")
+            raise ValueError(f"facts are nested more than {MAX_DEPTH} deep")
         for each in value.values() if isinstance(value, dict) else value:
             _check_depth(each, left - 1)
 
@@ -259,13 +263,13 @@ def _no_constant(text: str) -> None:
 
 
 def _signature(message: Message) -> Signature:
-    return tuple((name, like.dtype, like.shape) for name, like in layout(message.tensors).items())
+    return tuple((name, like.dtype, like.shape) for name, like in state_spec(message.tensors).items())
 
 
-def index_bytes(layout: StateSpec) -> int:
+def index_bytes(state_spec: StateSpec) -> int:
     """The most bytes that the index of such tensors takes."""
-    names = sum(len(strict_json(name).encode()) for name in layout)
-    return 16 + names + sum(96 + 21 * len(like.shape) for like in layout.values())
+    names = sum(len(strict_json(name).encode()) for name in state_spec)
+    return 16 + names + sum(96 + 21 * len(like.shape) for like in state_spec.values())
 
 
 @lru_cache(maxsize=256)

@@ -15,13 +15,13 @@ from manyhands.formatting import size_text
 from manyhands.messages.facts import Facts, Flag, Number, Text, Whole, check_facts, header_bytes
 from manyhands.messages.message import MAX_MESSAGE_BYTES, Bounds, Message, index_bytes
 from manyhands.messages.outgoing import OutgoingData
-from manyhands.tensors import StateSpec, TensorSpec, finite, layout
+from manyhands.tensors import StateSpec, TensorSpec, find_not_finite, state_spec
 
 IMAGES = Whole(1, 1 << 40)
 """How many images a silo has."""
 COUNT, SEED = Whole(0, (1 << 53) - 1), Whole(0, (1 << 63) - 1)
 FLOPS = Whole(0, 10**21)
-LOSS = 1e12
+MAX_LOSS = 1e12
 """No loss is larger, or training has gone wrong."""
 WORD = Text(64)
 
@@ -32,12 +32,12 @@ def round_facts(rounds: int) -> Facts:
     Its mean loss, the images it saw, the floating-point operations that this took, and why it sends nothing if it does
     not. The hub holds ``round`` against the open round and ``images`` against the enrolment, wherever they are told.
     """
-    loss = Number(-LOSS, LOSS, or_none=True)
+    loss = Number(-MAX_LOSS, MAX_LOSS, or_none=True)
     return {"round": Whole(0, rounds - 1), "images": IMAGES, "loss": loss, "seen": COUNT, "flops": FLOPS,
             "withheld": Text()}  # fmt: skip
 
 
-def going_on(rounds: int) -> Facts:
+def next_round_facts(rounds: int) -> Facts:
     """What a silo is told when it joins, and after each of so many rounds."""
     return {"round": Whole(0, rounds), "done": Flag()}
 
@@ -67,11 +67,11 @@ class Payload:
         refusals = [refusal for form in forms if (refusal := mismatch(form, message.tensors))]
         if len(refusals) == len(forms):
             raise next((each for each in refusals if each.reason is Reason.WRONG_SHAPE), refusals[0])
-        if name_of_bad := finite(message.tensors):
+        if name_of_bad := find_not_finite(message.tensors):
             raise Refused(Reason.NOT_FINITE, f"{name_of_bad} holds a NaN or an infinity")
 
     @property
-    def weight(self) -> int:
+    def tensor_bytes(self) -> int:
         """The bytes of the tensors, in their largest form; of a form with an open length, those of one item."""
         forms = (self.tensors, *self.others)
         return max(sum(like.dtype.itemsize * like.size for like in form.values()) for form in forms)
@@ -86,7 +86,7 @@ class Payload:
     def _bytes(self, form: StateSpec) -> int:
         """The most bytes of the tensors of a form."""
         each = {name: like.dtype.itemsize * like.size for name, like in form.items()}
-        count = {name: self.items or MAX_MESSAGE_BYTES for name, like in form.items() if like.endless}
+        count = {name: self.items or MAX_MESSAGE_BYTES for name, like in form.items() if like.is_unbounded}
         return sum(size * count.get(name, 1) for name, size in each.items())
 
     @property
@@ -103,25 +103,25 @@ class Operation:
     meanwhile.
     """
 
-    says: str
+    description: str
     often: str
     up: Payload = field(default_factory=Payload)
     down: Payload = field(default_factory=Payload)
-    group: bool = False
+    barrier: bool = False
     closes_round: bool = False
     outgoing: tuple[OutgoingData, ...] = ()
     """The kinds of things that it carries up, beside its facts."""
     draws: bool = False
 
 
-def tensors_size(layout: StateSpec) -> str:
+def tensors_size(state_spec: StateSpec) -> str:
     """The size of the tensors of a layout, for people."""
-    if not layout:
+    if not state_spec:
         return "no tensors"
-    size = size_text(sum(like.dtype.itemsize * like.size for like in layout.values()))
-    if any(None in like.shape and like.most is None for like in layout.values()):
+    size = size_text(sum(like.dtype.itemsize * like.size for like in state_spec.values()))
+    if any(None in like.shape and like.max_size is None for like in state_spec.values()):
         return f"{size} for each item"
-    return f"at most {size}" if any(None in like.shape for like in layout.values()) else size
+    return f"at most {size}" if any(None in like.shape for like in state_spec.values()) else size
 
 
 def mismatch(expected: StateSpec, tensors: Mapping[str, Tensor]) -> Refused | None:
@@ -130,7 +130,7 @@ def mismatch(expected: StateSpec, tensors: Mapping[str, Tensor]) -> Refused | No
         return Refused(Reason.MISSING_TENSOR, f"{min(missing)} is not there")
     if unexpected := tensors.keys() - expected.keys():
         return Refused(Reason.UNEXPECTED_TENSOR, f"{min(unexpected)} is not in the plan")
-    found = layout(tensors)
+    found = state_spec(tensors)
     return next((bad for name, like in expected.items() if (bad := _mismatch_of(name, like, found[name]))), None)
 
 
@@ -141,6 +141,6 @@ def _mismatch_of(name: str, like: TensorSpec, found: TensorSpec) -> Refused | No
         n not in (None, got) for n, got in zip(like.shape, found.shape, strict=True)
     ):
         return Refused(Reason.WRONG_SHAPE, f"{name} is {found.shape}, not {like.shape}")
-    if like.most is not None and found.size > like.size:
+    if like.max_size is not None and found.size > like.size:
         return Refused(Reason.WRONG_SHAPE, f"{name} has {found.size} numbers, {like.size} are the most")
     return None

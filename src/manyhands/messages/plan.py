@@ -10,7 +10,14 @@ from manyhands.messages.ledger import Direction
 from manyhands.messages.message import Bounds, Message
 from manyhands.messages.operation import Operation
 from manyhands.messages.outgoing import OutgoingData
-from manyhands.messages.outgoing.summary import NO_REASSURANCE, given_away, in_words, of_silo, stated, unsent
+from manyhands.messages.outgoing.summary import (
+    NO_REASSURANCE,
+    collect_outgoing,
+    describe,
+    for_silo,
+    given_away,
+    never_sent,
+)
 
 
 @dataclass(frozen=True)
@@ -24,21 +31,21 @@ class Plan:
     @property
     def outgoing(self) -> tuple[OutgoingData, ...]:
         """Every kind of thing that leaves a silo, each once: what gives most away first."""
-        return stated(self.operations.values(), self.before)
+        return collect_outgoing(self.operations.values(), self.before)
 
     def outgoing_of(self, silo: str) -> tuple[OutgoingData, ...]:
         """The kinds of things that leave this silo."""
-        return of_silo(self.outgoing, silo)
+        return for_silo(self.outgoing, silo)
 
     @property
     def never_sent(self) -> tuple[str, ...]:
         """What no message has a place for; that says nothing of what can be computed from the rest."""
-        return unsent(self.outgoing)
+        return never_sent(self.outgoing)
 
     @property
-    def groups(self) -> frozenset[str]:
+    def barriers(self) -> frozenset[str]:
         """The operations that are answered when everyone awaited has called."""
-        return frozenset(name for name, operation in self.operations.items() if operation.group)
+        return frozenset(name for name, operation in self.operations.items() if operation.barrier)
 
     def check(self, message: Message, direction: Direction) -> None:
         """Refuse a message that is not in the plan."""
@@ -55,11 +62,11 @@ class Plan:
     def words(self, silo: str = "", images: int | None = None) -> list[str]:
         """The plan as a person reads it before approving a run, for all or for a silo with so many images."""
         kinds = self.outgoing_of(silo) if silo else self.outgoing
-        lines = [*given_away(kinds, images), *in_words(kinds, images)]
+        lines = [*given_away(kinds, images), *describe(kinds, images)]
         for name, operation in self.operations.items():
             sends, tells = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
             gets = operation.down.size
             lines.append(
-                f"{name} ({operation.often}): {operation.says}; sends {sends} and tells {tells}; receives {gets}"
+                f"{name} ({operation.often}): {operation.description}; sends {sends} and tells {tells}; receives {gets}"
             )
-        return [*lines, f"in no message: {', '.join(unsent(kinds))}; {NO_REASSURANCE}"]
+        return [*lines, f"in no message: {', '.join(never_sent(kinds))}; {NO_REASSURANCE}"]

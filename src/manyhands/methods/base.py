@@ -13,7 +13,7 @@ from pydantic import Field
 from manyhands.errors import RecipeError
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.spec import Int, Spec
-from manyhands.tensors import prefixed
+from manyhands.tensors import add_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ class Server(ABC):
         """
         if self.lengths is None:
             return None
-        self.load_state_dict(state | prefixed(self.lengths.state_dict(), LENGTHS))
+        self.load_state_dict(state | add_prefix(self.lengths.state_dict(), LENGTHS))
         return self.lengths.leave_out_mover()
 
     @abstractmethod
@@ -222,7 +222,7 @@ class Method(Spec, ABC):
     def upload_bytes(self, images: int) -> int:
         """About how many bytes a silo with so many images sends in all: each operation once, or once a round."""
         operations = self.plan().operations.values()
-        return sum((self.rounds if each.closes_round else 1) * each.up.weight for each in operations)
+        return sum((self.rounds if each.closes_round else 1) * each.up.tensor_bytes for each in operations)
 
     def warnings(self, roster: Mapping[str, int]) -> list[str]:
         """What whoever starts a run with these silos, and so many images at each, should know before."""

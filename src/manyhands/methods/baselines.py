@@ -14,7 +14,7 @@ from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
 from manyhands.messages import outgoing
 from manyhands.messages.message import Message
-from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, going_on, round_facts
+from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server
 from manyhands.methods.distil import Distil, Teacher
@@ -25,7 +25,7 @@ from manyhands.models.unet import UNet
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.spec import Int
-from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
+from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 BEFORE = "before the run"
 
@@ -61,7 +61,7 @@ class Local(LocalTrainingMethod):
 
     def plan(self) -> Plan:
         """No tensor either way."""
-        gives = Payload(facts={**going_on(self.rounds), "seed": SEED})
+        gives = Payload(facts={**next_round_facts(self.rounds), "seed": SEED})
         return Plan(
             self.preparations()
             | {
@@ -74,7 +74,7 @@ class Local(LocalTrainingMethod):
 
     def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
         """What the silo has trained for itself."""
-        return self.silo_generator_of(silo, named(silo.memory, "average."))
+        return self.silo_generator_of(silo, strip_prefix(silo.memory, "average."))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         if self.diffusion.upto == 0:
@@ -82,7 +82,7 @@ class Local(LocalTrainingMethod):
         network, number = silo.device_context.network(self.model), answer.facts["round"]
         if number == self.lessons_from:
             self._becomes_a_teacher(silo)
-        start = named(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
+        start = strip_prefix(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, self.progress(number))
         if self.keep_optimiser:
@@ -92,11 +92,11 @@ class Local(LocalTrainingMethod):
         if why := why_unusable(trained, weights):
             return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
-        average = running_average(named(silo.memory, "average."), weights, self.ema, updates)
+        average = running_average(strip_prefix(silo.memory, "average."), weights, self.ema, updates)
         silo.memory |= {
             "updates": torch.tensor(updates + 1),
-            **prefixed(weights, "weights."),
-            **prefixed(average, "average."),
+            **add_prefix(weights, "weights."),
+            **add_prefix(average, "average."),
             **(optimiser_state(optimiser) if self.keep_optimiser else {}),
         }
         return Message("progress", {}, update_facts(silo, answer, trained))
@@ -116,11 +116,11 @@ class Local(LocalTrainingMethod):
 
     def _becomes_a_teacher(self, silo: Silo) -> None:
         """What was learnt is kept to teach, and what is taught starts from it."""
-        learnt = named(silo.memory, "average.")
-        silo.memory = prefixed(learnt, "teacher.") | prefixed(learnt, "weights.") | _other_things(silo.memory)
+        learnt = strip_prefix(silo.memory, "average.")
+        silo.memory = add_prefix(learnt, "teacher.") | add_prefix(learnt, "weights.") | _other_things(silo.memory)
 
     def _teacher(self, silo: Silo) -> Teacher | None:
-        weights = named(silo.memory, "teacher.")
+        weights = strip_prefix(silo.memory, "teacher.")
         if not (self.distil and weights and isinstance(self.model, UNet)):
             return None
         return Teacher(self.distil, self.diffusion, self.model, weights)

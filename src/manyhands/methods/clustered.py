@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from manyhands.messages.message import Message
 from manyhands.methods.base import Server
-from manyhands.tensors import Tensors, named, prefixed
+from manyhands.tensors import Tensors, add_prefix, strip_prefix
 
 
 class ClusteredServer(Server):
@@ -48,18 +48,18 @@ class ClusteredServer(Server):
 
     def go_back(self, state: Tensors) -> str | None:
         """All of them do."""
-        gone = [server.go_back(named(state, f"{name}/")) for name, server in self.servers.items()]
+        gone = [server.go_back(strip_prefix(state, f"{name}/")) for name, server in self.servers.items()]
         return None if None in gone else ", ".join(filter(None, gone))
 
     def state_dict(self) -> Tensors:
         """That of each, under the name of its cluster."""
-        parts = (prefixed(server.state_dict(), f"{name}/") for name, server in self.servers.items())
+        parts = (add_prefix(server.state_dict(), f"{name}/") for name, server in self.servers.items())
         return {name: tensor for part in parts for name, tensor in part.items()}
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from kept states."""
         for name, server in self.servers.items():
-            server.load_state_dict(named(state, f"{name}/"))
+            server.load_state_dict(strip_prefix(state, f"{name}/"))
 
     def _of(self, silo: str) -> Server:
         return self.servers[self.cluster_of[silo]]

@@ -14,7 +14,7 @@ from manyhands.models.gan import Gan
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import GanTraining
 from manyhands.spec import Float
-from manyhands.tensors import layout
+from manyhands.tensors import state_spec
 
 
 class GanMethod(Method, ABC):
@@ -30,7 +30,7 @@ class GanMethod(Method, ABC):
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Refuse numbers that no weights are."""
-        Float32().check(weights, layout(weights))
+        Float32().check(weights, state_spec(weights))
 
     def progress(self, number: int) -> float:
         """The share of the run that is done before a round: 0 in the first, 1 in the last."""

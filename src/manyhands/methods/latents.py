@@ -41,15 +41,15 @@ def operations(model: Latent) -> dict[str, Operation]:
     fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, {"scale": SCALES}))
     if model.scale is not None:
         return {FETCH: fetch}
-    total = MAX_SQUARE * COUNT.most
-    counted = {"images": IMAGES, "numbers": Whole(1, COUNT.most), "sum": Number(-total, total),
+    total = MAX_SQUARE * COUNT.maximum
+    counted = {"images": IMAGES, "numbers": Whole(1, COUNT.maximum), "sum": Number(-total, total),
                "squares": Number(0.0, total)}  # fmt: skip
     agree = Operation(
         "tells how many numbers its latents are, their sum and that of their squares, gets the one scale of all silos",
         "once",
         Payload(facts=counted),
         Payload(facts={"scale": SCALES}),
-        group=True,
+        barrier=True,
     )
     return {FETCH: fetch, AGREE: agree}
 

@@ -14,12 +14,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion
-from manyhands.errors import plain
+from manyhands.errors import printable
 from manyhands.formatting import size_text
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
-from manyhands.messages.operation import LOSS, Operation
+from manyhands.messages.operation import MAX_LOSS, Operation
 from manyhands.methods import latents
 from manyhands.methods.base import Conversation, Method, Server, check_images
 from manyhands.methods.distil import Teacher
@@ -34,7 +34,7 @@ from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import GanTraining, Training, steps
 from manyhands.spec import Float
-from manyhands.tensors import Tensors, finite
+from manyhands.tensors import Tensors, find_not_finite
 
 AnyModel = Annotated[UNet | Latent | Autoencoder | Gan, Field(discriminator="kind")]
 
@@ -197,17 +197,17 @@ def why_unusable(trained: LocalResult, weights: Tensors) -> str:
     """Why what came of training must not be sent or kept; nothing where it is well."""
     if why := why_bad_loss(trained.loss):
         return why
-    return "its weights are not finite" if finite(weights) else ""
+    return "its weights are not finite" if find_not_finite(weights) else ""
 
 
 def why_bad_loss(loss: float | None) -> str:
     """Why a loss must not be told; nothing where it may."""
     if not math.isfinite(loss or 0):
         return "its loss is not finite"
-    return f"its loss is beyond {LOSS:g}" if abs(loss or 0) > LOSS else ""
+    return f"its loss is beyond {MAX_LOSS:g}" if abs(loss or 0) > MAX_LOSS else ""
 
 
 def update_facts(silo: Silo, answer: Message, trained: LocalResult = NOTHING, withheld: str = "") -> dict[str, object]:
     """What a silo tells of a round beside its tensors."""
     number = answer.facts["round"]
-    return {"round": number, "images": len(silo.images), **trained._asdict(), "withheld": plain(withheld)}
+    return {"round": number, "images": len(silo.images), **trained._asdict(), "withheld": printable(withheld)}

@@ -13,11 +13,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from manyhands.errors import RecipeError, RunFolderError
-from manyhands.files.strict_json import kept_json
-from manyhands.files.write import replacing
+from manyhands.files.strict_json import finite_json
+from manyhands.files.write import replace_folder
 from manyhands.seed import seeded_globally
 from manyhands.spec import Float, Int, Spec
-from manyhands.tensors import Tensors, finite, snapshot
+from manyhands.tensors import Tensors, find_not_finite, snapshot
 
 FACTS = "manyhands.json"
 BESIDE_FORM = {"sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
@@ -147,7 +147,7 @@ class TrainedAutoencoder:
 
     def save(self, folder: Path | str) -> None:
         """Write the folder that diffusers' AutoencoderKL and ``from_pretrained`` load."""
-        with replacing(Path(folder)) as fresh:
+        with replace_folder(Path(folder)) as fresh:
             self.write(fresh)
 
     def write(self, folder: Path, scale: float = 1.0) -> None:
@@ -155,7 +155,7 @@ class TrainedAutoencoder:
         self.network.inner.register_to_config(scaling_factor=scale)
         self.network.inner.save_pretrained(folder)
         facts = {"model": self.model.model_dump(mode="json"), "ema": self.ema}
-        (folder / FACTS).write_text(kept_json(facts, indent=1))
+        (folder / FACTS).write_text(finite_json(facts, indent=1))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, model: Autoencoder, device: str = "cpu", ema: float = 0.0) -> Self:
@@ -185,7 +185,7 @@ class TrainedAutoencoder:
             _ = loaded.network  # a file of other weights is noticed here
         except (OSError, ValueError, AttributeError, RuntimeError) as error:
             raise RunFolderError(f"{folder}: this autoencoder cannot be loaded: {error}") from None
-        if bad := finite(loaded.weights):
+        if bad := find_not_finite(loaded.weights):
             raise RunFolderError(f"{folder}: this autoencoder cannot be used: {bad} is not finite")
         return loaded
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from manyhands.subprocess_task import SubprocessTask
-from manyhands.tensors import StateSpec, Tensors, layout, snapshot
+from manyhands.tensors import StateSpec, Tensors, snapshot, state_spec
 
 if TYPE_CHECKING:
     from manyhands.silos.silo import Buildable
@@ -22,14 +22,14 @@ def state_spec_of(spec: Buildable) -> StateSpec:
     """Of a network that a specification builds."""
     if spec not in _known:
         with torch.device("meta"):
-            _known[spec] = layout(spec.build(seed=0).state_dict())
+            _known[spec] = state_spec(spec.build(seed=0).state_dict())
     return _known[spec]
 
 
 def initial_weights(spec: Buildable, seed: int) -> Tensors:
     """Those that a network begins with."""
     found = _built_apart(spec, seed) if _apart else snapshot(spec.build(seed).state_dict())
-    _known.setdefault(spec, layout(found))
+    _known.setdefault(spec, state_spec(found))
     return found
 
 

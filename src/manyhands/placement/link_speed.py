@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from manyhands.errors import ManyhandsError, MessageError, RecipeError, Refused
-from manyhands.links.frames import Stream, receive, send
+from manyhands.links.stream import Stream, receive, send
 from manyhands.messages.facts import Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Operation, Payload

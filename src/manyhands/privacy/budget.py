@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 FILE = "released.jsonl"
-MARK = 16
+HASH_BYTES = 16
 """Bytes of a hash in the file."""
-SEVERAL = 2 ** (1 / 8)
+SEVERAL_RELEASES_FACTOR = 2 ** (1 / 8)
 """By so much, 3/8 dB, may several releases of one path tell more than the least noisy of them."""
 
 
@@ -78,24 +78,24 @@ class Cost(NamedTuple):
         return f"{self.releases} releases, epsilon {self.epsilon(delta):,.3g}, {decibel(self.snr):.1f} dB"
 
 
-NOTHING = Cost()
+NO_COST = Cost()
 
 
-class Trail(NamedTuple):
+class PathCost(NamedTuple):
     """What was released of one path: the most of it, and whether there were several releases."""
 
     top: Cost
     several: bool = False
 
-    def also(self, cost: Cost) -> Trail:
+    def also(self, cost: Cost) -> PathCost:
         """With one more; the same again, or after several ones one that tells no more, changes nothing."""
         top = self.top.most(cost)
-        return self if top == self.top and (self.several or cost == top) else Trail(top, several=True)
+        return self if top == self.top and (self.several or cost == top) else PathCost(top, several=True)
 
     @property
     def cost(self) -> Cost:
         """Of all of it."""
-        more = SEVERAL if self.several else 1.0
+        more = SEVERAL_RELEASES_FACTOR if self.several else 1.0
         return self.top._replace(mu_squared=self.top.mu_squared * more, snr=self.top.snr * more)
 
 
@@ -105,7 +105,7 @@ class Budget:
     def __init__(self, folder: Path, secret: str) -> None:
         self.path, self._key = folder / FILE, secret.encode()[:64]
         self._read = 0
-        self._told: defaultdict[bytes, dict[bytes, Trail]] = defaultdict(dict)
+        self._told: defaultdict[bytes, dict[bytes, PathCost]] = defaultdict(dict)
 
     def charge(
         self, records: Sequence[bytes], paths: Sequence[bytes], cost: Cost, limits: Limits,
@@ -134,22 +134,22 @@ class Budget:
             with locked_file(self.path) as file:
                 self._catch_up(file)
         spent = [_sum(paths) for paths in self._told.values()]
-        return max(spent, key=lambda each: (each.epsilon(1e-5), each), default=NOTHING)
+        return max(spent, key=lambda each: (each.epsilon(1e-5), each), default=NO_COST)
 
     def _pairs(self, marks: list[bytes], paths: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         return [(mark, self._mark(b"path", mark + path)) for mark, path in zip(marks, paths, strict=True)]
 
-    def _fresh(self, pairs: list[tuple[bytes, bytes]], cost: Cost) -> dict[bytes, dict[bytes, Trail]]:
+    def _fresh(self, pairs: list[tuple[bytes, bytes]], cost: Cost) -> dict[bytes, dict[bytes, PathCost]]:
         """The paths of each record of which something new would be told, as they would be then."""
-        fresh: dict[bytes, dict[bytes, Trail]] = {}
+        fresh: dict[bytes, dict[bytes, PathCost]] = {}
         for mark, path in pairs:
             before = self._told.get(mark, {}).get(path)
-            after = before.also(cost) if before else Trail(cost)
+            after = before.also(cost) if before else PathCost(cost)
             if after != before:
                 fresh.setdefault(mark, {})[path] = after
         return fresh
 
-    def _check(self, fresh: dict[bytes, dict[bytes, Trail]], limits: Limits) -> None:
+    def _check(self, fresh: dict[bytes, dict[bytes, PathCost]], limits: Limits) -> None:
         over = [
             (mark, found)
             for mark, paths in fresh.items()
@@ -196,15 +196,15 @@ class Budget:
             return
         read: dict[str, Any] = {name: math.inf if value is None else value for name, value in told["cost"].items()}
         cost, raw = Cost(**read), bytes.fromhex(told["images"])
-        if len(raw) % (2 * MARK):
+        if len(raw) % (2 * HASH_BYTES):
             raise ValueError("it has half an image")
-        for at in range(0, len(raw), 2 * MARK):
-            mark, path = raw[at : at + MARK], raw[at + MARK : at + 2 * MARK]
+        for at in range(0, len(raw), 2 * HASH_BYTES):
+            mark, path = raw[at : at + HASH_BYTES], raw[at + HASH_BYTES : at + 2 * HASH_BYTES]
             before = self._told[mark].get(path)
-            self._told[mark][path] = before.also(cost) if before else Trail(cost)
+            self._told[mark][path] = before.also(cost) if before else PathCost(cost)
 
     def _mark(self, what: bytes, of: bytes) -> bytes:
-        return hashlib.blake2b(of, digest_size=MARK, key=self._key, person=what).digest()
+        return hashlib.blake2b(of, digest_size=HASH_BYTES, key=self._key, person=what).digest()
 
     def _whose(self) -> str:
         return self._mark(b"ledger", b"").hex()
@@ -224,16 +224,16 @@ def _left(spent: Cost, limits: Limits) -> str:
     return ", ".join(words)
 
 
-def _joined(parts: Iterable[dict[bytes, dict[bytes, Trail]]]) -> dict[bytes, dict[bytes, Trail]]:
-    found: dict[bytes, dict[bytes, Trail]] = {}
+def _joined(parts: Iterable[dict[bytes, dict[bytes, PathCost]]]) -> dict[bytes, dict[bytes, PathCost]]:
+    found: dict[bytes, dict[bytes, PathCost]] = {}
     for part in parts:
         for mark, mine in part.items():
             found[mark] = found.get(mark, {}) | mine
     return found
 
 
-def _sum(paths: dict[bytes, Trail]) -> Cost:
-    total = NOTHING
+def _sum(paths: dict[bytes, PathCost]) -> Cost:
+    total = NO_COST
     for each in paths.values():
         total = total.plus(each.cost)
     return total

@@ -20,9 +20,9 @@ from functools import lru_cache
 
 import numpy as np
 
-LEAST, CELLS, OCTAVE = 2.0**-32, 512, 8
+MIN_VARIANCE, CELL_COUNT, CELLS_PER_OCTAVE = 2.0**-32, 512, 8
 """The path is built at so many variances from the least one, so many to an octave: 96 to -96 dB."""
-DRAWS = 64
+MAX_LABEL_DRAWS = 64
 """So often at most is a label drawn anew; after the first time it has nothing of the true one."""
 
 
@@ -39,36 +39,36 @@ def normal(key: bytes, count: int) -> np.ndarray:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
-def on_path(key: bytes, variance: float, count: int) -> np.ndarray:
+def path_noise(key: bytes, variance: float, count: int) -> np.ndarray:
     """W(variance) / sqrt(variance) of the path with this key: each number is normal, of variance 1."""
     drawn = np.zeros(count)
-    for node, share in shares(variance).items():
+    for node, share in noise_shares(variance).items():
         drawn += share * normal(key + node.encode(), count)
     return drawn
 
 
 @lru_cache(maxsize=4096)
-def shares(variance: float) -> dict[str, float]:
+def noise_shares(variance: float) -> dict[str, float]:
     """What W(variance) / sqrt(variance) is made of: a share of each of a few independent normal numbers, by name.
 
     They are those of Levy's construction down to the next lower variance at which the path is built, and one for the
     way from there, which only this variance has. So what any number of draws tell is bounded by the next lower one
     that is built: 3/8 dB above the least noisy of them at most.
     """
-    if not LEAST <= variance < math.inf:
+    if not MIN_VARIANCE <= variance < math.inf:
         return {variance.hex(): 1.0}
-    built = min(math.floor(OCTAVE * (math.log2(variance) - math.log2(LEAST))), CELLS - 1)
+    built = min(math.floor(CELLS_PER_OCTAVE * (math.log2(variance) - math.log2(MIN_VARIANCE))), CELL_COUNT - 1)
     rest = max(variance - _variance(built), 0.0)
     known = {str(node): share / math.sqrt(variance) for node, share in _levy(built).items()}
     return known | ({variance.hex(): math.sqrt(rest / variance)} if rest else {})
 
 
-@lru_cache(maxsize=CELLS)
+@lru_cache(maxsize=CELL_COUNT)
 def _levy(place: int) -> dict[int, float]:
     """W at one of the variances where it is built: intervals are halved, each middle has a number of its own."""
-    low, high = 0, CELLS
-    left = {low: math.sqrt(LEAST)}
-    right = left | {high: math.sqrt(_variance(high) - LEAST)}
+    low, high = 0, CELL_COUNT
+    left = {low: math.sqrt(MIN_VARIANCE)}
+    right = left | {high: math.sqrt(_variance(high) - MIN_VARIANCE)}
     while high - low > 1:
         middle = (low + high) // 2
         start, at, end = (_variance(each) for each in (low, middle, high))
@@ -80,17 +80,17 @@ def _levy(place: int) -> dict[int, float]:
 
 
 def _variance(place: int) -> float:
-    return float(LEAST * 2.0 ** (place / OCTAVE))
+    return float(MIN_VARIANCE * 2.0 ** (place / CELLS_PER_OCTAVE))
 
 
-def randomised(key: bytes, label: int, classes: int, epsilon: float) -> int:
+def randomise_label(key: bytes, label: int, classes: int, epsilon: float) -> int:
     """The label, true with the odds e^epsilon against each of the others (randomised response).
 
     As time goes by, the label is drawn anew among all classes now and then; the smaller epsilon, the later one looks.
     What is told at one epsilon makes what is told at a smaller one, without the label.
     """
     until = math.log((math.exp(epsilon) + classes - 1) / math.expm1(epsilon))
-    waits, drawn = uniform(key, 2 * DRAWS).reshape(2, -1)
+    waits, drawn = uniform(key, 2 * MAX_LABEL_DRAWS).reshape(2, -1)
     times = np.cumsum(-np.log(waits))
     count = int(np.searchsorted(times, until, side="right"))
     return int(drawn[count - 1] * classes) if count else label

@@ -11,7 +11,7 @@ from manyhands import __version__
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import figures, verdict
 from manyhands.evaluation.evaluator import AT_ONCE
-from manyhands.files.write import writing
+from manyhands.files.write import disk_errors
 from manyhands.formatting import count_text, names_text, size_text
 from manyhands.messages.outgoing.summary import NO_REASSURANCE
 from manyhands.report import charts, clusters, collafuse_audit
@@ -60,7 +60,7 @@ def write(folder: RunFolder, facts: dict[str, Any]) -> None:
         ) from None
     by_silo = losses(folder.rounds)
     if by_silo:
-        with writing(folder.figures):
+        with disk_errors(folder.figures):
             folder.figures.mkdir(exist_ok=True)
         figures.losses(folder.figures / "loss.png", by_silo)
     folder.write("report.html", drawn)

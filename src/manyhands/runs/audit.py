@@ -20,7 +20,7 @@ from manyhands.data.partition import ByAttributes, Partition
 from manyhands.diffusion.squeeze import squeezed
 from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, figures
-from manyhands.files.strict_json import kept_json
+from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_file
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.load import load
@@ -113,7 +113,7 @@ def trade(folder: Path, effort: Effort | None = None) -> list[dict[str, float | 
     found = audit(inner[0], sorted({_share(run) for run in inner}), effort)
     rows = [_trade_row([run for run in ended if _share(run) == share], share, found) for share in _shares(ended)]
     figures.trade(folder / "trade.png", rows)
-    replace_file(folder / "trade.json", kept_json(rows, indent=1).encode())
+    replace_file(folder / "trade.json", finite_json(rows, indent=1).encode())
     return rows
 
 

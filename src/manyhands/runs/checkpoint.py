@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from manyhands.errors import CheckpointError, MessageError
-from manyhands.files.write import replace_file, writing
+from manyhands.files.write import disk_errors, replace_file
 from manyhands.messages.message import Message, decode, pieces
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ def write_kept(path: Path, message: Message) -> None:
         file.seek(len(MAGIC))
         file.write(digest.digest())
 
-    with writing(path.parent):
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, fill)
 
 
 def drop_generations(folder: Path, newest: int) -> None:
     """Drop all but ``newest`` and the one before it: older ones, and newer ones that were not gone on with."""
-    with writing(folder):
+    with disk_errors(folder):
         for number in generations(folder):
             if not newest - GENERATIONS < number <= newest:
                 path_of(folder, number).unlink()

@@ -17,13 +17,13 @@ from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation import figures, verdict
 from manyhands.evaluation.evaluator import AT_ONCE
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
-from manyhands.files.strict_json import kept_json
-from manyhands.files.write import replace_file, writing
+from manyhands.files.strict_json import finite_json
+from manyhands.files.write import disk_errors, replace_file
 from manyhands.formatting import count_text, size_text
 from manyhands.report.markup import number
 from manyhands.report.page import NAMES, curve, sampling_words
 from manyhands.runs.run_folder import Round, RunFolder, difference
-from manyhands.spec import nearest
+from manyhands.spec import suggest
 
 COSTS = {
     "rounds": "rounds", "images_seen": "images seen", "bytes_up": "sent up", "bytes_down": "sent down",
@@ -78,7 +78,7 @@ class Comparison:
         self.differs = self._difference()
         known = [name for name in NAMES if any(entry.values(name) for entry in self.entries)]
         if by not in known:
-            raise RecipeError(f"--by {by}: none of the runs has it; {nearest(by, known)}")
+            raise RecipeError(f"--by {by}: none of the runs has it; {suggest(by, known)}")
         self.several = any(len(entry.runs) > 1 for entry in self.entries)
         self.ranked = not self.differs
         if self.differs and not unranked:
@@ -165,9 +165,9 @@ class Comparison:
 
     def write(self, out: Path) -> list[Path]:
         """The table as Markdown, CSV and JSON, and the figures."""
-        with writing(out):
+        with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-        told = kept_json({"note": self.note(), "runs": self.records()}, indent=1)
+        told = finite_json({"note": self.note(), "runs": self.records()}, indent=1)
         texts = {"table.md": self.markdown(), "table.csv": self.csv(), "table.json": told}
         for name, text in texts.items():
             replace_file(out / name, text.encode())

@@ -147,7 +147,7 @@ class Experiment:
         hub, found = RoundCoordinator(self.server, self.method.plan(), self.roster), {}
         for silo in self.silos:
             own = self.method.silo_generator(silo)
-            ask = self.link.asking(hub, silo.name, self.drawn)
+            ask = self.link.server_call(hub, silo.name, self.drawn)
             mine = self.method.generator_for(silo.name, ready, None if own is None else self._ready(own), ask)
             if mine is not None:
                 found[silo.name] = mine

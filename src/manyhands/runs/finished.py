@@ -77,7 +77,7 @@ def kept_generators(folder: RunFolder, method: Method, link: InProcess) -> dict[
     for silo in folder.report["silos"]:
 
         def ask(message: Message, silo: str = silo) -> Message:
-            return link.asking(hub(), silo, ledger)(message)
+            return link.server_call(hub(), silo, ledger)(message)
 
         if drawn := method.generator_for(silo, shared, _kept(folder.silo(silo) / "model", device), ask):
             found[silo] = drawn

@@ -34,7 +34,7 @@ from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.seed import numpy_rng
 from manyhands.silos.silo import NAME, NAME_RULE, is_name
-from manyhands.spec import Float, Int, Spec, nearest
+from manyhands.spec import Float, Int, Spec, suggest
 
 S = TypeVar("S", bound=Spec)
 FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
@@ -169,7 +169,7 @@ class Recipe(Spec):
         if self.sampling.guidance != 1 and model.classes and not (diffusion and diffusion.label_dropout):
             raise ValueError("sampling.guidance needs a network that learnt without labels too: label_dropout > 0")
         if odd := _unknown_in(self.method, names):
-            raise ValueError(f"method names {odd!r}; {nearest(odd, names[:20])}")
+            raise ValueError(f"method names {odd!r}; {suggest(odd, names[:20])}")
         if isinstance(self.partition, Dirichlet | Shards) and self.data.classes == ():
             raise ValueError(f"partition {self.partition.kind!r} deals by label, and data.classes is 0")
         if isinstance(self.partition, Domains) != bool(domains) and not isinstance(self.partition, Lacking):
@@ -359,7 +359,7 @@ def _lines(error: ValidationError, told: Mapping[str, Any]) -> list[str]:
         if problem["type"] == "union_tag_invalid":
             context = problem["ctx"]
             known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-            text = f"kind {context['tag']!r} is not known; {nearest(str(context['tag']), known)}"
+            text = f"kind {context['tag']!r} is not known; {suggest(str(context['tag']), known)}"
         elif problem["type"] in {"union_tag_not_found", "model_attributes_type"}:
             text = "say its kind, in a table: kind = ..."
         elif problem["type"] not in {"unknown_key", "missing", "value_error"}:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from manyhands.errors import CheckpointError, RunFolderError
-from manyhands.files.strict_json import kept_json
-from manyhands.files.write import replace_file, writing
+from manyhands.files.strict_json import finite_json
+from manyhands.files.write import disk_errors, replace_file
 from manyhands.messages.message import Message
 from manyhands.runs.checkpoint import (
     drop_generations,
@@ -111,18 +111,18 @@ class RunFolder:
     def open(self, recipe: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
         """Begin a run here, or go on with the same one; refuse any other, and any other process meanwhile."""
         self._check(recipe, resume=resume)
-        with writing(self.path):
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with self.alone():
             self.write("recipe.toml", tomli_w.dumps(recipe))
-            with writing(self.figures):
+            with disk_errors(self.figures):
                 (self.figures / "rounds").mkdir(parents=True, exist_ok=True)
             yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes from writing here; the system lets go of the lock however this one ends."""
-        with writing(self.path):
+        with disk_errors(self.path):
             lock = self._file(".lock").open("w")
         with lock:
             try:
@@ -204,13 +204,13 @@ class RunFolder:
 
     def write(self, name: str, content: Any) -> None:
         """Write a file of the folder: text as it is, anything else as JSON."""
-        text = content if isinstance(content, str) else kept_json(content, indent=1)
+        text = content if isinstance(content, str) else finite_json(content, indent=1)
         replace_file(self._file(name), text.encode())
 
     def append(self, done: Round) -> None:
         """One more line of the journal. It comes before the checkpoint: a line too many is cut off at resume."""
-        with writing(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
-            file.write(kept_json(asdict(done)) + "\n")
+        with disk_errors(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
+            file.write(finite_json(asdict(done)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -318,7 +318,7 @@ class RunFolder:
         return any(not path.name.startswith(".") for path in self.path.iterdir())
 
     def _cut_journal(self, rounds: int) -> None:
-        lines = [kept_json(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
+        lines = [finite_json(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
         self.write("journal.jsonl", "".join(lines))
 
     def _file(self, name: str) -> Path:

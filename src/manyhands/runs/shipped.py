@@ -17,9 +17,9 @@ def recipe_path(given: str) -> Path:
     """A file, or the shipped recipe of this name."""
     if given.endswith(".toml") or Path(given).is_file():
         return Path(given)
-    from manyhands.spec import nearest
+    from manyhands.spec import suggest
 
     known = {path.stem: path for path in shipped()}
     if given not in known:
-        raise RecipeError(f"{given}: there is no such recipe; {nearest(given, list(known))}")
+        raise RecipeError(f"{given}: there is no such recipe; {suggest(given, list(known))}")
     return known[given]

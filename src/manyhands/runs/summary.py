@@ -65,7 +65,7 @@ def facts(
         "floor": {},
         **images,
         "operations": {
-            name: {"says": each.says, "often": each.often, "tells": list(each.up.facts)}
+            name: {"says": each.description, "often": each.often, "tells": list(each.up.facts)}
             for name, each in plan.operations.items()
         },
         "leaves": rows(left),

@@ -9,8 +9,8 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manyhands.errors import RecipeError, RunFolderError
-from manyhands.files.strict_json import kept_json
-from manyhands.files.write import replace_file, writing
+from manyhands.files.strict_json import finite_json
+from manyhands.files.write import disk_errors, replace_file
 from manyhands.runs.recipe import Recipe, parse_recipe, put, read_recipe
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def write_index(folder: Path, runs: Sequence[Variant], *, resume: bool) -> None:
     if path.exists() and not resume:
         raise RunFolderError(f"{folder}: holds a sweep already; --resume goes on with it")
     told = [{"values": run.values, "seed": run.recipe.seed, "folder": run.folder} for run in runs]
-    with writing(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, kept_json(told, indent=1).encode())
+    replace_file(path, finite_json(told, indent=1).encode())
 
 
 def _fields(told: Any, where: str) -> dict[str, list[Any]]:
@@ -116,7 +116,7 @@ def _distinct(found: Sequence[Variant], path: Path) -> None:
     """Two combinations must not share a folder, nor be the same run in two."""
     seen: dict[str, Variant] = {}
     for variant in found:
-        same = kept_json(variant.recipe.resolved() | {"name": ""}, sort_keys=True)
+        same = finite_json(variant.recipe.resolved() | {"name": ""}, sort_keys=True)
         for key in (variant.folder.lower(), same):
             if first := seen.get(key):
                 both = f"{_words(first.values)} and {_words(variant.values)}"
@@ -135,4 +135,4 @@ def _words(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return re.sub(r'[][{}"]', "", kept_json(value, default=str))
+    return re.sub(r'[][{}"]', "", finite_json(value, default=str))

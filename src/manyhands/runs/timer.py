@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manyhands.errors import QuorumLost, plain
+from manyhands.errors import QuorumLost, printable
 from manyhands.messages.operation import RESTING
 from manyhands.runs.run_folder import Round
 
 if TYPE_CHECKING:
-    from manyhands.links.coordinator import Closed
+    from manyhands.links.coordinator import ClosedRound
     from manyhands.messages.ledger import Ledger
     from manyhands.methods.base import Server
 
@@ -32,11 +32,11 @@ class RoundTimer:
         """A round begins."""
         self.began = time.perf_counter()
 
-    def round_of(self, closed: Closed, rounds: int) -> Round:
+    def round_of(self, closed: ClosedRound, rounds: int) -> Round:
         """A round has ended."""
         up, down = self.ledger.bytes("up"), self.ledger.bytes("down")
         said: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
-        why = {silo: plain(facts.get("withheld", "")) for silo, facts in said.items()}
+        why = {silo: printable(facts.get("withheld", "")) for silo, facts in said.items()}
         withheld = {silo: words for silo, words in why.items() if words not in ("", RESTING)}
         done = Round(
             closed.round,
@@ -59,7 +59,7 @@ class RoundTimer:
         return done
 
 
-def check_quorum(done: Round, closed: Closed, quorum: int) -> None:
+def check_quorum(done: Round, closed: ClosedRound, quorum: int) -> None:
     """Raise where fewer silos than that could send anything, unless the server has just gone back for them."""
     if not closed.note and len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < quorum:
         why = "; ".join(f"{silo}: {reason}" for silo, reason in done.missing.items())

@@ -10,7 +10,7 @@ import torch
 from manyhands.errors import Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
-from manyhands.tensors import TensorSpec, layout
+from manyhands.tensors import TensorSpec, state_spec
 
 LIKE = TensorSpec((None, 3, 5, 5), torch.float32)
 
@@ -52,8 +52,8 @@ def test_maps_that_are_all_one_number_come_back_as_they_were() -> None:
 def test_what_is_sent_is_what_a_plan_expects(bits: Bits) -> None:
     wired = activations.encode(maps(), bits, torch.Generator().manual_seed(0))
     activations.check(wired, LIKE, bits)
-    expected = activations.wire(LIKE._replace(shape=(4, 3, 5, 5)), bits)
-    assert layout(wired) == expected
+    expected = activations.wire_spec(LIKE._replace(shape=(4, 3, 5, 5)), bits)
+    assert state_spec(wired) == expected
 
 
 @pytest.mark.parametrize(

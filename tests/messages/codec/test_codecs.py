@@ -15,7 +15,7 @@ from manyhands.messages.codec.packing import pack, packed_size, unpack
 from manyhands.messages.codec.updates import Updates
 from manyhands.messages.codec.weights import Weights
 from manyhands.seed import torch_rng
-from manyhands.tensors import Tensors, layout, zeros
+from manyhands.tensors import Tensors, state_spec, zeros
 
 CODECS: list[Codec] = [
     Float32(),
@@ -49,9 +49,9 @@ def test_packing_is_undone_exactly_and_takes_the_bits_it_says(bits: int, count: 
 def test_what_travels_is_of_the_layout_that_the_plan_expects(codec: Codec) -> None:
     base = some()
     wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
-    codec.check(wire, layout(base))
+    codec.check(wire, state_spec(base))
     decoded = codec.decode(wire, base)
-    assert layout(decoded) == layout(base)
+    assert state_spec(decoded) == state_spec(base)
     assert all(bool(tensor.isfinite().all()) for tensor in decoded.values())
 
 
@@ -70,7 +70,7 @@ def test_the_order_of_names_is_of_no_account(codec: Codec) -> None:
 def test_weights_come_back_within_half_a_step(bits: Any) -> None:
     weights = some() | {"same": torch.full((4,), 0.7), "none": torch.zeros(3), "far": torch.tensor([98.0, 98.5, 99.0])}
     codec = Weights(bits=bits)
-    decoded = codec.decode(codec.encode(weights, {}, {}, torch_rng(0, "codec")).wire, zeros(layout(weights)))
+    decoded = codec.decode(codec.encode(weights, {}, {}, torch_rng(0, "codec")).wire, zeros(state_spec(weights)))
     for name, tensor in weights.items():
         step = (tensor.max() - tensor.min()) / (2**bits - 1)
         assert bool(((decoded[name] - tensor).abs() <= step / 2 + 1e-5 * tensor.abs().max()).all()), name
@@ -114,7 +114,7 @@ def slope(said: torch.Tensor, meant: torch.Tensor) -> float:
 
 
 def said_once(codec: Updates, seed: int = 0) -> torch.Tensor:
-    base = zeros(layout(NORMAL))
+    base = zeros(state_spec(NORMAL))
     return codec.decode(codec.encode(NORMAL, base, {}, torch_rng(seed, "codec")).wire, base)["w.weight"]
 
 
@@ -147,7 +147,7 @@ def test_two_bits_say_less_than_is_meant() -> None:
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_feedback_says_later_what_was_cut_off(bits: Any) -> None:
     """What was said in all, over rounds, has the slope 1, however little a single round says."""
-    codec, base, left, sums = Updates(bits=bits, reach=1.5), zeros(layout(NORMAL)), {}, []
+    codec, base, left, sums = Updates(bits=bits, reach=1.5), zeros(state_spec(NORMAL)), {}, []
     for number in range(30):
         wire, left = codec.encode(NORMAL, base, left, torch_rng(number, "codec"))
         sums.append(codec.decode(wire, base)["w.weight"] + (sums[-1] if sums else 0))
@@ -230,7 +230,7 @@ def test_codes_that_were_tampered_with_are_refused(bad: Any) -> None:
     base, codec = some(), Updates(entropy=True)
     wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
     with pytest.raises(Refused) as refused:
-        codec.check({**wire, "codes": bad(wire["codes"])}, layout(base))
+        codec.check({**wire, "codes": bad(wire["codes"])}, state_spec(base))
     assert refused.value.reason in (Reason.MALFORMED, Reason.WRONG_SHAPE)
 
 
@@ -243,7 +243,7 @@ def test_a_small_message_cannot_grow_without_bound(size: int, why: str) -> None:
     codec, base = Updates(entropy=True), some()
     wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
     with pytest.raises(Refused, match=why):
-        codec.check({**wire, "codes": torch.frombuffer(bytearray(bomb), dtype=torch.uint8)}, layout(base))
+        codec.check({**wire, "codes": torch.frombuffer(bytearray(bomb), dtype=torch.uint8)}, state_spec(base))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_small_message_cannot_grow_without_bound(size: int, why: str) -> None:
 def test_what_weights_cannot_be_is_refused(codec: Codec, lie: dict[str, float]) -> None:
     base = some()
     wire = codec.encode(moved(base), base, {}, torch_rng(0, "codec")).wire
-    codec.check(wire, layout(base))
+    codec.check(wire, state_spec(base))
     ((name, number),) = lie.items()
     with pytest.raises(Refused, match="reaches beyond 60000"):
-        codec.check({**wire, name: torch.full_like(wire[name], number)}, layout(base))
+        codec.check({**wire, name: torch.full_like(wire[name], number)}, state_spec(base))

@@ -27,7 +27,7 @@ from manyhands.methods.collafuse.silo import noising_of
 from manyhands.methods.relay import Relay
 from manyhands.seed import torch_rng
 from manyhands.silos.training import steps
-from manyhands.tensors import named, sha256
+from manyhands.tensors import sha256, strip_prefix
 from tests.conftest import TINY, tiny_images, tiny_silos
 
 SHORT = Sampling(steps=5)
@@ -347,7 +347,7 @@ def test_silos_may_begin_from_what_the_server_has_learnt() -> None:
 
 def test_the_networks_of_silos_can_be_averaged() -> None:
     experiment = trained(tiny_collafuse(federate_silos=True))
-    own = [named(silo.memory, "average.") for silo in experiment.silos]
+    own = [strip_prefix(silo.memory, "average.") for silo in experiment.silos]
     assert sha256(own[0]) == sha256(own[1]) == sha256(own[2])
     assert len(experiment.drawing("s1").sample(2)) == 2
     assert "weights" not in experiment.method.plan().never_sent
@@ -483,10 +483,10 @@ def test_a_cut_is_the_same_however_it_is_told() -> None:
 def test_networks_of_silos_are_averaged_within_their_cluster(tmp_path: Path) -> None:
     method = tiny_collafuse(federate_silos=True, clusters={"a": ["s0", "s2"], "b": ["s1"]})
     experiment = trained(method)
-    own = {silo.name: sha256(named(silo.memory, "average.")) for silo in experiment.silos}
+    own = {silo.name: sha256(strip_prefix(silo.memory, "average.")) for silo in experiment.silos}
     assert own["s0"] == own["s2"] != own["s1"]
     alone = trained(tiny_collafuse(federate_silos=True), [tiny_silos()[1]])
-    assert own["s1"] == sha256(named(alone.silos[0].memory, "average."))
+    assert own["s1"] == sha256(strip_prefix(alone.silos[0].memory, "average."))
     rounds_of(Experiment(method, tiny_silos(), folder=tmp_path / "run", device="cpu", sampling=SHORT), 2)
     assert everything(trained(method, folder=tmp_path / "run", resume=True)) == everything(experiment)
     with pytest.raises(RecipeError, match="clusters: 's1' is in no cluster"):
@@ -502,9 +502,9 @@ def test_a_silo_taught_to_finish_in_a_few_steps_does_and_goes_on_where_it_was(tm
     assert isinstance(relay, Relay)
     assert (relay.steps, relay.taught) == (2, True)
     assert relay.sample(2).isfinite().all()
-    taught, teacher = (named(whole.silos[0].memory, prefix) for prefix in ("average.", "teacher."))
+    taught, teacher = (strip_prefix(whole.silos[0].memory, prefix) for prefix in ("average.", "teacher."))
     before = trained(tiny_collafuse(rounds=2, ema=0.5)).silos[0].memory
-    assert sha256(teacher) == sha256(named(before, "average.")) != sha256(taught)
+    assert sha256(teacher) == sha256(strip_prefix(before, "average.")) != sha256(taught)
     rounds_of(Experiment(method, tiny_silos(), folder=tmp_path / "run", device="cpu", sampling=SHORT), 3)
     assert everything(trained(method, folder=tmp_path / "run", resume=True)) == everything(whole)
 

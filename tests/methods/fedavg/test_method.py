@@ -243,7 +243,7 @@ def test_half_precision_on_the_wire_halves_the_bytes_and_stays_close() -> None:
 def test_the_plan_of_the_wire_names_every_tensor_and_never_an_image() -> None:
     plan = tiny_fedavg().plan()
     assert set(plan.operations) == {"join", "update"}
-    assert plan.groups == {"update"}
+    assert plan.barriers == {"update"}
     words = "\n".join(plan.words())
     assert "in no message: images, labels, file names" in words
 

@@ -12,7 +12,7 @@ from manyhands.errors import ManyhandsError
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.methods.gans import alike
 from manyhands.methods.gans.pflgan import PFLGan, PFLGanServer
-from manyhands.tensors import named
+from manyhands.tensors import strip_prefix
 from tests.methods.huscf.test_method import SMALL, gan_silos, trained, two_domains
 
 TRAINING = {"batch": 4, "steps": 5, "learning_rate": 1e-3}
@@ -39,7 +39,7 @@ def test_what_is_handed_out_is_trained_on() -> None:
     assert not torch.equal(
         silos[0].memory["weights.generator.0.linear.weight"], alone[0].memory["weights.generator.0.linear.weight"]
     )
-    handed = named(silos[0].memory, "handed.")
+    handed = strip_prefix(silos[0].memory, "handed.")
     assert 0 < len(handed["images"]) == len(handed["labels"]) <= 2.0 * 9
     assert handed["images"].dtype == torch.uint8
 

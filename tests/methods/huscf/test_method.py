@@ -28,7 +28,7 @@ from manyhands.models.layer_cut import LayerCut, LayerCuts
 from manyhands.runs.finished import loaded_generator
 from manyhands.runs.run_folder import RunFolder
 from manyhands.silos.training import GanTraining
-from manyhands.tensors import named
+from manyhands.tensors import strip_prefix
 
 WIRES: tuple[Literal["count", "bytes"], ...] = ("count", "bytes")
 SMALL = Gan(size=16, channels=1, classes=2, latent=4, width=4)
@@ -61,7 +61,7 @@ def trained(method: HuSCF, silos: list[Silo], **told: Any) -> Experiment:
 
 def pieces(experiment: Experiment, silo: int = 0) -> dict[str, torch.Tensor]:
     assert isinstance(experiment.server, HuSCFServer)
-    return experiment.server.network.state_dict() | named(experiment.silos[silo].memory, "average.")
+    return experiment.server.network.state_dict() | strip_prefix(experiment.silos[silo].memory, "average.")
 
 
 @pytest.mark.parametrize("cut", ["0404", "1313", "0314", "1403"])
@@ -271,7 +271,7 @@ def test_domains_are_found_and_each_has_ends_of_its_own_around_one_middle() -> N
     for cluster in (0, 1):
         shares = [told["weight"] for told in rounds[2].weighed.values() if told["cluster"] == cluster]
         assert sum(shares) == pytest.approx(1)
-    ends = [named(silo.memory, "average.") for silo in experiment.silos]
+    ends = [strip_prefix(silo.memory, "average.") for silo in experiment.silos]
     assert all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
     assert not torch.equal(ends[0]["discriminator.0.block.0.weight"], ends[1]["discriminator.0.block.0.weight"])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyhands.models.gan import BatchNorm, Gan, run_blocks
-from manyhands.tensors import Tensors, named
+from manyhands.tensors import Tensors, strip_prefix
 
 if TYPE_CHECKING:
     from manyhands.methods.huscf.guard import Guard
@@ -62,7 +62,7 @@ class Head:
 def head_of(model: Gan, weights: Tensors, last: int, guard: Guard | None = None) -> Head:
     """That of a whole discriminator with these weights; what it is shown leaves no trace in it."""
     discriminator = model.build(0).discriminator
-    discriminator.load_state_dict(named(weights, "discriminator."))
+    discriminator.load_state_dict(strip_prefix(weights, "discriminator."))
     blocks = discriminator[: last + 1].eval().requires_grad_(False)
     for module in blocks.modules():
         if isinstance(module, BatchNorm):

@@ -44,7 +44,7 @@ def decode(wire: Mapping[str, Tensor]) -> Tensor:
     return x * _wide(wire["step"]) + _wide(wire["least"]) if "step" in wire else x
 
 
-def wire(like: TensorSpec, bits: Bits) -> StateSpec:
+def wire_spec(like: TensorSpec, bits: Bits) -> StateSpec:
     """What a plan must expect of maps like these."""
     if bits == 8:
         each = TensorSpec((like.shape[1],), torch.float32)
@@ -54,7 +54,7 @@ def wire(like: TensorSpec, bits: Bits) -> StateSpec:
 
 def check(wired: Mapping[str, Tensor], like: TensorSpec, bits: Bits) -> None:
     """Refuse what is not of this form, or holds numbers with which a network could only come to infinity."""
-    if bad := mismatch(wire(like, bits), wired):
+    if bad := mismatch(wire_spec(like, bits), wired):
         raise bad
     ends = {name: tensor for name, tensor in wired.items() if tensor.is_floating_point()}
     if "step" in wired:

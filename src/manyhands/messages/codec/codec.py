@@ -22,7 +22,7 @@ class Encoded(NamedTuple):
     """Tensors as they travel, and what could not be said of each and is to be said the next time."""
 
     wire: Tensors
-    left: Tensors
+    residual: Tensors
 
 
 class Codec(Spec, ABC):
@@ -49,12 +49,12 @@ class Codec(Spec, ABC):
         """The tensors in float32, as the other side receives them; no dict where they are read when asked for."""
 
     @abstractmethod
-    def wire(self, layout: StateSpec) -> StateSpec:
+    def wire_spec(self, layout: StateSpec) -> StateSpec:
         """What the plan must expect of tensors of this layout."""
 
     def check(self, wire: Mapping[str, Tensor], layout: StateSpec) -> None:
         """Refuse what the plan lets through, but would not decode to tensors of this layout that weights can be."""
-        if bad := mismatch(self.wire(layout), wire):
+        if bad := mismatch(self.wire_spec(layout), wire):
             raise bad
         for name, tensor in self.extremes(wire).items():
             if tensor.numel() and not float(tensor.abs().max()) <= MAX_WEIGHT:
@@ -65,14 +65,14 @@ class Codec(Spec, ABC):
         """Numbers among which are the largest that the wire decodes to."""
 
     @property
-    def forgets(self) -> bool:
+    def loses_rounding(self) -> bool:
         """Whether it sends differences, and what rounding them loses is lost."""
         return False
 
 
-def most_bytes(codec: Codec, layout: StateSpec) -> int:
+def max_wire_bytes(codec: Codec, layout: StateSpec) -> int:
     """The most bytes that tensors of this layout take on the wire."""
-    return sum(like.dtype.itemsize * like.size for like in codec.wire(layout).values())
+    return sum(like.dtype.itemsize * like.size for like in codec.wire_spec(layout).values())
 
 
 class _Float(Codec, ABC):
@@ -90,7 +90,7 @@ class _Float(Codec, ABC):
     def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.float() for name, tensor in wire.items()}
 
-    def wire(self, layout: StateSpec) -> StateSpec:
+    def wire_spec(self, layout: StateSpec) -> StateSpec:
         return {name: TensorSpec(like.shape, self.dtype) for name, like in layout.items()}
 
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -16,10 +16,10 @@ from manyhands.messages.codec.packing import pack, packed_size, unpack
 from manyhands.spec import Float
 from manyhands.tensors import StateSpec, Tensors, TensorSpec
 
-REACH = {8: 6.0, 4: 2.4, 3: 1.8, 2: 1.5}
-ALL = 1e9
+DEFAULT_REACH = {8: 6.0, 4: 2.4, 3: 1.8, 2: 1.5}
+NO_REACH = 1e9
 """No number of a channel is as many root mean squares away."""
-LEAST, UPWARD = 1e-30, 1 + 2**-8
+MIN_STEP, STEP_MARGIN = 1e-30, 1 + 2**-8
 """The least step, and by how much each is made larger before bfloat16 may make it smaller."""
 
 
@@ -95,7 +95,7 @@ class Updates(Codec):
             said[name] = self._values(unpack(code, base[name].numel(), self.bits).view(len(scale), -1), scale)
         return {name: said[name].view(held.shape).add_(held) for name, held in base.items()}
 
-    def wire(self, layout: StateSpec) -> StateSpec:
+    def wire_spec(self, layout: StateSpec) -> StateSpec:
         """Three tensors, of a length that is known but where codes are squeezed."""
         coarse = self._coarse(layout)
         fine = [like.size for name, like in layout.items() if self._is_fine(name, len(like.shape))]
@@ -120,7 +120,7 @@ class Updates(Codec):
         return {"a channel": wire["scales"].float() * (2 ** (self.bits - 1)), "a number in 16 bits": wire["fine"]}
 
     @property
-    def forgets(self) -> bool:
+    def loses_rounding(self) -> bool:
         """Whether what rounding loses is lost."""
         return not self.feedback
 
@@ -138,7 +138,7 @@ class Updates(Codec):
         """Codes from 0, and the step of each row."""
         steps = 2 ** (self.bits - 1) - 1
         reach = rows.square().mean(1).sqrt_().mul_(self._reach)
-        scale = torch.minimum(rows.abs().amax(1), reach).mul_(UPWARD / steps).clamp_min_(LEAST).bfloat16()
+        scale = torch.minimum(rows.abs().amax(1), reach).mul_(STEP_MARGIN / steps).clamp_min_(MIN_STEP).bfloat16()
         x = rows / scale.float()[:, None]
         x += torch.rand(x.shape, generator=rng) + steps if self._by_chance else steps + 0.5
         return x.floor_().clamp_(0, 2 * steps).to(torch.uint8), scale
@@ -151,7 +151,7 @@ class Updates(Codec):
     def _reach(self) -> float:
         """In root mean squares of a channel."""
         whole = self._by_chance and not self.feedback
-        return self.reach or (ALL if whole else REACH[self.bits])
+        return self.reach or (NO_REACH if whole else DEFAULT_REACH[self.bits])
 
     def _values(self, codes: Tensor, scale: Tensor) -> Tensor:
         return codes.float().sub_(2 ** (self.bits - 1) - 1).mul_(scale.float()[:, None])

@@ -57,7 +57,7 @@ class Weights(Codec):
             for name, part, step, least in zip(names, parts, wire["steps"], wire["leasts"], strict=True)
         }
 
-    def wire(self, layout: StateSpec) -> StateSpec:
+    def wire_spec(self, layout: StateSpec) -> StateSpec:
         """Three tensors of known length."""
         size = sum(packed_size(like.size, self.bits) for like in layout.values())
         return {

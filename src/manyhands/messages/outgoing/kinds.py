@@ -20,7 +20,7 @@ MAX_PICKED, CANDIDATES = 0.01, 1000
 NO_EPSILON = "no epsilon can be given"
 
 
-def short(spent: float) -> str:
+def epsilon_text(spent: float) -> str:
     """An epsilon for people."""
     return f"{spent:,.0f}" if spent >= 1000 else f"{spent:.3g}"
 
@@ -43,12 +43,12 @@ class OutgoingData(ABC):
     rank: ClassVar[int]
 
     silo: str = ""
-    but: tuple[str, ...] = ()
+    except_silos: tuple[str, ...] = ()
     often: str = ""
 
     @property
     @abstractmethod
-    def what(self) -> str:
+    def description(self) -> str:
         """What it is, in words."""
 
     @abstractmethod
@@ -59,15 +59,15 @@ class OutgoingData(ABC):
         """What is proven of it, in words."""
         return NO_EPSILON
 
-    def open(self, images: int | None = None) -> tuple[str, ...]:
+    def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Which of images and labels the server reads in it, or can compute from it."""
         return ()
 
     def gives_away(self, images: int | None = None, picked: Picked | None = None) -> str:
         """What must be said of it before anything else; nothing where images are not given away."""
-        if IMAGES not in self.open(images):
+        if IMAGES not in self.exposed(images):
             return ""
-        return f"This run gives its images away. What leaves: {self.what}. From it: {self.computed(images)}."
+        return f"This run gives its images away. What leaves: {self.description}. From it: {self.computed(images)}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Images(OutgoingData):
     rank = 0
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """See ``OutgoingData``."""
         return "its images, as they are"
 
@@ -85,7 +85,7 @@ class Images(OutgoingData):
         """See ``OutgoingData``."""
         return "nothing need be computed, the images are there"
 
-    def open(self, images: int | None = None) -> tuple[str, ...]:
+    def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Images."""
         return (IMAGES,)
 
@@ -120,14 +120,14 @@ class NoisedImages(OutgoingData):
     delta: float = DELTA
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """Says the SNR of one release."""
         squeezed = f"squeezed into the norm {self.norm:g} and " if self.squeezed else ""
         return f"its images, {squeezed}noised to an SNR of {decibel(self.snr):.1f} dB"
 
     def computed(self, images: int | None = None) -> str:
         """Depends on whether there is more signal than noise, and on epsilon."""
-        if self.open(images):
+        if self.exposed(images):
             about = "each image, more or less sharp, since it holds more signal than noise"
         elif self.epsilon(images) > MAX_EPSILON:
             about = "a rough picture of each image, and which of several images it is"
@@ -142,9 +142,9 @@ class NoisedImages(OutgoingData):
         """Epsilon, its delta, and what it is about."""
         spent, one = self.epsilon(images, self.delta), self.releases(images) is None
         of = " of one release" if one else ""
-        return f"epsilon {short(spent)}{of} at delta {self.delta:g} (local, one image replaced by any other)"
+        return f"epsilon {epsilon_text(spent)}{of} at delta {self.delta:g} (local, one image replaced by any other)"
 
-    def open(self, images: int | None = None) -> tuple[str, ...]:
+    def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Images, where all releases of one together have more signal than noise."""
         return (IMAGES,) if self.snr_db(images) > 0 else ()
 
@@ -178,7 +178,7 @@ class NoisedImages(OutgoingData):
         more = "" if known_count else " or more"
         together = f", {count:,}{more} releases of each together" if self.fresh and (count > 1 or more) else ""
         noised = f"they leave noised to an SNR of {decibel(self.snr * count):.1f} dB{together}"
-        that = f"That is an epsilon of {short(spent)} at delta {DELTA:g}"
+        that = f"That is an epsilon of {epsilon_text(spent)} at delta {DELTA:g}"
         return f"This run gives its images away: {noised}. {that}; {proof}."
 
 
@@ -198,17 +198,17 @@ class Activations(OutgoingData):
     labels: bool = False
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """Says of which layers, and on what."""
         return f"the activations of {self.by} on {self.on}"
 
     def computed(self, images: int | None = None) -> str:
         """What went in, where the layers are known."""
-        if not (found := " and ".join(self.open(images))):
+        if not (found := " and ".join(self.exposed(images))):
             return "none of its images"
         return f"the server can compute its {found}, since it knows these layers"
 
-    def open(self, images: int | None = None) -> tuple[str, ...]:
+    def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """What went in."""
         told = {IMAGES: self.images, LABELS: self.labels}
         return tuple(name for name, went_in in told.items() if went_in and self.known)
@@ -223,7 +223,7 @@ class Gradients(OutgoingData):
     at: str
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """Says with respect to what."""
         return f"gradients with respect to {self.at}"
 
@@ -241,7 +241,7 @@ class Labels(OutgoingData):
     randomised: float | None = None
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """See ``OutgoingData``."""
         return "its labels" if self.randomised is None else "its labels, some of them replaced at random"
 
@@ -255,7 +255,7 @@ class Labels(OutgoingData):
             return NO_EPSILON
         return f"epsilon {self.randomised:g} of its own (randomised response), beside that of images"
 
-    def open(self, images: int | None = None) -> tuple[str, ...]:
+    def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Labels, where they are the true ones."""
         return (LABELS,) if self.randomised is None else ()
 
@@ -275,7 +275,7 @@ class Weights(OutgoingData):
     kept: tuple[str, ...] = ()
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """Says of which network, and whether the server can read them."""
         how = "which the server can read" if self.readable else "which the server cannot read"
         return f"the weights of {self.of}, {how}"
@@ -284,11 +284,11 @@ class Weights(OutgoingData):
         """See ``OutgoingData``."""
         if not self.readable:
             return "nothing from those of one silo; from the mean of all silos, what that has learnt"
-        if self.open(images):
+        if self.exposed(images):
             return "at least some of its images: after a single step the weights tell the gradient"
         return "images like its own, those that it has memorised, and with errors whether an image was trained on"
 
-    def open(self, images: int | None = None) -> tuple[str, ...]:
+    def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Images, where a round is a single step."""
         if self.training is None or not self.readable:
             return ()
@@ -305,7 +305,7 @@ class GeneratedImages(OutgoingData):
     to: str
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """Says who gets them."""
         return f"images that its generator draws, for {self.to}"
 
@@ -323,7 +323,7 @@ class Statistics(OutgoingData):
     of: tuple[str, ...]
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """See ``OutgoingData``."""
         return ", ".join(self.of)
 

@@ -10,7 +10,7 @@ from manyhands.messages.operation import Operation
 from manyhands.messages.outgoing.kinds import IMAGES, LABELS, Labels, NoisedImages, OutgoingData, Statistics, Weights
 
 NO_REASSURANCE = "this says nothing about what can be computed from what leaves"
-TOLD = {
+FACT_MEANINGS = {
     "images": "how many images it has",
     "cut": "its cut",
     "loss": "its mean loss",
@@ -23,27 +23,31 @@ TOLD = {
     "count": "how many images it asks for",
 }
 """What facts say of a silo; one that is not here is told by its own name."""
-SAYS_NOTHING = frozenset(
+TECHNICAL_FACTS = frozenset(
     {"round", "chain", "holds", "first", "turn", "to", "seed", "steps", "guidance", "sampler", "clip"}
 )
 """Facts that keep a conversation in order, or say how something is to be drawn."""
 
 
-def stated(operations: Iterable[Operation], before: Sequence[OutgoingData] = ()) -> tuple[OutgoingData, ...]:
+def collect_outgoing(operations: Iterable[Operation], before: Sequence[OutgoingData] = ()) -> tuple[OutgoingData, ...]:
     """Every kind of thing that leaves by these operations, each once; what gives most away comes first."""
-    kinds, known = [*before], set(SAYS_NOTHING)
+    kinds, known = [*before], set(TECHNICAL_FACTS)
     for operation in operations:
         kinds += [replace(kind, often=kind.often or operation.often) for kind in operation.outgoing]
         anew = [fact for fact in operation.up.facts if fact not in known]
-        kinds += [Statistics(of=tuple(TOLD.get(fact, fact) for fact in anew), often=operation.often)] if anew else []
+        kinds += (
+            [Statistics(of=tuple(FACT_MEANINGS.get(fact, fact) for fact in anew), often=operation.often)]
+            if anew
+            else []
+        )
         known |= set(anew)
-    return tuple(sorted(dict.fromkeys(kinds), key=lambda kind: (IMAGES not in kind.open(), kind.rank)))
+    return tuple(sorted(dict.fromkeys(kinds), key=lambda kind: (IMAGES not in kind.exposed(), kind.rank)))
 
 
-def of_silo(kinds: Iterable[OutgoingData], silo: str) -> tuple[OutgoingData, ...]:
+def for_silo(kinds: Iterable[OutgoingData], silo: str) -> tuple[OutgoingData, ...]:
     """Those kinds that leave this silo; they name none."""
-    mine = (kind for kind in kinds if (kind.silo == silo if kind.silo else silo not in kind.but))
-    return tuple(replace(kind, silo="", but=()) for kind in mine)
+    mine = (kind for kind in kinds if (kind.silo == silo if kind.silo else silo not in kind.except_silos))
+    return tuple(replace(kind, silo="", except_silos=()) for kind in mine)
 
 
 def given_away(kinds: Iterable[OutgoingData], images: int | None = None) -> list[str]:
@@ -52,16 +56,17 @@ def given_away(kinds: Iterable[OutgoingData], images: int | None = None) -> list
     return list(dict.fromkeys(f"{silo}: {line}" if silo else line for silo, line in lines if line))
 
 
-def in_words(kinds: Iterable[OutgoingData], images: int | None = None) -> Iterator[str]:
+def describe(kinds: Iterable[OutgoingData], images: int | None = None) -> Iterator[str]:
     """A line for each of them."""
     for kind in kinds:
-        silo = f" {kind.silo}" if kind.silo else f" all but {', '.join(kind.but)}" if kind.but else ""
-        yield f"leaves{silo} ({kind.often}): {kind.what}. From it: {kind.computed(images)}; {kind.guarantee(images)}"
+        silo = f" {kind.silo}" if kind.silo else f" all but {', '.join(kind.except_silos)}" if kind.except_silos else ""
+        computed, guarantee = kind.computed(images), kind.guarantee(images)
+        yield f"leaves{silo} ({kind.often}): {kind.description}. From it: {computed}; {guarantee}"
 
 
-def unsent(kinds: Sequence[OutgoingData]) -> tuple[str, ...]:
+def never_sent(kinds: Sequence[OutgoingData]) -> tuple[str, ...]:
     """What no message has a place for, but for what can be computed all the same."""
-    opened = {name for kind in kinds for name in kind.open()}
+    opened = {name for kind in kinds for name in kind.exposed()}
     noised = any(isinstance(kind, NoisedImages) for kind in kinds)
     weights = [kind for kind in kinds if isinstance(kind, Weights)]
     told = {
@@ -80,6 +85,6 @@ def rows(silos: Mapping[str, tuple[int, Sequence[OutgoingData]]]) -> list[dict[s
     found: dict[tuple[str, ...], list[str]] = {}
     for silo, (images, kinds) in silos.items():
         for kind in kinds:
-            told = (kind.what, kind.often, kind.computed(images), kind.guarantee(images))
+            told = (kind.description, kind.often, kind.computed(images), kind.guarantee(images))
             found.setdefault(told, []).append(silo)
     return [dict(zip(heads, told, strict=True)) | {"silos": mine} for told, mine in found.items()]

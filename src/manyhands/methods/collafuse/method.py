@@ -89,7 +89,7 @@ class CollaFuse(CollaFuseSpec):
                 Payload(facts={"held": COUNT, "began": Flag(), "round": Whole(0, self.rounds)}),
             ),
             "release": self._release(),
-            "ready": Operation("has released all, waits for the others", "once", group=True),
+            "ready": Operation("has released all, waits for the others", "once", barrier=True),
         }
         if self.warm_start:
             operations["start"] = Operation(
@@ -167,7 +167,7 @@ class CollaFuse(CollaFuseSpec):
         step, chain = self.step_of(silo), self.diffusion.schedule
         if step == chain.steps:
             return ()
-        whose: dict[str, Any] = {"silo": silo} if silo else {"but": tuple(self.cuts)}
+        whose: dict[str, Any] = {"silo": silo} if silo else {"except_silos": tuple(self.cuts)}
         images: outgoing.OutgoingData = outgoing.Images(**whose)
         if step:
             images = outgoing.NoisedImages(

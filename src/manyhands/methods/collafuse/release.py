@@ -17,7 +17,7 @@ from manyhands.diffusion.release import box_norm
 from manyhands.diffusion.squeeze import shaped, squeezing
 from manyhands.errors import Reason, Refused
 from manyhands.messages.message import Message
-from manyhands.privacy.noise import on_path, randomised
+from manyhands.privacy.noise import path_noise, randomise_label
 from manyhands.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Noising:
         signal = alpha * factor
         variances = (sigma / signal).square().flatten().tolist()
         keys = [self._key(record, first + i) for i, record in enumerate(records)]
-        eps = [on_path(*each, x_0[0].numel()) for each in zip(keys, variances, strict=True)]
+        eps = [path_noise(*each, x_0[0].numel()) for each in zip(keys, variances, strict=True)]
         return noised(x_0.double(), torch.from_numpy(np.stack(eps)).reshape(x_0.shape), signal, sigma).float()
 
     def _key(self, record: bytes, place: int) -> bytes:
@@ -109,7 +109,7 @@ class Noising:
         """The label, or what is told of it: the same each time, or averaging would tell the true one."""
         if self.labels == "share":
             return label
-        return randomised(self._label_key(record, label, classes), label, classes, self.label_epsilon)
+        return randomise_label(self._label_key(record, label, classes), label, classes, self.label_epsilon)
 
     def _label_key(self, record: bytes, label: int, classes: int) -> bytes:
         return f"label\n{label} {classes}\n".encode() + record

@@ -20,7 +20,7 @@ from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.training import load_optimiser_state, optimiser_state, steps
-from manyhands.tensors import Tensors, finite, named, prefixed, running_average, snapshot
+from manyhands.tensors import Tensors, add_prefix, find_not_finite, running_average, snapshot, strip_prefix
 
 Cuts = dict[str, int]
 
@@ -124,25 +124,25 @@ class CollaFuseServer(ServerWrapper):
         average = self.average if self.method.ema else {}
         optimiser = optimiser_state(self.optimiser) if self.optimiser else {}
         kept = {"server.": weights, "server-average.": average, "server-": optimiser, "inner.": self.inner.state_dict()}
-        flat = {name: tensor for prefix, group in kept.items() for name, tensor in prefixed(group, prefix).items()}
+        flat = {name: tensor for prefix, group in kept.items() for name, tensor in add_prefix(group, prefix).items()}
         told = {f"told.{silo}": torch.tensor(sorted(labels)).long() for silo, labels in self.told.items() if labels}
         return {"server-updates": torch.tensor(self.updates)} | flat | told
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept network."""
-        self.network.load_state_dict(named(state, "server."))
-        self.latest = named(state, "server.")
-        self.average = named(state, "server-average.") or self.latest
-        self.told = {silo: set(labels.tolist()) for silo, labels in named(state, "told.").items()}
+        self.network.load_state_dict(strip_prefix(state, "server."))
+        self.latest = strip_prefix(state, "server.")
+        self.average = strip_prefix(state, "server-average.") or self.latest
+        self.told = {silo: set(labels.tolist()) for silo, labels in strip_prefix(state, "told.").items()}
         self.updates = int(state["server-updates"])
-        if optimiser := named(state, "server-optimiser."):
-            load_optimiser_state(self._optimiser(), prefixed(optimiser, "optimiser."))
+        if optimiser := strip_prefix(state, "server-optimiser."):
+            load_optimiser_state(self._optimiser(), add_prefix(optimiser, "optimiser."))
         self.inner.load_state_dict(self.inner_state(state))
         self._open()
 
     def inner_state(self, state: Tensors) -> Tensors:
         """That of the networks below the cuts."""
-        return named(state, "inner.")
+        return strip_prefix(state, "inner.")
 
     def _open(self) -> None:
         """Begin a round: with what is released by now."""
@@ -167,7 +167,7 @@ class CollaFuseServer(ServerWrapper):
             self.loss = None
             return
         self.loss, self.latest = torch.stack(self._losses).mean().item(), snapshot(self.network.state_dict())
-        if not math.isfinite(self.loss) or finite(self.latest):
+        if not math.isfinite(self.loss) or find_not_finite(self.latest):
             raise RecipeError(f"round {self.round + 1}: what the server learns is not finite; lower its learning_rate")
         self.average = running_average(self.average, self.latest, self.method.ema, self.updates)
         self.updates, self._generator = self.updates + 1, None

@@ -12,7 +12,7 @@ from manyhands.methods.collafuse.release import Noising, chunks, fingerprint
 from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.methods.local_training import update_facts
 from manyhands.silos.silo import Silo
-from manyhands.tensors import named, prefixed
+from manyhands.tensors import add_prefix, strip_prefix
 
 RELEASED = "released"
 
@@ -55,7 +55,7 @@ def _enter(method: CollaFuseSpec, silo: Silo) -> Conversation:
         yield from _released(method, silo, answer.facts["held"])
     if not answer.facts["began"]:
         yield from _ready()
-    if method.warm_start and not named(silo.memory, "weights."):
+    if method.warm_start and not strip_prefix(silo.memory, "weights."):
         yield from _warm(method, silo, answer.facts["round"])
 
 
@@ -78,7 +78,7 @@ def _warm(method: CollaFuseSpec, silo: Silo, number: int) -> Conversation:
     while answer.facts["round"] < method.warm_start:
         answer = yield Message("progress", {}, update_facts(silo, answer))
     start = yield Message("start")
-    silo.memory |= prefixed(dict(start.tensors), "weights.")
+    silo.memory |= add_prefix(dict(start.tensors), "weights.")
 
 
 def _releasing_anew(method: CollaFuseSpec, silo: Silo, home: Conversation) -> Conversation:

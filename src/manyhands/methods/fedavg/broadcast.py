@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from manyhands.messages.codec.codec import MAX_WEIGHT, Codec, Float16, most_bytes
+from manyhands.messages.codec.codec import MAX_WEIGHT, Codec, Float16, max_wire_bytes
 from manyhands.seed import torch_rng
-from manyhands.tensors import StateSpec, Tensors, in_16_bits, zeros
+from manyhands.tensors import StateSpec, Tensors, round_to_float16, zeros
 
 DownlinkKind = Literal["step", "shared", "whole"]
 
@@ -40,10 +40,10 @@ class Downlink:
 
     def forms(self) -> dict[DownlinkKind, StateSpec]:
         """What may come down."""
-        step: dict[DownlinkKind, StateSpec] = {"step": self.codec.wire(self.shared)}
+        step: dict[DownlinkKind, StateSpec] = {"step": self.codec.wire_spec(self.shared)}
         if not self.tracks:
             return step
-        return {**step, "shared": self.alone.wire(self.shared), "whole": self.alone.wire(self.every)}
+        return {**step, "shared": self.alone.wire_spec(self.shared), "whole": self.alone.wire_spec(self.every)}
 
     def form(self, holds: int, number: int) -> DownlinkKind:
         """What a silo that holds the weights of a round (-1: none) needs for round ``number``."""
@@ -57,12 +57,12 @@ class Downlink:
             return held | dict(self.alone.decode(wire, zeros(self.shared if form == "shared" else self.every)))
         if not self.codec.relative:
             return held | dict(self.codec.decode(wire, zeros(self.shared)))
-        return held | in_16_bits(self.codec.decode(wire, {name: held[name] for name in self.shared}))
+        return held | round_to_float16(self.codec.decode(wire, {name: held[name] for name in self.shared}))
 
     def bytes(self, ready: float) -> float:
         """What a silo is sent in a round at most, where a share ``ready`` of the silos hold the round before."""
-        step = most_bytes(self.codec, self.shared)
-        return ready * step + (1 - ready) * most_bytes(self.alone, self.shared) if self.codec.relative else step
+        step = max_wire_bytes(self.codec, self.shared)
+        return ready * step + (1 - ready) * max_wire_bytes(self.alone, self.shared) if self.codec.relative else step
 
 
 class Broadcast:
@@ -79,13 +79,13 @@ class Broadcast:
         self.weights, self.base = weights, base or {}
         self._wires: dict[DownlinkKind, Tensors] = {}
         if link.codec.relative and not self.base:
-            self.given = in_16_bits(weights)
+            self.given = round_to_float16(weights)
             return
         shared = {name: weights[name] for name in link.shared}
         step = link.codec.encode(shared, self.base, {}, torch_rng(seed, "down", number)).wire
         self._wires["step"] = step
         self.given = weights | link.received("step", step, self.base or {})
-        if link.codec.forgets:
+        if link.codec.loses_rounding:
             self.weights = self.given
 
     def next(self, moved: Mapping[str, Tensor]) -> Broadcast:

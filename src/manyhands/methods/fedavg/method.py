@@ -10,9 +10,9 @@ from manyhands.formatting import size_text
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
 from manyhands.messages import outgoing
-from manyhands.messages.codec.codec import most_bytes
+from manyhands.messages.codec.codec import max_wire_bytes
 from manyhands.messages.facts import Whole
-from manyhands.messages.operation import IMAGES, WORD, Operation, Payload, going_on, round_facts
+from manyhands.messages.operation import IMAGES, WORD, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server
 from manyhands.methods.fedavg.proximal import Proximal
@@ -22,7 +22,7 @@ from manyhands.methods.fedavg.silo import converse
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.silos.silo import Silo
-from manyhands.tensors import named
+from manyhands.tensors import strip_prefix
 
 
 class FedAvg(FedAvgSpec):
@@ -58,10 +58,10 @@ class FedAvg(FedAvgSpec):
         """Weights down and up, once a round; no image, no label."""
         link = self.downlink
         holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
-        told: Facts = {**going_on(self.rounds)} | ({"form": WORD} if link.tracks else {})
+        told: Facts = {**next_round_facts(self.rounds)} | ({"form": WORD} if link.tracks else {})
         step, *others = link.forms().values()
         gives = Payload(step, told | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
-        sent, *halves = (self.up.wire(self.layout_of(parts)) for parts in uploads(self.share))
+        sent, *halves = (self.up.wire_spec(self.layout_of(parts)) for parts in uploads(self.share))
         takes = Payload(sent, {**round_facts(self.rounds), **holds}, (*halves, {}))
         whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
@@ -79,7 +79,7 @@ class FedAvg(FedAvgSpec):
                     f"{self.rounds} times",
                     takes,
                     gives,
-                    group=True,
+                    barrier=True,
                     closes_round=True,
                     outgoing=(self._outgoing,),
                 ),
@@ -91,7 +91,7 @@ class FedAvg(FedAvgSpec):
         count = min(self.participants or silos, silos)
         parts = {part: sum(like.size for like in self.layout_of(part).values()) for part in ALL.split("+")}
         every = sum(parts.values())
-        shared = most_bytes(self.up, self.layout_of(SHARED[self.share]))
+        shared = max_wire_bytes(self.up, self.layout_of(SHARED[self.share]))
         up = shared / 2 if self.share == "usplit" else shared
         down = self.downlink.bytes(count / silos)
         shares = ", ".join(f"{size / every:.1%} {part}" for part, size in parts.items() if size)
@@ -107,7 +107,7 @@ class FedAvg(FedAvgSpec):
 
     def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
         """Where parts stay at home or all is kept there: what it got last, with its private parts."""
-        return self.silo_generator_of(silo, named(silo.memory, AVERAGE))
+        return self.silo_generator_of(silo, strip_prefix(silo.memory, AVERAGE))
 
     @property
     def _outgoing(self) -> outgoing.Weights:

@@ -19,7 +19,7 @@ from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.state_spec import initial_weights
 from manyhands.seed import numpy_rng
-from manyhands.tensors import Tensors, WeightedMean, named, prefixed, running_average, zeros
+from manyhands.tensors import Tensors, WeightedMean, add_prefix, running_average, strip_prefix, zeros
 
 
 class FedAvgServer(Server):
@@ -90,16 +90,16 @@ class FedAvgServer(Server):
         average = self.average if self.method.ema else {}
         kept = {"weights.": self.weights, "base.": self.broadcast.base, AVERAGE: average, "memory.": self.memory}
         kept |= {LENGTHS: self.lengths.state_dict()}
-        flat = {name: tensor for prefix, group in kept.items() for name, tensor in prefixed(group, prefix).items()}
+        flat = {name: tensor for prefix, group in kept.items() for name, tensor in add_prefix(group, prefix).items()}
         return {"updates": torch.tensor(self.updates)} | flat
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept model."""
-        self.updates, self.memory = int(state["updates"]), named(state, "memory.")
-        weights, base = named(state, "weights."), named(state, "base.")
+        self.updates, self.memory = int(state["updates"]), strip_prefix(state, "memory.")
+        weights, base = strip_prefix(state, "weights."), strip_prefix(state, "base.")
         self.broadcast = Broadcast(self.method.downlink, self.seed, weights, base, self.round)
-        self.average = named(state, AVERAGE) or self.broadcast.given
-        self.lengths.load_state_dict(named(state, LENGTHS))
+        self.average = strip_prefix(state, AVERAGE) or self.broadcast.given
+        self.lengths.load_state_dict(strip_prefix(state, LENGTHS))
         self._asked = self._draw()
 
     def _decoded(self, silo: str, message: Message) -> Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from manyhands.spec import Float, Spec
-from manyhands.tensors import Tensors, named, prefixed
+from manyhands.tensors import Tensors, add_prefix, strip_prefix
 
 
 class ServerOptimizer(Spec, ABC):
@@ -55,9 +55,9 @@ class ServerAdam(ServerOptimizer):
 
     def step(self, moved: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
         """``memory`` is m and v."""
-        m, v, step = named(memory, "m."), named(memory, "v."), {}
+        m, v, step = strip_prefix(memory, "m."), strip_prefix(memory, "v."), {}
         for name, d in moved.items():
             m[name] = torch.lerp(d, m.get(name, torch.zeros_like(d)), self.beta_1)
             v[name] = torch.lerp(d.square(), v.get(name, torch.full_like(d, self.tau**2)), self.beta_2)
             step[name] = self.rate * m[name] / (v[name].sqrt() + self.tau)
-        return step, prefixed(m, "m.") | prefixed(v, "v.")
+        return step, add_prefix(m, "m.") | add_prefix(v, "v.")

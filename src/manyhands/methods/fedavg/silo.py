@@ -15,7 +15,7 @@ from manyhands.methods.local_training import NOTHING, LocalResult, update_facts,
 from manyhands.seed import torch_rng
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
-from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
+from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 HELD, LEFT = "held.", "left."
 
@@ -59,15 +59,15 @@ def _say(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
 def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Tensors:
     """The network's weights as they are at the silo now; kept, where it must know them later."""
     link, number = method.downlink, answer.facts["round"]
-    weights = link.received(answer.facts.get("form", "step"), answer.tensors, named(silo.memory, HELD))
+    weights = link.received(answer.facts.get("form", "step"), answer.tensors, strip_prefix(silo.memory, HELD))
     if not (link.tracks or method.kept):
         return weights
     anew = number != int(silo.memory.get("holds", -1))
-    silo.memory = silo.memory | prefixed(weights, HELD) | {"holds": torch.tensor(number)}
+    silo.memory = silo.memory | add_prefix(weights, HELD) | {"holds": torch.tensor(number)}
     if (method.personal or method.kept) and anew:
         count = int(silo.memory.get("receipts", 0))
-        average = running_average(named(silo.memory, AVERAGE), weights, method.ema, count)
-        silo.memory |= prefixed(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
+        average = running_average(strip_prefix(silo.memory, AVERAGE), weights, method.ema, count)
+        silo.memory |= add_prefix(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
     return weights
 
 
@@ -90,10 +90,10 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     parts = answer.facts.get("send", SHARED[method.share])
     sent = {name: weights[name] for name in method.layout_of(parts)}
     rng = torch_rng(silo.seed, silo.name, "up", number)
-    wire, left = method.up.encode(sent, received, named(silo.memory, LEFT), rng)
+    wire, left = method.up.encode(sent, received, strip_prefix(silo.memory, LEFT), rng)
     private = {name: own for name, own in weights.items() if method.personal and name not in sent}
     kept = optimiser_state(optimiser) if method.keep_optimiser else {}
-    silo.memory = silo.memory | kept | prefixed(left, LEFT) | prefixed(private, HELD)
+    silo.memory = silo.memory | kept | add_prefix(left, LEFT) | add_prefix(private, HELD)
     return Message("update", wire, update_facts(silo, answer, trained) | _holds(method, silo))
 
 

@@ -19,7 +19,7 @@ from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.update_length import LENGTHS, MAX_RATIO, MaxUpdateRatio, UpdateLengths
 from manyhands.silos.silo import Silo
 from manyhands.spec import Int
-from manyhands.tensors import Tensors, WeightedMean, named, prefixed, running_average, snapshot
+from manyhands.tensors import Tensors, WeightedMean, add_prefix, running_average, snapshot, strip_prefix
 
 
 class HFLGan(GanMethod):
@@ -52,7 +52,9 @@ class HFLGan(GanMethod):
         """Weights down and up, as in ``FedAvg``; the mean is another."""
         plan = self._averaged.plan()
         says = "sends its model after local training, gets the mean of its cluster or of all"
-        return replace(plan, operations={**plan.operations, "update": replace(plan.operations["update"], says=says)})
+        return replace(
+            plan, operations={**plan.operations, "update": replace(plan.operations["update"], description=says)}
+        )
 
     @property
     def _averaged(self) -> FedAvg:
@@ -100,17 +102,17 @@ class HFLGanServer(Server):
         """The models, who is in which cluster, and the average."""
         models = {f"{n}/{name}": tensor for n, each in self.weights.items() for name, tensor in each.items()}
         cluster = {silo: torch.tensor(number) for silo, number in self.cluster.items()}
-        kept = {"updates": torch.tensor(self.updates)} | prefixed(self.average, "average.")
-        kept |= prefixed(self.lengths.state_dict(), LENGTHS)
-        return kept | prefixed(models, "weights.") | prefixed(cluster, "cluster.")
+        kept = {"updates": torch.tensor(self.updates)} | add_prefix(self.average, "average.")
+        kept |= add_prefix(self.lengths.state_dict(), LENGTHS)
+        return kept | add_prefix(models, "weights.") | add_prefix(cluster, "cluster.")
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from kept models."""
-        self.updates, self.average = int(state["updates"]), named(state, "average.")
-        self.cluster = {silo: int(number) for silo, number in named(state, "cluster.").items()}
-        numbers = {int(name.partition("/")[0]) for name in named(state, "weights.")}
-        self.weights = {number: named(state, f"weights.{number}/") for number in sorted(numbers)}
-        self.lengths.load_state_dict(named(state, LENGTHS))
+        self.updates, self.average = int(state["updates"]), strip_prefix(state, "average.")
+        self.cluster = {silo: int(number) for silo, number in strip_prefix(state, "cluster.").items()}
+        numbers = {int(name.partition("/")[0]) for name in strip_prefix(state, "weights.")}
+        self.weights = {number: strip_prefix(state, f"weights.{number}/") for number in sorted(numbers)}
+        self.lengths.load_state_dict(strip_prefix(state, LENGTHS))
 
     def _comes(self, every: int) -> bool:
         return (self.round + 1) % every == 0

@@ -15,7 +15,7 @@ from manyhands.errors import Reason, Refused
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.facts import Whole
 from manyhands.messages.message import Message
-from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, going_on, round_facts
+from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import GeneratedImages, OutgoingData, Statistics, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server, TrainedModel
@@ -27,7 +27,7 @@ from manyhands.seed import seed_of
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
 from manyhands.spec import Float, Int
-from manyhands.tensors import StateSpec, Tensors, TensorSpec, named, prefixed
+from manyhands.tensors import StateSpec, Tensors, TensorSpec, add_prefix, strip_prefix
 
 HANDED = "handed."
 
@@ -75,7 +75,7 @@ class PFLGan(GanMethod):
     def plan(self) -> Plan:
         """Generators up, made images down, every so many rounds."""
         trades = any(self.trades(number) for number in range(self.rounds))
-        told = {**going_on(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
+        told = {**next_round_facts(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
         others: tuple[StateSpec, ...] = ({},) if trades else ()
         gives = Payload(self.handed_layout if trades else {}, told, others)
         says = "tells its loss"
@@ -132,7 +132,7 @@ class PFLGan(GanMethod):
     def _sent(self, silo: Silo, number: int) -> Tensors:
         if not self.trades(number):
             return {}
-        weights = generator_weights(named(silo.memory, "average."))
+        weights = generator_weights(strip_prefix(silo.memory, "average."))
         if not self.model.classes or silo.images.labels is None:
             return weights
         return weights | {"known": torch.bincount(silo.images.labels, minlength=self.model.classes) > 0}
@@ -140,11 +140,11 @@ class PFLGan(GanMethod):
     def _receive(self, silo: Silo, answer: Message) -> None:
         if answer.tensors:
             told = dict(answer.tensors) | {"number": torch.tensor(answer.facts["handed"])}
-            silo.memory = silo.memory | prefixed(told, HANDED)
+            silo.memory = silo.memory | add_prefix(told, HANDED)
 
     def _pool(self, silo: Silo) -> Images:
         """What the silo has, and what it was handed."""
-        handed = named(silo.memory, HANDED)
+        handed = strip_prefix(silo.memory, HANDED)
         if not handed or not len(handed["images"]):
             return silo.images
         own = silo.images if self.model.classes else replace(silo.images, labels=None)
@@ -184,12 +184,12 @@ class PFLGanServer(Server):
 
     def state_dict(self) -> Tensors:
         """What was made for silos last."""
-        flat = [prefixed(handed, f"{silo}/") for silo, handed in self.handed.items()]
+        flat = [add_prefix(handed, f"{silo}/") for silo, handed in self.handed.items()]
         return {name: tensor for each in flat for name, tensor in each.items()}
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from there."""
-        kept = {silo: named(state, f"{silo}/") for silo in self.silos}
+        kept = {silo: strip_prefix(state, f"{silo}/") for silo in self.silos}
         self.handed = {silo: handed for silo, handed in kept.items() if handed}
 
     def _hand_out(self, sent: Mapping[str, Message]) -> None:

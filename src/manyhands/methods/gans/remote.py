@@ -14,7 +14,7 @@ from manyhands.errors import Refused
 from manyhands.formatting import size_text
 from manyhands.messages.facts import Flag
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, going_on, round_facts
+from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import Gradients, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
@@ -26,7 +26,7 @@ from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
-from manyhands.tensors import StateSpec, Tensors, TensorSpec, named, prefixed, snapshot
+from manyhands.tensors import StateSpec, Tensors, TensorSpec, add_prefix, snapshot, strip_prefix
 
 CRITIC = "critic."
 LEARN, JUDGE = "learn.", "judge."
@@ -57,7 +57,7 @@ class RemoteGenerator(GanMethod, ABC):
 
     def silo(self, silo: Silo) -> Conversation:
         """Join, then teach the discriminator a mini-batch at a time; it may be another one after a round."""
-        holds = bool(named(silo.memory, CRITIC))
+        holds = bool(strip_prefix(silo.memory, CRITIC))
         answer = yield Message("join", facts={"images": len(silo.images), "holds": holds})
         critic = Critic(self, silo)
         critic.take(dict(answer.tensors))
@@ -71,13 +71,13 @@ class RemoteGenerator(GanMethod, ABC):
             if why:
                 trained = trained._replace(loss=None)
             elif self.sends(number):
-                sent = named(silo.memory, CRITIC)
+                sent = strip_prefix(silo.memory, CRITIC)
             answer = yield Message("discriminator", sent, update_facts(silo, answer, trained, why))
             critic.take(dict(answer.tensors))
 
     def plan(self) -> Plan:
         """Made images down and gradients up in each mini-batch; of real images and labels, nothing."""
-        critic, gives = self.critic_layout, going_on(self.rounds)
+        critic, gives = self.critic_layout, next_round_facts(self.rounds)
         one, both = self._made(LEARN), self._made(LEARN) | self._made(JUDGE)
         sends, most = any(self.sends(number) for number in range(self.rounds)), self.training.batch
         others: tuple[StateSpec, ...] = ({},) if sends else ()
@@ -88,16 +88,16 @@ class RemoteGenerator(GanMethod, ABC):
         images = Operation(
             "asks for images that the server makes, with the labels that it drew for them", "in each mini-batch",
             Payload(facts={"count": COUNT}), Payload(both if self.made_at_once > 1 else one, {}, (one,), most),
-            group=True,
+            barrier=True,
         )  # fmt: skip
         feedback = Operation(
             "sends the gradient, at made images, of the generator's loss by its discriminator", "in each mini-batch",
-            Payload({"x": self._image()}, items=most), Payload(), group=True,
+            Payload({"x": self._image()}, items=most), Payload(), barrier=True,
             outgoing=(Gradients(at="images that the server made"),),
         )  # fmt: skip
         ends = Operation(
             self.ends, f"{self.rounds} times", Payload(critic if sends else {}, round_facts(self.rounds), others),
-            Payload(critic if sends else {}, gives, others), group=True, closes_round=True,
+            Payload(critic if sends else {}, gives, others), barrier=True, closes_round=True,
             outgoing=(Weights(of="its discriminator", training=self.training),) if sends else (),
         )  # fmt: skip
         operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}
@@ -146,20 +146,20 @@ class Critic:
 
     def take(self, weights: Tensors) -> None:
         """Go on with what the server sent, if it sent anything; the optimiser's memory stays."""
-        self.silo.memory = self.silo.memory | prefixed(weights, CRITIC)
+        self.silo.memory = self.silo.memory | add_prefix(weights, CRITIC)
 
     def keep(self, trained: LocalResult) -> str:
         """Keep what came of a round, or say why not."""
         weights = snapshot(self.network.state_dict())
         if why := why_unusable(trained, weights):
             return why
-        self.silo.memory = self.silo.memory | prefixed(weights, CRITIC) | optimiser_state(self.optimiser)
+        self.silo.memory = self.silo.memory | add_prefix(weights, CRITIC) | optimiser_state(self.optimiser)
         return ""
 
     def round(self, number: int) -> Generator[Message, Message, LocalResult]:
         """A round from what is kept: what it came to, not yet kept."""
         silo, method, before = self.silo, self.method, self.meter.flops
-        self.network.load_state_dict(named(silo.memory, CRITIC))
+        self.network.load_state_dict(strip_prefix(silo.memory, CRITIC))
         self.network.train()
         self.optimiser.state.clear()
         load_optimiser_state(self.optimiser, silo.memory)

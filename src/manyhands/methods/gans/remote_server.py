@@ -19,7 +19,7 @@ from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.training import load_optimiser_state, optimiser_state
-from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
+from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 
 class Made(NamedTuple):
@@ -100,17 +100,17 @@ class RemoteServer(Server, ABC):
 
     def state_dict(self) -> Tensors:
         """The generator with its optimiser and average, and the discriminators on their way."""
-        flat = prefixed(snapshot(self.network.state_dict()), "weights.") | prefixed(self.average, "average.")
+        flat = add_prefix(snapshot(self.network.state_dict()), "weights.") | add_prefix(self.average, "average.")
         for silo, held in self.pending.items():
-            flat |= prefixed(held, f"pending.{silo}/")
+            flat |= add_prefix(held, f"pending.{silo}/")
         return flat | optimiser_state(self.optimiser)
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a kept generator."""
-        self.network.load_state_dict(named(state, "weights."))
-        self.average = named(state, "average.")
+        self.network.load_state_dict(strip_prefix(state, "weights."))
+        self.average = strip_prefix(state, "average.")
         load_optimiser_state(self.optimiser, state)
-        pending = {silo: named(state, f"pending.{silo}/") for silo in self.silos}
+        pending = {silo: strip_prefix(state, f"pending.{silo}/") for silo in self.silos}
         self.pending = {silo: held for silo, held in pending.items() if held}
 
     @cached_property

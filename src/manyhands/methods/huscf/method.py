@@ -7,14 +7,14 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from manyhands.errors import RecipeError, Refused, plain
+from manyhands.errors import RecipeError, Refused, printable
 from manyhands.formatting import names_text, size_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, going_on, round_facts
+from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, ServerCall, TrainedModel
@@ -38,7 +38,7 @@ from manyhands.models.layer_cut import LayerCuts
 from manyhands.models.state_spec import state_spec_of
 from manyhands.models.work import training_cost
 from manyhands.silos.silo import Silo
-from manyhands.tensors import named
+from manyhands.tensors import strip_prefix
 
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
@@ -94,7 +94,7 @@ class HuSCF(HuSCFSpec):
                 weights = segments.trained()
             except Refused as refusal:
                 segments.restore()
-                report["withheld"], weights = plain(str(refusal)), {}
+                report["withheld"], weights = printable(str(refusal)), {}
             facts = {"round": number, "images": len(silo.images), **report}
             answer = yield Message("segments", weights, facts)
             segments.take_mean(dict(answer.tensors))
@@ -108,7 +108,7 @@ class HuSCF(HuSCFSpec):
     def plan(self) -> Plan:
         """Activations and their gradients in each mini-batch, segments after each round; no image, no label."""
         first, *others = [self.segment_layout(cuts) for cuts in self.all_cuts]
-        facts_down = {**going_on(self.rounds), "steps": COUNT}
+        facts_down = {**next_round_facts(self.rounds), "steps": COUNT}
         join = Operation(
             "says how many images it has, gets its segments of both networks", "once",
             Payload(facts={"images": IMAGES}), Payload(first, facts_down, tuple(others)),
@@ -158,7 +158,7 @@ class HuSCF(HuSCFSpec):
     def upload_bytes(self, images: int) -> int:
         """Return the bytes that a silo sends: passes in each iteration, segments each round, at the costliest cuts."""
         sent = max(sum(self._message_bytes(op, cuts) for op in ORDER) for cuts in self.all_cuts)
-        segments = self.plan().operations["segments"].up.weight
+        segments = self.plan().operations["segments"].up.tensor_bytes
         return self.rounds * (self.training.iterations(images) * sent + segments)
 
     def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
@@ -177,13 +177,13 @@ class HuSCF(HuSCFSpec):
 
     def _message_bytes(self, op: str, cuts: LayerCuts) -> int:
         """Return the bytes of one message of a whole batch."""
-        wire = activations.wire(self.passed_tensor(op, cuts, up=True), self.bits)
+        wire = activations.wire_spec(self.passed_tensor(op, cuts, up=True), self.bits)
         batch = self.training.batch
         return sum(spec.size * spec.dtype.itemsize * (batch if None in spec.shape else 1) for spec in wire.values())
 
     def silo_generator(self, silo: Silo) -> GanGenerator | None:
         """Return the generator's segments as the silo has them; they draw with the server's middle."""
-        weights = generator_weights(named(silo.memory, "average."))
+        weights = generator_weights(strip_prefix(silo.memory, "average."))
         return GanGenerator(self.model, weights, self.cuts_of(silo.name).generator, ema=self.ema) if weights else None
 
     def generator_for(
@@ -196,5 +196,5 @@ class HuSCF(HuSCFSpec):
 
     def _payload(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Payload:
         specs = dict.fromkeys(self.passed_tensor(op, cuts, up=up) for cuts in self.all_cuts)
-        layouts = [activations.wire(spec, bits or self.bits) for spec in specs]
+        layouts = [activations.wire_spec(spec, bits or self.bits) for spec in specs]
         return Payload(layouts[0], others=tuple(layouts[1:]), items=items or self.training.batch)

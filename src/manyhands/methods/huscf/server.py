@@ -32,7 +32,7 @@ from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.training import load_optimiser_state, optimiser_state
-from manyhands.tensors import Tensors, named, prefixed, running_average, snapshot
+from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 MAX_DRAWN_IMAGES = 4096
 """The most images that a silo may draw in one call."""
@@ -142,25 +142,25 @@ class HuSCFServer(Server):
 
         With statistics of each cluster it has the running statistics that go with each silo, too.
         """
-        buffers = [prefixed(tensors, f"buffers.{silo}/") for silo, tensors in self.buffers.items()]
-        means = [prefixed(tensors, f"mean.{number}/") for number, tensors in self.means.items()]
+        buffers = [add_prefix(tensors, f"buffers.{silo}/") for silo, tensors in self.buffers.items()]
+        means = [add_prefix(tensors, f"mean.{number}/") for number, tensors in self.means.items()]
         cluster = {f"cluster.{silo}": torch.tensor(number) for silo, number in self.cluster.items()}
-        optimiser = prefixed(optimiser_state(self.optimiser), "server-")
-        middle = prefixed(snapshot(self.network.state_dict()), "middle.") | prefixed(self.average, "average.")
-        middle |= prefixed(self.lengths.state_dict(), LENGTHS)
+        optimiser = add_prefix(optimiser_state(self.optimiser), "server-")
+        middle = add_prefix(snapshot(self.network.state_dict()), "middle.") | add_prefix(self.average, "average.")
+        middle |= add_prefix(self.lengths.state_dict(), LENGTHS)
         groups = (*buffers, *means)
         return middle | optimiser | cluster | {name: tensor for group in groups for name, tensor in group.items()}
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``."""
-        self.network.load_state_dict(named(state, "middle."))
-        self.average = named(state, "average.")
-        load_optimiser_state(self.optimiser, prefixed(named(state, "server-optimiser."), "optimiser."))
-        buffers = {silo: named(state, f"buffers.{silo}/") for silo in self.cuts}
+        self.network.load_state_dict(strip_prefix(state, "middle."))
+        self.average = strip_prefix(state, "average.")
+        load_optimiser_state(self.optimiser, add_prefix(strip_prefix(state, "server-optimiser."), "optimiser."))
+        buffers = {silo: strip_prefix(state, f"buffers.{silo}/") for silo in self.cuts}
         self.buffers = {silo: tensors for silo, tensors in buffers.items() if tensors}
-        self.cluster = {silo: int(number) for silo, number in named(state, "cluster.").items()}
-        self.means = {n: named(state, f"mean.{n}/") for n in {0, *self.cluster.values()}}
-        self.lengths.load_state_dict(named(state, LENGTHS))
+        self.cluster = {silo: int(number) for silo, number in strip_prefix(state, "cluster.").items()}
+        self.means = {n: strip_prefix(state, f"mean.{n}/") for n in {0, *self.cluster.values()}}
+        self.lengths.load_state_dict(strip_prefix(state, LENGTHS))
         self._begin_round()
 
     @torch.no_grad()
@@ -237,7 +237,7 @@ class HuSCFServer(Server):
 
     def _load_statistics(self, network: str, silo: str) -> None:
         """Load the running statistics that go with a silo. They are copied: a pass keeps those that it used."""
-        for name, tensor in named(self.buffers.get(silo, {}), network).items() if self._per_cluster else ():
+        for name, tensor in strip_prefix(self.buffers.get(silo, {}), network).items() if self._per_cluster else ():
             module, _, buffer = f"{network}{name}".rpartition(".")
             setattr(self.network.get_submodule(module), buffer, tensor.to(self.device, copy=True))
 

@@ -28,7 +28,7 @@ from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
-from manyhands.tensors import Tensors, finite, named, prefixed, running_average, snapshot
+from manyhands.tensors import Tensors, add_prefix, find_not_finite, running_average, snapshot, strip_prefix
 
 
 class SiloSegments:
@@ -68,7 +68,7 @@ class SiloSegments:
     def trained(self) -> Tensors:
         """Return the trained weights to send, and keep the optimiser's state; ``Refused`` if they are not finite."""
         segments = snapshot(self.network.state_dict())
-        if bad := finite(segments):
+        if bad := find_not_finite(segments):
             raise Refused(Reason.NOT_FINITE, f"{bad} is not finite")
         self.method.check_weights(segments)
         self.silo.memory = self.silo.memory | optimiser_state(self.optimiser)
@@ -78,8 +78,10 @@ class SiloSegments:
         """Go on from the mean of the silo's cluster, and take it into the average over rounds."""
         self.start = segments
         self.network.load_state_dict(segments)
-        average = running_average(named(self.silo.memory, "average."), segments, self.method.ema, self.means_taken)
-        entries = {"taken": torch.tensor(self.means_taken + 1)} | prefixed(average, "average.")
+        average = running_average(
+            strip_prefix(self.silo.memory, "average."), segments, self.method.ema, self.means_taken
+        )
+        entries = {"taken": torch.tensor(self.means_taken + 1)} | add_prefix(average, "average.")
         self.silo.memory = self.silo.memory | entries
 
     def round(self, number: int, steps: int) -> Generator[Message, Message, dict[str, Any]]:
