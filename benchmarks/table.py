@@ -7,7 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where the programs find the harness
 
-from harness.tables import PAGES, ROOT, header, recipes, with_table
+from harness.pages import PAGES, ROOT, with_table
+from harness.tables import header, recipes
 
 if __name__ == "__main__":
     for page in PAGES:

@@ -59,16 +59,16 @@ def test_the_worst_case_brings_its_own_interval_and_says_if_another_has_fewer_se
     assert found is not None
     assert (found.value, found.low, found.high, found.fewest) == (2.0, 1.5, 2.5, 1)
     assert case_files.worst([one, None]) is None
-    assert tables._seeds({"seeds": [1, 2, 3], "fewest": found.fewest, "figure": 2.0}) == "3 (1)"
+    assert tables.seeds({"seeds": [1, 2, 3], "fewest": found.fewest, "figure": 2.0}) == "3 (1)"
 
 
 def test_one_seed_is_marked_and_what_reaches_across_its_bar_too() -> None:
     row = {"figure": 1.0, "bar": "<= 1.1", "holds": True, "seeds": [1], "interval": None}
-    assert (tables._seeds(row), tables._interval(row), tables._verdict(row)) == ("**1**", "-", "yes")
+    assert (tables.seeds(row), tables.interval(row), tables.verdict(row)) == ("**1**", "-", "yes")
     several = row | {"seeds": [1, 2], "interval": [0.5, 1.5]}
-    assert (tables._seeds(several), tables._verdict(several)) == ("2", "yes ~")
-    assert tables._verdict(several | {"interval": [0.9, 1.09]}) == "yes"
-    assert tables._verdict(several | {"bar": ""}) == "-"
+    assert (tables.seeds(several), tables.verdict(several)) == ("2", "yes ~")
+    assert tables.verdict(several | {"interval": [0.9, 1.09]}) == "yes"
+    assert tables.verdict(several | {"bar": ""}) == "-"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -92,9 +92,9 @@ def test_a_row_s_figure_seeds_and_interval_are_those_of_the_files(program: str) 
         label = tables.DESCRIPTIONS[tables._key(program, name)]
         (line,) = [line for line in lines if line.startswith(f"| {label} |") and line.endswith(f"`{program}.py` |")]
         _, _, _, shown, interval, seeds, _, _ = [cell.strip() for cell in line.split("|")][:8]
-        assert shown == tables._shown(row["figure"])
-        assert seeds == tables._seeds(row)
-        assert interval == tables._interval(row)
+        assert shown == tables.shown(row["figure"])
+        assert seeds == tables.seeds(row)
+        assert interval == tables.interval(row)
         assert (interval != "-") == (len(row["seeds"]) > 1 and row["interval"] is not None)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.tables import PAGES, with_table
+from harness.pages import PAGES, with_table
 from manyhands import Autoencoder, Diffusion, Latent, Training, UNet
 from manyhands.data.partition import AnyPartition
 from manyhands.data.sources import AnySource
@@ -27,26 +27,39 @@ from manyhands.spec import Spec
 from tests.command import manyhands
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+README, FIRST_STEPS = ROOT / "README.md", ROOT / "docs" / "first-steps.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
 SHELL = set("|&;<>$`*?~()")
 
 
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 @pytest.mark.slow
-def test_every_block_runs_in_order(tmp_path: Path) -> None:
+def test_every_block_of_readme_runs(tmp_path: Path) -> None:
+    run_blocks(README, tmp_path)
+    assert (tmp_path / "digits.png").exists()
+
+
+@pytest.mark.slow
+def test_the_first_steps_run_in_order(tmp_path: Path) -> None:
+    run_blocks(FIRST_STEPS, tmp_path)
+    assert (tmp_path / "samples" / "grid.png").exists()
+
+
+def run_blocks(page: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    for number, (kind, text) in enumerate(BLOCKS):
+    for number, (kind, text) in enumerate(blocks(page)):
         lines = [line for line in text.splitlines() if not line.startswith("source ")]
         if kind == "python":
-            python(text, tmp_path, apart=kind not in [other for other, _ in BLOCKS[:number]])
+            python(text, tmp_path, apart=kind not in [other for other, _ in blocks(page)[:number]])
         elif lines[0].startswith("make "):
             process(["make", "--dry-run", "-C", str(ROOT), *[line.split()[1] for line in lines]], tmp_path)
         else:
             bash(lines, tmp_path)
-    assert (tmp_path / "digits.png").exists()
-    assert (tmp_path / "samples" / "grid.png").exists()
 
 
 def bash(lines: list[str], where: Path) -> None:
@@ -75,15 +88,19 @@ def process(command: list[str], where: Path) -> None:
     assert said.returncode == 0, f"{command}\n{said.stderr}"
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in DOCS if page != FIRST_STEPS], ids=lambda page: page.stem)
 def test_the_python_of_the_docs_runs(page: Path, tmp_path: Path) -> None:
     for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         python(text, tmp_path)
 
 
 def test_the_example_is_short() -> None:
-    first = next(text for kind, text in BLOCKS if kind == "python")
+    first = next(text for kind, text in blocks(README) if kind == "python")
     assert len(first.strip().splitlines()) <= 15
+
+
+def test_readme_is_a_screen_and_a_half() -> None:
+    assert len(README.read_text().splitlines()) <= 130
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -92,7 +109,7 @@ def test_the_tables_are_those_of_the_committed_results(page: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
+    for page in [README, *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 

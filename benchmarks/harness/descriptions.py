@@ -1,4 +1,4 @@
-"""What each figure says, for README; rows that begin with "the same" follow what they are the same as."""
+"""What each figure says, for docs/claims.md; rows that begin with "the same" follow what they are the same as."""
 
 DESCRIPTIONS = {
     "overhead": "rounds of a run against a bare PyTorch loop, 10 silos",
@@ -98,3 +98,15 @@ DESCRIPTIONS = {
     "digits": "asked digit recognised by an SVM on 500 samples (DDIM 25, guidance 2), worst of the seeds",
     "train_and_sample_seconds": "training and drawing 500 samples, seconds, slowest of the seeds",
 }
+
+HIGHLIGHTS = {
+    "digits.digits": "five silos, `fedavg`: share of 500 drawn digits that an SVM takes for the digit asked for",
+    "federated_diffusion.vanilla_iid": "`fedavg` of ten silos: FID over that of pooled data, as many images and steps",
+    "federated_diffusion.quant4_fid": "`fedavg`, weights in 4 bits (`updates`): FID over that with 32 bits",
+    "federated_diffusion.beats_local_together": "skewed silos alone, asked for classes they hold: FID over `fedavg`'s",
+    "collafuse.quality_alone": "`collafuse`, cuts .2 to .6: worst FID over that of silos alone",
+    "collafuse.silo_compute_small_fid": "`collafuse`, a silo draws with a tenth of the work: FID over the full work's",
+    "huscf.quality_small": "`huscf`, 16 x 16: points of CAS below a GAN of pooled data, worst of two scenarios",
+    "network_kills.kills": "80 x `kill -9` of a site, a worker, the server: runs that end with the same weights",
+}
+"""README's eight claims, each in words that need no row before it."""

@@ -1,4 +1,4 @@
-"""Tables of the committed results, for README.md, docs/methods.md and the headers of recipes."""
+"""Tables of the committed results, for the docs and the headers of recipes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEGEND = (
 
 
 def figures() -> str:
-    """All figures, for README."""
+    """All figures, for docs/claims.md."""
     lines = [
         "| claim | bar | measured | 95 % interval | seeds | holds | `benchmarks/` |",
         "|---|---|---|---|---|---|---|",
@@ -32,8 +32,8 @@ def figures() -> str:
         every = rows(program)
         for name in sorted(every, key=lambda name: list(DESCRIPTIONS).index(_key(program, name))):
             row = every[name]
-            cells = [DESCRIPTIONS[_key(program, name)], row["bar"] or "none set", _shown(row["figure"]), _interval(row)]
-            lines.append("| " + " | ".join([*cells, _seeds(row), _verdict(row), f"`{program}.py`"]) + " |")
+            cells = [DESCRIPTIONS[_key(program, name)], row["bar"] or "none set", shown(row["figure"]), interval(row)]
+            lines.append("| " + " | ".join([*cells, seeds(row), verdict(row), f"`{program}.py`"]) + " |")
     return "\n".join([*lines, "", f"{LEGEND} {sources()}"])
 
 
@@ -77,9 +77,9 @@ def sources() -> str:
     days = sorted({case["measured"]["date"] for case in every})
     by = f", {unknown} of them by commits that were not recorded" if unknown else ""
     return (
-        f"Rows with seeds are put together from the files of {len(every)} runs in [cases](benchmarks/results/cases), "
-        f"measured from {days[0]} to {days[-1]} and trained by {len(trained)} recorded commits{by}; "
-        "rows of 1 run name their commit in [results](benchmarks/results)."
+        f"Rows with seeds are put together from the files of {len(every)} runs in "
+        f"[cases](../benchmarks/results/cases), measured from {days[0]} to {days[-1]} and trained "
+        f"by {len(trained)} recorded commits{by}; rows of 1 run name their commit in [results](../benchmarks/results)."
     )
 
 
@@ -87,25 +87,29 @@ def _key(program: str, name: str) -> str:
     return f"{program}.{name}" if f"{program}.{name}" in DESCRIPTIONS else name
 
 
-def _shown(figure: float | None) -> str:
+def shown(figure: float | None) -> str:
+    """A figure with four digits."""
     return "-" if figure is None else f"{figure:.4g}"
 
 
-def _interval(row: dict[str, Any]) -> str:
+def interval(row: dict[str, Any]) -> str:
+    """The interval of a row."""
     ends = row.get("interval")
     if not ends:
         return "-"
     return "all equal" if ends[0] == ends[1] else f"{ends[0]:.3g} to {ends[1]:.3g}"
 
 
-def _seeds(row: dict[str, Any]) -> str:
+def seeds(row: dict[str, Any]) -> str:
+    """From how many trainings a row comes."""
     count = len(row["seeds"])
     if count < 2:
         return "**1**" if count else "-" if row["figure"] is None else "1 run"
     return f"{count} ({row['fewest']})" if 0 < row.get("fewest", 0) < count else str(count)
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def verdict(row: dict[str, Any]) -> str:
+    """Whether a row holds, and whether another set of seeds may change that."""
     if row["figure"] is None:
         return "not measured"
     if not row["bar"]:
@@ -181,7 +185,7 @@ def _mean(table: case_files.Table, case: str, name: str, form: str, of: int = 0)
 
 
 def trade() -> str:
-    """Quality and privacy at the same cuts of CollaFuse, for README."""
+    """Quality and privacy at the same cuts of CollaFuse, for docs/server-learns.md."""
     from manyhands.diffusion.schedule import Schedule
     from manyhands.privacy.accountant import decibel, epsilon, mu_of
 
@@ -208,18 +212,6 @@ def trade() -> str:
 
 PIXELS = 256
 """Of an image of MNIST at 16 x 16: its norm is at most the root of that."""
-TABLES = {"figures": figures, "trade": trade, "cases": cases, "collafuse": cuts, "huscf": rivals}
-PAGES = {ROOT / "README.md": ("trade", "figures"), ROOT / "docs" / "methods.md": ("cases", "collafuse", "huscf")}
-
-
-def with_table(page: Path) -> str:
-    """A page with its tables put between their marks."""
-    text = page.read_text()
-    for name in PAGES[page]:
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{TABLES[name]()}\n{end}{rest.split(end)[1]}"
-    return text
 
 
 COMPUTABLE = (

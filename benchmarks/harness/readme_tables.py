@@ -1,0 +1,116 @@
+"""README's two tables: which method is for whom, and eight claims; every figure is one of the committed results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import case_files, tables
+from harness.descriptions import HIGHLIGHTS
+
+METHODS = ("method", "a silo needs", "what leaves it", "what the server can learn of its images", "traffic", "quality")
+CLAIMS = ("claim", "bar", "measured", "95 % interval", "seeds", "holds")
+
+
+def which_method() -> str:
+    """What each method asks of a silo, gives away, sends and reaches."""
+    federated, cut, gan = (tables.rows(program) for program in ("federated_diffusion", "collafuse", "huscf"))
+    released = tables.newest("collafuse")["reidentified"]
+    cheap, recommended = released["picked"]["0.4"]["picked"], released["at_it"]["picked"]
+    rows = [
+        [
+            "`fedavg`",
+            "to train the whole network",
+            "its weights, each round",
+            "parts of them, perhaps, from its weights: it sees those of each silo",
+            f"weights both ways; {federated['quant4_bytes']['figure']:.1f} x fewer bytes with 4 bits",
+            f"FID {_measured(federated['vanilla_iid'])} x that of pooled data",
+        ],
+        [
+            "`collafuse`",
+            "to train a network of its own; to draw, the cut's share of the steps",
+            "each image once, with noise",
+            f"which of 1,000 candidates an image is: {_percent(cheap)} of them at cut .4, {_percent(recommended)} at "
+            f"cut {released['recommended_cut']:.3g}",
+            "4 bytes a pixel, once; more to draw",
+            f"FID {_measured(cut['quality_alone'])} x that of silos alone, cuts .2 to .6",
+        ],
+        [
+            "`huscf`",
+            f"the outer blocks of a GAN: {_of_fedavg('huscf 4', 'flops_silo'):.2f} x the work of training it whole",
+            "activations and gradients, each mini-batch",
+            "**all images and labels**: it can compute them",
+            f"{_of_fedavg('huscf 4', 'bytes'):.0f} x that of `fedavg`; {gan['traffic']['figure']:.1f} x less in 8 bits",
+            f"CAS {_measured(gan['quality_small'])} points below pooled data",
+        ],
+        [
+            "`mdgan`, `splitgan`",
+            f"a discriminator: {_of_fedavg('mdgan 4', 'flops_silo'):.2f} x the work",
+            "gradients at made images; its discriminator",
+            "parts of them, perhaps, from its discriminator",
+            f"{_of_fedavg('mdgan 4', 'bytes'):.1f} x, {_of_fedavg('splitgan 4', 'bytes'):.1f} x",
+            f"CAS {_cas('mdgan 4')}, {_cas('splitgan 4')} where `huscf` has {_cas('huscf 4')} (one seed)",
+        ],
+        [
+            "`pflgan`",
+            "to train a whole GAN",
+            "its generator, every few rounds; images that it makes go to other silos",
+            "what its generator draws",
+            f"{_of_fedavg('pflgan 4', 'bytes'):.2f} x",
+            f"CAS {_cas('pflgan 4')} (one seed)",
+        ],
+        [
+            "`hflgan`",
+            "the same",
+            "its weights, each round",
+            "as with `fedavg`",
+            "1 x",
+            f"CAS {_cas('hflgan 4')} (one seed)",
+        ],
+        [
+            "`local`",
+            "to train the whole network",
+            "losses and counts",
+            "nothing of them",
+            "none",
+            f"CAS {_cas('local 4')} (one seed); asked for every class of skewed data, FID "
+            f"{_measured(federated['beats_local'])} x that of `fedavg`",
+        ],
+    ]
+    return _table(METHODS, rows)
+
+
+def eight_claims() -> str:
+    """Claims about each part, those that fail among them."""
+    rows = []
+    for key, words in HIGHLIGHTS.items():
+        program, name = key.split(".")
+        row = tables.rows(program)[name]
+        cells = [words, row["bar"], tables.shown(row["figure"]), tables.interval(row), tables.seeds(row)]
+        rows.append([*cells, tables.verdict(row)])
+    return _table(CLAIMS, rows)
+
+
+def _table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """A figure with its seeds and its interval."""
+    count, ends = len(row["seeds"]), row.get("interval")
+    within = f"{ends[0]:.3g} to {ends[1]:.3g}; {count} seeds" if ends else "one seed"
+    return f"{row['figure']:.3g} ({within})"
+
+
+def _of_fedavg(case: str, name: str) -> float:
+    """Against averaging the same GAN on the same images, scenario 4."""
+    files = tables.files("huscf")
+    return float(case_files.first(files, case, name) / case_files.first(files, "fedavg 4", name))
+
+
+def _cas(case: str) -> str:
+    by_seed = case_files.values(tables.files("huscf"), case, "cas")
+    return f"{sum(by_seed.values()) / len(by_seed):.0f} %"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
