@@ -43,7 +43,7 @@ from manyhands import compose, load_recipe
 from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve
 from manyhands.federation.demo import LOOPBACK, Federation, free_port, watch
-from manyhands.federation.kit import LEAD, SERVER, Kit, load_kit, new_kits
+from manyhands.federation.kit import ADMIN, SERVER, Kit, load_kit, new_kits
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.links.coordinator import RoundCoordinator
@@ -66,11 +66,11 @@ BARS = {
 def identical(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """How many of the tensors' hashes differ between one process and four."""
     differ = {}
-    with up(3) as (federation, lead, sites), tempfile.TemporaryDirectory() as folder:
+    with up(3) as (federation, admin, sites), tempfile.TemporaryDirectory() as folder:
         for name in list(METHODS)[: 1 if told.quick else 3]:
             asked = recipe(name, 3)
-            run = lead.submit(asked, [])["run"]
-            assert ended(lead)["stage"] == "ended", federation.log(SERVER)
+            run = admin.submit(asked, [])["run"]
+            assert ended(admin)["stage"] == "ended", federation.log(SERVER)
             one, other = alone(asked, Path(folder) / name), between(federation, run, asked.method.rounds, sites)
             differ[name] = sum(one.get(each) != other.get(each) for each in one.keys() | other.keys())
     return {"identical": float(sum(differ.values()))}, {"differ": differ}
@@ -116,14 +116,14 @@ def half_gone(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
     """By how many seconds a round ends later than its deadline when half of eight sites die, and whose mean it has."""
     deadline, gone = 8.0, [f"silo-{i}" for i in range(4)]
     asked = recipe("digits-fedavg", 8, f"federation.deadline={deadline}", "method.training.steps=20")
-    with up(8) as (federation, lead, _sites):
-        run = lead.submit(asked, [])["run"]
-        for found in watch(lead, 0.05):
+    with up(8) as (federation, admin, _sites):
+        run = admin.submit(asked, [])["run"]
+        for found in watch(admin, 0.05):
             if found["round"] == 1:
                 break
         for party in gone:
             end(federation, party)
-        stage = ended(lead)["stage"]
+        stage = ended(admin)["stage"]
         folder = RunFolder(federation.folder / SERVER / run)
         rounds, state = folder.rounds, folder.state()
     late = rounds[1].seconds - deadline
@@ -157,8 +157,8 @@ def _without(asked: Recipe, missing: list[list[str]], folder: Path) -> str:
 def rejoin(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The seconds from the moment a site is begun again, after it was left out, to the end of a round that has it."""
     asked = recipe("digits-fedavg", 3, "federation.deadline=3", "method.rounds=400", "method.training.steps=40")
-    with up(3) as (federation, lead, _):
-        run = lead.submit(asked, [])["run"]
+    with up(3) as (federation, admin, _):
+        run = admin.submit(asked, [])["run"]
         folder = RunFolder(federation.folder / SERVER / run)
         _until(lambda: len(folder.rounds) >= 2)
         party = "silo-1"
@@ -168,7 +168,7 @@ def rejoin(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]
         federation.start(party)
         _until(lambda: party not in folder.rounds[-1].missing)
         taken = time.perf_counter() - began
-        lead.stop(run)
+        admin.stop(run)
     return {"rejoin": taken}, {}
 
 
@@ -176,8 +176,8 @@ def cuts(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The seconds from the healing of a network that was cut to the end of the next round."""
     asked = recipe("digits-fedavg", 3, "federation.deadline=600", "method.rounds=4000", "method.training.steps=40")
     port, after = free_port(), {}
-    with proxy(port) as stretch, up(3, port=port, through=stretch.port) as (federation, lead, _):
-        run = lead.submit(asked, [])["run"]
+    with proxy(port) as stretch, up(3, port=port, through=stretch.port) as (federation, admin, _):
+        run = admin.submit(asked, [])["run"]
         folder = RunFolder(federation.folder / SERVER / run)
         _until(lambda: len(folder.rounds) >= 2)
         for seconds in (1,) if told.quick else (5, 30, 120):
@@ -209,12 +209,12 @@ def approval(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         site = Site("silo-0", Policy(data="recipe"), Path(folder), None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
         approve(Path(folder), [recipe_hash(text)])
-        site.considered("run", text)
+        site.check_offer("run", text)
         for _ in range(count):
             place = chance.randrange(len(text))
             other = chr(chance.choice([code for code in range(32, 127) if code != ord(text[place])]))
             try:
-                site.considered("run", text[:place] + other + text[place + 1 :])
+                site.check_offer("run", text[:place] + other + text[place + 1 :])
             except ManyhandsError:
                 refused += 1
     return {"approval": refused / count}, {}
@@ -239,15 +239,15 @@ def malformed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any
     """The messages of a registered site, and of a stranger, that broke something or were refused without a name."""
     count, chance = 50 if told.quick else 1000, random.Random(0)
     asked = recipe("digits-huscf", 3, "method.training.steps=25")
-    with tempfile.TemporaryDirectory() as folder, up(4) as (federation, lead, names):
+    with tempfile.TemporaryDirectory() as folder, up(4) as (federation, admin, names):
         *sites, intruder = names
-        run = lead.submit(asked, sites)["run"]
-        _until(lambda: lead.status()["run"]["stage"] == "training")
+        run = admin.submit(asked, sites)["run"]
+        _until(lambda: admin.status()["run"]["stage"] == "training")
         end(federation, intruder)
         kit = load_kit(federation.folder / "kits" / intruder, "site")
         heard = _fuzz(kit, count, chance)
         plain = _plain(federation.port, 10 * count, chance)
-        same = ended(lead)["stage"] == "ended"
+        same = ended(admin)["stage"] == "ended"
         same = same and between(federation, run, asked.method.rounds, sites) == alone(asked, Path(folder) / "one")
     odd = count - heard + plain + (0 if same else count)
     return {"malformed": float(odd)}, {"malformed_refused": heard, "same": same}
@@ -301,8 +301,8 @@ def _plain(port: int, count: int, chance: random.Random) -> int:
 
 def strangers(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Those who were let in, or heard a word, and should not have."""
-    with tempfile.TemporaryDirectory() as folder, up(2) as (federation, lead, _):
-        run = lead.submit(recipe("digits-fedavg", 2), [])["run"]
+    with tempfile.TemporaryDirectory() as folder, up(2) as (federation, admin, _):
+        run = admin.submit(recipe("digits-fedavg", 2), [])["run"]
         kits, other = federation.folder / "kits", Path(folder) / "other"
         new_kits(f"{LOOPBACK}:{federation.port}", ["silo-0"], other)
         expired = Path(folder) / "expired"
@@ -312,13 +312,13 @@ def strangers(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
             "wrong authority": ("silo-0", other / "silo-0" / "startup"),
             "expired": ("silo-0", expired),
             "another site's certificate": ("silo-0", kits / "silo-1" / "startup"),
-            "the lead's name": (LEAD, kits / "silo-1" / "startup"),
+            "the lead's name": (ADMIN, kits / "silo-1" / "startup"),
             "the server's name": (SERVER, kits / "silo-1" / "startup"),
         }
         found = {name: _let_in(*each, federation.port) for name, each in tries.items()}
         found["plain TCP"] = _plain(federation.port, 100, random.Random(0)) > 0
         found["no certificate"] = _bare_tls(kits / "silo-0" / "startup", federation.port)
-        assert ended(lead)["run"] == run
+        assert ended(admin)["run"] == run
         if not _let_in("silo-0", kits / "silo-0" / "startup", federation.port):
             raise SystemExit("silo-0 itself heard nothing, so that strangers heard nothing says nothing")
     return {"strangers": float(sum(found.values()))}, {"let_in": found}
@@ -370,9 +370,9 @@ def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, 
             RECIPES / "digits-fedavg.toml",
             [*SMALL, f"partition.silos={sites}", "data.size=32", *model, *BRIEF],
         )
-        with up(sites) as (federation, lead, _):
-            run = lead.submit(asked, [])["run"]
-            assert ended(lead)["stage"] == "ended", federation.log(SERVER)
+        with up(sites) as (federation, admin, _):
+            run = admin.submit(asked, [])["run"]
+            assert ended(admin)["stage"] == "ended", federation.log(SERVER)
             folder = RunFolder(federation.folder / SERVER / run)
             taken = statistics.median(done.seconds for done in folder.rounds[1:])
             peak, weights_bytes = folder.report["peak_memory"], 4 * int(folder.report["parameters"])

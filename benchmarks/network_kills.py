@@ -19,7 +19,7 @@ from harness import bench
 from harness.federations import alone, between, end, ended, recipe, up, worker_of
 from manyhands.federation.demo import Federation
 from manyhands.federation.kit import SERVER
-from manyhands.federation.running import OVER
+from manyhands.federation.run_session import OVER
 from manyhands.runs.recipe import Recipe
 
 BARS = {"kills": "== 1"}
@@ -40,16 +40,16 @@ def measure(told: argparse.Namespace) -> bench.Measured:
 
 def _killed(asked: Recipe, expected: dict[str, str], ways: list[str], every: int) -> Iterator[dict[str, Any]]:
     """What came of each kill."""
-    with up(3) as (federation, lead, sites):
+    with up(3) as (federation, admin, sites):
         began = time.perf_counter()
-        lead.submit(asked, [])
-        ended(lead)
+        admin.submit(asked, [])
+        ended(admin)
         length = time.perf_counter() - began
         for who in ways:
             chance = random.Random(who)
             for number in range(every):
                 moment = chance.uniform(0, length)
-                run = lead.submit(asked, [])["run"]
+                run = admin.submit(asked, [])["run"]
                 time.sleep(moment)
                 KILLED[who](federation)
                 stage = _through(federation)
@@ -61,10 +61,10 @@ def _killed(asked: Recipe, expected: dict[str, str], ways: list[str], every: int
 
 def _through(federation: Federation) -> str:
     """How the newest run ended, whoever was gone for a while."""
-    with federation.lead() as lead:
+    with federation.admin() as admin:
         end = time.monotonic() + 180
         while time.monotonic() < end:
-            found = lead.status()["run"]
+            found = admin.status()["run"]
             if found["stage"] in OVER:
                 return str(found["stage"])
             time.sleep(0.2)

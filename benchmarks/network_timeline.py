@@ -22,14 +22,14 @@ from harness import bench
 from harness.federations import alone_seconds, recipe
 from manyhands.errors import Refused
 from manyhands.evaluation import figures
-from manyhands.federation.calls import ServerConnection
-from manyhands.federation.demo import LOOPBACK, free_port, lead_of, watch
-from manyhands.federation.kit import LEAD, SERVER, load_kit, new_kits
+from manyhands.federation.demo import LOOPBACK, connect_admin, free_port, watch
+from manyhands.federation.kit import ADMIN, SERVER, load_kit, new_kits
 from manyhands.federation.policy import Policy
-from manyhands.federation.running import OVER
-from manyhands.federation.serving import FederationServer
+from manyhands.federation.run_session import OVER
+from manyhands.federation.server import FederationServer
+from manyhands.federation.server_connection import ServerConnection
 from manyhands.federation.site import Site
-from manyhands.federation.switchboard import ReceivedCall, SiteConnections
+from manyhands.federation.site_connections import ReceivedCall, SiteConnections
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.order import ORDER
 
@@ -96,7 +96,7 @@ def serve(kit: Path, out: Path) -> None:
     """A server of one run."""
     loaded, out = load_kit(kit, "server"), out / kit.name
     out.mkdir()
-    board = TimedBoard(loaded, [*loaded.about.sites, LEAD], LOOPBACK)
+    board = TimedBoard(loaded, [*loaded.about.sites, ADMIN], LOOPBACK)
     serving = FederationServer(loaded, board, out, "cpu", lambda _: None)
     while serving.running is None or serving.running.stage not in OVER:
         serving.step()
@@ -119,9 +119,9 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         new_kits(f"{LOOPBACK}:{free_port()}", names, root / "kits")
         parties = [_start("serve", root / "kits" / SERVER, root)]
         parties += [_start("site", root / "kits" / name, root) for name in names]
-        with lead_of(root / "kits", parties[0]) as lead:
-            lead.submit(asked, [])
-            *_, last = watch(lead, 0.5)
+        with connect_admin(root / "kits", parties[0]) as admin:
+            admin.submit(asked, [])
+            *_, last = watch(admin, 0.5)
         assert last["stage"] == "ended", last
         codes = [party.wait(60) for party in parties]
         assert codes == [0, 0, 0], codes

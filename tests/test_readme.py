@@ -19,7 +19,7 @@ from manyhands.data.partition import AnyPartition
 from manyhands.data.sources import AnySource
 from manyhands.errors import Reason
 from manyhands.evaluation.evaluator import Evaluation
-from manyhands.federation.plans import LEADS, SITES
+from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
 from manyhands.federation.policy import Policy
 from manyhands.runs.recipe import AnyMethod, Data, Recipe, load_recipe
 from manyhands.runs.shipped import shipped
@@ -154,6 +154,6 @@ def test_tests_that_docs_name_are_there() -> None:
 def test_what_one_site_can_cost_is_said_of_every_operation() -> None:
     table = (ROOT / "docs" / "deployment.md").read_text().split("| what a site says |")[1].split("\n\n")[0]
     methods = [load_recipe(path).method for path in shipped() if "[sweep" not in path.read_text()]
-    plans = [SITES, LEADS, *(method.plan() for method in methods)]
+    plans = [SITE_PLAN, ADMIN_PLAN, *(method.plan() for method in methods)]
     for op in {op for plan in plans for op in plan.operations}:
         assert f"`{op.removesuffix('-back')}`" in table, op

@@ -14,9 +14,9 @@ import psutil
 
 from harness import bench
 from manyhands import compose, load_recipe
+from manyhands.federation.admin import Admin
 from manyhands.federation.demo import Federation, watch
 from manyhands.federation.kit import SERVER
-from manyhands.federation.lead import Admin
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.tensors import sha256
@@ -60,9 +60,9 @@ def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> 
     return weights(RunFolder(federation.folder / SERVER / run), {site: mine for site, mine in found.items() if mine})
 
 
-def ended(lead: Admin) -> dict[str, Any]:
+def ended(admin: Admin) -> dict[str, Any]:
     """How the newest run ended."""
-    *_, last = watch(lead, 0.1)
+    *_, last = watch(admin, 0.1)
     return last
 
 
@@ -73,9 +73,9 @@ def up(sites: int, **told: Any) -> Iterator[tuple[Federation, Admin, list[str]]]
     with (
         tempfile.TemporaryDirectory() as folder,
         Federation(Path(folder), names, **told) as federation,
-        federation.lead() as lead,
+        federation.admin() as admin,
     ):
-        yield federation, lead, names
+        yield federation, admin, names
 
 
 def worker_of(federation: Federation, party: str) -> psutil.Process | None:
@@ -84,8 +84,8 @@ def worker_of(federation: Federation, party: str) -> psutil.Process | None:
 
 def end(federation: Federation, party: str) -> None:
     """Kill both processes of a party, at once."""
-    worker, keeper = worker_of(federation, party), federation.processes[party]
-    for each in (keeper.pid, *([worker.pid] if worker else [])):
+    worker, supervisor = worker_of(federation, party), federation.processes[party]
+    for each in (supervisor.pid, *([worker.pid] if worker else [])):
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(each).kill()
-    keeper.wait()
+    supervisor.wait()

@@ -18,9 +18,9 @@ from typing import Any
 import grpc
 import torch
 
-from manyhands.federation.calls import ServerConnection
 from manyhands.federation.kit import Kit, load_kit
-from manyhands.federation.switchboard import SiteConnections
+from manyhands.federation.server_connection import ServerConnection
+from manyhands.federation.site_connections import SiteConnections
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.facts import Flag
 from manyhands.messages.message import Message

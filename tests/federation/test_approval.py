@@ -14,10 +14,10 @@ from manyhands.federation.approval import (
     OFFERS,
     approve,
     approved,
+    describe_offer,
     find_offer,
     keep_offer,
     note_site,
-    offer_words,
     waiting,
 )
 from manyhands.federation.policy import recipe_hash, recipe_text
@@ -45,9 +45,9 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*told: str, words: str = "") -> tuple[int, str]:
-    found = CliRunner().invoke(app, list(told), input=words)
-    return found.exit_code, found.output + str(found.exception or "")
+def run(*arguments: str, words: str = "") -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments), input=words)
+    return result.exit_code, result.output + str(result.exception or "")
 
 
 def test_two_recipes_whose_hashes_begin_alike_are_two(site: Path) -> None:
@@ -65,39 +65,39 @@ def test_two_recipes_whose_hashes_begin_alike_are_two(site: Path) -> None:
 
 
 def test_what_lies_there_is_never_overwritten_and_what_was_changed_is_not_approved(site: Path) -> None:
-    mark = keep_offer(site, TEXT)
-    path = site / OFFERS / f"{mark}.toml"
+    digest = keep_offer(site, TEXT)
+    path = site / OFFERS / f"{digest}.toml"
     path.write_text(TEXT.replace("rounds = ", "rounds = 1"))
     changed = path.read_text()
-    for act in (lambda: keep_offer(site, TEXT), lambda: find_offer(site, mark)):
+    for act in (lambda: keep_offer(site, TEXT), lambda: find_offer(site, digest)):
         with pytest.raises(RecipeError, match="is not the recipe of this hash: it was changed"):
             act()
     assert path.read_text() == changed
-    assert run("approve", str(site), mark, "--yes")[0] != 0
+    assert run("approve", str(site), digest, "--yes")[0] != 0
     assert approved(site) == set()
 
 
 def test_approve_shows_what_would_be_sent_and_asks_for_a_yes(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = keep_offer(site, TEXT)
-    code, said = run("approve", str(site), mark[:8])
+    digest = keep_offer(site, TEXT)
+    code, said = run("approve", str(site), digest[:8])
     assert code != 0
     assert "--yes approves what is shown above" in said
     assert "dB, epsilon" in said
     assert "leaves (once an image): its images, noised" in said
     assert approved(site) == set()
-    code, said = run("approve", str(site), mark[:8], "--yes")
+    code, said = run("approve", str(site), digest[:8], "--yes")
     assert code == 0
-    assert said.endswith(f"its hash is {mark}\napproved {mark}\n")
-    assert approved(site) == {mark}
+    assert said.endswith(f"its hash is {digest}\napproved {digest}\n")
+    assert approved(site) == {digest}
     assert waiting(site) == []
 
 
 @pytest.mark.parametrize(("word", "allowed"), [("y\n", True), ("n\n", False), ("\n", False)])
 def test_on_a_terminal_a_person_is_asked(site: Path, word: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = keep_offer(site, TEXT)
+    digest = keep_offer(site, TEXT)
     monkeypatch.setattr("manyhands.cli.federation.is_terminal", lambda: True)
-    code, said = run("approve", str(site), mark, words=word)
-    assert (code == 0, approved(site) == {mark}) == (allowed, allowed)
+    code, said = run("approve", str(site), digest, words=word)
+    assert (code == 0, approved(site) == {digest}) == (allowed, allowed)
     assert said.index("leaves (once an image)") < said.index("Approve it?")
 
 
@@ -132,15 +132,15 @@ def test_nothing_in_a_recipe_paints_over_what_is_shown(site: Path) -> None:
     cut = "{generator={head=0,tail=3},discriminator={head=1,tail=3}}"
     classes = ", ".join(f'"{PAINT}{i}"' for i in range(10))
     changes = [f'method.cuts={{"silo-[0{PAINT}]*"={cut}}}', f"data.classes=[{classes}]", f'data.origin="{PAINT}"']
-    mark = keep_offer(site, recipe_text(load_recipe(recipe_path("digits-huscf"), changes)))
-    words = offer_words(site, find_offer(site, mark))
-    assert all(each.isprintable() for line in words for each in line)
+    digest = keep_offer(site, recipe_text(load_recipe(recipe_path("digits-huscf"), changes)))
+    words = describe_offer(site, find_offer(site, digest))
+    assert all(character.isprintable() for line in words for character in line)
 
 
 def test_nor_does_the_refusal_of_a_recipe_that_names_what_is_not_there(site: Path) -> None:
-    mark = keep_offer(site, TEXT.replace("[method.cuts]", f'[method.cuts]\n"silo-[0{PAINT}]" = 0.5\n'))
-    code, said = run("approve", str(site), mark, "--yes")
+    digest = keep_offer(site, TEXT.replace("[method.cuts]", f'[method.cuts]\n"silo-[0{PAINT}]" = 0.5\n'))
+    code, said = run("approve", str(site), digest, "--yes")
     assert code != 0
     assert "all is well" in said
-    assert all(each.isprintable() or each == "\n" for each in said)
+    assert all(character.isprintable() or character == "\n" for character in said)
     assert approved(site) == set()

@@ -14,7 +14,7 @@ from PIL import Image
 
 import manyhands
 from manyhands.errors import ManyhandsError
-from manyhands.federation.approval import approve, find_offer, offer_words, waiting
+from manyhands.federation.approval import approve, describe_offer, find_offer, waiting
 from manyhands.federation.policy import Policy, recipe_hash
 from manyhands.federation.secret import site_secret
 from manyhands.federation.site import NotApproved, Site
@@ -52,11 +52,11 @@ OFFERS = {kind: recipe(source) for kind, source in SOURCES.items()} | {
 UNSAID = {kind: recipe(source, "") for kind, source in SOURCES.items()}
 
 
-def note(event: str, told: tuple[Any, ...]) -> None:
+def note(event: str, arguments: tuple[Any, ...]) -> None:
     """What the interpreter tells of itself."""
-    mine = _seen.get(threading.get_ident())
-    if mine is not None and event in FILES | OTHERS:
-        mine.append((event, str(told[1] if event == "socket.connect" else told[0])))
+    events = _seen.get(threading.get_ident())
+    if events is not None and event in FILES | OTHERS:
+        events.append((event, str(arguments[1] if event == "socket.connect" else arguments[0])))
 
 
 @contextmanager
@@ -64,14 +64,14 @@ def looked_at() -> Iterator[list[tuple[str, str]]]:
     """What this thread does to files and sockets, but for what comes with Python and its packages."""
     if not _seen:
         sys.addaudithook(note)
-    found = _seen[threading.get_ident()] = []
+    seen = _seen[threading.get_ident()] = []
     shown: list[tuple[str, str]] = []
     try:
         yield shown
     finally:
         del _seen[threading.get_ident()]
         _seen.setdefault(-1, [])  # the hook stays
-        shown += [each for each in found if not (each[0] in FILES and each[1].startswith(LIBRARIES))]
+        shown += [event for event in seen if not (event[0] in FILES and event[1].startswith(LIBRARIES))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,8 +91,8 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return {"images": images, "site": tmp_path / "site", "others": tmp_path / "others"}
 
 
-def site_of(folders: dict[str, Path], **told: object) -> Site:
-    policy = Policy(data=str(folders["images"]), **told)  # type: ignore[arg-type]
+def site_of(folders: dict[str, Path], **fields: object) -> Site:
+    policy = Policy(data=str(folders["images"]), **fields)  # type: ignore[arg-type]
     return Site("a", policy, folders["site"], None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
 
 
@@ -100,10 +100,10 @@ def strange(folders: dict[str, Path], seen: list[tuple[str, str]]) -> list[tuple
     """Of what was seen, what is neither in the site's folder nor a listing of its images."""
     own, listed = str(folders["site"]), str(folders["images"])
     return [
-        (event, what)
-        for event, what in seen
-        if not (event in FILES and (what.startswith(own) or what.isdigit()))  # a number is an open file's
-        and not (event in FILES - {"open"} and what.startswith(listed))
+        (event, name)
+        for event, name in seen
+        if not (event in FILES and (name.startswith(own) or name.isdigit()))  # a number is an open file's
+        and not (event in FILES - {"open"} and name.startswith(listed))
     ]
 
 
@@ -111,7 +111,7 @@ def strange(folders: dict[str, Path], seen: list[tuple[str, str]]) -> list[tuple
 def test_nothing_is_read_loaded_or_fetched_before_somebody_allows_it(folders: dict[str, Path], kind: str) -> None:
     text = OFFERS[kind].replace("OTHERS", str(folders["others"]))
     with looked_at() as seen, pytest.raises((NotApproved, ManyhandsError)) as raised:
-        site_of(folders).considered("run", text)
+        site_of(folders).check_offer("run", text)
     assert strange(folders, seen) == []
     assert isinstance(raised.value, NotApproved) == (waiting(folders["site"]) == [recipe_hash(text)])
     if kind in SOURCES:
@@ -122,16 +122,16 @@ def test_nothing_is_read_loaded_or_fetched_before_somebody_allows_it(folders: di
 def test_a_recipe_that_has_to_be_looked_up_is_declined_unread(folders: dict[str, Path], kind: str) -> None:
     text = UNSAID[kind].replace("OTHERS", str(folders["others"]))
     with looked_at() as seen, pytest.raises(ManyhandsError, match=r"data\.classes is missing"):
-        site_of(folders, approve="limits").considered("run", text)
+        site_of(folders, approve="limits").check_offer("run", text)
     assert seen == []
 
 
 def test_who_reads_what_waits_reads_what_was_released_before(folders: dict[str, Path]) -> None:
     lines, site = list[str](), site_of(folders)
-    site.say = lines.append
+    site.log = lines.append
     for number in range(2):
         with pytest.raises(NotApproved):
-            site.considered("run", BASE.replace('"x"', f'"x{number}"'))
+            site.check_offer("run", BASE.replace('"x"', f'"x{number}"'))
         assert any("released of one image before" in line for line in lines) == bool(number)
         secret = site_secret(folders["site"])
         Budget(folders["site"], secret).charge([b"image"], [b"path"], Cost(0.1, 0.1, 1), Limits(), run="run")
@@ -142,20 +142,20 @@ def test_who_reads_what_waits_reads_what_was_released_before(folders: dict[str, 
 def test_what_approve_shows_of_a_recipe_does_not_depend_on_what_was_offered_after_it(folders: dict[str, Path]) -> None:
     """Of one that holds out nearly all, epsilon of few images is shown; the next one would have had it of all."""
     lines, site = list[str](), site_of(folders)
-    site.say = lines.append
+    site.log = lines.append
     first, then = (BASE.replace("[partition]", f"held_out = {share}\n[partition]") for share in (0.8, 0.0))
     for text in (first, then):
         with pytest.raises(NotApproved):
-            site.considered("run", text)
+            site.check_offer("run", text)
     for text, count in ((first, 2), (then, 10)):
-        shown = offer_words(folders["site"], find_offer(folders["site"], recipe_hash(text)))
+        shown = describe_offer(folders["site"], find_offer(folders["site"], recipe_hash(text)))
         assert any(f"for its {count} images" in line for line in shown)
         assert {f"  {line}" for line in shown} <= set(lines)
 
 
 def test_what_a_policy_refuses_is_declined_before_an_image_is_opened(folders: dict[str, Path]) -> None:
     with looked_at() as seen, pytest.raises(ManyhandsError, match="method 'fedavg' is not one of"):
-        site_of(folders, approve="limits", methods=("local",)).considered("run", BASE)
+        site_of(folders, approve="limits", methods=("local",)).check_offer("run", BASE)
     assert strange(folders, seen) == []
 
 
@@ -163,11 +163,11 @@ def test_what_is_allowed_reads_the_images_of_the_site_and_no_others(folders: dic
     text = BASE.replace("OTHERS", str(folders["others"]))
     approve(folders["site"], [recipe_hash(text)])
     with looked_at() as seen:
-        _, silo = site_of(folders).considered("run", text)
+        _, silo = site_of(folders).check_offer("run", text)
     assert len(silo.images) + len(silo.held_out or ()) == 10
-    opened = [what for event, what in seen if event == "open" and what.startswith(str(folders["images"]))]
+    opened = [name for event, name in seen if event == "open" and name.startswith(str(folders["images"]))]
     assert len(set(opened)) == 10
-    assert [each for each in seen if str(folders["others"]) in each[1] or each[0] in OTHERS] == []
+    assert [event for event in seen if str(folders["others"]) in event[1] or event[0] in OTHERS] == []
 
 
 def test_whoever_looks_sees(folders: dict[str, Path]) -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from manyhands.errors import Refused
-from manyhands.federation import serving
-from manyhands.federation.kit import LEAD, About, Kit
-from manyhands.federation.plans import SITES
-from manyhands.federation.serving import FederationServer
-from manyhands.federation.switchboard import ReceivedCall
+from manyhands.federation import server
+from manyhands.federation.kit import ADMIN, About, Kit
+from manyhands.federation.plans import SITE_PLAN
+from manyhands.federation.server import FederationServer
+from manyhands.federation.site_connections import ReceivedCall
 from manyhands.messages.facts import Fact, Listed, Number, Table, Text, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Payload
@@ -46,12 +46,12 @@ def recipe(kind: str) -> Recipe:
     return load_recipe(recipe_path(name), [*SMALL, *changes])
 
 
-class TensorBoardLogger:
+class FakeConnections:
     """What a switchboard is to a server; it asks nobody to wait, but time passes."""
 
-    def __init__(self, clock: RoundTimer) -> None:
+    def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
-        self.there: set[str] = set()
+        self.connected: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self.came: deque[ReceivedCall] = deque()
@@ -74,7 +74,7 @@ class TensorBoardLogger:
     def allow(self, peers: Any = (), bounds: Any = None) -> None: ...
 
 
-class RoundTimer:
+class FakeClock:
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -88,27 +88,27 @@ class RoundTimer:
 class World:
     """A server, two sites that do as they should, and one that does not."""
 
-    def __init__(self, path: Path, told: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock = RoundTimer()
-        monkeypatch.setattr(serving, "time", self.clock)
-        self.board, self.lines, self.told = TensorBoardLogger(self.clock), list[str](), told
+    def __init__(self, path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = FakeClock()
+        monkeypatch.setattr(server, "time", self.clock)
+        self.connections, self.lines, self.recipe = FakeConnections(self.clock), list[str](), recipe
         sites = (*GOOD, BAD)
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=sites)
-        self.serving = FederationServer(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
-        self.silos = {silo.name: silo for silo in silos_of(told)[0]}
+        self.serving = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        self.silos = {silo.name: silo for silo in silos_of(recipe)[0]}
         for silo in self.silos.values():
             silo.device_context = DeviceContext()
         self.talks: dict[str, Any] = {}
         self.count: dict[str, int] = defaultdict(int)
-        self.say(LEAD, Message("submit", facts={"recipe": told.resolved(), "sites": []}))
+        self.say(ADMIN, Message("submit", facts={"recipe": recipe.resolved(), "sites": []}))
         self.serving.step()
-        self.run = self.board.said.pop()[1].facts["run"]  # type: ignore[union-attr]
+        self.run = self.connections.said.pop()[1].facts["run"]  # type: ignore[union-attr]
         for site in sites:
             self.enrol(site)
 
     def say(self, site: str, message: Message, session: str = "") -> None:
         self.count[site] += 1
-        self.board.came.append(ReceivedCall(site, session or f"{site} {self.count[site]}", 1, message))
+        self.connections.came.append(ReceivedCall(site, session or f"{site} {self.count[site]}", 1, message))
 
     def enrol(self, site: str) -> None:
         self.talks.pop(site, None)
@@ -119,14 +119,14 @@ class World:
     def go_on(self) -> None:
         """A step of the server, and what those who do as they should say to what it answers."""
         self.serving.step()
-        for _ in range(len(self.board.said)):
-            site, answer = self.board.said.popleft()
+        for _ in range(len(self.connections.said)):
+            site, answer = self.connections.said.popleft()
             if site not in GOOD:
                 continue
             if answer is None:
                 self.enrol(site)
             elif isinstance(answer, Message) and answer.op == "enrol":
-                self.talks[site] = self.told.method.silo(self.silos[site])
+                self.talks[site] = self.recipe.method.silo(self.silos[site])
                 self.say(site, next(self.talks[site]))
             elif site in self.talks:
                 self.hear(site, answer)
@@ -183,9 +183,9 @@ def nested(depth: int) -> Any:
 def odd(op: str, carried: Payload) -> Iterator[Message]:
     """Much that one could say by an operation: what is in its plan, at the wrong time, and what is not."""
     low, high = (facts(carried.facts, least=least) for least in (True, False))
-    for told in (low, high):
+    for values in (low, high):
         for value in (0.0, 5.9e4, -1.0):
-            yield Message(op, tensors(carried, value), told)
+            yield Message(op, tensors(carried, value), values)
     yield Message(op, {}, low)
     yield Message(op, tensors(carried, math.nan), low)
     yield Message(op, {"x" * 70_000: torch.ones(1)}, high)
@@ -195,16 +195,18 @@ def odd(op: str, carried: Payload) -> Iterator[Message]:
 
 def words(world: World) -> list[Message]:
     """All of these, of all operations."""
-    every = {**world.told.method.plan().operations, **SITES.operations}
-    found = [message for op, operation in every.items() for message in odd(op, operation.up)]
+    every = {**world.recipe.method.plan().operations, **SITE_PLAN.operations}
+    messages = [message for op, operation in every.items() for message in odd(op, operation.up)]
     named = {"run": world.run, "images": len(world.silos[BAD].images)}
     right = [
-        Message(each.op, each.tensors, {k: (named | {"round": number}).get(k, v) for k, v in each.facts.items()})
+        Message(
+            message.op, message.tensors, {k: (named | {"round": number}).get(k, v) for k, v in message.facts.items()}
+        )
         for number in range(ROUNDS)
-        for each in found
-        if each.op not in ("decline", "ended")
+        for message in messages
+        if message.op not in ("decline", "ended")
     ]
-    return [*found, *right, Message("x" * 32), Message("submit", facts={"recipe": {}, "sites": []})]
+    return [*messages, *right, Message("x" * 32), Message("submit", facts={"recipe": {}, "sites": []})]
 
 
 @pytest.mark.parametrize("way", [1, -1])
@@ -213,13 +215,13 @@ def test_whatever_one_site_says_the_others_come_to_their_end(
     kind: str, way: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.serving.running.hub is None:  # type: ignore[union-attr]
+    while world.serving.running.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     began, said = world.clock.now, words(world)[::way]
     for number in range(100_000):
         if world.rounds >= ROUNDS or number * TICK > 10 * ROUNDS * DEADLINE:
             break
-        if len(world.board.came) < 4:
+        if len(world.connections.came) < 4:
             world.say(BAD, said[number % len(said)])
         world.go_on()
     assert number > len(said) / 2
@@ -234,11 +236,11 @@ def test_a_site_that_goes_says_so_and_costs_the_others_nothing(
     kind: str, goes: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.serving.running.hub is None:  # type: ignore[union-attr]
+    while world.serving.running.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     began = world.clock.now
-    for op, told in goes.items():
-        world.say(BAD, Message(op, {}, {"run": world.run, **told}))
+    for op, facts in goes.items():
+        world.say(BAD, Message(op, {}, {"run": world.run, **facts}))
     while world.rounds < ROUNDS and world.clock.now < 10 * ROUNDS * DEADLINE:
         world.go_on()
     assert (world.clock.now - began < DEADLINE) == bool(goes)
@@ -261,9 +263,9 @@ def test_the_server_draws_for_nobody_while_it_trains(
     kind: str, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.serving.running.hub is None:  # type: ignore[union-attr]
+    while world.serving.running.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
-    carried = world.told.method.plan().operations[op].up
+    carried = world.recipe.method.plan().operations[op].up
     world.say(BAD, Message(op, tensors(carried, 0.0), facts(carried.facts, least=True)))
     for _ in range(5):
         world.go_on()
@@ -279,8 +281,8 @@ def check_what_is_kept(world: World) -> None:
     running = world.serving.running
     assert running is not None
     for line in (running.folder.path / "journal.jsonl").read_text().splitlines():
-        told = json.loads(line, parse_constant=constant)
-        assert set(GOOD) <= told["losses"].keys() or world.told.method.kind == "collafuse"
-        assert all(why.isprintable() and len(why) <= 1100 for why in told["missing"].values())
+        entry = json.loads(line, parse_constant=constant)
+        assert set(GOOD) <= entry["losses"].keys() or world.recipe.method.kind == "collafuse"
+        assert all(why.isprintable() and len(why) <= 1100 for why in entry["missing"].values())
         assert len(line) < 20_000
     assert all(len(line) < 5000 for line in world.lines)

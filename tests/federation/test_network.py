@@ -18,9 +18,9 @@ import psutil
 
 from manyhands.errors import KitError, RunFolderError
 from manyhands.evaluation.evaluator import Evaluation
+from manyhands.federation.admin import Admin
 from manyhands.federation.demo import LOOPBACK, Federation, watch
 from manyhands.federation.kit import SERVER, load_kit, new_kits
-from manyhands.federation.lead import Admin
 from manyhands.runs.compose import compose
 from manyhands.runs.finished import evaluate
 from manyhands.runs.recipe import Recipe, load_recipe
@@ -43,8 +43,8 @@ def recipe(name: str, *changes: str) -> Recipe:
     return load_recipe(recipe_path(name), [*SMALL, *METHODS[name], *changes])
 
 
-def in_one_process(told: Recipe, folder: Path) -> RunFolder:
-    for _ in compose(told, folder):
+def in_one_process(recipe: Recipe, folder: Path) -> RunFolder:
+    for _ in compose(recipe, folder):
         pass
     return RunFolder(folder)
 
@@ -56,21 +56,21 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 @pytest.fixture(scope="module")
-def lead(federation: Federation) -> Iterator[Admin]:
-    with federation.lead() as line:
+def admin(federation: Federation) -> Iterator[Admin]:
+    with federation.admin() as line:
         yield line
 
 
 def worker(federation: Federation, party: str) -> psutil.Process:
     """The process of a party that does the work."""
-    keeper = psutil.Process(federation.processes[party].pid)
-    while not (found := keeper.children()):
+    supervisor = psutil.Process(federation.processes[party].pid)
+    while not (children := supervisor.children()):
         time.sleep(0.05)
-    return found[0]
+    return children[0]
 
 
-def ended(lead: Admin) -> dict[str, Any]:
-    *_, last = watch(lead, 0.1)
+def ended(admin: Admin) -> dict[str, Any]:
+    *_, last = watch(admin, 0.1)
     return last
 
 
@@ -81,47 +81,51 @@ def assert_same(federation: Federation, run: str, expected: RunFolder) -> None:
     theirs = expected.state()
     assert sha256(server.state().server) == sha256(theirs.server)
     for site in SITES:
-        mine = RunFolder(federation.kept(site, run)).memory(site, last) if theirs.memories.get(site) else {}
-        assert sha256(mine) == sha256(theirs.memories.get(site, {}))
+        kept = RunFolder(federation.kept(site, run)).memory(site, last) if theirs.memories.get(site) else {}
+        assert sha256(kept) == sha256(theirs.memories.get(site, {}))
         assert not (server.path / "silos").exists()
     assert server.path.joinpath("recipe.toml").read_text() == expected.path.joinpath("recipe.toml").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_between_sites_is_the_run_of_one_process(
-    federation: Federation, lead: Admin, name: str, tmp_path: Path
+    federation: Federation, admin: Admin, name: str, tmp_path: Path
 ) -> None:
-    told = recipe(name)
-    run = lead.submit(told, [])["run"]
-    assert ended(lead)["stage"] == "ended", federation.log(SERVER)
-    expected = in_one_process(told, tmp_path / "one")
+    asked = recipe(name)
+    run = admin.submit(asked, [])["run"]
+    assert ended(admin)["stage"] == "ended", federation.log(SERVER)
+    expected = in_one_process(asked, tmp_path / "one")
     assert_same(federation, run, expected)
     assert RunFolder(federation.folder / SERVER / run).ledger == expected.ledger
 
 
 @pytest.mark.parametrize("who", ["silo-1", SERVER])
 def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
-    federation: Federation, lead: Admin, who: str, tmp_path: Path
+    federation: Federation, admin: Admin, who: str, tmp_path: Path
 ) -> None:
-    told = recipe("digits-huscf", "method.training.steps=40", f"name='killed-{who}'")
-    run = lead.submit(told, [])["run"]
-    for found in watch(lead, 0.05):
-        if found["round"] == 1:
+    asked = recipe("digits-huscf", "method.training.steps=40", f"name='killed-{who}'")
+    run = admin.submit(asked, [])["run"]
+    for status in watch(admin, 0.05):
+        if status["round"] == 1:
             worker(federation, who).kill()
             break
-    assert ended(lead)["stage"] == "ended", federation.log(SERVER)
-    assert_same(federation, run, in_one_process(told, tmp_path / "one"))
+    assert ended(admin)["stage"] == "ended", federation.log(SERVER)
+    assert_same(federation, run, in_one_process(asked, tmp_path / "one"))
 
 
-def test_only_the_server_listens_and_only_on_loopback(federation: Federation, lead: Admin) -> None:
-    lead.status()
+def test_only_the_server_listens_and_only_on_loopback(federation: Federation, admin: Admin) -> None:
+    admin.status()
     for party in (SERVER, *SITES):
-        found = [each for each in worker(federation, party).net_connections() if each.status == psutil.CONN_LISTEN]
-        ports = [(each.laddr.ip.removeprefix("::ffff:"), each.laddr.port) for each in found]
+        listening = [
+            connection
+            for connection in worker(federation, party).net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        ports = [(connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port) for connection in listening]
         assert ports == ([(LOOPBACK, federation.port)] if party == SERVER else [])
 
 
-def test_strangers_are_refused(federation: Federation, lead: Admin, tmp_path: Path) -> None:
+def test_strangers_are_refused(federation: Federation, admin: Admin, tmp_path: Path) -> None:
     new_kits(f"{LOOPBACK}:{federation.port}", ["silo-0"], tmp_path / "other")
     with pytest.raises(KitError, match="is not the server of this federation"):
         load_kit(tmp_path / "other" / "silo-0", "site").server_fingerprint()
@@ -129,27 +133,27 @@ def test_strangers_are_refused(federation: Federation, lead: Admin, tmp_path: Pa
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
         plain.settimeout(5)
         assert not plain.recv(1 << 16).startswith(b"HTTP/1.1 200")
-    assert lead.status()["sites"]["silo-0"].startswith("connected")
+    assert admin.status()["sites"]["silo-0"].startswith("connected")
 
 
 def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
-    federation: Federation, lead: Admin, tmp_path: Path
+    federation: Federation, admin: Admin, tmp_path: Path
 ) -> None:
-    told, few = recipe("digits-fedavg", "method.rounds=1"), Evaluation(images=20, bootstrap=0)
-    run = lead.submit(told, [])["run"]
-    ended(lead)
-    out = lead.fetch(run, tmp_path / "fetched")
+    asked, few = recipe("digits-fedavg", "method.rounds=1"), Evaluation(images=20, bootstrap=0)
+    run = admin.submit(asked, [])["run"]
+    ended(admin)
+    out = admin.fetch(run, tmp_path / "fetched")
     there = federation.folder / SERVER / run
     for path in there.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             assert (out / path.relative_to(there)).read_bytes() == path.read_bytes()
     with pytest.raises(RunFolderError, match="their images are theirs"):
         evaluate(RunFolder(out), few)
-    here = evaluate(in_one_process(told, tmp_path / "one"), few)
+    here = evaluate(in_one_process(asked, tmp_path / "one"), few)
     assert evaluate(RunFolder(out), few, "recipe")["metrics"] == here["metrics"]
 
 
-def test_a_killed_keeper_takes_its_worker_with_it(federation: Federation) -> None:
+def test_a_killed_supervisor_takes_its_worker_with_it(federation: Federation) -> None:
     child = worker(federation, "silo-2")
     os.kill(federation.processes["silo-2"].pid, signal.SIGKILL)
     assert psutil.wait_procs([child], timeout=10)[0]

@@ -13,7 +13,7 @@ import pytest
 from manyhands.errors import RecipeError
 from manyhands.federation.approval import approve, approved
 from manyhands.federation.demo import POLICY
-from manyhands.federation.policy import Policy, recipe_hash, recipe_text, told_in_words
+from manyhands.federation.policy import Policy, describe_run, recipe_hash, recipe_text
 from manyhands.messages.outgoing import Images
 from manyhands.runs.recipe import KINDS, Recipe, load_recipe, parse_recipe, read
 from manyhands.runs.shipped import recipe_path, shipped
@@ -122,8 +122,8 @@ HEADS, *ROWS = DECISIONS.strip("\n").splitlines()
 def test_every_method_against_the_default_policy_and_each_single_limit(row: str) -> None:
     case, decisions = row[:26].strip(), dict(zip(HEADS.split(), row[26:].split(), strict=True))
     run = offer(case)
-    found = {name: Policy(**told).refusals(run, IMAGES, SITE) for name, told in POLICIES.items()}
-    assert {name: "no" if lines else "yes" for name, lines in found.items()} == decisions, found
+    refusals = {name: Policy(**fields).refusals(run, IMAGES, SITE) for name, fields in POLICIES.items()}
+    assert {name: "no" if lines else "yes" for name, lines in refusals.items()} == decisions, refusals
 
 
 def test_the_table_has_every_method_that_is_shipped() -> None:
@@ -131,7 +131,7 @@ def test_the_table_has_every_method_that_is_shipped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "case", "why"),
+    ("fields", "case", "why"),
     [
         ({"methods": ("collafuse",)}, "fedavg", "method 'fedavg' is not one of collafuse"),
         ({"rounds": 5}, "fedavg", "rounds, 5 are the most"),
@@ -151,9 +151,9 @@ def test_the_table_has_every_method_that_is_shipped() -> None:
         ({"min_head": 2}, "huscf", "min_head is 1, 2 is the least here"),
     ],
 )  # fmt: skip
-def test_a_run_that_asks_for_more_is_refused_by_name(told: dict[str, object], case: str, why: str) -> None:
-    found = Policy(**told).refusals(offer(case), IMAGES, SITE)
-    assert any(why in each for each in found), found
+def test_a_run_that_asks_for_more_is_refused_by_name(fields: dict[str, object], case: str, why: str) -> None:
+    refusals = Policy(**fields).refusals(offer(case), IMAGES, SITE)
+    assert any(why in refusal for refusal in refusals), refusals
 
 
 def test_a_site_that_says_how_noisy_is_not_asked_whether_images_can_be_computed() -> None:
@@ -178,11 +178,11 @@ def test_releases_of_an_image_count_together_and_so_does_a_random_label() -> Non
 
 
 def test_the_decision_is_about_this_sites_own_cut() -> None:
-    told = recipe(CUT, TOLD, "method.cut={ snr_db = -3 }", "method.cuts={ silo-1 = 0.001, silo-2 = 1 }")
-    mine = {site: Policy().refusals(told, IMAGES, site) for site in ("silo-0", "silo-1", "silo-2")}
-    assert [bool(lines) for lines in mine.values()] == [False, True, False]
+    asked = recipe(CUT, TOLD, "method.cut={ snr_db = -3 }", "method.cuts={ silo-1 = 0.001, silo-2 = 1 }")
+    refusals = {site: Policy().refusals(asked, IMAGES, site) for site in ("silo-0", "silo-1", "silo-2")}
+    assert [bool(lines) for lines in refusals.values()] == [False, True, False]
     strict = Policy(max_snr_db=-20)
-    assert [bool(strict.refusals(told, IMAGES, site)) for site in mine] == [True, True, False]
+    assert [bool(strict.refusals(asked, IMAGES, site)) for site in refusals] == [True, True, False]
     kinder = recipe(CUT, TOLD, "method.cut=0.001", "method.cuts={ silo-1 = { snr_db = -3 } }")
     assert Policy().refusals(kinder, IMAGES, "silo-0")
     assert Policy().refusals(kinder, IMAGES, "silo-1") == []
@@ -192,16 +192,16 @@ def test_the_decision_is_about_this_sites_own_cut() -> None:
 def test_the_demo_takes_every_shipped_recipe_but_images_as_they_are(path: Path) -> None:
     policy = Policy.model_validate(tomllib.loads(POLICY))
     for run in load_sweep(path, []).variants:
-        told, site = run.recipe, run.recipe.partition.names()[0]
-        found = policy.refusals(told, IMAGES, site)
-        away = any(isinstance(kind, Images) for kind in told.method.plan().outgoing_of(site))
-        assert bool(found) == away, found
+        asked, site = run.recipe, run.recipe.partition.names()[0]
+        refusals = policy.refusals(asked, IMAGES, site)
+        away = any(isinstance(kind, Images) for kind in asked.method.plan().outgoing_of(site))
+        assert bool(refusals) == away, refusals
 
 
 @pytest.mark.parametrize("name", ["digits-fedavg", "digits-huscf"])
 def test_a_run_that_keeps_to_the_limits_may_run(name: str) -> None:
-    told = Policy(methods=("fedavg", "huscf"), rounds=100, bytes=10**11, min_head=1, computable=True)
-    assert told.refusals(recipe(name), IMAGES, SITE) == []
+    policy = Policy(methods=("fedavg", "huscf"), rounds=100, bytes=10**11, min_head=1, computable=True)
+    assert policy.refusals(recipe(name), IMAGES, SITE) == []
 
 
 def test_any_change_of_a_recipe_is_another_hash(tmp_path: Path) -> None:
@@ -220,19 +220,19 @@ def test_approvals_are_kept_beside_each_other(tmp_path: Path) -> None:
 
 
 def test_an_operator_reads_first_what_is_given_away_then_what_leaves_how_often_and_how_noisy() -> None:
-    lines = told_in_words(recipe("digits-collafuse"), "a", IMAGES)
+    lines = describe_run(recipe("digits-collafuse"), "a", IMAGES)
     assert lines[2].startswith("This run gives its images away: they leave noised to an SNR of 9.5 dB. That is an eps")
     assert lines[3].startswith("leaves (once an image): its images, noised to an SNR of 9.5 dB. From it: each image")
     words = "\n".join(lines)
     assert "this site would send about" in words
     assert words.index("leaves (") < words.index("in no message:")
-    assert "no epsilon can be given" in "\n".join(told_in_words(recipe("digits-fedavg"), "a", IMAGES))
+    assert "no epsilon can be given" in "\n".join(describe_run(recipe("digits-fedavg"), "a", IMAGES))
 
 
 def test_an_operator_reads_of_its_own_cut_alone() -> None:
-    told = recipe(CUT, TOLD, "method.cut={ snr_db = -15 }", "method.cuts={ silo-1 = 0.001 }")
-    assert "43.8 dB. From it" in "\n".join(told_in_words(told, "silo-1", IMAGES))
-    assert "43.8 dB. From it" not in "\n".join(told_in_words(told, "silo-0", IMAGES))
+    asked = recipe(CUT, TOLD, "method.cut={ snr_db = -15 }", "method.cuts={ silo-1 = 0.001 }")
+    assert "43.8 dB. From it" in "\n".join(describe_run(asked, "silo-1", IMAGES))
+    assert "43.8 dB. From it" not in "\n".join(describe_run(asked, "silo-0", IMAGES))
 
 
 @pytest.mark.parametrize(("text", "meant"), [("round = 3", "rounds"), ("methods = ['fedavgg']", "fedavg")])

@@ -33,11 +33,11 @@ SIZE, COUNT = 4, 6
 UNLIMITED = Limits()
 
 
-def collafuse(**told: object) -> CollaFuse:
-    size = told.pop("size", SIZE)
+def collafuse(**fields: object) -> CollaFuse:
+    size = fields.pop("size", SIZE)
     model = {"size": size, "channels": 1, "classes": 2, "widths": [8]}
     training = {"batch": 4, "steps": 1}
-    return CollaFuse.model_validate({"model": model, "training": training, "rounds": 3, "cut": 0.9, **told})
+    return CollaFuse.model_validate({"model": model, "training": training, "rounds": 3, "cut": 0.9, **fields})
 
 
 class Here:
@@ -94,7 +94,7 @@ def test_fifty_recipes_are_never_more_than_the_ledger_says(here: Here) -> None:
     sent = [here.released(collafuse(norm=8 + number / 10))[0].tensors["images"] for number in range(50)]
     alpha, _ = base.diffusion.schedule.levels(torch.tensor([base.step_of("a")]), sent[0])
     images = tiny_images(COUNT, seed=1, size=SIZE).pixels.float() / 127.5 - 1
-    noise = torch.stack([each / alpha - images for each in sent]).mean(0)
+    noise = torch.stack([images_sent / alpha - images for images_sent in sent]).mean(0)
     averaged = 1 / float(noise.square().mean())
     assert here.spent.snr > averaged / 1.5  # of a few hundred numbers
     assert here.spent.releases == 1  # no norm clips anything here: all are one release
@@ -141,8 +141,8 @@ def test_labels_that_are_told_at_random_are_counted_and_others_are_not(here: Her
 def test_labels_that_are_drawn_anew_among_other_classes_are_counted_anew(here: Here) -> None:
     """Whoever writes recipes may name classes that nobody has: each number of them would be another draw of a label."""
     method, limits = collafuse(labels="randomised", label_epsilon=1.0), Limits(epsilon=1e3)
-    told = [here.released(method, limits, classes=tuple(map(str, range(count)))) for count in range(2, 7)]
-    assert len({tuple(message[0].tensors["labels"].tolist()) for message in told}) > 1
+    messages = [here.released(method, limits, classes=tuple(map(str, range(count)))) for count in range(2, 7)]
+    assert len({tuple(message[0].tensors["labels"].tolist()) for message in messages}) > 1
     assert here.spent.labels == pytest.approx(5)
     assert here.spent.releases == 1
     here.released(collafuse(labels="randomised", label_epsilon=0.5), limits)  # makes nothing new known
@@ -167,12 +167,12 @@ def test_a_policy_s_limits_are_those_of_the_ledger() -> None:
 
 def test_by_default_all_releases_of_an_image_have_no_more_signal_than_noise(here: Here) -> None:
     """As a policy says of one run, over all of them: each size is a release of its own, of an SNR of -2 dB."""
-    told = {"cut": {"snr_db": -2}}
-    here.released(collafuse(**told), Policy().limits)
+    fields = {"cut": {"snr_db": -2}}
+    here.released(collafuse(**fields), Policy().limits)
     with pytest.raises(BudgetError, match="snr_db 0.9"):
-        here.released(collafuse(size=8, **told), Policy(approve="limits", max_releases=9).limits)
+        here.released(collafuse(size=8, **fields), Policy(approve="limits", max_releases=9).limits)
     for told_open in ({"computable": True}, {"images": True}, {"max_epsilon": 1e3}, {"max_snr_db": 2}):
-        here.released(collafuse(size=8, **told), Policy.model_validate(told_open).limits)
+        here.released(collafuse(size=8, **fields), Policy.model_validate(told_open).limits)
 
 
 def test_every_message_is_charged_before_it_is_sent_and_not_sent_where_that_is_refused() -> None:

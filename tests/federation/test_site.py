@@ -36,7 +36,7 @@ class Server:
             raise answer
         return answer
 
-    def anew(self) -> None:
+    def new_session(self) -> None:
         raise StopIteration
 
 
@@ -47,18 +47,18 @@ def offer(run: str = "run", text: str = TEXT) -> Message:
 def site(
     out: Path,
     server: Server,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     pause: Callable[[float], None] = lambda _: None,
 ) -> Site:
-    told = Policy(approve="limits", labels=True, data="recipe")
-    return Site("silo-0", told, out, server, say, pause)  # type: ignore[arg-type] # it answers as a line does
+    policy = Policy(approve="limits", labels=True, data="recipe")
+    return Site("silo-0", policy, out, server, log, pause)  # type: ignore[arg-type] # it answers as a line does
 
 
-def once(path: Path, server: Server, say: Callable[[str], None] = lambda _: None) -> list[Message]:
+def once(path: Path, server: Server, log: Callable[[str], None] = lambda _: None) -> list[Message]:
     """What a site says before it asks for a run again."""
     server.answers.append(SessionGone("the end of the test"))
     with pytest.raises(StopIteration):
-        site(path, server, say).work()
+        site(path, server, log).work()
     return server.heard
 
 
@@ -121,7 +121,7 @@ def test_no_run_can_be_called_as_a_file_of_the_site_is(tmp_path: Path) -> None:
 def test_a_server_that_offers_nonsense_without_end_is_asked_more_and_more_slowly(tmp_path: Path) -> None:
     pauses = list[float]()
     nothing = offer("", "")  # which would be no reason to ask faster again
-    answers = [each for number in range(12) for each in (offer(f"run-{number}", "="), Message("decline"), nothing)]
+    answers = [answer for number in range(12) for answer in (offer(f"run-{number}", "="), Message("decline"), nothing)]
     server = Server(*answers, SessionGone("the end of the test"))
     with pytest.raises(StopIteration):
         site(tmp_path, server, pause=pauses.append).work()
@@ -228,11 +228,11 @@ def test_what_is_dealt_is_held_against_the_policy_when_its_number_is_known(tmp_p
         policy = Policy(approve="limits", labels=True, max_releases=most, data="recipe")
         here = Site("silo-0", policy, tmp_path, Server(), lambda _: None)  # type: ignore[arg-type]
         with nullcontext() if taken else pytest.raises(RecipeError, match="times, 1 is the most"):
-            here.considered("run", text)
+            here.check_offer("run", text)
 
 
 def test_what_a_run_keeps_at_a_site_is_for_its_owner_alone(tmp_path: Path) -> None:
-    folder = site(tmp_path / "site", Server())._private("runs")
+    folder = site(tmp_path / "site", Server())._private_folder("runs")
     assert folder.stat().st_mode & 0o077 == 0
     folder.chmod(0o755)
-    assert site(tmp_path / "site", Server())._private("runs").stat().st_mode & 0o077 == 0
+    assert site(tmp_path / "site", Server())._private_folder("runs").stat().st_mode & 0o077 == 0

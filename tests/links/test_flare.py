@@ -15,10 +15,10 @@ import msgpack
 from nvflare.fuel.f3.message import Message as Carried
 from nvflare.fuel.f3.sfm.sfm_conn import SfmConnection
 
-from manyhands.federation.calls import ServerConnection
 from manyhands.federation.demo import LOOPBACK, free_port
 from manyhands.federation.kit import SERVER, load_kit, new_kits
-from manyhands.federation.switchboard import SiteConnections
+from manyhands.federation.server_connection import ServerConnection
+from manyhands.federation.site_connections import SiteConnections
 from manyhands.links.exchange import MAX_WAITING_FRAMES
 from manyhands.links.flare import APP
 from manyhands.links.frame import Frame
@@ -66,7 +66,7 @@ def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
     board, calls, lines = line
     packed = staticmethod(lambda told: told if isinstance(told, bytes) else msgpack.packb(told))
     monkeypatch.setattr(SfmConnection, "headers_to_bytes", packed)
-    communicator = calls._line._communicator
+    communicator = calls._connection._communicator
     for raw in RAW.values():
         communicator.send(communicator.find_endpoint(SERVER), APP, Carried(raw, b"x"))
     assert until(board, lambda _: len(lines) >= 2 and lines)

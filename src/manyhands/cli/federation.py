@@ -13,7 +13,7 @@ import typer
 
 from manyhands.cli.options import DeviceOption, JsonOption, RecipeArgument, SetOption
 from manyhands.errors import KitError, RecipeError, printable
-from manyhands.federation.saying import LINE, Seldom, say
+from manyhands.federation.log import MAX_LINE, PeerLog, log
 from manyhands.files.strict_json import finite_json
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train betwe
 KitArgument = Annotated[
     Path, typer.Argument(metavar="KIT", help="The folder of this party's kit (see federation new).")
 ]
-LeadOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the lead's kit.")]
+AdminOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the lead's kit.")]
 RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run. Default: the newest one.")]
-LEAD = Path("kits/lead")
+ADMIN_KIT = Path("kits/lead")
 ANY = "0.0.0.0"
 
 
@@ -58,7 +58,7 @@ def _demo(
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"--out {out}: is not empty; give a new folder")
     loaded = demo_recipe(recipe_path(recipe), changes or [])
-    run = demo(loaded, out, say)
+    run = demo(loaded, out, log)
     typer.echo(f"the server's run folder is {run}, its report {run / 'report.html'}")
     typer.echo(f"to evaluate it on the images of the recipe: manyhands evaluate {run} --data recipe")
 
@@ -102,16 +102,17 @@ def serve(
     If its process crashes or is killed, it is restarted and continues from the last closed round; sites reconnect by
     themselves.
     """
-    from manyhands.federation.keeper import is_worker, keep
     from manyhands.federation.kit import load_kit
+    from manyhands.federation.supervisor import end_with_supervisor, is_worker, supervise
 
     loaded = load_kit(kit, "server")
     if not is_worker():
         _check_free(host, port or loaded.about.port)
-        raise typer.Exit(keep(sys.argv[1:]))
-    from manyhands.federation.kit import LEAD as LEAD_NAME
-    from manyhands.federation.serving import FederationServer
-    from manyhands.federation.switchboard import SiteConnections
+        raise typer.Exit(supervise(sys.argv[1:]))
+    end_with_supervisor()
+    from manyhands.federation.kit import ADMIN
+    from manyhands.federation.server import FederationServer
+    from manyhands.federation.site_connections import SiteConnections
     from manyhands.models.state_spec import build_in_subprocess
     from manyhands.silos.device import chosen_device
     from manyhands.silos.memory import release_memory
@@ -119,15 +120,15 @@ def serve(
     build_in_subprocess()
     release_memory(at_once=True)
     out.mkdir(parents=True, exist_ok=True)
-    seldom = Seldom(say)
-    board = SiteConnections(loaded, [*loaded.about.sites, LEAD_NAME], host, port, seldom)
-    say(f"listening on {host}:{port or loaded.about.port}")
+    peer_log = PeerLog(log)
+    connections = SiteConnections(loaded, [*loaded.about.sites, ADMIN], host, port, peer_log)
+    log(f"listening on {host}:{port or loaded.about.port}")
     try:
-        server = FederationServer(loaded, board, out, chosen_device(device), say, seldom)
+        server = FederationServer(loaded, connections, out, chosen_device(device), log, peer_log)
         while True:
             server.step()
     finally:
-        board.close()
+        connections.close()
 
 
 @app.command()
@@ -150,9 +151,9 @@ def join(
 
     The site connects to the server, waits for runs, and reconnects when the connection is lost.
     """
-    from manyhands.federation.keeper import is_worker, keep
     from manyhands.federation.kit import load_kit
     from manyhands.federation.policy import Policy
+    from manyhands.federation.supervisor import end_with_supervisor, is_worker, supervise
     from manyhands.runs.recipe import read
 
     loaded = load_kit(kit, "site")
@@ -160,38 +161,39 @@ def join(
     rules = rules.model_copy(update={"data": data}) if data else rules
     check_data(rules.data, loaded)
     if not is_worker():
-        raise typer.Exit(keep(sys.argv[1:]))
-    from manyhands.federation.calls import ServerConnection
+        raise typer.Exit(supervise(sys.argv[1:]))
+    end_with_supervisor()
+    from manyhands.federation.server_connection import ServerConnection
     from manyhands.federation.site import Site
     from manyhands.silos.memory import release_memory
 
     release_memory(at_once=False)
     about = loaded.about
     try:
-        say(f"{about.party} connects to {about.host}:{about.port}: {loaded.server_fingerprint()}")
+        log(f"{about.party} connects to {about.host}:{about.port}: {loaded.server_fingerprint()}")
     except KitError as error:
         if "no server answers" not in str(error):
             raise
-        say(f"{error}; trying again until it does")
-    calls = ServerConnection(loaded, lambda there: say("connected" if there else "connection lost; reconnecting"))
+        log(f"{error}; trying again until it does")
+    connection = ServerConnection(loaded, lambda there: log("connected" if there else "connection lost; reconnecting"))
     try:
-        Site(about.party, rules, out, calls, say).work()
+        Site(about.party, rules, out, connection, log).work()
     finally:
-        calls.close()
+        connection.close()
 
 
 def check_data(data: str, kit: Kit) -> None:
     """Refuse to read the images that a recipe names, except in the demo, whose parties are all on this machine."""
-    from manyhands.federation.policy import DEALT
+    from manyhands.federation.policy import FROM_RECIPE
 
     if not data:
         raise RecipeError("--data: is missing; give the folder of this site's images")
-    if data == DEALT and not kit.is_local:
+    if data == FROM_RECIPE and not kit.is_local:
         raise RecipeError(
             f"--data recipe: is only for the demo, with its server on this machine; this server is {kit.about.host}. "
             "Give the folder of this site's images"
         )
-    if data != DEALT and not Path(data).is_dir():
+    if data != FROM_RECIPE and not Path(data).is_dir():
         raise RecipeError(f"--data {data}: there is no such folder")
 
 
@@ -206,23 +208,25 @@ def approve(
     The approval holds for exactly this recipe: any change of it needs a new one.
     """
     from manyhands.federation.approval import approve as allow
-    from manyhands.federation.approval import find_offer, offer_words
+    from manyhands.federation.approval import describe_offer, find_offer
 
     offer = find_offer(site, recipe)
-    for line in offer_words(site, offer):
+    for line in describe_offer(site, offer):
         typer.echo(line)
     if not yes and not is_terminal():
-        raise RecipeError(f"{offer.mark}: cannot ask, because this is no terminal; --yes approves what is shown above")
+        raise RecipeError(
+            f"{offer.digest}: cannot ask, because this is no terminal; --yes approves what is shown above"
+        )
     if not yes and not typer.confirm("Approve it?"):
-        raise RecipeError(f"{offer.mark}: was not approved")
-    allow(site, [offer.mark])
-    typer.echo(f"approved {offer.mark}")
+        raise RecipeError(f"{offer.digest}: was not approved")
+    allow(site, [offer.digest])
+    typer.echo(f"approved {offer.digest}")
 
 
 @app.command()
 def submit(
     recipe: RecipeArgument,
-    kit: LeadOption = LEAD,
+    kit: AdminOption = ADMIN_KIT,
     changes: SetOption = None,
     sites: Annotated[
         str, typer.Option(metavar="NAMES", help="Train with these sites only, such as a,b. Default: all sites.")
@@ -230,13 +234,13 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Start a run between the sites."""
-    from manyhands.federation.lead import Admin
+    from manyhands.federation.admin import Admin
     from manyhands.runs.recipe import load_recipe
     from manyhands.runs.shipped import recipe_path
 
     loaded = load_recipe(recipe_path(recipe), changes or [])
-    with Admin(kit) as lead:
-        submitted = lead.submit(loaded, [name for name in sites.split(",") if name])
+    with Admin(kit) as admin:
+        submitted = admin.submit(loaded, [name for name in sites.split(",") if name])
     if as_json:
         typer.echo(finite_json(submitted))
         return
@@ -246,18 +250,18 @@ def submit(
 
 @app.command()
 def status(
-    kit: LeadOption = LEAD,
+    kit: AdminOption = ADMIN_KIT,
     watch: Annotated[
         bool, typer.Option("--watch", help="Print the status every 2 seconds, until the run is over.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show which sites are connected, and how far the newest run is."""
-    from manyhands.federation.lead import Admin
+    from manyhands.federation.admin import Admin
 
-    with Admin(kit) as lead:
+    with Admin(kit) as admin:
         for _ in itertools.count():
-            report = lead.status()
+            report = admin.status()
             typer.echo(finite_json(report) if as_json else _status_lines(report))
             if not watch or report["run"].get("stage") in ("ended", "stopped", "failed"):
                 break
@@ -265,27 +269,27 @@ def status(
 
 
 @app.command()
-def stop(kit: LeadOption = LEAD, run: RunOption = "") -> None:
+def stop(kit: AdminOption = ADMIN_KIT, run: RunOption = "") -> None:
     """Stop a run before it has finished."""
-    from manyhands.federation.lead import Admin
+    from manyhands.federation.admin import Admin
 
-    with Admin(kit) as lead:
-        typer.echo(f"{lead.stop(run)['run']}: stopped")
+    with Admin(kit) as admin:
+        typer.echo(f"{admin.stop(run)['run']}: stopped")
 
 
 @app.command()
 def fetch(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put the run folder; it must not exist yet.")],
-    kit: LeadOption = LEAD,
+    kit: AdminOption = ADMIN_KIT,
     run: RunOption = "",
 ) -> None:
     """Download a run folder from the server: model, journal, report."""
-    from manyhands.federation.lead import Admin
+    from manyhands.federation.admin import Admin
 
     if out.exists():
         raise RecipeError(f"--out {out}: exists already; give a new folder")
-    with Admin(kit) as lead:
-        typer.echo(str(lead.fetch(run, out)))
+    with Admin(kit) as admin:
+        typer.echo(str(admin.fetch(run, out)))
 
 
 def is_terminal() -> bool:
@@ -311,4 +315,4 @@ def _status_lines(status: dict[str, Any]) -> str:
             f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
             f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"
         )
-    return "\n".join(printable(line, LINE) for line in lines)
+    return "\n".join(printable(line, MAX_LINE) for line in lines)

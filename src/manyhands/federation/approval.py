@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from manyhands.errors import RecipeError, printable
-from manyhands.federation.policy import recipe_hash, told_in_words
+from manyhands.federation.policy import describe_run, recipe_hash
 from manyhands.files.strict_json import strict_json
 from manyhands.files.toml_text import MAX_BYTES
 from manyhands.files.write import disk_errors, new_file, replace_file
@@ -28,7 +28,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 class Offer(NamedTuple):
     """A recipe as it lies there, and the hash of these very bytes."""
 
-    mark: str
+    digest: str
     text: str
 
 
@@ -38,50 +38,50 @@ def approved(site: Path) -> set[str]:
     return set(_HASH.findall(path.read_text())) if path.exists() else set()
 
 
-def approve(site: Path, marks: Iterable[str]) -> None:
+def approve(site: Path, digests: Iterable[str]) -> None:
     """Approve recipes, by their whole hashes."""
-    marks = set(marks)
-    if bad := [mark for mark in marks if not _HASH.fullmatch(mark)]:
+    digests = set(digests)
+    if bad := [digest for digest in digests if not _HASH.fullmatch(digest)]:
         raise RecipeError(f"{bad[0]}: is not the whole hash of a recipe, which has 64 hexadecimal digits")
     with disk_errors(site):
         site.mkdir(parents=True, exist_ok=True)
-    replace_file(site / APPROVED, "".join(f"{each}\n" for each in sorted(approved(site) | marks)).encode())
+    replace_file(site / APPROVED, "".join(f"{digest}\n" for digest in sorted(approved(site) | digests)).encode())
 
 
 def waiting(site: Path) -> list[str]:
     """The hashes of what lies there and is not approved."""
-    there = {path.stem for path in (site / OFFERS).glob("*.toml") if _HASH.fullmatch(path.stem)}
-    return sorted(there - approved(site))
+    listed = {path.stem for path in (site / OFFERS).glob("*.toml") if _HASH.fullmatch(path.stem)}
+    return sorted(listed - approved(site))
 
 
 def keep_offer(site: Path, text: str) -> str:
     """Put a recipe where somebody can read it, under its hash; what lies there is never overwritten."""
-    mark = recipe_hash(text)
-    path = _path(site, mark)
+    digest = recipe_hash(text)
+    path = _path(site, digest)
     if not path.exists():
         if len(waiting(site)) >= MAX_WAITING:
             raise RecipeError(f"{MAX_WAITING} recipes wait for approval here already; approve or delete some of them")
         new_file(path, text.encode())
     _read(path)
-    return mark
+    return digest
 
 
-def find_offer(site: Path, begins: str) -> Offer:
+def find_offer(site: Path, prefix: str) -> Offer:
     """What waits at a site under a hash, or under the beginning of just one hash."""
-    begins = begins.lower()
-    if len(begins) < MIN_PREFIX or not re.fullmatch(r"[0-9a-f]{,64}", begins):
-        raise RecipeError(f"{printable(begins)}: give the hash of a recipe, or at least its first {MIN_PREFIX} digits")
-    there = waiting(site) if len(begins) < 64 or not _path(site, begins).exists() else [begins]
-    found = [mark for mark in there if mark.startswith(begins)]
-    if len(found) > 1:
-        raise RecipeError(f"{begins}: is the beginning of {' and of '.join(found)}; give more of it")
-    if not found:
-        raise RecipeError(f"{begins}: no recipe of this hash waits in {site}; there: {', '.join(there) or 'none'}")
-    return _read(_path(site, found[0]))
+    prefix = prefix.lower()
+    if len(prefix) < MIN_PREFIX or not re.fullmatch(r"[0-9a-f]{,64}", prefix):
+        raise RecipeError(f"{printable(prefix)}: give the hash of a recipe, or at least its first {MIN_PREFIX} digits")
+    listed = waiting(site) if len(prefix) < 64 or not _path(site, prefix).exists() else [prefix]
+    matches = [digest for digest in listed if digest.startswith(prefix)]
+    if len(matches) > 1:
+        raise RecipeError(f"{prefix}: is the beginning of {' and of '.join(matches)}; give more of it")
+    if not matches:
+        raise RecipeError(f"{prefix}: no recipe of this hash waits in {site}; there: {', '.join(listed) or 'none'}")
+    return _read(_path(site, matches[0]))
 
 
 def note_site(site: Path, name: str, files: int) -> None:
-    """Note for ``offer_words`` what they depend on beside the recipe, and no recipe can change."""
+    """Note for ``describe_offer`` what they depend on beside the recipe, and no recipe can change."""
     replace_file(site / ABOUT, strict_json({"site": name, "files": files}).encode())
 
 
@@ -90,27 +90,27 @@ def count_images(recipe: Recipe, files: int) -> int:
     return files - round(recipe.data.held_out * files)
 
 
-def offer_words(site: Path, offer: Offer) -> list[str]:
+def describe_offer(site: Path, offer: Offer) -> list[str]:
     """A run as an operator reads it before approving it, made of the very recipe that is about to be approved."""
-    recipe = parse_offer(offer.text, f"{OFFERS}/{offer.mark}.toml")
+    recipe = parse_offer(offer.text, f"{OFFERS}/{offer.digest}.toml")
     try:
-        told = json.loads((site / ABOUT).read_bytes())
-        name, files = str(told["site"]), int(told["files"])
+        about = json.loads((site / ABOUT).read_bytes())
+        name, files = str(about["site"]), int(about["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{site}: is no folder that join has written: {error}") from None
-    return words(recipe, offer.mark, name, count_images(recipe, files))
+    return describe(recipe, offer.digest, name, count_images(recipe, files))
 
 
-def words(recipe: Recipe, mark: str, site: str, images: int) -> list[str]:
+def describe(recipe: Recipe, digest: str, site: str, images: int) -> list[str]:
     """Every line is printable, whatever the recipe holds: nothing in it can paint over what an operator reads."""
-    lines = told_in_words(recipe, site, max(images, 1))
+    lines = describe_run(recipe, site, max(images, 1))
     if not images:
         lines.append("its images are not read before it is approved: the figures above are for one image")
-    return [*(printable(line, len(line)) for line in lines), f"its hash is {mark}"]
+    return [*(printable(line, len(line)) for line in lines), f"its hash is {digest}"]
 
 
-def _path(site: Path, mark: str) -> Path:
-    return site / OFFERS / f"{mark}.toml"
+def _path(site: Path, digest: str) -> Path:
+    return site / OFFERS / f"{digest}.toml"
 
 
 def _read(path: Path) -> Offer:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyhands.errors import ManyhandsError
-from manyhands.federation.kit import LEAD, SERVER, new_kits
-from manyhands.federation.lead import Admin
-from manyhands.federation.running import OVER
+from manyhands.federation.admin import Admin
+from manyhands.federation.kit import ADMIN, SERVER, new_kits
+from manyhands.federation.run_session import OVER
 from manyhands.federation.site import RUNS
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200
 """For sets of images that all have: what can be computed may be, and noise may be as good as none."""
 
 
-def lead_of(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
+def connect_admin(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
     """A line for the lead, when the server listens that was begun just now."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            return Admin(kits / LEAD)
+            return Admin(kits / ADMIN)
         except ManyhandsError:
             if time.monotonic() > end or server.poll() is not None:
                 raise
@@ -57,12 +57,12 @@ class Federation:
         """Start a party as its operator would."""
         kit = str(self.folder / "kits" / party)
         if party == SERVER:
-            told = ["serve", kit, "--host", LOOPBACK, "--port", str(self.port), "--device", "cpu"]
-            told += ["--out", str(self.folder / SERVER)]
+            arguments = ["serve", kit, "--host", LOOPBACK, "--port", str(self.port), "--device", "cpu"]
+            arguments += ["--out", str(self.folder / SERVER)]
         else:
-            told = ["join", kit, "--policy", str(self.folder / "policy.toml"), "--out", str(self.site(party))]
+            arguments = ["join", kit, "--policy", str(self.folder / "policy.toml"), "--out", str(self.site(party))]
         with (self.folder / f"{party}.log").open("ab") as log:
-            command = [sys.executable, "-m", "manyhands", "federation", *told]
+            command = [sys.executable, "-m", "manyhands", "federation", *arguments]
             self.processes[party] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def site(self, name: str) -> Path:
@@ -77,9 +77,9 @@ class Federation:
         """What a party has said."""
         return (self.folder / f"{party}.log").read_text(errors="replace")
 
-    def lead(self) -> Admin:
+    def admin(self) -> Admin:
         """A line for the lead, when the server listens."""
-        return lead_of(self.folder / "kits", self.processes[SERVER])
+        return connect_admin(self.folder / "kits", self.processes[SERVER])
 
     def __enter__(self) -> Federation:
         with ExitStack() as stack:
@@ -93,7 +93,7 @@ class Federation:
         self.end()
 
     def end(self) -> None:
-        """End all that was started; what a keeper leaves behind ends by itself."""
+        """End all that was started; workers end with their supervisor."""
         for process in self.processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -109,35 +109,35 @@ def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
     return load_recipe(path, [f"partition.silos={len(domains) if domains else 3}", *changes])
 
 
-def demo(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Path:
+def demo(recipe: Recipe, out: Path, log: Callable[[str], None]) -> Path:
     """Run a recipe between processes of this machine; the run folder of the server."""
     sites = recipe.silo_names
     out.mkdir(parents=True, exist_ok=True)
-    with Federation(out, sites) as federation, federation.lead() as lead:
-        run, last = str(lead.submit(recipe, [])["run"]), ""
-        say(f"the server and {len(sites)} sites are processes of this machine; their logs are in {out}")
-        for found in watch(lead):
-            line = f"round {found['round']}/{found['rounds']}, {found['stage']} {found['why']}".rstrip()
+    with Federation(out, sites) as federation, federation.admin() as admin:
+        run, last = str(admin.submit(recipe, [])["run"]), ""
+        log(f"the server and {len(sites)} sites are processes of this machine; their logs are in {out}")
+        for status in watch(admin):
+            line = f"round {status['round']}/{status['rounds']}, {status['stage']} {status['why']}".rstrip()
             if line != last:
-                say(line)
+                log(line)
             last = line
-    if found["stage"] != "ended":
-        raise ManyhandsError(f"{out}: the run {found['stage']}: {found['why']}")
+    if status["stage"] != "ended":
+        raise ManyhandsError(f"{out}: the run {status['stage']}: {status['why']}")
     return out / SERVER / run
 
 
-def watch(lead: Admin, every: float = 0.5) -> Iterator[dict[str, Any]]:
+def watch(admin: Admin, every: float = 0.5) -> Iterator[dict[str, Any]]:
     """How the newest run stands, until it is over."""
     while True:
-        found = lead.status()["run"]
-        yield found
-        if found["stage"] in OVER:
+        status = admin.status()["run"]
+        yield status
+        if status["stage"] in OVER:
             return
         time.sleep(every)
 
 
 def free_port() -> int:
     """One that nobody listens at now."""
-    with socket.socket() as plain:
-        plain.bind((LOOPBACK, 0))
-        return int(plain.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return int(listener.getsockname()[1])

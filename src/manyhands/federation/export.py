@@ -37,9 +37,9 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
             picture, headings = summary.picture(shared, 8, list(range(len(classes))))
             figures.grid(folder.figures / "samples.png", picture, headings)
     folder.write("ledger.json", ledger.entries())
-    told = summary.RunSummary(recipe.method, server, ledger, state.roster, recipe.sampling, recipe.evaluation)
+    run_summary = summary.RunSummary(recipe.method, server, ledger, state.roster, recipe.sampling, recipe.evaluation)
     unseen: dict[str, Any] = {
         "data": "", "domains": {}, "classes": list(classes), "class_counts": {}, "skipped": [],
         "held_out": {site: held_out.get(site, 0) for site in state.roster},
     }  # fmt: skip
-    page.write(folder, summary.facts(told, folder, shared, unseen) | {"peak_memory": memory})
+    page.write(folder, summary.facts(run_summary, folder, shared, unseen) | {"peak_memory": memory})

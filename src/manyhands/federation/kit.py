@@ -19,7 +19,7 @@ from manyhands.files.write import disk_errors
 from manyhands.spec import Int, Spec
 
 FILE = "kit.json"
-SERVER, LEAD = "server", "lead"
+SERVER, ADMIN = "server", "lead"
 DAYS = 360
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 PATIENCE = 10.0
@@ -66,11 +66,11 @@ class Kit:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self.startup / "rootCA.pem"))
         context.load_cert_chain(self.startup / "client.crt", self.startup / "client.key")
         context.set_alpn_protocols(["h2"])
-        where = (self.about.host, self.about.port)
+        address = (self.about.host, self.about.port)
         try:
             with (
-                socket.create_connection(where, timeout=PATIENCE) as plain,
-                context.wrap_socket(plain, server_hostname=self.about.host) as secured,
+                socket.create_connection(address, timeout=PATIENCE) as connection,
+                context.wrap_socket(connection, server_hostname=self.about.host) as secured,
             ):
                 raw = secured.getpeercert(binary_form=True)
         except OSError as error:
@@ -90,9 +90,9 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
     from manyhands.links.flare import provision
 
     host, port = _address(server)
-    if bad := [name for name in sites if not _NAME.fullmatch(name) or name in (SERVER, LEAD, "authority")]:
+    if bad := [name for name in sites if not _NAME.fullmatch(name) or name in (SERVER, ADMIN, "authority")]:
         raise RecipeError(
-            f"--sites: {bad[0]!r}: use a-z, 0-9, '_' and '-', but not {SERVER!r}, {LEAD!r} or 'authority'"
+            f"--sites: {bad[0]!r}: use a-z, 0-9, '_' and '-', but not {SERVER!r}, {ADMIN!r} or 'authority'"
         )
     if not sites or len(set(sites)) < len(sites):
         raise RecipeError("--sites: name each site once, such as --sites a,b,c")
@@ -100,13 +100,13 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
         raise KitError(f"{out}: is not empty; kits that were given out must not be made anew")
 
     def about(party: str) -> str:
-        role = party if party in (SERVER, LEAD) else "site"
+        role = party if party in (SERVER, ADMIN) else "site"
         return About(party=party, role=role, host=host, port=port, sites=tuple(sites)).model_dump_json(indent=1)
 
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        provision(out, SERVER, host, [*sites, LEAD], days, FILE, about)
-        for name in (SERVER, LEAD, *sites):
+        provision(out, SERVER, host, [*sites, ADMIN], days, FILE, about)
+        for name in (SERVER, ADMIN, *sites):
             (out / name).chmod(0o700)
         page = out / "README.md"
         page.write_text(_page(out, server, sites))
@@ -121,19 +121,19 @@ def load_kit(folder: Path, role: str) -> Kit:
     startup = folder / "startup"
     try:
         kit = Kit(folder, About.model_validate_json((startup / FILE).read_bytes()))
-        found = kit.certificate
+        certificate = kit.certificate
     except (OSError, ValueError) as error:
-        told = "it has no startup/kit.json" if isinstance(error, FileNotFoundError) else error
-        raise KitError(f"{folder}: holds no kit: {told}") from None
+        reason = "it has no startup/kit.json" if isinstance(error, FileNotFoundError) else error
+        raise KitError(f"{folder}: holds no kit: {reason}") from None
     if kit.about.role != role:
         raise KitError(f"{folder}: is the kit of {kit.about.party}, a {kit.about.role}; a {role}'s is asked for")
     if not is_untouched(startup):
         raise KitError(f"{folder}: was changed since it was signed")
     now = datetime.datetime.now(datetime.UTC)
-    if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise KitError(
-            f"{folder}: its certificate is valid from {found.not_valid_before_utc:%Y-%m-%d} to "
-            f"{found.not_valid_after_utc:%Y-%m-%d}"
+            f"{folder}: its certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}"
         )
     return kit
 
@@ -147,16 +147,17 @@ def _address(text: str) -> tuple[str, int]:
 
 def _why(error: OSError) -> str:
     """What a failed greeting means."""
-    told = str(error)
+    reason = str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"is not the server of this federation: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return f"did not accept this kit's certificate: {told}"
-    return f"no server answers: {error.strerror or told}"
+        return f"did not accept this kit's certificate: {reason}"
+    return f"no server answers: {error.strerror or reason}"
 
 
 def _page(out: Path, server: str, sites: list[str]) -> str:
-    found = x509.load_pem_x509_certificate((out / SERVER / "startup" / "server.crt").read_bytes())
+    certificate = x509.load_pem_x509_certificate((out / SERVER / "startup" / "server.crt").read_bytes())
+    expires = certificate.not_valid_after_utc
     from cryptography.hazmat.primitives.serialization import Encoding
 
     rows = "\n".join(
@@ -172,10 +173,10 @@ Each kit holds a private key. Give it to its one party by a way that nobody else
 |---|---|---|
 | `{SERVER}/` | whoever runs the server | listens at {server}; sees what sites send, and what can be computed from it |
 {rows}
-| `{LEAD}/` | whoever starts runs | submits recipes, stops them, fetches what was trained; no site has to obey |
+| `{ADMIN}/` | whoever starts runs | submits recipes, stops them, fetches what was trained; no site has to obey |
 | `authority/` | nobody: keep it offline | signs certificates. Whoever has it can be anybody |
 
-They are valid until {found.not_valid_after_utc:%Y-%m-%d}. The server's fingerprint, which `federation join` shows:
+They are valid until {expires:%Y-%m-%d}. The server's fingerprint, which `federation join` shows:
 
-    {fingerprint(found.public_bytes(Encoding.DER))}
+    {fingerprint(certificate.public_bytes(Encoding.DER))}
 """

@@ -13,13 +13,13 @@ from manyhands.tensors import TensorSpec
 
 RUN = Text(80)
 """The name of a run, or none."""
-PIECE = 1 << 25
+PIECE_BYTES = 1 << 25
 """Bytes of a file that are fetched at once."""
 RECIPE = Text(MAX_HEADER_BYTES)
 ROUND, SITE, HASH = Whole(0, 1_000_000), Text(64), Text(64)
 NOTHING = Payload()
 
-SITES = Plan({
+SITE_PLAN = Plan({
     "hello": Operation(
         "asks for a run", "again and again",
         Payload(facts={"declined": RUN}), Payload(facts={"run": RUN, "recipe": RECIPE}),
@@ -36,7 +36,7 @@ SITES = Plan({
     "ended": Operation("has come to its end", "once", Payload(facts={"run": RUN})),
 })  # fmt: skip
 """What a site says that is no method's."""
-LEADS = Plan({
+ADMIN_PLAN = Plan({
     "submit": Operation(
         "starts a run", "once a run",
         Payload(facts={"recipe": Table(MAX_HEADER_BYTES), "sites": Listed(SITE, 1000)}),
@@ -54,7 +54,7 @@ LEADS = Plan({
     "file": Operation(
         "asks for a piece of a file", "piece by piece",
         Payload(facts={"run": RUN, "path": Text(4 * MAX_DETAIL_LENGTH), "at": Whole(0, 1 << 53)}),
-        Payload({"bytes": TensorSpec((None,), torch.uint8, PIECE)}, others=({},)),
+        Payload({"bytes": TensorSpec((None,), torch.uint8, PIECE_BYTES)}, others=({},)),
     ),
 })  # fmt: skip
 """What the lead says."""

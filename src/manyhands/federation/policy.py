@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NO_MORE_THAN_NOISE = 0.0
 """An SNR in dB: what has more signal than noise can be seen."""
 
-DEALT = "recipe"
+FROM_RECIPE = "recipe"
 """Told as a policy's ``data``: the images that a recipe deals to a site of this name."""
 
 
@@ -64,11 +64,11 @@ class Policy(Spec):
 
     @field_validator("methods")
     @classmethod
-    def _known(cls, told: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for kind in told or ():
+    def _known(cls, methods: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for kind in methods or ():
             if kind not in KINDS:
                 raise ValueError(f"method {kind!r} is not known; {suggest(kind, KINDS)}")
-        return told
+        return methods
 
     @property
     def limits(self) -> Limits:
@@ -79,21 +79,21 @@ class Policy(Spec):
 
     def refusals(self, recipe: Recipe, images: int, site: str = "") -> list[str]:
         """Why this site does not take part in a run with so many images; nothing where it does."""
-        method, told = recipe.method, []
+        method, reasons = recipe.method, []
         kinds = method.plan().outgoing_of(site)
         if self.methods is not None and method.kind not in self.methods:
-            told.append(f"method {method.kind!r} is not one of {', '.join(self.methods)}")
+            reasons.append(f"method {method.kind!r} is not one of {', '.join(self.methods)}")
         if self.rounds is not None and method.rounds > self.rounds:
-            told.append(f"it has {method.rounds:,} rounds, {self.rounds:,} are the most")
-        told += [] if kinds else [f"method {method.kind!r} does not state what leaves"]
-        told += [line for kind in kinds for line in self._against(kind, images)]
-        told += self._against_all(kinds, images)
+            reasons.append(f"it has {method.rounds:,} rounds, {self.rounds:,} are the most")
+        reasons += [] if kinds else [f"method {method.kind!r} does not state what leaves"]
+        reasons += [line for kind in kinds for line in self._against(kind, images)]
+        reasons += self._against_all(kinds, images)
         if (sent := method.upload_bytes(images)) > self.bytes if self.bytes is not None else False:
-            told.append(f"about {size_text(sent)} would leave, {size_text(self.bytes or 0)} are the most")
+            reasons.append(f"about {size_text(sent)} would leave, {size_text(self.bytes or 0)} are the most")
         head = getattr(method, "min_head", None)
         if head is not None and head < self.min_head:
-            told.append(f"min_head is {head}, {self.min_head} is the least here")
-        return list(dict.fromkeys(told))
+            reasons.append(f"min_head is {head}, {self.min_head} is the least here")
+        return list(dict.fromkeys(reasons))
 
     def _against(self, kind: OutgoingData, images: int) -> list[str]:
         """Why this kind of thing may not leave."""
@@ -113,25 +113,25 @@ class Policy(Spec):
 
     def _against_all(self, kinds: Sequence[OutgoingData], images: int) -> list[str]:
         """Why the noised images among all that leaves are too many, or not noised enough."""
-        told, noised = [], [kind for kind in kinds if isinstance(kind, outgoing.NoisedImages)]
+        reasons, noised = [], [kind for kind in kinds if isinstance(kind, outgoing.NoisedImages)]
         if noised and self.approve == "limits" and not self._bounds_noise and self.max_releases is None:
-            told.append("approve = 'limits' takes noised images only with max_epsilon, max_snr_db or max_releases")
+            reasons.append("approve = 'limits' takes noised images only with max_epsilon, max_snr_db or max_releases")
         extra = sum(kind.randomised or 0 for kind in kinds if isinstance(kind, outgoing.Labels))
         for kind in noised:
             spent, level, count = kind.epsilon(images, self.delta) + extra, kind.snr_db(images), kind.releases(images)
             if self.max_epsilon is not None and spent > self.max_epsilon:
-                told.append(
+                reasons.append(
                     f"an image has epsilon {epsilon_text(spent)} at delta {self.delta:g}, "
                     f"{self.max_epsilon:g} is the most"
                 )
             if self.max_snr_db is not None and level > self.max_snr_db:
-                told.append(f"an image has an SNR of {level:.1f} dB, {self.max_snr_db:g} dB is the most")
+                reasons.append(f"an image has an SNR of {level:.1f} dB, {self.max_snr_db:g} dB is the most")
             if self.max_releases is not None and (count or 0) > self.max_releases:
-                told.append(f"an image is released {count:,} times, {self.max_releases:,} is the most")
-        return told
+                reasons.append(f"an image is released {count:,} times, {self.max_releases:,} is the most")
+        return reasons
 
 
-def told_in_words(recipe: Recipe, site: str, images: int) -> list[str]:
+def describe_run(recipe: Recipe, site: str, images: int) -> list[str]:
     """A run as an operator reads it before approving it."""
     method = recipe.method
     words = method.plan().words(site, images)

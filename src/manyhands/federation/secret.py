@@ -25,9 +25,9 @@ def site_secret(folder: Path) -> str:
             raise KitError(f"{path}: is gone, and {LEDGER} tells of what was released under it: bring it back")
         new_file(path, secrets.token_hex(32).encode())
     try:
-        found = path.read_bytes().strip()
+        content = path.read_bytes().strip()
     except OSError as error:
         raise KitError(f"{path}: cannot be read: {error.strerror}") from None
-    if not _SECRET.fullmatch(found):
+    if not _SECRET.fullmatch(content):
         raise KitError(f"{path}: holds no secret of 64 hexadecimal digits; nothing is released by what it holds")
-    return found.decode()
+    return content.decode()

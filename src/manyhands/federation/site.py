@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from manyhands.data.sources import Folder
 from manyhands.errors import BudgetError, DataError, ManyhandsError, Reason, RecipeError, Refused, printable
-from manyhands.federation.approval import approved, count_images, keep_offer, note_site, words
-from manyhands.federation.calls import OFFERS
-from manyhands.federation.plans import SITES
-from manyhands.federation.policy import DEALT, Policy, recipe_hash
+from manyhands.federation.approval import approved, count_images, describe, keep_offer, note_site
+from manyhands.federation.plans import SITE_PLAN
+from manyhands.federation.policy import FROM_RECIPE, Policy, recipe_hash
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
+from manyhands.federation.server_connection import IDLE_BOUNDS
 from manyhands.federation.usage import Usage
 from manyhands.files.write import disk_errors
 from manyhands.formatting import names_text
@@ -34,15 +34,15 @@ from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import FROM_THE_SEED, DeviceContext
 
 if TYPE_CHECKING:
-    from manyhands.federation.calls import ServerConnection
+    from manyhands.federation.server_connection import ServerConnection
     from manyhands.messages.plan import Plan
     from manyhands.methods.base import Conversation
     from manyhands.silos.silo import Silo
 
 RUNS = "runs"
-RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 """The name of a recipe, and a number where that was taken."""
-KEPT = 3
+KEPT_ROUNDS = 3
 """So many rounds a site keeps: that which is closed, that which it has sent, and the one before."""
 PATIENCE, MAX_WAIT = 3, 60.0
 """So many runs in a row are declined at once; then it waits before the next, longer each time."""
@@ -54,20 +54,21 @@ class NotApproved(ManyhandsError):  # noqa: N818 - what is so, until somebody ap
     """Nobody at this site has read and approved this recipe."""
 
 
-TOLD = (RecipeError, Refused, NotApproved)
+SHARED_ERRORS = (RecipeError, Refused, NotApproved)
 """What a site says to others of why it does not take part: other errors may name its files."""
 
 
 class Site:
-    """``say`` gets a line for people, ``pause`` waits so many seconds."""
+    """``log`` gets a line for people, ``pause`` waits so many seconds."""
 
     def __init__(
-        self, name: str, policy: Policy, out: Path, calls: ServerConnection, say: Callable[[str], None],
+        self, name: str, policy: Policy, out: Path, connection: ServerConnection, log: Callable[[str], None],
         pause: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         if not policy.data:
             raise RecipeError(f"{name}: say which images are its own: data, in its policy, names their folder")
-        self.name, self.policy, self.out, self.calls, self.say, self.pause = name, policy, out, calls, say, pause
+        self.name, self.policy, self.out, self.connection = name, policy, out, connection
+        self.log, self.pause = log, pause
         self.ledger = Path(policy.ledger) if policy.ledger else out
         self._declined: dict[str, str] = {}
         self._files: list[Path] = []
@@ -79,22 +80,22 @@ class Site:
             try:
                 self._once()
             except SessionGone:
-                self.calls.anew()
+                self.connection.new_session()
 
     def _once(self) -> None:
         try:
-            offer = self.calls(Message("hello", facts={"declined": self._still_declined()}))
-            check_answer("hello", offer, SITES)
+            offer = self.connection(Message("hello", facts={"declined": self._still_declined()}))
+            check_answer("hello", offer, SITE_PLAN)
         except Refused as refusal:
-            self.say(f"the server offers what is no run: {refusal}")
+            self.log(f"the server offers what is no run: {refusal}")
             self._wait_a_while()
             return
         run, text = offer.facts["run"], offer.facts["recipe"]
         if not run:
             return
         try:
-            recipe, silo = self.considered(run, text)
-            folder = RunFolder(self._private(RUNS) / run)
+            recipe, silo = self.check_offer(run, text)
+            folder = RunFolder(self._private_folder(RUNS) / run)
             usage = self._usage(recipe, text, len(silo.images), folder)
             with folder.open(recipe.resolved(), resume=True):
                 self._in_a_row = 0
@@ -110,12 +111,12 @@ class Site:
         lines = str(error).splitlines()
         more = len(lines) - MAX_LINES
         for line in [*lines[:MAX_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
-            self.say(f"{run}: {printable(line)}")
+            self.log(f"{run}: {printable(line)}")
         why = "its images, its folder or its budget do not allow it; its log says why"
-        if isinstance(error, TOLD):
+        if isinstance(error, SHARED_ERRORS):
             why = printable(str(error).replace("\n", "; "))
         with suppress(Refused):  # it is over already
-            self.calls(Message("decline", facts={"run": run, "why": why, "waits": bool(waits)}))
+            self.connection(Message("decline", facts={"run": run, "why": why, "waits": bool(waits)}))
         self._wait_a_while()
 
     def _wait_a_while(self) -> None:
@@ -130,29 +131,29 @@ class Site:
         self._declined = {run: waits for run, waits in self._declined.items() if not waits or waits not in known}
         return next(iter(self._declined), "")
 
-    def considered(self, run: str, text: str) -> tuple[Recipe, Silo]:
+    def check_offer(self, run: str, text: str) -> tuple[Recipe, Silo]:
         """What a run is, and this site's images for it; raises why this site does not take part, if it does not.
 
         Until its policy and its people allow it, nothing is opened, listed or fetched but what is this site's own.
         """
-        if not RUN.fullmatch(run):
+        if not RUN_NAME.fullmatch(run):
             raise RecipeError(f"a run cannot be called {printable(run)[:80]!r}")
         recipe = parse_offer(text, run)
-        counted = self._counted(recipe)
+        counted = self._image_count(recipe)
         with understood(run):
             if counted:  # what is dealt is held against the policy when it is known
-                self._hold(recipe, counted)
+                self._check_policy(recipe, counted)
             if self.policy.approve == "hash" and recipe_hash(text) not in approved(self.out):
-                self._wait_for(recipe, text, counted)
+                self._keep_for_approval(recipe, text, counted)
         silo = self._silo(recipe)
-        self._hold(recipe, len(silo.images))
+        self._check_policy(recipe, len(silo.images))
         return recipe, silo
 
-    def _hold(self, recipe: Recipe, images: int) -> None:
+    def _check_policy(self, recipe: Recipe, images: int) -> None:
         if refusals := self.policy.refusals(recipe, images, self.name):
             raise RecipeError(f"this site's policy: {'; '.join(refusals)}")
 
-    def _private(self, name: str) -> Path:
+    def _private_folder(self, name: str) -> Path:
         """A folder of the site's own, which nobody else of its machine can read."""
         folder = self.out / name
         with disk_errors(folder):
@@ -160,47 +161,47 @@ class Site:
             folder.chmod(0o700)
         return folder
 
-    def _wait_for(self, recipe: Recipe, text: str, images: int) -> None:
+    def _keep_for_approval(self, recipe: Recipe, text: str, images: int) -> None:
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        mark = keep_offer(self.out, text)
-        note_site(self.out, self.name, len(self._listed()))
-        for line in words(recipe, mark, self.name, images):
-            self.say(f"  {line}")
+        digest = keep_offer(self.out, text)
+        note_site(self.out, self.name, len(self._image_files()))
+        for line in describe(recipe, digest, self.name, images):
+            self.log(f"  {line}")
         if (self.ledger / LEDGER).exists() and (spent := self._budget().worst()) != NO_COST:
-            self.say(f"  released of one image before, over all runs: at most {spent.words(self.policy.delta)}")
-        self.say(f"  to allow it: manyhands federation approve {self.out} {mark}")
-        raise NotApproved(f"{mark} is not approved here")
+            self.log(f"  released of one image before, over all runs: at most {spent.words(self.policy.delta)}")
+        self.log(f"  to allow it: manyhands federation approve {self.out} {digest}")
+        raise NotApproved(f"{digest} is not approved here")
 
-    def _counted(self, recipe: Recipe) -> int:
+    def _image_count(self, recipe: Recipe) -> int:
         """About how many images it would train on, without opening any; 0 where they are only dealt later."""
-        return count_images(recipe, len(self._listed()))
+        return count_images(recipe, len(self._image_files()))
 
     def _silo(self, recipe: Recipe) -> Silo:
         """This site's images: its folder's, or in the demo those that the recipe deals to it."""
-        silo = self._dealt(recipe) if self.policy.data == DEALT else self._own(recipe)
+        silo = self._simulated_silo(recipe) if self.policy.data == FROM_RECIPE else self._own_silo(recipe)
         context = DeviceContext(chosen_device(self.policy.device))
         silo = replace(silo, seed=recipe.seed, device_context=context)
         recipe.method.check_silo(silo)
         return silo
 
-    def _own(self, recipe: Recipe) -> Silo:
-        self._files = self._listed()
+    def _own_silo(self, recipe: Recipe) -> Silo:
+        self._files = self._image_files()
         silo = replace(silo_of(self.name, self.policy.data, recipe), secret=site_secret(self.ledger))
-        if self._files != self._listed():
+        if self._files != self._image_files():
             raise DataError(f"{self.policy.data}: was changed while it was read")
         return silo
 
-    def _listed(self) -> list[Path]:
+    def _image_files(self) -> list[Path]:
         """The pictures of this site's folder; none is opened."""
-        return Folder(path=Path(self.policy.data)).files() if self.policy.data != DEALT else []
+        return Folder(path=Path(self.policy.data)).files() if self.policy.data != FROM_RECIPE else []
 
-    def _dealt(self, recipe: Recipe) -> Silo:
+    def _simulated_silo(self, recipe: Recipe) -> Silo:
         dealt = {silo.name: silo for silo in silos_of(recipe)[0]}
         if self.name not in dealt:
             raise RecipeError(f"the recipe deals nothing to {self.name}, but to {names_text(sorted(dealt))}")
         if recipe.method.hides:
-            self.say(f"simulated: noise {FROM_THE_SEED}")
+            self.log(f"simulated: noise {FROM_THE_SEED}")
         return dealt[self.name]
 
     def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:
@@ -216,25 +217,25 @@ class Site:
 
     def _take_part(self, run: str, recipe: Recipe, silo: Silo, folder: RunFolder, usage: Usage) -> None:
         place = folder.silo(self.name)
-        told = {"run": run, "images": len(silo.images), "held_out": len(silo.held_out or ()),
+        facts = {"run": run, "images": len(silo.images), "held_out": len(silo.held_out or ()),
                 "kept": generations(place)}  # fmt: skip
-        self.say(f"{run}: waits for the others")
-        begun = self.calls(Message("enrol", facts=told))
-        check_answer("enrol", begun, SITES)
+        self.log(f"{run}: waits for the others")
+        begun = self.connection(Message("enrol", facts=facts))
+        check_answer("enrol", begun, SITE_PLAN)
         number, sites = begun.facts["round"], begun.facts["sites"]
         if sites < self.policy.min_sites:
             raise RecipeError(f"this site's policy: {sites} take part, {self.policy.min_sites} are the fewest")
         for newer in generations(place):
             if newer > number:  # of a round that was never closed, or of an older run of this name
                 path_of(place, newer).unlink()
-        found = next(iter(generations(place)), None)
-        silo.memory = folder.memory(self.name, found) if found is not None else {}
-        self.say(f"{run}: {sites} sites train from round {number + 1}")
+        newest = next(iter(generations(place)), None)
+        silo.memory = folder.memory(self.name, newest) if newest is not None else {}
+        self.log(f"{run}: {sites} sites train from round {number + 1}")
 
         def keep(rounds: int) -> None:
             folder.save_silo(self.name, rounds, silo.memory)
-            for old in generations(place)[KEPT:]:
-                path_of(place, old).unlink()
+            for kept_round in generations(place)[KEPT_ROUNDS:]:
+                path_of(place, kept_round).unlink()
 
         released = Released(self._budget(), self.policy.limits, silo, recipe.method, self._files)
 
@@ -243,19 +244,19 @@ class Site:
             usage.charge(message, closes_round=closes_round, run=run)
 
         plan = recipe.method.plan()
-        self.calls.bounds = Bounds.largest([OFFERS, plan.bounds("down")])
+        self.connection.bounds = Bounds.largest([IDLE_BOUNDS, plan.bounds("down")])
         try:
-            converse(recipe.method.silo(silo), plan, self.calls, keep, charge)
+            converse(recipe.method.silo(silo), plan, self.connection, keep, charge)
         finally:
-            self.calls.bounds = OFFERS
+            self.connection.bounds = IDLE_BOUNDS
         keep(recipe.method.rounds)
         if own := recipe.method.silo_generator(silo):
             ready(own, recipe.sampling, silo.images.classes, str(silo.device_context.device)).save(place / "model")
-        self.calls(Message("ended", facts={"run": run}))
-        self.say(f"{run}: is through")
+        self.connection(Message("ended", facts={"run": run}))
+        self.log(f"{run}: is through")
 
 
-def _following(conversation: Conversation, answer: Message | Refused | None) -> Message:
+def _next_message(conversation: Conversation, answer: Message | Refused | None) -> Message:
     if isinstance(answer, Refused):
         return conversation.throw(answer)
     return conversation.send(answer)  # type: ignore[arg-type] # None starts a generator
@@ -281,7 +282,7 @@ def converse(
     done = 0
     try:
         while True:
-            message = _following(conversation, answer)
+            message = _next_message(conversation, answer)
             plan.check(message, "up")
             if closes_round := plan.operations[message.op].closes_round:
                 if message.facts["round"] < done:

@@ -35,17 +35,19 @@ class Used(NamedTuple):
 class Usage:
     """What was had under one recipe; ``rounds`` and ``sent``, in bytes, are the most that may be, in all."""
 
-    def __init__(self, folder: Path, mark: str, rounds: int | None = None, sent: int | None = None) -> None:
-        self.path, self.rounds, self.sent = folder / FOLDER / f"{mark}.json", rounds, sent
+    def __init__(self, folder: Path, recipe_hash: str, rounds: int | None = None, sent: int | None = None) -> None:
+        self.path, self.rounds, self.sent = folder / FOLDER / f"{recipe_hash}.json", rounds, sent
 
     def refusals(self, rounds: int, sent: int) -> list[str]:
         """Why no further run of so many rounds, that sends so much, may begin; nothing where one may."""
-        used, told = self.read(), []
+        used, reasons = self.read(), []
         if used.rounds and self.rounds is not None and used.rounds + rounds > self.rounds:
-            told.append(f"this recipe has had {used.rounds:,} rounds, and {self.rounds:,} are the most in all")
+            reasons.append(f"this recipe has had {used.rounds:,} rounds, and {self.rounds:,} are the most in all")
         if used.bytes and self.sent is not None and used.bytes + sent > self.sent:
-            told.append(f"{size_text(used.bytes)} have left for this recipe, and {size_text(self.sent)} are the most")
-        return told
+            reasons.append(
+                f"{size_text(used.bytes)} have left for this recipe, and {size_text(self.sent)} are the most"
+            )
+        return reasons
 
     def charge(self, message: Message, *, closes_round: bool, run: str = "") -> None:
         """Note what is about to be sent, or raise ``BudgetError`` where that is more than may be.
@@ -81,12 +83,12 @@ class Usage:
 
     def _parsed(self, raw: bytes) -> Used:
         try:
-            told = json.loads(raw) if raw else {}
-            return Used(int(told.get("rounds", 0)), int(told.get("bytes", 0)), tuple(told.get("last", ())))
+            record = json.loads(raw) if raw else {}
+            return Used(int(record.get("rounds", 0)), int(record.get("bytes", 0)), tuple(record.get("last", ())))
         except (ValueError, TypeError, AttributeError) as error:
             raise BudgetError(f"{self.path}: cannot be read ({error}): nothing is sent until it is put right") from None
 
 
 def _digest(message: Message, run: str) -> str:
-    told = strict_json([run, message.op, dict(message.facts), sha256(message.tensors)])
-    return hashlib.sha256(told.encode()).hexdigest()
+    content = strict_json([run, message.op, dict(message.facts), sha256(message.tensors)])
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from manyhands.errors import QuorumLost, Refused
-from manyhands.federation.losses import RETURNS
-from manyhands.federation.running import RunSession, load_running
+from manyhands.federation.delays import MAX_RETURNS
+from manyhands.federation.run_session import RunSession, load_run_session
 from manyhands.messages.message import Message
 from manyhands.runs.compose import silos_of
 from manyhands.runs.recipe import Recipe, load_recipe
@@ -28,11 +28,11 @@ def recipe(*changes: str) -> Recipe:
     return load_recipe(recipe_path("digits-fedavg"), [*SMALL, *changes])
 
 
-def begun(path: Path, told: Recipe) -> RunSession:
+def begun(path: Path, recipe: Recipe) -> RunSession:
     folder = RunFolder(path)
-    with folder.open(told.resolved(), resume=False):
+    with folder.open(recipe.resolved(), resume=False):
         pass
-    running = RunSession(folder, told, SITES, torch.device("cpu"), since=0.0)
+    running = RunSession(folder, recipe, SITES, torch.device("cpu"), since=0.0)
     running.write()
     return running
 
@@ -55,11 +55,11 @@ class Driver:
     def gather(self, *names: str) -> None:
         for name in names:
             assert self.running.enrol(name, enrolment(self.silos[name], 1, 2, 3), self.now) is None
-        assert self.running.gathered(self.now)
+        assert self.running.is_gathered(self.now)
         self.begin(self.running.start(self.now))
 
-    def begin(self, told: Mapping[str, Message]) -> None:
-        for name in told:
+    def begin(self, messages: Mapping[str, Message]) -> None:
+        for name in messages:
             self.talks[name] = self.running.method.silo(self.silos[name])
             self.say(name, next(self.talks[name]))
 
@@ -73,24 +73,24 @@ class Driver:
 
     def turn(self) -> list[int]:
         """The rounds that were closed, when everyone has said what comes next."""
-        found = [done.number for done in self.running.closed()]
+        rounds = [done.number for done in self.running.closed()]
         for name, answer in self.running.answers().items():
             assert isinstance(answer, Message)
             try:
                 self.say(name, self.talks[name].send(answer))  # type: ignore[attr-defined]
             except StopIteration:
                 self.running.finish(name)
-        return found
+        return rounds
 
 
 def test_it_waits_for_those_who_are_asked_and_no_longer_than_it_may(tmp_path: Path) -> None:
     driver = Driver(running := begun(tmp_path / "run", recipe("federation.gather=100")))
-    assert not running.gathered(0.0)
+    assert not running.is_gathered(0.0)
     for name in SITES[:2]:
         running.enrol(name, enrolment(driver.silos[name]), 0.0)
     assert running.awaited == ["silo-2"]
-    assert not running.gathered(99.0)
-    assert running.gathered(100.0)
+    assert not running.is_gathered(99.0)
+    assert running.is_gathered(100.0)
     assert set(running.start(100.0)) == set(SITES[:2])
 
 
@@ -99,10 +99,10 @@ def test_a_site_that_has_yet_to_approve_is_waited_for_and_one_that_declines_is_n
     for name in SITES[:2]:
         running.enrol(name, enrolment(driver.silos[name]), 0.0)
     running.decline("silo-2", "is not approved here", waits=True)
-    assert load_running(RunFolder(tmp_path / "run"), torch.device("cpu"), now=0.0).waiting == running.waiting
-    assert not running.gathered(1.0)
+    assert load_run_session(RunFolder(tmp_path / "run"), torch.device("cpu"), now=0.0).waiting == running.waiting
+    assert not running.is_gathered(1.0)
     running.decline("silo-2", "this site's policy: labels would leave", waits=False)
-    assert running.gathered(1.0)
+    assert running.is_gathered(1.0)
 
 
 def test_too_few_end_the_run_by_name(tmp_path: Path) -> None:
@@ -111,18 +111,18 @@ def test_too_few_end_the_run_by_name(tmp_path: Path) -> None:
         running.enrol(name, enrolment(driver.silos[name]), 0.0)
     running.decline("silo-2", "its policy", waits=False)
     with pytest.raises(QuorumLost, match=r"2 sites are there, the recipe asks for 3 \(silo-2: its policy\)"):
-        running.gathered(1.0)
+        running.is_gathered(1.0)
 
 
 def test_a_restarted_server_goes_on_from_the_last_closed_round(tmp_path: Path) -> None:
     driver = Driver(begun(tmp_path / "run", recipe()))
     driver.gather(*SITES)
     driver.close(2)
-    again = load_running(RunFolder(tmp_path / "run"), torch.device("cpu"), now=5.0)
+    again = load_run_session(RunFolder(tmp_path / "run"), torch.device("cpu"), now=5.0)
     assert (again.stage, again.round, again.awaited) == ("gathering", 2, list(SITES))
     other = Driver(again)
     other.gather(*SITES)
-    while not again.whole:
+    while not again.is_complete:
         other.turn()
     assert again.round == 3
 
@@ -132,9 +132,9 @@ def test_a_site_that_lost_what_it_kept_is_refused_or_admitted_as_the_recipe_says
         driver = Driver(begun(tmp_path / lost, recipe(f"federation.lost={lost}")))
         driver.gather(*SITES)
         driver.close(1)
-        again = load_running(RunFolder(tmp_path / lost), torch.device("cpu"), now=0.0)
-        found = again.enrol("silo-0", enrolment(driver.silos["silo-0"]), 0.0)
-        assert isinstance(found, Refused) == (lost == "refuse")
+        again = load_run_session(RunFolder(tmp_path / lost), torch.device("cpu"), now=0.0)
+        answer = again.enrol("silo-0", enrolment(driver.silos["silo-0"]), 0.0)
+        assert isinstance(answer, Refused) == (lost == "refuse")
         assert again.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), 0.0) is None
         assert any("silo-0 has lost" in line for line in again.folder.problems) == (lost == "admit")
 
@@ -150,16 +150,16 @@ def test_a_site_that_lost_what_it_kept_is_refused_or_admitted_as_the_recipe_says
 def test_what_a_site_says_of_itself_must_be_so(tmp_path: Path, changed: dict[str, Any], why: str) -> None:
     driver = Driver(running := begun(tmp_path / "run", recipe()))
     driver.gather(*SITES)
-    found = running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | changed, 0.0)
-    assert isinstance(found, Refused)
-    assert why in str(found)
+    answer = running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | changed, 0.0)
+    assert isinstance(answer, Refused)
+    assert why in str(answer)
 
 
 def test_no_site_enrols_more_images_than_the_recipe_allows(tmp_path: Path) -> None:
     driver = Driver(running := begun(tmp_path / "run", recipe("federation.images=20")))
-    found = running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | {"images": 21}, 0.0)
-    assert isinstance(found, Refused)
-    assert "federation.images allows 20" in str(found)
+    answer = running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | {"images": 21}, 0.0)
+    assert isinstance(answer, Refused)
+    assert "federation.images allows 20" in str(answer)
     assert running.enrolled == set()
 
 
@@ -167,29 +167,29 @@ def test_a_round_is_closed_at_its_deadline_without_the_silent(tmp_path: Path) ->
     driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30", "federation.gather=0")))
     for name in SITES:
         running.enrol(name, enrolment(driver.silos[name]), 0.0)
-    told = running.start(0.0)
-    driver.begin({name: message for name, message in told.items() if name != "silo-2"})
+    messages = running.start(0.0)
+    driver.begin({name: message for name, message in messages.items() if name != "silo-2"})
     assert driver.turn() == []
-    assert running.hub is not None
-    running.hub.check_deadline(29.0)
+    assert running.coordinator is not None
+    running.coordinator.check_deadline(29.0)
     assert driver.turn() == []
-    running.hub.check_deadline(30.0)
+    running.coordinator.check_deadline(30.0)
     assert driver.turn() == [0]
     assert "silo-2" in running.folder.rounds[0].missing
 
 
 def test_of_many_barriers_whoever_comes_back_has_all_begin_the_round_again(tmp_path: Path) -> None:
-    told = load_recipe(
+    asked = load_recipe(
         recipe_path("digits-huscf"),
         ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=2", "method.model.width=4"],
     )
-    driver = Driver(running := begun(tmp_path / "run", told))
+    driver = Driver(running := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
     for _ in range(5):
         driver.turn()
     assert running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0) is None
-    assert running.must_halt
-    running.halt(1.0)
+    assert running.must_restart_round
+    running.restart_round(1.0)
     assert running.stage == "gathering"
     assert running.round == 0
     driver.gather(*SITES)
@@ -201,63 +201,63 @@ def test_of_one_barrier_it_goes_on_alone(tmp_path: Path) -> None:
     driver.gather(*SITES)
     driver.turn()
     assert isinstance(running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0), Message)
-    assert not running.must_halt
+    assert not running.must_restart_round
 
 
 HUSCF = ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=1", "method.model.width=4"]
 
 
 def test_a_site_that_begins_again_after_every_start_costs_so_many_returns_and_no_round(tmp_path: Path) -> None:
-    told = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=600"])
-    driver = Driver(running := begun(tmp_path / "run", told))
+    asked = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=600"])
+    driver = Driver(running := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
     halts = 0
     for _ in range(200):
         driver.now += 1
-        running.anew("silo-1")
+        running.reset_site("silo-1")
         running.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), driver.now)
-        if running.must_halt:
+        if running.must_restart_round:
             halts += 1
-            running.halt(driver.now)
+            running.restart_round(driver.now)
             driver.gather(*SITES)
         if list(running.closed()):
             break
         driver.turn()
-    assert halts == RETURNS
+    assert halts == MAX_RETURNS
     assert "began again 4 times" in running.folder.rounds[0].missing["silo-1"]
     assert running.folder.rounds[0].losses.keys() == {"silo-0", "silo-2"}
-    assert running.must_halt  # the next round is begun with it
-    running.halt(driver.now)
+    assert running.must_restart_round  # the next round is begun with it
+    running.restart_round(driver.now)
     driver.gather(*SITES)
     driver.close(2)
     assert running.folder.rounds[1].missing == {}
 
 
 def test_what_a_return_has_the_others_do_again_is_of_the_same_deadline(tmp_path: Path) -> None:
-    told = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=100", "federation.gather=1000"])
-    driver = Driver(running := begun(tmp_path / "run", told))
+    asked = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=100", "federation.gather=1000"])
+    driver = Driver(running := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
     running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 40.0)
-    assert running.must_halt
-    running.halt(40.0)
+    assert running.must_restart_round
+    running.restart_round(40.0)
     for site in ("silo-0", "silo-2"):
         running.enrol(site, enrolment(driver.silos[site]), 41.0)
-    assert not running.gathered(89.0)
-    assert running.gathered(90.0)  # those who must begin again wait half a deadline for it, not gather
+    assert not running.is_gathered(89.0)
+    assert running.is_gathered(90.0)  # those who must begin again wait half a deadline for it, not gather
     running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 90.0)
     driver.begin(running.start(90.0))
     running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 91.0)
-    assert not running.must_halt
-    assert "had the others lose 91 s" in running.hub.absent["silo-1"]  # type: ignore[union-attr]
+    assert not running.must_restart_round
+    assert "had the others lose 91 s" in running.coordinator.absent["silo-1"]  # type: ignore[union-attr]
 
 
 def test_what_the_server_does_for_all_makes_nobody_late(tmp_path: Path) -> None:
     driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30")))
     driver.gather(*SITES[:2], "silo-2")
-    running.work(1000.0)
+    running.add_busy_time(1000.0)
     running.check_deadline(1000.0)
-    assert running.hub is not None
-    assert running.hub.absent == {}
+    assert running.coordinator is not None
+    assert running.coordinator.absent == {}
 
 
 def test_a_site_that_keeps_the_server_busy_is_not_heard_before_the_next_round(tmp_path: Path) -> None:
@@ -266,8 +266,8 @@ def test_a_site_that_keeps_the_server_busy_is_not_heard_before_the_next_round(tm
     for _ in range(40):
         running.charge({"silo-1": 1.0})
     assert running.muted == {"silo-1"}
-    assert running.hub is not None
-    assert running.hub.late["silo-1"] >= 30
+    assert running.coordinator is not None
+    assert running.coordinator.late["silo-1"] >= 30
 
 
 def test_a_site_that_comes_after_the_last_round_is_not_told_to_wait(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import torch
 
 from manyhands.errors import MessageError, Reason, Refused
 from manyhands.federation import plans
-from manyhands.federation.kit import LEAD, About, Kit
-from manyhands.federation.saying import BURST
-from manyhands.federation.serving import FederationServer
-from manyhands.federation.switchboard import ReceivedCall
+from manyhands.federation.kit import ADMIN, About, Kit
+from manyhands.federation.log import BURST
+from manyhands.federation.server import FederationServer
+from manyhands.federation.site_connections import ReceivedCall
 from manyhands.messages.message import Bounds, Message
 from manyhands.runs.recipe import load_recipe
 from manyhands.runs.shipped import recipe_path
@@ -34,11 +34,11 @@ SMALL = [
 ]
 
 
-class TensorBoardLogger:
+class FakeConnections:
     """What a switchboard is to a server."""
 
     def __init__(self) -> None:
-        self.there: set[str] = set()
+        self.connected: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self.allowed: tuple[set[str], Bounds | None] = set(), None
@@ -62,27 +62,27 @@ class World:
     """A server with a run for two of three sites, which are enrolled."""
 
     def __init__(self, path: Path) -> None:
-        self.board, self.lines = TensorBoardLogger(), list[str]()
+        self.connections, self.lines = FakeConnections(), list[str]()
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=SITES)
-        self.serving = FederationServer(Kit(path, about), self.board, path, "cpu", self.lines.append)  # type: ignore[arg-type]
-        told = load_recipe(recipe_path("digits-fedavg"), SMALL)
-        answer = self.call(LEAD, "submit", recipe=told.resolved(), sites=["a", "b"])
+        self.serving = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        recipe = load_recipe(recipe_path("digits-fedavg"), SMALL)
+        answer = self.call(ADMIN, "submit", recipe=recipe.resolved(), sites=["a", "b"])
         assert isinstance(answer, Message)
         self.run = answer.facts["run"]
 
     def call(self, peer: str, op: str, tensors: Any = None, **facts: Any) -> Message | Refused | None:
         """What is answered at once."""
-        self.board.said.clear()
-        self.board.came.append(ReceivedCall(peer, f"session of {peer}", 1, Message(op, tensors or {}, facts)))
+        self.connections.said.clear()
+        self.connections.came.append(ReceivedCall(peer, f"session of {peer}", 1, Message(op, tensors or {}, facts)))
         self.serving.step()
-        return self.board.said.get(peer)
+        return self.connections.said.get(peer)
 
     def enrol(self, site: str) -> Message | Refused | None:
         return self.call(site, "enrol", run=self.run, images=10, held_out=0, kept=[])
 
     @property
     def stage(self) -> str:
-        answer = self.call(LEAD, "status")
+        answer = self.call(ADMIN, "status")
         assert isinstance(answer, Message)
         return str(answer.facts["run"]["stage"])
 
@@ -101,16 +101,16 @@ def training(world: World) -> World:
 
 
 @pytest.mark.parametrize(
-    ("op", "told"),
+    ("op", "facts"),
     [
         ("enrol", {"images": 10, "held_out": 0, "kept": []}),
         ("decline", {"why": "no", "waits": False}),
         ("ended", {}),
     ],
 )
-def test_who_was_not_asked_is_not_heard(world: World, op: str, told: dict[str, Any]) -> None:
+def test_who_was_not_asked_is_not_heard(world: World, op: str, facts: dict[str, Any]) -> None:
     world.enrol("a")
-    refusal = world.call("c", op, run=world.run, **told)
+    refusal = world.call("c", op, run=world.run, **facts)
     assert isinstance(refusal, Refused)
     assert refusal.reason is Reason.UNKNOWN_SILO
     assert world.stage == "gathering"
@@ -146,7 +146,7 @@ def test_what_a_site_says_is_told_on_short_and_plain(training: World) -> None:
     refusal = training.call("a", "decline", run=training.run, why="é" * 1001, waits=False)
     assert isinstance(refusal, Refused)
     training.call("a", "decline", run=training.run, why="\x1b[2J\ud800" + "é" * 990, waits=False)
-    answer = training.call(LEAD, "status")
+    answer = training.call(ADMIN, "status")
     assert isinstance(answer, Message)
     assert answer.facts["sites"]["a"].startswith("not connected, does not take part: ?[2J?éé")
     assert len(json.dumps(dict(answer.facts))) < 20_000
@@ -163,8 +163,8 @@ def test_unknown_operations_have_one_line_in_the_ledger(training: World) -> None
 def test_what_the_lead_asks_for_in_vain_ends_nothing(training: World, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "federation.json").write_text("{")
-    for op, told in {"files": {"run": "old"}, "stop": {"run": "old"}, "submit": {"recipe": {}, "sites": []}}.items():
-        assert isinstance(training.call(LEAD, op, **told), Refused)
+    for op, facts in {"files": {"run": "old"}, "stop": {"run": "old"}, "submit": {"recipe": {}, "sites": []}}.items():
+        assert isinstance(training.call(ADMIN, op, **facts), Refused)
     assert training.stage == "training"
 
 
@@ -179,30 +179,30 @@ def test_a_site_that_asks_for_runs_anew_is_not_counted_until_it_enrols_again(wor
 
 
 def test_no_more_may_be_said_than_the_stage_of_the_run_needs(world: World) -> None:
-    board, basic = world.board, plans.SITES.bounds("up")
-    assert board.allowed == (set(), None)
+    connections, basic = world.connections, plans.SITE_PLAN.bounds("up")
+    assert connections.allowed == (set(), None)
     assert basic.size < 20_000
     for site in ("a", "b"):
         world.enrol(site)
-    sites, bounds = board.allowed
+    sites, bounds = connections.allowed
     assert sites == {"a", "b"}
     assert bounds is not None
     assert world.serving.running is not None
     assert bounds == world.serving.running.plan.bounds("up")
-    world.call(LEAD, "stop", run="")
-    assert board.allowed == (set(), None)
+    world.call(ADMIN, "stop", run="")
+    assert connections.allowed == (set(), None)
 
 
 def test_a_recipe_that_cannot_be_offered_is_refused_when_it_is_submitted(tmp_path: Path) -> None:
     world = World(tmp_path / "one")
-    world.call(LEAD, "stop", run="")
-    told = load_recipe(recipe_path("folder-fedavg"), []).resolved()
-    told["data"]["classes"] = [f"class {i} of this long list" for i in range(45_000)]
-    told["method"]["model"]["classes"] = 45_000
-    refusal = world.call(LEAD, "submit", recipe=told, sites=[])
+    world.call(ADMIN, "stop", run="")
+    asked = load_recipe(recipe_path("folder-fedavg"), []).resolved()
+    asked["data"]["classes"] = [f"class {i} of this long list" for i in range(45_000)]
+    asked["method"]["model"]["classes"] = 45_000
+    refusal = world.call(ADMIN, "submit", recipe=asked, sites=[])
     assert isinstance(refusal, Refused)
     assert "recipe: has " in refusal.detail
-    assert not (tmp_path / "one" / told["name"]).exists()
+    assert not (tmp_path / "one" / asked["name"]).exists()
     world.call("a", "hello", declined="")
 
 
@@ -210,14 +210,14 @@ def test_a_recipe_that_cannot_be_offered_is_refused_when_it_is_submitted(tmp_pat
     "error", [MessageError("its facts take 2,000,000 bytes"), RecursionError(), OSError(28, "full")]
 )
 def test_an_answer_that_cannot_be_told_is_a_refusal_to_one_site_and_no_more(world: World, error: Exception) -> None:
-    answer = world.board.answer
+    answer = world.connections.answer
 
-    def broken(peer: str, told: Message | Refused) -> None:
-        if isinstance(told, Message) and peer == "a":
+    def broken(peer: str, message: Message | Refused) -> None:
+        if isinstance(message, Message) and peer == "a":
             raise error
-        answer(peer, told)
+        answer(peer, message)
 
-    world.board.answer = broken  # type: ignore[method-assign]
+    world.connections.answer = broken  # type: ignore[method-assign]
     refusal = world.call("a", "hello", declined="")
     assert isinstance(refusal, Refused)
     assert refusal.reason is Reason.NOT_NOW

@@ -7,16 +7,16 @@ import os
 
 import pytest
 
-from manyhands.federation.saying import BURST, LINE, WINDOW, Seldom, say
+from manyhands.federation.log import BURST, MAX_LINE, WINDOW, PeerLog, log
 
 
 @pytest.mark.parametrize("code", ["utf-8", "ascii", "latin-1"])
 def test_whatever_is_said_can_be_printed(code: str) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, code, write_through=True)
-    say("\x1b[2J\ud800\n\u202e é 手" + "x" * 10**6, stream)
+    log("\x1b[2J\ud800\n\u202e é 手" + "x" * 10**6, stream)
     line = raw.getvalue()
-    assert len(line) < 2 * LINE
+    assert len(line) < 2 * MAX_LINE
     assert b"\x1b" not in line
     assert line.count(b"\n") == 1
 
@@ -25,22 +25,22 @@ def test_a_reader_who_has_gone_ends_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", closefd=False) as pipe:
-        say("nobody hears this", pipe)
+        log("nobody hears this", pipe)
         with pytest.raises(BrokenPipeError):
             pipe.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
     shut = io.StringIO()
     shut.close()
-    say("nor this", shut)
+    log("nor this", shut)
 
 
 def test_of_too_many_lines_of_one_peer_the_number_is_said() -> None:
     lines, now = list[str](), [0.0]
-    seldom = Seldom(lines.append, lambda: now[0])
+    peer_log = PeerLog(lines.append, lambda: now[0])
     for i in range(1000):
-        seldom("a", f"line {i}")
-    seldom("b", "another")
+        peer_log("a", f"line {i}")
+    peer_log("b", "another")
     assert lines == [*(f"a: line {i}" for i in range(BURST)), "b: another"]
     now[0] = WINDOW
-    seldom("a", "later")
+    peer_log("a", "later")
     assert lines[-2:] == [f"a: {1000 - BURST} more such lines were left out", "a: later"]

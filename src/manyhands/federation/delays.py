@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection
 
-RETURNS = 3
+MAX_RETURNS = 3
 """So often a site may have all begin a round again; then the round goes on without it."""
 BUSY_SHARE = 0.5
 """The share of a deadline that the server may be busy with a site alone; then it is not heard before the next round."""
@@ -13,7 +13,7 @@ REPEAT_SHARE = 0.5
 """The share of a deadline that a site may have the others do again in a round; the rest is for gathering anew."""
 
 
-class Losses:
+class SiteDelays:
     """Seconds by site: ``late`` is all that it has cost, which the hub adds to. ``muted`` sites are not heard.
 
     ``left_out`` sites have begun again too often, or too late: the round goes on without them. ``busy`` are the seconds
@@ -34,7 +34,7 @@ class Losses:
         self._add(self._awaited, now - since)
         self._awaited, self.started = set(), now
 
-    def halt(self, sites: Collection[str], now: float) -> None:
+    def restart_round(self, sites: Collection[str], now: float) -> None:
         """The round is begun again for these sites: what was done of it is lost."""
         self._add(sites, now - self.started)
         self._awaited = set(sites)
@@ -43,7 +43,7 @@ class Losses:
         """A site comes back in the middle of a round: why the round goes on without it, or nothing where it may."""
         self._returns[site] += site not in self.left_out
         lost = self.late.get(site, 0.0) + now - self.started
-        if self._returns[site] <= RETURNS and lost <= REPEAT_SHARE * self.deadline and site not in self.left_out:
+        if self._returns[site] <= MAX_RETURNS and lost <= REPEAT_SHARE * self.deadline and site not in self.left_out:
             return ""
         self.left_out.add(site)
         often = f"began again {self._returns[site]} times, and had the others lose {lost:.0f} s"
@@ -57,8 +57,8 @@ class Losses:
 
     def close_round(self) -> None:
         """Everybody begins anew."""
-        for each in (self.late, self.muted, self.left_out, self._returns, self._alone):
-            each.clear()
+        for counted in (self.late, self.muted, self.left_out, self._returns, self._alone):
+            counted.clear()
 
     def _add(self, sites: Collection[str], seconds: float) -> None:
         for site in sites:

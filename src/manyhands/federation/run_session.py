@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from manyhands.errors import MessageError, QuorumLost, Reason, Refused, RunFolderError
-from manyhands.federation.losses import REPEAT_SHARE, Losses
+from manyhands.federation.delays import REPEAT_SHARE, SiteDelays
 from manyhands.federation.policy import recipe_text
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.ledger import Ledger
@@ -60,9 +60,9 @@ class RunSession:
 
     def __post_init__(self) -> None:
         self.method = self.recipe.method
-        self.hub: RoundCoordinator | None = None
+        self.coordinator: RoundCoordinator | None = None
         self.server: Server | None = None
-        self.losses = Losses(self.recipe.federation.deadline, self.since)
+        self.delays = SiteDelays(self.recipe.federation.deadline, self.since)
         self._returning: set[str] = set()
         self._wait = self.recipe.federation.gather
         self._begun: set[str] = set()
@@ -90,14 +90,14 @@ class RunSession:
     @property
     def awaited(self) -> list[str]:
         """The sites that a run which gathers waits for."""
-        here = self.enrolled | self.declined.keys() | self.absent
-        return [site for site in self.roster or self.expected if site not in here]
+        settled = self.enrolled | self.declined.keys() | self.absent
+        return [site for site in self.roster or self.expected if site not in settled]
 
     def write(self) -> None:
         """Keep how it stands, for a server that begins anew."""
-        told = {"stage": self.stage, "why": self.why, "expected": self.expected, "roster": self.roster}
-        told |= {"held_out": self.held_out, "declined": self.declined, "waiting": self.waiting}
-        self.folder.write(FILE, told)
+        state = {"stage": self.stage, "why": self.why, "expected": self.expected, "roster": self.roster}
+        state |= {"held_out": self.held_out, "declined": self.declined, "waiting": self.waiting}
+        self.folder.write(FILE, state)
 
     def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | Refused | None:
         """Take a site in. It is answered when all are there, or at once where it can go on by itself."""
@@ -109,8 +109,8 @@ class RunSession:
             return Refused(
                 Reason.WRONG_WEIGHT, f"says {facts['images']} images, {self.roster[site]} when the run began"
             )
-        if facts["images"] > (most := self.recipe.federation.images):
-            return Refused(Reason.WRONG_WEIGHT, f"says {facts['images']:,} images, federation.images allows {most:,}")
+        if facts["images"] > (limit := self.recipe.federation.images):
+            return Refused(Reason.WRONG_WEIGHT, f"says {facts['images']:,} images, federation.images allows {limit:,}")
         kept = [number for number in facts["kept"] if 0 < number <= self.round]
         if not kept and any(site not in done.missing for done in self.folder.rounds[: self.round]):
             if self.recipe.federation.lost == "refuse":
@@ -123,7 +123,7 @@ class RunSession:
         self.absent.discard(site)
         self._images[site], self.held_out[site] = facts["images"], facts["held_out"]
         self.enrolled.add(site)
-        if self.hub is None:
+        if self.coordinator is None:
             return None
         if len(self.plan.barriers) > 1:
             self._return(site, now)
@@ -132,53 +132,53 @@ class RunSession:
 
     def _return(self, site: str, now: float) -> None:
         """All begin the round again for a site that comes back, unless it has them do so too often, or too much."""
-        assert self.hub is not None
+        assert self.coordinator is not None
         self._returning.add(site)
-        if why := self.losses.come_back(site, now):
-            self.hub.drop(site, why)
+        if why := self.delays.come_back(site, now):
+            self.coordinator.drop(site, why)
 
     @property
     def muted(self) -> set[str]:
         """The sites that are not heard before the next round."""
-        return self.losses.muted
+        return self.delays.muted
 
     def is_barrier(self, message: Message) -> bool:
         """Whether others wait for this, too."""
-        return self.hub is not None and message.op in self.plan.barriers
+        return self.coordinator is not None and message.op in self.plan.barriers
 
-    def work(self, seconds: float) -> None:
+    def add_busy_time(self, seconds: float) -> None:
         """The server was busy for all: nobody is late meanwhile."""
-        self.losses.busy += seconds
+        self.delays.busy += seconds
 
     def charge(self, spent: Mapping[str, float]) -> bool:
         """The server was busy with sites, of no use to others: that is the loss of each."""
         for site, seconds in spent.items():
-            self.work(seconds)
-            if self.hub is not None and site in self.roster:
-                self.hub.charge_delay(site, seconds)
-                self.losses.keep_busy(site, seconds)
+            self.add_busy_time(seconds)
+            if self.coordinator is not None and site in self.roster:
+                self.coordinator.charge_delay(site, seconds)
+                self.delays.keep_busy(site, seconds)
         return bool(spent)
 
     def check_deadline(self, now: float) -> None:
         """Go on without those who are silent for too long, while the server listens."""
-        if self.hub is not None:
-            self.hub.check_deadline(now - self.losses.busy)
+        if self.coordinator is not None:
+            self.coordinator.check_deadline(now - self.delays.busy)
 
-    def anew(self, site: str) -> None:
+    def reset_site(self, site: str) -> None:
         """A site has begun anew: nobody there waits any more for what was called before."""
         self._pending.pop(site, None)
-        if self.hub is None:
+        if self.coordinator is None:
             self.enrolled.discard(site)
 
     def decline(self, site: str, why: str, *, waits: bool) -> None:
         """A site does not take part, or no longer, or not yet: somebody there has to approve it first."""
         (self.waiting if waits else self.declined)[site] = why
         self.enrolled.discard(site)
-        if self.hub is not None and site in self._begun:
-            self.hub.drop(site, why)
+        if self.coordinator is not None and site in self._begun:
+            self.coordinator.drop(site, why)
         self.write()
 
-    def gathered(self, now: float) -> bool:
+    def is_gathered(self, now: float) -> bool:
         """Whether all are there, or those who are have waited long enough."""
         if self.stage != "gathering" or (self.awaited and now < self.since + self._wait):
             return False
@@ -201,31 +201,33 @@ class RunSession:
         if state is not None:
             self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
-        self.hub = RoundCoordinator(
+        self.coordinator = RoundCoordinator(
             self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline
         )
-        self.hub.earlier, self.hub.late = self._earlier, self.losses.late
-        self.losses.begin(now, self.since)
+        self.coordinator.earlier, self.coordinator.late = self._earlier, self.delays.late
+        self.delays.begin(now, self.since)
         for site in self.roster.keys() - self.enrolled:
-            self.hub.absent[site] = (self.declined | self.waiting).get(site, "was not there")
+            self.coordinator.absent[site] = (self.declined | self.waiting).get(site, "was not there")
         self._clock = RoundTimer(self.ledger, self.server)
         self._pending, self._returning, self._begun, self._fresh, self.stage = {}, set(), set(), True, "training"
         self.write()
         return {site: self._begin(site) for site in self.enrolled if site in self.roster}
 
     @property
-    def must_halt(self) -> bool:
+    def must_restart_round(self) -> bool:
         """Whether a site came back that cannot go on by itself: at once, or with the next round if it was left out."""
-        ready = self._returning - self.losses.left_out
-        return self.hub is not None and any(self._fresh or site not in self.hub.absent for site in ready)
+        ready = self._returning - self.delays.left_out
+        return self.coordinator is not None and any(
+            self._fresh or site not in self.coordinator.absent for site in ready
+        )
 
-    def halt(self, now: float) -> None:
+    def restart_round(self, now: float) -> None:
         """Gather anew: whoever is in the open round begins it again."""
-        assert self.hub is not None
-        self.absent = self.hub.absent.keys() - self._returning
-        self.losses.halt(self._returning, now)
+        assert self.coordinator is not None
+        self.absent = self.coordinator.absent.keys() - self._returning
+        self.delays.restart_round(self._returning, now)
         self._wait = min(self.recipe.federation.gather, (1 - REPEAT_SHARE) * self.recipe.federation.deadline)
-        self.stage, self.since, self.hub = "gathering", now, None
+        self.stage, self.since, self.coordinator = "gathering", now, None
         self.enrolled, self._pending = set(), {}
 
     def conclude(self) -> bool:
@@ -246,7 +248,7 @@ class RunSession:
 
     def stop(self, stage: Stage, why: str = "") -> None:
         """It is over."""
-        self.stage, self.why, self.hub = stage, why, None
+        self.stage, self.why, self.coordinator = stage, why, None
         if self._export is not None:
             self._export.stop()
         self.write()
@@ -255,7 +257,7 @@ class RunSession:
         """Take a message of the method; a refusal is answered at once."""
         if self.stage == "exporting":
             return Refused(Reason.NOT_NOW, "the last round is closed")
-        if self.hub is None or site not in self._begun:
+        if self.coordinator is None or site not in self._begun:
             return Refused(Reason.NOT_NOW, "the run waits for its sites")
         op = message.op if message.op in self.plan.operations else "refused"
         if op != "refused" and self.plan.operations[op].draws:
@@ -264,7 +266,7 @@ class RunSession:
         try:
             self.ledger.add(site, "up", op, encoded_size(message))
             with compact_heap() if adds else nullcontext():
-                self.hub.submit(site, message, session, number, now - self.losses.busy)
+                self.coordinator.submit(site, message, session, number, now - self.delays.busy)
         except MessageError as error:
             return Refused(Reason.MALFORMED, str(error))
         except Refused as refusal:
@@ -274,40 +276,40 @@ class RunSession:
 
     def finish(self, site: str) -> None:
         """A site has come to its end."""
-        if self.hub is not None and site in self._begun:
-            self.hub.finish(site)
+        if self.coordinator is not None and site in self._begun:
+            self.coordinator.finish(site)
 
     def closed(self) -> Iterator[Round]:
         """The rounds that were closed since; each is kept before anybody is answered."""
-        while self.hub is not None and self.hub.closed:
-            yield self._keep(self.hub.closed.pop(0))
+        while self.coordinator is not None and self.coordinator.closed:
+            yield self._keep(self.coordinator.closed.pop(0))
 
     def answers(self) -> dict[str, Message | Refused]:
         """What there is to be said to those who have called."""
-        found: dict[str, Message | Refused] = {}
+        answers: dict[str, Message | Refused] = {}
         for site, session in list(self._pending.items()):
-            if self.hub is None:
+            if self.coordinator is None:
                 break
             try:
-                reply = self.hub.collect(site, session)
+                reply = self.coordinator.collect(site, session)
                 if reply is None:
                     continue
                 self.plan.check(reply, "down")
                 self.ledger.add(site, "down", reply.op, encoded_size(reply))
-                found[site] = reply
+                answers[site] = reply
             except MessageError as error:
-                found[site] = Refused(Reason.NOT_NOW, f"the answer cannot be told: {error}")
+                answers[site] = Refused(Reason.NOT_NOW, f"the answer cannot be told: {error}")
             except Refused as refusal:
-                found[site] = refusal
+                answers[site] = refusal
             del self._pending[site]
-        return found
+        return answers
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all who are there have come to their end."""
-        if self.hub is None or self.server is None or self.server.round < self.method.rounds:
+        if self.coordinator is None or self.server is None or self.server.round < self.method.rounds:
             return False
-        return not (self.roster.keys() - self.hub.done - self.hub.absent.keys())
+        return not (self.roster.keys() - self.coordinator.done - self.coordinator.absent.keys())
 
     def save(self) -> None:
         """Keep the closed round."""
@@ -330,15 +332,15 @@ class RunSession:
         self.save()
         self._clock.start()
         self._fresh = True
-        self.losses.close_round()
+        self.delays.close_round()
         return done
 
     def _earlier(self) -> Tensors:
         return self.folder.earlier() or self.method.server(self.recipe.seed, self.roster).state_dict()
 
     def _gone(self) -> str:
-        told = "; ".join(f"{site}: {why}" for site, why in sorted((self.declined | self.waiting).items()))
-        return f" ({told})" if told else ""
+        reasons = "; ".join(f"{site}: {why}" for site, why in sorted((self.declined | self.waiting).items()))
+        return f" ({reasons})" if reasons else ""
 
 
 def _export(path: str, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:
@@ -347,21 +349,21 @@ def _export(path: str, device: str, held_out: dict[str, int], problems: list[str
     export(RunFolder(Path(path)), device, held_out, problems, memory)
 
 
-def load_running(folder: RunFolder, device: torch.device, now: float) -> RunSession:
+def load_run_session(folder: RunFolder, device: torch.device, now: float) -> RunSession:
     """A run that a server which ended had begun."""
     from manyhands.runs.recipe import parse_recipe
 
     try:
-        told = json.loads((folder.path / FILE).read_text())
+        state = json.loads((folder.path / FILE).read_text())
         recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
-        expected, roster = tuple(told["expected"]), dict(told["roster"])
-        running = RunSession(folder, recipe, expected, device, now, why=told["why"], roster=roster)
-        running.held_out = dict(told["held_out"])
-        running.declined, running.waiting = dict(told["declined"]), dict(told["waiting"])
+        expected, roster = tuple(state["expected"]), dict(state["roster"])
+        running = RunSession(folder, recipe, expected, device, now, why=state["why"], roster=roster)
+        running.held_out = dict(state["held_out"])
+        running.declined, running.waiting = dict(state["declined"]), dict(state["waiting"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
-    if told["stage"] not in OPEN:
-        running.stage = told["stage"]
+    if state["stage"] not in OPEN:
+        running.stage = state["stage"]
     if running.stage == "ended":
         running.ledger.load(folder.ledger)
     return running

@@ -11,27 +11,27 @@ from typing import TextIO
 
 from manyhands.errors import printable
 
-LINE = 4000
+MAX_LINE = 4000
 """Characters of a line, at most."""
 BURST, WINDOW = 5, 60.0
 """So many lines that one peer brings about are said in so many seconds."""
 
 
-def say(line: str, stream: TextIO | None = None) -> None:
+def log(line: str, stream: TextIO | None = None) -> None:
     """Say a line with the time, whatever is in it and whether anybody still listens or not."""
     out = stream or sys.stdout
     code = getattr(out, "encoding", None) or "utf-8"
-    text = f"{time.strftime('%H:%M:%S')} {printable(line, LINE)}\n".encode(code, "backslashreplace").decode(code)
+    text = f"{time.strftime('%H:%M:%S')} {printable(line, MAX_LINE)}\n".encode(code, "backslashreplace").decode(code)
     with suppress(OSError, ValueError):  # whoever read it has gone
         out.write(text)
         out.flush()
 
 
 @dataclass
-class Seldom:
+class PeerLog:
     """Says lines that peers bring about; of one that brings about too many, how many were left out."""
 
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     _said: dict[str, tuple[float, int]] = field(default_factory=dict)
 
@@ -40,8 +40,8 @@ class Seldom:
         since, count = self._said.get(peer, (self.clock(), 0))
         if self.clock() >= since + WINDOW:
             if count > BURST:
-                self.say(f"{peer}: {count - BURST} more such lines were left out")
+                self.log(f"{peer}: {count - BURST} more such lines were left out")
             since, count = self.clock(), 0
         if count < BURST:
-            self.say(f"{peer}: {line}")
+            self.log(f"{peer}: {line}")
         self._said[peer] = since, count + 1

@@ -9,16 +9,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from manyhands.federation.kit import SERVER, Kit
-from manyhands.federation.plans import SITES
+from manyhands.federation.plans import SITE_PLAN
 from manyhands.links.exchange import MAX_WAITING_FRAMES, ClientSession
 
 if TYPE_CHECKING:
     from manyhands.links.frame import Frame
     from manyhands.messages.message import Bounds, Message
 
-OFFERS = SITES.bounds("down")
+IDLE_BOUNDS = SITE_PLAN.bounds("down")
 """What a site may be answered while it takes part in no run."""
-SILENCE = 2.0
+SILENCE_SECONDS = 2.0
 """Seconds without a word after which the server is asked again."""
 
 
@@ -31,20 +31,20 @@ class ServerConnection:
     def __init__(
         self,
         kit: Kit,
-        noticed: Callable[[bool], None] = lambda _: None,
+        on_connection_change: Callable[[bool], None] = lambda _: None,
         patience: int = 0,
-        bounds: Bounds = OFFERS,
+        bounds: Bounds = IDLE_BOUNDS,
     ) -> None:
         from manyhands.links.flare import Connection
 
         self.bounds = bounds
         self._frames: queue.Queue[Frame] = queue.Queue(MAX_WAITING_FRAMES)
         self._patience = patience
-        self.anew()
+        self.new_session()
         about = kit.about
-        self._line = Connection(
+        self._connection = Connection(
             about.party, kit.startup, about.host, about.port, "client",
-            self._take, lambda peer, there: noticed(there) if peer == SERVER else None,
+            self._take, lambda peer, there: on_connection_change(there) if peer == SERVER else None,
         )  # fmt: skip
 
     def _take(self, peer: str, frame: Frame) -> None:
@@ -53,7 +53,7 @@ class ServerConnection:
             with suppress(queue.Full):
                 self._frames.put_nowait(frame)
 
-    def anew(self) -> None:
+    def new_session(self) -> None:
         """Begin a session."""
         self.session, self._number = secrets.token_hex(8), 0
 
@@ -61,20 +61,20 @@ class ServerConnection:
         """The answer; a refusal is raised, and so is ``SessionGone`` where all must begin anew."""
         self._number += 1
         call, silences = ClientSession(message, self.session, self._number, self.bounds), 0
-        self._line.send(SERVER, call.begin())
+        self._connection.send(SERVER, call.begin())
         while (answer := call.answer) is None:
             try:
-                frame = self._frames.get(timeout=SILENCE)
+                frame = self._frames.get(timeout=SILENCE_SECONDS)
             except queue.Empty:
                 silences += 1
                 if silences == self._patience:
                     raise TimeoutError from None
-                self._line.send(SERVER, call.again())
+                self._connection.send(SERVER, call.again())
                 continue
             silences = 0
-            self._line.send(SERVER, call.take(frame))
+            self._connection.send(SERVER, call.take(frame))
         return answer
 
     def close(self) -> None:
         """Hang up."""
-        self._line.close()
+        self._connection.close()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from manyhands.errors import KitError
-from manyhands.federation.calls import ServerConnection
 from manyhands.federation.kit import load_kit
-from manyhands.federation.plans import LEADS
+from manyhands.federation.plans import ADMIN_PLAN
+from manyhands.federation.server_connection import ServerConnection
 from manyhands.files.write import replace_folder
 from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Message
@@ -24,13 +24,13 @@ class Admin:
         kit = load_kit(folder, "lead")
         kit.server_fingerprint()  # says what is wrong, where the line would only go on dialling
         self._where = f"{kit.about.host}:{kit.about.port}"
-        self._calls = ServerConnection(kit, patience=PATIENCE, bounds=LEADS.bounds("down"))
+        self._connection = ServerConnection(kit, patience=PATIENCE, bounds=ADMIN_PLAN.bounds("down"))
 
     def __enter__(self) -> Admin:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._calls.close()
+        self._connection.close()
 
     def submit(self, recipe: Recipe, sites: list[str]) -> dict[str, Any]:
         """Start a run; its name and hash."""
@@ -55,21 +55,21 @@ class Admin:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with place.open("wb") as file:
                     while file.tell() < size:
-                        got = self._send(Message("file", facts={"run": run, "path": path, "at": file.tell()}))
-                        if "bytes" not in got.tensors:
+                        answer = self._send(Message("file", facts={"run": run, "path": path, "at": file.tell()}))
+                        if "bytes" not in answer.tensors:
                             break
-                        file.write(got.tensors["bytes"].numpy().tobytes())
+                        file.write(answer.tensors["bytes"].numpy().tobytes())
         return out
 
-    def _ask(self, op: str, **told: Any) -> dict[str, Any]:
-        return dict(self._send(Message(op, facts=told)).facts)
+    def _ask(self, op: str, **facts: Any) -> dict[str, Any]:
+        return dict(self._send(Message(op, facts=facts)).facts)
 
     def _send(self, message: Message) -> Message:
         for _ in range(TRIES):
             try:
-                return self._calls(message)
+                return self._connection(message)
             except SessionGone:
-                self._calls.anew()
+                self._connection.new_session()
             except TimeoutError:
                 raise KitError(f"{self._where}: the server does not answer") from None
         raise KitError(f"{self._where}: somebody else has the lead's name")
