@@ -2,6 +2,7 @@
 # make test: set up with the tools of a developer, then lint, types and all tests
 # make fast: the same without the slow tests
 # make coverage: all tests with coverage, which takes half as long again, and the lines and branches that they never run
+# make docs: the documentation as a site in build/site; a broken link or a missing reference is an error
 # make package: the source archive and the wheel in dist/, checked
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fast coverage lint package install dev clean
+.PHONY: demo test fast coverage lint docs package install dev clean
 
 demo: install
 	rm -rf runs/demo
@@ -33,6 +34,9 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+docs: dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: dev
 	rm -rf dist
