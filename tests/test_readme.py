@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from manyhands.errors import Reason
 from manyhands.evaluation.evaluator import Evaluation
 from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
 from manyhands.federation.policy import Policy
-from manyhands.runs.recipe import AnyMethod, Data, Recipe, load_recipe
+from manyhands.runs.recipe import AnyMethod, Data, Recipe, load_recipe, parse_offer
 from manyhands.runs.shipped import shipped
 from manyhands.spec import Spec
 from tests.command import manyhands
@@ -52,10 +53,10 @@ def test_the_first_steps_run_in_order(tmp_path: Path) -> None:
 
 def run_blocks(page: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    for number, (kind, text) in enumerate(blocks(page)):
+    for kind, text in blocks(page):
         lines = [line for line in text.splitlines() if not line.startswith("source ")]
         if kind == "python":
-            python(text, tmp_path, apart=kind not in [other for other, _ in blocks(page)[:number]])
+            python(text, tmp_path, apart=page == README)
         elif lines[0].startswith("make "):
             process(["make", "--dry-run", "-C", str(ROOT), *[line.split()[1] for line in lines]], tmp_path)
         else:
@@ -101,6 +102,13 @@ def test_the_example_is_short() -> None:
 
 def test_readme_is_a_screen_and_a_half() -> None:
     assert len(README.read_text().splitlines()) <= 130
+
+
+def test_the_recipe_and_the_policy_of_two_hospitals_are_whole() -> None:
+    page = ROOT / "docs" / "two-hospitals.md"
+    recipe, policy = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(parse_offer(recipe, page.name).silo_names) == 2
+    assert Policy.model_validate(tomllib.loads(policy)).approve == "hash"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

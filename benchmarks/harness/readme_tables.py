@@ -32,7 +32,7 @@ def which_method() -> str:
             f"which of 1,000 candidates an image is: {_percent(cheap)} of them at cut .4, {_percent(recommended)} at "
             f"cut {released['recommended_cut']:.3g}",
             "4 bytes a pixel, once; more to draw",
-            f"FID {_measured(cut['quality_alone'])} x that of silos alone, cuts .2 to .6",
+            f"FID {_measured(cut['quality_alone'])} x that of silos alone, worst of cuts .2 to .6",
         ],
         [
             "`huscf`",
