@@ -42,10 +42,10 @@ def test_its_delta_is_the_integral_over_what_is_more_likely(mu: float, delta: fl
     eps = epsilon(mu, delta)
     x = np.linspace(-12, 12 + mu, 8_001)
     more = np.maximum(stats.norm.pdf(x, mu) - math.exp(eps) * stats.norm.pdf(x), 0)
-    found = float(np.trapezoid(more, x))
-    assert found <= delta * 1.005
+    measured = float(np.trapezoid(more, x))
+    assert measured <= delta * 1.005
     if eps > 0:
-        assert found == pytest.approx(delta, rel=5e-3)
+        assert measured == pytest.approx(delta, rel=5e-3)
 
 
 def test_more_releases_more_signal_or_a_larger_norm_give_more_away() -> None:
@@ -70,5 +70,5 @@ def test_the_cut_for_a_target_is_the_first_step_that_keeps_it(target: float) -> 
 
 
 def test_a_target_that_no_step_keeps_is_told() -> None:
-    with pytest.raises(RecipeError, match="reached by no step.*still has"):
+    with pytest.raises(RecipeError, match="reached at no timestep.*still has"):
         cut_of_epsilon(LINEAR, 0.01, 1e-5, box_norm(3072))

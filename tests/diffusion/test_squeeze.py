@@ -20,9 +20,9 @@ def norms(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1).double().norm(dim=1)
 
 
-def of_norms(*each: float) -> torch.Tensor:
-    x = torch.randn(len(each), 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return x * (torch.tensor(each, dtype=torch.float64) / norms(x)).reshape(-1, 1, 1, 1)
+def of_norms(*lengths: float) -> torch.Tensor:
+    x = torch.randn(len(lengths), 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x * (torch.tensor(lengths, dtype=torch.float64) / norms(x)).reshape(-1, 1, 1, 1)
 
 
 LARGER = of_norms(*torch.linspace(0, 4, 41).tolist())

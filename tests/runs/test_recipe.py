@@ -105,7 +105,10 @@ def test_a_number_may_begin_with_its_point(path: Path) -> None:
         (["seed=1\nname='x'"], r"is not of the form"),
         (["seed"], r"--set seed: is not of the form"),
         (["seed.x=1", "seed.x.y=2"], r"--set seed.x.y=2: x is a value, not a table"),
-        (["method.kind=collafuse", "method.cut=low"], r"method.cut: 'low' came: say a share in \[0, 1\], \{ snr_db"),
+        (
+            ["method.kind=collafuse", "method.cut=low"],
+            r"method.cut: 'low' came; expected a share in \[0, 1\], \{ snr_db",
+        ),
         (["method=3"], r"method: "),
         (["data=3"], r"data: "),
     ],

@@ -1,4 +1,4 @@
-"""What a denoiser learns: the noise, or the velocity, of a noised image."""
+"""The training objective of a denoiser: it predicts the noise, or the velocity, of a noised image."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from manyhands.diffusion.squeeze import squeezed
 from manyhands.spec import Float, Int, Spec
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t, t, labels) -> the prediction: (B, C, H, W), (B,) and (B,) or None -> (B, C, H, W)."""
 
 
 class Diffusion(Spec):
-    """The objective of a denoiser: its chain, its target and the weights of its steps.
-
-    ``error`` is squared, or absolute as in the latent models of Rombach et al. ``min_snr`` is the gamma of min-SNR
-    weighting, None for equal weights; a huge one cuts nothing, and weighs v as the noise's own error, by
-    SNR / (1 + SNR). ``times`` draws the steps of a batch each for itself, or evenly spread by a scrambled Sobol
-    sequence, which makes the loss vary less. ``label_dropout`` is the share of labels that training hides, so that one
-    network learns with and without them, as classifier-free guidance needs. ``upto`` is the last step that is learnt,
-    None for the whole chain, 0 for nothing at all. ``norm`` is what images are squeezed into before they are noised;
-    drawn ones are stretched back.
+    """The training objective of a denoiser: its noise schedule, its target and the weights of its timesteps.
 
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
@@ -33,19 +26,50 @@ class Diffusion(Spec):
         Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
     """
 
-    schedule: Schedule = Schedule()
-    target: Literal["eps", "v"] = "v"
-    min_snr: Float | None = Field(default=None, gt=0)
-    error: Literal["squared", "absolute"] = "squared"
-    times: Literal["uniform", "sobol"] = "uniform"
-    label_dropout: Float = Field(default=0.1, ge=0, le=1)
-    upto: Int | None = Field(default=None, ge=0)
-    norm: Float | None = Field(default=None, gt=0)
+    schedule: Schedule = Field(default=Schedule(), description="The noise schedule.")
+    target: Literal["eps", "v"] = Field(
+        default="v", description="What the network predicts: the noise (eps) or the velocity (v)."
+    )
+    min_snr: Float | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "The gamma of min-SNR weighting; None weighs all timesteps equally. A very large gamma caps nothing: it "
+            "weighs the error of v by SNR / (1 + SNR), as if it were the error of the noise."
+        ),
+    )
+    error: Literal["squared", "absolute"] = Field(
+        default="squared", description="The error of a prediction: squared, or absolute as in Rombach et al."
+    )
+    times: Literal["uniform", "sobol"] = Field(
+        default="uniform",
+        description=(
+            "How the timesteps of a batch are sampled: independently (uniform), or spread evenly by a scrambled Sobol "
+            "sequence (sobol), which lowers the variance of the loss."
+        ),
+    )
+    label_dropout: Float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="The share of labels that training hides, which classifier-free guidance needs.",
+    )
+    upto: Int | None = Field(
+        default=None, ge=0, description="The last timestep that is trained; None for all timesteps, 0 for none."
+    )
+    norm: Float | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "The largest norm of an image: larger ones are squeezed into it before noise is added, and stretched back "
+            "in samples. None leaves images as they are."
+        ),
+    )
 
     @model_validator(mode="after")
-    def _in_the_chain(self) -> Self:
+    def _in_the_schedule(self) -> Self:
         if (self.upto or 0) > self.schedule.steps:
-            raise ValueError(f"upto is {self.upto}, the chain has {self.schedule.steps} steps")
+            raise ValueError(f"upto is {self.upto}, but the schedule has {self.schedule.steps} steps")
         return self
 
     def loss(
@@ -56,46 +80,67 @@ class Diffusion(Spec):
         no_label: int,
         rng: torch.Generator,
     ) -> Tensor:
-        """The weighted error of the network on a batch, at random steps with random noise."""
+        """Return the weighted error of the network on a batch, at random timesteps with random noise.
+
+        Args:
+            network: The denoiser.
+            x_0: Images in [-1, 1], or latents, (B, C, H, W).
+            labels: The class numbers, (B,), or None for an unconditional denoiser.
+            no_label: The class number that means no label.
+            rng: The random numbers of timesteps, noise and hidden labels.
+        """
         x_0, t = squeezed(x_0, self.norm), self.steps(len(x_0), rng)
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
         labels = self.hidden(labels, no_label, rng)
         alpha, sigma = self.schedule.levels(t, x_0)
-        wanted = eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
-        error = network(noised(x_0, eps, alpha, sigma), t, labels) - wanted
+        target = eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
+        error = network(noised(x_0, eps, alpha, sigma), t, labels) - target
         size = error.square() if self.error == "squared" else error.abs()
         return (self.weights(t, x_0.device) * size.flatten(1).mean(1)).mean()
 
     def hidden(self, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor | None:
-        """The labels, a share of them hidden."""
+        """Replace a random share ``label_dropout`` of the labels, (B,), by ``no_label``."""
         if labels is None:
             return None
         hide = torch.rand(len(labels), generator=rng, device=labels.device) < self.label_dropout
         return torch.where(hide, no_label, labels)
 
     def steps(self, count: int, rng: torch.Generator, above: int | Tensor = 0) -> Tensor:
-        """Steps of the chain to train on, above < t <= upto, on the device of the random numbers."""
-        upto = self.schedule.steps if self.upto is None else self.upto
+        """Sample timesteps to train on, (count,), with above < t <= upto.
+
+        Args:
+            count: How many timesteps.
+            rng: The random numbers; the result is on their device.
+            above: The timestep below all of them, or one for each, (count,).
+        """
+        last = self.schedule.steps if self.upto is None else self.upto
         if self.times == "uniform" and isinstance(above, int):
-            return torch.randint(above + 1, upto + 1, (count,), generator=rng, device=rng.device)
-        return (above + 1 + (self._spread(count, rng) * (upto - above)).long()).clamp(max=upto)
+            return torch.randint(above + 1, last + 1, (count,), generator=rng, device=rng.device)
+        return (above + 1 + (self._spread(count, rng) * (last - above)).long()).clamp(max=last)
 
     def _spread(self, count: int, rng: torch.Generator) -> Tensor:
-        """Numbers from 0 to 1, each for itself or evenly spread."""
+        """Sample numbers from 0 to 1, independent or evenly spread, (count,)."""
         if self.times == "uniform":
             return torch.rand(count, generator=rng, device=rng.device)
         seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
         return torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count).flatten().to(rng.device)
 
     def weights(self, t: Tensor, device: torch.device) -> Tensor:
-        """The weight of each step's error: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
+        """Return the weight of the error at each timestep, (B,): min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
         if self.min_snr is None:
             return torch.ones(len(t), device=device)
         snr = self.schedule.snr().float().to(device)[t]
         return snr.clamp(max=self.min_snr) / (snr if self.target == "eps" else snr + 1)
 
     def estimates(self, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean image and the noise that a network's output stands for."""
+        """Return the clean images and the noise that the output of the network implies, each (B, C, H, W).
+
+        Args:
+            out: The output of the network, (B, C, H, W).
+            x_t: The noised images, (B, C, H, W).
+            alpha: alpha_t, see ``Schedule.levels``.
+            sigma: sigma_t.
+        """
         if self.target == "eps":
             return x_0_of_eps(x_t, out, alpha, sigma), out
         return x_0_of_v(x_t, out, alpha, sigma), eps_of_v(x_t, out, alpha, sigma)

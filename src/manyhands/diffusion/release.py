@@ -1,4 +1,4 @@
-"""What one noised release of an image gives away, as local differential privacy has it."""
+"""How much one noised release of an image discloses, in terms of local differential privacy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ if TYPE_CHECKING:
 
 
 def box_norm(pixels: int) -> float:
-    """The largest norm of an image whose pixels are in [-1, 1]."""
+    """Return the largest norm of an image with this many pixels, all in [-1, 1]."""
     return math.sqrt(pixels)
 
 
 def cut_of_epsilon(schedule: Schedule, target: float, delta: float, norm: float) -> int:
-    """The first step of the chain at which one release has at most this epsilon; at its end nothing is released."""
+    """Return the first timestep at which one release has at most this epsilon.
+
+    Args:
+        schedule: The noise schedule. At its last step nothing is released.
+        target: The largest epsilon.
+        delta: The delta of that epsilon.
+        norm: The largest norm of an image.
+
+    Raises:
+        RecipeError: No timestep before the last reaches the target.
+    """
     snr = schedule.snr().tolist()
     last = schedule.steps - 1
     least = epsilon(mu_of(snr[last], norm), delta)
     if least > target:
         raise RecipeError(
-            f"epsilon {target:g} is reached by no step of this chain: a release at step {last} still has {least:.3g}"
+            f"epsilon {target:g} is reached at no timestep: a release at the last, {last}, still has {least:.3g}"
         )
     low, high = 0, last
     while high - low > 1:

@@ -1,4 +1,4 @@
-"""Walking down the chain, over any interval of it."""
+"""Sampling: denoising from one timestep to another."""
 
 from __future__ import annotations
 
@@ -15,24 +15,38 @@ from manyhands.diffusion.schedule import Schedule
 from manyhands.spec import Float, Int, Spec
 
 Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""(x_t, t) -> estimates of the clean image and of the noise."""
+"""(x_t, t) -> estimates of the clean images and of the noise, all of shape (B, C, H, W)."""
 
 
 class Sampling(Spec):
-    """How images are drawn from a trained denoiser.
-
-    ``ddim`` walks without new noise, ``ddpm`` with all the noise of the chain's posterior. ``clip`` bounds the
-    estimate of the clean image. ``guidance`` 1 asks the conditional network alone, 0 the unconditional one.
+    """How images are sampled from a trained denoiser.
 
     References:
         Denoising Diffusion Implicit Models, Song, Meng, Ermon, 2021, arXiv 2010.02502
         Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
     """
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    steps: Int = Field(default=50, ge=1, le=100_000)
-    guidance: Float = Field(default=1.0, ge=0, le=100)
-    clip: Float | None = Field(default=1.0, gt=0)
+    sampler: Literal["ddim", "ddpm"] = Field(
+        default="ddim",
+        description="The sampler: without new noise (ddim), or with the noise of the posterior (ddpm).",
+    )
+    steps: Int = Field(
+        default=50, ge=1, le=100_000, description="The number of denoising steps over the whole schedule."
+    )
+    guidance: Float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description=(
+            "The scale of classifier-free guidance: 1 uses the conditional output alone, 0 the unconditional one, more "
+            "than 1 strengthens the class."
+        ),
+    )
+    clip: Float | None = Field(
+        default=1.0,
+        gt=0,
+        description="The bound of the estimated clean image at each step; None for no bound, as for latents.",
+    )
 
     def denoise(
         self,
@@ -44,20 +58,30 @@ class Sampling(Spec):
         rng: torch.Generator,
         steps: int | None = None,
     ) -> Tensor:
-        """Take x from noise level ``t_from`` to ``t_to``, in so many steps, or by those of the whole chain between."""
+        """Denoise x from timestep ``t_from`` to ``t_to``.
+
+        Args:
+            denoiser: Estimates the clean images and the noise.
+            x: Noised images, (B, C, H, W).
+            schedule: The noise schedule.
+            t_from: The timestep of x.
+            t_to: The timestep of the result; 0 for clean images.
+            rng: The random numbers of new noise.
+            steps: The number of steps; None for the steps of the whole schedule that are in between.
+        """
         at = self.between(schedule, t_from, t_to) if steps is None else timesteps(t_from, t_to, steps)
         eta = 0.0 if self.sampler == "ddim" else 1.0
         return denoise(denoiser, x, schedule, at, rng, eta=eta, clip=self.clip)
 
     def between(self, schedule: Schedule, t_from: int, t_to: int) -> list[int]:
-        """The two ends, and the steps of the whole chain that lie between."""
+        """Return ``t_from``, ``t_to`` and the timesteps of the whole schedule between them, falling."""
         return [t_from, *(t for t in timesteps(schedule.steps, 0, self.steps) if t_to < t < t_from), t_to]
 
 
 def timesteps(t_from: int, t_to: int, steps: int) -> list[int]:
-    """At most ``steps`` + 1 falling steps of the chain, evenly spread, both ends among them."""
+    """Return at most ``steps`` + 1 falling timesteps, evenly spread from ``t_from`` to ``t_to``, both included."""
     if not 0 <= t_to <= t_from:
-        raise ValueError(f"an interval goes down from t_from to t_to >= 0, not from {t_from} to {t_to}")
+        raise ValueError(f"an interval falls from t_from to t_to >= 0, not from {t_from} to {t_to}")
     spread = torch.linspace(t_from, t_to, steps + 1, dtype=torch.float64).round().long()
     return sorted(set(spread.tolist()), reverse=True)
 
@@ -73,7 +97,17 @@ def denoise(
     eta: float = 0.0,
     clip: float | None = None,
 ) -> Tensor:
-    """Take x down the given steps, eq. 12 of Song et al.; eta 0 is DDIM, eta 1 the posterior of DDPM."""
+    """Denoise x along falling timesteps, by eq. 12 of Song et al.
+
+    Args:
+        denoiser: Estimates the clean images and the noise.
+        x: Noised images, (B, C, H, W).
+        schedule: The noise schedule.
+        at: The timesteps, falling, from that of x to that of the result.
+        rng: The random numbers of new noise.
+        eta: The share of new noise: 0 is DDIM, 1 the posterior of DDPM.
+        clip: The bound of the estimated clean images; None for no bound.
+    """
     alpha_bar = schedule.alpha_bar().tolist()
     for t, s in pairwise(at):
         a_t, a_s = alpha_bar[t], alpha_bar[s]
@@ -89,7 +123,15 @@ def denoise(
 
 
 def guided(network: Network, diffusion: Diffusion, labels: Tensor | None, no_label: int, scale: float) -> Denoiser:
-    """A network as a denoiser, pushed ``scale`` times from the unconditional towards the conditional output."""
+    """Make a denoiser of a network, by classifier-free guidance.
+
+    Args:
+        network: The network.
+        diffusion: The objective that it was trained with.
+        labels: The class numbers, (B,), or None for an unconditional denoiser.
+        no_label: The class number that means no label.
+        scale: How far the output goes from the unconditional (0) to the conditional output (1) and beyond.
+    """
 
     def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
         t_all = torch.full((len(x),), t, device=x.device)
@@ -104,9 +146,9 @@ def _guided_output(
 ) -> Tensor:
     if labels is None or scale == 1:
         return network(x, t, labels)
-    nobody = torch.full_like(labels, no_label)
+    no_labels = torch.full_like(labels, no_label)
     if scale == 0:
-        return network(x, t, nobody)
-    both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, nobody]))
-    with_label, without = both.chunk(2)
-    return torch.lerp(without, with_label, scale)
+        return network(x, t, no_labels)
+    both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, no_labels]))
+    conditional, unconditional = both.chunk(2)
+    return torch.lerp(unconditional, conditional, scale)

@@ -1,4 +1,4 @@
-"""How much of an image is left at each step of the chain."""
+"""Noise schedules: how much of an image is left at each timestep."""
 
 from __future__ import annotations
 
@@ -14,33 +14,47 @@ from manyhands.spec import Float, Int, Spec
 
 
 class Schedule(Spec):
-    """The noise schedule of a chain of ``steps`` steps: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+    """A noise schedule with T = ``steps`` timesteps: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
 
-    Betas rise linearly, or as squares of what rises linearly (``scaled-linear``), or as the cosine curve has it. Step 0
-    is the clean image (alpha_bar_0 = 1), step ``steps`` the noisiest.
+    Timestep 0 is the clean image (alpha_bar_0 = 1), timestep T the noisiest.
 
     References:
         Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
         Improved Denoising Diffusion Probabilistic Models, Nichol, Dhariwal, 2021, arXiv 2102.09672
     """
 
-    kind: Literal["cosine", "linear", "scaled-linear"] = "cosine"
-    steps: Int = Field(default=1000, ge=2, le=100_000)
-    beta_start: Float = Field(default=1e-4, gt=0, lt=1)
-    beta_end: Float = Field(default=0.02, gt=0, lt=1)
+    kind: Literal["cosine", "linear", "scaled-linear"] = Field(
+        default="cosine",
+        description=(
+            "The shape of the schedule: betas of a cosine curve, betas that rise linearly, or the squares of numbers "
+            "that rise linearly (scaled-linear)."
+        ),
+    )
+    steps: Int = Field(default=1000, ge=2, le=100_000, description="The number of timesteps T.")
+    beta_start: Float = Field(
+        default=1e-4, gt=0, lt=1, description="The first beta of a linear or scaled-linear schedule."
+    )
+    beta_end: Float = Field(
+        default=0.02, gt=0, lt=1, description="The last beta of a linear or scaled-linear schedule."
+    )
 
     def alpha_bar(self) -> Tensor:
-        """The share of signal power at the steps 0 to T, a tensor of T + 1 numbers in float64."""
+        """Return the share of signal power at the timesteps 0 to T, (T + 1,) in float64."""
         return _alpha_bar(self)
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t at the steps t, shaped to multiply a batch like the given one."""
+        """Return alpha_t = sqrt(alpha_bar_t) and sigma_t = sqrt(1 - alpha_bar_t), each (B, 1, 1, 1).
+
+        Args:
+            t: The timesteps, (B,).
+            like: A batch of the device, type and number of dimensions that the result is to multiply, (B, C, H, W).
+        """
         alpha, sigma = _levels(self, like.device, like.dtype)
         shape = (-1, *[1] * (like.dim() - 1))
         return alpha[t].reshape(shape), sigma[t].reshape(shape)
 
     def snr(self) -> Tensor:
-        """Signal power over noise power at the steps 0 to T; infinite at 0."""
+        """Return signal power over noise power at the timesteps 0 to T, (T + 1,); infinite at 0."""
         alpha_bar = self.alpha_bar()
         return alpha_bar / (1 - alpha_bar)
 
@@ -54,8 +68,8 @@ def _levels(schedule: Schedule, device: torch.device, dtype: torch.dtype) -> tup
 @cache
 def _alpha_bar(schedule: Schedule) -> Tensor:
     betas = _cosine(schedule.steps) if schedule.kind == "cosine" else _linear(schedule)
-    left = torch.cumprod(1 - betas, 0)
-    return torch.cat([torch.ones(1, dtype=torch.float64), left])
+    alpha_bar = torch.cumprod(1 - betas, 0)
+    return torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar])
 
 
 def _linear(schedule: Schedule) -> Tensor:
@@ -65,7 +79,7 @@ def _linear(schedule: Schedule) -> Tensor:
 
 
 def _cosine(steps: int) -> Tensor:
-    """Eq. 17 of Nichol and Dhariwal; a single step removes at most 0.999 of the signal's power."""
+    """Eq. 17 of Nichol and Dhariwal; a single timestep removes at most 0.999 of the signal power."""
     grid = torch.arange(steps + 1, dtype=torch.float64) / steps
     curve = torch.cos((grid + 0.008) / 1.008 * math.pi / 2).square()
     return (1 - curve[1:] / curve[:-1]).clamp(max=0.999)

@@ -1,9 +1,9 @@
-"""Images squeezed into a norm before they are noised, and stretched back when they are drawn: nothing is cut off.
+"""Bounds the norm of images before noise is added, and restores it in samples, without clipping.
 
-Clipping takes the norms of all large images away, and what is learnt from clipped images draws clipped ones. Here norms
-up to half of the bound stay; those beyond, up to the largest that an image can have, share the other half, evenly in
-their logarithm. A release is bounded all the same, and whoever draws has each image back; an error of its norm, as a
-share of it, grows by log2(2 largest / bound): by 2 where the bound is half of the largest norm.
+Clipping loses the norms of all large images, and a model of clipped images samples clipped images. Squeezing keeps
+norms up to half of the bound. Larger norms, up to the largest that an image can have, share the other half, evenly in
+their logarithm. Releases have a bounded norm too, and every image can be restored. The relative error of a norm grows
+by the factor log2(2 largest / bound): by 2 where the bound is half of the largest norm.
 """
 
 from __future__ import annotations
@@ -20,34 +20,50 @@ if TYPE_CHECKING:
 
 
 def squeezed(x: Tensor, norm: float | None) -> Tensor:
-    """Images in [-1, 1], none of a norm beyond this one; each is multiplied by a number from 0 to 1."""
+    """Scale each image by a number from 0 to 1, so that no norm is beyond the bound.
+
+    Args:
+        x: Images in [-1, 1], (B, C, H, W).
+        norm: The bound; None returns the images as they are.
+    """
     if norm is None:
         return x
     return x * shaped(squeezing(_norms(x), norm, box_norm(x[0].numel())), x)
 
 
 def stretched(x: Tensor, norm: float | None) -> Tensor:
-    """What was squeezed, as it was before; where a norm is beyond the bound, it is taken to be the bound."""
-    if norm is None or norm >= (most := box_norm(x[0].numel())):
+    """Undo ``squeezed``; a norm beyond the bound counts as the bound.
+
+    Args:
+        x: Squeezed images, (B, C, H, W).
+        norm: The bound that they were squeezed into; None returns the images as they are.
+    """
+    if norm is None or norm >= (largest := box_norm(x[0].numel())):
         return x
-    own, half = _norms(x), norm / 2
-    before = half * (own.clamp(max=norm) / half) ** math.log2(most / half)
-    return x * shaped(torch.where(own <= half, 1.0, before / own), x)
+    norms, half = _norms(x), norm / 2
+    before = half * (norms.clamp(max=norm) / half) ** math.log2(largest / half)
+    return x * shaped(torch.where(norms <= half, 1.0, before / norms), x)
 
 
-def squeezing(own: Tensor, norm: float | None, most: float) -> Tensor:
-    """What images of these norms, of at most ``most``, are multiplied by; 1 to the last digit where they stay."""
-    if norm is None or norm >= most:
-        return torch.ones_like(own)
+def squeezing(norms: Tensor, norm: float | None, largest: float) -> Tensor:
+    """Return the factors that squeeze images of these norms; a factor is exactly 1 for an image that stays.
+
+    Args:
+        norms: The norms of the images, (B,).
+        norm: The bound; None for no bound.
+        largest: The largest norm that an image can have.
+    """
+    if norm is None or norm >= largest:
+        return torch.ones_like(norms)
     half = norm / 2
-    return torch.where(own <= half, 1.0, half * (own / half) ** (1 / math.log2(most / half)) / own)
+    return torch.where(norms <= half, 1.0, half * (norms / half) ** (1 / math.log2(largest / half)) / norms)
 
 
-def shaped(each: Tensor, x: Tensor) -> Tensor:
-    """A number for each image, to multiply a batch with."""
-    return each.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+def shaped(factors: Tensor, x: Tensor) -> Tensor:
+    """Reshape one factor for each image, (B,), so that it multiplies a batch, (B, C, H, W)."""
+    return factors.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _norms(x: Tensor) -> Tensor:
-    own: Tensor = x.flatten(1).double().norm(dim=1)
-    return own
+    norms: Tensor = x.flatten(1).double().norm(dim=1)
+    return norms

@@ -364,7 +364,7 @@ def test_a_silo_may_have_a_smaller_network() -> None:
     [
         ({"cut": 1.4}, "less than or equal to 1"),
         ({"cut": -0.1}, "greater than or equal to 0"),
-        ({"cut": {"share": 0.2, "snr_db": 3}}, "say one of share, snr_db and epsilon, not share and snr_db"),
+        ({"cut": {"share": 0.2, "snr_db": 3}}, "set one of share, snr_db and epsilon, not share and snr_db"),
         ({"cut": {}}, "not none"),
         ({"mode": "authors", "cuts": {"s0": 0.2}}, "one cut for all"),
         ({"warm_start": 3}, "warm_start is 3, there are 3 rounds"),
@@ -385,8 +385,8 @@ def test_what_does_not_go_together_is_told(told: dict[str, object], match: str) 
 @pytest.mark.parametrize(
     ("told", "match"),
     [
-        ({"cut": {"epsilon": 1e-3}}, "epsilon 0.001 is reached by no step"),
-        ({"cut": {"snr_db": -150}}, "an SNR of -150 dB is reached by no step"),
+        ({"cut": {"epsilon": 1e-3}}, "epsilon 0.001 is reached at no timestep"),
+        ({"cut": {"snr_db": -150}}, "an SNR of -150 dB is reached at no timestep"),
         ({"cuts": {"s9": 0.3}}, "cuts names 's9', which is none of the silos"),
     ],
 )
