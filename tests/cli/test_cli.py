@@ -184,7 +184,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
             "silo-9 has no generator; there are those of silo-0",
         ),
         (["cite", "runs/none"], 4, "holds no run"),
-        (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not here"),
+        (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not available"),
     ],
 )
 def test_an_error_is_printed_in_words_with_its_exit_code(

@@ -16,10 +16,10 @@ from manyhands.errors import RecipeError, RunFolderError
 from manyhands.models.unet import UNetModule
 
 
-def generator(classes: int, **told: object) -> DiffusionGenerator:
+def generator(classes: int, **options: object) -> DiffusionGenerator:
     model = UNet(size=8, channels=1, classes=classes, widths=(8, 16))
     names = tuple(map(str, range(classes)))
-    diffusion = Diffusion.model_validate(told)
+    diffusion = Diffusion.model_validate(options)
     return DiffusionGenerator(model, diffusion, model.build(seed=3).state_dict(), names, Sampling(steps=10))
 
 
@@ -72,9 +72,9 @@ def test_labels_are_the_classes_in_turn_and_bad_ones_an_error() -> None:
 
 
 def test_nothing_and_contradictions_cannot_be_drawn() -> None:
-    for told in ({"labels": []}, {"count": 0}, {"count": -1}, {"count": 5, "labels": [1]}):
-        with pytest.raises(RecipeError, match="cannot be drawn"):
-            generator(3).sample(**told)
+    for options in ({"labels": []}, {"count": 0}, {"count": -1}, {"count": 5, "labels": [1]}):
+        with pytest.raises(RecipeError, match="cannot sample"):
+            generator(3).sample(**options)
 
 
 def test_streamed_batches_hold_what_was_asked_in_order() -> None:
@@ -89,13 +89,13 @@ def test_a_folder_without_a_generator_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_be_is_an_error() -> None:
-    for told, said in [
+    for options, said in [
         ({"size": 28, "widths": (8,) * 4}, "cannot be halved 3 times"),
-        ({"widths": (8, 12)}, "no multiple of groups"),
+        ({"widths": (8, 12)}, "not a multiple of groups"),
         ({"widths": ()}, "at least 1"),
     ]:
         with pytest.raises(ValidationError, match=said):
-            UNet.model_validate({"size": 8, "channels": 1, "classes": 0, **told})
+            UNet.model_validate({"size": 8, "channels": 1, "classes": 0, **options})
 
 
 @pytest.mark.parametrize("attention", [False, True])

@@ -65,12 +65,12 @@ def test_one_from_elsewhere_is_loaded_by_what_the_recipe_says_of_it(tmp_path: Pa
 
 
 def test_another_autoencoder_or_none_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds no autoencoder.*kind = 'autoencoder' leaves one"):
+    with pytest.raises(RunFolderError, match="holds no autoencoder.*kind = 'autoencoder' writes one"):
         TrainedAutoencoder.from_pretrained(tmp_path / "nowhere", SPEC)
     folder = tmp_path / "model"
     autoencoder().save(folder)
     wider = Autoencoder(size=8, channels=1, latent=2, widths=(8, 16))
-    with pytest.raises(RecipeError, match=r"block_out_channels = \[8, 8\], the recipe says \[8, 16\]"):
+    with pytest.raises(RecipeError, match=r"block_out_channels = \[8, 8\], but the recipe says \[8, 16\]"):
         TrainedAutoencoder.from_pretrained(folder, wider)
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
@@ -84,11 +84,11 @@ def test_another_autoencoder_or_none_is_told_in_words(tmp_path: Path) -> None:
         TrainedAutoencoder.from_pretrained(folder, SPEC)
 
 
-@pytest.mark.parametrize("told", [{"act_fn": "gelu"}, {"use_quant_conv": False}, {"norm_num_groups": 4}])
-def test_whatever_its_form_depends_on_is_held_against_the_recipe(tmp_path: Path, told: dict[str, object]) -> None:
-    AutoencoderKL(**{**SPEC.settings(), **told}).save_pretrained(tmp_path)
-    ((name, found),) = told.items()
-    with pytest.raises(RecipeError, match=f"is an autoencoder of {name} = {found}, the recipe says"):
+@pytest.mark.parametrize("options", [{"act_fn": "gelu"}, {"use_quant_conv": False}, {"norm_num_groups": 4}])
+def test_whatever_its_form_depends_on_is_held_against_the_recipe(tmp_path: Path, options: dict[str, object]) -> None:
+    AutoencoderKL(**{**SPEC.settings(), **options}).save_pretrained(tmp_path)
+    ((name, value),) = options.items()
+    with pytest.raises(RecipeError, match=f"is an autoencoder with {name} = {value}, but the recipe says"):
         TrainedAutoencoder.from_pretrained(tmp_path, SPEC)
 
 
@@ -107,13 +107,15 @@ def test_its_loss_is_the_absolute_error_and_the_divergence_from_the_normal_distr
     with torch.no_grad():
         free = SPEC.model_copy(update={"kl": 0.0}).loss(network, x, torch.Generator().manual_seed(1))
         whole = SPEC.loss(network, x, torch.Generator().manual_seed(1))
-        told = network.inner.encode(x).latent_dist
-        noise = torch.randn(told.mean.shape, generator=torch.Generator().manual_seed(1))
-        back = network.inner.decode(told.mean + told.std * noise).sample
+        posterior = network.inner.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
+        back = network.inner.decode(posterior.mean + posterior.std * noise).sample
         normal = torch.distributions.Normal(0.0, 1.0)
-        away = torch.distributions.kl_divergence(torch.distributions.Normal(told.mean, told.std), normal)
+        divergence = torch.distributions.kl_divergence(
+            torch.distributions.Normal(posterior.mean, posterior.std), normal
+        )
     assert free.item() == pytest.approx((back - x).abs().mean().item(), rel=1e-5)
-    assert (whole - free).item() == pytest.approx(0.1 * away.flatten(1).sum(1).mean().item(), rel=1e-5)
+    assert (whole - free).item() == pytest.approx(0.1 * divergence.flatten(1).sum(1).mean().item(), rel=1e-5)
 
 
 def test_the_first_stage_of_latent_diffusion_has_its_published_size() -> None:
@@ -124,16 +126,16 @@ def test_the_first_stage_of_latent_diffusion_has_its_published_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("options", "why"),
     [
         ({"size": 6, "widths": (8, 8, 8)}, "cannot be halved 2 times"),
-        ({"widths": (8, 12)}, "no multiple of groups"),
+        ({"widths": (8, 12)}, "not a multiple of groups"),
         ({"size": 4, "widths": (8, 8, 8)}, "cannot be halved"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told(told: dict[str, object], why: str) -> None:
+def test_sizes_that_do_not_fit_are_told(options: dict[str, object], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
-        Autoencoder.model_validate({"size": 8, "channels": 1, **told})
+        Autoencoder.model_validate({"size": 8, "channels": 1, **options})
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -163,8 +165,8 @@ def test_a_latent_generator_draws_the_same_when_loaded_and_in_diffusers(tmp_path
 
 
 def test_the_parts_of_a_latent_model_must_agree() -> None:
-    told = {"size": 8, "channels": 1, "classes": 0, "folder": "x", "unet": {"widths": [8]}}
-    with pytest.raises(ValidationError, match="autoencoder is for 1 x 16, not 1 x 8"):
-        Latent.model_validate({**told, "autoencoder": {"size": 16}})
-    with pytest.raises(ValidationError, match="unet is for 4 x 8 and 0 classes, latents are 4 x 4"):
-        Latent.model_validate({**told, "autoencoder": {}, "unet": {"size": 8}})
+    options = {"size": 8, "channels": 1, "classes": 0, "folder": "x", "unet": {"widths": [8]}}
+    with pytest.raises(ValidationError, match="autoencoder is for images of 1 x 16, not 1 x 8"):
+        Latent.model_validate({**options, "autoencoder": {"size": 16}})
+    with pytest.raises(ValidationError, match="unet is for 4 x 8 and 0 classes, but the latents are 4 x 4"):
+        Latent.model_validate({**options, "autoencoder": {}, "unet": {"size": 8}})

@@ -1,4 +1,4 @@
-"""What is told without a network is what is found with one."""
+"""What is computed without a network is what is measured with one."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_memory_is_that_of_a_real_step(spec: UNet, count: int) -> None:
     x_0, labels = batch_of(spec, count)
     with Allocations(network) as memory:
         out = network(x_0, torch.ones(count, dtype=torch.long), labels)
-    found = memory.held()
+    held = memory.held()
     assert out.requires_grad
-    assert training_memory(spec, count) - 16 * weights(spec) == pytest.approx(found, rel=0.05)
+    assert training_memory(spec, count) - 16 * weights(spec) == pytest.approx(held, rel=0.05)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

@@ -32,9 +32,9 @@ def test_at_28_it_is_that_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
-@pytest.mark.parametrize("told", [{}, {"norm": "group"}, {"spectral": True}, {"classes": 0}])
-def test_any_size_has_its_middle_and_ends(size: int, told: dict[str, object]) -> None:
-    spec = Gan.model_validate({"size": size, "channels": 3, "classes": 2, "width": 8, **told})
+@pytest.mark.parametrize("options", [{}, {"norm": "group"}, {"spectral": True}, {"classes": 0}])
+def test_any_size_has_its_middle_and_ends(size: int, options: dict[str, object]) -> None:
+    spec = Gan.model_validate({"size": size, "channels": 3, "classes": 2, "width": 8, **options})
     made = block_outputs(spec, "generator")
     assert made[-1].shape == (None, 3, size, size)
     assert block_outputs(spec, "discriminator")[-1].shape == (None, 1)
@@ -45,10 +45,10 @@ def test_any_size_has_its_middle_and_ends(size: int, told: dict[str, object]) ->
 def test_what_cannot_be_is_told() -> None:
     with pytest.raises(ValidationError, match="cannot be halved"):
         Gan(size=30, channels=1, classes=0)
-    with pytest.raises(ValidationError, match="no multiple of 8"):
+    with pytest.raises(ValidationError, match="not a multiple of 8"):
         Gan(size=32, channels=1, classes=0, norm="group", width=12)
     for head, tail in ((2, 4), (1, 2), (0, 5), (3, 3)):
-        with pytest.raises(ValueError, match="the head ends before block 2"):
+        with pytest.raises(ValueError, match="head must be below block 2"):
             LayerCut(head=head, tail=tail).check(SMALL, "generator")
 
 
@@ -57,10 +57,10 @@ def split_iteration(
     home: GanModule,
     server: GanModule,
     cuts: LayerCuts,
-    told: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    data: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     """The same iteration, by a silo that has both ends and a server that has the middle."""
-    (x, labels, z), (ours, theirs) = told, (torch.optim.Adam(part.parameters(), 1e-2) for part in (home, server))
+    (x, labels, z), (ours, theirs) = data, (torch.optim.Adam(part.parameters(), 1e-2) for part in (home, server))
 
     def there(network: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, MiddlePass]:
         cut = cuts.of(network)
@@ -96,12 +96,12 @@ def split_iteration(
     "cuts", list(itertools.product(every_cut(SMALL), repeat=2)), ids=lambda cuts: f"{cuts[0]} {cuts[1]}"
 )
 def test_cut_anywhere_it_learns_the_same(cuts: tuple[LayerCut, LayerCut]) -> None:
-    both, told = LayerCuts(generator=cuts[0], discriminator=cuts[1]), batch(SMALL)
+    both, data = LayerCuts(generator=cuts[0], discriminator=cuts[1]), batch(SMALL)
     whole = SMALL.build(3)
-    iteration(SMALL, whole, torch.optim.Adam(whole.parameters(), 1e-2), *told)
+    iteration(SMALL, whole, torch.optim.Adam(whole.parameters(), 1e-2), *data)
     home = SMALL.build(3).keep(lambda network, block: both.of(network).at_home(block))
     server = SMALL.build(3).keep(lambda network, block: not both.of(network).at_home(block))
-    split_iteration(SMALL, home, server, both, told)
+    split_iteration(SMALL, home, server, both, data)
     pieces = home.state_dict() | server.state_dict()
     assert pieces.keys() == whole.state_dict().keys()
     for name, tensor in whole.state_dict().items():

@@ -1,4 +1,4 @@
-"""What is wrong with a file of devices is told in words."""
+"""A wrong devices file is refused, with the place and the reason."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def written(folder: Path, *texts: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ([ONE], "server: is not told of"),
-        ([SERVER], "no device is told of"),
-        ([SERVER + ONE, ONE], "1.toml: devices.one: is told of in another file"),
-        (["batch = 32\n" + SERVER + ONE, "batch = 64\n" + ONE.replace("one", "two")], "1.toml: batch: is another than"),
-        ([SERVER + ONE, SERVER.replace("10", "20")], "1.toml: server: is another than that of"),
+        ([ONE], "server: is missing"),
+        ([SERVER], "there is no device"),
+        ([SERVER + ONE, ONE], "1.toml: devices.one: is in another file"),
+        (["batch = 32\n" + SERVER + ONE, "batch = 64\n" + ONE.replace("one", "two")], "1.toml: batch: differs from"),
+        ([SERVER + ONE, SERVER.replace("10", "20")], "1.toml: server: differs from that of"),
         ([SERVER.replace("rate = 1e6\n", "") + ONE], "neither devices.one.down nor server.rate"),
-        ([SERVER + ONE + SHORT], "devices.one.blocks.generator has 2 speeds, the model has 5 blocks"),
+        ([SERVER + ONE + SHORT], "devices.one.blocks.generator has 2 speeds, but the model has 5 blocks"),
         ([SERVER + ONE + SHORT.replace("2.0", "0")], "blocks.generator.1: 0 came"),
         ([SERVER + ONE + SHORT.replace("generator", "critic")], "devices.one.blocks"),
         ([SERVER + ONE.replace("rate", "ratte")], "did you mean 'rate'?"),
@@ -39,7 +39,7 @@ def written(folder: Path, *texts: str) -> list[Path]:
         (["[server\n"], "is no TOML file"),
     ],
 )
-def test_what_is_wrong_is_told(texts: list[str], words: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_refused_with_a_reason(texts: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words.replace("[", r"\[")):
         load_devices(written(tmp_path, *texts))
     with pytest.raises(RecipeError, match="there is no such device file"):

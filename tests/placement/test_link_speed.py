@@ -1,4 +1,4 @@
-"""A link is measured for what it is, and strangers on it are sent away."""
+"""A link is measured for what it is, and strangers on it are disconnected."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Wire:
 def test_a_link_is_what_is_measured_of_it(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(link)
     monkeypatch.setattr(link_speed, "perf_counter", lambda: wire.now)
-    found = measure_link(wire)
+    measured = measure_link(wire)
     wire.close()
-    assert found.rate == pytest.approx(link.rate, rel=0.02)
-    assert found.down == pytest.approx(link.down, rel=0.02)
-    assert found.latency == pytest.approx(link.latency, abs=200 / link.rate + 200 / (link.down or 1))
+    assert measured.rate == pytest.approx(link.rate, rel=0.02)
+    assert measured.down == pytest.approx(link.down, rel=0.02)
+    assert measured.latency == pytest.approx(link.latency, abs=200 / link.rate + 200 / (link.down or 1))
 
 
 @pytest.fixture
@@ -142,12 +142,12 @@ def test_a_stranger_is_sent_away_and_the_peer_is_answered(monkeypatch: pytest.Mo
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with suppress(ConnectionResetError):
             stranger.recv(1)  # until it is hung up on
-    found = link_to("127.0.0.1", port)
+    measured = link_to("127.0.0.1", port)
     serving.join(10)
-    assert min(found.rate, found.down or 0, found.latency) > 0
-    assert "sent 127.0.0.1 away" in said[1]
+    assert min(measured.rate, measured.down or 0, measured.latency) > 0
+    assert "disconnected 127.0.0.1" in said[1]
     assert "answered 127.0.0.1" in said[2]
-    with pytest.raises(RecipeError, match="answers nobody"):
+    with pytest.raises(RecipeError, match="cannot measure the link"):
         link_to("127.0.0.1", port)
 
 

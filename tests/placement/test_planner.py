@@ -44,8 +44,8 @@ def test_the_authors_figure_and_cuts() -> None:
     planner = Planner(GAN, authors_fleet(), "authors", min_head=0)
     cuts = planner.cuts()
     assert planner.seconds(cuts) == pytest.approx(8.1405, abs=5e-5)
-    told = {"dev1": "0000", "dev5": "0010", "dev6": "1110"}
-    assert {name: in_bits(each) for name, each in cuts.items()} == {name: told.get(name, "1111") for name in AUTHORS}
+    known = {"dev1": "0000", "dev5": "0010", "dev6": "1110"}
+    assert {name: in_bits(each) for name, each in cuts.items()} == {name: known.get(name, "1111") for name in AUTHORS}
 
 
 def test_uniform_cuts_take_what_the_notes_say() -> None:
@@ -107,11 +107,11 @@ def test_the_genetic_solver_finds_nothing_better_and_stays_within_memory(fleet: 
     planner = Planner(DEEPER, fleet, mode)  # type: ignore[arg-type]
     try:
         best = planner.seconds(planner.cuts())
-        found = problem_cuts(planner, seed)
+        genetic_cuts = problem_cuts(planner, seed)
     except RecipeError:
         return
-    assert planner.seconds(found) >= best * (1 - 1e-9)
-    for name, each in found.items():
+    assert planner.seconds(genetic_cuts) >= best * (1 - 1e-9)
+    for name, each in genetic_cuts.items():
         assert each.discriminator.head >= 1
         assert planner.memory(each) <= (fleet.devices[name].memory or np.inf)
 
@@ -127,8 +127,8 @@ def problem_cuts(planner: Planner, seed: int) -> dict[str, LayerCuts]:
 def test_the_genetic_solver_finds_the_best_of_easy_fleets_and_the_same_again() -> None:
     planner = Planner(GAN, authors_fleet(), "authors", min_head=0)
     before = np.random.get_state()[1].tolist()  # type: ignore[union-attr] # noqa: NPY002
-    found = planner.cuts("genetic", seed=3)
-    assert planner.seconds(found) == pytest.approx(planner.seconds(planner.cuts()))
+    genetic_cuts = planner.cuts("genetic", seed=3)
+    assert planner.seconds(genetic_cuts) == pytest.approx(planner.seconds(planner.cuts()))
     assert problem_cuts(planner, 1) == problem_cuts(planner, 1)
     assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr] # noqa: NPY002
 
@@ -161,16 +161,18 @@ def test_one_that_is_too_small_is_named_with_what_it_lacks() -> None:
     planner = Planner(GAN, fleet)
     least = planner.memory(LayerCuts(generator=every_cut(GAN)[0], discriminator=LayerCut(head=1, tail=4)))
     for solver in ("exact", "genetic"):
-        with pytest.raises(RecipeError, match=f"device b: at the least cut it lacks {(least - 10e6) / 1e6:,.1f} MB"):
+        with pytest.raises(
+            RecipeError, match=f"device b: with the smallest cut it lacks {(least - 10e6) / 1e6:,.1f} MB"
+        ):
             planner.cuts(solver)  # type: ignore[arg-type]
 
 
 def test_cuts_that_are_none_are_told() -> None:
     planner = Planner(GAN, authors_fleet())
     good, bad = (LayerCuts(generator=LayerCut(head=h, tail=4), discriminator=LayerCut(head=1, tail=4)) for h in (0, 2))
-    with pytest.raises(RecipeError, match="generator: the head ends before block 2"):
+    with pytest.raises(RecipeError, match="generator: head must be below block 2"):
         planner.seconds(dict.fromkeys(AUTHORS, bad))
-    with pytest.raises(RecipeError, match="device dev7: there are no cuts"):
+    with pytest.raises(RecipeError, match="device dev7: has no cuts"):
         planner.seconds(dict.fromkeys(list(AUTHORS)[:-1], good))
     with pytest.raises(RecipeError, match="min_head is 2"):
         Planner(GAN, authors_fleet(), min_head=2)
@@ -179,8 +181,8 @@ def test_cuts_that_are_none_are_told() -> None:
 def test_what_was_measured_of_a_link_counts() -> None:
     one, server = Device(gflops=3, rate=2e7), Central(gflops=50, rate=1e9)
 
-    def seconds(**told: float) -> float:
-        planner = Planner(GAN, Fleet(server=server, devices={"a": one.model_copy(update=told)}))
+    def seconds(**changes: float) -> float:
+        planner = Planner(GAN, Fleet(server=server, devices={"a": one.model_copy(update=changes)}))
         return planner.seconds({"a": every})
 
     every = LayerCuts(generator=every_cut(GAN)[0], discriminator=every_cut(GAN)[0])
@@ -202,14 +204,14 @@ def test_the_timeline_is_as_long_as_the_iteration_and_nobody_does_two_things_at_
         bars = timeline(planner, cuts)
         assert max(bar.end for bar in bars) == pytest.approx(planner.seconds(cuts))
         for who in ("server", *fleet.devices):
-            mine = sorted((bar.start, bar.end) for bar in bars if bar.who == who)
-            assert all(before[1] <= after[0] + 1e-9 * after[0] for before, after in itertools.pairwise(mine))
+            spans = sorted((bar.start, bar.end) for bar in bars if bar.who == who)
+            assert all(before[1] <= after[0] + 1e-9 * after[0] for before, after in itertools.pairwise(spans))
 
 
 def test_bytes_are_those_of_the_paper() -> None:
     planner = Planner(GAN, authors_fleet())
     every = {in_bits(c): c for g, d in itertools.product(every_cut(GAN), repeat=2)
              for c in [LayerCuts(generator=g, discriminator=d)]}  # fmt: skip
-    told = {"0000": 27.46, "0010": 22.64, "1111": 22.48, "1110": 19.43, "0110": 16.22, "1001": 33.72}
-    for bits, megabytes in told.items():
+    sizes = {"0000": 27.46, "0010": 22.64, "1111": 22.48, "1110": 19.43, "0110": 16.22, "1001": 33.72}
+    for bits, megabytes in sizes.items():
         assert planner.sent(every[bits]) / 1e6 == pytest.approx(megabytes, abs=0.005)

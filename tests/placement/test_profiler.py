@@ -28,9 +28,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     real = profiler.run_blocks
 
-    def through(*told: Any) -> Any:
+    def through(*args: Any) -> Any:
         now[0] += 0.01
-        return real(*told)
+        return real(*args)
 
     monkeypatch.setattr(profiler, "run_blocks", through)
     monkeypatch.setattr(profiler, "perf_counter", lambda: now[0])
@@ -38,25 +38,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("serves", "batch"), [(0, 8), (3, 24), (20, 64)])
 def test_speed_times_seconds_is_the_work_of_an_iteration(clock: None, serves: int, batch: int) -> None:
-    found = speeds(SMALL, 8, serves=serves)
+    measured = speeds(SMALL, 8, serves=serves)
     for network in NETWORKS:
         works = block_flops(SMALL, network)
-        assert len(found.blocks[network]) == SMALL.depth
-        for work, speed in zip(works, found.blocks[network], strict=True):
+        assert len(measured.blocks[network]) == SMALL.depth
+        for work, speed in zip(works, measured.blocks[network], strict=True):
             assert speed * 1e9 * 0.01 == pytest.approx(batch * (work.forward + work.backward))
     every = sum(PASSES[n] * batch * (w.forward + w.backward) for n in NETWORKS for w in block_flops(SMALL, n))
-    assert found.gflops * 1e9 * 0.01 * SMALL.depth * sum(PASSES.values()) == pytest.approx(every)
+    assert measured.gflops * 1e9 * 0.01 * SMALL.depth * sum(PASSES.values()) == pytest.approx(every)
 
 
 def test_profiles_of_several_machines_are_one_fleet(clock: None, tmp_path: Path) -> None:
     work, link = Profile(batch=8, model=SMALL), Link(2e6, 3e6, 0.001)
-    told = {"a": profile_machine(work, "a", link, memory=5e7), "b": profile_machine(work, "b", Link(1e6, 1e6))}
-    told["server"] = profile_machine(work, "", None, serves=2)
-    for name, each in told.items():
-        write(tmp_path / f"{name}.toml", each, "cpu")
-    fleet = load_devices([tmp_path / f"{name}.toml" for name in told])
-    assert (fleet.batch, fleet.model, fleet.server) == (8, SMALL, told["server"].server)
-    assert fleet.devices == told["a"].devices | told["b"].devices
+    profiles = {"a": profile_machine(work, "a", link, memory=5e7), "b": profile_machine(work, "b", Link(1e6, 1e6))}
+    profiles["server"] = profile_machine(work, "", None, serves=2)
+    for name, profile in profiles.items():
+        write(tmp_path / f"{name}.toml", profile, "cpu")
+    fleet = load_devices([tmp_path / f"{name}.toml" for name in profiles])
+    assert (fleet.batch, fleet.model, fleet.server) == (8, SMALL, profiles["server"].server)
+    assert fleet.devices == profiles["a"].devices | profiles["b"].devices
     assert (fleet.devices["a"].rate, fleet.devices["a"].down, fleet.devices["a"].latency) == (2e6, 3e6, 0.001)
     assert Planner(fleet.model, fleet).cuts().keys() == {"a", "b"}
     assert 1e6 < free_memory() < 1e15
@@ -74,9 +74,9 @@ def test_a_name_is_one(name: str) -> None:
 MODEL = "batch = 8\n[model]\nsize = 8\nchannels = 1\nclasses = 2\nlatent = 4\nwidth = 4\n"
 
 
-def said(*told: str) -> Any:
+def said(*args: str) -> Any:
     """What the command prints, or the error that it ends with."""
-    result = CliRunner().invoke(app, list(told))
+    result = CliRunner().invoke(app, list(args))
     return result.exception or result.output
 
 
@@ -88,15 +88,15 @@ def test_the_commands_measure_and_advise(clock: None, tmp_path: Path) -> None:
         who = ("--server", "2") if name == "server" else ("--name", name, "--rate", "2e6", "--memory", "50")
         assert "[model]" in said("profile", "--out", file, *model, *who)
     for solver in ("exact", "genetic"):
-        found = json.loads(said("advise", *files, "--json", "--solver", solver))
-        assert [row["device"] for row in found["devices"]] == ["a", "b"]
-        assert sum(part["seconds"] for part in found["parts"]) == pytest.approx(found["seconds"])
+        table = json.loads(said("advise", *files, "--json", "--solver", solver))
+        assert [row["device"] for row in table["devices"]] == ["a", "b"]
+        assert sum(part["seconds"] for part in table["parts"]) == pytest.approx(table["seconds"])
     assert "an iteration takes" in said("advise", *files, "--out", str(tmp_path / "drawn"))
     assert (tmp_path / "drawn" / "timeline.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("args", "words"),
     [
         (["profile"], "needs either --out FILE"),
         (["profile", "--out", "x", "--serve", "1"], "needs either --out FILE"),
@@ -111,7 +111,7 @@ def test_the_commands_measure_and_advise(clock: None, tmp_path: Path) -> None:
         (["advise", "none.toml", "--mode", "best"], "--mode best: must be corrected or authors"),
     ],
 )
-def test_what_is_wrong_is_told(told: list[str], words: str) -> None:
-    error = said(*told)
+def test_what_is_wrong_is_told(args: list[str], words: str) -> None:
+    error = said(*args)
     assert isinstance(error, RecipeError)
     assert words in str(error)

@@ -67,8 +67,8 @@ def test_a_run_counts_the_work_of_each_silo_by_the_steps_it_takes() -> None:
     assert one > 0
     assert all(set(done.flops.values()) == {one} for done in rounds)
     assert [done.server_flops for done in rounds] == [0, 0, 0]
-    told = tiny_fedavg().model_dump(exclude=FEDAVG_ONLY)
-    local = list(Experiment(Local.model_validate(told), tiny_silos((8, 8, 8)), device="cpu"))
+    options = tiny_fedavg().model_dump(exclude=FEDAVG_ONLY)
+    local = list(Experiment(Local.model_validate(options), tiny_silos((8, 8, 8)), device="cpu"))
     assert local[0].flops == rounds[0].flops
     parted = list(Experiment(tiny_fedavg(participants=1), tiny_silos((8, 8, 8)), device="cpu"))
     assert [len(done.flops) for done in parted] == [1, 1, 1]

@@ -57,23 +57,23 @@ def marked(seed: int = 0, poison: int = 0, size: int = 8) -> Images:
 
 
 def method_of(way: str, folder: Path) -> Method:
-    told: Mapping[str, Any] = WAYS.get(way, {"kind": "fedavg"})
+    options: Mapping[str, Any] = WAYS.get(way, {"kind": "fedavg"})
     if way not in WAYS:
         TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(5).state_dict()).save(folder / "model")
         parts = {"autoencoder": AUTOENCODER, "unet": {"widths": [8]}, "folder": str(folder / "model")}
-        told = {**told, "model": {"kind": "latent", "size": 8, "channels": 1, "classes": 2, **parts}}
+        options = {**options, "model": {"kind": "latent", "size": 8, "channels": 1, "classes": 2, **parts}}
     training = {"batch": 4, "steps": 2, "learning_rate": 1e-2}
-    found: Method = TypeAdapter(AnyMethod).validate_python({"kind": way, "training": training, "rounds": 2, **told})
-    return found
+    method: Method = TypeAdapter(AnyMethod).validate_python({"kind": way, "training": training, "rounds": 2, **options})
+    return method
 
 
 def kept(method: Method, parts: list[Images]) -> str:
-    """The hash of all that is left of a run, and of what was told in it."""
+    """The hash of all that is left of a run, and of what was reported in it."""
     silos = [Silo("all", pooled(parts))] if method.pools else [Silo(f"s{i}", part) for i, part in enumerate(parts)]
     rounds = list(experiment := Experiment(method, silos, device="cpu"))
-    mine = {f"{silo.name}/{name}": t for silo in experiment.silos for name, t in silo.memory.items()}
-    told = str([(done.losses, done.images, done.bytes_up) for done in rounds]) + str(experiment.roster)
-    return sha256(mine | dict(experiment.server.state_dict())) + told
+    memory = {f"{silo.name}/{name}": t for silo in experiment.silos for name, t in silo.memory.items()}
+    summary = str([(done.losses, done.images, done.bytes_up) for done in rounds]) + str(experiment.roster)
+    return sha256(memory | dict(experiment.server.state_dict())) + summary
 
 
 def test_every_method_is_among_those_tried() -> None:
@@ -98,8 +98,8 @@ def test_marks_divide_the_images_of_a_silo_and_it_stays_so() -> None:
         assert each.held_out is not None
         assert bool((each.held_out.pixels == 255).all())
     assert class_counts([silo.images]).sum() == 14
-    told = images_of([silo], ())
-    assert (told["held_out"], sum(told["class_counts"]["mayo"])) == ({"mayo": 6}, 14)
+    summary = images_of([silo], ())
+    assert (summary["held_out"], sum(summary["class_counts"]["mayo"])) == ({"mayo": 6}, 14)
 
 
 def test_latents_are_those_of_the_images_that_are_trained_on() -> None:
@@ -109,11 +109,11 @@ def test_latents_are_those_of_the_images_that_are_trained_on() -> None:
 
 def test_a_silo_is_shown_without_its_pixels_its_labels_and_its_secret() -> None:
     images = tiny_images(6).hold_out(0.5)
-    told = repr(Silo("mayo", images, secret="f" * 64))
-    assert "tensor" not in told
-    assert "fff" not in told
-    assert "images=Images(" in told
-    assert len(told) < 400
+    summary = repr(Silo("mayo", images, secret="f" * 64))
+    assert "tensor" not in summary
+    assert "fff" not in summary
+    assert "images=Images(" in summary
+    assert len(summary) < 400
 
 
 def test_images_without_marks_are_all_trained_on() -> None:

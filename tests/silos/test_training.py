@@ -25,9 +25,9 @@ def test_steps_are_full_batches_that_take_no_image_again_before_all_others(count
 
 
 def test_one_length_must_be_said() -> None:
-    for told in ({}, {"steps": 1, "epochs": 1}):
+    for options in ({}, {"steps": 1, "epochs": 1}):
         with pytest.raises(ValidationError, match="either steps or epochs"):
-            Training.model_validate(told)
+            Training.model_validate(options)
 
 
 def test_the_rate_falls_from_all_to_the_share_that_is_left() -> None:
@@ -39,9 +39,9 @@ def test_the_rate_falls_from_all_to_the_share_that_is_left() -> None:
     assert Training(steps=1, learning_rate=0.1).rate(0.7) == 0.1
 
 
-def run(net: torch.nn.Module, optimiser: torch.optim.Optimizer, batches: list[torch.Tensor], **told: float) -> None:
+def run(net: torch.nn.Module, optimiser: torch.optim.Optimizer, batches: list[torch.Tensor], **options: float) -> None:
     data = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
-    for _ in steps(net, optimiser, batches, lambda numbers: net(data[numbers]).square().mean(), **told):
+    for _ in steps(net, optimiser, batches, lambda numbers: net(data[numbers]).square().mean(), **options):
         pass
 
 

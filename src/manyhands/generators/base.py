@@ -1,4 +1,4 @@
-"""What every image generator does: it draws images of the asked classes."""
+"""The base of all image generators: they sample images of requested classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class ImageGenerator(ABC):
-    """Draws images in [-1, 1], of the asked classes where it knows any; it ``walks`` down a chain, or is a GAN."""
+    """Samples images in [-1, 1], of the requested classes where the model has classes.
+
+    A subclass says how to ``_sample`` a batch, and whether it ``is_diffusion`` or a GAN.
+    """
 
     is_diffusion: ClassVar[bool] = True
     model: UNet | Latent | Gan
@@ -38,19 +41,38 @@ class ImageGenerator(ABC):
         sampling: Sampling | None = None,
         batch: int = 256,
     ) -> Tensor:
-        """``count`` images with the classes in turn, or one image for each label: N x C x H x W."""
-        wanted = self.labels(count, labels)
-        return torch.cat([images for images, _ in self.stream(wanted, seed=seed, sampling=sampling, batch=batch)])
+        """Sample images.
+
+        Args:
+            count: How many images, with the classes in turn; None for one of each class, or one for each label.
+            labels: The class number of each image; None for the classes in turn.
+            seed: The seed of all random numbers.
+            sampling: The sampler and its settings; None for those that the generator was trained with.
+            batch: How many images are sampled at once; another batch size gives other images.
+
+        Returns:
+            Images in [-1, 1], (N, C, H, W), on the CPU.
+        """
+        chosen = self.labels(count, labels)
+        return torch.cat([images for images, _ in self.stream(chosen, seed=seed, sampling=sampling, batch=batch)])
 
     def labels(self, count: int | None = None, labels: Sequence[int] | None = None) -> list[int]:
-        """The labels to draw: as asked, or the classes in turn; a generator without classes has only 0."""
+        """Return the labels to sample: those given, or the classes in turn. Without classes, the only label is 0.
+
+        Args:
+            count: How many labels.
+            labels: The class numbers, or None.
+
+        Raises:
+            RecipeError: A label is not a class, or the counts disagree.
+        """
         known = max(self.model.classes, 1)
-        wanted = list(labels) if labels is not None else [i % known for i in range(known if count is None else count)]
-        if bad := [label for label in wanted if label not in range(known)]:
+        chosen = list(labels) if labels is not None else [i % known for i in range(known if count is None else count)]
+        if bad := [label for label in chosen if label not in range(known)]:
             raise RecipeError(f"label {bad[0]} is not in 0 to {known - 1}")
-        if not wanted or (labels is not None and count not in (None, len(wanted))):
-            raise RecipeError(f"{count} images of {len(wanted)} labels cannot be drawn")
-        return [int(label) for label in wanted]
+        if not chosen or (labels is not None and count not in (None, len(chosen))):
+            raise RecipeError(f"cannot sample {count} images of {len(chosen)} labels")
+        return [int(label) for label in chosen]
 
     def stream(
         self,
@@ -61,7 +83,18 @@ class ImageGenerator(ABC):
         batch: int = 256,
         first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images and their labels, from image ``first`` on; memory does not grow with their number."""
+        """Sample batch by batch, so that memory does not grow with the number of images.
+
+        Args:
+            labels: The class number of each image.
+            seed: The seed of all random numbers.
+            sampling: The sampler and its settings; None for those that the generator was trained with.
+            batch: How many images are sampled at once; another batch size gives other images.
+            first: The image to begin with, a multiple of ``batch``.
+
+        Yields:
+            Images in [-1, 1], (B, C, H, W), and their labels, (B,), on the CPU.
+        """
         for start in range(first, len(labels), batch):
             part = torch.tensor(labels[start : start + batch], device=self.device)
             rng = torch_rng(seed, "sample", start, device=self.device)
@@ -69,4 +102,4 @@ class ImageGenerator(ABC):
 
     @abstractmethod
     def _sample(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
-        """One image for each label."""
+        """Sample one image for each label: (B,) -> (B, C, H, W)."""

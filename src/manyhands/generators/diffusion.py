@@ -1,4 +1,4 @@
-"""A trained generator: weights, and all that is needed to draw images from them; kept in the diffusers layout."""
+"""A trained diffusion model and everything needed to sample from it, stored in the layout of diffusers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,18 @@ Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
 
 @dataclass(frozen=True)
 class DiffusionGenerator(ImageGenerator):
-    """Draws images from a network that knows the whole chain, or an interval of it.
+    """Samples images from a denoiser of all timesteps, or of an interval of them.
 
-    ``ema`` is the decay of the average over rounds that its weights are; 0 for the last weights themselves. A latent
-    model has its ``autoencoder``, and the ``scale`` by which the latents that it learnt from were multiplied.
+    Args:
+        model: The specification of the denoiser.
+        diffusion: The objective that it was trained with.
+        weights: Its weights by name.
+        classes: The names of the classes; empty for an unconditional model.
+        sampling: The sampler and its settings.
+        device: The device to sample on.
+        ema: The decay of the average over rounds that the weights are; 0 for the weights of the last round.
+        autoencoder: The autoencoder of a latent model, else None.
+        scale: What the latents that the model was trained on were multiplied by.
     """
 
     model: UNet | Latent
@@ -48,7 +56,11 @@ class DiffusionGenerator(ImageGenerator):
     scale: float = 1.0
 
     def save(self, folder: Path | str) -> None:
-        """Write the folder that diffusers and ``from_pretrained`` load; an older one is replaced when all is there."""
+        """Write a folder that diffusers and ``from_pretrained`` load.
+
+        Args:
+            folder: The folder; an older one is replaced once everything is written.
+        """
         with replace_folder(Path(folder)) as fresh:
             self._write(fresh)
 
@@ -71,7 +83,15 @@ class DiffusionGenerator(ImageGenerator):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:
-        """Load what ``save`` wrote."""
+        """Load a folder that ``save`` wrote.
+
+        Args:
+            folder: The folder.
+            device: The device to sample on.
+
+        Raises:
+            RunFolderError: The folder holds no trained generator.
+        """
         import safetensors.torch
 
         folder = Path(folder)
@@ -93,14 +113,14 @@ class DiffusionGenerator(ImageGenerator):
                 frozen,
                 facts["scale"],
             )
-            _ = loaded.network  # a file of other weights is noticed here
+            _ = loaded.network  # raises an error if the weights do not fit the model
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
         return loaded
 
     @cached_property
     def network(self) -> Any:
-        """The network itself, ready to be asked."""
+        """The denoiser with its weights, in evaluation mode."""
         network = self.model.build(seed=0)
         network.load_state_dict(self.weights)
         return network.to(self.device).eval()
@@ -110,7 +130,7 @@ class DiffusionGenerator(ImageGenerator):
         return self._decoder.decode(x / self.scale) if self._decoder else stretched(x, self.diffusion.norm)
 
     def noise(self, count: int, rng: torch.Generator) -> Tensor:
-        """What the chain ends in."""
+        """Sample the noise that denoising starts from, (count, C, H, W)."""
         unet = self.model.unet if isinstance(self.model, Latent) else self.model
         return torch.randn(count, unet.channels, unet.size, unet.size, generator=rng, device=self.device)
 
@@ -124,7 +144,17 @@ class DiffusionGenerator(ImageGenerator):
         t_from: int | None = None,
         steps: int | None = None,
     ) -> Tensor:
-        """Take x down the chain from ``t_from``, its end if not told, to ``t_to``."""
+        """Denoise x to timestep ``t_to``.
+
+        Args:
+            x: Noised images or latents, (B, C, H, W).
+            labels: The class numbers, (B,).
+            t_to: The timestep of the result; 0 for clean images.
+            rng: The random numbers of new noise.
+            sampling: The sampler and its settings.
+            t_from: The timestep of x; None for the last one.
+            steps: The number of steps; None for the steps of the whole schedule that are in between.
+        """
         model, schedule = self.model, self.diffusion.schedule
         known = labels if model.classes else None
         denoiser = guided(self.network, self.diffusion, known, model.classes, sampling.guidance)
@@ -132,7 +162,7 @@ class DiffusionGenerator(ImageGenerator):
         return self._bounded(sampling).denoise(denoiser, x, schedule, t_from, t_to, rng, steps)
 
     def _bounded(self, sampling: Sampling) -> Sampling:
-        """Latents have no bounds that an estimate could be held to."""
+        """Return the settings without ``clip`` for latents, which have no bounds."""
         return sampling.model_copy(update={"clip": None}) if self.autoencoder else sampling
 
     @cached_property
@@ -140,8 +170,8 @@ class DiffusionGenerator(ImageGenerator):
         return replace(self.autoencoder, device=self.device) if self.autoencoder else None
 
     def _facts(self) -> dict[str, Any]:
-        told = {"model": self.model, "diffusion": self.diffusion, "sampling": self.sampling}
-        plain = {name: spec.model_dump(mode="json") for name, spec in told.items()}
+        specs = {"model": self.model, "diffusion": self.diffusion, "sampling": self.sampling}
+        plain = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
         return {**plain, "classes": self.classes, "ema": self.ema, "scale": self.scale}
 
     def _scheduler(self) -> Any:

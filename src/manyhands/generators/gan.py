@@ -1,4 +1,4 @@
-"""Draws images with the generator of a GAN, or with both of its ends around a middle that is elsewhere."""
+"""The trained generator of a GAN: the whole network, or a head and a tail whose middle is on the server."""
 
 from __future__ import annotations
 
@@ -24,12 +24,24 @@ from manyhands.tensors import Tensors
 
 WEIGHTS = "gan.safetensors"
 MAX_MIDDLE_IMAGES = 256
-"""The most images of one call for the middle."""
+"""The most images of one call of the middle."""
 
 
 @dataclass(frozen=True)
 class GanGenerator(ImageGenerator):
-    """A trained generator. Where it is ``cut``, its middle is asked for; without anybody to ask it draws nothing."""
+    """Samples images with the generator of a GAN.
+
+    Args:
+        model: The specification of the GAN.
+        weights: The weights of the generator, or of its head and tail, by name.
+        cut: Where the generator is cut; None for a whole one.
+        classes: The names of the classes; empty for an unconditional model.
+        sampling: Not used by a GAN; stored with the generator.
+        device: The device to sample on.
+        ema: The decay of the average over rounds that the weights are; 0 for the weights of the last round.
+        ask: Runs the middle of a cut generator on the server: the activations of the head, (B, ...), to those that the
+            tail takes. Without it, a cut generator cannot sample.
+    """
 
     is_diffusion: ClassVar[bool] = False
     model: Gan
@@ -43,7 +55,7 @@ class GanGenerator(ImageGenerator):
 
     @cached_property
     def network(self) -> Any:
-        """What there is of both networks, ready to be asked."""
+        """The blocks of the generator that are here, with their weights, in evaluation mode."""
         cut = self.cut
         network = self.model.build(0).keep(lambda name, block: name == "generator" and (not cut or cut.at_home(block)))
         network.load_state_dict(self.weights)
@@ -56,24 +68,36 @@ class GanGenerator(ImageGenerator):
         if self.cut is None:
             return run_blocks(blocks, z, known)
         if self.ask is None:
-            raise RunFolderError("the middle of this generator is the server's, and nobody is there to ask")
+            raise RunFolderError("the middle of this generator is on the server, and there is no connection to it")
         head, _, tail = self.cut.parts(blocks)
-        got = [self.ask(part.cpu()) for part in run_blocks(head, z, known).split(MAX_MIDDLE_IMAGES)]
-        return run_blocks(tail, torch.cat(got).to(self.device))
+        answers = [self.ask(part.cpu()) for part in run_blocks(head, z, known).split(MAX_MIDDLE_IMAGES)]
+        return run_blocks(tail, torch.cat(answers).to(self.device))
 
     def save(self, folder: Path | str) -> None:
-        """Write its weights and what they are of; what was there is replaced when all is written."""
+        """Write the weights and the specification.
+
+        Args:
+            folder: The folder; an older one is replaced once everything is written.
+        """
         import safetensors.torch
 
-        told = {"model": self.model, "sampling": self.sampling, **({"cut": self.cut} if self.cut else {})}
-        facts = {name: spec.model_dump(mode="json") for name, spec in told.items()}
+        specs = {"model": self.model, "sampling": self.sampling, **({"cut": self.cut} if self.cut else {})}
+        facts = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
         with replace_folder(Path(folder)) as fresh:
             safetensors.torch.save_file({name: w.contiguous() for name, w in self.weights.items()}, fresh / WEIGHTS)
             (fresh / FACTS).write_text(finite_json({**facts, "classes": self.classes, "ema": self.ema}, indent=1))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:
-        """Load what ``save`` wrote."""
+        """Load a folder that ``save`` wrote.
+
+        Args:
+            folder: The folder.
+            device: The device to sample on.
+
+        Raises:
+            RunFolderError: The folder holds no trained generator.
+        """
         import safetensors.torch
 
         folder = Path(folder)
@@ -83,12 +107,12 @@ class GanGenerator(ImageGenerator):
             weights = safetensors.torch.load_file(folder / WEIGHTS)
             sampling, classes = Sampling(**facts["sampling"]), tuple(facts["classes"])
             loaded = cls(Gan(**facts["model"]), weights, cut, classes, sampling, device, facts["ema"])
-            _ = loaded.network  # a file of other weights is noticed here
+            _ = loaded.network  # raises an error if the weights do not fit the model
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
         return loaded
 
 
 def generator_weights(weights: Tensors) -> Tensors:
-    """What of the weights of both networks is the generator's."""
+    """Select the weights of the generator from the weights of both networks."""
     return {name: tensor for name, tensor in weights.items() if name.startswith("generator.")}

@@ -1,4 +1,4 @@
-"""What a run has trained, whatever it is."""
+"""Loads the trained model of a run, of any kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
 
 
 def load(folder: Path, device: str = "cpu") -> DiffusionGenerator | GanGenerator | TrainedAutoencoder:
-    """What a run has trained."""
+    """Load a trained model.
+
+    Args:
+        folder: The ``model/`` folder of a run.
+        device: The device to use it on.
+
+    Raises:
+        RunFolderError: The folder holds no trained model.
+    """
     try:
         facts = json.loads((folder / FACTS).read_text())
         if facts["model"]["kind"] == "gan":

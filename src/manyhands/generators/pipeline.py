@@ -1,4 +1,4 @@
-"""A diffusers pipeline for a U-Net that knows classes, or works on latents. It lies beside the weights.
+"""A diffusers pipeline for a U-Net with classes, or on latents. A copy is in the folder of the weights.
 
 DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)(class_labels=[0, 1, 2])
 """
@@ -10,12 +10,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipe
 
 
 class ImagePipeline(DiffusionPipeline):
-    """Draws one image for each class label; the class after the last one means: no label.
+    """Samples one image for each class label; the class after the last one means no label.
 
-    A U-Net without classes is told how many to draw, by as many zeros.
+    For a U-Net without classes, pass one 0 for each image.
     """
 
-    _optional_components = ["vae"]  # noqa: RUF012 # as diffusers has it
+    _optional_components = ["vae"]  # noqa: RUF012 # as in diffusers
 
     def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, vae: AutoencoderKL | None = None) -> None:
         super().__init__()
@@ -31,17 +31,17 @@ class ImagePipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Images as PIL pictures, or as an array N x H x W x C in [0, 1] for any other output type."""
+        """Return PIL images, or an array (N, H, W, C) in [0, 1] for any other output type."""
         size, channels, known = (self.unet.config[name] for name in ("sample_size", "in_channels", "num_class_embeds"))
         labels = torch.as_tensor(class_labels, device=self.device) if known else None
-        nobody = None if labels is None else torch.full_like(labels, known - 1)
+        no_labels = None if labels is None else torch.full_like(labels, known - 1)
         x = torch.randn(len(class_labels), channels, size, size, generator=generator, device=self.device)
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.progress_bar(self.scheduler.timesteps):
             out = self.unet(x, t, class_labels=labels).sample
             if guidance_scale != 1 and labels is not None:
-                without = self.unet(x, t, class_labels=nobody).sample
-                out = torch.lerp(without, out, guidance_scale)
+                unconditional = self.unet(x, t, class_labels=no_labels).sample
+                out = torch.lerp(unconditional, out, guidance_scale)
             step = self.scheduler.step(out, t, x, eta=eta, use_clipped_model_output=True, generator=generator)
             x = step.prev_sample
         if self.vae is not None:

@@ -1,4 +1,4 @@
-"""The autoencoder of a latent diffusion model: images to smaller latents, and back."""
+"""The autoencoder of a latent diffusion model: it encodes images to smaller latents and decodes them."""
 
 from __future__ import annotations
 
@@ -20,78 +20,97 @@ from manyhands.spec import Float, Int, Spec
 from manyhands.tensors import Tensors, find_not_finite, snapshot
 
 FACTS = "manyhands.json"
-BESIDE_FORM = {"sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
-"""What diffusers keeps with an autoencoder and its network does not depend on."""
-DRAWS_NOTHING = (
-    "an autoencoder was trained, which draws nothing of its own: name its folder in a recipe with "
+NOT_ARCHITECTURE = {"sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
+"""Entries of the config.json of diffusers on which the network does not depend."""
+CANNOT_SAMPLE = (
+    "an autoencoder was trained, which cannot sample by itself: name its folder in a recipe with "
     "method.model.kind = 'latent'"
 )
 
 
 class Autoencoder(Spec):
-    """Square images to ``latent`` channels of a square whose side is halved between each two of the ``widths``.
+    """An autoencoder of square images, whose latents have a smaller side and ``latent`` channels.
 
-    It learns the absolute error of what comes back, and ``kl`` times the divergence of an image's latents from a
-    normal distribution.
+    Its loss is the absolute error of the reconstruction, plus ``kl`` times the divergence of an image's latents from
+    a standard normal distribution.
 
     References:
         Auto-Encoding Variational Bayes, Kingma, Welling, 2014, arXiv 1312.6114
         High-Resolution Image Synthesis with Latent Diffusion Models, Rombach et al., 2022, arXiv 2112.10752
     """
 
-    kind: Literal["autoencoder"] = "autoencoder"
-    size: Int = Field(ge=4, le=2048)
-    channels: Int = Field(ge=1, le=16)
-    latent: Int = Field(default=4, ge=1, le=16)
-    widths: tuple[Int, ...] = Field(default=(32, 64), min_length=2, max_length=6)
-    blocks: Int = Field(default=1, ge=1, le=8)
-    attention: bool = False
-    groups: Int = Field(default=8, ge=1)
-    kl: Float = Field(default=1e-6, ge=0)
+    kind: Literal["autoencoder"] = Field(default="autoencoder", description="Selects this kind of model.")
+    size: Int = Field(ge=4, le=2048, description="The side of the square images in pixels.")
+    channels: Int = Field(ge=1, le=16, description="The number of image channels: 1 for grey, 3 for RGB.")
+    latent: Int = Field(default=4, ge=1, le=16, description="The number of channels of the latents.")
+    widths: tuple[Int, ...] = Field(
+        default=(32, 64),
+        min_length=2,
+        max_length=6,
+        description="The number of features of each level, from the largest side on; each next level halves it.",
+    )
+    blocks: Int = Field(default=1, ge=1, le=8, description="The number of residual blocks of each level.")
+    attention: bool = Field(default=False, description="Whether the middle block has self-attention.")
+    groups: Int = Field(default=8, ge=1, description="The number of groups of group norm.")
+    kl: Float = Field(
+        default=1e-6,
+        ge=0,
+        description="The weight of the divergence of the latents from a standard normal distribution; 0 for none.",
+    )
 
     @property
     def classes(self) -> int:
-        """It is told of none."""
+        """The number of classes, always 0: it takes no labels."""
         return 0
 
     @property
     def side(self) -> int:
-        """The side of the latents."""
+        """The side of the square latents."""
         return self.size >> len(self.widths) - 1
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.size % 2 ** (len(self.widths) - 1) or self.side < 2:
-            raise ValueError(f"size {self.size} cannot be halved {len(self.widths) - 1} times, as the widths ask")
+            raise ValueError(
+                f"size {self.size} cannot be halved {len(self.widths) - 1} times, as {len(self.widths)} widths need"
+            )
         if bad := [width for width in self.widths if width % self.groups or not 1 <= width <= 8192]:
-            raise ValueError(f"width {bad[0]} is no multiple of groups = {self.groups}, from 1 to 8192")
+            raise ValueError(f"width {bad[0]} is not a multiple of groups = {self.groups}, from 1 to 8192")
         return self
 
     def build(self, seed: int) -> AutoencoderModule:
-        """The network with fresh weights."""
+        """Build the network with the initial weights of this seed."""
         with seeded_globally(seed, "autoencoder"):
             return AutoencoderModule(self)
 
     def part_of(self, name: str) -> Literal["down", "up"]:
-        """The encoder is the way down, the decoder the way up."""
+        """Return where a weight is: the encoder is the way down, the decoder the way up."""
         return "down" if name.startswith(("inner.encoder", "inner.quant_conv")) else "up"
 
     def loss(self, network: AutoencoderModule, x: Tensor, rng: torch.Generator) -> Tensor:
-        """The mean absolute error of what comes back from noisy latents, and the divergence of these."""
+        """Return the mean absolute error of the reconstruction plus the weighted divergence of the latents.
+
+        Args:
+            network: The autoencoder.
+            x: Images in [-1, 1], (B, C, H, W).
+            rng: The random numbers that sample the latents.
+        """
         mean, log_variance = network.moments(x)
         noise = torch.randn(mean.shape, generator=rng, device=x.device)
         back = network.decode(mean + (log_variance / 2).exp() * noise)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean() / 2
         return (back - x).abs().mean() + self.kl * divergence
 
-    def form(self) -> dict[str, Any]:
-        """All that the config.json of its weights must say, where it says it."""
+    def architecture(self) -> dict[str, Any]:
+        """Return the entries that the config.json of its weights must have, where it has them."""
         with torch.device("meta"):
-            told: dict[str, Any] = json.loads(self.build(seed=0).inner.to_json_string())
-        return {name: value for name, value in told.items() if not name.startswith("_") and name not in BESIDE_FORM}
+            config: dict[str, Any] = json.loads(self.build(seed=0).inner.to_json_string())
+        return {
+            name: value for name, value in config.items() if not name.startswith("_") and name not in NOT_ARCHITECTURE
+        }
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of diffusers' AutoencoderKL."""
+        """Return the arguments of diffusers' AutoencoderKL."""
         levels = len(self.widths)
         return {
             "in_channels": self.channels,
@@ -107,28 +126,35 @@ class Autoencoder(Spec):
 
 
 class AutoencoderModule(nn.Module):
-    """Encoder and decoder; ``moments`` are the mean and the logarithm of the variance of an image's latents."""
+    """The encoder and the decoder as one module."""
 
     def __init__(self, spec: Autoencoder) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL  # it takes seconds to import
+        from diffusers import AutoencoderKL  # its import takes seconds
 
         self.inner = AutoencoderKL(sample_size=spec.size, **spec.settings())
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the latents of images in [-1, 1]."""
-        told = self.inner.encode(x).latent_dist
-        return told.mean, told.logvar
+        """Encode images in [-1, 1], (B, C, H, W), to the mean and the log variance of their latents."""
+        distribution = self.inner.encode(x).latent_dist
+        return distribution.mean, distribution.logvar
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images of latents."""
+        """Decode latents to images, (B, C, H, W)."""
         out: Tensor = self.inner.decode(latents, return_dict=False)[0]
         return out
 
 
 @dataclass(frozen=True)
 class TrainedAutoencoder:
-    """An autoencoder with its weights; kept in the layout of diffusers."""
+    """An autoencoder with its weights, stored in the layout of diffusers.
+
+    Args:
+        model: The specification.
+        weights: The weights by name.
+        device: The device to work on.
+        ema: The decay of the average over rounds that the weights are; 0 for the weights of the last round.
+    """
 
     model: Autoencoder
     weights: Tensors
@@ -136,22 +162,22 @@ class TrainedAutoencoder:
     ema: float = 0.0
 
     def reconstruct(self, images: Tensor, batch: int = 256) -> Tensor:
-        """What is left of images in [-1, 1] after the latents, in [-1, 1]."""
+        """Encode and decode images in [-1, 1], (N, C, H, W), ``batch`` at once; the result is clamped to [-1, 1]."""
         parts = (self._reconstruct(part.to(self.device)).cpu() for part in images.split(batch))
         return torch.cat(list(parts))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images of latents, as they are: they may lie outside of [-1, 1]."""
+        """Decode latents to images, (B, C, H, W), which are not clamped to [-1, 1]."""
         return self.network.decode(latents)
 
     def save(self, folder: Path | str) -> None:
-        """Write the folder that diffusers' AutoencoderKL and ``from_pretrained`` load."""
+        """Write a folder that diffusers' AutoencoderKL and ``from_pretrained`` load; an older one is replaced."""
         with replace_folder(Path(folder)) as fresh:
             self.write(fresh)
 
     def write(self, folder: Path, scale: float = 1.0) -> None:
-        """Write into a new folder; ``scale`` is what latents are multiplied by before anything learns from them."""
+        """Write into a new folder; ``scale`` is what latents are multiplied by before a model is trained on them."""
         self.network.inner.register_to_config(scaling_factor=scale)
         self.network.inner.save_pretrained(folder)
         facts = {"model": self.model.model_dump(mode="json"), "ema": self.ema}
@@ -159,7 +185,18 @@ class TrainedAutoencoder:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, model: Autoencoder, device: str = "cpu", ema: float = 0.0) -> Self:
-        """Load a folder of this model that we or diffusers wrote; of another one, an error says which."""
+        """Load a folder that ``save`` or diffusers wrote.
+
+        Args:
+            folder: The folder.
+            model: The specification that it must fit.
+            device: The device to work on.
+            ema: The decay of the average over rounds that the weights are; 0 for the weights of the last round.
+
+        Raises:
+            RecipeError: The folder holds an autoencoder of another architecture.
+            RunFolderError: The folder holds no autoencoder, or one that cannot be loaded.
+        """
         from diffusers import AutoencoderKL
 
         folder = Path(folder)
@@ -168,21 +205,23 @@ class TrainedAutoencoder:
             hint = (
                 f"; did you mean {folder / near[0]}?"
                 if near
-                else ("; a run of a recipe with method.model.kind = 'autoencoder' leaves one in its folder's model/")
+                else ("; a run of a recipe with method.model.kind = 'autoencoder' writes one to model/ in its folder")
             )
             raise RunFolderError(f"{folder}: holds no autoencoder in the layout of diffusers{hint}")
         try:
             config = json.loads((folder / "config.json").read_text())
-            for name, told in model.form().items():
-                found = config.get(name, told)
-                if found != told:
-                    raise RecipeError(f"{folder}: is an autoencoder of {name} = {found}, the recipe says {told}")
+            for name, expected in model.architecture().items():
+                actual = config.get(name, expected)
+                if actual != expected:
+                    raise RecipeError(
+                        f"{folder}: is an autoencoder with {name} = {actual}, but the recipe says {expected}"
+                    )
             inner = AutoencoderKL.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
             )
             weights = {f"inner.{name}": tensor.float() for name, tensor in snapshot(inner.state_dict()).items()}
             loaded = cls(model, weights, device, ema)
-            _ = loaded.network  # a file of other weights is noticed here
+            _ = loaded.network  # raises an error if the weights do not fit the model
         except (OSError, ValueError, AttributeError, RuntimeError) as error:
             raise RunFolderError(f"{folder}: this autoencoder cannot be loaded: {error}") from None
         if bad := find_not_finite(loaded.weights):
@@ -191,7 +230,7 @@ class TrainedAutoencoder:
 
     @cached_property
     def network(self) -> AutoencoderModule:
-        """Ready to encode and decode, never to be trained."""
+        """The network with its weights, in evaluation mode and frozen."""
         network = self.model.build(seed=0)
         network.load_state_dict(self.weights)
         return network.to(self.device).eval().requires_grad_(requires_grad=False)

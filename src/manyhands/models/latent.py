@@ -1,4 +1,4 @@
-"""A U-Net that works on the latents of a frozen autoencoder."""
+"""A U-Net on the latents of a frozen autoencoder."""
 
 from __future__ import annotations
 
@@ -15,62 +15,73 @@ if TYPE_CHECKING:
 
 
 class Latent(Spec):
-    """A latent diffusion model: only the U-Net is trained, and sent in rounds.
-
-    ``folder`` holds the ``autoencoder``, in the layout of diffusers: the ``model/`` of a run that trained one, or one
-    from elsewhere. ``scale`` is what latents are multiplied by before the U-Net sees them; without it, silos agree on
-    1 / the deviation of all their latents together.
+    """A latent diffusion model: only the U-Net is trained, and exchanged in rounds.
 
     References:
         High-Resolution Image Synthesis with Latent Diffusion Models, Rombach et al., 2022, arXiv 2112.10752
     """
 
-    kind: Literal["latent"] = "latent"
-    size: Int = Field(ge=4, le=2048)
-    channels: Int = Field(ge=1, le=16)
-    classes: Int = Field(ge=0, le=100_000)
-    folder: str
-    autoencoder: Autoencoder
-    unet: UNet
-    scale: Float | None = Field(default=None, ge=1e-6, le=1e6)
+    kind: Literal["latent"] = Field(default="latent", description="Selects this kind of model.")
+    size: Int = Field(ge=4, le=2048, description="The side of the square images in pixels.")
+    channels: Int = Field(ge=1, le=16, description="The number of image channels: 1 for grey, 3 for RGB.")
+    classes: Int = Field(ge=0, le=100_000, description="The number of classes; 0 for an unconditional model.")
+    folder: str = Field(
+        description=(
+            "The folder of the trained autoencoder in the layout of diffusers, such as the `model/` folder of a run "
+            "that trained one."
+        )
+    )
+    autoencoder: Autoencoder = Field(description="The autoencoder in that folder; size and channels are filled in.")
+    unet: UNet = Field(description="The U-Net; size, channels and classes are filled in for the latents.")
+    scale: Float | None = Field(
+        default=None,
+        ge=1e-6,
+        le=1e6,
+        description=(
+            "What latents are multiplied by before the U-Net sees them; None for 1 / the standard deviation of the "
+            "latents of all silos, which they agree on."
+        ),
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _filled_in(cls, told: Any) -> Any:
-        """The autoencoder is for the images, the U-Net for the latents."""
-        if not isinstance(told, dict):
-            return told
-        form = {name: told[name] for name in ("size", "channels", "classes") if name in told}
-        first, unet = told.get("autoencoder", {}), told.get("unet", {})
+    def _filled_in(cls, fields: Any) -> Any:
+        """Fill in that the autoencoder is for the images, and the U-Net for the latents."""
+        if not isinstance(fields, dict):
+            return fields
+        shape = {name: fields[name] for name in ("size", "channels", "classes") if name in fields}
+        first, unet = fields.get("autoencoder", {}), fields.get("unet", {})
         if isinstance(first, dict):
-            first = {name: form[name] for name in ("size", "channels") if name in form} | first
+            first = {name: shape[name] for name in ("size", "channels") if name in shape} | first
         try:
-            made = Autoencoder.model_validate(first)
-            form |= {"size": made.side, "channels": made.latent}
+            autoencoder = Autoencoder.model_validate(first)
+            shape |= {"size": autoencoder.side, "channels": autoencoder.latent}
         except ValidationError:
-            pass  # told when it is looked at in its own place
-        return told | {"autoencoder": first, "unet": form | unet if isinstance(unet, dict) else unet}
+            pass  # the error is raised when the field itself is validated
+        return fields | {"autoencoder": first, "unet": shape | unet if isinstance(unet, dict) else unet}
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         first, unet = self.autoencoder, self.unet
         if (first.size, first.channels) != (self.size, self.channels):
-            raise ValueError(f"autoencoder is for {first.channels} x {first.size}, not {self.channels} x {self.size}")
+            raise ValueError(
+                f"autoencoder is for images of {first.channels} x {first.size}, not {self.channels} x {self.size}"
+            )
         if (unet.size, unet.channels, unet.classes) != (first.side, first.latent, self.classes):
             raise ValueError(
-                f"unet is for {unet.channels} x {unet.size} and {unet.classes} classes, latents are {first.latent} x "
-                f"{first.side} and there are {self.classes}"
+                f"unet is for {unet.channels} x {unet.size} and {unet.classes} classes, but the latents are "
+                f"{first.latent} x {first.side} and there are {self.classes} classes"
             )
         return self
 
     def load(self) -> TrainedAutoencoder:
-        """The autoencoder of the folder."""
+        """Load the autoencoder from its folder."""
         return TrainedAutoencoder.from_pretrained(self.folder, self.autoencoder)
 
     def build(self, seed: int) -> UNetModule:
-        """The U-Net with fresh weights."""
+        """Build the U-Net with the initial weights of this seed."""
         return self.unet.build(seed)
 
     def part_of(self, name: str) -> Literal["down", "mid", "up"]:
-        """Where in the U-Net a weight is."""
+        """Return where in the U-Net a weight is."""
         return self.unet.part_of(name)

@@ -1,4 +1,4 @@
-"""The names, shapes and types of a network's weights, and the weights that it begins with, without the network."""
+"""The names, shapes and types of a network's weights, and its initial weights, without keeping the network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from manyhands.silos.silo import Buildable
 
 _known: dict[Buildable, StateSpec] = {}
-_apart = False
+_in_subprocess = False
 
 
 def state_spec_of(spec: Buildable) -> StateSpec:
-    """Of a network that a specification builds."""
+    """Return names, shapes and types of the weights of the network that this specification builds."""
     if spec not in _known:
         with torch.device("meta"):
             _known[spec] = state_spec(spec.build(seed=0).state_dict())
@@ -27,19 +27,19 @@ def state_spec_of(spec: Buildable) -> StateSpec:
 
 
 def initial_weights(spec: Buildable, seed: int) -> Tensors:
-    """Those that a network begins with."""
-    found = _built_apart(spec, seed) if _apart else snapshot(spec.build(seed).state_dict())
-    _known.setdefault(spec, state_spec(found))
-    return found
+    """Return the initial weights of the network that this specification builds with this seed."""
+    weights = _built_in_subprocess(spec, seed) if _in_subprocess else snapshot(spec.build(seed).state_dict())
+    _known.setdefault(spec, state_spec(weights))
+    return weights
 
 
 def build_in_subprocess() -> None:
-    """From now on, let ``initial_weights`` build in a process that ends: the libraries of networks take much memory."""
-    global _apart
-    _apart = True
+    """Let ``initial_weights`` build in a subprocess from now on: the libraries of networks take much memory."""
+    global _in_subprocess
+    _in_subprocess = True
 
 
-def _built_apart(spec: Buildable, seed: int) -> Tensors:
+def _built_in_subprocess(spec: Buildable, seed: int) -> Tensors:
     with tempfile.NamedTemporaryFile(prefix="manyhands-") as file:
         SubprocessTask(_write, spec, seed, file.name).result()
         return safetensors.torch.load_file(file.name)

@@ -1,4 +1,4 @@
-"""The U-Net of diffusers, behind one typed module."""
+"""The U-Net of diffusers, as a typed specification and module."""
 
 from __future__ import annotations
 
@@ -12,64 +12,78 @@ from manyhands.spec import Float, Int, Spec
 
 
 class UNet(Spec):
-    """A U-Net for square images. ``classes`` 0 makes it unconditional.
-
-    ``attention`` is on the last level and in the middle if true, on those levels (counted from 0, the largest) and in
-    the middle if it is a list of them. ``head`` is the width of an attention head. ``scale_shift`` lets time scale the
-    features too, ``resnet_sampling`` halves and doubles by residual blocks.
+    """A U-Net for square images, the denoiser of a diffusion model.
 
     References:
         U-Net: Convolutional Networks for Biomedical Image Segmentation, Ronneberger et al., 2015, arXiv 1505.04597
         Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
     """
 
-    kind: Literal["unet"] = "unet"
-    size: Int = Field(ge=4, le=1024)
-    channels: Int = Field(ge=1, le=16)
-    classes: Int = Field(ge=0, le=100_000)
-    widths: tuple[Int, ...] = Field(default=(32, 64), min_length=1, max_length=8)
-    blocks: Int = Field(default=1, ge=1, le=8)
-    attention: bool | tuple[Int, ...] = False
-    head: Int = Field(default=8, ge=1, le=8192)
-    dropout: Float = Field(default=0.0, ge=0, lt=1)
-    groups: Int = Field(default=8, ge=1)
-    scale_shift: bool = False
-    resnet_sampling: bool = False
+    kind: Literal["unet"] = Field(default="unet", description="Selects this kind of model.")
+    size: Int = Field(ge=4, le=1024, description="The side of the square images in pixels.")
+    channels: Int = Field(ge=1, le=16, description="The number of image channels: 1 for grey, 3 for RGB.")
+    classes: Int = Field(ge=0, le=100_000, description="The number of classes; 0 for an unconditional model.")
+    widths: tuple[Int, ...] = Field(
+        default=(32, 64),
+        min_length=1,
+        max_length=8,
+        description="The number of features of each level, from the largest side on; each next level halves it.",
+    )
+    blocks: Int = Field(default=1, ge=1, le=8, description="The number of residual blocks of each level.")
+    attention: bool | tuple[Int, ...] = Field(
+        default=False,
+        description=(
+            "Where self-attention is: nowhere (false), on the smallest level and in the middle block (true), or on a "
+            "list of levels, counted from 0 for the largest, and in the middle block."
+        ),
+    )
+    head: Int = Field(default=8, ge=1, le=8192, description="The number of features of an attention head.")
+    dropout: Float = Field(default=0.0, ge=0, lt=1, description="The dropout rate of the residual blocks; 0 for none.")
+    groups: Int = Field(default=8, ge=1, description="The number of groups of group norm.")
+    scale_shift: bool = Field(
+        default=False, description="Whether the time embedding scales the features too, instead of only shifting them."
+    )
+    resnet_sampling: bool = Field(
+        default=False,
+        description="Whether residual blocks change the side between levels, instead of plain convolutions.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         halvings = len(self.widths) - 1
         if self.size % 2**halvings:
-            raise ValueError(f"size {self.size} cannot be halved {halvings} times, as {len(self.widths)} widths ask")
+            raise ValueError(f"size {self.size} cannot be halved {halvings} times, as {len(self.widths)} widths need")
         if bad := [width for width in self.widths if width % self.groups or not 1 <= width <= 8192]:
-            raise ValueError(f"width {bad[0]} is no multiple of groups = {self.groups}, from 1 to 8192")
+            raise ValueError(f"width {bad[0]} is not a multiple of groups = {self.groups}, from 1 to 8192")
         if bad := [level for level in self.attended if level not in range(len(self.widths))]:
-            raise ValueError(f"attention on level {bad[0]}, there are levels 0 to {halvings}")
+            raise ValueError(f"attention names level {bad[0]}, but the levels are 0 to {halvings}")
         if bad := [self.widths[i] for i in {*self.attended, halvings} if self.attention and self.widths[i] % self.head]:
-            raise ValueError(f"width {bad[0]} is no multiple of head = {self.head}, the width of an attention head")
+            raise ValueError(
+                f"width {bad[0]} is not a multiple of head = {self.head}, the number of features of an attention head"
+            )
         return self
 
     @property
     def attended(self) -> tuple[int, ...]:
-        """The levels that have attention."""
+        """The levels that have self-attention."""
         if isinstance(self.attention, bool):
             return (len(self.widths) - 1,) * self.attention
         return self.attention
 
     def build(self, seed: int) -> UNetModule:
-        """The network with fresh weights."""
+        """Build the network with the initial weights of this seed."""
         with seeded_globally(seed, "unet"):
             return UNetModule(self)
 
     def part_of(self, name: str) -> Literal["down", "mid", "up"]:
-        """Where a weight is: on the way down (with what tells time and class), in the middle, or on the way up."""
+        """Return where a weight is: on the way down (with the embeddings), in the middle or on the way up."""
         name = name.removeprefix("inner.")
         if name.startswith("mid_block"):
             return "mid"
         return "up" if name.startswith(("up_blocks", "conv_norm_out", "conv_out")) else "down"
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of diffusers' UNet2DModel. Its class after the last one means: no label."""
+        """Return the arguments of diffusers' UNet2DModel. The class number after the last means no label."""
         down = ["AttnDownBlock2D" if i in self.attended else "DownBlock2D" for i in range(len(self.widths))]
         return {
             "sample_size": self.size,
@@ -91,15 +105,21 @@ class UNet(Spec):
 
 
 class UNetModule(nn.Module):
-    """A denoiser: noised images, steps 1 to T and labels in, the target out."""
+    """A denoiser: noised images, timesteps 1 to T and labels in, the predicted target out."""
 
     def __init__(self, spec: UNet) -> None:
         super().__init__()
-        from diffusers import UNet2DModel  # it takes seconds to import
+        from diffusers import UNet2DModel  # its import takes seconds
 
         self.inner = UNet2DModel(**spec.settings())
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Diffusers counts the steps from 0, and calls the noise after one step 0."""
+        """Predict the target, (B, C, H, W).
+
+        Args:
+            x_t: Noised images, (B, C, H, W).
+            t: Their timesteps from 1 to T, (B,); diffusers counts from 0.
+            labels: The class numbers, (B,), or None for an unconditional model.
+        """
         out: Tensor = self.inner(x_t, t - 1, class_labels=labels, return_dict=False)[0]
         return out

@@ -1,4 +1,4 @@
-"""What a block of a network costs, from its specification alone: operations of a pass, and the memory of training."""
+"""What each block of a GAN costs, computed from its specification: operations of a pass, memory of training."""
 
 from __future__ import annotations
 
@@ -14,39 +14,44 @@ from manyhands.models.gan import NETWORKS, BatchNorm, Gan, run_blocks
 
 
 class BlockFlops(NamedTuple):
-    """The floating-point operations of one image in a block, forward and backward."""
+    """The floating-point operations of a block for one image, forward and backward."""
 
     forward: float
     backward: float
 
 
 def block_flops(model: Gan, network: str, *, authors: bool = False) -> tuple[BlockFlops, ...]:
-    """Of each block, layer by layer.
+    """Return the operations of each block of a network, the sum over its layers.
 
-    ``authors`` counts as HuSCF-GAN's code does, which takes the output's positions of a transposed convolution
-    for those of its input: four times as many where it doubles the side.
+    Args:
+        model: The specification of the GAN.
+        network: "generator" or "discriminator".
+        authors: Whether to count as the code of HuSCF-GAN does, which multiplies the kernel of a transposed
+            convolution by its output positions instead of its input positions: four times as many where it doubles
+            the side.
     """
     return _block_flops(model, network, authors)
 
 
 @cache
 def _block_flops(model: Gan, network: str, authors: bool) -> tuple[BlockFlops, ...]:
-    found = []
+    costs = []
     with torch.device("meta"):
-        made, x, labels = model.build(seed=0).eval(), *_batch(model, network, 2)
+        networks, x, labels = model.build(seed=0).eval(), *_batch(model, network, 2)
         first = True
-        for block in getattr(made, network):
+        for block in getattr(networks, network):
             layers: list[tuple[nn.Module, Tensor, Tensor]] = []
-            hooks = [each.register_forward_hook(_kept(layers)) for each in block.modules() if not list(each.children())]
+            leaves = [module for module in block.modules() if not list(module.children())]
+            hooks = [module.register_forward_hook(_recorder(layers)) for module in leaves]
             x = run_blocks([block], x, labels)
             for hook in hooks:
                 hook.remove()
             works = []
-            for layer, taken, given in layers:
-                works.append(_layer_flops(layer, taken, given, first=first, authors=authors))
+            for layer, inputs, outputs in layers:
+                works.append(_layer_flops(layer, inputs, outputs, first=first, authors=authors))
                 first = first and not isinstance(layer, MATRICES)
-            found.append(BlockFlops(*(sum(parts) for parts in zip(*works, strict=True))))
-    return tuple(found)
+            costs.append(BlockFlops(*(sum(parts) for parts in zip(*works, strict=True))))
+    return tuple(costs)
 
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
@@ -56,48 +61,54 @@ PER_NUMBER: dict[type[nn.Module], BlockFlops] = {
 }  # fmt: skip
 
 
-def _layer_flops(layer: nn.Module, taken: Tensor, given: Tensor, *, first: bool, authors: bool) -> BlockFlops:
-    numbers = given[0].numel()
+def _layer_flops(layer: nn.Module, inputs: Tensor, outputs: Tensor, *, first: bool, authors: bool) -> BlockFlops:
+    numbers = outputs[0].numel()
     if isinstance(layer, MATRICES):
         if isinstance(layer, nn.Linear):
             products = layer.in_features * layer.out_features
         else:
-            places = taken if isinstance(layer, nn.ConvTranspose2d) and not authors else given
+            positions = inputs if isinstance(layer, nn.ConvTranspose2d) and not authors else outputs
             kernel = layer.kernel_size[0] * layer.kernel_size[1]
-            products = layer.in_channels * layer.out_channels * kernel * places[0, 0].numel()
+            products = layer.in_channels * layer.out_channels * kernel * positions[0, 0].numel()
         return BlockFlops(2 * products + numbers, (2 if first else 4) * products + numbers)
-    each = PER_NUMBER.get(type(layer), BlockFlops(0, 0))
-    return BlockFlops(each.forward * numbers, each.backward * numbers)
+    cost = PER_NUMBER.get(type(layer), BlockFlops(0, 0))
+    return BlockFlops(cost.forward * numbers, cost.backward * numbers)
 
 
 @cache
 def block_memory(model: Gan, network: str, batch: int) -> tuple[int, ...]:
-    """The bytes that each block holds in training in float32: weights, Adam's, and what the backward pass needs."""
+    """Return the bytes of each block in training in float32: weights, gradients, Adam's moments, saved activations."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    found = []
+    memory = []
     with FakeTensorMode():
-        made, x, labels = model.build(seed=0), *_batch(model, network, batch)
-        for block in getattr(made, network):
+        networks, x, labels = model.build(seed=0), *_batch(model, network, batch)
+        for block in getattr(networks, network):
             count = sum(weight.numel() for weight in block.parameters())
-            held, x = saved_bytes(block, partial(run_blocks, [block], x, labels))
-            found.append(4 * COPIES * count + held)
-    return tuple(found)
+            saved, x = saved_bytes(block, partial(run_blocks, [block], x, labels))
+            memory.append(4 * COPIES * count + saved)
+    return tuple(memory)
 
 
 PASSES = {"generator": 1, "discriminator": 3}
-"""How often each network is run, forward and backward, in an iteration."""
+"""How often an iteration runs each network, forward and backward."""
 
 
 def training_cost(model: Gan, batch: int, kept: Callable[[str, int], bool]) -> tuple[float, int]:
-    """The operations of an image in an iteration, and the memory of training, in the blocks that are ``kept``."""
+    """Return the operations of one image in an iteration, and the bytes of memory that training takes.
+
+    Args:
+        model: The specification of the GAN.
+        batch: The images of a batch.
+        kept: Whether a block counts, by network and number.
+    """
     work, memory = 0.0, 0
     for network in NETWORKS:
-        held = block_memory(model, network, batch)
+        block_bytes = block_memory(model, network, batch)
         for number, block in enumerate(block_flops(model, network)):
             if kept(network, number):
                 work += PASSES[network] * sum(block)
-                memory += held[number]
+                memory += block_bytes[number]
     return work, memory
 
 
@@ -108,8 +119,8 @@ def _batch(model: Gan, network: str, count: int) -> tuple[Tensor, Tensor | None]
     return torch.zeros(count, model.channels, model.size, model.size), labels
 
 
-def _kept(layers: list[tuple[nn.Module, Tensor, Tensor]]) -> Callable[..., None]:
-    def keep(layer: nn.Module, taken: tuple[Any, ...], given: Tensor) -> None:
-        layers.append((layer, taken[0], given))
+def _recorder(layers: list[tuple[nn.Module, Tensor, Tensor]]) -> Callable[..., None]:
+    def record(layer: nn.Module, inputs: tuple[Any, ...], outputs: Tensor) -> None:
+        layers.append((layer, inputs[0], outputs))
 
-    return keep
+    return record

@@ -1,4 +1,4 @@
-"""Cuts by a genetic algorithm, as HuSCF-GAN looks for them: it may miss the best ones, and says so of nothing."""
+"""Searches cuts by a genetic algorithm, as HuSCF-GAN does; it may miss the best ones without noticing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from manyhands.errors import RecipeError
-from manyhands.placement.solver import Levels, Problem, held
+from manyhands.placement.solver import Levels, Problem, memory_at
 
 try:
     from pymoo.algorithms.soo.nonconvex.ga import GA
@@ -17,18 +17,26 @@ try:
     from pymoo.operators.sampling.rnd import IntegerRandomSampling
     from pymoo.optimize import minimize
 except ImportError:
-    raise RecipeError("the genetic solver needs pymoo, which is not here: pip install 'manyhands[genetic]'") from None
+    raise RecipeError(
+        "the genetic solver needs pymoo, which is not installed: pip install 'manyhands[genetic]'"
+    ) from None
 
 POPULATION, GENERATIONS = 100, 100
-REDRAWN = 0.05
-"""The chance of each gene to be drawn anew."""
+MUTATION_RATE = 0.05
+"""The probability that a gene is sampled again."""
 
 
 def genetic(problem: Problem, seed: int, population: int = POPULATION, generations: int = GENERATIONS) -> Levels | None:
-    """The best levels that were met, or None where none were within memory.
+    """Return the best levels of the search, or None if it met none that fit into memory.
 
-    A chromosome has one level for each kind of device at each end. The best of a generation live on in the next, and
-    no chromosome is measured twice.
+    A chromosome has one level for each kind of device at each end. The best of a generation survive, and no chromosome
+    is evaluated twice.
+
+    Args:
+        problem: The devices and what each level costs.
+        seed: The seed of the search.
+        population: The number of chromosomes of a generation.
+        generations: The number of generations.
 
     References:
         A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
@@ -40,20 +48,20 @@ def genetic(problem: Problem, seed: int, population: int = POPULATION, generatio
         pop_size=population, sampling=IntegerRandomSampling(), crossover=UniformCrossover(prob=0.7),
         mutation=_Redraw(), eliminate_duplicates=True,
     )  # fmt: skip
-    found = minimize(space, algorithm, ("n_gen", generations), seed=seed, verbose=False)
-    return None if found.X is None else {end: rows[0] for end, rows in space.levels(np.atleast_2d(found.X)).items()}
+    result = minimize(space, algorithm, ("n_gen", generations), seed=seed, verbose=False)
+    return None if result.X is None else {end: rows[0] for end, rows in space.levels(np.atleast_2d(result.X)).items()}
 
 
 class _Space(Search):  # type: ignore[misc]
-    """Chromosomes, and what they take."""
+    """The search space: chromosomes, their seconds and their lack of memory."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.known = problem, dict[bytes, tuple[float, float]]()
-        low, high = (np.concatenate(list(each.values())) for each in (problem.outermost(), problem.innermost()))
+        low, high = (np.concatenate(list(levels.values())) for levels in (problem.outermost(), problem.innermost()))
         super().__init__(n_var=len(low), n_obj=1, n_ieq_constr=1, xl=low, xu=high, vtype=int)
 
     def levels(self, rows: np.ndarray) -> Levels:
-        """What chromosomes stand for."""
+        """Return the levels that chromosomes encode."""
         parts = np.split(np.asarray(rows, int), len(self.problem.sides), axis=1)
         return dict(zip(self.problem.sides, parts, strict=True))
 
@@ -67,13 +75,13 @@ class _Space(Search):  # type: ignore[misc]
     def _measured(self, rows: np.ndarray) -> list[tuple[float, float]]:
         levels, problem = self.levels(rows), self.problem
         seconds = sum(side.seconds(levels[end], problem.counts).sum(0) for end, side in problem.sides.items())
-        lacks = np.maximum(held(problem.sides, levels) - problem.memory, 0).sum(1)
+        lacks = np.maximum(memory_at(problem.sides, levels) - problem.memory, 0).sum(1)
         return list(zip(np.asarray(seconds).tolist(), lacks.tolist(), strict=True))
 
 
 class _Redraw(Mutation):  # type: ignore[misc]
-    """Draws genes anew."""
+    """Samples genes again."""
 
     def _do(self, problem: _Space, rows: np.ndarray, *_: Any, random_state: np.random.Generator, **__: Any) -> Any:
-        drawn = random_state.integers(problem.xl.astype(int), problem.xu.astype(int) + 1, rows.shape)
-        return np.where(random_state.random(rows.shape) < REDRAWN, drawn, rows)
+        fresh = random_state.integers(problem.xl.astype(int), problem.xu.astype(int) + 1, rows.shape)
+        return np.where(random_state.random(rows.shape) < MUTATION_RATE, fresh, rows)

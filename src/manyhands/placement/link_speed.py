@@ -1,4 +1,4 @@
-"""How fast a link is, measured by real messages to a peer who answers."""
+"""Measures how fast a link is, with real messages to a peer that answers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from manyhands.messages.plan import Plan
 from manyhands.tensors import TensorSpec
 
 MAX_TEST_BYTES = 1 << 23
-"""The most numbers of a message that measures a link."""
+"""The most values of a message that measures a link."""
 ROUND_TRIPS, TRANSFERS, TRANSFER = 10, 3, 0.3
-"""Small messages, large ones, and the least seconds of a large one, unless it is ``MAX_TEST_BYTES`` already."""
-PATIENCE = 60.0
+"""The number of small messages and of large ones, and the least seconds of a large one below ``MAX_TEST_BYTES``."""
+TIMEOUT = 60.0
 """The most seconds of one message."""
 FLOATS = TensorSpec((None,), torch.float32, MAX_TEST_BYTES)
 PLAN = Plan({"link": Operation(
@@ -33,9 +33,12 @@ PLAN = Plan({"link": Operation(
 
 
 class Link(NamedTuple):
-    """Bytes a second towards the peer and back, if that is known, and the seconds of a message without a weight.
+    """The speed of a link, which includes writing, checking and reading a message.
 
-    To write, to check and to read a message is a part of sending it.
+    Args:
+        rate: The bytes per second to the peer.
+        down: The bytes per second from the peer; None if unknown.
+        latency: The seconds of an empty message.
     """
 
     rate: float
@@ -44,7 +47,7 @@ class Link(NamedTuple):
 
 
 def measure_link(stream: Stream) -> Link:
-    """What a peer who ``answer``s can be sent, and sends."""
+    """Measure the link to a peer that runs ``answer``."""
     latency = median(_exchange(stream, 0, 0) for _ in range(ROUND_TRIPS)) / 2
 
     def rate(ways: tuple[int, int]) -> float:
@@ -60,33 +63,40 @@ def measure_link(stream: Stream) -> Link:
 
 
 def _exchange(stream: Stream, up: int, down: int) -> float:
-    """The seconds of a message of so many numbers, and of an answer of so many."""
+    """Return the seconds of a message with ``up`` values and an answer with ``down`` values."""
     message, began = Message("link", {"x": torch.zeros(()).expand(up)}, {"answer": down}), perf_counter()
     send(stream, message)
-    reply = receive(stream, _bytes(down), PATIENCE)
+    reply = receive(stream, _bytes(down), TIMEOUT)
     if reply is None:
-        raise MessageError("the peer has gone")
+        raise MessageError("the peer has disconnected")
     PLAN.check(reply, "down")
     return perf_counter() - began
 
 
 def answer(stream: Stream, seconds: float) -> int:
-    """Answer one who measures the link, until that one goes, or for so many seconds; how often."""
+    """Answer a peer that measures the link until it disconnects or time is up; return the number of answers."""
     count, deadline = 0, time.monotonic() + seconds
-    while message := receive(stream, _bytes(MAX_TEST_BYTES), min(PATIENCE, deadline - time.monotonic())):
+    while message := receive(stream, _bytes(MAX_TEST_BYTES), min(TIMEOUT, deadline - time.monotonic())):
         PLAN.check(message, "up")
         if not 0 <= message.facts["answer"] <= MAX_TEST_BYTES:
-            raise MessageError(f"asks for {message.facts['answer']:,} numbers, {MAX_TEST_BYTES:,} are the most")
+            raise MessageError(f"asks for {message.facts['answer']:,} values, but {MAX_TEST_BYTES:,} are the most")
         send(stream, Message("link", {"x": torch.zeros(()).expand(message.facts["answer"])}))
         count += 1
     return count
 
 
 def answer_one(host: str, port: int, seconds: float, say: Callable[[str], None]) -> None:
-    """Answer one peer who measures the link, for at most so many seconds; who talks of something else is sent away."""
+    """Wait for one peer that measures the link, and answer it. Peers that send anything else are disconnected.
+
+    Args:
+        host: The address to listen at.
+        port: The port; 0 for any free one.
+        seconds: The most seconds to wait.
+        say: Prints a line of progress.
+    """
     deadline = time.monotonic() + seconds
     with _listening(host, port) as listener:
-        say(f"waiting at {host}:{listener.getsockname()[1]} for one who measures the link, at most {seconds:g} s")
+        say(f"waiting at {host}:{listener.getsockname()[1]} for a peer that measures the link, at most {seconds:g} s")
         while (left := deadline - time.monotonic()) > 0:
             listener.settimeout(left)
             try:
@@ -99,7 +109,7 @@ def answer_one(host: str, port: int, seconds: float, say: Callable[[str], None])
                         say(f"answered {place[0]} {count} times")
                         return
                 except (MessageError, Refused, OSError) as error:
-                    say(f"sent {place[0]} away: {error}")
+                    say(f"disconnected {place[0]}: {error}")
     raise ManyhandsError(f"{host}:{port}: nobody measured the link within {seconds:g} s")
 
 
@@ -107,21 +117,21 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise RecipeError(f"{host}:{port}: cannot be listened at: {error}") from None
+        raise RecipeError(f"{host}:{port}: cannot listen: {error}") from None
 
 
 def link_to(host: str, port: int) -> Link:
-    """The link to a peer who answers there."""
+    """Measure the link to a peer that waits at this address."""
     try:
-        with socket.create_connection((host, port), timeout=PATIENCE) as peer:
+        with socket.create_connection((host, port), timeout=TIMEOUT) as peer:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return measure_link(peer)
     except (OSError, MessageError, Refused) as error:
-        raise RecipeError(f"{host}:{port}: answers nobody who measures the link: {error}") from None
+        raise RecipeError(f"{host}:{port}: cannot measure the link: {error}") from None
 
 
 def address(text: str, option: str) -> tuple[str, int]:
-    """Host and port; a port alone is on this machine."""
+    """Parse HOST:PORT; a port alone is on this machine."""
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise RecipeError(f"{option} {text}: is not HOST:PORT")
@@ -129,5 +139,5 @@ def address(text: str, option: str) -> tuple[str, int]:
 
 
 def _bytes(numbers: int) -> int:
-    """The most bytes of a message with so many numbers."""
+    """Return the most bytes of a message with this many values."""
     return 4 * numbers + 4096

@@ -1,9 +1,9 @@
-"""What an iteration of a cut GAN takes on given devices, and where each of them is best cut.
+"""How long an iteration of a cut GAN takes on given devices, and which cuts make it fastest.
 
-The model of time is that of HuSCF-GAN: devices work side by side, the server serves one after another, block by block.
-``authors`` has its slips: transposed convolutions count as if their output were their input, the server's way back
-through the generator's head and the discriminator's takes the time of its tail, and the discriminator's server part
-runs once where it runs three times. ``corrected`` has none.
+The time model is that of HuSCF-GAN: devices work in parallel, and the server runs block by block, for one device after
+another. ``authors`` repeats the errors of its code: transposed convolutions count their output positions instead of
+their input positions, the server's backward pass through the heads takes the time of the tail, and the server part of
+the discriminator runs once instead of three times. ``corrected`` has none of these errors.
 
 References:
     A Distributed Generative AI Approach for Heterogeneous Multi-Domain Environments under Data Sharing constraints,
@@ -24,7 +24,7 @@ from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.layer_cut import LayerCut, LayerCuts, block_outputs
 from manyhands.models.work import PASSES, block_flops, block_memory
 from manyhands.placement.devices import Fleet
-from manyhands.placement.solver import End, Problem, Side, exact, held
+from manyhands.placement.solver import End, Problem, Side, exact, memory_at
 
 Mode = Literal["corrected", "authors"]
 Solver = Literal["exact", "genetic"]
@@ -33,9 +33,13 @@ SIDES = ("head", "tail")
 
 @dataclass(frozen=True)
 class Planner:
-    """Knows what devices and blocks cost, and finds the cuts under which an iteration takes least.
+    """Computes the time of an iteration, and finds the cuts with the shortest one.
 
-    ``min_head`` is the least last block of the discriminator's head, which sees the images.
+    Args:
+        model: The GAN that is to be cut.
+        fleet: The server, the devices and the batch.
+        mode: The time model: "corrected", or "authors" for that of HuSCF-GAN's code.
+        min_head: The least ``head`` of the discriminator's cut; this head sees the images.
     """
 
     model: Gan
@@ -46,45 +50,45 @@ class Planner:
     def __post_init__(self) -> None:
         if not 0 <= self.min_head < self.model.middle:
             raise RecipeError(
-                f"min_head is {self.min_head}: a head ends before block {self.model.middle}, which is the server's"
+                f"min_head is {self.min_head}, but must be below block {self.model.middle}, which is on the server"
             )
 
     @cached_property
     def names(self) -> list[str]:
-        """Those of the kinds of devices."""
+        """The names of the kinds of devices."""
         return list(self.fleet.devices)
 
     @cached_property
     def sides(self) -> dict[End, Side]:
-        """Head and tail of both networks."""
+        """The costs of head and tail of both networks."""
         return {(network, side): self._side(network, side) for network in NETWORKS for side in SIDES}
 
     @cached_property
     def middles(self) -> dict[str, tuple[float, float]]:
-        """Seconds of the server in the middle block of each network, forward and backward."""
-        found = {}
+        """The seconds of the server in the middle block of each network, forward and backward."""
+        seconds = {}
         for network in NETWORKS:
-            there, back = self._server_seconds(network, self.model.middle)
-            found[network] = (there * self.fleet.total, back * self.fleet.total)
-        return found
+            forward, backward = self._server_seconds(network, self.model.middle)
+            seconds[network] = (forward * self.fleet.total, backward * self.fleet.total)
+        return seconds
 
     def seconds(self, cuts: Mapping[str, LayerCuts]) -> float:
-        """One iteration with these cuts."""
+        """Return the seconds of one iteration with these cuts."""
         return sum(seconds for _, seconds in self.parts(cuts))
 
     def parts(self, cuts: Mapping[str, LayerCuts]) -> list[tuple[str, float]]:
-        """The parts of an iteration one after another: name and seconds."""
-        found = []
+        """Return the parts of an iteration in order, with name and seconds."""
+        parts = []
         for network in NETWORKS:
-            first, last = (self._times((network, side), cuts) for side in SIDES)
-            there, back = self.middles[network]
-            found += [(f"{network}: heads forward", first[0]), (f"{network}: middle forward", there)]
-            found += [(f"{network}: tails forward", last[1]), (f"{network}: tails backward", last[0])]
-            found += [(f"{network}: middle backward", back), (f"{network}: heads backward", first[1])]
-        return found
+            head, tail = (self._times((network, side), cuts) for side in SIDES)
+            forward, backward = self.middles[network]
+            parts += [(f"{network}: heads forward", head[0]), (f"{network}: middle forward", forward)]
+            parts += [(f"{network}: tails forward", tail[1]), (f"{network}: tails backward", tail[0])]
+            parts += [(f"{network}: middle backward", backward), (f"{network}: heads backward", head[1])]
+        return parts
 
     def sent(self, cuts: LayerCuts) -> int:
-        """What a device sends in an iteration; it gets as much."""
+        """Return the bytes that a device sends in an iteration; it receives as many."""
         return sum(
             int(self.sides[network, side].bytes[self._level(network, side, cuts)])
             for network in NETWORKS
@@ -92,25 +96,33 @@ class Planner:
         )
 
     def memory(self, cuts: LayerCuts) -> int:
-        """The bytes that training takes at a device."""
+        """Return the bytes of memory that training takes at a device."""
         levels = {(network, side): np.array(self._level(network, side, cuts)) for network, side in self.sides}
-        return int(held(self.sides, levels))
+        return int(memory_at(self.sides, levels))
 
     def cuts(self, solver: Solver = "exact", seed: int = 0) -> dict[str, LayerCuts]:
-        """The cuts under which an iteration takes least; those of ``genetic`` may take more."""
+        """Return the cuts of each kind of device with the shortest iteration.
+
+        Args:
+            solver: "exact", or "genetic" for the search of HuSCF-GAN, whose cuts may be slower.
+            seed: The seed of the genetic search.
+
+        Raises:
+            RecipeError: No cuts fit into the memory of the devices.
+        """
         if solver == "exact":
-            found = exact(self.problem)
+            levels = exact(self.problem)
         else:
             from manyhands.placement.genetic import genetic
 
-            found = genetic(self.problem, seed)
-        if found is None:
+            levels = genetic(self.problem, seed)
+        if levels is None:
             raise self._too_small()
-        return self.cuts_of(found)
+        return self.cuts_of(levels)
 
     @cached_property
     def problem(self) -> Problem:
-        """What a solver needs to know."""
+        """The problem that a solver solves."""
         memory = [np.inf if device.memory is None else device.memory for device in self.fleet.devices.values()]
         least = {end: self.min_head if end == ("discriminator", "head") else 0 for end in self.sides}
         return Problem(self.sides, self.counts, np.array(memory), least)
@@ -119,19 +131,19 @@ class Planner:
         lacks = self.problem.lacks(self.problem.outermost())
         worst = int(lacks.argmax())
         if lacks[worst] <= 0:
-            return RecipeError("no cuts were met that fit into memory; say --solver exact")
+            return RecipeError("the search met no cuts that fit into memory; use --solver exact")
         return RecipeError(
-            f"device {self.names[worst]}: at the least cut it lacks {lacks[worst] / 1e6:,.1f} MB of memory for a batch "
-            f"of {self.fleet.batch}"
+            f"device {self.names[worst]}: with the smallest cut it lacks {lacks[worst] / 1e6:,.1f} MB of memory for a "
+            f"batch of {self.fleet.batch}"
         )
 
     @property
     def counts(self) -> np.ndarray:
-        """How many devices there are of each kind."""
+        """The number of devices of each kind, (kinds,)."""
         return np.array([device.count for device in self.fleet.devices.values()])
 
     def cuts_of(self, levels: Mapping[End, np.ndarray]) -> dict[str, LayerCuts]:
-        """The cuts that levels stand for."""
+        """Return the cuts of each kind of device at these levels."""
         last = self.model.depth - 1
         return {
             name: LayerCuts(**{
@@ -142,9 +154,9 @@ class Planner:
         }  # fmt: skip
 
     def levels(self, end: End, cuts: Mapping[str, LayerCuts]) -> np.ndarray:
-        """Those that cuts put each kind of device at."""
+        """Return the level of each kind of device with these cuts, (kinds,)."""
         if missing := [name for name in self.names if name not in cuts]:
-            raise RecipeError(f"device {missing[0]}: there are no cuts for it")
+            raise RecipeError(f"device {missing[0]}: has no cuts")
         return np.array([self._level(*end, cuts[name]) for name in self.names])
 
     def _times(self, end: End, cuts: Mapping[str, LayerCuts]) -> tuple[float, float]:
@@ -160,13 +172,13 @@ class Planner:
         return cut.head if side == "head" else self.model.depth - 1 - cut.tail
 
     def _server_seconds(self, network: str, block: int) -> tuple[float, float]:
-        """Of the server in a block, forward and backward, for the images of one device."""
+        """Return the seconds of the server in a block, forward and backward, for the images of one device."""
         mirrored = self.mode == "authors" and block < self.model.middle
         works = block_flops(self.model, network, authors=self.mode == "authors")
         times = 1 if self.mode == "authors" else PASSES[network]
         unit = times * self.fleet.batch / self.fleet.server.speed(network, block)
-        back = works[self.model.depth - 1 - block if mirrored else block].backward
-        return works[block].forward * unit, back * unit
+        backward = works[self.model.depth - 1 - block if mirrored else block].backward
+        return works[block].forward * unit, backward * unit
 
     def _side(self, network: str, side: str) -> Side:
         model, times, batch = self.model, PASSES[network], self.fleet.batch
@@ -174,25 +186,25 @@ class Planner:
         head = side == "head"
         blocks = list(range(model.middle)) if head else list(range(model.depth - 1, model.middle, -1))
         devices = self.fleet.devices.values()
-        crossed = (
+        sent = (
             4.0 * times * batch * np.array([block_outputs(model, network)[b if head else b - 1].size for b in blocks])
         )
 
         def work(*, backward: bool) -> np.ndarray:
-            """Seconds of each device at each level, block by block."""
-            each = [works[b].backward if backward else works[b].forward for b in blocks]
-            rows = [[each[i] / device.speed(network, b) for device in devices] for i, b in enumerate(blocks)]
+            """Return the seconds of each device at each level, (levels, devices)."""
+            flops = [works[b].backward if backward else works[b].forward for b in blocks]
+            rows = [[flops[i] / device.speed(network, b) for device in devices] for i, b in enumerate(blocks)]
             return times * batch * np.cumsum(rows, 0)
 
-        there = np.array([self._server_seconds(network, b) for b in blocks])
-        inward, outward = there.T if head else there.T[::-1]
+        server = np.array([self._server_seconds(network, b) for b in blocks])
+        inward, outward = server.T if head else server.T[::-1]
         memory = block_memory(model, network, batch)
-        late = [times * device.latency for device in devices]
+        latency = [times * device.latency for device in devices]
         up, down = [device.rate for device in devices], [self.fleet.down(device) for device in devices]
         return Side(
             (work(backward=not head), work(backward=head)),
-            (late + crossed[:, None] / up, late + crossed[:, None] / down),
+            (latency + sent[:, None] / up, latency + sent[:, None] / down),
             (inward, outward),
             np.array([memory[b] for b in blocks]),
-            crossed,
+            sent,
         )

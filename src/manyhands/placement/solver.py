@@ -1,4 +1,4 @@
-"""Which cuts take least: four ends of networks whose times add up, searched exactly."""
+"""Finds the fastest cuts exactly: the times of the four ends (head and tail of both networks) add up."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ End: TypeAlias = tuple[str, str]
 Levels: TypeAlias = dict[End, np.ndarray]
 """The level of each kind of device at each end."""
 MAX_COMBINATIONS = 2_000_000
-"""The most rows of levels that are tried for one side."""
+"""The most combinations of levels that are tried for one side."""
 
 
 class Side(NamedTuple):
-    """One end of a network. A device at level l has its l + 1 outermost blocks, and the server the ``depth`` - l inner.
+    """The costs of one end of a network. A device at level l has the l + 1 outermost blocks, and the server the others.
 
-    Seconds of a device at each level (levels x devices): of its ``work`` and on the ``wire``, when it is gathered from
-    and when it is scattered to; and those of the server in each inner block, for each device that has left it to the
-    server. ``memory`` is of each block at home, ``bytes`` cross at each level.
+    Args:
+        work: The seconds of computing at each level, (levels, devices), for gathering from and scattering to devices.
+        wire: The seconds of sending at each level, (levels, devices), for gathering and scattering.
+        server: The seconds of the server in each block for one device, (levels,), for gathering and scattering.
+        memory: The bytes of memory of each block at a device, (levels,).
+        bytes: The bytes that cross the cut at each level, (levels,).
     """
 
     work: tuple[np.ndarray, np.ndarray]
@@ -37,54 +40,58 @@ class Side(NamedTuple):
 
     @property
     def gather(self) -> np.ndarray:
-        """Until what a device sends has come."""
+        """The seconds until the data of a device has arrived, (levels, devices)."""
         seconds: np.ndarray = self.work[0] + self.wire[0]
         return seconds
 
     @property
     def scatter(self) -> np.ndarray:
-        """From what is sent to a device until it is done."""
+        """The seconds from sending to a device until it is done, (levels, devices)."""
         seconds: np.ndarray = self.work[1] + self.wire[1]
         return seconds
 
     @property
     def levels(self) -> int:
-        """How many levels there are."""
+        """The number of levels."""
         return len(self.memory)
 
     def seconds(self, levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Of gathering and of scattering, for rows of levels of all devices."""
-        there = left_to_server(levels, counts, self.levels)
+        """Return the seconds of gathering and of scattering, (2, rows), for rows of the levels of all devices."""
+        served = served_devices(levels, counts, self.levels)
         ready = np.zeros(len(levels))
         spent = np.zeros((len(levels), self.levels))
         for level in range(self.levels):
             if level:
-                ready = ready + there[:, level] * self.server[0][level]
-                spent[:, :level] += (there[:, level] * self.server[1][level])[:, None]
-            came = np.where(levels == level, self.gather[level], 0).max(1)
-            ready = np.maximum(ready, came)
-        left = np.take_along_axis(self.scatter.T[None].repeat(len(levels), 0), levels[:, :, None], 2)[:, :, 0]
-        ended = np.take_along_axis(spent, levels, 1) + left
+                ready = ready + served[:, level] * self.server[0][level]
+                spent[:, :level] += (served[:, level] * self.server[1][level])[:, None]
+            arrived = np.where(levels == level, self.gather[level], 0).max(1)
+            ready = np.maximum(ready, arrived)
+        scatter = np.take_along_axis(self.scatter.T[None].repeat(len(levels), 0), levels[:, :, None], 2)[:, :, 0]
+        ended = np.take_along_axis(spent, levels, 1) + scatter
         return np.stack([ready, ended.max(1)])
 
 
-def left_to_server(levels: np.ndarray, counts: np.ndarray, depth: int) -> np.ndarray:
-    """How many devices have left each block to the server, for rows of levels."""
+def served_devices(levels: np.ndarray, counts: np.ndarray, depth: int) -> np.ndarray:
+    """Return for how many devices the server runs each block, (rows, depth), for rows of levels."""
     return np.stack([((levels < level) * counts).sum(1) for level in range(depth)], 1)
 
 
-def held(sides: Mapping[End, Side], levels: Mapping[End, np.ndarray]) -> np.ndarray:
-    """The bytes that training takes at each device, for levels of any shape."""
-    each = [side.memory.cumsum()[levels[name]] for name, side in sides.items()]
-    total: np.ndarray = sum(each[1:], each[0])
+def memory_at(sides: Mapping[End, Side], levels: Mapping[End, np.ndarray]) -> np.ndarray:
+    """Return the bytes of memory that training takes at each device, for levels of any shape."""
+    parts = [side.memory.cumsum()[levels[name]] for name, side in sides.items()]
+    total: np.ndarray = sum(parts[1:], parts[0])
     return total
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Ends of networks, and so many devices of each kind; none may hold more than its ``memory`` (inf: no limit).
+    """What a solver needs to know.
 
-    ``least`` is the least level of each end.
+    Args:
+        sides: The costs of each end of the networks.
+        counts: The number of devices of each kind, (kinds,).
+        memory: The bytes of memory of a device of each kind, (kinds,); inf for no limit.
+        least: The least level of each end.
     """
 
     sides: Mapping[End, Side]
@@ -93,30 +100,31 @@ class Problem:
     least: Mapping[End, int]
 
     def lacks(self, levels: Mapping[End, np.ndarray]) -> np.ndarray:
-        """The bytes that each kind of device has too little, below 0 where it has enough."""
-        missing: np.ndarray = held(self.sides, levels) - self.memory
+        """Return the bytes of memory that each kind of device lacks; below 0 where it has enough."""
+        missing: np.ndarray = memory_at(self.sides, levels) - self.memory
         return missing
 
     def outermost(self) -> Levels:
-        """As little at home as may be."""
+        """Return the levels with the fewest blocks at the devices."""
         return {end: np.full(len(self.counts), self.least[end]) for end in self.sides}
 
     def innermost(self) -> Levels:
-        """As much at home as may be, memory aside."""
+        """Return the levels with the most blocks at the devices, without regard to memory."""
         return {end: np.full(len(self.counts), side.levels - 1) for end, side in self.sides.items()}
 
     def seconds(self, levels: Mapping[End, np.ndarray]) -> float:
-        """What depends on the levels, of one iteration."""
+        """Return the seconds of an iteration that depend on the levels."""
         return sum(float(side.seconds(levels[end][None], self.counts).sum()) for end, side in self.sides.items())
 
 
 def exact(problem: Problem) -> Levels | None:
-    """The levels that take least, or None where memory forbids all of them.
+    """Return the levels with the shortest iteration, or None if memory allows none.
 
-    Times of the ends add up, and each is searched by itself: given how long its devices may take to send and to end
-    at each level but the outermost, all who can go furthest in should, which only unburdens the server. So only such
-    bounds are tried as some device attains. Where memory forbids what comes of it, the device that has too little must
-    go one level out at one of its ends: each of them is tried, the most promising first. The proof is in docs/cuts.md.
+    The times of the ends add up, so each end is searched by itself. For given bounds on how long devices at each level
+    but the outermost may take to send and to finish, every device should go as far in as the bounds allow, because that
+    only relieves the server. So only bounds that some device attains are tried. If the result does not fit into memory,
+    the device that lacks memory must go one level out at one of its ends: all of them are tried, the most promising
+    first. The proof is in docs/cuts.md.
     """
     free = problem.innermost()
     total, levels = _within(problem, free)
@@ -129,40 +137,40 @@ def exact(problem: Problem) -> Levels | None:
             return levels
         over = int(np.flatnonzero(lacks > 0)[0])
         for end in problem.sides:
-            lower = {name: each.copy() for name, each in caps.items()}
+            lower = {name: cap.copy() for name, cap in caps.items()}
             lower[end][over] = levels[end][over] - 1
             if lower[end][over] >= problem.least[end] and _key(lower) not in seen:
                 seen.add(_key(lower))
-                total, found = _within(problem, lower)
-                heapq.heappush(waiting, (total, next(count), lower, found))
+                total, best = _within(problem, lower)
+                heapq.heappush(waiting, (total, next(count), lower, best))
     return None
 
 
 def _within(problem: Problem, caps: Levels) -> tuple[float, Levels]:
-    """The least seconds at levels up to ``caps``, memory aside, and those levels."""
+    """Return the shortest seconds at levels up to ``caps``, without regard to memory, and those levels."""
     levels, total = {}, 0.0
     for end, side in problem.sides.items():
         rows = _candidates(side, caps[end], problem.least[end])
-        each = side.seconds(rows, problem.counts).sum(0)
-        best = int(each.argmin())
-        levels[end], total = rows[best], total + float(each[best])
+        seconds = side.seconds(rows, problem.counts).sum(0)
+        best = int(seconds.argmin())
+        levels[end], total = rows[best], total + float(seconds[best])
     return total, levels
 
 
 def _candidates(side: Side, caps: np.ndarray, least: int) -> np.ndarray:
-    """Rows of levels: for all bounds that devices attain, each goes as far in as bounds and cap let it."""
+    """Return rows of levels: for all bounds that devices attain, each device goes as far in as bounds and cap allow."""
     inner = list(range(least + 1, side.levels))
     bounds = [np.append(np.unique(way[level]), -np.inf) for level in inner for way in (side.gather, side.scatter)]
     if (many := math.prod(map(len, bounds))) > MAX_COMBINATIONS:
-        raise RecipeError(f"{len(caps)} kinds of devices make {many:,} combinations; tell those nearly alike as one")
-    chosen = np.stack([each.ravel() for each in np.meshgrid(*bounds, indexing="ij")] or [np.zeros(1)], 1)
+        raise RecipeError(f"{len(caps)} kinds of devices make {many:,} combinations; merge kinds that are nearly equal")
+    chosen = np.stack([axis.ravel() for axis in np.meshgrid(*bounds, indexing="ij")] or [np.zeros(1)], 1)
     levels = np.full((len(chosen), len(caps)), least)
     for i, level in enumerate(inner):
-        here, there = (chosen[:, [2 * i + j]] for j in (0, 1))
-        fits = (side.gather[level] <= here) & (side.scatter[level] <= there) & (caps >= level)
+        gather, scatter = (chosen[:, [2 * i + j]] for j in (0, 1))
+        fits = (side.gather[level] <= gather) & (side.scatter[level] <= scatter) & (caps >= level)
         levels[fits] = level
     return np.unique(levels, axis=0)
 
 
 def _key(caps: Mapping[End, np.ndarray]) -> bytes:
-    return b"".join(each.tobytes() for each in caps.values())
+    return b"".join(cap.tobytes() for cap in caps.values())

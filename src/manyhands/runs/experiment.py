@@ -24,7 +24,7 @@ from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Ledger
 from manyhands.methods.base import Method, Server, TrainedModel
-from manyhands.models.autoencoder import DRAWS_NOTHING, TrainedAutoencoder
+from manyhands.models.autoencoder import CANNOT_SAMPLE, TrainedAutoencoder
 from manyhands.report import page
 from manyhands.runs import summary
 from manyhands.runs.run_folder import Round, RunFolder, State
@@ -135,7 +135,7 @@ class Experiment:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
         ready = self._ready(found)
         if isinstance(ready, TrainedAutoencoder):
-            raise RecipeError(DRAWS_NOTHING)
+            raise RecipeError(CANNOT_SAMPLE)
         if isinstance(ready, GanGenerator) and ready.cut:
             raise RecipeError(f"{silo} has both ends of a generator: drawing({silo!r}) draws with the server")
         return ready
@@ -157,7 +157,7 @@ class Experiment:
         """What a silo draws from when all is done: a network, or across a cut the server and its own."""
         found = self.generators().get(silo)
         if not isinstance(found, ImageGenerator):
-            raise RecipeError(DRAWS_NOTHING if found else f"there is no generator of {silo}")
+            raise RecipeError(CANNOT_SAMPLE if found else f"there is no generator of {silo}")
         return found
 
     def evaluate(self) -> dict[str, Any]:

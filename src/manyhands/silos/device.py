@@ -1,4 +1,4 @@
-"""The device that a run works on."""
+"""Selects the device of a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import torch
 from manyhands.errors import RecipeError
 
 
-def chosen_device(asked: str) -> str:
-    """The device to work on. CUDA is told, for the whole process, to repeat itself exactly."""
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if asked not in ("auto", "cpu", found):
-        raise RecipeError(f"device {asked!r} is not here; this machine has {found}")
-    name = found if asked == "auto" else asked
+def chosen_device(requested: str) -> str:
+    """Return the device to work on; on CUDA, make the whole process deterministic.
+
+    Args:
+        requested: "auto" for the fastest device of this machine, or the name of a device.
+
+    Raises:
+        RecipeError: This machine has no such device.
+    """
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if requested not in ("auto", "cpu", available):
+        raise RecipeError(f"device {requested!r} is not available; this machine has {available}")
+    name = available if requested == "auto" else requested
     if name == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,4 +1,4 @@
-"""The floating-point operations of work."""
+"""Counts floating-point operations."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ if TYPE_CHECKING:
 
 _ATEN = torch.ops.aten
 COUNTED: dict[Any, Any] = {
-    **flop_registry,  # which leaves out that attention has a kernel of its own on the CPU
+    **flop_registry,  # it lacks the attention kernels of the CPU
     _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _ATEN._scaled_dot_product_flash_attention_backward
     ],
 }
-"""What counts the operations of a kernel, given what the kernel is given."""
+"""Maps each kernel to a function that counts its operations from its arguments."""
 
 
 class Meter:
-    """Adds up the floating-point operations of pieces of work; a multiplication and an addition are two.
+    """Adds up floating-point operations; a multiplication and an addition count as two.
 
-    A piece is counted by PyTorch when its key is first met; later ones with the same key cost the same, and are not
-    looked at. ``known`` is shared by all who do the same work.
+    Work is counted by PyTorch the first time that its key occurs; later work with the same key adds the same number.
+
+    Args:
+        known: The operations of each key, shared by all who do the same work.
     """
 
     def __init__(self, known: dict[Hashable, int]) -> None:
@@ -36,7 +38,11 @@ class Meter:
 
     @contextmanager
     def work(self, *key: Hashable) -> Iterator[None]:
-        """Do a piece of work. Nothing may be yielded to other silos inside."""
+        """Count the work inside this context, which must not yield to other silos.
+
+        Args:
+            key: What the number of operations depends on, such as the batch size.
+        """
         if key in self.known:
             yield
         else:
@@ -47,7 +53,7 @@ class Meter:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts by PyTorch's own table. Its ``FlopCounterMode`` takes operations apart, and so changes their last bits."""
+    """Counts by PyTorch's table; its ``FlopCounterMode`` decomposes operations, which changes the last bits."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

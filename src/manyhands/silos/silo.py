@@ -1,4 +1,4 @@
-"""A data holder: what it owns, and the machine it works on."""
+"""A silo: a holder of images, and the device that it works on."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 FROM_THE_SEED = "is drawn from the run's seed, and whoever knows that can remove it"
-"""What is said of noise where there is no ``secret``."""
+"""The warning about noise of a silo without a ``secret``."""
 NAME_RULE = "use a-z, 0-9, '.', '_' and '-', at most 63 of them"
 
 
 def is_name(name: str) -> bool:
-    """Whether a silo may be called so: it is a folder's name, and part of seeds."""
+    """Whether this is a valid name of a silo: it names a folder, and is part of seeds."""
     return bool(re.fullmatch(NAME, name)) and ".." not in name
 
 
 class Buildable(Protocol):
-    """A specification of a network: equal ones build networks that can stand in for each other."""
+    """A specification of a network: equal specifications build interchangeable networks."""
 
     def __hash__(self) -> int: ...
 
     def build(self, seed: int) -> torch.nn.Module:
-        """The network, freshly initialised."""
+        """Build the network with the initial weights of this seed."""
         ...
 
 
@@ -43,6 +43,9 @@ class DeviceContext:
     """What silos in one process share: a device, and one working copy of each network.
 
     A working copy holds whatever its last user left in it: load weights into it after every yield.
+
+    Args:
+        device: The name of the device.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -59,13 +62,18 @@ class DeviceContext:
 
 @dataclass
 class Silo:
-    """What a data holder owns. None of it leaves but in a message.
+    """A holder of images. Nothing of it leaves except in a message.
 
-    It trains on ``images``, never on those ``held_out``, which what was trained is held against. Images that come with
-    marks of what is held out are divided into the two. ``memory`` holds the tensors that a method keeps at the silo
-    over rounds; it is checkpointed there. ``latents`` are the images as a latent model trains on them; they are made
-    anew when a run goes on. ``secret`` is what noise that must hide something is drawn from; without one it is made of
-    the run's seed: a simulation, and the report says so.
+    Args:
+        name: The name, of a-z, 0-9, '.', '_' and '-', at most 63 characters.
+        images: The images to train on. Those that are marked as held out are moved to ``held_out``.
+        seed: The seed of the run.
+        device_context: The device, and the networks that silos in this process share.
+        memory: The tensors that a method keeps at the silo between rounds; they are part of its checkpoint.
+        held_out: The images that trained models are evaluated on; nothing trains on them.
+        latents: The images as latents, for latent models; they are encoded again when a run is resumed.
+        secret: What private noise is drawn from. Without it, noise is drawn from the seed of the run: that is a
+            simulation, and the report says so.
     """
 
     name: str
@@ -80,35 +88,34 @@ class Silo:
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise RecipeError(f"silo name {self.name!r}: {NAME_RULE}")
-
         if not isinstance(self.secret, str):
-            raise RecipeError(f"{self.name}: its secret is a {type(self.secret).__name__}, not text")
+            raise RecipeError(f"{self.name}: its secret is of type {type(self.secret).__name__}, not str")
         if self.images.held is not None:
             self._hold_out()
 
     def _hold_out(self) -> None:
-        """Keep apart what the images' own marks say: whoever builds a silo, nothing trains on those."""
+        """Move the images that are marked as held out to ``held_out``, so that nothing trains on them."""
         train, marked = self.images.split_held_out()
         if self.held_out is not None and len(marked) and not torch.equal(marked.pixels, self.held_out.pixels):
             raise DataError(
-                f"{self.name}: {len(marked)} of its images are marked as held out, and held_out has other images "
+                f"{self.name}: {len(marked)} of its images are marked as held out, but held_out has other images "
                 f"({len(self.held_out)}); give either marks or held_out"
             )
         self.images, self.held_out = train, marked if self.held_out is None else self.held_out
 
     @property
     def noise_secret(self) -> str:
-        """What noise that hides something is drawn from; without a ``secret``, whoever knows the seed can remove it."""
+        """What private noise is drawn from; without a ``secret``, whoever knows the seed can remove the noise."""
         return self.secret or f"simulated {self.seed} {self.name}"
 
     def rng(self, round_number: int) -> torch.Generator:
-        """The random numbers of this silo in this round, on its device."""
+        """Return the random numbers of this silo in this round, on its device."""
         return torch_rng(self.seed, self.name, round_number, device=self.device_context.device)
 
 
 def distinct(silos: list[Silo]) -> list[Silo]:
-    """The silos in the order of their names, or an error where two have one name."""
+    """Sort silos by name, and raise an error if two have the same name."""
     names = [silo.name for silo in silos]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise RecipeError(f"two silos are called {min(twice)!r}; names must differ")
+        raise RecipeError(f"two silos are called {min(twice)!r}; each needs its own name")
     return sorted(silos, key=lambda silo: silo.name)

@@ -1,4 +1,4 @@
-"""The one local loop, for every method."""
+"""The training loop at a silo, which all methods share."""
 
 from __future__ import annotations
 
@@ -16,77 +16,93 @@ from manyhands.tensors import Tensors, snapshot
 
 
 class Training(Spec):
-    """What a silo does in one round: so many steps, or so many epochs, of an optimiser.
-
-    ``learning_rate_end`` is the share of the learning rate that is left in the last round; it falls along a cosine.
-    ``precision = "auto"`` takes bfloat16 autocast on CUDA and float32 elsewhere.
-    """
+    """The training of a silo in one round: a number of steps or of epochs with an optimiser."""
 
     least: ClassVar[int] = 1
 
-    batch: Int = Field(default=64, ge=1, le=1_000_000)
-    steps: Int | None = Field(default=None, ge=1, le=1_000_000)
-    epochs: Int | None = Field(default=None, ge=1, le=1_000_000)
-    optimiser: Literal["adam", "adamw"] = "adam"
-    learning_rate: Float = Field(default=2e-4, gt=0, le=10)
-    learning_rate_end: Float = Field(default=1.0, ge=0, le=1)
-    weight_decay: Float = Field(default=0.0, ge=0, le=100)
-    betas: tuple[Float, Float] = (0.9, 0.999)
-    clip: Float | None = Field(default=1.0, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch: Int = Field(default=64, ge=1, le=1_000_000, description="The number of images of a batch.")
+    steps: Int | None = Field(
+        default=None, ge=1, le=1_000_000, description="The number of optimiser steps of a round; None to set epochs."
+    )
+    epochs: Int | None = Field(
+        default=None, ge=1, le=1_000_000, description="The number of epochs of a round; None to set steps."
+    )
+    optimiser: Literal["adam", "adamw"] = Field(default="adam", description="The optimiser: Adam or AdamW.")
+    learning_rate: Float = Field(default=2e-4, gt=0, le=10, description="The learning rate of the first round.")
+    learning_rate_end: Float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="The share of the learning rate in the last round; it falls along a cosine. 1 keeps it constant.",
+    )
+    weight_decay: Float = Field(default=0.0, ge=0, le=100, description="The weight decay; 0 for none.")
+    betas: tuple[Float, Float] = Field(
+        default=(0.9, 0.999), description="The decay of Adam's first and second moments."
+    )
+    clip: Float | None = Field(
+        default=1.0, gt=0, description="The largest norm of the gradient, which is clipped to it; None for no clipping."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="The precision of the forward pass; auto is bfloat16 autocast on CUDA and float32 elsewhere.",
+    )
 
     @field_validator("betas")
     @classmethod
-    def _rates(cls, told: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in told):
-            raise ValueError(f"betas are {told[0]} and {told[1]}; each is at least 0 and less than 1")
-        return told
+    def _rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas[0]} and {betas[1]}; each must be at least 0 and less than 1")
+        return betas
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("say either steps or epochs, one of the two")
+            raise ValueError("set either steps or epochs, one of the two")
         return self
 
     def repeated(self, count: int) -> Self:
-        """The same training with ``count`` times the steps; epochs are of one's own data, and stay."""
+        """Return the same training with ``count`` times the steps; a number of epochs stays."""
         return self if self.steps is None else self.model_copy(update={"steps": self.steps * count})
 
     def joined(self, count: int) -> Self:
-        """The same training by batches ``count`` times as large: as many steps, on all that ``count`` silos have."""
+        """Return the same training with batches ``count`` times as large, for the images of ``count`` silos."""
         return self.model_copy(update={"batch": self.batch * count})
 
     def halved(self) -> Self:
-        """The same training by batches half as large, as far as they can be."""
+        """Return the same training with batches half as large, of at least one image."""
         return self.model_copy(update={"batch": max(self.batch // 2, 1)})
 
     def seen(self, count: int) -> int:
-        """How many images, each as often as it is taken, a silo of ``count`` images takes in a round."""
+        """Return how many images a silo with ``count`` images trains on in a round; repeated ones count again."""
         return (self.epochs or 0) * count + (self.steps or 0) * min(self.batch, count)
 
     def iterations(self, count: int) -> int:
-        """How many batches a silo of ``count`` images takes in a round."""
+        """Return how many batches a silo with ``count`` images trains on in a round."""
         return self.steps or (self.epochs or 0) * -(-count // min(self.batch, max(count, 1)))
 
     def rate(self, progress: float) -> float:
-        """The learning rate when a share ``progress`` of the run is done."""
-        left = self.learning_rate_end
-        return self.learning_rate * (left + (1 - left) * (1 + math.cos(math.pi * progress)) / 2)
+        """Return the learning rate after a share ``progress`` of the run, from 0 to 1."""
+        end = self.learning_rate_end
+        return self.learning_rate * (end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2)
 
     def optimiser_of(self, network: nn.Module, progress: float) -> torch.optim.Optimizer:
-        """A fresh optimiser of the network's weights."""
+        """Return a new optimiser of the network's weights, with the learning rate at ``progress``."""
         kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
         return kind(network.parameters(), self.rate(progress), self.betas, weight_decay=self.weight_decay, fused=True)
 
     def autocasts(self, device: torch.device) -> bool:
-        """Whether the forward pass runs in bfloat16."""
+        """Whether the forward pass runs in bfloat16 on this device."""
         return self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
 
     def batches(self, count: int, rng: torch.Generator) -> Iterator[Tensor]:
-        """The numbers of the images in each batch of a round, of ``count`` images in all.
+        """Yield the image numbers of each batch of a round, (B,).
 
-        Every image is taken once before any is taken again. Counted in steps, all batches are full but where the
-        silo has fewer images than a batch; counted in epochs, the last batch of an epoch may be smaller.
+        Every image is used once before any is used again. With ``steps``, all batches are full, unless the silo has
+        fewer images than a batch. With ``epochs``, the last batch of an epoch may be smaller.
+
+        Args:
+            count: The number of images of the silo.
+            rng: The random numbers of the order; batches are on their device.
         """
         size = min(self.batch, count)
         if self.epochs is not None:
@@ -94,27 +110,31 @@ class Training(Spec):
                 parts = torch.split(torch.randperm(count, generator=rng, device=rng.device), size)
                 yield from (part for part in parts if len(part) >= min(self.least, count))
             return
-        left = torch.empty(0, dtype=torch.long, device=rng.device)
+        remaining = torch.empty(0, dtype=torch.long, device=rng.device)
         for _ in range(self.steps or 0):
-            if len(left) < size:
-                left = torch.cat([left, torch.randperm(count, generator=rng, device=rng.device)])
-            yield left[:size]
-            left = left[size:]
+            if len(remaining) < size:
+                remaining = torch.cat([remaining, torch.randperm(count, generator=rng, device=rng.device)])
+            yield remaining[:size]
+            remaining = remaining[size:]
 
 
 class GanTraining(Training):
-    """What a silo does in a round, as adversarial training is used to: no clipping of gradients, all in float32.
+    """The training of a GAN at a silo in one round: without gradient clipping, in float32.
 
-    Norms over a batch need two images at least: one that is left over at the end of an epoch is not taken alone.
+    Batch norm needs at least two images: a single image that remains at the end of an epoch is left out.
     """
 
-    learning_rate: Float = Field(default=2e-4, gt=0, le=10)
-    betas: tuple[Float, Float] = (0.5, 0.999)
+    learning_rate: Float = Field(default=2e-4, gt=0, le=10, description="The learning rate of the first round.")
+    betas: tuple[Float, Float] = Field(
+        default=(0.5, 0.999), description="The decay of Adam's first and second moments."
+    )
     least: ClassVar[int] = 2
 
-    batch: Int = Field(default=64, ge=2, le=1_000_000)
-    clip: None = None
-    precision: Literal["auto", "float32"] = "auto"
+    batch: Int = Field(default=64, ge=2, le=1_000_000, description="The number of images of a batch.")
+    clip: None = Field(default=None, description="A GAN is trained without gradient clipping.")
+    precision: Literal["auto", "float32"] = Field(
+        default="auto", description="The precision of the forward pass, which is float32 for a GAN."
+    )
 
 
 def steps(
@@ -128,10 +148,17 @@ def steps(
     meter: Meter | None = None,
     work: Hashable = None,
 ) -> Iterator[Tensor]:
-    """Take one optimiser step for each batch of image numbers, and yield its loss, still on the device.
+    """Take one optimiser step for each batch, and yield its loss, still on the device.
 
-    A method adds its terms to ``loss``, which is given the numbers of the batch's images. ``meter`` counts the work,
-    under the name ``work``.
+    Args:
+        network: The network to train.
+        optimiser: The optimiser of its weights.
+        batches: The image numbers of each batch, (B,).
+        loss: Returns the loss of a batch from its image numbers; a method adds its terms here.
+        clip: The largest norm of the gradient; None for no clipping.
+        autocast: Whether the forward pass runs in bfloat16.
+        meter: Counts the floating-point operations.
+        work: The name of this work for the meter.
     """
     meter = meter or Meter({})
     device = next(network.parameters()).device.type
@@ -149,13 +176,13 @@ def steps(
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
-    """The optimiser's memory as named tensors."""
+    """Return the state of the optimiser as named tensors."""
     state = optimiser.state_dict()["state"]
     return snapshot({f"optimiser.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()})
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, kept: Tensors) -> None:
-    """Go on with a kept memory; without one, the optimiser stays fresh."""
+    """Load a state of ``optimiser_state``; without one, the optimiser stays as it is."""
     state: dict[int, Tensors] = {}
     for name, value in kept.items():
         if name.startswith("optimiser."):

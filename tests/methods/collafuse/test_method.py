@@ -76,7 +76,7 @@ def test_at_cut_0_the_server_trains_on_all_images_as_one_would_who_had_them() ->
     server = server_of(experiment)
     network = method.model.build(seed=0)
     x, y = pooled([silo.images for silo in tiny_silos()]).batch(torch.arange(17))
-    training, optimiser = method.training.timesteps(3), method.training.optimiser_of(network, 0)
+    training, optimiser = method.training.repeated(3), method.training.optimiser_of(network, 0)
     for number in range(method.rounds):
         rng = torch_rng(0, "server", number)
 

@@ -62,7 +62,7 @@ def warnings(method: CollaFuseSpec, roster: Mapping[str, int]) -> list[str]:
         if method.release == "fresh" and 0 < step < schedule.steps:
             snr = float(schedule.snr()[step])
             lines.append(
-                f"{silo}: releases each image about {count:,.0f} timesteps, each time with new noise: to whoever "
+                f"{silo}: releases each image about {count:,.0f} times, each time with new noise: to whoever "
                 f"averages, its SNR of {decibel(snr):.1f} dB is {decibel(snr * count):.1f} dB; release = 'once' "
                 "keeps it"
             )

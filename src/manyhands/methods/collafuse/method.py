@@ -190,7 +190,7 @@ class CollaFuse(CollaFuseSpec):
             held["labels"] = TensorSpec((None,), torch.int64, most)
         pictures = "its images as they are" if self.steps_told == [0] else "its images, noised up to its cut"
         labels = {"share": ", with their labels", "randomised": ", with labels that are in part random"}
-        often = "once an image" if self.release == "once" else f"{self.rounds} timesteps, with new noise each time"
+        often = "once an image" if self.release == "once" else f"{self.rounds} times, with new noise each time"
         return Operation(
             f"gives away {pictures}{labels[self.labels] if told else ''}",
             often,
