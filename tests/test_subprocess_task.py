@@ -24,7 +24,7 @@ def test_an_error_comes_back_in_words() -> None:
 
 
 def test_a_process_that_is_gone_is_named() -> None:
-    with pytest.raises(ManyhandsError, match="was ended"):
+    with pytest.raises(ManyhandsError, match="was killed"):
         SubprocessTask(os.abort).result()
 
 

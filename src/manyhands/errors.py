@@ -7,14 +7,14 @@ from typing import ClassVar
 
 
 class ManyhandsError(Exception):
-    """The base: says where, what came, and what was expected."""
+    """The base class: a message says where the error is, what was found there, and what was expected."""
 
     exit_code: ClassVar[int] = 1
     page: ClassVar[str] = "error"
 
 
 class RecipeError(ManyhandsError):
-    """A recipe, or what was composed from Python, asks for something that is not there or not allowed."""
+    """A recipe, or an experiment built in Python, asks for something that does not exist or is not allowed."""
 
     exit_code, page = 2, "recipe"
 
@@ -26,55 +26,55 @@ class DataError(ManyhandsError):
 
 
 class RunFolderError(ManyhandsError):
-    """The run folder holds another run, or not what was asked for."""
+    """The run folder holds another run, or lacks what was asked for."""
 
     exit_code, page = 4, "run-folder"
 
 
 class CheckpointError(ManyhandsError):
-    """A checkpoint is torn, changed or missing."""
+    """A checkpoint is incomplete, damaged or missing."""
 
     exit_code, page = 5, "checkpoint"
 
 
-class QuorumLost(ManyhandsError):  # noqa: N818 - the name of the event, as the journal has it
-    """Fewer silos are left than the recipe asks for."""
+class QuorumLost(ManyhandsError):  # noqa: N818 - the name of the event, as the journal calls it
+    """Fewer silos are left than the recipe requires."""
 
     exit_code, page = 6, "quorum"
 
 
 class DiskError(ManyhandsError):
-    """Something could not be written: the disk is full, a limit was met, the folder is read-only."""
+    """A file could not be written: the disk is full, a quota is used up, or the folder is read-only."""
 
     exit_code, page = 7, "disk"
 
 
 class MessageError(ManyhandsError):
-    """Bytes that are no message."""
+    """Bytes that are not a valid message."""
 
     exit_code, page = 8, "message"
 
 
 class ProtocolError(ManyhandsError):
-    """Figures that were measured in different ways cannot be held against each other."""
+    """Results that were measured in different ways cannot be compared."""
 
     exit_code, page = 10, "protocol"
 
 
 class KitError(ManyhandsError):
-    """A party's kit is not there, not its own, changed or expired, or the other end is not who it should be."""
+    """A kit is missing, expired, altered or of another party, or the peer is not who it should be."""
 
     exit_code, page = 11, "kit"
 
 
 class BudgetError(ManyhandsError):
-    """A site has released of its images what it may, or the ledger that says so cannot be read."""
+    """A site has used up its privacy budget, or the ledger of its releases cannot be read."""
 
     exit_code, page = 12, "budget"
 
 
 MAX_DETAIL_LENGTH = 1000
-"""So many characters of what another party says are told on."""
+"""The most characters of another party's text that are passed on."""
 
 
 class Reason(StrEnum):
@@ -103,13 +103,21 @@ class Reason(StrEnum):
     NOT_NOW = "not now"
 
 
-def printable(words: str, most: int = MAX_DETAIL_LENGTH) -> str:
-    """Foreign words, at most so many characters of them, as a terminal, a log and a message can bear them."""
-    return "".join(each if each.isprintable() else "?" for each in words[:most])
+def printable(text: str, limit: int = MAX_DETAIL_LENGTH) -> str:
+    """Text of another party, made safe for a terminal, a log and a message.
+
+    Characters that cannot be printed become "?"; at most ``limit`` characters are kept.
+    """
+    return "".join(character if character.isprintable() else "?" for character in text[:limit])
 
 
-class Refused(ManyhandsError):  # noqa: N818 - thrown into a silo's half as the answer it gets
-    """A message that the plan does not allow; ``reason`` is one of a closed list."""
+class Refused(ManyhandsError):  # noqa: N818 - raised inside the silo's half as the answer it gets
+    """A message that is not allowed.
+
+    Args:
+        reason: Why, from a closed list.
+        detail: What exactly, in one sentence.
+    """
 
     exit_code, page = 9, "refused"
 

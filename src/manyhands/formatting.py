@@ -1,4 +1,4 @@
-"""Numbers and lists of names as a person reads them."""
+"""Formats numbers and lists of names for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def size_text(count: float) -> str:
-    """Bytes for people: 12 B, 3.4 MB."""
+    """Format a number of bytes: "12 B", "3.4 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -15,7 +15,7 @@ def size_text(count: float) -> str:
 
 
 def count_text(count: float) -> str:
-    """A large count for people: 12, 3.4 M."""
+    """Format a large count: "12", "3.4 M"."""
     for unit in ("", " k", " M", " G", " T"):
         if count < 1000:
             return f"{count:.0f}" if not unit else f"{count:.3g}{unit}"
@@ -23,6 +23,6 @@ def count_text(count: float) -> str:
     return f"{count:.3g} P"
 
 
-def names_text(names: Sequence[str], most: int = 8) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def names_text(names: Sequence[str], limit: int = 8) -> str:
+    """List the first few names, and say how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

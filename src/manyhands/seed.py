@@ -1,4 +1,4 @@
-"""Random numbers: every generator is made from the run's seed and the names of what it is for."""
+"""Random numbers: each generator is seeded with the run's seed and the names of its purpose."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def seed_of(seed: int, *names: str | int) -> int:
-    """A 63-bit seed that differs for every run seed and every path of names."""
+    """Derive a 63-bit seed that differs for every run seed and every sequence of names."""
     text = "/".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def torch_rng(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator on a device."""
+    """Create a PyTorch generator on a device."""
     return torch.Generator(device).manual_seed(seed_of(seed, *names))
 
 
 def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
-    """A numpy generator."""
+    """Create a NumPy generator."""
     return np.random.default_rng(seed_of(seed, *names))
 
 
 @contextmanager
 def seeded_globally(seed: int, *names: str | int) -> Iterator[None]:
-    """PyTorch initialises modules from its global generator, libraries draw from it: seed it, and put it back after."""
+    """Seed PyTorch's global generator, from which modules are initialised, and restore its state afterwards."""
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed_of(seed, *names))
     try:

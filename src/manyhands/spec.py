@@ -1,4 +1,4 @@
-"""What a run can be told: frozen, typed, and strict about keys."""
+"""The base of every configuration class: frozen, typed, and strict about keys."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pydantic import BaseModel, ConfigDict, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 Int = Annotated[int, Strict()]
-"""A whole number that is told as one: neither true nor "3" nor 3.0."""
+"""An integer; true, "3" and 3.0 are rejected."""
 Float = Annotated[float, Strict()]
-"""A number; a whole one will do."""
+"""A number; an integer is accepted, a string is not."""
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """The hint of an error: the known name that the given one is most like, or all of them."""
+    """Suggest the known name that is most similar to ``name``, or list all known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 
 class Spec(BaseModel):
-    """A value that a recipe or a Python caller states; it compares, hashes and prints as what it says."""
+    """A configuration: part of a recipe, or built in Python. Two with equal fields are equal and hash alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     def cited_parts(self) -> list[object]:
-        """What it is made of, for its papers: itself and its parts, or what does their work."""
+        """The objects whose papers are cited: itself and its fields, or what implements them."""
         return [self, *(getattr(self, name) for name in type(self).model_fields)]
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, told: Any) -> Any:
-        if isinstance(told, dict):
-            for key in told:
+    def _known_keys(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            for key in fields:
                 if key not in cls.model_fields:
                     hint = suggest(str(key), list(cls.model_fields))
                     raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint})
-        return told
+        return fields

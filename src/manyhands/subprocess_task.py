@@ -1,4 +1,4 @@
-"""Work in a process of its own: what it imports, and what it holds, goes with it."""
+"""Runs a function in its own process, so that its imports and its memory end with it."""
 
 from __future__ import annotations
 
@@ -18,48 +18,51 @@ P = ParamSpec("P")
 
 
 class SubprocessTask(Generic[P, T]):
-    """Does something elsewhere, and ends when this process does; what is given to it and what it gives must be small.
+    """A function that runs in a subprocess, which ends when this process ends.
 
-    What it does is a function of a module, by its name.
+    Args:
+        function: A module-level function; it is pickled by name.
+        args: Its positional arguments. They and the result are pickled and should be small.
+        kwargs: Its keyword arguments.
     """
 
-    def __init__(self, do: Callable[P, T], *args: P.args, **named: P.kwargs) -> None:
+    def __init__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> None:
         context = get_context("spawn")
-        self._come, there = context.Pipe(duplex=False)
-        self._process = context.Process(target=_work, args=(there, do, args, named), daemon=True)
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_work, args=(sender, function, args, kwargs), daemon=True)
         self._process.start()
-        there.close()
+        sender.close()
 
     @property
     def is_done(self) -> bool:
-        """Whether the result is there, or never will be."""
-        return self._come.poll()
+        """Whether the function has returned or failed."""
+        return self._receiver.poll()
 
     def result(self) -> T:
-        """What came of it; waits for it."""
+        """Wait for the function and return its result; raise ``ManyhandsError`` if it failed."""
         try:
-            error, found = self._come.recv()
+            error, value = self._receiver.recv()
         except EOFError:
-            error = "its process was ended"
+            error = "its process was killed"
         self._process.join()
         if error:
             raise ManyhandsError(error)
-        return found  # type: ignore[no-any-return] # what the function gave
+        return value  # type: ignore[no-any-return] # the result of the function
 
     def stop(self) -> None:
-        """Whatever it is at."""
+        """Stop the subprocess, whatever it is doing."""
         self._process.terminate()
         self._process.join()
 
 
-def _work(there: Connection, do: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _work(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        there.send(("", do(*args, **named)))
+        sender.send(("", function(*args, **kwargs)))
     except ManyhandsError as error:
-        there.send((str(error), None))
+        sender.send((str(error), None))
     except Exception as error:
-        there.send((f"{type(error).__name__}: {error}", None))
+        sender.send((f"{type(error).__name__}: {error}", None))
 
 
 def _end_with_parent() -> None:

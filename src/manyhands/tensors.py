@@ -1,4 +1,4 @@
-"""The algebra of named tensors."""
+"""Operations on named tensors, such as a state dict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ Tensors = dict[str, Tensor]
 
 
 class TensorSpec(NamedTuple):
-    """What a named tensor must look like; ``None`` in a shape stands for any length, or any up to ``most``."""
+    """The expected shape and type of a tensor.
+
+    Args:
+        shape: Its shape; ``None`` stands for any length.
+        dtype: Its type.
+        max_size: The most numbers in it, where a length is open; ``None`` for no limit.
+    """
 
     shape: tuple[int | None, ...]
     dtype: torch.dtype
@@ -22,12 +28,12 @@ class TensorSpec(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many numbers at most; for a shape with an open length, of one item."""
+        """The most numbers in the tensor; without a limit, those of one item along the open length."""
         return math.prod((self.max_size or 1) if n is None else n for n in self.shape)
 
     @property
     def is_unbounded(self) -> bool:
-        """Whether a length is open and has no limit here."""
+        """Whether a length is open and there is no limit."""
         return None in self.shape and self.max_size is None
 
 
@@ -35,41 +41,46 @@ StateSpec = Mapping[str, TensorSpec]
 
 
 def state_spec(tensors: Mapping[str, Tensor]) -> StateSpec:
-    """The names, shapes and types of tensors; those that lie in a file are not read for it."""
+    """Return the names, shapes and types of tensors; tensors in a file are not read."""
     if (known := getattr(tensors, "state_spec", None)) is not None:
-        return known  # type: ignore[no-any-return] # as such mappings have it
+        return known  # type: ignore[no-any-return] # an attribute of such mappings
     return {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
-def zeros(state_spec: StateSpec) -> Tensors:
-    """Tensors of this layout that are all zero, and take no memory."""
+def zeros(spec: StateSpec) -> Tensors:
+    """Create all-zero tensors of these names and shapes; they take no memory."""
     return {
-        name: torch.zeros((), dtype=like.dtype).expand([n or 0 for n in like.shape])
-        for name, like in state_spec.items()
+        name: torch.zeros((), dtype=tensor.dtype).expand([n or 0 for n in tensor.shape])
+        for name, tensor in spec.items()
     }
 
 
 def round_to_float16(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors rounded so that float16 can say them exactly."""
+    """Round tensors to values that float16 represents exactly."""
     return {name: tensor.half().float() for name, tensor in tensors.items()}
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> Tensors:
-    """A copy on the CPU that later training does not change."""
+    """Copy tensors to the CPU; later training does not change the copy."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def running_average(average: Tensors, latest: Tensors, decay: float, number: int) -> Tensors:
-    """The exponential average after value ``number`` (from 0); decay 0 gives the latest value itself.
+    """Update an exponential moving average with value ``number`` (counted from 0).
 
-    The decay grows with the number until it reaches its own value, so that nothing of the start is left in it.
+    Args:
+        average: The average so far.
+        latest: The new value.
+        decay: The weight of the average; 0 returns ``latest`` itself. In the beginning it is at most
+            ``number / (number + 1)``, so that the initial value has no weight.
+        number: How many values came before.
     """
     decay = min(decay, number / (number + 1))
     return {name: torch.lerp(latest[name], average[name], decay) for name in latest} if decay else latest
 
 
 def find_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with a NaN or an infinity in it, or None."""
+    """Return the name of the first tensor that contains a NaN or an infinity, or None."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
             return name  # a NaN is both the least and the largest
@@ -77,7 +88,7 @@ def find_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def sha256(tensors: Mapping[str, Tensor]) -> str:
-    """One hash of names, types, shapes and every bit."""
+    """Hash the names, types, shapes and bits of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -87,21 +98,21 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
-    """Those whose names begin with a prefix, without it."""
+    """Select the tensors whose names begin with a prefix, and remove it from their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def add_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
-    """The tensors under names that begin with a prefix."""
+    """Put a prefix before each name."""
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 class WeightedMean:
-    """A mean that is fed one set of tensors at a time and holds nothing but its sum; sets may lack a name.
+    """A weighted mean of sets of named tensors that are added one at a time; a set may lack some names.
 
-    The sum is kept in float64, where whole-number weights times float32 values are exact: the mean of equal
-    values is that value, bit for bit, and so is the mean of one. A set that is no dict lies elsewhere, in a file: it
-    and those after it stay there until the mean is asked for, and are summed name by name.
+    The sum is in float64, where integer weights times float32 values are exact: the mean of equal values is that
+    value, bit for bit. A set that is not a ``dict`` is in a file. It and the sets after it stay where they are until
+    the mean is computed, which then sums them name by name.
     """
 
     def __init__(self) -> None:
@@ -110,25 +121,25 @@ class WeightedMean:
         self._waiting: list[tuple[Mapping[str, Tensor], int]] = []
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
-        """Fold ``weight`` times the tensors in."""
+        """Add ``weight`` times the tensors."""
         if self._waiting or not isinstance(tensors, dict):
             self._waiting.append((tensors, weight))
             return
         for name, tensor in tensors.items():
-            self._fold(name, tensor, weight)
+            self._accumulate(name, tensor, weight)
 
     def value(self) -> Tensors:
-        """The mean of what was added, in float32; the names that nothing was added to are not in it. It ends here."""
+        """Return the mean in float32, of every name that was added. The object cannot be used afterwards."""
         names = dict.fromkeys([*self._sum, *(name for tensors, _ in self._waiting for name in tensors)])
         return {name: self._mean(name) for name in names}
 
     def _mean(self, name: str) -> Tensor:
         for tensors, weight in self._waiting:
             if name in tensors:
-                self._fold(name, tensors[name], weight)
+                self._accumulate(name, tensors[name], weight)
         return self._sum.pop(name).div_(self._weight[name]).float()
 
-    def _fold(self, name: str, tensor: Tensor, weight: int) -> None:
+    def _accumulate(self, name: str, tensor: Tensor, weight: int) -> None:
         if name in self._sum:
             self._sum[name].add_(tensor, alpha=weight)
         else:

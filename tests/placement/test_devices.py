@@ -36,7 +36,7 @@ def written(folder: Path, *texts: str) -> list[Path]:
         ([SERVER + ONE.replace("rate", "ratte")], "did you mean 'rate'?"),
         ([SERVER + ONE.replace("gflops = 1", "gflops = -1")], "devices.one.gflops: -1"),
         ([SERVER + ONE + "latency = -1\n"], "devices.one.latency: -1"),
-        (["[server\n"], "is no TOML file"),
+        (["[server\n"], "is not a TOML file"),
     ],
 )
 def test_a_wrong_file_is_refused_with_a_reason(texts: list[str], words: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_each_draw_is_of_variance_1(variance: float) -> None:
 
 def test_draws_are_of_a_brownian_motion_up_to_one_cell() -> None:
     """The covariance of W(s) and W(t), s < t, is s, or what is left of it at the next lower built variance."""
-    inside = [each for each in VARIANCES if MIN_VARIANCE <= each < 1e9]
+    inside = [variance for variance in VARIANCES if MIN_VARIANCE <= variance < 1e9]
     for s in inside:
         for t in inside:
             if t > s * CELL:
@@ -54,9 +54,9 @@ def test_draws_are_of_a_brownian_motion_up_to_one_cell() -> None:
 def test_many_draws_tell_what_the_least_noisy_tells(count: int, across: float) -> None:
     """The best unbiased mean of x + W(u_1), x + W(u_2), ... has the variance of the first, but for a cell."""
     variances = np.geomspace(2.0, 2.0 * (1 + across), count)
-    each = [{node: share * u**0.5 for node, share in noise_shares(float(u)).items()} for u in variances]
-    nodes = sorted({node for known in each for node in known})
-    root = np.array([[known.get(node, 0.0) for node in nodes] for known in each])
+    paths = [{node: share * u**0.5 for node, share in noise_shares(float(u)).items()} for u in variances]
+    nodes = sorted({node for known in paths for node in known})
+    root = np.array([[known.get(node, 0.0) for node in nodes] for known in paths])
     best = 1 / (np.ones(count) @ np.linalg.pinv(root @ root.T, rcond=1e-13, hermitian=True) @ np.ones(count))
     assert 2.0 / CELL * (1 - 1e-6) <= best <= 2.0 * (1 + 1e-4)
 
@@ -70,14 +70,14 @@ def test_increments_are_independent_of_what_came_before_and_of_each_other() -> N
 
 @pytest.mark.parametrize("epsilon", [1e-300, 0.1, 1.5, 6.0, 100.0])
 def test_a_label_is_true_with_the_odds_of_its_epsilon(epsilon: float) -> None:
-    told = np.array([randomise_label(f"{i}".encode(), 3, 5, epsilon) for i in range(6000)])
-    assert (told == 3).mean() == pytest.approx(1 / (1 + 4 * math.exp(-epsilon)), abs=0.025)
-    wrong = np.bincount(told[told != 3], minlength=5)[[0, 1, 2, 4]]
+    drawn = np.array([randomise_label(f"{i}".encode(), 3, 5, epsilon) for i in range(6000)])
+    assert (drawn == 3).mean() == pytest.approx(1 / (1 + 4 * math.exp(-epsilon)), abs=0.025)
+    wrong = np.bincount(drawn[drawn != 3], minlength=5)[[0, 1, 2, 4]]
     assert not wrong.sum() or abs(wrong / wrong.sum() - 0.25).max() < 3 / math.sqrt(wrong.sum())
 
 
 def test_a_label_told_at_two_epsilons_tells_what_the_larger_one_tells() -> None:
-    """Given what was told at the larger one, what is told at the smaller does not depend on the label."""
+    """Given the result at the larger one, the result at the smaller one does not depend on the label."""
     pairs = [
         [
             (randomise_label(f"{i}".encode(), y, 3, 2.0), randomise_label(f"{i}".encode(), y, 3, 0.5))
@@ -85,7 +85,7 @@ def test_a_label_told_at_two_epsilons_tells_what_the_larger_one_tells() -> None:
         ]
         for y in (0, 1)
     ]
-    stays = [np.mean([low == 2 for high, low in told if high == 2]) for told in pairs]
+    stays = [np.mean([low == 2 for high, low in results if high == 2]) for results in pairs]
     assert abs(stays[0] - stays[1]) < 0.06
-    for told in pairs:
-        assert np.mean([low != high for high, low in told]) > 0.05
+    for results in pairs:
+        assert np.mean([low != high for high, low in results]) > 0.05

@@ -223,13 +223,13 @@ HOSTILE = {
     "a long key": (".".join("a" * 500_000) + " = 1", "a key of more than 32 parts"),
     "a long quoted key": (" . ".join(['"a"'] * 100_000) + " = 1", "a key of more than 32 parts"),
     "a long header": ("[" + ".".join("a" * 500_000) + "]", "a key of more than 32 parts"),
-    "5,000 digits": ("seed = " + "9" * 5000, "is no TOML"),
+    "5,000 digits": ("seed = " + "9" * 5000, "is not a TOML"),
     "4,000 digits": ("seed = " + "9" * 4000, "beyond 64 bits"),
     "half a character": ("name = '\ud800'", "half a character"),
-    "two megabytes": ("#" * (2 * MAX_BYTES), "bytes; 1,048,576 are the most"),
-    "a word of a megabyte": ("a" * MAX_BYTES, "is no TOML"),
-    "only quotes": ('"' * MAX_BYTES, "is no TOML"),
-    "no TOML": ("name =", "is no TOML"),
+    "two megabytes": ("#" * (2 * MAX_BYTES), "bytes; at most 1,048,576 are allowed"),
+    "a word of a megabyte": ("a" * MAX_BYTES, "is not a TOML"),
+    "only quotes": ('"' * MAX_BYTES, "is not a TOML"),
+    "no TOML": ("name =", "is not a TOML"),
 }
 
 

@@ -1,4 +1,4 @@
-"""TOML that anybody may have written: it is read within bounds, and what is beyond them is refused by name."""
+"""Reads TOML from untrusted sources: what is too long, too deep or too large is refused with the reason."""
 
 from __future__ import annotations
 
@@ -12,52 +12,57 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES = 1 << 20
-"""Of a file or a text."""
+"""The most bytes of a file or a text."""
 MAX_DEPTH = 32
-"""Tables in tables, and parts of a dotted key."""
+"""The deepest nesting of tables, and the most parts of a dotted key."""
 _KEY = r"""(?:(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?:{_KEY}\.[ \t]*+){{{MAX_DEPTH}}}")
 
 
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a file; ``what`` says in errors what it should have been."""
+def read_toml(path: Path, expected: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+        expected: What the file should be, for errors: "recipe", "policy".
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1).decode()
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such {what}") from None
+        raise RecipeError(f"{path}: there is no such {expected}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is no TOML file: {error}") from None
+        raise RecipeError(f"{path}: is not a TOML file: {error}") from None
     return parse_toml(text, str(path))
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """The tables of a text, or a ``RecipeError`` where it is no TOML, too long, too deep, or has too large a number.
+    """Parse TOML; raise ``RecipeError`` if it is invalid, too long, too deep, or holds too large a number.
 
-    Nothing else is raised, and the time that it takes grows with the length of the text.
+    It raises nothing else, and its running time grows no faster than the length of the text.
     """
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise RecipeError(f"{where}: is no text: it holds half a character") from None
+        raise RecipeError(f"{where}: is not valid text: it holds half a character") from None
     if size > MAX_BYTES:
-        raise RecipeError(f"{where}: has {size:,} bytes; {MAX_BYTES:,} are the most")
+        raise RecipeError(f"{where}: has {size:,} bytes; at most {MAX_BYTES:,} are allowed")
     if _LONG_KEY.search(text):
         raise RecipeError(f"{where}: has a key of more than {MAX_DEPTH} parts")
     try:
-        told = tomllib.loads(text)
+        tables = tomllib.loads(text)
     except RecursionError:
         raise RecipeError(f"{where}: is nested more than {MAX_DEPTH} deep") from None
-    except ValueError as error:  # no TOML, or a number of thousands of digits
-        raise RecipeError(f"{where}: is no TOML file: {error}") from None
-    _check_bounds(told, where)
-    return told
+    except ValueError as error:  # not TOML, or a number of thousands of digits
+        raise RecipeError(f"{where}: is not a TOML file: {error}") from None
+    _check_bounds(tables, where)
+    return tables
 
 
-def _check_bounds(told: dict[str, Any], where: str) -> None:
-    level: list[Any] = [told]
+def _check_bounds(tables: dict[str, Any], where: str) -> None:
+    level: list[Any] = [tables]
     for _ in range(MAX_DEPTH):
-        inner = [value for each in level for value in (each.values() if isinstance(each, dict) else each)]
+        inner = [value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer)]
         if any(type(value) is int and not -(1 << 63) <= value < 1 << 63 for value in inner):
             raise RecipeError(f"{where}: has a whole number beyond 64 bits")
         level = [value for value in inner if isinstance(value, dict | list)]

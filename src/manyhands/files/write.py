@@ -1,4 +1,4 @@
-"""Files are written so that a kill at any moment leaves the old one or the new one, whole."""
+"""Writes files so that a process killed at any moment leaves the old file or the new one, complete."""
 
 from __future__ import annotations
 
@@ -20,47 +20,52 @@ if TYPE_CHECKING:
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    """Write a file so that a process killed at any moment leaves the old file or the new one, complete.
+
+    Args:
+        path: The file to write.
+        content: Its bytes, or a function that writes them to an open file.
+    """
     fill = content if callable(content) else lambda file: file.write(content)
-    beside = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
         try:
-            with beside.open("wb") as file:
+            with temporary.open("wb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+            temporary.replace(path)
         except OSError:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
 
 
 def new_file(path: Path, content: bytes) -> bool:
-    """Write a file that only its owner can read, unless there is one already; whether it was written.
+    """Write a file that only its owner can read, unless it exists; return whether it was written.
 
-    Whoever looks sees it whole or not at all, and never with another mode.
+    Other processes see the complete file or none, and never with other permissions.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:32]}.", dir=path.parent)  # of mode 600
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:32]}.", dir=path.parent)  # of mode 600
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(beside, path)
+            os.link(temporary, path)
         except FileExistsError:
             return False
         finally:
-            Path(beside).unlink()
+            Path(temporary).unlink()
         _sync_folder(path.parent)
     return True
 
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to read and write, made for its owner alone if there is none; other processes that ask for it wait."""
+    """Open a file for reading and writing, locked: other processes wait for it. A new file is its owner's alone."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -71,7 +76,7 @@ def locked_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into; it takes the place of the old one when all is there."""
+    """Yield a new folder to write into; on success it replaces the old folder."""
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -85,13 +90,13 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn what the system says against writing into an error of ours."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise a ``DiskError`` for any error of the operating system while writing ``path``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise DiskError(f"{where}: cannot be written: {why}") from None
+        raise DiskError(f"{path}: cannot be written: {why}") from None
 
 
 def _sync_folder(folder: Path) -> None:

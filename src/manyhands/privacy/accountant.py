@@ -1,4 +1,4 @@
-"""What Gaussian noise hides of an image, as local differential privacy has it: numbers in, numbers out."""
+"""Epsilon of images that are released with Gaussian noise, in local differential privacy; pure functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import math
 
 
 def epsilon(mu: float, delta: float) -> float:
-    """The epsilon of a Gaussian mechanism at this delta, where ``mu`` is the sensitivity over the noise's deviation.
+    """Compute the epsilon of a Gaussian mechanism.
+
+    Args:
+        mu: The sensitivity divided by the standard deviation of the noise.
+        delta: The delta of the guarantee.
 
     References:
         Improving the Gaussian Mechanism for Differential Privacy: Analytical Calibration and Optimal Denoising,
@@ -24,27 +28,32 @@ def epsilon(mu: float, delta: float) -> float:
 
 
 def mu_of(snr: float, norm: float, releases: int = 1) -> float:
-    """Sensitivity over deviation where images of at most this norm are released with noise at this SNR, so often.
+    """Compute ``mu`` of images that are released with noise.
 
-    Any image may be replaced by any other: they are at most twice the norm apart.
+    Any image may be replaced by any other, so the sensitivity is twice the norm.
+
+    Args:
+        snr: The signal-to-noise ratio of one release, as a ratio of powers.
+        norm: The largest norm of an image.
+        releases: How often each image is released, with independent noise.
     """
     return 2 * norm * math.sqrt(snr * releases)
 
 
 def decibel(snr: float) -> float:
-    """A ratio of powers in decibels."""
+    """Convert a ratio of powers to decibels."""
     return 10 * math.log10(snr) if snr > 0 else -math.inf
 
 
 def _delta(eps: float, mu: float) -> float:
-    """The least delta of a Gaussian mechanism at this epsilon (Balle, Wang, theorem 8)."""
+    """The smallest delta of a Gaussian mechanism at this epsilon (Balle, Wang, theorem 8)."""
     first = _log_normal_below(mu / 2 - eps / mu)
     second = eps + _log_normal_below(-mu / 2 - eps / mu)
     return max(math.exp(first) - math.exp(min(second, first)), 0.0)
 
 
 def _log_normal_below(x: float) -> float:
-    """The logarithm of the share of a normal distribution below x, far out too."""
+    """The logarithm of the standard normal distribution function, accurate in the tail, too."""
     if x > -30:
         return math.log(math.erfc(-x / math.sqrt(2)) / 2)
     return -x * x / 2 - math.log(-x) - math.log(2 * math.pi) / 2

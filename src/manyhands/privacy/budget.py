@@ -1,8 +1,8 @@
-"""What a site has released of each of its images, over all runs and servers, composed into one release.
+"""A site's privacy budget: what it has released of each image, over all runs and servers.
 
-Releases of one image whose noise lies on one path reveal what the least noisy of them reveals (``methods/noise.py``);
-those of different paths add up. The file is append-only, and an entry is on the disk before its release is sent. It
-names no image: records and paths stand in it as hashes that are keyed with the site's secret.
+Releases of one image whose noise is on one path reveal what the least noisy of them reveals (``privacy/noise.py``);
+releases of different paths add up. The file is append-only, and an entry is on the disk before its release is sent. The
+file identifies no image: it holds records and paths as hashes, keyed with the site's secret.
 """
 
 from __future__ import annotations
@@ -29,11 +29,18 @@ FILE = "released.jsonl"
 HASH_BYTES = 16
 """Bytes of a hash in the file."""
 SEVERAL_RELEASES_FACTOR = 2 ** (1 / 8)
-"""By so much, 3/8 dB, may several releases of one path tell more than the least noisy of them."""
+"""Several releases of one path reveal at most this factor, 3/8 dB, more than the least noisy of them."""
 
 
 class Limits(NamedTuple):
-    """What may be released of an image in all; what is None is not limited."""
+    """The most that may be released of one image over all runs.
+
+    Args:
+        epsilon: The largest epsilon, at ``delta``; ``None`` for no limit.
+        snr_db: The largest signal-to-noise ratio in dB; ``None`` for no limit.
+        releases: The most releases; ``None`` for no limit.
+        delta: The delta at which ``epsilon`` is computed.
+    """
 
     epsilon: float | None = None
     snr_db: float | None = None
@@ -42,39 +49,48 @@ class Limits(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What releases of one image cost: Gaussian ones as one of so much ``snr``, with ``mu`` squared, and labels."""
+    """The privacy cost of all releases of one image, composed.
+
+    Args:
+        mu_squared: The sum of mu squared of the releases with Gaussian noise; infinite for an image without noise.
+        snr: The sum of their signal-to-noise ratios.
+        releases: How many there are.
+        labels: The sum of the epsilons of its released labels.
+    """
 
     mu_squared: float = 0.0
     snr: float = 0.0
     releases: int = 0
     labels: float = 0.0
 
-    def plus(self, other: Cost) -> Cost:
-        """Both, apart: sensitivities over deviations add in squares, epsilons of labels as such."""
+    def add(self, other: Cost) -> Cost:
+        """The cost of both, with independent noise: every field adds up."""
         return Cost(
             self.mu_squared + other.mu_squared, self.snr + other.snr,
             self.releases + other.releases, self.labels + other.labels,
         )  # fmt: skip
 
-    def most(self, other: Cost) -> Cost:
-        """The larger of each."""
+    def maximum(self, other: Cost) -> Cost:
+        """The larger value of each field."""
         return Cost(
             max(self.mu_squared, other.mu_squared), max(self.snr, other.snr),
             max(self.releases, other.releases), max(self.labels, other.labels),
         )  # fmt: skip
 
     def epsilon(self, delta: float) -> float:
-        """By composition of all; infinite where an image left as it is."""
+        """The epsilon of all releases together; infinite if an image was released without noise."""
         return _epsilon(self.mu_squared, delta) + self.labels
 
     def excess(self, limits: Limits) -> list[tuple[str, float, float]]:
-        """Each limit that it is beyond: its name, what it has, and what it may."""
-        found = {"epsilon": self.epsilon(limits.delta), "snr_db": decibel(self.snr), "releases": float(self.releases)}
-        told = {"epsilon": limits.epsilon, "snr_db": limits.snr_db, "releases": limits.releases}
-        return [(name, found[name], most) for name, most in told.items() if most is not None and found[name] > most]
+        """Each limit that is exceeded: its name, the cost, and the limit."""
+        costs = {"epsilon": self.epsilon(limits.delta), "snr_db": decibel(self.snr), "releases": float(self.releases)}
+        maxima = {"epsilon": limits.epsilon, "snr_db": limits.snr_db, "releases": limits.releases}
+        return [
+            (name, costs[name], limit) for name, limit in maxima.items() if limit is not None and costs[name] > limit
+        ]
 
     def words(self, delta: float) -> str:
-        """For people."""
+        """Describe the cost in words."""
         return f"{self.releases} releases, epsilon {self.epsilon(delta):,.3g}, {decibel(self.snr):.1f} dB"
 
 
@@ -82,39 +98,56 @@ NO_COST = Cost()
 
 
 class PathCost(NamedTuple):
-    """What was released of one path: the most of it, and whether there were several releases."""
+    """The privacy cost of all releases of one path.
+
+    Args:
+        top: The largest value of each field of ``Cost`` among them.
+        several: Whether there were releases of different noise levels.
+    """
 
     top: Cost
     several: bool = False
 
-    def also(self, cost: Cost) -> PathCost:
-        """With one more; the same again, or after several ones one that tells no more, changes nothing."""
-        top = self.top.most(cost)
+    def with_release(self, cost: Cost) -> PathCost:
+        """The cost after one more release; repeating a release, or adding noise to an earlier one, costs nothing."""
+        top = self.top.maximum(cost)
         return self if top == self.top and (self.several or cost == top) else PathCost(top, several=True)
 
     @property
     def cost(self) -> Cost:
-        """Of all of it."""
-        more = SEVERAL_RELEASES_FACTOR if self.several else 1.0
-        return self.top._replace(mu_squared=self.top.mu_squared * more, snr=self.top.snr * more)
+        """The cost of all releases of the path."""
+        factor = SEVERAL_RELEASES_FACTOR if self.several else 1.0
+        return self.top._replace(mu_squared=self.top.mu_squared * factor, snr=self.top.snr * factor)
 
 
 class Budget:
-    """The ledger in a folder. Several processes may share it; ``secret`` is the site's, and a ledger has only one."""
+    """The ledger of a site's releases; several processes may share it.
+
+    Args:
+        folder: The folder of the ledger's file.
+        secret: The site's secret, which keys all hashes in the ledger.
+    """
 
     def __init__(self, folder: Path, secret: str) -> None:
         self.path, self._key = folder / FILE, secret.encode()[:64]
         self._read = 0
-        self._told: defaultdict[bytes, dict[bytes, PathCost]] = defaultdict(dict)
+        self._released: defaultdict[bytes, dict[bytes, PathCost]] = defaultdict(dict)
 
     def charge(
         self, records: Sequence[bytes], paths: Sequence[bytes], cost: Cost, limits: Limits,
-        label_paths: Sequence[bytes] = (), **of: str,
+        label_paths: Sequence[bytes] = (), **run: str,
     ) -> None:  # fmt: skip
-        """Note what is about to be released of each record, or raise ``BudgetError`` where that is beyond the limits.
+        """Enter what is about to be released, or raise ``BudgetError`` if that would exceed the limits.
 
-        The same release again tells nobody anything new: it costs nothing. Labels told at random have paths of their
-        own: they may be drawn anew where the noise of their image is not.
+        Repeating a release costs nothing, since it reveals nothing new.
+
+        Args:
+            records: The identity of each record.
+            paths: The path of each record's noise.
+            cost: The cost of one record's release.
+            limits: What may be released of one image in all.
+            label_paths: The path of each record's randomised label, which may be redrawn while the noise is not.
+            run: What is noted of the run, in the ledger.
         """
         parts = {cost: paths}
         if label_paths:
@@ -122,59 +155,63 @@ class Budget:
         marks = [self._mark(b"record", record) for record in records]
         with locked_file(self.path) as file:
             self._catch_up(file)
-            each = {part: self._fresh(self._pairs(marks, named), part) for part, named in parts.items()}
-            self._check(_joined(each.values()), limits)
-            for part, fresh in each.items():
-                if fresh:
-                    self._append(file, [(mark, path) for mark, mine in fresh.items() for path in mine], part, of)
+            charges = {
+                part: self._new_costs(self._pairs(marks, part_paths), part) for part, part_paths in parts.items()
+            }
+            self._check(_merged(charges.values()), limits)
+            for part, new in charges.items():
+                if new:
+                    self._append(
+                        file, [(mark, path) for mark, new_paths in new.items() for path in new_paths], part, run
+                    )
 
     def worst(self) -> Cost:
-        """Of the image of which most was released; nothing where there is none."""
+        """The cost of the image with the largest cost; zero if nothing was released."""
         if self.path.exists():
             with locked_file(self.path) as file:
                 self._catch_up(file)
-        spent = [_sum(paths) for paths in self._told.values()]
-        return max(spent, key=lambda each: (each.epsilon(1e-5), each), default=NO_COST)
+        spent = [_sum(paths) for paths in self._released.values()]
+        return max(spent, key=lambda cost: (cost.epsilon(1e-5), cost), default=NO_COST)
 
     def _pairs(self, marks: list[bytes], paths: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         return [(mark, self._mark(b"path", mark + path)) for mark, path in zip(marks, paths, strict=True)]
 
-    def _fresh(self, pairs: list[tuple[bytes, bytes]], cost: Cost) -> dict[bytes, dict[bytes, PathCost]]:
-        """The paths of each record of which something new would be told, as they would be then."""
-        fresh: dict[bytes, dict[bytes, PathCost]] = {}
+    def _new_costs(self, pairs: list[tuple[bytes, bytes]], cost: Cost) -> dict[bytes, dict[bytes, PathCost]]:
+        """For each record, the paths whose cost would grow, with their new cost."""
+        new: dict[bytes, dict[bytes, PathCost]] = {}
         for mark, path in pairs:
-            before = self._told.get(mark, {}).get(path)
-            after = before.also(cost) if before else PathCost(cost)
+            before = self._released.get(mark, {}).get(path)
+            after = before.with_release(cost) if before else PathCost(cost)
             if after != before:
-                fresh.setdefault(mark, {})[path] = after
-        return fresh
+                new.setdefault(mark, {})[path] = after
+        return new
 
-    def _check(self, fresh: dict[bytes, dict[bytes, PathCost]], limits: Limits) -> None:
+    def _check(self, new: dict[bytes, dict[bytes, PathCost]], limits: Limits) -> None:
         over = [
-            (mark, found)
-            for mark, paths in fresh.items()
-            if (found := _sum(self._told.get(mark, {}) | paths).excess(limits))
+            (mark, excess)
+            for mark, paths in new.items()
+            if (excess := _sum(self._released.get(mark, {}) | paths).excess(limits))
         ]
         if not over:
             return
-        mark, ((what, asked, most), *_) = max(over, key=lambda each: each[1][0][1])
-        spent = _sum(self._told.get(mark, {}))
+        mark, ((name, cost, limit), *_) = max(over, key=lambda image: image[1][0][1])
+        spent = _sum(self._released.get(mark, {}))
         raise BudgetError(
-            f"this site's policy: {len(over):,} of its images would be released at {what} {asked:,.4g} over all runs, "
-            f"{most:,.4g} is the most (delta {limits.delta:g}); spent: {spent.words(limits.delta)}; left: "
+            f"this site's policy: {len(over):,} of its images would be released at {name} {cost:,.4g} over all runs; "
+            f"at most {limit:,.4g} is allowed (delta {limits.delta:g}); spent: {spent.words(limits.delta)}; left: "
             f"{_left(spent, limits)}"
         )
 
-    def _append(self, file: BinaryIO, pairs: list[tuple[bytes, bytes]], cost: Cost, of: dict[str, str]) -> None:
-        told = {name: None if math.isinf(value) else value for name, value in cost._asdict().items()}
-        line = {**of, "cost": told, "images": "".join((mark + path).hex() for mark, path in pairs)}
-        file.write((b"" if self._read else self._line({"of": self._whose()})) + self._line(line))
+    def _append(self, file: BinaryIO, pairs: list[tuple[bytes, bytes]], cost: Cost, run: dict[str, str]) -> None:
+        fields = {name: None if math.isinf(value) else value for name, value in cost._asdict().items()}
+        line = {**run, "cost": fields, "images": "".join((mark + path).hex() for mark, path in pairs)}
+        file.write((b"" if self._read else self._line({"of": self._secret_hash()})) + self._line(line))
         file.flush()
         os.fsync(file.fileno())
         self._catch_up(file)
 
     def _catch_up(self, file: BinaryIO) -> None:
-        """Take in what was added, by whomever. A line that a kill cut short told of nothing that was sent."""
+        """Read what any process has appended. A line that a kill cut short is of a release that was not sent."""
         file.seek(self._read)
         whole, end, _ = file.read().rpartition(b"\n")
         for line in whole.split(b"\n") if end else ():
@@ -182,35 +219,35 @@ class Budget:
                 self._take(json.loads(line), first=self._read == 0)
             except (ValueError, TypeError, KeyError) as error:
                 raise BudgetError(
-                    f"{self.path}: cannot be read after {self._read:,} bytes ({error}): nothing is released until it "
-                    "is put right"
+                    f"{self.path}: cannot be read after {self._read:,} bytes ({error}): nothing is released until "
+                    "the file is repaired"
                 ) from None
             self._read += len(line) + 1
         file.truncate(self._read)
         file.seek(self._read)
 
-    def _take(self, told: dict[str, Any], *, first: bool) -> None:
+    def _take(self, entry: dict[str, Any], *, first: bool) -> None:
         if first:
-            if told["of"] != self._whose():
-                raise ValueError("it is of another secret")
+            if entry["of"] != self._secret_hash():
+                raise ValueError("it was written with another secret")
             return
-        read: dict[str, Any] = {name: math.inf if value is None else value for name, value in told["cost"].items()}
-        cost, raw = Cost(**read), bytes.fromhex(told["images"])
+        fields: dict[str, Any] = {name: math.inf if value is None else value for name, value in entry["cost"].items()}
+        cost, raw = Cost(**fields), bytes.fromhex(entry["images"])
         if len(raw) % (2 * HASH_BYTES):
-            raise ValueError("it has half an image")
+            raise ValueError("an entry of an image is incomplete")
         for at in range(0, len(raw), 2 * HASH_BYTES):
             mark, path = raw[at : at + HASH_BYTES], raw[at + HASH_BYTES : at + 2 * HASH_BYTES]
-            before = self._told[mark].get(path)
-            self._told[mark][path] = before.also(cost) if before else PathCost(cost)
+            before = self._released[mark].get(path)
+            self._released[mark][path] = before.with_release(cost) if before else PathCost(cost)
 
-    def _mark(self, what: bytes, of: bytes) -> bytes:
-        return hashlib.blake2b(of, digest_size=HASH_BYTES, key=self._key, person=what).digest()
+    def _mark(self, kind: bytes, value: bytes) -> bytes:
+        return hashlib.blake2b(value, digest_size=HASH_BYTES, key=self._key, person=kind).digest()
 
-    def _whose(self) -> str:
+    def _secret_hash(self) -> str:
         return self._mark(b"ledger", b"").hex()
 
-    def _line(self, told: dict[str, Any]) -> bytes:
-        return strict_json(told).encode() + b"\n"
+    def _line(self, entry: dict[str, Any]) -> bytes:
+        return strict_json(entry).encode() + b"\n"
 
 
 def _left(spent: Cost, limits: Limits) -> str:
@@ -224,18 +261,18 @@ def _left(spent: Cost, limits: Limits) -> str:
     return ", ".join(words)
 
 
-def _joined(parts: Iterable[dict[bytes, dict[bytes, PathCost]]]) -> dict[bytes, dict[bytes, PathCost]]:
-    found: dict[bytes, dict[bytes, PathCost]] = {}
+def _merged(parts: Iterable[dict[bytes, dict[bytes, PathCost]]]) -> dict[bytes, dict[bytes, PathCost]]:
+    merged: dict[bytes, dict[bytes, PathCost]] = {}
     for part in parts:
-        for mark, mine in part.items():
-            found[mark] = found.get(mark, {}) | mine
-    return found
+        for mark, paths in part.items():
+            merged[mark] = merged.get(mark, {}) | paths
+    return merged
 
 
 def _sum(paths: dict[bytes, PathCost]) -> Cost:
     total = NO_COST
-    for each in paths.values():
-        total = total.plus(each.cost)
+    for path in paths.values():
+        total = total.add(path.cost)
     return total
 
 
