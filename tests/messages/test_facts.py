@@ -84,7 +84,7 @@ def test_a_header_of_what_fits_is_never_larger_than_was_said(facts: dict[str, An
 
 
 def test_half_of_a_character_can_neither_be_sent_nor_said() -> None:
-    with pytest.raises(MessageError, match="no finite JSON"):
+    with pytest.raises(MessageError, match="not a finite JSON"):
         encode(Message("op", {}, {"a": "\ud800"}))
 
 

@@ -116,7 +116,7 @@ def test_a_header_that_is_not_strict_is_refused(header: bytes) -> None:
 def test_a_header_that_claims_too_much_is_refused_before_it_is_read() -> None:
     with pytest.raises(MessageError, match="header"):
         decode(MAGIC + struct.pack("<I", MAX_HEADER_BYTES + 1) + b"x" * 10)
-    with pytest.raises(MessageError, match="more than"):
+    with pytest.raises(MessageError, match="at most"):
         encode(Message("op", {}, {"a": "x" * MAX_HEADER_BYTES}))
 
 
@@ -135,7 +135,7 @@ def test_tensors_that_share_memory_travel_apart() -> None:
 
 def test_a_type_that_does_not_travel_is_refused() -> None:
     head = struct.pack("<4sI", MAGIC, 9) + b'["op",{}]'
-    with pytest.raises(MessageError, match="'x' is of a type that does not travel"):
+    with pytest.raises(MessageError, match="'x' is of a type that a message cannot hold"):
         decode(head + safetensors.torch.save({"x": torch.ones(2, dtype=torch.uint16)}))
 
 
@@ -153,7 +153,7 @@ def test_a_message_within_its_bounds_is_read() -> None:
     [
         (Message("op", {}, {"a": "x" * 101}), "header has"),
         (Message("op", {"x" * 500: torch.ones(0)}), "the index of its tensors has"),
-        (Message("op", {name: torch.ones(0) for name in "abcd"}), "it has 4 tensors, 3 are the most"),
+        (Message("op", {name: torch.ones(0) for name in "abcd"}), "it has 4 tensors; at most 3 are allowed"),
     ],
 )
 def test_what_is_beyond_its_bounds_is_refused_before_it_is_parsed(
@@ -161,7 +161,7 @@ def test_what_is_beyond_its_bounds_is_refused_before_it_is_parsed(
 ) -> None:
     blob, bounds = encode(message), SMALL
     if "it has" in why:
-        bounds = bounds._replace(listing=10_000)
+        bounds = bounds._replace(index_size=10_000)
     monkeypatch.setattr("manyhands.messages.message.safetensors", None)
     monkeypatch.setattr("manyhands.messages.message.json.loads", None)
     with pytest.raises(MessageError, match=why):
@@ -175,7 +175,7 @@ def test_what_is_beyond_its_bounds_is_refused_before_it_is_parsed(
 def test_very_many_tensors_are_refused_at_once() -> None:
     index = b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(20_000)) + b"}"
     blob = framed(b'["op",{}]', struct.pack("<Q", len(index)) + index)
-    for bounds in (SMALL, SMALL._replace(listing=1 << 30)):
+    for bounds in (SMALL, SMALL._replace(index_size=1 << 30)):
         began = time.perf_counter()
         with pytest.raises(MessageError, match="of its tensors has|it has 20,000 tensors"):
             decode(blob, bounds)

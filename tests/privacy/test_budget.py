@@ -75,7 +75,9 @@ def test_what_goes_beyond_a_limit_is_refused_with_what_is_spent_and_left(
     for number in range(3):
         charged(tmp_path, f"{number}".encode(), limits=limits)
     before = (tmp_path / FILE).read_bytes()
-    with pytest.raises(BudgetError, match=rf"at {what} .* over all runs; at most .* is allowed .*spent: 3 releases.*left: "):
+    with pytest.raises(
+        BudgetError, match=rf"at {what} .* over all runs; at most .* is allowed .*spent: 3 releases.*left: "
+    ):
         charged(tmp_path, b"one more", limits=limits)
     assert (tmp_path / FILE).read_bytes() == before
     charged(tmp_path, b"0", limits=limits)  # what was sent once may be sent again

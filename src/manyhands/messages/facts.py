@@ -1,6 +1,6 @@
-"""What a message may tell beside its tensors: each fact has a type and a range, so that nothing foreign is without one.
+"""The facts of a message, which are its values besides tensors: each has a type and a range that are checked.
 
-What is refused is described, never repeated: a foreign value may be nested or as long as it likes.
+An error describes a refused value and does not repeat it: it may be deeply nested or very long.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any
 from manyhands.errors import MAX_DETAIL_LENGTH, Reason, Refused, printable
 
 MAX_SHOWN_LENGTH = 40
-"""So many characters of a value that is refused are shown."""
+"""The most characters of a refused value that an error shows."""
 
 
 class Fact(ABC):
-    """What one named value must be."""
+    """The type and the range of one named value."""
 
     @property
     @abstractmethod
     def max_bytes(self) -> int:
-        """The most bytes that it takes in a header."""
+        """The most bytes of the value in a header."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """What it must be, in words."""
+        """Describe the allowed values."""
 
     @abstractmethod
     def accepts(self, value: Any) -> bool:
-        """Whether a value is such a one."""
+        """Return whether a value is allowed."""
 
     def check(self, name: str, value: Any) -> None:
-        """Refuse a value that is none."""
+        """Refuse a value that is not allowed."""
         if not self.accepts(value):
-            endless = type(value) is float and not math.isfinite(value)
-            reason = Reason.NOT_FINITE if endless else Reason.WRONG_FACTS
+            not_finite = type(value) is float and not math.isfinite(value)
+            reason = Reason.NOT_FINITE if not_finite else Reason.WRONG_FACTS
             raise Refused(reason, f"{name} is {describe_value(value)}, not {self}")
 
 
 @dataclass(frozen=True)
 class Whole(Fact):
-    """A whole number in a range."""
+    """An integer in a range, both ends included."""
 
     minimum: int
     maximum: int
@@ -63,7 +63,7 @@ class Whole(Fact):
 
 @dataclass(frozen=True)
 class Number(Fact):
-    """A finite number in a range; None where there may be none."""
+    """A finite number in a range, both ends included; with ``or_none`` also None."""
 
     minimum: float
     maximum: float
@@ -84,7 +84,7 @@ class Number(Fact):
 
 @dataclass(frozen=True)
 class Text(Fact):
-    """So many characters at most."""
+    """A string of at most ``maximum`` characters."""
 
     maximum: int = MAX_DETAIL_LENGTH
 
@@ -103,7 +103,7 @@ class Text(Fact):
 
 @dataclass(frozen=True)
 class Flag(Fact):
-    """True or false."""
+    """A boolean."""
 
     @property
     def max_bytes(self) -> int:
@@ -120,7 +120,7 @@ class Flag(Fact):
 
 @dataclass(frozen=True)
 class Listed(Fact):
-    """So many values of one kind at most."""
+    """A list of at most ``maximum`` values of one kind."""
 
     item: Fact
     maximum: int
@@ -140,7 +140,7 @@ class Listed(Fact):
 
 @dataclass(frozen=True)
 class Table(Fact):
-    """A table that takes so many bytes at most; what is in it is looked at by whoever reads it."""
+    """A JSON object of at most ``maximum`` bytes; its reader checks the content."""
 
     maximum: int
 
@@ -161,23 +161,22 @@ Facts = Mapping[str, Fact]
 
 
 def check_facts(expected: Facts, facts: Mapping[str, Any]) -> None:
-    """Refuse facts that are not those expected, or not in their range."""
+    """Refuse facts that are missing, unexpected or out of range."""
     if facts.keys() != expected.keys():
-        odd = min(facts.keys() ^ expected.keys())
-        raise Refused(
-            Reason.WRONG_FACTS, f"{describe_value(odd)} is {'missing' if odd in expected else 'no fact of it'}"
-        )
+        name = min(facts.keys() ^ expected.keys())
+        problem = "is missing" if name in expected else "is not an expected fact"
+        raise Refused(Reason.WRONG_FACTS, f"{describe_value(name)} {problem}")
     for name, fact in expected.items():
         fact.check(name, facts[name])
 
 
 def header_bytes(facts: Facts) -> int:
-    """The most bytes of a header that tells these."""
+    """Compute the most bytes of a header with these facts."""
     return 48 + sum(len(name) + 4 + fact.max_bytes for name, fact in facts.items())
 
 
 def describe_value(value: Any) -> str:
-    """A foreign value for people, without looking into it."""
+    """Describe a value of another party without reading what is inside it."""
     match value:
         case None | bool() | float():
             return str(value)

@@ -1,4 +1,4 @@
-"""The only thing that leaves a silo, and its one encoding: a JSON header, then safetensors."""
+"""A message, which is all that ever leaves a silo, and its encoding: a JSON header, then safetensors."""
 
 from __future__ import annotations
 
@@ -24,28 +24,34 @@ from manyhands.tensors import StateSpec, TensorSpec, state_spec
 MAGIC = b"MHM1"
 MAX_HEADER_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 32
-"""Bytes of a message, at most."""
+"""The most bytes of a message."""
 MAX_DEPTH = 16
-"""So deep facts may be nested."""
+"""The deepest nesting of facts."""
 _OPERATION = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _PREFIX, _LENGTH = struct.Struct("<4sI"), struct.Struct("<Q")
 _NAMES = {
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
     torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-"""The types that travel, by their names in the format, in the order in which its library writes them."""
+"""The tensor types of a message with their names in safetensors, in the order in which safetensors writes them."""
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(_NAMES)}
 READ_ERRORS = (
     SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, OSError, struct.error, MemoryError
 )  # fmt: skip
-"""What reading foreign tensors may come to."""
+"""What reading tensors of another party may raise."""
 Signature = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An operation, the tensors that it carries, and facts about them (JSON values, small)."""
+    """What a silo and the server send each other.
+
+    Args:
+        op: The operation that it is part of.
+        tensors: Its tensors, by name.
+        facts: Small JSON values, by name.
+    """
 
     op: str
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -53,53 +59,61 @@ class Message:
 
 
 class Bounds(NamedTuple):
-    """What a message may take: bytes in all, of its header and of the index of its tensors, and how many of those."""
+    """The largest size of a message.
+
+    Args:
+        size: The most bytes in all.
+        header: The most bytes of its header.
+        index_size: The most bytes of the index of its tensors.
+        tensors: The most tensors.
+    """
 
     size: int
-    head: int
-    listing: int
+    header: int
+    index_size: int
     tensors: int
 
     @classmethod
-    def of(cls, head: int, listing: int = 16, tensors: int = 0, weight: int = 0) -> Bounds:
-        """Those of a message whose header, index (``listing``) and tensors take so much."""
-        head = min(head, MAX_HEADER_BYTES)
-        return cls(
-            min(_PREFIX.size + head + _LENGTH.size + listing + weight, MAX_MESSAGE_BYTES), head, listing, tensors
-        )
+    def of(cls, header: int, index_size: int = 16, tensors: int = 0, tensor_bytes: int = 0) -> Bounds:
+        """Compute the bounds of a message from the sizes of its parts."""
+        header = min(header, MAX_HEADER_BYTES)
+        size = _PREFIX.size + header + _LENGTH.size + index_size + tensor_bytes
+        return cls(min(size, MAX_MESSAGE_BYTES), header, index_size, tensors)
 
     @classmethod
     def largest(cls, bounds: Iterable[Bounds]) -> Bounds:
-        """The largest of each."""
+        """The largest value of each bound."""
         return cls(*map(max, zip(cls.of(0), *bounds, strict=True)))
 
     def check_begin(self, begin: bytes) -> None:
-        """Raise MessageError where the beginning of a message says that it takes more; nothing is read of it."""
+        """Raise ``MessageError`` if the first bytes of a message announce more; nothing else of it is read."""
         length = _header_bytes(begin)
-        if length > self.head:
-            raise MessageError(f"its header has {length:,} bytes, {self.head:,} are the most")
+        if length > self.header:
+            raise MessageError(f"its header has {length:,} bytes; at most {self.header:,} are allowed")
         if len(begin) >= _PREFIX.size + length + _LENGTH.size:
             self.check_index(*_LENGTH.unpack_from(begin, _PREFIX.size + length))
 
     def check_index(self, length: int, index: bytes = b"") -> None:
-        """The same of the index of its tensors, of each of which there is a brace in it."""
-        if length > self.listing:
-            raise MessageError(f"the index of its tensors has {length:,} bytes, {self.listing:,} are the most")
+        """Raise ``MessageError`` if the index of the tensors is too long or lists too many (one brace for each)."""
+        if length > self.index_size:
+            raise MessageError(
+                f"the index of its tensors has {length:,} bytes; at most {self.index_size:,} are allowed"
+            )
         if index.count(b"{") - 1 > self.tensors:
-            raise MessageError(f"it has {index.count(b'{') - 1:,} tensors, {self.tensors:,} are the most")
+            raise MessageError(f"it has {index.count(b'{') - 1:,} tensors; at most {self.tensors:,} are allowed")
 
 
 UNBOUNDED = Bounds(MAX_MESSAGE_BYTES, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES)
-"""What a message of one's own may take."""
+"""The bounds of a message from a trusted party."""
 
 
 def encode(message: Message) -> bytes:
-    """The message as bytes; nothing in them can be run."""
+    """Encode a message as bytes, which hold data only, no code."""
     return b"".join(pieces(message))
 
 
 def pieces(message: Message) -> Iterator[bytes | memoryview]:
-    """The same in pieces, of which none is a copy but where a tensor lies elsewhere or in strides."""
+    """Encode a message in pieces; a tensor is copied only if it is on another device or not contiguous."""
     header = _header(message)
     index, order = _index(_signature(message))
     yield _PREFIX.pack(MAGIC, len(header)) + header + index
@@ -108,39 +122,39 @@ def pieces(message: Message) -> Iterator[bytes | memoryview]:
 
 
 def encoded_size(message: Message) -> int:
-    """Exactly ``len(encode(message))``, without copying the tensors."""
+    """Compute ``len(encode(message))`` without copying the tensors."""
     index, _ = _index(_signature(message))
-    weight = sum(like.size * like.dtype.itemsize for like in state_spec(message.tensors).values())
-    return _PREFIX.size + len(_header(message)) + len(index) + weight
+    tensor_bytes = sum(spec.size * spec.dtype.itemsize for spec in state_spec(message.tensors).values())
+    return _PREFIX.size + len(_header(message)) + len(index) + tensor_bytes
 
 
 def decode(blob: bytes, bounds: Bounds = UNBOUNDED) -> Message:
-    """The message in the bytes, or a MessageError; foreign bytes raise nothing else."""
+    """Decode a message; any bytes that are not a valid message raise ``MessageError`` and nothing else."""
     bounds.check_begin(blob)
     head = head_size(blob)
     if len(blob) >= head + _LENGTH.size:
         (length,) = _LENGTH.unpack_from(blob, head)
-        bounds.check_index(length, blob[head + _LENGTH.size : head + _LENGTH.size + min(length, bounds.listing)])
+        bounds.check_index(length, blob[head + _LENGTH.size : head + _LENGTH.size + min(length, bounds.index_size)])
     op, facts = _read_header(blob[_PREFIX.size : head])
     try:
         tensors = safetensors.torch.load(blob[head:])
     except READ_ERRORS as error:
         raise MessageError(f"its tensors cannot be read: {error}") from None
-    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _NAMES]:
-        raise MessageError(f"{odd[0]!r} is of a type that does not travel: {tensors[odd[0]].dtype}")
+    if bad := [name for name, tensor in tensors.items() if tensor.dtype not in _NAMES]:
+        raise MessageError(f"{bad[0]!r} is of a type that a message cannot hold: {tensors[bad[0]].dtype}")
     return Message(op, tensors, facts)
 
 
 def head_size(blob: bytes) -> int:
-    """How many of a message's first bytes come before its tensors; all of them must be there."""
+    """Return how many bytes of a message come before its tensors; all of them must be in ``blob``."""
     length = _header_bytes(blob)
     if length > MAX_HEADER_BYTES or _PREFIX.size + length > len(blob):
-        raise MessageError(f"says that its header has {length} bytes; it has {len(blob)} in all")
+        raise MessageError(f"announces a header of {length} bytes; it has {len(blob)} bytes in all")
     return _PREFIX.size + length
 
 
 def _header_bytes(begin: bytes) -> int:
-    """How many bytes a message says that its header has."""
+    """Read the length of the header from the first bytes of a message."""
     if len(begin) < _PREFIX.size:
         raise MessageError(f"{len(begin)} bytes are too few for a message")
     magic, length = _PREFIX.unpack_from(begin)
@@ -150,7 +164,13 @@ def _header_bytes(begin: bytes) -> int:
 
 
 def decode_from(head: bytes, file: OpenFile, bounds: Bounds = UNBOUNDED) -> Message:
-    """The message with this beginning, whose tensors are in a file: each is read whenever it is asked for."""
+    """Decode a message whose tensors are in a file; each is read when it is accessed.
+
+    Args:
+        head: The bytes before the tensors.
+        file: The tensors, in the safetensors format.
+        bounds: The largest size of the message.
+    """
     op, facts = _read_header(head[_PREFIX.size :])
     return Message(op, LazyTensors(file, bounds), facts)
 
@@ -159,42 +179,42 @@ class OpenFile(Protocol):
     """An open file."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """Its file descriptor."""
         ...
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors in a file, read one at a time; their ``state_spec`` is known without."""
+    """Tensors in a file, read one at a time; ``state_spec`` has their shapes without reading them."""
 
     def __init__(self, file: OpenFile, bounds: Bounds = UNBOUNDED) -> None:
-        self.file = file  # held, since a temporary one is gone when nobody does
+        self.file = file  # a temporary file is deleted when no reference is left
         try:
             (length,) = _LENGTH.unpack(os.pread(file.fileno(), _LENGTH.size, 0))
             bounds.check_index(length)
             index = os.pread(file.fileno(), length, _LENGTH.size)
             bounds.check_index(length, index)
             with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="pt"):
-                pass  # the library has looked at every bound
-            told = json.loads(index)
-            told.pop("__metadata__", None)
+                pass  # safetensors has checked all offsets
+            entries = json.loads(index)
+            entries.pop("__metadata__", None)
             self.state_spec = {
-                name: TensorSpec(tuple(each["shape"]), _TYPES[each["dtype"]]) for name, each in told.items()
+                name: TensorSpec(tuple(entry["shape"]), _TYPES[entry["dtype"]]) for name, entry in entries.items()
             }
-            self._begins = {name: _LENGTH.size + length + each["data_offsets"][0] for name, each in told.items()}
+            self._offsets = {name: _LENGTH.size + length + entry["data_offsets"][0] for name, entry in entries.items()}
         except READ_ERRORS as error:
             raise MessageError(f"its tensors cannot be read: {error}") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        """A tensor of its own, which holds nothing of the file."""
-        like = self.state_spec[name]
-        found = torch.empty([n or 0 for n in like.shape], dtype=like.dtype)
-        into, at = _raw(found), self._begins[name]
-        while into:
-            got = os.preadv(self.file.fileno(), [into], at)
-            if not got:
+        """Read a tensor; it does not refer to the file."""
+        spec = self.state_spec[name]
+        tensor = torch.empty([n or 0 for n in spec.shape], dtype=spec.dtype)
+        buffer, offset = _raw(tensor), self._offsets[name]
+        while buffer:
+            count = os.preadv(self.file.fileno(), [buffer], offset)
+            if not count:
                 raise MessageError(f"its file ends within {name!r}")
-            into, at = into[got:], at + got
-        return found
+            buffer, offset = buffer[count:], offset + count
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.state_spec)
@@ -204,33 +224,31 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    """The memory of a tensor, which is on the CPU and without gaps then."""
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
+    """Return the memory of a tensor, after a copy to contiguous CPU memory if necessary."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _header(message: Message) -> bytes:
     try:
         raw = strict_json([message.op, dict(message.facts)], separators=(",", ":"), sort_keys=True).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise MessageError(f"{message.op}: a fact is no finite JSON value: {error}") from None
+        raise MessageError(f"{message.op}: a fact is not a finite JSON value: {error}") from None
     if len(raw) > MAX_HEADER_BYTES:
-        raise MessageError(
-            f"{message.op}: its facts take {len(raw):,} bytes, more than the {MAX_HEADER_BYTES:,} allowed"
-        )
+        raise MessageError(f"{message.op}: its facts take {len(raw):,} bytes; at most {MAX_HEADER_BYTES:,} are allowed")
     return raw
 
 
 def _read_header(raw: bytes) -> tuple[str, dict[str, Any]]:
     try:
         header = json.loads(
-            raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite_float
+            raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite_float
         )
         _check_depth(header, MAX_DEPTH + 2)
-        if b"\\u" in raw:  # only so can half of a character be told
+        if b"\\u" in raw:  # only an escape can encode half a character
             strict_json(header).encode()
     except (ValueError, RecursionError) as error:
-        raise MessageError(f"its header is no strict JSON: {error}") from None
+        raise MessageError(f"its header is not strict JSON: {error}") from None
     match header:
         case [str(op), dict(facts)] if _OPERATION.fullmatch(op):
             return op, facts
@@ -241,13 +259,13 @@ def _check_depth(value: Any, left: int) -> None:
     if isinstance(value, dict | list):
         if not left:
             raise ValueError(f"facts are nested more than {MAX_DEPTH} deep")
-        for each in value.values() if isinstance(value, dict) else value:
-            _check_depth(each, left - 1)
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return dict(pairs)
 
 
@@ -259,27 +277,27 @@ def _finite_float(text: str) -> float:
 
 
 def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _signature(message: Message) -> Signature:
-    return tuple((name, like.dtype, like.shape) for name, like in state_spec(message.tensors).items())
+    return tuple((name, spec.dtype, spec.shape) for name, spec in state_spec(message.tensors).items())
 
 
-def index_bytes(state_spec: StateSpec) -> int:
-    """The most bytes that the index of such tensors takes."""
-    names = sum(len(strict_json(name).encode()) for name in state_spec)
-    return 16 + names + sum(96 + 21 * len(like.shape) for like in state_spec.values())
+def index_bytes(specs: StateSpec) -> int:
+    """Return the most bytes of the index of such tensors."""
+    names = sum(len(strict_json(name).encode()) for name in specs)
+    return 16 + names + sum(96 + 21 * len(spec.shape) for spec in specs.values())
 
 
 @lru_cache(maxsize=256)
 def _index(signature: Signature) -> tuple[bytes, tuple[str, ...]]:
-    """What the safetensors format has before the tensors, as its library writes it, and the order that they come in."""
-    order = sorted(signature, key=lambda each: (_RANK[each[1]], each[0]))
-    told, end = {}, 0
+    """Return the index of the tensors, exactly as safetensors writes it, and the order of the tensors after it."""
+    order = sorted(signature, key=lambda entry: (_RANK[entry[1]], entry[0]))
+    entries, end = {}, 0
     for name, dtype, shape in order:
         begin, end = end, end + TensorSpec(shape, dtype).size * dtype.itemsize
-        told[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
-    raw = strict_json(told, separators=(",", ":")).encode()
+        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
+    raw = strict_json(entries, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     return _LENGTH.pack(len(raw)) + raw, tuple(name for name, _, _ in order)

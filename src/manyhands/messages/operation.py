@@ -1,4 +1,4 @@
-"""One kind of call between a silo and the server: what it may carry each way."""
+"""An operation, which is one kind of call from a silo to the server, and what its messages may contain."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from manyhands.messages.outgoing import OutgoingData
 from manyhands.tensors import StateSpec, TensorSpec, find_not_finite, state_spec
 
 IMAGES = Whole(1, 1 << 40)
-"""How many images a silo has."""
+"""The number of images of a silo."""
 COUNT, SEED = Whole(0, (1 << 53) - 1), Whole(0, (1 << 63) - 1)
 FLOPS = Whole(0, 10**21)
 MAX_LOSS = 1e12
-"""No loss is larger, or training has gone wrong."""
+"""The largest loss that is accepted; a larger one means that training has diverged."""
 WORD = Text(64)
 
 
 def round_facts(rounds: int) -> Facts:
-    """What a silo tells when it closes one of so many rounds.
+    """Return the facts that a silo reports at the end of each of ``rounds`` rounds.
 
-    Its mean loss, the images it saw, the floating-point operations that this took, and why it sends nothing if it does
-    not. The hub holds ``round`` against the open round and ``images`` against the enrolment, wherever they are told.
+    These are its mean loss, the images it saw, the floating-point operations of its training, and the reason if it
+    withholds its tensors. The coordinator compares ``round`` with the open round and ``images`` with the enrolment in
+    every message that has them.
     """
     loss = Number(-MAX_LOSS, MAX_LOSS, or_none=True)
     return {"round": Whole(0, rounds - 1), "images": IMAGES, "loss": loss, "seen": COUNT, "flops": FLOPS,
@@ -38,21 +39,25 @@ def round_facts(rounds: int) -> Facts:
 
 
 def next_round_facts(rounds: int) -> Facts:
-    """What a silo is told when it joins, and after each of so many rounds."""
+    """Return the facts of the answer when a silo joins, and after each of ``rounds`` rounds."""
     return {"round": Whole(0, rounds), "done": Flag()}
 
 
 RESTING = "resting"
-"""Told as ``withheld`` by a silo that does not take part in the round."""
+"""The value of ``withheld`` from a silo that does not take part in the round."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Payload:
-    """What one message of an operation may carry in one direction: ``tensors``, or one of the ``others`` instead.
+    """What a message of an operation may contain in one direction.
 
-    ``items`` is the most that a length may be which is open and has no limit of its own.
+    Args:
+        tensors: Its tensors.
+        facts: Its facts.
+        others: Alternatives to ``tensors``.
+        items: The largest value of an open length without a limit of its own; ``None`` for the message's limit.
     """
 
     tensors: StateSpec = field(default_factory=lambda: _NOTHING)
@@ -61,46 +66,52 @@ class Payload:
     items: int | None = None
 
     def check(self, message: Message) -> None:
-        """Refuse what does not fit, with the reason."""
+        """Refuse a message with other content, and say why."""
         check_facts(self.facts, message.facts)
-        forms = (self.tensors, *self.others)
-        refusals = [refusal for form in forms if (refusal := mismatch(form, message.tensors))]
-        if len(refusals) == len(forms):
-            raise next((each for each in refusals if each.reason is Reason.WRONG_SHAPE), refusals[0])
-        if name_of_bad := find_not_finite(message.tensors):
-            raise Refused(Reason.NOT_FINITE, f"{name_of_bad} holds a NaN or an infinity")
+        specs = (self.tensors, *self.others)
+        refusals = [refusal for spec in specs if (refusal := mismatch(spec, message.tensors))]
+        if len(refusals) == len(specs):
+            raise next((refusal for refusal in refusals if refusal.reason is Reason.WRONG_SHAPE), refusals[0])
+        if name := find_not_finite(message.tensors):
+            raise Refused(Reason.NOT_FINITE, f"{name} contains a NaN or an infinity")
 
     @property
     def tensor_bytes(self) -> int:
-        """The bytes of the tensors, in their largest form; of a form with an open length, those of one item."""
-        forms = (self.tensors, *self.others)
-        return max(sum(like.dtype.itemsize * like.size for like in form.values()) for form in forms)
+        """The bytes of the tensors in the largest alternative; with an open length, those of one item."""
+        specs = (self.tensors, *self.others)
+        return max(sum(tensor.dtype.itemsize * tensor.size for tensor in spec.values()) for spec in specs)
 
     @cached_property
     def bounds(self) -> Bounds:
-        """What such a message may take as encoded, in its largest form."""
-        head, forms = header_bytes(self.facts), (self.tensors, *self.others)
-        sizes = [Bounds.of(head, index_bytes(form), len(form), self._bytes(form)) for form in forms]
-        return Bounds.largest(sizes)
+        """The largest encoded size of such a message."""
+        header, specs = header_bytes(self.facts), (self.tensors, *self.others)
+        return Bounds.largest(Bounds.of(header, index_bytes(spec), len(spec), self._bytes(spec)) for spec in specs)
 
-    def _bytes(self, form: StateSpec) -> int:
-        """The most bytes of the tensors of a form."""
-        each = {name: like.dtype.itemsize * like.size for name, like in form.items()}
-        count = {name: self.items or MAX_MESSAGE_BYTES for name, like in form.items() if like.is_unbounded}
-        return sum(size * count.get(name, 1) for name, size in each.items())
+    def _bytes(self, spec: StateSpec) -> int:
+        """The most bytes of these tensors."""
+        sizes = {name: tensor.dtype.itemsize * tensor.size for name, tensor in spec.items()}
+        counts = {name: self.items or MAX_MESSAGE_BYTES for name, tensor in spec.items() if tensor.is_unbounded}
+        return sum(size * counts.get(name, 1) for name, size in sizes.items())
 
     @property
     def size(self) -> str:
-        """The size of the tensors, for people."""
+        """The size of the tensors in words."""
         return " or ".join(dict.fromkeys(map(tensors_size, (self.tensors, *self.others))))
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One kind of call: who may say what, how often, in words and in types.
+    """One kind of call from a silo to the server.
 
-    One that ``draws`` is for when a run has ended, or between its rounds in one process: a server does nothing else
-    meanwhile.
+    Args:
+        description: What the silo does with it, in words: "sends its update".
+        often: How often, in words.
+        up: What its message to the server may contain.
+        down: What the answer may contain.
+        barrier: Whether the server answers all silos together, when the last of them has called.
+        closes_round: Whether the answer ends a round.
+        outgoing: What leaves the silo with it, besides its facts.
+        draws: Whether it generates images: the server answers it only between rounds or after the last one.
     """
 
     description: str
@@ -110,37 +121,36 @@ class Operation:
     barrier: bool = False
     closes_round: bool = False
     outgoing: tuple[OutgoingData, ...] = ()
-    """The kinds of things that it carries up, beside its facts."""
     draws: bool = False
 
 
-def tensors_size(state_spec: StateSpec) -> str:
-    """The size of the tensors of a layout, for people."""
-    if not state_spec:
+def tensors_size(spec: StateSpec) -> str:
+    """Describe the size of tensors in words."""
+    if not spec:
         return "no tensors"
-    size = size_text(sum(like.dtype.itemsize * like.size for like in state_spec.values()))
-    if any(None in like.shape and like.max_size is None for like in state_spec.values()):
+    size = size_text(sum(tensor.dtype.itemsize * tensor.size for tensor in spec.values()))
+    if any(tensor.is_unbounded for tensor in spec.values()):
         return f"{size} for each item"
-    return f"at most {size}" if any(None in like.shape for like in state_spec.values()) else size
+    return f"at most {size}" if any(None in tensor.shape for tensor in spec.values()) else size
 
 
 def mismatch(expected: StateSpec, tensors: Mapping[str, Tensor]) -> Refused | None:
-    """Why tensors are not of a layout, or None where they are."""
+    """Return the refusal of tensors that differ from those expected, or None."""
     if missing := expected.keys() - tensors.keys():
-        return Refused(Reason.MISSING_TENSOR, f"{min(missing)} is not there")
+        return Refused(Reason.MISSING_TENSOR, f"{min(missing)} is missing")
     if unexpected := tensors.keys() - expected.keys():
         return Refused(Reason.UNEXPECTED_TENSOR, f"{min(unexpected)} is not in the plan")
-    found = state_spec(tensors)
-    return next((bad for name, like in expected.items() if (bad := _mismatch_of(name, like, found[name]))), None)
+    specs = state_spec(tensors)
+    return next((bad for name, spec in expected.items() if (bad := _mismatch_of(name, spec, specs[name]))), None)
 
 
-def _mismatch_of(name: str, like: TensorSpec, found: TensorSpec) -> Refused | None:
-    if found.dtype != like.dtype:
-        return Refused(Reason.WRONG_DTYPE, f"{name} is {found.dtype}, not {like.dtype}")
-    if len(found.shape) != len(like.shape) or any(
-        n not in (None, got) for n, got in zip(like.shape, found.shape, strict=True)
+def _mismatch_of(name: str, expected: TensorSpec, actual: TensorSpec) -> Refused | None:
+    if actual.dtype != expected.dtype:
+        return Refused(Reason.WRONG_DTYPE, f"{name} is {actual.dtype}, not {expected.dtype}")
+    if len(actual.shape) != len(expected.shape) or any(
+        n not in (None, length) for n, length in zip(expected.shape, actual.shape, strict=True)
     ):
-        return Refused(Reason.WRONG_SHAPE, f"{name} is {found.shape}, not {like.shape}")
-    if like.max_size is not None and found.size > like.size:
-        return Refused(Reason.WRONG_SHAPE, f"{name} has {found.size} numbers, {like.size} are the most")
+        return Refused(Reason.WRONG_SHAPE, f"{name} is {actual.shape}, not {expected.shape}")
+    if expected.max_size is not None and actual.size > expected.size:
+        return Refused(Reason.WRONG_SHAPE, f"{name} has {actual.size} numbers; at most {expected.size} are allowed")
     return None

@@ -1,4 +1,4 @@
-"""Every operation of a method and what it may carry, each way: for the coordinator, for the silo and for a person."""
+"""The plan of a method: all its operations. The coordinator and the silo enforce it, and people read it."""
 
 from __future__ import annotations
 
@@ -22,51 +22,62 @@ from manyhands.messages.outgoing.summary import (
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole of what may pass between a silo and the server."""
+    """All that a silo and the server may send each other.
+
+    Args:
+        operations: The operations, by name.
+        before: What has left the silos before the run.
+    """
 
     operations: Mapping[str, Operation]
     before: tuple[OutgoingData, ...] = ()
-    """What has left the silos before the run."""
 
     @property
     def outgoing(self) -> tuple[OutgoingData, ...]:
-        """Every kind of thing that leaves a silo, each once: what gives most away first."""
+        """Everything that leaves a silo, without duplicates; what reveals most comes first."""
         return collect_outgoing(self.operations.values(), self.before)
 
     def outgoing_of(self, silo: str) -> tuple[OutgoingData, ...]:
-        """The kinds of things that leave this silo."""
+        """Everything that leaves this silo."""
         return for_silo(self.outgoing, silo)
 
     @property
     def never_sent(self) -> tuple[str, ...]:
-        """What no message has a place for; that says nothing of what can be computed from the rest."""
+        """What no message can contain; it may still be possible to compute it from what is sent."""
         return never_sent(self.outgoing)
 
     @property
     def barriers(self) -> frozenset[str]:
-        """The operations that are answered when everyone awaited has called."""
+        """The operations that the server answers when every silo has called."""
         return frozenset(name for name, operation in self.operations.items() if operation.barrier)
 
     def check(self, message: Message, direction: Direction) -> None:
-        """Refuse a message that is not in the plan."""
+        """Refuse a message that the plan does not allow in this direction."""
         operation = self.operations.get(message.op)
         if operation is None:
             raise Refused(Reason.UNKNOWN_OPERATION, f"{message.op!r} is not one of {sorted(self.operations)}")
         (operation.up if direction == "up" else operation.down).check(message)
 
     def bounds(self, direction: Direction) -> Bounds:
-        """What the largest message may take that goes this way."""
-        carried = ((each.up if direction == "up" else each.down) for each in self.operations.values())
-        return Bounds.largest(each.bounds for each in carried)
+        """The size of the largest message in this direction."""
+        operations = self.operations.values()
+        payloads = (operation.up if direction == "up" else operation.down for operation in operations)
+        return Bounds.largest(payload.bounds for payload in payloads)
 
     def words(self, silo: str = "", images: int | None = None) -> list[str]:
-        """The plan as a person reads it before approving a run, for all or for a silo with so many images."""
+        """Describe the plan in words, as a person reads it before approving a run.
+
+        Args:
+            silo: The silo whose plan it is; "" for all silos.
+            images: The number of images of the silo, if known.
+        """
         kinds = self.outgoing_of(silo) if silo else self.outgoing
         lines = [*given_away(kinds, images), *describe(kinds, images)]
         for name, operation in self.operations.items():
-            sends, tells = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
-            gets = operation.down.size
+            sent, facts = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
+            received = operation.down.size
             lines.append(
-                f"{name} ({operation.often}): {operation.description}; sends {sends} and tells {tells}; receives {gets}"
+                f"{name} ({operation.often}): {operation.description}; sends {sent} and tells {facts}; "
+                f"receives {received}"
             )
         return [*lines, f"in no message: {', '.join(never_sent(kinds))}; {NO_REASSURANCE}"]

@@ -1,4 +1,4 @@
-"""What tensors weigh on the wire."""
+"""Codecs, which encode tensors for a message with more or fewer bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
@@ -15,21 +16,25 @@ from manyhands.spec import Spec
 from manyhands.tensors import StateSpec, Tensors, TensorSpec
 
 MAX_WEIGHT = 6e4
-"""No weight is larger than this, so that each can be said in 16 bits."""
+"""The largest weight that is accepted, so that each weight can be a float16."""
 
 
 class Encoded(NamedTuple):
-    """Tensors as they travel, and what could not be said of each and is to be said the next time."""
+    """Encoded tensors.
+
+    Args:
+        wire: The tensors of the message.
+        residual: What the encoding lost of each tensor, to be added to the next update.
+    """
 
     wire: Tensors
     residual: Tensors
 
 
 class Codec(Spec, ABC):
-    """How a set of float32 tensors is put on the wire and taken off it again.
+    """An encoding of float32 tensors for a message.
 
-    ``base`` are tensors of the same names that both sides know. ``relative`` marks a codec that sends the difference
-    to them.
+    A codec with ``relative`` encodes the difference from ``base``: tensors of the same names that both sides have.
     """
 
     relative: ClassVar[bool] = False
@@ -39,22 +44,29 @@ class Codec(Spec, ABC):
         self,
         tensors: Mapping[str, Tensor],
         base: Mapping[str, Tensor],
-        left: Mapping[str, Tensor],
+        residual: Mapping[str, Tensor],
         rng: torch.Generator,
     ) -> Encoded:
-        """The tensors as they travel; those that travel as they are stay the same, and are not copied."""
+        """Encode tensors; a tensor that is sent unchanged is not copied.
+
+        Args:
+            tensors: The tensors, in float32.
+            base: The tensors that both sides have.
+            residual: What earlier encodings lost.
+            rng: The generator of random rounding.
+        """
 
     @abstractmethod
     def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The tensors in float32, as the other side receives them; no dict where they are read when asked for."""
+        """Decode tensors to float32; the result is not a ``dict`` if they are in a file."""
 
     @abstractmethod
-    def wire_spec(self, layout: StateSpec) -> StateSpec:
-        """What the plan must expect of tensors of this layout."""
+    def wire_spec(self, spec: StateSpec) -> StateSpec:
+        """Return the encoded tensors of tensors with this spec."""
 
-    def check(self, wire: Mapping[str, Tensor], layout: StateSpec) -> None:
-        """Refuse what the plan lets through, but would not decode to tensors of this layout that weights can be."""
-        if bad := mismatch(self.wire_spec(layout), wire):
+    def check(self, wire: Mapping[str, Tensor], spec: StateSpec) -> None:
+        """Refuse encoded tensors that do not decode to tensors with this spec, or to numbers beyond ``MAX_WEIGHT``."""
+        if bad := mismatch(self.wire_spec(spec), wire):
             raise bad
         for name, tensor in self.extremes(wire).items():
             if tensor.numel() and not float(tensor.abs().max()) <= MAX_WEIGHT:
@@ -62,17 +74,17 @@ class Codec(Spec, ABC):
 
     @abstractmethod
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Numbers among which are the largest that the wire decodes to."""
+        """Return numbers among which are the largest that the encoded tensors decode to."""
 
     @property
     def loses_rounding(self) -> bool:
-        """Whether it sends differences, and what rounding them loses is lost."""
+        """Whether it encodes differences and does not return a residual."""
         return False
 
 
-def max_wire_bytes(codec: Codec, layout: StateSpec) -> int:
-    """The most bytes that tensors of this layout take on the wire."""
-    return sum(like.dtype.itemsize * like.size for like in codec.wire_spec(layout).values())
+def max_wire_bytes(codec: Codec, spec: StateSpec) -> int:
+    """Return the most bytes of the encoded tensors of tensors with this spec."""
+    return sum(tensor.dtype.itemsize * tensor.size for tensor in codec.wire_spec(spec).values())
 
 
 class _Float(Codec, ABC):
@@ -82,7 +94,7 @@ class _Float(Codec, ABC):
         self,
         tensors: Mapping[str, Tensor],
         base: Mapping[str, Tensor],
-        left: Mapping[str, Tensor],
+        residual: Mapping[str, Tensor],
         rng: torch.Generator,
     ) -> Encoded:
         return Encoded({name: tensor.to(self.dtype) for name, tensor in tensors.items()}, {})
@@ -90,33 +102,33 @@ class _Float(Codec, ABC):
     def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.float() for name, tensor in wire.items()}
 
-    def wire_spec(self, layout: StateSpec) -> StateSpec:
-        return {name: TensorSpec(like.shape, self.dtype) for name, like in layout.items()}
+    def wire_spec(self, spec: StateSpec) -> StateSpec:
+        return {name: TensorSpec(tensor.shape, self.dtype) for name, tensor in spec.items()}
 
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return wire
 
 
 class Float32(_Float):
-    """4 bytes a number; nothing is lost."""
+    """Sends float32: 4 bytes a number, without loss."""
 
-    kind: Literal["float32"] = "float32"
+    kind: Literal["float32"] = Field(default="float32", description="The codec: numbers as float32.")
     dtype = torch.float32
 
     def decode(self, wire: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """As they are, wherever they are."""
+        """Return the tensors unchanged."""
         return wire
 
 
 class Float16(_Float):
-    """2 bytes a number; 11 bits of precision, up to 65,504."""
+    """Sends float16: 2 bytes a number, 11 bits of precision, values up to 65,504."""
 
-    kind: Literal["float16"] = "float16"
+    kind: Literal["float16"] = Field(default="float16", description="The codec: numbers as float16.")
     dtype = torch.float16
 
 
 class BFloat16(_Float):
-    """2 bytes a number; 8 bits of precision, the range of float32."""
+    """Sends bfloat16: 2 bytes a number, 8 bits of precision, the range of float32."""
 
-    kind: Literal["bfloat16"] = "bfloat16"
+    kind: Literal["bfloat16"] = Field(default="bfloat16", description="The codec: numbers as bfloat16.")
     dtype = torch.bfloat16

@@ -1,4 +1,4 @@
-"""Codes of a few bits each, eight at a time in as many bytes as a code has bits."""
+"""Packs codes of a few bits: eight codes take as many bytes as one code has bits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from torch import Tensor
 
 
 def packed_size(count: int, bits: int) -> int:
-    """How many bytes ``count`` codes take."""
+    """Return the bytes that ``count`` codes take."""
     return count if bits == 8 else -(-count // 8) * bits
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes (uint8, below 2 ** bits) as bytes."""
+    """Pack codes.
+
+    Args:
+        codes: The codes, uint8 and below 2 ** bits, of any shape.
+        bits: The bits of a code.
+    """
     codes = codes.flatten()
     if bits == 8:
         return codes
@@ -21,11 +26,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()
 
 
-def unpack(raw: Tensor, count: int, bits: int) -> Tensor:
-    """The codes in bytes."""
+def unpack(packed: Tensor, count: int, bits: int) -> Tensor:
+    """Unpack ``count`` codes."""
     if bits == 8:
-        return raw
-    words = torch.nn.functional.pad(raw.view(-1, bits), (0, 8 - bits)).view(torch.int64)
+        return packed
+    words = torch.nn.functional.pad(packed.view(-1, bits), (0, 8 - bits)).view(torch.int64)
     return (words >> _shifts(bits) & (1 << bits) - 1).to(torch.uint8).flatten()[:count]
 
 

@@ -1,4 +1,4 @@
-"""What leaves a silo, typed: the words of a plan, a site's decision and the table of a report are all made from it."""
+"""What leaves a silo, as typed values: a plan's words, a site's decision and a report's table are made from them."""
 
 from manyhands.messages.outgoing.kinds import (
     Activations,

@@ -1,4 +1,4 @@
-"""The kinds of things that leave a silo, and what can be computed from each."""
+"""The kinds of data that leave a silo, and what can be computed from each."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ if TYPE_CHECKING:
 IMAGES, LABELS = "images", "labels"
 DELTA = 1e-5
 MAX_EPSILON = 10.0
-"""A release of a larger epsilon gives its images away, unless the theory below can be computed on them."""
+"""A release with a larger epsilon gives its images away, unless the share of ``Picked`` is known: it decides then."""
 MAX_PICKED, CANDIDATES = 0.01, 1000
-"""Where there are so many images to compute it on: a release by which a larger share of them is picked, in theory."""
+"""A release gives its images away if a larger share of them is picked out of at least ``CANDIDATES`` candidates."""
 NO_EPSILON = "no epsilon can be given"
 
 
-def epsilon_text(spent: float) -> str:
-    """An epsilon for people."""
-    return f"{spent:,.0f}" if spent >= 1000 else f"{spent:.3g}"
+def epsilon_text(epsilon: float) -> str:
+    """Format an epsilon for people."""
+    return f"{epsilon:,.0f}" if epsilon >= 1000 else f"{epsilon:.3g}"
 
 
 class Picked(NamedTuple):
-    """The share of releases for which, in theory, the right image is picked out of so many candidates."""
+    """The theoretical share of releases whose image an attacker picks out of a number of candidates.
+
+    Args:
+        share: The share, from 0 to 1.
+        of: The number of candidates.
+    """
 
     share: float
     of: int
@@ -34,10 +39,12 @@ class Picked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OutgoingData(ABC):
-    """One kind of thing that leaves a silo.
+    """One kind of data that leaves a silo.
 
-    ``silo`` is the one that it leaves; without one it leaves every silo ``but`` some. ``often`` says how often, in
-    words; those of its operation, if not told.
+    Args:
+        silo: The silo that it leaves; "" for every silo except ``except_silos``.
+        except_silos: The silos that it does not leave.
+        often: How often, in words; "" for the words of its operation.
     """
 
     rank: ClassVar[int]
@@ -49,22 +56,27 @@ class OutgoingData(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What it is, in words."""
+        """Describe the data in words."""
 
     @abstractmethod
     def computed(self, images: int | None = None) -> str:
-        """What can be computed from it, in words, where a silo has so many images."""
+        """Describe what can be computed from it, for a silo with this number of images, if known."""
 
     def guarantee(self, images: int | None = None) -> str:
-        """What is proven of it, in words."""
+        """Describe its proven privacy guarantee."""
         return NO_EPSILON
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
-        """Which of images and labels the server reads in it, or can compute from it."""
+        """Which of images and labels the server receives, or can compute from what it receives."""
         return ()
 
     def gives_away(self, images: int | None = None, picked: Picked | None = None) -> str:
-        """What must be said of it before anything else; nothing where images are not given away."""
+        """The warning that images are given away, or "" if they are not.
+
+        Args:
+            images: The number of images of the silo, if known.
+            picked: The theoretical success of an attack, if known.
+        """
         if IMAGES not in self.exposed(images):
             return ""
         return f"This run gives its images away. What leaves: {self.description}. From it: {self.computed(images)}."
@@ -72,7 +84,7 @@ class OutgoingData(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Images(OutgoingData):
-    """Images as they are."""
+    """Images without noise."""
 
     rank = 0
 
@@ -83,7 +95,7 @@ class Images(OutgoingData):
 
     def computed(self, images: int | None = None) -> str:
         """See ``OutgoingData``."""
-        return "nothing need be computed, the images are there"
+        return "nothing has to be computed, the images are there"
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Images."""
@@ -91,13 +103,18 @@ class Images(OutgoingData):
 
 
 class Fresh(NamedTuple):
-    """Images are released anew in each round, as often as they are trained on in it."""
+    """Images are released with new noise in each round, as often as they are trained on.
+
+    Args:
+        rounds: The number of rounds.
+        training: The training of one round.
+    """
 
     rounds: int
     training: Training
 
     def releases(self, images: int | None) -> int | None:
-        """How often one of so many images is released at most; None where that is not known."""
+        """The most releases of an image, of a silo with this number of images; None if that is not known."""
         if images is None:
             return self.rounds * self.training.epochs if self.training.epochs else None
         return self.rounds * -(-self.training.seen(images) // max(images, 1))
@@ -105,10 +122,14 @@ class Fresh(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedImages(OutgoingData):
-    """Images with Gaussian noise: ``snr`` is the ratio of powers in one release, ``norm`` the largest of an image.
+    """Images with Gaussian noise.
 
-    Released once, always with the same noise, or as ``fresh`` says with new noise each time. ``squeezed``: images are
-    squeezed into that norm. The epsilon in words is at ``delta``.
+    Args:
+        snr: The signal-to-noise ratio of one release, as a ratio of powers.
+        norm: The largest norm of an image.
+        fresh: How often images are released with new noise; ``None`` if each is released once.
+        squeezed: Whether images are scaled down to that norm.
+        delta: The delta of the epsilon in words.
     """
 
     rank = 1
@@ -121,55 +142,55 @@ class NoisedImages(OutgoingData):
 
     @property
     def description(self) -> str:
-        """Says the SNR of one release."""
+        """See ``OutgoingData``; it names the SNR of one release."""
         squeezed = f"squeezed into the norm {self.norm:g} and " if self.squeezed else ""
         return f"its images, {squeezed}noised to an SNR of {decibel(self.snr):.1f} dB"
 
     def computed(self, images: int | None = None) -> str:
-        """Depends on whether there is more signal than noise, and on epsilon."""
+        """See ``OutgoingData``; it depends on whether there is more signal than noise, and on epsilon."""
         if self.exposed(images):
-            about = "each image, more or less sharp, since it holds more signal than noise"
+            result = "each image, more or less sharp, since it holds more signal than noise"
         elif self.epsilon(images) > MAX_EPSILON:
-            about = "a rough picture of each image, and which of several images it is"
+            result = "a rough picture of each image, and which of several images it is"
         else:
-            about = "little"
+            result = "little"
         count = self.releases(images)
         if count is None:
-            return f"{about}, and more with each release: n releases are as one at n times the SNR"
-        return about if count == 1 else f"{about}; {count:,} releases are as one at {self.snr_db(images):.1f} dB"
+            return f"{result}, and more with each release: n releases are as one at n times the SNR"
+        return result if count == 1 else f"{result}; {count:,} releases are as one at {self.snr_db(images):.1f} dB"
 
     def guarantee(self, images: int | None = None) -> str:
-        """Epsilon, its delta, and what it is about."""
-        spent, one = self.epsilon(images, self.delta), self.releases(images) is None
-        of = " of one release" if one else ""
-        return f"epsilon {epsilon_text(spent)}{of} at delta {self.delta:g} (local, one image replaced by any other)"
+        """See ``OutgoingData``: epsilon, its delta, and what it protects."""
+        epsilon, unknown = self.epsilon(images, self.delta), self.releases(images) is None
+        of = " of one release" if unknown else ""
+        return f"epsilon {epsilon_text(epsilon)}{of} at delta {self.delta:g} (local, one image replaced by any other)"
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
-        """Images, where all releases of one together have more signal than noise."""
+        """Images, if all releases of one together have more signal than noise."""
         return (IMAGES,) if self.snr_db(images) > 0 else ()
 
     def releases(self, images: int | None) -> int | None:
-        """How often an image is released at most; None where that is not known."""
+        """The most releases of an image; None if that is not known."""
         return 1 if self.fresh is None else self.fresh.releases(images)
 
     def snr_db(self, images: int | None) -> float:
-        """Of all releases of an image together."""
+        """The SNR of all releases of an image together, in dB."""
         return decibel(self.snr * (self.releases(images) or 1))
 
     def epsilon(self, images: int | None, delta: float = DELTA) -> float:
-        """Of all releases of an image together."""
+        """The epsilon of all releases of an image together."""
         return epsilon(mu_of(self.snr, self.norm, self.releases(images) or 1), delta)
 
     def gives_away(self, images: int | None = None, picked: Picked | None = None) -> str:
-        """By theory on images of the kind, where there are enough of them; else by epsilon, which needs none.
+        """See ``OutgoingData``; ``picked`` decides if it is of enough candidates, else epsilon.
 
-        Images that are released anew, nobody knows how often, are so once a round at least.
+        If it is not known how often images are released, the warning counts one release a round, the least.
         """
         known_count = self.releases(images)
         count = known_count or (self.fresh.rounds if self.fresh else 1)
-        spent = epsilon(mu_of(self.snr, self.norm, count), DELTA)
+        total = epsilon(mu_of(self.snr, self.norm, count), DELTA)
         known = picked is not None and picked.of >= CANDIDATES
-        if picked.share <= MAX_PICKED if known and picked else spent <= MAX_EPSILON:
+        if picked.share <= MAX_PICKED if known and picked else total <= MAX_EPSILON:
             return ""
         proof = f"a value above {MAX_EPSILON:g} rules out next to nothing"
         if picked:
@@ -178,15 +199,20 @@ class NoisedImages(OutgoingData):
         more = "" if known_count else " or more"
         together = f", {count:,}{more} releases of each together" if self.fresh and (count > 1 or more) else ""
         noised = f"they leave noised to an SNR of {decibel(self.snr * count):.1f} dB{together}"
-        that = f"That is an epsilon of {epsilon_text(spent)} at delta {DELTA:g}"
+        that = f"That is an epsilon of {epsilon_text(total)} at delta {DELTA:g}"
         return f"This run gives its images away: {noised}. {that}; {proof}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(OutgoingData):
-    """The activations of the layers that ``by`` names, ``on`` something; ``known``: the server knows these layers.
+    """Activations of some layers.
 
-    ``images`` and ``labels`` say which of the silo's own went in.
+    Args:
+        by: The layers, in words.
+        on: Their input, in words.
+        known: Whether the server knows the weights of these layers.
+        images: Whether the silo's images are in the input.
+        labels: Whether the silo's labels are in the input.
     """
 
     rank = 2
@@ -199,24 +225,28 @@ class Activations(OutgoingData):
 
     @property
     def description(self) -> str:
-        """Says of which layers, and on what."""
+        """See ``OutgoingData``; it names the layers and their input."""
         return f"the activations of {self.by} on {self.on}"
 
     def computed(self, images: int | None = None) -> str:
-        """What went in, where the layers are known."""
-        if not (found := " and ".join(self.exposed(images))):
+        """See ``OutgoingData``: the input, if the layers are known."""
+        if not (inputs := " and ".join(self.exposed(images))):
             return "none of its images"
-        return f"the server can compute its {found}, since it knows these layers"
+        return f"the server can compute its {inputs}, since it knows these layers"
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
-        """What went in."""
-        told = {IMAGES: self.images, LABELS: self.labels}
-        return tuple(name for name, went_in in told.items() if went_in and self.known)
+        """The input, if the layers are known."""
+        inputs = {IMAGES: self.images, LABELS: self.labels}
+        return tuple(name for name, went_in in inputs.items() if went_in and self.known)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients(OutgoingData):
-    """Gradients of a loss with respect to something (``at``) that is no image of the silo."""
+    """Gradients of a loss with respect to something that is not an image of the silo.
+
+    Args:
+        at: What they are with respect to, in words.
+    """
 
     rank = 3
 
@@ -224,7 +254,7 @@ class Gradients(OutgoingData):
 
     @property
     def description(self) -> str:
-        """Says with respect to what."""
+        """See ``OutgoingData``; it names what they are with respect to."""
         return f"gradients with respect to {self.at}"
 
     def computed(self, images: int | None = None) -> str:
@@ -234,7 +264,11 @@ class Gradients(OutgoingData):
 
 @dataclass(frozen=True, kw_only=True)
 class Labels(OutgoingData):
-    """Labels of images; with the epsilon of randomised response, if they are ``randomised``."""
+    """Labels of images.
+
+    Args:
+        randomised: The epsilon of randomised response; ``None`` for the true labels.
+    """
 
     rank = 4
 
@@ -250,21 +284,25 @@ class Labels(OutgoingData):
         return "the class of each image" if self.randomised is None else "the class of each image, with errors"
 
     def guarantee(self, images: int | None = None) -> str:
-        """That of randomised response."""
+        """See ``OutgoingData``: the guarantee of randomised response."""
         if self.randomised is None:
             return NO_EPSILON
-        return f"epsilon {self.randomised:g} of its own (randomised response), beside that of images"
+        return f"epsilon {self.randomised:g} of its own (randomised response), besides that of images"
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
-        """Labels, where they are the true ones."""
+        """Labels, if they are the true ones."""
         return (LABELS,) if self.randomised is None else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(OutgoingData):
-    """Weights ``of`` a network that learnt from the silo's images by ``training``, ``readable`` to the server.
+    """Weights of a network that was trained on the silo's images.
 
-    ``kept`` are the parts of it that stay.
+    Args:
+        of: The network, in words.
+        training: The training of one round; ``None`` if it is not known.
+        readable: Whether the server can read them, and not only their sum over silos.
+        kept: The parts of the network that stay in the silo.
     """
 
     rank = 5
@@ -276,20 +314,20 @@ class Weights(OutgoingData):
 
     @property
     def description(self) -> str:
-        """Says of which network, and whether the server can read them."""
+        """See ``OutgoingData``; it names the network and says whether the server can read the weights."""
         how = "which the server can read" if self.readable else "which the server cannot read"
         return f"the weights of {self.of}, {how}"
 
     def computed(self, images: int | None = None) -> str:
         """See ``OutgoingData``."""
         if not self.readable:
-            return "nothing from those of one silo; from the mean of all silos, what that has learnt"
+            return "nothing from those of one silo; from the mean of all silos, what the mean has learnt"
         if self.exposed(images):
-            return "at least some of its images: after a single step the weights tell the gradient"
+            return "at least some of its images: after a single step the weights reveal the gradient"
         return "images like its own, those that it has memorised, and with errors whether an image was trained on"
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
-        """Images, where a round is a single step."""
+        """Images, if a round is a single step."""
         if self.training is None or not self.readable:
             return ()
         count = self.training.steps if images is None else self.training.iterations(images)
@@ -298,7 +336,11 @@ class Weights(OutgoingData):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImages(OutgoingData):
-    """Images that a generator of the silo draws, and whom they go ``to``."""
+    """Images that the silo's generator draws.
+
+    Args:
+        to: Who receives them, in words.
+    """
 
     rank = 6
 
@@ -306,7 +348,7 @@ class GeneratedImages(OutgoingData):
 
     @property
     def description(self) -> str:
-        """Says who gets them."""
+        """See ``OutgoingData``; it names who receives them."""
         return f"images that its generator draws, for {self.to}"
 
     def computed(self, images: int | None = None) -> str:
@@ -316,7 +358,11 @@ class GeneratedImages(OutgoingData):
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics(OutgoingData):
-    """Numbers about the silo, its images or its training."""
+    """Numbers about the silo, its images or its training.
+
+    Args:
+        of: What each of them is, in words.
+    """
 
     rank = 7
 

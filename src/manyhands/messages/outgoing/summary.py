@@ -1,4 +1,4 @@
-"""What leaves by the operations of a plan: for a person, for a silo, for a report."""
+"""Summarises what leaves with the operations of a plan: in words, for one silo, and for a report."""
 
 from __future__ import annotations
 
@@ -16,48 +16,46 @@ FACT_MEANINGS = {
     "loss": "its mean loss",
     "seen": "how many images it saw",
     "flops": "how much work that was",
-    "withheld": "why it withholds what it was to send",
+    "withheld": "why it withholds its update",
     "numbers": "how many numbers its latents are",
     "sum": "the sum of its latents",
-    "squares": "that of their squares",
+    "squares": "the sum of their squares",
     "count": "how many images it asks for",
 }
-"""What facts say of a silo; one that is not here is told by its own name."""
+"""What a fact reveals about a silo, in words; a fact that is not listed is described by its name."""
 TECHNICAL_FACTS = frozenset(
     {"round", "chain", "holds", "first", "turn", "to", "seed", "steps", "guidance", "sampler", "clip"}
 )
-"""Facts that keep a conversation in order, or say how something is to be drawn."""
+"""Facts that reveal nothing about a silo: they keep messages in order, or say how to sample."""
 
 
 def collect_outgoing(operations: Iterable[Operation], before: Sequence[OutgoingData] = ()) -> tuple[OutgoingData, ...]:
-    """Every kind of thing that leaves by these operations, each once; what gives most away comes first."""
+    """Collect what leaves with these operations, without duplicates; what reveals most comes first."""
     kinds, known = [*before], set(TECHNICAL_FACTS)
     for operation in operations:
         kinds += [replace(kind, often=kind.often or operation.often) for kind in operation.outgoing]
-        anew = [fact for fact in operation.up.facts if fact not in known]
+        new = [fact for fact in operation.up.facts if fact not in known]
         kinds += (
-            [Statistics(of=tuple(FACT_MEANINGS.get(fact, fact) for fact in anew), often=operation.often)]
-            if anew
-            else []
+            [Statistics(of=tuple(FACT_MEANINGS.get(fact, fact) for fact in new), often=operation.often)] if new else []
         )
-        known |= set(anew)
+        known |= set(new)
     return tuple(sorted(dict.fromkeys(kinds), key=lambda kind: (IMAGES not in kind.exposed(), kind.rank)))
 
 
 def for_silo(kinds: Iterable[OutgoingData], silo: str) -> tuple[OutgoingData, ...]:
-    """Those kinds that leave this silo; they name none."""
-    mine = (kind for kind in kinds if (kind.silo == silo if kind.silo else silo not in kind.except_silos))
-    return tuple(replace(kind, silo="", except_silos=()) for kind in mine)
+    """Select what leaves this silo; the result names no silo."""
+    selected = (kind for kind in kinds if (kind.silo == silo if kind.silo else silo not in kind.except_silos))
+    return tuple(replace(kind, silo="", except_silos=()) for kind in selected)
 
 
 def given_away(kinds: Iterable[OutgoingData], images: int | None = None) -> list[str]:
-    """What is to be said of them before anything else, each thing once."""
+    """List the warnings that images are given away, without duplicates."""
     lines = ((kind.silo, kind.gives_away(images)) for kind in kinds)
     return list(dict.fromkeys(f"{silo}: {line}" if silo else line for silo, line in lines if line))
 
 
 def describe(kinds: Iterable[OutgoingData], images: int | None = None) -> Iterator[str]:
-    """A line for each of them."""
+    """Describe each of them in one line."""
     for kind in kinds:
         silo = f" {kind.silo}" if kind.silo else f" all but {', '.join(kind.except_silos)}" if kind.except_silos else ""
         computed, guarantee = kind.computed(images), kind.guarantee(images)
@@ -65,26 +63,30 @@ def describe(kinds: Iterable[OutgoingData], images: int | None = None) -> Iterat
 
 
 def never_sent(kinds: Sequence[OutgoingData]) -> tuple[str, ...]:
-    """What no message has a place for, but for what can be computed all the same."""
-    opened = {name for kind in kinds for name in kind.exposed()}
+    """List what no message contains and the server cannot compute."""
+    exposed = {name for kind in kinds for name in kind.exposed()}
     noised = any(isinstance(kind, NoisedImages) for kind in kinds)
     weights = [kind for kind in kinds if isinstance(kind, Weights)]
-    told = {
-        "images that are not noised" if noised else "images": IMAGES not in opened,
-        "labels": LABELS not in opened and not any(isinstance(kind, Labels) for kind in kinds),
+    withheld = {
+        "images that are not noised" if noised else "images": IMAGES not in exposed,
+        "labels": LABELS not in exposed and not any(isinstance(kind, Labels) for kind in kinds),
         "weights": not weights,
         **{f"weights of the {part}": True for kind in weights for part in kind.kept},
         "file names": True,
     }
-    return tuple(name for name, stays in told.items() if stays)
+    return tuple(name for name, stays in withheld.items() if stays)
 
 
 def rows(silos: Mapping[str, tuple[int, Sequence[OutgoingData]]]) -> list[dict[str, Any]]:
-    """What left each silo of so many images, for a report; silos of which the same is told stand together."""
+    """List what left the silos, for a report; silos of which the same is said share a row.
+
+    Args:
+        silos: The number of images of each silo, and what left it.
+    """
     heads = ("what", "often", "computed", "guarantee")
-    found: dict[tuple[str, ...], list[str]] = {}
+    silos_of: dict[tuple[str, ...], list[str]] = {}
     for silo, (images, kinds) in silos.items():
         for kind in kinds:
-            told = (kind.description, kind.often, kind.computed(images), kind.guarantee(images))
-            found.setdefault(told, []).append(silo)
-    return [dict(zip(heads, told, strict=True)) | {"silos": mine} for told, mine in found.items()]
+            row = (kind.description, kind.often, kind.computed(images), kind.guarantee(images))
+            silos_of.setdefault(row, []).append(silo)
+    return [dict(zip(heads, row, strict=True)) | {"silos": names} for row, names in silos_of.items()]
