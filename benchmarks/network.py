@@ -329,7 +329,7 @@ def _let_in(name: str, startup: Path, port: int) -> bool:
     came: list[Frame] = []
     line = Connection(name, startup, LOOPBACK, port, "client", lambda _, frame: came.append(frame))
     call, end = ClientSession(Message("hello", facts={"declined": ""}), "s", 1), time.monotonic() + 4
-    asked = call.begin() + call.again()
+    asked = call.begin() + call.ask_again()
     while time.monotonic() < end:
         line.send(SERVER, asked)
         time.sleep(0.2)

@@ -64,8 +64,8 @@ IMAGES = {"a": 1, "b": 2, "c": 3}
 def add(silo: str, number: int = 0, **changed: object) -> Message:
     tensors = {"x": torch.zeros(2, 5)}
     facts = {"round": number, "images": IMAGES[silo]}
-    given = {"op": "add", "tensors": tensors, "facts": facts, **changed}
-    return Message(**given)  # type: ignore[arg-type]
+    fields = {"op": "add", "tensors": tensors, "facts": facts, **changed}
+    return Message(**fields)  # type: ignore[arg-type]
 
 
 def test_messages_are_folded_in_the_order_of_names_whoever_comes_first() -> None:
@@ -247,7 +247,7 @@ def test_what_a_silo_costs_in_other_ways_is_of_the_same_deadline() -> None:
     assert server.fired == []
     one.charge_delay("a", 1.0)
     assert server.fired == [["b", "c"]]
-    assert one.closed[0].missing == {"a": "has cost the others 10 s in this round"}
+    assert one.closed[0].missing == {"a": "delayed the others by 10 s in this round"}
 
 
 def test_what_cannot_be_taken_in_is_refused_to_whoever_sent_it_and_the_others_go_on() -> None:
@@ -335,7 +335,7 @@ def test_silos_that_wait_for_one_who_never_calls_do_not_spin() -> None:
         yield add("a")
 
     one, _ = hub()
-    with pytest.raises(ManyhandsError, match="a wait at a barrier that nobody can complete"):
+    with pytest.raises(ManyhandsError, match="a wait at a barrier that cannot be completed"):
         list(InProcess().run(one, {"a": calls()}, Ledger()))
 
 

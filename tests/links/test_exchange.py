@@ -1,4 +1,4 @@
-"""Calls over a bad network: each is applied once, and its answer is the one that was given."""
+"""Calls over a bad network: each is applied once, and its answer is the one that the server gave."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_odd_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever an end sends is a frame to the other's door."""
 
-    def checked(told: dict[str, Any], payload: bytes = b"") -> Frame:
-        frame = Frame(told, payload)
+    def checked(fields: dict[str, Any], payload: bytes = b"") -> Frame:
+        frame = Frame(fields, payload)
         assert read_frame(*frame) == frame
         return frame
 
@@ -55,7 +55,7 @@ def exchanged(calls: list[Message], rng: random.Random, loss: float) -> tuple[li
             assert turns < 20_000
             way = rng.choice([name for name, frames in wires.items() if frames] or ["none"])
             if way == "none":
-                wires["up"] += calling.again()
+                wires["up"] += calling.ask_again()
                 continue
             frame = wires[way].pop(rng.randrange(len(wires[way])))
             if rng.random() < loss:
@@ -100,7 +100,7 @@ def test_a_refusal_is_raised_and_told_again_when_asked() -> None:
     desk, calling = ServerSession(MOST), ClientSession(message("op", 1), "s", 1, MOST)
     desk.take(calling.begin()[0])
     desk.answer(Refused(Reason.STALE_ROUND, "is of round 3"))
-    (again,), _ = desk.take(calling.again()[0])
+    (again,), _ = desk.take(calling.ask_again()[0])
     with pytest.raises(Refused, match="stale round: is of round 3"):
         calling.take(again)
 
@@ -136,13 +136,13 @@ def test_a_session_that_ended_is_gone_for_good() -> None:
 def test_whoever_asks_after_a_restart_is_told_to_begin_anew() -> None:
     calling = ClientSession(message("op", 1), "s", 7, MOST)
     calling.begin()
-    (gone,), _ = ServerSession(MOST).take(calling.again()[0])
+    (gone,), _ = ServerSession(MOST).take(calling.ask_again()[0])
     with pytest.raises(SessionGone):
         calling.take(gone)
 
 
 words = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.binary(max_size=6)
-told = st.dictionaries(st.sampled_from(["k", "s", "n", "i", "size", "reason", "x"]), words, max_size=7)
+fields = st.dictionaries(st.sampled_from(["k", "s", "n", "i", "size", "reason", "x"]), words, max_size=7)
 near = st.fixed_dictionaries({
     "k": st.sampled_from(["part", "ask", "have", "want", "gone", "refuse", "wait"]), "s": st.sampled_from(["s", "t"]),
     "n": st.integers(-1, 3), "i": st.integers(-2, 40), "size": st.integers(-1, 6000),
@@ -150,7 +150,7 @@ near = st.fixed_dictionaries({
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(told | near, st.binary(max_size=300)), max_size=12))
+@given(st.lists(st.tuples(fields | near, st.binary(max_size=300)), max_size=12))
 def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str, Any], bytes]]) -> None:
     desk, calling = ServerSession(MOST), ClientSession(message("op", 200), "s", 1, MOST)
     calling.begin()
@@ -181,7 +181,7 @@ GOOD = {"k": "part", "s": "s", "n": 1, "i": 0, "size": 10}
 
 
 @pytest.mark.parametrize(
-    "told",
+    "fields",
     [
         GOOD | {"i": nested(1000)},
         GOOD | {"i": nested(100_000)},
@@ -193,8 +193,8 @@ GOOD = {"k": "part", "s": "s", "n": 1, "i": 0, "size": 10}
         {name: value for name, value in GOOD.items() if name != "i"},
     ],
 )
-def test_what_is_no_frame_is_told_to_whoever_sent_it_and_to_nobody_else(told: dict[str, Any]) -> None:
-    odd = read_frame(told, b"x" * 10)
+def test_an_invalid_frame_is_reported_to_its_sender_and_to_nobody_else(fields: dict[str, Any]) -> None:
+    odd = read_frame(fields, b"x" * 10)
     assert odd.fields.keys() == {"k", "s", "n", "why"}
     desk, other = ServerSession(MOST), ClientSession(message("op", 1), "t", 1)
     (refused,), whole = desk.take(odd)
@@ -204,9 +204,11 @@ def test_what_is_no_frame_is_told_to_whoever_sent_it_and_to_nobody_else(told: di
     assert read_frame(*refused).fields["k"] == "refuse"
 
 
-@pytest.mark.parametrize("told", [None, 5, nested(1000), {"s": nested(1000)}, {b"k": 1}, {1: 2}, {"s": "\x1b", "n": 1}])
-def test_what_is_not_even_of_a_call_is_dropped(told: Any) -> None:
-    odd = read_frame(told, object())
+@pytest.mark.parametrize(
+    "fields", [None, 5, nested(1000), {"s": nested(1000)}, {b"k": 1}, {1: 2}, {"s": "\x1b", "n": 1}]
+)
+def test_what_is_not_even_of_a_call_is_dropped(fields: Any) -> None:
+    odd = read_frame(fields, object())
     assert odd.fields.keys() == {"k", "why"}
     assert ServerSession(MOST).take(odd) == ([], None)
 
@@ -214,8 +216,8 @@ def test_what_is_not_even_of_a_call_is_dropped(told: Any) -> None:
 @given(st.sampled_from(sorted(FRAME_FIELDS)), st.data())
 def test_every_frame_that_is_sent_is_read(kind: str, data: st.DataObject) -> None:
     values = {"s": st.just("s"), "reason": st.sampled_from(list(Reason)).map(str), "detail": st.just("x é")}
-    told = {name: data.draw(values.get(name, st.integers(1, 1 << 32))) for name in FRAME_FIELDS[kind]} | {"k": kind}
-    assert read_frame(told, b"").fields == told
+    fields = {name: data.draw(values.get(name, st.integers(1, 1 << 32))) for name in FRAME_FIELDS[kind]} | {"k": kind}
+    assert read_frame(fields, b"").fields == fields
 
 
 def test_what_says_that_it_weighs_too_much_is_refused_with_its_first_part() -> None:
@@ -249,7 +251,7 @@ def test_an_answer_that_is_none_is_a_refusal_by_name(op: str) -> None:
     calling = ClientSession(message("op", 1), "s", 1, Bounds.of(100, 400, 3, 1 << 20))
     answer = Message("op", {str(i): torch.ones(0) for i in range(20)})
     (part,) = ClientSession(answer, "s", 1).begin()[:1] if op == "index" else [Frame(GOOD, b"0123456789")]
-    with pytest.raises(Refused, match="what was answered is no message"):
+    with pytest.raises(Refused, match="the answer is not a valid message"):
         calling.take(part)
 
 

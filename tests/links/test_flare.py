@@ -51,12 +51,12 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteConnect
 
 
 def until(board: SiteConnections, done: Any) -> Any:
-    """What is found, while the server listens."""
+    """Wait for a result while the server listens."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         called = board.next(0.05)
-        if found := done(called):
-            return found
+        if result := done(called):
+            return result
     return None
 
 
@@ -64,7 +64,7 @@ def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
     line: tuple[SiteConnections, ServerConnection, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board, calls, lines = line
-    packed = staticmethod(lambda told: told if isinstance(told, bytes) else msgpack.packb(told))
+    packed = staticmethod(lambda headers: headers if isinstance(headers, bytes) else msgpack.packb(headers))
     monkeypatch.setattr(SfmConnection, "headers_to_bytes", packed)
     communicator = calls._connection._communicator
     for raw in RAW.values():

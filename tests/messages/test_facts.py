@@ -38,7 +38,7 @@ def test_what_is_refused_is_told_short_whatever_it_is(fact: Fact, number: int) -
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("facts", "reason"),
     [
         ({"loss": 1.7e308}, Reason.WRONG_FACTS),
         ({"loss": -2 * MAX_LOSS}, Reason.WRONG_FACTS),
@@ -54,13 +54,13 @@ def test_what_is_refused_is_told_short_whatever_it_is(fact: Fact, number: int) -
         ({"loss": None, "withheld": "x" * 1000, "round": 2}, None),
     ],
 )
-def test_what_a_round_came_to_is_in_range(told: dict[str, Any], reason: Reason | None) -> None:
-    found = None
+def test_what_a_round_came_to_is_in_range(facts: dict[str, Any], reason: Reason | None) -> None:
+    refused = None
     try:
-        check_facts(round_facts(3), ROUND | told)
+        check_facts(round_facts(3), ROUND | facts)
     except Refused as refusal:
-        found = refusal.reason
-    assert found is reason
+        refused = refusal.reason
+    assert refused is reason
 
 
 def test_the_sum_of_allowed_losses_is_finite_and_json() -> None:
@@ -89,8 +89,8 @@ def test_half_of_a_character_can_neither_be_sent_nor_said() -> None:
 
 
 def test_files_hold_json_whatever_is_written() -> None:
-    told = {"a": [math.nan, 1.5], "b": {"c": math.inf}, "d": "\ud800"}
-    text = finite_json(told)
+    value = {"a": [math.nan, 1.5], "b": {"c": math.inf}, "d": "\ud800"}
+    text = finite_json(value)
     assert text.isascii()
     assert "NaN" not in text
     assert "Infinity" not in text

@@ -101,7 +101,7 @@ def test_bytes_that_are_no_message_are_refused(
 
 
 def test_who_says_nothing_is_not_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:
-    with pytest.raises(MessageError, match="0 of 4 bytes came in time"):
+    with pytest.raises(MessageError, match="0 of 4 bytes arrived in time"):
         receive(pair[1], 100, 0.001)
 
 

@@ -69,7 +69,7 @@ class ServerConnection:
                 silences += 1
                 if silences == self._patience:
                     raise TimeoutError from None
-                self._connection.send(SERVER, call.again())
+                self._connection.send(SERVER, call.ask_again())
                 continue
             silences = 0
             self._connection.send(SERVER, call.take(frame))

@@ -1,4 +1,4 @@
-"""The server's side of any link: who is there, what may be said, who is awaited, and what was answered."""
+"""The server's side of any link: it checks each call, waits for the silos of a barrier, and keeps their answers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ FOREIGN_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What code may come to that is given values which nobody thought of."""
+"""What a server's code may raise when a silo sends unexpected values."""
 
 
 @dataclass(frozen=True)
 class ClosedRound:
-    """A barrier that ended a round: what the silos said beside their tensors, and who was missing and why.
+    """A round that has ended.
 
-    ``note`` says so where the server went back to earlier weights.
+    Args:
+        round: Its number.
+        facts: The facts of each silo's last message.
+        missing: The silos that were missing, and why.
+        note: Whether the server went back to earlier weights, in words; "" if not.
     """
 
     round: int
@@ -45,26 +49,26 @@ class ClosedRound:
 
 @dataclass
 class _SiloState:
-    """What the hub remembers of one silo: its newest call, and the answer or the refusal that it got."""
+    """The state of one silo: its latest call, and the answer to it or its refusal."""
 
     session: str = ""
     sequence: int = 0
     reply: Message | None = None
     refusal: Refused | None = None
     waiting: Message | None = None
-    waits_in: str = ""
-    folded: bool = False
-    taken_in: bool = False
-    came: float = 0.0
+    waiting_session: str = ""
+    accumulated: bool = False
+    kept: bool = False
+    arrived: float = 0.0
     retired: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
     def is_resend(self, session: str, sequence: int) -> bool:
         return session == self.session and sequence > 0 and sequence == self.sequence
 
     def check_order(self, session: str, sequence: int) -> None:
-        """A session counts its calls 1, 2, 3; it ends for good when another one begins. 0 stands for no count."""
+        """Refuse a call out of order. A session numbers its calls 1, 2, 3 (or all 0), and ends when another begins."""
         follows = session != self.session or sequence in (0, self.sequence + 1)
-        waits = self.waiting is not None and session == self.waits_in
+        waits = self.waiting is not None and session == self.waiting_session
         if session in self.retired or not follows or waits:
             raise Refused(Reason.OUT_OF_SEQUENCE, f"call {sequence} of session {session!r} came after {self.sequence}")
 
@@ -76,15 +80,24 @@ class _SiloState:
 
 @dataclass
 class RoundCoordinator:
-    """Turns calls into ``handle`` and ``handle_barrier``. It has no clock and no thread: a link brings its own.
+    """Turns calls into ``handle`` and ``handle_barrier`` of a server. It has no clock and no thread: a link has them.
 
-    ``roster`` says how many images each silo enrolled. A barrier fires when every silo that is not away waits at one;
-    should they wait at different operations, one that closes no round goes first, and of several the one with most
-    silos; the others wait on.
-    ``check_deadline`` leaves out those who have not called by the deadline, and in a round of many barriers those who
-    have come so ``late`` in all, each time after half of the silos. ``quorum`` is the least number to go on with.
-    ``earlier`` is the server's state one generation before the newest that is kept: where no silo can train what the
-    last round made, the server goes back to it, once, before the next update comes.
+    A barrier is answered when every silo that is not absent waits at one. If they wait at different operations, one
+    that closes no round goes first, and among several the one with most silos; the other silos keep waiting.
+    If no silo can train the weights of the last round, the server goes back once to the weights before it.
+
+    Args:
+        server: The server's half of the method.
+        plan: The plan of the method; every call is checked against it.
+        roster: The number of images that each silo enrolled.
+        quorum: The fewest silos with which a run continues.
+        deadline: The seconds after which a silo is left out of a round: without a call, or late by that much in all,
+            measured each time from when half of the silos had called.
+        earlier: Loads the server's state of one round before the latest checkpoint.
+        closed: The rounds that have ended and are not yet recorded.
+        late: The seconds that each silo has delayed the others in this round.
+        absent: The silos that are not waited for, and why.
+        done: The silos that have finished.
     """
 
     server: Server
@@ -102,12 +115,20 @@ class RoundCoordinator:
         self._callers = {name: _SiloState() for name in sorted(self.roster)}
         self._refusals: dict[str, str] = {}
         self._not_finite: set[str] = set()
-        self._went_back = False
+        self._has_gone_back = False
         self._now = 0.0
         self._opened: float | None = None
 
     def submit(self, silo: str, message: Message, session: str = "", sequence: int = 0, now: float = 0.0) -> None:
-        """Take a call; the answer, when there is one, is got with ``collect``. A resend is never applied twice."""
+        """Accept a call; ``collect`` returns its answer. A repeated call is not applied twice.
+
+        Args:
+            silo: The silo that calls.
+            message: The call.
+            session: The session of the silo.
+            sequence: The number of the call in its session.
+            now: The time in seconds.
+        """
         caller, self._now = self._caller(silo), max(now, self._now)
         self._opened = self._now if self._opened is None else self._opened
         if caller.is_resend(session, sequence):
@@ -116,20 +137,20 @@ class RoundCoordinator:
             return
         caller.check_order(session, sequence)
         caller.take(session, sequence)
-        if caller.taken_in and caller.waiting is not None and caller.waiting.op == message.op:
-            return  # sent anew after a restart: the first one counts already, and its answer goes to the new session
+        if caller.kept and caller.waiting is not None and caller.waiting.op == message.op:
+            return  # sent again after a restart: it was accumulated before, and the new session gets its answer
         self._check(silo, message)
         self.absent.pop(silo, None)
         if self.plan.operations[message.op].barrier:
-            caller.waiting, caller.waits_in, caller.folded = message, session, caller.taken_in
-            caller.came = self._now
-            self._fold_in_order()
+            caller.waiting, caller.waiting_session, caller.accumulated = message, session, caller.kept
+            caller.arrived = self._now
+            self._accumulate_in_order()
             self._fire_when_complete()
         else:
-            caller.reply = self._unharmed(silo, lambda: self.server.handle(silo, message))
+            caller.reply = self._refuse_errors(silo, lambda: self.server.handle(silo, message))
 
     def collect(self, silo: str, session: str = "") -> Message | None:
-        """The answer to the newest call of the silo's session, or None while it waits at a barrier."""
+        """Return the answer to the silo's latest call, or None while it waits at a barrier."""
         caller = self._caller(silo)
         if session != caller.session:
             raise Refused(Reason.OUT_OF_SEQUENCE, f"session {session!r} of {silo} has ended")
@@ -138,7 +159,7 @@ class RoundCoordinator:
         return caller.reply
 
     def refuse(self, silo: str, refusal: Refused) -> Refused:
-        """Note a refusal: it is told with the round, unless the silo mends what it said."""
+        """Record a refusal: the round reports it, unless the silo sends a valid call in time."""
         self._caller(silo).refusal = refusal
         if refusal.reason is Reason.NOT_FINITE:
             self._not_finite.add(silo)
@@ -146,12 +167,12 @@ class RoundCoordinator:
         return refusal
 
     def check_deadline(self, now: float) -> None:
-        """Go on without those for whom the others have waited long enough."""
+        """Leave out the silos that have exceeded the deadline."""
         self._now = max(now, self._now)
         present = self._present()
         if self._opened is None or not (silent := [silo for silo, caller in present.items() if caller.waiting is None]):
             return
-        half = self._half([caller.came for caller in present.values() if caller.waiting], len(present))
+        half = self._half_time([caller.arrived for caller in present.values() if caller.waiting], len(present))
         for silo in silent:
             late = self.late.get(silo, 0.0) + (self._now - half if half is not None else 0.0)
             if self._now >= self._opened + self.deadline:
@@ -164,22 +185,22 @@ class RoundCoordinator:
             self._fire_when_complete()
 
     def charge_delay(self, silo: str, seconds: float) -> None:
-        """A silo has cost the others so much time; it is left out of the round where that is all it may."""
+        """Record that a silo has delayed the others; it is left out of the round if it has used up the deadline."""
         self.late[silo] = self.late.get(silo, 0.0) + seconds
         if self.late[silo] >= self.deadline and silo not in self.absent:
-            self.drop(silo, f"has cost the others {self.deadline:g} s in this round")
+            self.drop(silo, f"delayed the others by {self.deadline:g} s in this round")
 
     def train_step(self) -> bool:
-        """Let the server do a piece of its own work, if it has any; a round that was closed is kept first."""
+        """Let the server do a step of its own training, if it has any, unless a round is not yet recorded."""
         return not self.closed and self.server.train_step()
 
     def drop(self, silo: str, reason: str) -> None:
-        """Go on without a silo, until it calls again; a call that it has made stands."""
+        """Continue without a silo until it calls again; a call that it has made still counts."""
         self.absent[silo] = reason
         self._fire_when_complete()
 
     def finish(self, silo: str) -> None:
-        """A silo has ended as it should, and is awaited no more."""
+        """Record that a silo has finished and is no longer waited for."""
         self.done.add(silo)
         self._fire_when_complete()
 
@@ -190,39 +211,39 @@ class RoundCoordinator:
 
     def _check(self, silo: str, message: Message) -> None:
         try:
-            self._unharmed(silo, lambda: self.plan.check(message, "up"))
+            self._refuse_errors(silo, lambda: self.plan.check(message, "up"))
             images, number = (message.facts.get(name) for name in ("images", "round"))
             if images not in (None, self.roster[silo]):
-                raise Refused(Reason.WRONG_WEIGHT, f"says {images} images, enrolled {self.roster[silo]}")
+                raise Refused(Reason.WRONG_WEIGHT, f"reports {images} images, but enrolled {self.roster[silo]}")
             if number not in (None, self.server.round):
                 raise Refused(Reason.STALE_ROUND, f"is of round {number}, this is {self.server.round}")
-            self._unharmed(silo, lambda: self.server.validate(silo, message))
+            self._refuse_errors(silo, lambda: self.server.validate(silo, message))
         except Refused as refusal:
             raise self.refuse(silo, refusal) from None
 
-    def _unharmed(self, silo: str, tell: Callable[[], T]) -> T:
-        """Whatever foreign values bring about in a server's own code is a refusal, too."""
+    def _refuse_errors(self, silo: str, function: Callable[[], T]) -> T:
+        """Call a function; an error in the server's code that a silo's values caused is a refusal, too."""
         try:
-            return tell()
+            return function()
         except FOREIGN_ERRORS as error:
             raise Refused(Reason.MALFORMED, f"{type(error).__name__}: {str(error)[:200]}") from error
 
     def _present(self) -> dict[str, _SiloState]:
-        """Those who are awaited, and those who have called: a call stands even if its silo has gone since."""
+        """Return the silos that are waited for or have called: a call counts even if its silo is absent since."""
         gone = self.absent.keys() | self.done
         return {name: caller for name, caller in self._callers.items() if caller.waiting or name not in gone}
 
-    def _fold_in_order(self) -> None:
+    def _accumulate_in_order(self) -> None:
         for silo, caller in self._present().items():
             if caller.waiting is None:
                 return
-            if not caller.folded:
-                self._fold(silo, caller, caller.waiting)
+            if not caller.accumulated:
+                self._accumulate(silo, caller, caller.waiting)
 
-    def _fold(self, silo: str, caller: _SiloState, message: Message) -> None:
+    def _accumulate(self, silo: str, caller: _SiloState, message: Message) -> None:
         try:
-            kept = self._unharmed(silo, lambda: self.server.accumulate(silo, message))
-            caller.waiting, caller.folded, caller.taken_in = kept, True, kept is not message
+            kept = self._refuse_errors(silo, lambda: self.server.accumulate(silo, message))
+            caller.waiting, caller.accumulated, caller.kept = kept, True, kept is not message
         except Refused as refusal:
             caller.waiting = None
             self.refuse(silo, refusal)
@@ -230,11 +251,11 @@ class RoundCoordinator:
     def _fire_when_complete(self) -> None:
         present = self._present()
         if not present and self.done:
-            return  # all who are left have gone, and the others are through
+            return  # the remaining silos are absent, the others have finished
         if len(present) < min(self.quorum, len(self._callers) - len(self.done)):
             gone = "; ".join(f"{silo}: {why}" for silo, why in sorted(self.absent.items()))
             raise QuorumLost(f"{len(present)} silos are left, the recipe asks for {self.quorum} ({gone})")
-        self._fold_in_order()
+        self._accumulate_in_order()
         waiting = {silo: caller.waiting for silo, caller in present.items() if caller.waiting is not None}
         if waiting and len(waiting) == len(present):
             count = Counter(message.op for message in waiting.values())
@@ -248,7 +269,7 @@ class RoundCoordinator:
         replies = self.server.handle_barrier(op, group)
         for silo in group:
             caller = self._callers[silo]
-            caller.waiting, caller.folded, caller.taken_in, caller.reply = None, False, False, replies[silo]
+            caller.waiting, caller.accumulated, caller.kept, caller.reply = None, False, False, replies[silo]
         if self.plan.operations[op].closes_round:
             facts = {silo: message.facts for silo, message in group.items()}
             missing = {silo: why for silo, why in {**self.absent, **self._refusals}.items() if silo not in group}
@@ -256,34 +277,34 @@ class RoundCoordinator:
             self._refusals, self._not_finite = {}, set()
             self.late.clear()
 
-    def _half(self, came: list[float], count: int) -> float | None:
-        """When half of so many had come, if they have."""
-        place = (count - 1) // 2
-        return sorted(came)[place] if place < len(came) else None
+    def _half_time(self, times: list[float], count: int) -> float | None:
+        """Return when half of ``count`` silos had called, or None if they have not."""
+        index = (count - 1) // 2
+        return sorted(times)[index] if index < len(times) else None
 
     def _note_late(self, callers: list[_SiloState], silos: list[str]) -> None:
-        half = self._half([caller.came for caller in callers], len(callers))
+        half = self._half_time([caller.arrived for caller in callers], len(callers))
         for silo, caller in zip(silos, callers, strict=True):
-            if half is not None and caller.came > half:
-                self.late[silo] = self.late.get(silo, 0.0) + caller.came - half
+            if half is not None and caller.arrived > half:
+                self.late[silo] = self.late.get(silo, 0.0) + caller.arrived - half
 
     def _go_back_if_none_can_train(self, group: Mapping[str, Message]) -> str:
-        """What is said of it where the server goes back, else nothing."""
+        """Go back to earlier weights if no silo can train the latest; return a note, or "" if not."""
         withheld = {silo: message.facts.get("withheld") or "" for silo, message in group.items()}
         others = [silo for silo, why in withheld.items() if why != RESTING and not self._was_refused(silo)]
         unable = [silo for silo in others if withheld[silo]]
         if not unable or len(unable) < len(others):
-            self._went_back = False
+            self._has_gone_back = False
             return ""
-        if self._went_back or self.earlier is None:
+        if self._has_gone_back or self.earlier is None:
             return ""
         left_out = self.server.go_back(self.earlier())
-        self._went_back = left_out is not None
+        self._has_gone_back = left_out is not None
         if left_out is None:
             return ""
         gone = f"; {left_out}, whose update moved that mean most, is left out of the next round" if left_out else ""
         return f"no silo could train the last mean: the server went back to the weights before it{gone}"
 
     def _was_refused(self, silo: str) -> bool:
-        """For another reason than numbers that are not finite, which is how an illness shows, too."""
+        """Whether a silo was refused for another reason than NaN or infinity, which diverged training causes, too."""
         return silo in self._refusals and silo not in self._not_finite

@@ -1,7 +1,7 @@
-"""NVIDIA FLARE: certificates from its provisioning, and its mutually authenticated connections between parties.
+"""NVIDIA FLARE: its certificates, and its mutually authenticated connections between parties.
 
-Of FLARE's layers this uses the lowest: its communicator, which knows a peer by the name in its certificate. A job of
-FLARE's takes seconds to begin, ends when one process of it does, and lets nobody come back.
+This uses the lowest layer of FLARE: its communicator, which identifies a peer by the name in its certificate. A FLARE
+job would take seconds to start, would end as soon as one of its processes ends, and would not let a party rejoin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before it is imported: what goes wrong is told by us
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before gRPC is imported: we report its errors ourselves
 
 from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.communicator import Communicator, Mode
@@ -44,9 +44,9 @@ from manyhands.links.frame import Frame, read_frame
 APP = 0x4D48
 ORG, ROOT, SIGNATURE = "manyhands", "rootCA.pem", "signature.json"
 MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 4.0
-"""Seconds before a site dials again: doubled from one to the other, and drawn anew within the upper half each time."""
+"""The wait of a site before it reconnects doubles from the minimum to the maximum; the last half of it is random."""
 PING_MILLISECONDS, PING_TIMEOUT_MILLISECONDS = 5000, 5000
-"""Milliseconds of silence after which a connection is asked whether it is there, and then given up."""
+"""Milliseconds of silence before a connection is pinged, and then until it is closed without an answer."""
 OPTIONS = [
     ("grpc.max_send_message_length", 2 * PART_BYTES), ("grpc.max_receive_message_length", 2 * PART_BYTES),
     ("grpc.keepalive_time_ms", PING_MILLISECONDS), ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MILLISECONDS),
@@ -62,24 +62,31 @@ OnPeerChange = Callable[[str, bool], None]
 
 
 class Connection(MessageReceiver, EndpointMonitor):
-    """Frames between this party and its peers; whoever dials goes on dialling. ``take`` is called in other threads.
+    """A connection that carries frames between this party and its peers; a client reconnects for ever.
 
-    ``noticed`` is told when a peer comes and goes.
+    Args:
+        name: The name of this party.
+        startup: The folder with its certificate and key.
+        host: The host of the server.
+        port: The port of the server.
+        role: Whether this party is the server or a client.
+        on_frame: Called in another thread with the name of a peer and a frame from it.
+        on_peer_change: Called with the name of a peer and whether it is connected, when that changes.
     """
 
     def __init__(
-        self, name: str, startup: Path, host: str, port: int, role: Literal["server", "client"], take: OnFrame,
-        noticed: OnPeerChange = lambda *_: None,
+        self, name: str, startup: Path, host: str, port: int, role: Literal["server", "client"], on_frame: OnFrame,
+        on_peer_change: OnPeerChange = lambda *_: None,
     ) -> None:  # fmt: skip
-        self._take, self._noticed = take, noticed
-        held = {
+        self._on_frame, self._on_peer_change = on_frame, on_peer_change
+        credentials = {
             DriverParams.CA_CERT.value: str(startup / ROOT),
             getattr(DriverParams, f"{role.upper()}_CERT").value: str(startup / f"{role}.crt"),
             getattr(DriverParams, f"{role.upper()}_KEY").value: str(startup / f"{role}.key"),
         }
-        for quiet in ("nvflare", "grpc"):
-            logging.getLogger(quiet).setLevel(logging.CRITICAL)
-        self._communicator = Communicator(Endpoint(name, conn_props=held))
+        for library in ("nvflare", "grpc"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+        self._communicator = Communicator(Endpoint(name, conn_props=credentials))
         self._communicator.register_message_receiver(APP, self)
         self._communicator.register_monitor(self)
         driver, mode = (_ListeningDriver(), Mode.PASSIVE) if role == "server" else (_DiallingDriver(), Mode.ACTIVE)
@@ -87,26 +94,26 @@ class Connection(MessageReceiver, EndpointMonitor):
         self._communicator.start()
 
     def send(self, peer: str, frames: Sequence[Frame]) -> bool:
-        """Send what can be sent; False where the peer is not there."""
+        """Send frames; return False if the peer is not connected."""
         endpoint = self._communicator.find_endpoint(peer)
         try:
             for frame in frames:
                 self._communicator.send(endpoint or Endpoint(peer), APP, Carried(frame.fields, frame.payload))
-        except (CommError, OSError, struct.error):  # it has gone
+        except (CommError, OSError, struct.error):  # the peer has disconnected
             return False
         return True
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._communicator.stop()
 
     def process_message(self, endpoint: Endpoint, connection: Any, app_id: int, message: Carried) -> None:
-        """What FLARE calls with what came."""
-        self._take(endpoint.name, read_frame(message.headers, message.payload))
+        """Called by FLARE with a received message."""
+        self._on_frame(endpoint.name, read_frame(message.headers, message.payload))
 
     def state_change(self, endpoint: Endpoint) -> None:
-        """What FLARE calls when a peer comes or goes."""
-        self._noticed(endpoint.name, endpoint.state == EndpointState.READY)
+        """Called by FLARE when a peer connects or disconnects."""
+        self._on_peer_change(endpoint.name, endpoint.state == EndpointState.READY)
 
 
 class _ListeningDriver(GrpcDriver):
@@ -116,52 +123,62 @@ class _ListeningDriver(GrpcDriver):
 
 
 class _DiallingDriver(_ListeningDriver):
-    """Dials again and again, after a wait that grows and is never the same at two sites."""
+    """Reconnects for ever, after a wait that grows and is different at each site."""
 
     def connect(self, connector: ConnectorInfo) -> None:
-        wait, chance = MIN_WAIT_SECONDS, secrets.SystemRandom()
+        wait, random = MIN_WAIT_SECONDS, secrets.SystemRandom()
         while not connector.stopped.is_set():
-            began = time.monotonic()
+            start = time.monotonic()
             super().connect(connector)
-            wait = MIN_WAIT_SECONDS if time.monotonic() - began > MAX_WAIT_SECONDS else min(2 * wait, MAX_WAIT_SECONDS)
-            connector.stopped.wait(wait * chance.uniform(0.5, 1))
+            wait = MIN_WAIT_SECONDS if time.monotonic() - start > MAX_WAIT_SECONDS else min(2 * wait, MAX_WAIT_SECONDS)
+            connector.stopped.wait(wait * random.uniform(0.5, 1))
 
 
 class _KitSigner(Builder):
-    """Puts a file into each kit and signs all that is in it; FLARE signs only kits for encrypted sums."""
+    """Puts a file into each kit and signs the kit; FLARE itself signs only kits for homomorphic encryption."""
 
-    def __init__(self, name: str, about: Callable[[str], str]) -> None:
-        self.name, self.about = name, about
+    def __init__(self, name: str, content: Callable[[str], str]) -> None:
+        self.name, self.content = name, content
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
-        for each in project.get_all_participants():
-            folder = ctx.get_kit_dir(each)
-            (Path(folder) / self.name).write_text(self.about(each.name))
+        for party in project.get_all_participants():
+            folder = ctx.get_kit_dir(party)
+            (Path(folder) / self.name).write_text(self.content(party.name))
             sign_folders(folder, ctx[CtxKey.ROOT_PRI_KEY], signature_file=SIGNATURE)
 
 
 def provision(
-    out: Path, server: str, host: str, others: Sequence[str], days: int, file: str, about: Callable[[str], str]
+    out: Path, server: str, host: str, clients: Sequence[str], days: int, file: str, content: Callable[[str], str]
 ) -> None:
-    """A kit for each party in ``out``, signed by an authority of its own, whose keys stay in ``out/authority``."""
+    """Create a kit for each party, signed by a new certificate authority, whose keys stay in ``out/authority``.
+
+    Args:
+        out: The folder of the kits.
+        server: The name of the server.
+        host: The host name of the server.
+        clients: The names of the other parties.
+        days: The days that the certificates are valid.
+        file: The name of a file that is put into each kit.
+        content: The content of that file, by the name of the party.
+    """
     project, root = Project("manyhands", "a federation of Manyhands"), out / "authority"
     names = {PropKey.DEFAULT_HOST: host, PropKey.HOST_NAMES: ["localhost", "127.0.0.1"]}
     project.add_participant(Participant(ParticipantType.SERVER, server, ORG, props=names, project=project))
-    for each in others:
-        project.add_participant(Participant(ParticipantType.CLIENT, each, ORG, project=project))
-    builders = [WorkspaceBuilder(), CertBuilder(root_valid_days=days), _KitSigner(file, about)]
+    for client in clients:
+        project.add_participant(Participant(ParticipantType.CLIENT, client, ORG, project=project))
+    builders = [WorkspaceBuilder(), CertBuilder(root_valid_days=days), _KitSigner(file, content)]
     with _unreadable_to_others():
         context = Provisioner(str(root), builders).provision(project, logger=logging.getLogger(__name__))
     if context.get(CtxKey.BUILD_ERROR):
-        raise RecipeError(f"{out}: FLARE made no certificates: {'; '.join(context.get_errors())}")
-    for each in (server, *others):
-        (out / each).mkdir()
-        shutil.move(Path(context[CtxKey.CURRENT_PROD_DIR]) / each / "startup", out / each)
+        raise RecipeError(f"{out}: FLARE could not create the certificates: {'; '.join(context.get_errors())}")
+    for party in (server, *clients):
+        (out / party).mkdir()
+        shutil.move(Path(context[CtxKey.CURRENT_PROD_DIR]) / party / "startup", out / party)
 
 
 @contextmanager
 def _unreadable_to_others() -> Iterator[None]:
-    """Whatever is written meanwhile is for its owner alone, from its first byte on."""
+    """Files written meanwhile can only be read by their owner, from their first byte."""
     before = os.umask(0o077)
     try:
         yield
@@ -170,7 +187,7 @@ def _unreadable_to_others() -> Iterator[None]:
 
 
 def is_untouched(startup: Path) -> bool:
-    """Whether what is in a kit is as it was signed."""
+    """Return whether a kit is unchanged since it was signed."""
     return bool(
         verify_folder_signature(str(startup), str(startup / ROOT), single_signer=True, signature_file=SIGNATURE)
     )

@@ -1,4 +1,4 @@
-"""The door of a line: what it carries becomes a flat frame of known fields here, or one that says that it was none."""
+"""A frame, which is what a connection carries; whatever arrives is checked and becomes a frame of known fields."""
 
 from __future__ import annotations
 
@@ -18,44 +18,49 @@ KINDS = {
     "part": "k s n i size", "ask": "k s n i", "have": "k s n i", "want": "k s n i", "wait": "k s n", "gone": "k s n",
     "refuse": "k s n reason detail",
 }  # fmt: skip
-"""What a frame may be, and the fields that it has then."""
+"""The kinds of frames, and the fields of each."""
 FRAME_FIELDS = {kind: {name: FIELDS[name] for name in names.split()} for kind, names in KINDS.items()}
 INVALID = "odd"
-"""The kind of what is no frame: it has the session and the number of its call, where those could be read, and why."""
+"""The kind of an invalid frame: it has the session and the number of its call, if readable, and the reason."""
 
 
 class Frame(NamedTuple):
-    """What a line carries: a few plain words, and bytes."""
+    """What a connection carries.
+
+    Args:
+        fields: A few JSON values; "k" is the kind of the frame.
+        payload: The bytes of a part of a message.
+    """
 
     fields: dict[str, Any]
     payload: bytes = b""
 
 
-def read_frame(told: Any, payload: Any) -> Frame:
-    """What came as a frame. It raises nothing, whatever came."""
+def read_frame(fields: Any, payload: Any) -> Frame:
+    """Check what a peer sent and return it as a frame; it never raises."""
     try:
-        return _read(told, payload)
-    except Exception as error:  # it is foreign: nobody knows what it may come to
+        return _read(fields, payload)
+    except Exception as error:  # a peer may send anything
         why = printable(error.detail) if isinstance(error, Refused) else type(error).__name__
-        return Frame({**_whose(told), "k": INVALID, "why": why})
+        return Frame({**_call_of(fields), "k": INVALID, "why": why})
 
 
-def _read(told: Any, payload: Any) -> Frame:
-    kind = told.get("k") if type(told) is dict else None
+def _read(fields: Any, payload: Any) -> Frame:
+    kind = fields.get("k") if type(fields) is dict else None
     if type(kind) is not str or kind not in FRAME_FIELDS:
         raise Refused(Reason.MALFORMED, "there is no such frame")
-    check_facts(FRAME_FIELDS[kind], told)
+    check_facts(FRAME_FIELDS[kind], fields)
     raw = bytes(payload or b"")
     if raw and kind != "part":
         raise Refused(Reason.MALFORMED, f"a frame of kind {kind!r} carries {len(raw):,} bytes")
-    if not all(value.isprintable() for value in told.values() if type(value) is str):
-        raise Refused(Reason.MALFORMED, "a word of it cannot be printed")
-    return Frame(told, raw)
+    if not all(value.isprintable() for value in fields.values() if type(value) is str):
+        raise Refused(Reason.MALFORMED, "it has characters that cannot be printed")
+    return Frame(fields, raw)
 
 
-def _whose(told: Any) -> dict[str, Any]:
-    """The call that it is of, as far as that can be read."""
-    if type(told) is not dict:
+def _call_of(fields: Any) -> dict[str, Any]:
+    """Return the session and the number of the call, as far as they can be read."""
+    if type(fields) is not dict:
         return {}
-    found = {name: told[name] for name in ("s", "n") if name in told and FIELDS[name].accepts(told[name])}
-    return found if str(found.get("s", "")).isprintable() else {}
+    call = {name: fields[name] for name in ("s", "n") if name in fields and FIELDS[name].accepts(fields[name])}
+    return call if str(call.get("s", "")).isprintable() else {}

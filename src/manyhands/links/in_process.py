@@ -1,9 +1,11 @@
-"""All silos and the server in one process and one thread: a deterministic round robin."""
+"""The link within one process: all silos and the server in one thread, in a deterministic round robin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
 from manyhands.messages.message import Message, decode, encode, encoded_size
@@ -16,65 +18,74 @@ if TYPE_CHECKING:
 
 
 class InProcess(Spec):
-    """The link without a network. It counts what encoding would give; ``wire = "bytes"`` really encodes."""
+    """All silos and the server in one process, without a network."""
 
-    kind: Literal["embedded"] = "embedded"
-    wire: Literal["count", "bytes"] = "count"
+    kind: Literal["embedded"] = Field(default="embedded", description="The link: one process, no network.")
+    wire: Literal["count", "bytes"] = Field(
+        default="count",
+        description='"count" computes the bytes of each message; "bytes" also encodes and decodes it.',
+    )
 
     def run(
         self, coordinator: RoundCoordinator, silos: Mapping[str, Conversation], ledger: Ledger
     ) -> Iterator[ClosedRound]:
-        """Advance the silos in the order of their names, and give back each round when it closes."""
-        calls = {name: _SiloConversation(name, silos[name]) for name in sorted(silos)}
-        while calls:
+        """Advance the silos in the order of their names, and yield each round when it closes.
+
+        Args:
+            coordinator: The server's side.
+            silos: The silos' halves of the method.
+            ledger: The ledger that counts the bytes.
+        """
+        conversations = {name: _SiloConversation(name, silos[name]) for name in sorted(silos)}
+        while conversations:
             moved = False
-            for name, call in list(calls.items()):
-                moved |= self._advance(coordinator, call, ledger)
-                if call.ended:
-                    del calls[name]
+            for name, conversation in list(conversations.items()):
+                moved |= self._advance(coordinator, conversation, ledger)
+                if conversation.ended:
+                    del conversations[name]
                 while coordinator.closed:
                     yield coordinator.closed.pop(0)
                 coordinator.train_step()
-            if calls and not moved:
-                raise ManyhandsError(f"{', '.join(calls)} wait at a barrier that nobody can complete")
+            if conversations and not moved:
+                raise ManyhandsError(f"{', '.join(conversations)} wait at a barrier that cannot be completed")
 
     def server_call(self, coordinator: RoundCoordinator, silo: str, ledger: Ledger) -> ServerCall:
-        """How a silo reaches the server outside a run: one message, one answer."""
+        """Return a function with which a silo calls the server outside a run: one message, one answer."""
 
-        def ask(message: Message) -> Message:
+        def call(message: Message) -> Message:
             coordinator.submit(silo, self._carry(silo, "up", message, ledger))
             reply = self._answer(coordinator, silo, ledger)
             if not isinstance(reply, Message):
-                raise ManyhandsError(f"{message.op} is answered to all silos together")
+                raise ManyhandsError(f"{message.op} is answered for all silos together, so one silo cannot call it")
             return reply
 
-        return ask
+        return call
 
-    def _advance(self, coordinator: RoundCoordinator, call: _SiloConversation, ledger: Ledger) -> bool:
-        """Let one silo talk until it waits at a barrier or ends, if it can; it passes one barrier a turn at most."""
-        answer = self._heard(coordinator, call.silo, ledger) if call.started else None
-        if call.started and answer is None:
+    def _advance(self, coordinator: RoundCoordinator, conversation: _SiloConversation, ledger: Ledger) -> bool:
+        """Let one silo run until it waits at a barrier or ends; return whether it did anything."""
+        answer = self._receive(coordinator, conversation.silo, ledger) if conversation.started else None
+        if conversation.started and answer is None:
             return False
-        while (message := call.go_on(answer)) is not None:
+        while (message := conversation.resume(answer)) is not None:
             try:
-                coordinator.submit(call.silo, self._carry(call.silo, "up", message, ledger))
+                coordinator.submit(conversation.silo, self._carry(conversation.silo, "up", message, ledger))
             except MessageError as error:
-                answer = coordinator.refuse(call.silo, Refused(Reason.MALFORMED, str(error)))
+                answer = coordinator.refuse(conversation.silo, Refused(Reason.MALFORMED, str(error)))
                 continue
             except Refused as refusal:
                 answer = refusal
                 continue
             if message.op in coordinator.plan.barriers:
                 return True
-            answer = self._heard(coordinator, call.silo, ledger)
-        if call.lost:
-            coordinator.drop(call.silo, call.lost)
+            answer = self._receive(coordinator, conversation.silo, ledger)
+        if conversation.lost:
+            coordinator.drop(conversation.silo, conversation.lost)
         else:
-            coordinator.finish(call.silo)
+            coordinator.finish(conversation.silo)
         return True
 
-    def _heard(self, coordinator: RoundCoordinator, silo: str, ledger: Ledger) -> Message | Refused | None:
-        """The answer as the silo takes it: one that is not in the plan is refused."""
+    def _receive(self, coordinator: RoundCoordinator, silo: str, ledger: Ledger) -> Message | Refused | None:
+        """Return the answer as the silo receives it: an answer that is not in the plan is refused."""
         try:
             return self._answer(coordinator, silo, ledger)
         except Refused as refusal:
@@ -85,7 +96,7 @@ class InProcess(Spec):
         if reply is None:
             return None
         reply = self._carry(silo, "down", reply, ledger)
-        coordinator.plan.check(reply, "down")  # as a silo checks what it gets
+        coordinator.plan.check(reply, "down")  # a silo checks what it receives
         return reply
 
     def _carry(self, silo: str, direction: Direction, message: Message, ledger: Ledger) -> Message:
@@ -98,7 +109,7 @@ class InProcess(Spec):
 
 
 class _SiloConversation:
-    """A silo's conversation, and where it stands."""
+    """A silo's half of the method, and its state."""
 
     def __init__(self, silo: str, conversation: Conversation) -> None:
         self.silo = silo
@@ -107,8 +118,8 @@ class _SiloConversation:
         self.lost = ""
         self._conversation = conversation
 
-    def go_on(self, answer: Message | Refused | None) -> Message | None:
-        """Give the silo its answer and take its next message; None when it has ended."""
+    def resume(self, answer: Message | Refused | None) -> Message | None:
+        """Give the silo its answer and return its next message; None if it has ended."""
         self.started = True
         try:
             if isinstance(answer, Refused):

@@ -194,8 +194,8 @@ def missing_in_the_long_run(codec: Updates) -> float:
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_with_feedback_nothing_is_lost_in_the_long_run(bits: Any) -> None:
-    told = {"bits": bits, "stochastic": False}
-    fed_back, lost = (missing_in_the_long_run(Updates(**told, feedback=feedback)) for feedback in (True, False))
+    options = {"bits": bits, "stochastic": False}
+    fed_back, lost = (missing_in_the_long_run(Updates(**options, feedback=feedback)) for feedback in (True, False))
     assert fed_back < 0.03
     assert lost > 5 * fed_back
 
