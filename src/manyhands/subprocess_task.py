@@ -21,8 +21,8 @@ class SubprocessTask(Generic[P, T]):
     """A function that runs in a subprocess, which ends when this process ends.
 
     Args:
-        function: A module-level function; it is pickled by name.
-        args: Its positional arguments. They and the result are pickled and should be small.
+        function: A module-level function, which the subprocess imports by name.
+        args: Its positional arguments. They and the result are copied between processes, so they should be small.
         kwargs: Its keyword arguments.
     """
 
