@@ -7,13 +7,13 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import tomli_w
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from manyhands.errors import RecipeError
 from manyhands.files.write import replace_file
@@ -99,21 +99,14 @@ def _use(
 
 
 def _seconds_of(use: Callable[[], None], device: str, span: float) -> float:
-    """Return the median seconds of one use after a warm-up."""
-    use()
-    times, taken = 1, 0.0
-    while (taken := _timed(use, times, device)) < span:
-        times = max(times + 1, min(10 * times, round(1.2 * times * span / max(taken, 1e-9))))
-    return median([taken, *(_timed(use, times, device) for _ in range(SAMPLES - 1))]) / times
+    """Return the median seconds of one use, over ``SAMPLES`` times ``span`` seconds of uses."""
 
+    def clock() -> float:  # PyTorch's own waits for CUDA alone in older versions
+        _synchronise(device)
+        return perf_counter()
 
-def _timed(use: Callable[[], None], times: int, device: str) -> float:
-    _synchronise(device)
-    began = perf_counter()
-    for _ in range(times):
-        use()
-    _synchronise(device)
-    return perf_counter() - began
+    timer = Timer("use()", globals={"use": use}, num_threads=torch.get_num_threads(), timer=clock)
+    return timer.blocked_autorange(min_run_time=SAMPLES * span).median
 
 
 def _synchronise(device: str) -> None:
