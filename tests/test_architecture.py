@@ -36,7 +36,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENGINES = {
     "diffusers": {"models", "generators"},
     "sklearn": {"data", "evaluation", "methods", "report"},
-    "torchmetrics": {"evaluation"},
+    "torchmetrics": {"audit", "evaluation"},
     "prdc": {"evaluation"},
     "tensorboard": {"runs"},
     "matplotlib": {"evaluation", "report"},

@@ -3,6 +3,8 @@
 A call and its answer are sent in parts. The receiver acknowledges how many parts it has, and the sender is at most a
 window ahead. Only the client asks again after a silence; the server never does. The classes here have no clock, thread
 or socket: a connection brings its own.
+
+By hand: a call that gRPC or FLARE retries may be applied twice, and a large one starts again from its first byte.
 """
 
 from __future__ import annotations

@@ -27,7 +27,10 @@ def squared_error(estimate: Tensor, truth: Tensor) -> Tensor:
 
 def psnr(estimate: Tensor, truth: Tensor) -> Tensor:
     """The peak signal-to-noise ratio of each image in dB, of images from -1 to 1; at most 100."""
-    return (10 * (PEAK**2 / squared_error(estimate, truth).double()).log10()).clamp(max=BEST)
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    flat = estimate.double().flatten(1), truth.double().flatten(1)
+    return peak_signal_noise_ratio(*flat, data_range=PEAK, reduction="none", dim=1).clamp(max=BEST)
 
 
 def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
@@ -43,6 +46,7 @@ def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
     def over(values: Tensor) -> Tensor:
         return F.avg_pool2d(values, window, stride=1)
 
+    # by hand: torchmetrics also counts windows over the edge, takes no even window, and is about twenty times slower
     c_1, c_2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
     m_x, m_y = over(x), over(y)
     v_x, v_y, v_xy = over(x * x) - m_x**2, over(y * y) - m_y**2, over(x * y) - m_x * m_y

@@ -51,6 +51,7 @@ def auc(positives: Tensor, negatives: Tensor) -> float:
     ordered = negatives.sort().values
     below = torch.searchsorted(ordered, positives, side="left").double()
     upto = torch.searchsorted(ordered, positives, side="right").double()
+    # by hand: scikit-learn's gives the same at 7 to 65 times the time, and a bootstrap needs 200 of them
     return float((below + upto).mean() / (2 * len(negatives)))
 
 
