@@ -135,7 +135,7 @@ def norm_errors(norm: float | None, share: float, *, steps: int = 400, apart: bo
     drawn = mean + _normal(100) @ root.T
     images = drawn[drawn.norm(dim=1) < box_norm(4)][:48].reshape(-1, *SHAPE)
     released = squeezed(images, method.norm)
-    learnt = squeezed(images, None if apart else method.home(cut).diffusion.norm)
+    learnt = squeezed(images, None if apart else method.local_method(cut).diffusion.norm)
     sampling, rng = Sampling(steps=steps, clip=None), torch.Generator()
     x = _normal(1024).reshape(-1, *SHAPE)
     handed = sampling.denoise(_bridged(schedule, cut, released), x, schedule, schedule.steps, cut, rng)

@@ -22,7 +22,7 @@ from manyhands.messages.message import Message
 from manyhands.messages.operation import Operation
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
-from manyhands.methods.collafuse.release import chunks
+from manyhands.methods.collafuse.release import release_messages
 from manyhands.methods.collafuse.silo import noising_of, order_of
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.privacy.budget import FILE, Budget, Cost, Limits
@@ -58,7 +58,7 @@ class Here:
         silo = Silo("a", images, secret=secret)
         charged = Released(Budget(self.folder, secret), limits, silo, method, self.files)
         sent = []
-        for message in chunks(noising_of(method, silo, turn), images, order_of(method, silo, turn)):
+        for message in release_messages(noising_of(method, silo, turn), images, order_of(method, silo, turn)):
             charged.charge(message, "run")
             sent.append(message)
         return sent

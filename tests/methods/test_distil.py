@@ -81,7 +81,7 @@ def error(diffusion: Diffusion, student: Network, grid: list[int], teacher_steps
     return loss(diffusion, student, teacher_of(diffusion), x_0, labels, NO_LABEL, rng, grid, teacher_steps).item()
 
 
-@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda told: told.target)
+@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda diffusion: diffusion.target)
 @given(cut=st.integers(50, 900), steps=st.integers(1, 4), teacher_steps=st.integers(1, 6))
 def test_the_student_that_jumps_as_its_teacher_walks_has_no_error_and_any_other_has(
     diffusion: Diffusion, cut: int, steps: int, teacher_steps: int
@@ -93,7 +93,7 @@ def test_the_student_that_jumps_as_its_teacher_walks_has_no_error_and_any_other_
         assert error(diffusion, student_of(diffusion, grid, slopes, push), grid, teacher_steps) > 1e-6
 
 
-@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda told: told.target)
+@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda diffusion: diffusion.target)
 @pytest.mark.parametrize("cut", [100, 400, 800])
 def test_an_error_weighs_as_much_as_its_snr_and_no_less_than_one(diffusion: Diffusion, cut: int) -> None:
     def off(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -105,7 +105,7 @@ def test_an_error_weighs_as_much_as_its_snr_and_no_less_than_one(diffusion: Diff
     assert error(diffusion, off, [cut, 0], 1) == pytest.approx(weight * 0.01)
 
 
-@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda told: told.target)
+@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda diffusion: diffusion.target)
 def test_a_teacher_of_many_steps_teaches_the_flow_itself(diffusion: Diffusion) -> None:
     """The exact flow of a normal distribution keeps every image at its number of deviations from the mean."""
     grid, alpha_bar = [700, 400, 0], diffusion.schedule.alpha_bar().tolist()
@@ -115,7 +115,7 @@ def test_a_teacher_of_many_steps_teaches_the_flow_itself(diffusion: Diffusion) -
     assert one > 20 * few > 400 * many
 
 
-@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda told: told.target)
+@pytest.mark.parametrize("diffusion", TARGETS, ids=lambda diffusion: diffusion.target)
 def test_a_teacher_of_one_step_is_its_own_student(diffusion: Diffusion) -> None:
     assert error(diffusion, teacher_of(diffusion), [600, 300, 150, 0], 1) < 1e-20
     assert error(diffusion, teacher_of(diffusion), [600, 300, 150, 0], 2) > 1e-6
@@ -176,7 +176,7 @@ def test_a_unet_learns_from_another_and_the_other_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("grid", [[], [0], [500], [500, 250], [500, 500, 0], [0, 500, 0], [250, 500, 0]])
 def test_what_does_not_fall_to_the_clean_image_is_no_grid(grid: list[int]) -> None:
-    with pytest.raises(ValueError, match="a grid falls from a cut to 0"):
+    with pytest.raises(ValueError, match="expected steps that fall from the cut to 0"):
         error(Diffusion(), teacher_of(Diffusion()), grid)
 
 
@@ -187,7 +187,7 @@ def test_a_grid_has_as_many_steps_as_were_told_if_the_cut_has(cut: int, steps: i
     assert (grid[0], grid[-1]) == (cut, 0)
 
 
-@pytest.mark.parametrize("told", [{"steps": 0}, {"steps": 5}, {"rounds": 0}, {"teacher_steps": 0}, {"step": 1}])
-def test_what_cannot_be_told(told: dict[str, int]) -> None:
+@pytest.mark.parametrize("fields", [{"steps": 0}, {"steps": 5}, {"rounds": 0}, {"teacher_steps": 0}, {"step": 1}])
+def test_what_cannot_be_told(fields: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
-        Distil.model_validate(told)
+        Distil.model_validate(fields)

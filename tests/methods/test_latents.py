@@ -36,24 +36,24 @@ def silos() -> list[Silo]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder whose latents say much of an image, and little of the noise."""
-    found = tmp_path_factory.mktemp("first") / "model"
+    folder = tmp_path_factory.mktemp("first") / "model"
     weights = AUTOENCODER.build(5).state_dict()
     weights["inner.quant_conv.bias"][AUTOENCODER.latent :] -= 6
-    TrainedAutoencoder(AUTOENCODER, weights).save(found)
-    return found
+    TrainedAutoencoder(AUTOENCODER, weights).save(folder)
+    return folder
 
 
-def latent(folder: Path, **told: Any) -> Latent:
+def latent(folder: Path, **options: Any) -> Latent:
     parts = {"autoencoder": AUTOENCODER, "unet": {"widths": [8]}}
-    return Latent.model_validate({"size": 8, "channels": 1, "classes": 2, "folder": str(folder), **parts, **told})
+    return Latent.model_validate({"size": 8, "channels": 1, "classes": 2, "folder": str(folder), **parts, **options})
 
 
-def method(folder: Path, **told: Any) -> FedAvg:
-    return FedAvg(model=latent(folder), training=TRAINING, **{"rounds": 3, **told})
+def method(folder: Path, **options: Any) -> FedAvg:
+    return FedAvg(model=latent(folder), training=TRAINING, **{"rounds": 3, **options})
 
 
-def trained(told: Any, **more: Any) -> Experiment:
-    experiment = Experiment(told, silos(), device="cpu", **more)
+def trained(run_method: Any, **more: Any) -> Experiment:
+    experiment = Experiment(run_method, silos(), device="cpu", **more)
     for _ in experiment:
         pass
     return experiment
@@ -84,9 +84,9 @@ def test_the_scale_is_that_of_all_latents_pooled_however_they_are_dealt(folder: 
 def test_latents_are_encoded_as_diffusers_encodes_them_and_scaled(folder: Path) -> None:
     silo, model = silos()[0], latent(folder)
     encoded = encode(silo, model.load())
-    told = model.load().network.inner.encode(silo.images.batch(torch.arange(7))[0]).latent_dist
-    assert torch.allclose(encoded.mean, told.mean)
-    assert torch.allclose(encoded.deviation, told.std)
+    expected = model.load().network.inner.encode(silo.images.batch(torch.arange(7))[0]).latent_dist
+    assert torch.allclose(encoded.mean, expected.mean)
+    assert torch.allclose(encoded.deviation, expected.std)
     numbers = torch.tensor([4, 1])
     scaled, labels = replace(encoded, scale=3.0).batch(numbers, torch.Generator().manual_seed(0))
     plain, _ = encoded.batch(numbers, torch.Generator().manual_seed(0))
@@ -98,12 +98,12 @@ def test_latents_are_encoded_as_diffusers_encodes_them_and_scaled(folder: Path) 
 
 
 def test_rounds_carry_the_unet_alone_and_the_autoencoder_stays_as_it_was(folder: Path) -> None:
-    told = method(folder)
-    before = sha256(told.model.load().weights)  # type: ignore[union-attr]
-    experiment = trained(told, link=InProcess(wire="bytes"))
+    run_method = method(folder)
+    before = sha256(run_method.model.load().weights)  # type: ignore[union-attr]
+    experiment = trained(run_method, link=InProcess(wire="bytes"))
     assert sha256(experiment.generator().autoencoder.weights) == before  # type: ignore[union-attr]
     entries = {(entry["op"], entry["direction"]): entry for entry in experiment.ledger.entries()}
-    unet = 4 * sum(weight.numel() for weight in told.model.build(0).state_dict().values())
+    unet = 4 * sum(weight.numel() for weight in run_method.model.build(0).state_dict().values())
     first = 4 * sum(weight.numel() for weight in AUTOENCODER.build(0).state_dict().values())
     sent = experiment.ledger.entries()
     update = [entry for entry in sent if (entry["op"], entry["direction"]) == ("update", "up")]
@@ -134,14 +134,14 @@ def test_a_run_does_not_go_on_with_another_autoencoder(tmp_path: Path, folder: P
     TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(5).state_dict()).save(mine)
     next(iter(Experiment(method(mine), silos(), folder=tmp_path / "run", device="cpu")))
     TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(6).state_dict()).save(mine)
-    with pytest.raises(CheckpointError, match="no longer the autoencoder that the run began with"):
+    with pytest.raises(CheckpointError, match="not the one that the run started with"):
         trained(method(mine), folder=tmp_path / "run", resume=True)
 
 
 def test_a_scale_that_is_told_is_not_asked_for(folder: Path) -> None:
-    told = FedAvg(model=latent(folder, scale=0.5), training=TRAINING, rounds=1)
-    assert AGREE not in told.plan().operations
-    assert trained(told).generator().scale == 0.5
+    run_method = FedAvg(model=latent(folder, scale=0.5), training=TRAINING, rounds=1)
+    assert AGREE not in run_method.plan().operations
+    assert trained(run_method).generator().scale == 0.5
 
 
 def test_one_who_comes_late_gets_the_scale_of_the_others(folder: Path) -> None:
@@ -183,9 +183,9 @@ def test_moments_that_no_latents_have_are_refused(folder: Path, lie: dict[str, A
 
 @pytest.mark.parametrize("kind", [Local, Central])
 def test_the_baselines_train_latent_models_too(folder: Path, kind: type[Local] | type[Central]) -> None:
-    told = kind(model=latent(folder), training=TRAINING, rounds=1)
+    run_method = kind(model=latent(folder), training=TRAINING, rounds=1)
     holders = silos() if kind is Local else silos()[:1]
-    experiment = Experiment(told, holders, device="cpu")
+    experiment = Experiment(run_method, holders, device="cpu")
     for _ in experiment:
         pass
     name = "s0" if kind is Local else None
@@ -199,9 +199,9 @@ def test_its_work_counts_the_encoding_once(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", [FedAvg, Central])
 def test_an_autoencoder_is_trained_by_the_same_methods(tmp_path: Path, kind: Any) -> None:
-    told = kind(model=AUTOENCODER, training=TRAINING, rounds=2)
+    run_method = kind(model=AUTOENCODER, training=TRAINING, rounds=2)
     holders = silos()[:1] if kind is Central else silos()
-    experiment = Experiment(told, holders, folder=tmp_path / "run", device="cpu")
+    experiment = Experiment(run_method, holders, folder=tmp_path / "run", device="cpu")
     losses = [done.loss for done in experiment]
     assert len(losses) == 2
     loaded = TrainedAutoencoder.from_pretrained(tmp_path / "run" / "model", AUTOENCODER)
@@ -212,5 +212,5 @@ def test_an_autoencoder_is_trained_by_the_same_methods(tmp_path: Path, kind: Any
 
 
 def test_parts_of_an_autoencoder_do_not_stay_at_home() -> None:
-    with pytest.raises(ValueError, match="an autoencoder is shared whole"):
+    with pytest.raises(ValueError, match="an autoencoder can only be shared with"):
         FedAvg(model=AUTOENCODER, training=TRAINING, rounds=1, share="up")

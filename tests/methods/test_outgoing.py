@@ -27,20 +27,20 @@ WAYS = ("way down", "middle")
 NOISED: dict[str, Any] = {"snr": 1.0, "norm": 8.0}
 
 
-@pytest.mark.parametrize("told", EVERY, ids=lambda told: told.name)
-def test_whatever_an_operation_carries_up_is_stated(told: Recipe) -> None:
-    plan = told.method.plan()
+@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
+def test_whatever_an_operation_carries_up_is_stated(recipe: Recipe) -> None:
+    plan = recipe.method.plan()
     for name, operation in plan.operations.items():
         carries = any((operation.up.tensors, *operation.up.others))
-        assert operation.outgoing or not carries or _releases_nothing(told), name
+        assert operation.outgoing or not carries or _releases_nothing(recipe), name
         assert set(operation.up.facts) <= FACT_MEANINGS.keys() | TECHNICAL_FACTS, name
     said = " ".join(kind.description for kind in plan.outgoing)
     assert "how many images it has" in said
     assert all(kind.often and kind.computed(IMAGES) and kind.guarantee(IMAGES) for kind in plan.outgoing)
 
 
-def _releases_nothing(told: Recipe) -> bool:
-    return told.method.steps_told == [told.method.diffusion.schedule.steps]  # type: ignore[attr-defined]
+def _releases_nothing(recipe: Recipe) -> bool:
+    return recipe.method.cut_steps == [recipe.method.diffusion.schedule.steps]  # type: ignore[attr-defined]
 
 
 def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
@@ -78,13 +78,13 @@ def test_nothing_is_said_to_stay_that_leaves_or_can_be_computed(case: str, absen
 
 
 def test_a_silo_is_told_of_its_own_cut_alone() -> None:
-    told = recipe(CUT, NO_LABELS, "method.cut={ snr_db = -15 }", "method.cuts={ silo-1 = 0, silo-2 = 1 }").method.plan()
-    assert [type(told.outgoing_of(silo)[0]) for silo in ("silo-0", "silo-1", "silo-2")] == [
+    plan = recipe(CUT, NO_LABELS, "method.cut={ snr_db = -15 }", "method.cuts={ silo-1 = 0, silo-2 = 1 }").method.plan()
+    assert [type(plan.outgoing_of(silo)[0]) for silo in ("silo-0", "silo-1", "silo-2")] == [
         outgoing.NoisedImages, outgoing.Images, outgoing.Statistics
     ]  # fmt: skip
-    assert not any(isinstance(kind, outgoing.Images | outgoing.NoisedImages) for kind in told.outgoing_of("silo-2"))
-    assert told.words()[0].startswith("silo-1: This run gives its images away. What leaves: its images, as they are")
-    assert "leaves all but silo-1, silo-2 (once an image): its images, noised to an SNR of" in "\n".join(told.words())
+    assert not any(isinstance(kind, outgoing.Images | outgoing.NoisedImages) for kind in plan.outgoing_of("silo-2"))
+    assert plan.words()[0].startswith("silo-1: This run gives its images away. What leaves: its images, as they are")
+    assert "leaves all but silo-1, silo-2 (once an image): its images, noised to an SNR of" in "\n".join(plan.words())
 
 
 def test_releases_of_an_image_together_are_as_one_at_so_much_the_snr() -> None:
@@ -149,9 +149,9 @@ def test_a_fact_that_nobody_has_words_for_is_told_by_its_name() -> None:
 
 def test_silos_of_which_the_same_is_told_stand_together() -> None:
     kinds = (outgoing.Images(silo="a", often="once"), outgoing.Labels(often="once"))
-    told = rows({silo: (9, for_silo(kinds, silo)) for silo in ("a", "b")})
-    assert [row["what"] for row in told] == ["its images, as they are", "its labels"]
-    assert [row["silos"] for row in told] == [["a"], ["a", "b"]]
+    table = rows({silo: (9, for_silo(kinds, silo)) for silo in ("a", "b")})
+    assert [row["what"] for row in table] == ["its images, as they are", "its labels"]
+    assert [row["silos"] for row in table] == [["a"], ["a", "b"]]
     assert given_away(kinds) == [f"a: {kinds[0].gives_away()}"]
     assert never_sent(kinds) == ("weights", "file names")
 

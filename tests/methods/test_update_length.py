@@ -22,7 +22,7 @@ QUIET: dict[str, Any] = {"device": "cpu", "evaluation": Evaluation(images=0), "r
 CODECS = ("float32", "updates")
 
 
-def attacked(number: int, **told: Any) -> Bent:
+def attacked(number: int, **options: Any) -> Bent:
     """Federated averaging in which s1 sends the largest numbers that weights may be, in one round."""
 
     def bend(message: Message) -> Message:
@@ -30,7 +30,7 @@ def attacked(number: int, **told: Any) -> Bent:
             return message
         return Message(message.op, {name: _huge(name, t) for name, t in message.tensors.items()}, message.facts)
 
-    return Bent.model_validate({**tiny_fedavg(rounds=4, **told).model_dump(), "bend": bend})
+    return Bent.model_validate({**tiny_fedavg(rounds=4, **options).model_dump(), "bend": bend})
 
 
 def _huge(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -38,8 +38,8 @@ def _huge(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.full_like(tensor, 400.0 if name == "scales" else 5.9e4) if tensor.is_floating_point() else tensor
 
 
-def ran(method: Any, folder: Path | None = None, **told: Any) -> tuple[Experiment, list[Round]]:
-    experiment = Experiment(method, tiny_silos(), folder=folder, **QUIET, **told)
+def ran(method: Any, folder: Path | None = None, **options: Any) -> tuple[Experiment, list[Round]]:
+    experiment = Experiment(method, tiny_silos(), folder=folder, **QUIET, **options)
     return experiment, list(experiment)
 
 
@@ -64,8 +64,8 @@ def test_zero_is_no_limit_and_the_limit_changes_no_bit_of_a_healthy_run() -> Non
 @pytest.mark.parametrize("up", CODECS)
 @pytest.mark.parametrize("number", [0, 1])
 def test_what_got_through_is_taken_back_and_who_sent_it_sits_out_a_round(up: str, number: int, tmp_path: Path) -> None:
-    told = {"max_update_ratio": 1e9, "up": {"kind": up}, "down": {"kind": up}, "ema": 0.5}
-    experiment, done = ran(attacked(number, **told), tmp_path / "run")
+    options = {"max_update_ratio": 1e9, "up": {"kind": up}, "down": {"kind": up}, "ema": 0.5}
+    experiment, done = ran(attacked(number, **options), tmp_path / "run")
     assert [bool(each.note) for each in done] == [each.number == number + 1 for each in done]
     assert "s1, whose update moved that mean most, is left out" in done[number + 1].note
     assert set(done[number + 1].losses) == set()
@@ -126,8 +126,8 @@ def test_ends_of_a_cut_gan_and_models_of_clusters_have_the_same_limit() -> None:
     ends = {name: torch.full_like(t, 5e4) for name, t in server._ends("s0").items()}
     with pytest.raises(Refused, match="update too long"):
         server.validate("s0", Message("segments", ends, {"images": 9}))
-    told = {"model": SMALL, "training": {"batch": 4, "steps": 3, "learning_rate": 1e-3}, "rounds": 2}
-    other = HFLGan.model_validate(told).server(0, {"s0": 9, "s1": 9})
+    options = {"model": SMALL, "training": {"batch": 4, "steps": 3, "learning_rate": 1e-3}, "rounds": 2}
+    other = HFLGan.model_validate(options).server(0, {"s0": 9, "s1": 9})
     models = {name: torch.full_like(t, 5e4) for name, t in other.weights[0].items()}
     with pytest.raises(Refused, match="update too long"):
         other.validate("s0", Message("update", models, {"images": 9}))

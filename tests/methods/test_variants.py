@@ -15,8 +15,8 @@ from manyhands.messages.message import Message
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.server_optimizer import Momentum, ServerAdam
-from manyhands.methods.fedavg.sharing import ALL, asked
-from manyhands.methods.fedavg.silo import HELD, LEFT
+from manyhands.methods.fedavg.sharing import ALL, assigned_parts
+from manyhands.methods.fedavg.silo import HELD, RESIDUAL
 from manyhands.methods.fedavg.spec import AVERAGE
 from manyhands.models.state_spec import state_spec_of
 from manyhands.seed import numpy_rng
@@ -27,8 +27,8 @@ UPDATES = {"kind": "updates", "bits": 4}
 BOTH = {"up": UPDATES, "down": UPDATES}
 
 
-def trained(method: FedAvg, silos: list[Silo] | None = None, **told: Any) -> Experiment:
-    experiment = Experiment(method, silos or tiny_silos(), device="cpu", **told)
+def trained(method: FedAvg, silos: list[Silo] | None = None, **options: Any) -> Experiment:
+    experiment = Experiment(method, silos or tiny_silos(), device="cpu", **options)
     for _ in experiment:
         pass
     return experiment
@@ -49,15 +49,15 @@ def parent() -> Tensors:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "options",
     [
         {"proximal": 0.0, "proximal_mode": "decoupled"},
         {"server_optimizer": {"kind": "momentum", "momentum": 0.0, "rate": 1.0}},
         {"proximal": 0.0, "participants": 3},
     ],
 )
-def test_nought_is_the_parent_bit_for_bit(parent: Tensors, told: dict[str, Any]) -> None:
-    assert sha256(weights(trained(tiny_fedavg(**told)))) == sha256(parent)
+def test_nought_is_the_parent_bit_for_bit(parent: Tensors, options: dict[str, Any]) -> None:
+    assert sha256(weights(trained(tiny_fedavg(**options)))) == sha256(parent)
 
 
 def test_a_proximal_term_is_half_mu_times_the_square_of_the_way_from_the_start() -> None:
@@ -82,8 +82,8 @@ def test_the_decoupled_step_is_that_of_the_formula_for_every_mu(mu: float, left:
     with torch.no_grad():
         for weight in network.parameters():
             weight += 0.5
-    told = pull.added_to(torch.tensor(1.0))
-    assert not told.requires_grad
+    loss = pull.added_to(torch.tensor(1.0))
+    assert not loss.requires_grad
     pull.after_step(rate=0.1)
     for weight, before in zip(network.parameters(), start, strict=True):
         assert torch.allclose(weight - before, torch.full_like(weight, 0.5 * left), atol=1e-6)
@@ -124,13 +124,13 @@ def test_what_is_drawn_from_is_what_silos_receive(kind: str) -> None:
     codec = {"kind": kind, "bits": 4}
     experiment = trained(tiny_fedavg(up=codec, down=codec))
     server = experiment.server
-    assert sha256(experiment.generator().weights) == sha256(server.broadcast.given)  # type: ignore[attr-defined]
-    assert sha256(server.broadcast.given) != sha256(server.weights)  # type: ignore[attr-defined]
+    assert sha256(experiment.generator().weights) == sha256(server.broadcast.silo_weights)  # type: ignore[attr-defined]
+    assert sha256(server.broadcast.silo_weights) != sha256(server.weights)  # type: ignore[attr-defined]
 
 
 def test_a_silo_holds_what_the_server_takes_it_to_hold() -> None:
-    for told in (BOTH, {**BOTH, "participants": 2}, {"down": UPDATES}):
-        experiment = trained(tiny_fedavg(rounds=6, **told), tiny_silos([5, 9, 3, 7]))
+    for options in (BOTH, {**BOTH, "participants": 2}, {"down": UPDATES}):
+        experiment = trained(tiny_fedavg(rounds=6, **options), tiny_silos([5, 9, 3, 7]))
         held = [strip_prefix(silo.memory, HELD) for silo in experiment.silos if int(silo.memory.get("holds", -1)) == 5]
         assert held
         assert {sha256(each) for each in held} == {sha256(experiment.server.broadcast.base)}  # type: ignore[attr-defined]
@@ -175,20 +175,20 @@ def test_small_steps_arrive_however_coarse_the_way_down_is(up: Any, feedback: bo
 def test_what_rounding_left_is_kept_at_the_silo_and_said_later(parent: Tensors) -> None:
     experiment = trained(tiny_fedavg(up=UPDATES))
     for silo in experiment.silos:
-        left = strip_prefix(silo.memory, LEFT)
+        left = strip_prefix(silo.memory, RESIDUAL)
         assert set(left) == set(parent)
         assert any(bool(tensor.any()) for tensor in left.values())
-    assert not strip_prefix(trained(tiny_fedavg(up={**UPDATES, "feedback": False})).silos[0].memory, LEFT)
+    assert not strip_prefix(trained(tiny_fedavg(up={**UPDATES, "feedback": False})).silos[0].memory, RESIDUAL)
 
 
 def test_a_silo_that_missed_a_round_is_sent_the_whole_and_a_resting_one_nothing(parent: Tensors) -> None:
     method = tiny_fedavg(rounds=8, participants=2, **BOTH)
     server = method.server(0, ["s0", "s1", "s2", "s3"])
-    taking = set(server._asked)
+    taking = set(server._assigned)
     resting = sorted({"s0", "s1", "s2", "s3"} - taking)[0]
     ready, away, new = sorted(taking)[0], sorted(taking)[1], sorted(taking)[1]
     server.round = 3
-    server.broadcast.number, server.broadcast.base = 3, server.broadcast.given
+    server.broadcast.number, server.broadcast.base = 3, server.broadcast.silo_weights
     says = {ready: 2, away: 1}
     forms = {}
     for silo, holds in says.items():
@@ -209,16 +209,16 @@ def test_a_refused_update_leaves_no_trace_at_its_silo() -> None:
     answer = server.handle("s0", Message("join", facts={"images": 5}))
     conversation.send(answer)
     before = dict(silo.memory)
-    assert strip_prefix(before, LEFT)
+    assert strip_prefix(before, RESIDUAL)
     again = conversation.throw(Refused(Reason.WRONG_SHAPE, "no"))
     assert not again.tensors
-    assert not strip_prefix(silo.memory, LEFT)
+    assert not strip_prefix(silo.memory, RESIDUAL)
 
 
-@pytest.mark.parametrize("told", [BOTH, {"share": "up"}, {"share": "usplit", **BOTH, "server_optimizer": "adam"}])
+@pytest.mark.parametrize("options", [BOTH, {"share": "up"}, {"share": "usplit", **BOTH, "server_optimizer": "adam"}])
 @pytest.mark.parametrize("last", [0, 2, 4])
-def test_a_run_that_was_cut_off_ends_in_the_same_bits(told: dict[str, Any], last: int, tmp_path: Path) -> None:
-    method = tiny_fedavg(rounds=5, participants=2, ema=0.5, **told)
+def test_a_run_that_was_cut_off_ends_in_the_same_bits(options: dict[str, Any], last: int, tmp_path: Path) -> None:
+    method = tiny_fedavg(rounds=5, participants=2, ema=0.5, **options)
     whole = trained(method)
     begun = Experiment(method, tiny_silos(), device="cpu", folder=tmp_path / "run")
     for done in begun:
@@ -260,11 +260,11 @@ def test_sharing_less_sends_less_by_the_share_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("participants", [None, 2])
-@pytest.mark.parametrize("told", [{}, BOTH, {**BOTH, "share": "up"}, {"share": "up"}, {"share": "usplit", **BOTH}])
-def test_the_sizes_that_are_told_are_those_of_the_ledger(told: dict[str, Any], participants: int | None) -> None:
+@pytest.mark.parametrize("options", [{}, BOTH, {**BOTH, "share": "up"}, {"share": "up"}, {"share": "usplit", **BOTH}])
+def test_the_sizes_that_are_told_are_those_of_the_ledger(options: dict[str, Any], participants: int | None) -> None:
     model = UNet(size=4, channels=1, classes=2, widths=(16,))  # so that what stands around its weights matters less
     short = {"rounds": 15, "training": Training(batch=4, steps=1)}
-    method = tiny_fedavg(model=model, participants=participants, **short, **told)
+    method = tiny_fedavg(model=model, participants=participants, **short, **options)
     experiment = trained(method, tiny_silos([5, 9, 3, 7]))
     updates = [each for each in experiment.ledger.entries() if each["op"] == "update"]
     really = sum(each["bytes"] for each in updates) / 15
@@ -277,7 +277,7 @@ def test_the_sizes_that_are_told_are_those_of_the_ledger(told: dict[str, Any], p
 def test_usplit_pairs_silos_so_that_every_part_comes_from_half_of_them() -> None:
     for count in (1, 2, 5, 10):
         names = [f"s{i}" for i in range(count)]
-        sent = asked("usplit", names, numpy_rng(count, "pairs"))
+        sent = assigned_parts("usplit", names, numpy_rng(count, "pairs"))
         assert set(sent) == set(names)
         of = {part: sum(part in each.split("+") for each in sent.values()) for part in ALL.split("+")}
         assert of["up"] == of["down"] == of["mid"] == (count + 1) // 2
@@ -288,17 +288,17 @@ def test_usplit_averages_each_part_over_those_who_sent_it() -> None:
     method = tiny_fedavg(rounds=1, share="usplit")
     server = method.server(0, ["s0", "s1"])
     alone = {silo.name: weights(trained(tiny_fedavg(rounds=1), [silo])) for silo in silos}
-    found = weights(trained(method, silos))
-    for name, tensor in found.items():
-        (sender,) = [silo for silo, parts in server._asked.items() if TINY.part_of(name) in parts.split("+")]
+    averaged = weights(trained(method, silos))
+    for name, tensor in averaged.items():
+        (sender,) = [silo for silo, parts in server._assigned.items() if TINY.part_of(name) in parts.split("+")]
         assert torch.equal(tensor, alone[sender][name]), name
 
 
 def test_a_part_that_was_not_asked_for_is_refused() -> None:
     method = tiny_fedavg(share="usplit")
     server = method.server(0, ["s0", "s1"])
-    silo = next(silo for silo, parts in server._asked.items() if "up" in parts)
-    other = next(parts for name, parts in server._asked.items() if name != silo)
+    silo = next(silo for silo, parts in server._assigned.items() if "up" in parts)
+    other = next(parts for name, parts in server._assigned.items() if name != silo)
     tensors = {name: server.weights[name] for name in method.layout_of(other)}
     with pytest.raises(Refused):
         server.validate(silo, Message("update", tensors, {"holds": 0}))
@@ -346,5 +346,5 @@ def test_personal_generators_are_averages_over_rounds_where_asked() -> None:
 
 def test_received_weights_can_be_said_in_16_bits() -> None:
     experiment = trained(tiny_fedavg(**BOTH))
-    given = experiment.server.broadcast.given  # type: ignore[attr-defined]
+    given = experiment.server.broadcast.silo_weights  # type: ignore[attr-defined]
     assert sha256(given) == sha256(round_to_float16(given))

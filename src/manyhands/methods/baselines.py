@@ -1,4 +1,4 @@
-"""What a method is held against: silos that do not exchange anything, and one that has all the data."""
+"""Baselines: silos that train alone, and one silo that has all the data."""
 
 from __future__ import annotations
 
@@ -31,57 +31,59 @@ BEFORE = "before the run"
 
 
 class Local(LocalTrainingMethod):
-    """No exchange: every silo trains a network of its own, by the same loop and with the same budget.
+    """No exchange: every silo trains a network of its own, with the same loop and the same budget."""
 
-    ``distil`` spends its last rounds on teaching the network to draw in a few steps.
-    """
-
-    kind: Literal["local"] = "local"
-    keep_optimiser: bool = True
-    distil: Distil | None = None
+    kind: Literal["local"] = Field(default="local", description="The name of this method in a recipe.")
+    keep_optimiser: bool = Field(
+        default=True, description="Whether a silo keeps its optimiser's state from round to round."
+    )
+    distil: Distil | None = Field(
+        default=None,
+        description="Distils the network in its last rounds, so that it draws in a few steps; None does not.",
+    )
 
     @model_validator(mode="after")
-    def _something_to_teach(self) -> Self:
+    def _rounds_before_distillation(self) -> Self:
         if self.distil and self.distil.rounds >= self.rounds:
-            raise ValueError(f"distil.rounds is {self.distil.rounds}, and there are {self.rounds} rounds in all")
+            raise ValueError(f"distil.rounds is {self.distil.rounds}, but there are {self.rounds} rounds in all")
         if self.distil and not isinstance(self.model, UNet):
             raise ValueError(f"distil is for a U-Net, not for kind {self.model.kind!r}")
         return self
 
     def silo(self, silo: Silo) -> Conversation:
-        """Train from the common start, and tell after each round how it went."""
+        """Train from the common start, and report the loss after each round."""
         yield from self.prepared(silo)
         answer = yield Message("join", facts={"images": len(silo.images)})
         while not answer.facts["done"]:
             answer = yield self._round(silo, answer)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> Server:
-        """A server that only counts rounds, and tells everyone the seed of the common start."""
+        """Return a server that only counts rounds, and sends everyone the seed of the common start."""
         return self.prepared_server(LocalServer(self.rounds, seed))
 
     def plan(self) -> Plan:
         """No tensor either way."""
-        gives = Payload(facts={**next_round_facts(self.rounds), "seed": SEED})
+        down = Payload(facts={**next_round_facts(self.rounds), "seed": SEED})
         return Plan(
             self.preparations()
             | {
-                "join": Operation("says how many images it has", "once", Payload(facts={"images": IMAGES}), gives),
+                "join": Operation("says how many images it has", "once", Payload(facts={"images": IMAGES}), down),
                 "progress": Operation(
-                    "tells its loss", f"{self.rounds} times", Payload(facts=round_facts(self.rounds)), gives, True, True
+                    "tells its loss", f"{self.rounds} times", Payload(facts=round_facts(self.rounds)), down, True, True
                 ),
             },
         )
 
     def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
-        """What the silo has trained for itself."""
+        """Return the network that the silo has trained."""
         return self.silo_generator_of(silo, strip_prefix(silo.memory, "average."))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         if self.diffusion.upto == 0:
             return Message("progress", {}, update_facts(silo, answer))
         network, number = silo.device_context.network(self.model), answer.facts["round"]
-        if number == self.lessons_from:
-            self._becomes_a_teacher(silo)
+        if number == self.distil_start:
+            self._start_distillation(silo)
         start = strip_prefix(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, self.progress(number))
@@ -102,22 +104,22 @@ class Local(LocalTrainingMethod):
         return Message("progress", {}, update_facts(silo, answer, trained))
 
     @property
-    def lessons_from(self) -> int | None:
-        """The round in which the network begins to be taught, if it is."""
+    def distil_start(self) -> int | None:
+        """The round in which distillation starts; None without it."""
         return self.rounds - self.distil.rounds if self.distil else None
 
     def progress(self, number: int) -> float:
-        """As ever, but learning and being taught are two runs, each with a falling rate."""
-        first = self.lessons_from
-        if first is None:
+        """Return the share that is done; training and distillation count as two runs, each with a falling rate."""
+        start = self.distil_start
+        if start is None:
             return super().progress(number)
-        begins, ends = (0, first) if number < first else (first, self.rounds)
-        return (number - begins) / max(ends - begins - 1, 1)
+        first, end = (0, start) if number < start else (start, self.rounds)
+        return (number - first) / max(end - first - 1, 1)
 
-    def _becomes_a_teacher(self, silo: Silo) -> None:
-        """What was learnt is kept to teach, and what is taught starts from it."""
-        learnt = strip_prefix(silo.memory, "average.")
-        silo.memory = add_prefix(learnt, "teacher.") | add_prefix(learnt, "weights.") | _other_things(silo.memory)
+    def _start_distillation(self, silo: Silo) -> None:
+        """Keep the trained weights as the teacher, and start the student from them."""
+        weights = strip_prefix(silo.memory, "average.")
+        silo.memory = add_prefix(weights, "teacher.") | add_prefix(weights, "weights.") | _other_entries(silo.memory)
 
     def _teacher(self, silo: Silo) -> Teacher | None:
         weights = strip_prefix(silo.memory, "teacher.")
@@ -126,20 +128,25 @@ class Local(LocalTrainingMethod):
         return Teacher(self.distil, self.diffusion, self.model, weights)
 
 
-def _other_things(memory: Tensors) -> Tensors:
-    """What a silo remembers beside what local training made."""
-    made = ("weights.", "average.", "teacher.", "optimiser.", "updates")
-    return {name: tensor for name, tensor in memory.items() if not name.startswith(made)}
+def _other_entries(memory: Tensors) -> Tensors:
+    """Return the entries of a silo's memory that local training did not make."""
+    trained = ("weights.", "average.", "teacher.", "optimiser.", "updates")
+    return {name: tensor for name, tensor in memory.items() if not name.startswith(trained)}
 
 
 class LocalServer(Server):
-    """Counts rounds."""
+    """Counts rounds.
+
+    Args:
+        rounds: The rounds of the run.
+        seed: The seed that all silos initialise their networks with.
+    """
 
     def __init__(self, rounds: int, seed: int) -> None:
         self.rounds, self.seed = rounds, seed
 
     def handle(self, silo: str, message: Message) -> Message:
-        """Join."""
+        """Send a silo that joins the seed and the round."""
         return self._answer(message.op)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
@@ -148,43 +155,50 @@ class LocalServer(Server):
         return {silo: self._answer(op) for silo in messages}
 
     def state_dict(self) -> Tensors:
-        """Nothing but the round's number, which is kept for every server."""
+        """Return nothing: the round's number is kept for every server."""
         return {}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     def _answer(self, op: str) -> Message:
         return Message(op, {}, {"round": self.round, "done": self.round >= self.rounds, "seed": self.seed})
 
 
 class Central(LocalTrainingMethod):
-    """All images in one place: what collaboration is meant to come close to. The pooled data is the only silo.
+    """All images in one place: the quality that collaboration tries to reach. The pooled data is the only silo.
 
-    It wraps ``FedAvg`` over one silo, and sees as many images as all silos together:
-    ``silos`` times the steps of a silo (epochs of the pooled data are that already), or where ``joined`` as many steps
-    of a batch as large as those of all silos together, which is what an average of their gradients would do.
+    It is ``FedAvg`` over one silo, and is trained on as many images as all silos together.
     """
 
     pools = True
 
-    kind: Literal["central"] = "central"
-    silos: Int = Field(default=1, ge=1)
-    joined: bool = False
-    keep_optimiser: bool = True
+    kind: Literal["central"] = Field(default="central", description="The name of this method in a recipe.")
+    silos: Int = Field(
+        default=1,
+        ge=1,
+        description="How many silos it stands for: it takes this many times the steps of one silo. Epochs are those of "
+        "the pooled images, and are not multiplied.",
+    )
+    joined: bool = Field(
+        default=False,
+        description="Whether to take the steps of one silo with a batch as large as those of all silos together, which "
+        "equals averaging their gradients in each step.",
+    )
+    keep_optimiser: bool = Field(default=True, description="Whether the optimiser's state is kept from round to round.")
 
     def silo(self, silo: Silo) -> Conversation:
-        """As in ``FedAvg``."""
+        """Train as in ``FedAvg``."""
         return self._inner.silo(silo)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> Server:
-        """As in ``FedAvg``."""
+        """Return the server of ``FedAvg``."""
         if len(silos) != 1:
-            raise RecipeError(f"method central takes one silo with all the data, not {len(silos)}")
+            raise RecipeError(f"method central needs one silo with all the data, but there are {len(silos)}")
         return self._inner.server(seed, silos)
 
     def plan(self) -> Plan:
-        """As in ``FedAvg``, after all images have come to one place."""
+        """The plan of ``FedAvg``, after all images were sent to one place."""
         labels = (outgoing.Labels(often=BEFORE),) if self.model.classes else ()
         return replace(self._inner.plan(), before=(outgoing.Images(often=BEFORE), *labels))
 

@@ -1,4 +1,4 @@
-"""A denoiser taught to come down an interval in a few large steps, where its teacher takes many small ones."""
+"""Distillation: a student learns to denoise in a few large steps what its teacher denoises in many small ones."""
 
 from __future__ import annotations
 
@@ -23,26 +23,35 @@ if TYPE_CHECKING:
 
 
 class Distil(Spec):
-    """The last ``rounds`` of a run teach a student to come down in ``steps``: s_0 = cut > s_1 > ... > s_N = 0.
+    """Distils a silo's network in the last rounds of a run, to denoise in steps s_0 = cut > s_1 > ... > s_N = 0.
 
-    Its teacher is the denoiser as it was before them, which takes ``teacher_steps`` DDIM steps within each.
+    The teacher is the network as it was before these rounds.
 
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
     """
 
-    steps: Int = Field(default=4, ge=1, le=4)
-    rounds: Int = Field(default=1, ge=1)
-    teacher_steps: Int = Field(default=4, ge=1, le=1000)
+    steps: Int = Field(default=4, ge=1, le=4, description="In how many steps N the student denoises from the cut to 0.")
+    rounds: Int = Field(default=1, ge=1, description="How many rounds at the end of the run distil.")
+    teacher_steps: Int = Field(
+        default=4, ge=1, le=1000, description="How many DDIM steps the teacher takes for one of the student."
+    )
 
     def grid(self, cut: int) -> list[int]:
-        """The steps of the chain that the student stops at, evenly spread; fewer where the cut has no more."""
+        """Return the steps s_0 > ... > s_N of the chain, evenly spread; fewer where the cut is below N."""
         return timesteps(cut, 0, self.steps)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a silo's network was before it is taught, and what it teaches."""
+    """The teacher: a silo's network as it was before distillation.
+
+    Args:
+        distil: The steps of student and teacher.
+        diffusion: The noise schedule and the prediction target.
+        model: The network.
+        weights: The teacher's weights.
+    """
 
     distil: Distil
     diffusion: Diffusion
@@ -50,19 +59,26 @@ class Teacher:
     weights: Tensors
 
     def lesson(self, student: Network, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """The student's loss on a batch of the silo's images, told by their numbers."""
+        """Return a function that gives the student's loss on a batch of the silo's images, for their numbers.
+
+        Args:
+            student: The network that is trained.
+            silo: The silo whose images it is trained on.
+            rng: The random numbers of the round.
+        """
         network = silo.device_context.network(self.model, "teacher")
         network.load_state_dict(self.weights)
         network.eval()
         images, classes = silo.images.to(silo.device_context.device), self.model.classes
         grid = self.distil.grid(self.diffusion.schedule.steps if self.diffusion.upto is None else self.diffusion.upto)
 
-        def of(numbers: Tensor) -> Tensor:
+        def batch_loss(numbers: Tensor) -> Tensor:
             x_0, labels = images.batch(numbers)
-            known = labels if classes else None
-            return loss(self.diffusion, student, network, x_0, known, classes, rng, grid, self.distil.teacher_steps)
+            condition = labels if classes else None
+            teacher_steps = self.distil.teacher_steps
+            return loss(self.diffusion, student, network, x_0, condition, classes, rng, grid, teacher_steps)
 
-        return of
+        return batch_loss
 
 
 def loss(
@@ -76,10 +92,21 @@ def loss(
     grid: Sequence[int],
     teacher_steps: int,
 ) -> Tensor:
-    """The error of the student's clean images at random steps of the grid, weighted by max(SNR, 1).
+    """Return the squared error of the student's clean images at random steps of the grid, weighted by max(SNR, 1).
 
-    They are held against those with which one DDIM step lands where the teacher landed. Such an image may lie outside
-    [-1, 1]: a student is denoised down its grid without a bound.
+    The target is the clean image with which one DDIM step of the student lands where the teacher lands. It may lie
+    outside of [-1, 1], so a student is sampled without clipping.
+
+    Args:
+        diffusion: The noise schedule and the prediction target.
+        student: The network that is trained.
+        teacher: The network that it learns from.
+        x_0: Images, of shape (B, C, H, W).
+        labels: Their labels, of shape (B,), or None for an unconditional model.
+        no_label: The label that stands for no class.
+        rng: The random numbers of steps, noise and dropped labels.
+        grid: The steps of the student, falling to 0.
+        teacher_steps: How many DDIM steps the teacher takes for one of the student.
     """
     at = torch.randint(len(_falling(grid)) - 1, (len(x_0),), generator=rng, device=rng.device)
     t = torch.tensor(grid, device=rng.device)[at]
@@ -87,13 +114,13 @@ def loss(
     labels = diffusion.hidden(labels, no_label, rng)
     alpha, sigma = diffusion.schedule.levels(t, x_0)
     x_t = noised(x_0, eps, alpha, sigma)
-    wanted = taught(diffusion, teacher, x_t, at, labels, no_label, grid, teacher_steps)
-    said, _ = diffusion.estimates(student(x_t, t, labels), x_t, alpha, sigma)
+    wanted = teacher_targets(diffusion, teacher, x_t, at, labels, no_label, grid, teacher_steps)
+    estimate, _ = diffusion.estimates(student(x_t, t, labels), x_t, alpha, sigma)
     weight = (alpha / sigma).square().clamp(min=1)
-    return (weight * (said - wanted).square()).mean()
+    return (weight * (estimate - wanted).square()).mean()
 
 
-def taught(
+def teacher_targets(
     diffusion: Diffusion,
     teacher: Network,
     x_t: Tensor,
@@ -103,21 +130,29 @@ def taught(
     grid: Sequence[int],
     teacher_steps: int,
 ) -> Tensor:
-    """The clean images with which one step from number ``at`` of the grid to the next lands where the teacher does."""
-    wanted, still = torch.empty_like(x_t), torch.Generator(x_t.device)
+    """Return the clean images with which the student's step from grid[at] lands where the teacher lands."""
+    wanted, unused_rng = torch.empty_like(x_t), torch.Generator(x_t.device)
     for number, (s, after) in enumerate(pairwise(grid)):
-        mine = torch.nonzero(at == number).flatten()
-        if len(mine):
-            denoiser = guided(teacher, diffusion, None if labels is None else labels[mine], no_label, scale=1)
-            landed = denoise(denoiser, x_t[mine], diffusion.schedule, timesteps(s, after, teacher_steps), still, eta=0)
-            wanted[mine] = jump(diffusion, x_t[mine], landed, s, after)
+        rows = torch.nonzero(at == number).flatten()
+        if len(rows):
+            denoiser = guided(teacher, diffusion, None if labels is None else labels[rows], no_label, scale=1)
+            steps = timesteps(s, after, teacher_steps)
+            landed = denoise(denoiser, x_t[rows], diffusion.schedule, steps, unused_rng, eta=0)
+            wanted[rows] = jump(diffusion, x_t[rows], landed, s, after)
     return wanted
 
 
 def jump(diffusion: Diffusion, x_s: Tensor, landed: Tensor, s: int, after: int) -> Tensor:
-    """The clean image with which one DDIM step from ``s`` to ``after`` takes x_s to where it landed.
+    """Return the clean image x_0 with which one DDIM step from ``s`` to ``after`` takes x_s to ``landed``.
 
-    What landed = alpha' x_0 + sigma' / sigma (x_s - alpha x_0) says of x_0; at step 0 that is what landed itself.
+    It solves landed = alpha' x_0 + sigma' / sigma (x_s - alpha x_0) for x_0; at step 0, x_0 is landed itself.
+
+    Args:
+        diffusion: The noise schedule.
+        x_s: Noised images at step s, of shape (B, C, H, W).
+        landed: Images at step ``after``, of shape (B, C, H, W).
+        s: The step that is left.
+        after: The step that is reached.
     """
     alpha_bar = diffusion.schedule.alpha_bar().tolist()
     alpha, alpha_after = alpha_bar[s] ** 0.5, alpha_bar[after] ** 0.5
@@ -128,5 +163,5 @@ def jump(diffusion: Diffusion, x_s: Tensor, landed: Tensor, s: int, after: int) 
 
 def _falling(grid: Sequence[int]) -> Sequence[int]:
     if len(grid) < 2 or grid[-1] != 0 or any(s <= after for s, after in pairwise(grid)):
-        raise ValueError(f"a grid falls from a cut to 0, not {list(grid)}")
+        raise ValueError(f"the grid is {list(grid)}, expected steps that fall from the cut to 0")
     return grid

@@ -1,4 +1,4 @@
-"""What published rivals of a cut GAN have in common: a model, a budget, and images that both fit."""
+"""What methods share that train a GAN over silos: its model, its training and the checks of images."""
 
 from __future__ import annotations
 
@@ -18,20 +18,26 @@ from manyhands.tensors import state_spec
 
 
 class GanMethod(Method, ABC):
-    """A GAN of many silos. ``ema`` is the decay of the average over rounds that images are drawn from."""
+    """A method that trains a GAN over silos."""
 
-    model: Gan
-    training: GanTraining
-    ema: Float = Field(default=0.0, ge=0, lt=1)
+    model: Gan = Field(description="The generator and the discriminator.")
+    training: GanTraining = Field(description="The training of a round: batch, steps or epochs, and optimiser.")
+    ema: Float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The decay of the average of weights over rounds that images are drawn with; 0 uses the last "
+        "weights.",
+    )
 
     def check_silo(self, silo: Silo) -> None:
-        """Its images must be those of the model, and two at least: norms need more than one."""
+        """Check that the images fit the model, and that there are at least two, as normalisation needs."""
         check_images(silo, self.model, self.training.least)
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Refuse numbers that no weights are."""
+        """Raise ``Refused`` for numbers that are too large to be weights, or not finite."""
         Float32().check(weights, state_spec(weights))
 
     def progress(self, number: int) -> float:
-        """The share of the run that is done before a round: 0 in the first, 1 in the last."""
+        """Return the share of the run that is done before a round: 0 in the first round, 1 in the last."""
         return number / max(self.rounds - 1, 1)

@@ -1,4 +1,4 @@
-"""Before a latent model is trained: the frozen autoencoder is handed out, and silos agree on one scale of latents."""
+"""Before a latent model is trained, silos get the frozen autoencoder and agree on one scale of latents."""
 
 from __future__ import annotations
 
@@ -31,65 +31,77 @@ FETCH, AGREE = "autoencoder", "moments"
 SCALE, HASH = "latents.scale", "latents.hash"
 BATCH = 64
 MAX_SQUARE = 1e8
-"""The mean square of latents above which nobody is believed."""
+"""The server refuses latents with a larger mean square."""
 SCALES = Number(0.0, 1e12)
 
 
 def operations(model: Latent) -> dict[str, Operation]:
-    """What passes before the first round, and when a run goes on."""
+    """Return the operations before the first round, which also run when a run is resumed."""
     weights = state_spec_of(model.autoencoder)
     fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, {"scale": SCALES}))
     if model.scale is not None:
         return {FETCH: fetch}
     total = MAX_SQUARE * COUNT.maximum
-    counted = {"images": IMAGES, "numbers": Whole(1, COUNT.maximum), "sum": Number(-total, total),
+    facts = {"images": IMAGES, "numbers": Whole(1, COUNT.maximum), "sum": Number(-total, total),
                "squares": Number(0.0, total)}  # fmt: skip
     agree = Operation(
-        "tells how many numbers its latents are, their sum and that of their squares, gets the one scale of all silos",
+        "sends the count, sum and sum of squares of its latents, gets the scale that all silos use",
         "once",
-        Payload(facts=counted),
+        Payload(facts=facts),
         Payload(facts={"scale": SCALES}),
         barrier=True,
     )
     return {FETCH: fetch, AGREE: agree}
 
 
-def encoding(silo: Silo, model: Latent) -> Conversation:
-    """The silo's half: encode its images once, and agree on the scale."""
+def prepare(silo: Silo, model: Latent) -> Conversation:
+    """Run the silo's half: encode its images once, and agree on the scale.
+
+    Args:
+        silo: The silo; its ``latents`` are set.
+        model: The latent model, with its autoencoder.
+    """
     answer = yield Message(FETCH)
     encoded = encode(silo, TrainedAutoencoder(model.autoencoder, dict(answer.tensors)))
     scale = answer.facts["scale"]
     if not scale:
-        told = {"images": len(silo.images), **encoded.moments()._asdict()}
+        moments = {"images": len(silo.images), **encoded.moments()._asdict()}
         try:
-            answer = yield Message(AGREE, {}, told)
+            answer = yield Message(AGREE, {}, moments)
         except Refused as refusal:
             if refusal.reason is not Reason.STALE_ROUND:
                 raise
-            answer = yield Message(FETCH)  # the others have agreed without it
+            answer = yield Message(FETCH)  # the others have agreed without this silo
         scale = answer.facts["scale"]
     silo.latents = replace(encoded, scale=scale)
     silo.memory |= {SCALE: torch.tensor(scale, dtype=torch.float64)}
 
 
-def encode(silo: Silo, first: TrainedAutoencoder) -> Latents:
-    """All images of a silo as latents."""
-    network: AutoencoderModule = silo.device_context.network(first.model)
-    network.load_state_dict(first.weights)
+def encode(silo: Silo, autoencoder: TrainedAutoencoder) -> Latents:
+    """Return the mean and standard deviation of the latents of all images of a silo.
+
+    Args:
+        silo: The silo.
+        autoencoder: The autoencoder that encodes them.
+    """
+    network: AutoencoderModule = silo.device_context.network(autoencoder.model)
+    network.load_state_dict(autoencoder.weights)
     network.eval()
     meter, means, deviations = Meter(silo.device_context.known_flops), [], []
     with torch.no_grad():
         for numbers in torch.arange(len(silo.images)).split(BATCH):
             x = silo.images.batch(numbers)[0].to(silo.device_context.device)
-            with meter.work(first.model, "encode", len(numbers)):
+            with meter.work(autoencoder.model, "encode", len(numbers)):
                 mean, log_variance = network.moments(x)
             means.append(mean.cpu())
             deviations.append((log_variance / 2).exp().cpu())
-    return Latents(torch.cat(means), torch.cat(deviations), silo.images.labels, flops=meter.flops, autoencoder=first)
+    return Latents(
+        torch.cat(means), torch.cat(deviations), silo.images.labels, flops=meter.flops, autoencoder=autoencoder
+    )
 
 
 def encoding_flops(silo: Silo) -> int:
-    """What encoding its images took a silo, told once."""
+    """Return the FLOPs that encoding took a silo; 0 from the second call on."""
     if silo.latents is None:
         return 0
     flops, silo.latents = silo.latents.flops, replace(silo.latents, flops=0)
@@ -97,7 +109,12 @@ def encoding_flops(silo: Silo) -> int:
 
 
 class LatentServer(ServerWrapper):
-    """Holds the autoencoder, and the scale once that is agreed; ``inner`` answers everything else."""
+    """Has the autoencoder, and the scale once silos have agreed on it.
+
+    Args:
+        model: The latent model.
+        inner: The server that answers everything else.
+    """
 
     def __init__(self, model: Latent, inner: Server) -> None:
         super().__init__(inner)
@@ -107,60 +124,58 @@ class LatentServer(ServerWrapper):
         self.hash = sha256(self.trained.weights)
 
     def handle(self, silo: str, message: Message) -> Message:
-        """The autoencoder, and the scale: 0 while there is none."""
+        """Send the autoencoder and the scale, which is 0 before it is agreed on."""
         if message.op != FETCH:
             return self.inner.handle(silo, message)
         return Message(FETCH, self.trained.weights, {"scale": self.scale})
 
     def validate(self, silo: str, message: Message) -> None:
-        """Refuse moments when the scale is agreed, and those that no latents have."""
+        """Refuse moments after the scale is agreed on, and moments that latents cannot have."""
         if message.op != AGREE:
             return self.inner.validate(silo, message)
-        told = message.facts
+        facts = message.facts
         if self.scale:
-            raise Refused(Reason.STALE_ROUND, "the scale of latents is agreed already")
-        each = self.model.autoencoder.latent * self.model.autoencoder.side**2
-        if told["numbers"] != told["images"] * each:
-            raise Refused(Reason.WRONG_WEIGHT, f"{silo} tells of {told['numbers']} numbers, {each} are of an image")
-        mean, square = told["sum"] / told["numbers"], told["squares"] / told["numbers"]
+            raise Refused(Reason.STALE_ROUND, "the scale of latents is agreed on already")
+        expected = facts["images"] * self.model.autoencoder.latent * self.model.autoencoder.side**2
+        if facts["numbers"] != expected:
+            raise Refused(Reason.WRONG_WEIGHT, f"{silo} counts {facts['numbers']} latent values, expected {expected}")
+        mean, square = facts["sum"] / facts["numbers"], facts["squares"] / facts["numbers"]
         if not (0 < square < MAX_SQUARE and abs(mean) < math.sqrt(square)):
-            raise Refused(Reason.WRONG_WEIGHT, f"{silo} tells of moments that no latents have")
+            raise Refused(Reason.WRONG_WEIGHT, f"{silo} sends a mean and a mean square that latents cannot have")
         return None
 
     def accumulate(self, silo: str, message: Message) -> Message:
-        """Moments are kept until the barrier."""
+        """Keep moments until the barrier."""
         return message if message.op == AGREE else self.inner.accumulate(silo, message)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
-        """The same scale for all."""
+        """Answer all with the same scale."""
         if op != AGREE:
             return self.inner.handle_barrier(op, messages)
-        told = [messages[silo].facts for silo in sorted(messages)]
-        self.scale = latent_scale([Moments(each["numbers"], each["sum"], each["squares"]) for each in told])
+        reports = [messages[silo].facts for silo in sorted(messages)]
+        self.scale = latent_scale([Moments(facts["numbers"], facts["sum"], facts["squares"]) for facts in reports])
         return {silo: Message(op, {}, {"scale": self.scale}) for silo in messages}
 
     def generator(self) -> DiffusionGenerator | TrainedAutoencoder | None:
-        """That of the inner server, which draws latents, with what makes images of them."""
-        found = self.inner.generator()
-        return (
-            replace(found, autoencoder=self.trained, scale=self.scale)
-            if isinstance(found, DiffusionGenerator)
-            else None
-        )
+        """Return the inner server's generator of latents, with the autoencoder that decodes them."""
+        generator = self.inner.generator()
+        if not isinstance(generator, DiffusionGenerator):
+            return None
+        return replace(generator, autoencoder=self.trained, scale=self.scale)
 
     def state_dict(self) -> Tensors:
-        """The scale, and which autoencoder it is of."""
-        code = torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8)
+        """Return the scale and the hash of its autoencoder, with the inner server's state."""
+        digest = torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8)
         scale = torch.tensor(self.scale, dtype=torch.float64)
-        return {**self.inner.state_dict(), SCALE: scale, HASH: code}
+        return {**self.inner.state_dict(), SCALE: scale, HASH: digest}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Go on with a kept scale; of another autoencoder it would mean nothing."""
+        """Go on from a state of ``state_dict``; it must be of the same autoencoder."""
         if bytes(state[HASH].tolist()).hex() != self.hash:
-            raise CheckpointError(f"{self.model.folder}: is no longer the autoencoder that the run began with")
+            raise CheckpointError(f"{self.model.folder}: the autoencoder is not the one that the run started with")
         self.scale = float(state[SCALE])
         self.inner.load_state_dict(self.inner_state(state))
 
     def inner_state(self, state: Tensors) -> Tensors:
-        """All but the scale and the autoencoder's hash."""
+        """Return everything but the scale and the autoencoder's hash."""
         return {name: tensor for name, tensor in state.items() if name not in (SCALE, HASH)}

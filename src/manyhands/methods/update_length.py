@@ -1,4 +1,4 @@
-"""How long the updates of a round are: one that is far longer than the others would end their run."""
+"""The lengths of the updates of a round: the server refuses one that is far longer than the others."""
 
 from __future__ import annotations
 
@@ -16,19 +16,28 @@ from manyhands.spec import Float
 from manyhands.tensors import Tensors
 
 LENGTHS = "lengths."
-"""Where a server's state has them."""
+"""The prefix of their entries in a server's state."""
 MAX_RATIO = 20.0
-MaxUpdateRatio = Annotated[Float, Field(ge=0)]
-"""An update longer than the weights and than so many times the median of the last round is refused; 0: none is."""
+MaxUpdateRatio = Annotated[
+    Float,
+    Field(
+        ge=0,
+        description="The server refuses an update that is longer (in root mean square) than the weights themselves and "
+        "than this many times the median update of the last round; 0 refuses none that is finite.",
+    ),
+]
 
 
 class UpdateLengths:
-    """The lengths of the updates that were taken, and whose moved the mean most.
+    """The lengths of the updates that the server accepted, and which silo moved the mean most.
 
-    The length is the root mean square of what silos move the weights by, so that a half of the network is held
-    against a half. Before the first round has ended an update is held against the weights themselves; later, too, one
-    that is no longer than they are is taken: others that hardly move, on purpose or for want of images, refuse nobody.
+    A length is the root mean square of the change of the weights, so that silos that send different parts of a network
+    compare. In the first round an update is compared with the weights themselves. Later, too, an update no longer than
+    the weights is accepted, so that silos that hardly move, on purpose or for lack of images, get nobody refused.
     After ``leave_out_mover`` one silo, ``left_out``, takes no part in the next round.
+
+    Args:
+        max_ratio: How many times the median of the last round an update may be long; 0 for no limit.
     """
 
     def __init__(self, max_ratio: float) -> None:
@@ -41,11 +50,19 @@ class UpdateLengths:
     def check(
         self, silo: str, update: Mapping[str, Tensor], held: Mapping[str, Tensor], weight: float, *, relative: bool
     ) -> None:
-        """Refuse an update that is too long; ``held`` is what the silo was given, which ``relative`` updates lack."""
+        """Raise ``Refused`` for an update that is too long.
+
+        Args:
+            silo: The silo that sends it.
+            update: The weights that it sends, or their change.
+            held: The weights that the silo started from.
+            weight: The weight of the silo in the mean.
+            relative: Whether ``update`` is the change of the weights.
+        """
         self.check_takes_part(silo)
         if not self.max_ratio:
             return
-        names = sorted(update)  # in one order, however they travelled: the last bits of a sum depend on it
+        names = sorted(update)  # in a fixed order: the last bits of a sum depend on it
         length = root_mean_square(update[name] if relative else update[name] - held[name] for name in names)
         usual = median_low(self._last) if self._last else 0.0
         if length > self.max_ratio * usual:
@@ -53,7 +70,7 @@ class UpdateLengths:
         self._open[silo] = length, weight * length
 
     def _check_against_weights(self, length: float, usual: float, own: float) -> None:
-        """Refuse it, unless the others hardly moved: what is no longer than the weights themselves breaks nobody."""
+        """Refuse it, unless it is no longer than the weights themselves."""
         limit = max(self.max_ratio * usual, own) if usual else self.max_ratio * own
         if limit and length > limit:
             median = f"the median of the last round, and {length / own:,.1f} times as long as " if usual and own else ""
@@ -64,12 +81,14 @@ class UpdateLengths:
             )
 
     def check_takes_part(self, silo: str) -> None:
-        """Refuse what comes from a silo that is left out of this round."""
+        """Raise ``Refused`` for a silo that is left out of this round."""
         if silo == self.left_out:
-            raise Refused(Reason.LEFT_OUT, f"{silo} takes no part in this round: its last update moved the mean most")
+            raise Refused(
+                Reason.LEFT_OUT, f"{silo} takes no part in this round, because its last update moved the mean most"
+            )
 
     def close(self) -> None:
-        """The round has ended: what was taken in it is what the next one is held against."""
+        """End the round: the next one is compared with its updates."""
         if self._open:
             self._last = sorted(length for length, _ in self._open.values())
             self.mover = max(sorted(self._open), key=lambda silo: self._open[silo][1])
@@ -77,12 +96,12 @@ class UpdateLengths:
         self.left_out, self._stays_out = self.left_out if self._stays_out else "", False
 
     def leave_out_mover(self) -> str:
-        """Leave whoever moved the mean most out of the round after this one; its name."""
+        """Leave the silo that moved the mean most out of the next round, and return its name."""
         self.left_out, self.mover, self._stays_out = self.mover, "", True
         return self.left_out
 
     def state_dict(self) -> Tensors:
-        """What the next round depends on."""
+        """Return what the next round depends on."""
         kept: Tensors = {"last": torch.tensor(self._last, dtype=torch.float64)} if self._last else {}
         names = {"mover": self.mover, "left_out": self.left_out}
         return kept | {
@@ -90,14 +109,14 @@ class UpdateLengths:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a closed round."""
+        """Go on from a state of ``state_dict``."""
         empty = torch.empty(0, dtype=torch.uint8)
         self._last, self._open, self._stays_out = state.get("last", empty).tolist(), {}, False
         self.mover, self.left_out = (bytes(state.get(name, empty).tolist()).decode() for name in ("mover", "left_out"))
 
 
 def root_mean_square(tensors: Iterable[Tensor]) -> float:
-    """Of all numbers together; counters, which are whole numbers, are left out."""
+    """Return the root mean square of all numbers; integer tensors, which are counters, are left out."""
     total, count = 0.0, 0
     for tensor in tensors:
         if tensor.is_floating_point():

@@ -241,7 +241,7 @@ def _algebra(method: CollaFuse, silos: Sequence[Silo], stores: Mapping[str, Tens
             break
         mine = [stores[silo.name]] if silo.name in stores else []
         for turn in range(0 if mine else 2):
-            mine.append(noising_of(method, silo, turn).of(silo.images, torch.arange(len(images))))
+            mine.append(noising_of(method, silo, turn).release(silo.images, torch.arange(len(images))))
         for turn, tensors in enumerate(mine):
             parts = {name: tensor[: len(images)] for name, tensor in tensors.items()}
             sent.append(Message("release", parts, {"first": 0, "cut": cut, "turn": turn}))

@@ -21,7 +21,7 @@ from manyhands.links.in_process import InProcess
 from manyhands.methods.base import Conversation
 from manyhands.methods.baselines import Local
 from manyhands.methods.collafuse.method import CollaFuse
-from manyhands.methods.collafuse.release import together
+from manyhands.methods.collafuse.release import joined
 from manyhands.methods.collafuse.server import CollaFuseServer
 from manyhands.methods.collafuse.silo import noising_of
 from manyhands.methods.relay import Relay
@@ -33,14 +33,14 @@ from tests.conftest import TINY, tiny_images, tiny_silos
 SHORT = Sampling(steps=5)
 
 
-def tiny_collafuse(**told: object) -> CollaFuse:
+def tiny_collafuse(**options: object) -> CollaFuse:
     training = Training(batch=4, steps=2, learning_rate=1e-2)
-    given = {"model": TINY, "training": training, "rounds": 3, "cut": 0.4, "labels": "share", **told}
-    return CollaFuse.model_validate(given)
+    fields = {"model": TINY, "training": training, "rounds": 3, "cut": 0.4, "labels": "share", **options}
+    return CollaFuse.model_validate(fields)
 
 
-def trained(method: CollaFuse, silos: list[Silo] | None = None, **told: Any) -> Experiment:
-    experiment = Experiment(method, silos or tiny_silos(), device="cpu", sampling=SHORT, **told)
+def trained(method: CollaFuse, silos: list[Silo] | None = None, **options: Any) -> Experiment:
+    experiment = Experiment(method, silos or tiny_silos(), device="cpu", sampling=SHORT, **options)
     for _ in experiment:
         pass
     return experiment
@@ -59,8 +59,8 @@ def everything(experiment: Experiment) -> str:
 def test_at_cut_1_silos_are_alone_and_the_server_sees_nothing() -> None:
     method = tiny_collafuse(cut=1, ema=0.5)
     cut = trained(method)
-    told = {name: getattr(method, name) for name in Local.model_fields if name not in {"kind"}}
-    alone = Experiment(Local(**told), tiny_silos(), device="cpu")
+    options = {name: getattr(method, name) for name in Local.model_fields if name not in {"kind"}}
+    alone = Experiment(Local(**options), tiny_silos(), device="cpu")
     for _ in alone:
         pass
     for silo, lonely in zip(cut.silos, alone.silos, strict=True):
@@ -118,21 +118,21 @@ def test_each_image_is_released_once_and_nothing_but_figures_goes_up_after_it() 
 
 
 class Busy(InProcess):
-    def _advance(self, coordinator: RoundCoordinator, *told: Any) -> bool:
+    def _advance(self, coordinator: RoundCoordinator, *args: Any) -> bool:
         for _ in range(5):
             coordinator.train_step()
-        return super()._advance(coordinator, *told)
+        return super()._advance(coordinator, *args)
 
 
-@pytest.mark.parametrize("told", [{}, {"warm_start": 2}, {"federate_silos": True}])
-def test_the_work_of_a_round_is_the_same_whenever_it_is_done(told: dict[str, Any]) -> None:
-    assert everything(trained(tiny_collafuse(**told))) == everything(trained(tiny_collafuse(**told), link=Busy()))
+@pytest.mark.parametrize("options", [{}, {"warm_start": 2}, {"federate_silos": True}])
+def test_the_work_of_a_round_is_the_same_whenever_it_is_done(options: dict[str, Any]) -> None:
+    assert everything(trained(tiny_collafuse(**options))) == everything(trained(tiny_collafuse(**options), link=Busy()))
 
 
 def test_what_a_silo_released_is_learnt_above_its_own_cut_only() -> None:
     method = tiny_collafuse(cut=0.2, cuts={"s1": 0.7})
     server = server_of(trained(method))
-    data = together([server.held[name] for name in ("s0", "s1", "s2")], torch.device("cpu"))
+    data = joined([server.held[name] for name in ("s0", "s1", "s2")], torch.device("cpu"))
     assert data.cuts.tolist() == [200] * 5 + [700] * 9 + [200] * 3
     rng = torch.Generator().manual_seed(0)
     for _ in range(50):
@@ -179,8 +179,8 @@ def hub_of(experiment: Experiment) -> RoundCoordinator:
     return RoundCoordinator(experiment.server, experiment.method.plan(), experiment.roster)
 
 
-def denoise(labels: tuple[int, ...] = (0, 1), **told: object) -> Message:
-    facts = {"count": 2, "to": 400, "seed": 1, "steps": 5, "guidance": 1.0, "sampler": "ddim", "clip": 1.0, **told}
+def denoise(labels: tuple[int, ...] = (0, 1), **options: object) -> Message:
+    facts = {"count": 2, "to": 400, "seed": 1, "steps": 5, "guidance": 1.0, "sampler": "ddim", "clip": 1.0, **options}
     return Message("denoise", {"labels": torch.tensor(labels, dtype=torch.int64)}, facts)
 
 
@@ -266,7 +266,7 @@ def test_a_silo_that_is_gone_after_its_release_is_learnt_from_all_the_same() -> 
 
     experiment = trained(Leaving.model_validate(tiny_collafuse().model_dump()))
     assert server_of(experiment).held["s1"].whole
-    assert server_of(experiment)._learns == ["s0", "s1", "s2"]
+    assert server_of(experiment)._sources == ["s0", "s1", "s2"]
     assert experiment.server.round == 3
 
 
@@ -276,11 +276,11 @@ def rounds_of(experiment: Experiment, count: int) -> None:
             break
 
 
-@pytest.mark.parametrize("told", [{}, {"warm_start": 1}, {"warm_start": 2, "rounds": 4}])
+@pytest.mark.parametrize("options", [{}, {"warm_start": 1}, {"warm_start": 2, "rounds": 4}])
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_releases_nothing_again(
-    tmp_path: Path, told: dict[str, Any]
+    tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    method = tiny_collafuse(ema=0.5, **told)
+    method = tiny_collafuse(ema=0.5, **options)
     whole = trained(method)
     rounds_of(Experiment(method, tiny_silos(), folder=tmp_path / "run", device="cpu", sampling=SHORT), 2)
     resumed = trained(method, folder=tmp_path / "run", resume=True)
@@ -309,7 +309,7 @@ def test_a_silo_whose_secret_has_changed_does_not_release_a_second_time(tmp_path
         return [Silo(silo.name, silo.images, secret=secret) for silo in tiny_silos()]
 
     rounds_of(Experiment(method, silos("one"), folder=folder, device="cpu", sampling=SHORT), 2)
-    with pytest.raises(CheckpointError, match="s0: what it would release now is not what it released"):
+    with pytest.raises(CheckpointError, match="s0: its release would differ from the one it made before"):
         trained(method, silos("two"), folder=folder, resume=True)
 
 
@@ -334,7 +334,7 @@ def test_the_authors_hand_over_at_their_higher_level_in_as_many_steps() -> None:
     method = tiny_collafuse(mode="authors", cut=0.2)
     relay = trained(method).generators()["s0"]
     assert isinstance(relay, Relay)
-    assert (relay.cut, relay.enters, relay.steps) == (200, 360, 1)
+    assert (relay.cut, relay.silo_start, relay.silo_steps) == (200, 360, 1)
 
 
 def test_silos_may_begin_from_what_the_server_has_learnt() -> None:
@@ -360,39 +360,42 @@ def test_a_silo_may_have_a_smaller_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "match"),
+    ("options", "match"),
     [
         ({"cut": 1.4}, "less than or equal to 1"),
         ({"cut": -0.1}, "greater than or equal to 0"),
         ({"cut": {"share": 0.2, "snr_db": 3}}, "set one of share, snr_db and epsilon, not share and snr_db"),
         ({"cut": {}}, "not none"),
-        ({"mode": "authors", "cuts": {"s0": 0.2}}, "one cut for all"),
+        ({"mode": "authors", "cuts": {"s0": 0.2}}, "needs one cut for all silos"),
         ({"warm_start": 3}, "warm_start is 3, there are 3 rounds"),
-        ({"warm_start": 1, "labels": "withhold"}, "the server's, classes and all"),
+        ({"warm_start": 1, "labels": "withhold"}, "equals the server's, with the same classes"),
         ({"federate_silos": True, "cut": 0}, "a silo at cut 0 has no network"),
-        ({"silo_model": {"kind": "unet", "size": 8, "channels": 1, "classes": 2}}, "other images or classes"),
-        ({"diffusion": {"upto": 4}}, "for the cut to say"),
-        ({"diffusion": {"norm": 4.0}}, "for method.norm to say"),
-        ({"release": "fresh", "cut": {"epsilon": 50}}, "a cut by epsilon is for one release"),
+        (
+            {"silo_model": {"kind": "unet", "size": 8, "channels": 1, "classes": 2}},
+            "size, channels and classes of model",
+        ),
+        ({"diffusion": {"upto": 4}}, "diffusion.upto follows from the cut"),
+        ({"diffusion": {"norm": 4.0}}, "diffusion.norm follows from method.norm"),
+        ({"release": "fresh", "cut": {"epsilon": 50}}, "a cut by epsilon assumes one release"),
         ({"release": "fresh", "warm_start": 1}, "warm_start needs releases"),
     ],
 )
-def test_what_does_not_go_together_is_told(told: dict[str, object], match: str) -> None:
+def test_what_does_not_go_together_is_told(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValidationError, match=match):
-        tiny_collafuse(**told)
+        tiny_collafuse(**options)
 
 
 @pytest.mark.parametrize(
-    ("told", "match"),
+    ("options", "match"),
     [
         ({"cut": {"epsilon": 1e-3}}, "epsilon 0.001 is reached at no timestep"),
         ({"cut": {"snr_db": -150}}, "an SNR of -150 dB is reached at no timestep"),
         ({"cuts": {"s9": 0.3}}, "cuts names 's9', which is none of the silos"),
     ],
 )
-def test_a_cut_that_cannot_be_is_told(told: dict[str, object], match: str) -> None:
+def test_a_cut_that_cannot_be_is_told(options: dict[str, object], match: str) -> None:
     with pytest.raises(RecipeError, match=match):
-        trained(tiny_collafuse(**told))
+        trained(tiny_collafuse(**options))
 
 
 def test_a_cut_near_an_end_is_not_the_end() -> None:
@@ -409,33 +412,33 @@ def grey(silos: list[Silo]) -> list[Silo]:
     return [Silo(silo.name, replace(silo.images, pixels=silo.images.pixels // 4 + 96)) for silo in silos]
 
 
-@pytest.mark.parametrize("told", [{}, {"cut": 0}, {"distil": {"steps": 2, "rounds": 1}}, {"federate_silos": True}])
-def test_a_norm_that_changes_no_image_changes_no_bit(told: dict[str, Any]) -> None:
-    plain, bounded = (trained(tiny_collafuse(norm=norm, **told), grey(tiny_silos())) for norm in (None, 2.0))
+@pytest.mark.parametrize("options", [{}, {"cut": 0}, {"distil": {"steps": 2, "rounds": 1}}, {"federate_silos": True}])
+def test_a_norm_that_changes_no_image_changes_no_bit(options: dict[str, Any]) -> None:
+    plain, bounded = (trained(tiny_collafuse(norm=norm, **options), grey(tiny_silos())) for norm in (None, 2.0))
     assert everything(plain) == everything(bounded)
     for run in (plain, bounded):
         assert max(float(as_floats(silo.images.pixels).flatten(1).norm(dim=1).max()) for silo in run.silos) < 1
 
 
 def test_with_a_norm_both_sides_learn_the_same_images_and_drawn_ones_are_of_the_silo() -> None:
-    for told in ({}, {"mode": "nested"}, {"cut": 0}):
-        experiment = trained(tiny_collafuse(norm=1.0, **told))
+    for options in ({}, {"mode": "nested"}, {"cut": 0}):
+        experiment = trained(tiny_collafuse(norm=1.0, **options))
         relay = experiment.generators()["s0"]
         assert isinstance(relay, Relay)
-        raw = relay._drawn(torch.tensor([0, 1]), torch_rng(0, "sample", 0), SHORT)
+        raw = relay._squeezed(torch.tensor([0, 1]), torch_rng(0, "sample", 0), SHORT)
         assert torch.equal(relay.sample(labels=[0, 1]), stretched(raw, 1.0).clamp(-1, 1))
         assert not torch.equal(stretched(raw, 1.0), raw)
         own, shared = experiment.method.silo_generator(experiment.silos[0]), experiment.server.generator()
         assert isinstance(shared, DiffusionGenerator)
-        assert shared.diffusion.norm == (None if told.get("mode") else 1.0)  # what nested draws there is noised
+        assert shared.diffusion.norm == (None if options.get("mode") else 1.0)  # what nested draws there is noised
         assert own is None or (isinstance(own, DiffusionGenerator) and own.diffusion.norm == 1.0)
 
 
 def test_a_norm_and_what_it_costs_are_told_before_a_run() -> None:
-    told = [line for line in tiny_collafuse(norm=2.0).cost_lines(3, SHORT) if "squeezed" in line]
-    assert told == [
-        "images of norms from 1 to 4 are squeezed into 2 before they are noised, and stretched when they are drawn: an "
-        "error of a norm grows 2 x"
+    lines = [line for line in tiny_collafuse(norm=2.0).cost_lines(3, SHORT) if "squeezed" in line]
+    assert lines == [
+        "images whose norm is between 1 and 4 are squeezed into the norm 2 before noise is added, and stretched back "
+        "when they are drawn; that multiplies errors of the norm by 2"
     ]
     assert not [line for line in tiny_collafuse(norm=4.0).cost_lines(3, SHORT) if "squeezed" in line]
 
@@ -449,15 +452,15 @@ def test_a_silo_that_releases_nothing_squeezes_nothing() -> None:
 def test_a_hand_over_is_exact_with_a_norm_and_is_not_if_silos_learn_other_images(
     norm: float,
 ) -> None:
-    together, apart = (norm_errors(norm, 0.5, steps=200, apart=apart) for apart in (False, True))
-    assert together["squeezed"] > 0.7
-    assert max(together["hand-over"], together["end"]) < 0.02
+    joined, apart = (norm_errors(norm, 0.5, steps=200, apart=apart) for apart in (False, True))
+    assert joined["squeezed"] > 0.7
+    assert max(joined["hand-over"], joined["end"]) < 0.02
     assert min(apart["hand-over"], apart["end"]) > 0.05
 
 
-@pytest.mark.parametrize("told", [{"finish": 2000}, {"distil": {"steps": 4, "rounds": 1}, "cut": 0.002}])
-def test_a_silo_takes_no_more_steps_than_there_are(told: dict[str, Any]) -> None:
-    method = tiny_collafuse(**told)
+@pytest.mark.parametrize("options", [{"finish": 2000}, {"distil": {"steps": 4, "rounds": 1}, "cut": 0.002}])
+def test_a_silo_takes_no_more_steps_than_there_are(options: dict[str, Any]) -> None:
+    method = tiny_collafuse(**options)
     assert method.silo_steps(method.step_of("s0"), SHORT) == method.step_of("s0")
 
 
@@ -466,7 +469,7 @@ def test_a_silo_that_is_tried_on_a_class_that_it_may_not_ask_for_is_told_before_
     assert images.labels is not None
     first = images.subset(np.flatnonzero(images.labels.numpy() == 0))
     silo = Silo("a", first, held_out=images)
-    with pytest.raises(RecipeError, match="a: holds out images of class 1 and trains on none.*method.ask = 'any'"):
+    with pytest.raises(RecipeError, match="a: holds out images of class 1 but trains on none.*method.ask = 'any'"):
         Experiment(tiny_collafuse(), [silo], device="cpu")
     Experiment(tiny_collafuse(ask="any"), [silo], device="cpu")
 
@@ -491,7 +494,7 @@ def test_networks_of_silos_are_averaged_within_their_cluster(tmp_path: Path) -> 
     assert everything(trained(method, folder=tmp_path / "run", resume=True)) == everything(experiment)
     with pytest.raises(RecipeError, match="clusters: 's1' is in no cluster"):
         trained(tiny_collafuse(federate_silos=True, clusters={"a": ["s0", "s2"]}))
-    with pytest.raises(ValidationError, match="clusters go with federate_silos"):
+    with pytest.raises(ValidationError, match="clusters need federate_silos"):
         tiny_collafuse(clusters={"a": ["s0"]})
 
 
@@ -500,7 +503,7 @@ def test_a_silo_taught_to_finish_in_a_few_steps_does_and_goes_on_where_it_was(tm
     whole = trained(method)
     relay = whole.generators()["s0"]
     assert isinstance(relay, Relay)
-    assert (relay.steps, relay.taught) == (2, True)
+    assert (relay.silo_steps, relay.distilled) == (2, True)
     assert relay.sample(2).isfinite().all()
     taught, teacher = (strip_prefix(whole.silos[0].memory, prefix) for prefix in ("average.", "teacher."))
     before = trained(tiny_collafuse(rounds=2, ema=0.5)).silos[0].memory
@@ -510,14 +513,14 @@ def test_a_silo_taught_to_finish_in_a_few_steps_does_and_goes_on_where_it_was(tm
 
 
 def test_who_releases_anew_is_told_how_often_and_what_that_comes_to(tmp_path: Path) -> None:
-    told = tiny_collafuse(release="fresh", rounds=100).warnings({"s0": 8})
-    assert told == [
-        "s0: releases each image about 100 times, each time with new noise: to whoever averages, its SNR of 2.6 dB is "
-        "22.6 dB; release = 'once' keeps it"
+    warnings = tiny_collafuse(release="fresh", rounds=100).warnings({"s0": 8})
+    assert warnings == [
+        "s0: releases each image about 100 times, each time with new noise: whoever averages these copies gets an SNR "
+        "of 22.6 dB instead of 2.6 dB; release = 'once' avoids that"
     ]
     experiment = trained(tiny_collafuse(cut=0), folder=tmp_path / "run")
     assert experiment.run_folder is not None
-    assert "s0: cut 0 sends its images to the server as they are" in experiment.run_folder.problems
+    assert "s0: its cut is step 0, so it sends its images to the server as they are" in experiment.run_folder.problems
     assert not tiny_collafuse().warnings({"s0": 5})
 
 
@@ -547,8 +550,8 @@ def test_costs_are_those_of_the_networks_and_the_share_of_the_chain() -> None:
 
 
 def test_before_a_silo_has_entered_it_may_neither_release_nor_draw() -> None:
-    for told in ({}, {"release": "fresh"}):
-        experiment = Experiment(tiny_collafuse(**told), tiny_silos(), device="cpu")
+    for options in ({}, {"release": "fresh"}):
+        experiment = Experiment(tiny_collafuse(**options), tiny_silos(), device="cpu")
         part = {"images": torch.zeros(5, 1, 4, 4), "labels": torch.zeros(5).long()}
         for message in (Message("release", part, {"first": 0, "cut": 400, "turn": 0}), denoise()):
             with pytest.raises(Refused, match="out of sequence"):
@@ -559,7 +562,7 @@ def test_nested_asks_for_the_end_of_the_servers_own_chain_and_goes_on_at_the_cut
     experiment = trained(tiny_collafuse(mode="nested"))
     relay = experiment.generators()["s0"]
     assert isinstance(relay, Relay)
-    assert (relay.asks, relay.cut, relay.enters) == (0, 400, 400)
+    assert (relay.server_stop, relay.cut, relay.silo_start) == (0, 400, 400)
     assert len(relay.sample(2)) == 2
 
 
@@ -583,36 +586,38 @@ def test_a_silo_gives_nothing_more_to_a_server_that_lies_about_the_round() -> No
         sent.append(message.op)
         if message.op == "enter":
             return Message("enter", {}, {"held": 0, "began": True, "round": 0})
-        told = {"round": next(said), "done": False, "seed": 0} if message.op != "release" else {"held": 1}
-        return Message(message.op, {}, told)
+        facts = {"round": next(said), "done": False, "seed": 0} if message.op != "release" else {"held": 1}
+        return Message(message.op, {}, facts)
 
     def talked() -> None:
         message = next(talk)
         while True:
             message = talk.send(answered(message))
 
-    with pytest.raises(Refused, match="stale round: the server says round 1 of 3 after 1"):
+    with pytest.raises(Refused, match="stale round: the server says round 1 of 3 after round 1"):
         talked()
     assert sent.count("release") == 2
 
 
 def test_randomised_labels_are_told_the_same_each_time() -> None:
     silo = tiny_silos((9,))[0]
-    told = [
-        noising_of(tiny_collafuse(release="fresh", labels="randomised"), silo, turn).of(silo.images, torch.arange(9))
+    releases = [
+        noising_of(tiny_collafuse(release="fresh", labels="randomised"), silo, turn).release(
+            silo.images, torch.arange(9)
+        )
         for turn in (0, 1)
     ]
-    assert torch.equal(told[0]["labels"], told[1]["labels"])
-    assert not torch.equal(told[0]["images"], told[1]["images"])
-    twice = noising_of(tiny_collafuse(release="fresh"), silo).of(silo.images, torch.tensor([0, 0]))["images"]
+    assert torch.equal(releases[0]["labels"], releases[1]["labels"])
+    assert not torch.equal(releases[0]["images"], releases[1]["images"])
+    twice = noising_of(tiny_collafuse(release="fresh"), silo).release(silo.images, torch.tensor([0, 0]))["images"]
     assert not torch.equal(twice[0], twice[1])
-    once = noising_of(tiny_collafuse(), silo).of(silo.images, torch.tensor([0, 0]))["images"]
+    once = noising_of(tiny_collafuse(), silo).release(silo.images, torch.tensor([0, 0]))["images"]
     assert torch.equal(once[0], once[1])
 
 
 def test_two_silos_with_the_same_image_share_no_noise_and_no_secret_is_shown() -> None:
     silos = [Silo(name, tiny_images(1), secret=secret) for name, secret in (("a", ""), ("b", ""), ("c", "hidden"))]
-    released = [noising_of(tiny_collafuse(), silo).of(silo.images, torch.arange(1))["images"] for silo in silos]
+    released = [noising_of(tiny_collafuse(), silo).release(silo.images, torch.arange(1))["images"] for silo in silos]
     assert not torch.equal(released[0], released[1])
     assert "hidden" not in repr(silos[2]) + repr(noising_of(tiny_collafuse(), silos[2]))
 
@@ -620,5 +625,5 @@ def test_two_silos_with_the_same_image_share_no_noise_and_no_secret_is_shown() -
 def test_a_server_whose_training_diverges_ends_the_run_by_name() -> None:
     server = server_of(trained(tiny_collafuse()))
     server._losses = [torch.tensor(float("nan"))]
-    with pytest.raises(RecipeError, match="what the server learns is not finite; lower its learning_rate"):
+    with pytest.raises(RecipeError, match="the server's loss or weights are not finite; lower its learning_rate"):
         server._close()

@@ -14,7 +14,15 @@ from manyhands import Images, Message, Schedule
 from manyhands.data.images import as_floats
 from manyhands.diffusion.squeeze import squeezed
 from manyhands.errors import Reason, Refused
-from manyhands.methods.collafuse.release import CHUNK, Noising, Store, chunk_of, chunks, fingerprint, shrinking
+from manyhands.methods.collafuse.release import (
+    MESSAGE_BYTES,
+    Noising,
+    Store,
+    images_per_message,
+    release_hash,
+    release_messages,
+    shrinking,
+)
 from tests.conftest import tiny_images
 
 SCHEDULE = Schedule()
@@ -25,7 +33,7 @@ def many(count: int, size: int = 4) -> Images:
 
 
 def released(noising: Noising, images: Images) -> dict[str, torch.Tensor]:
-    return noising.of(images, torch.arange(len(images)))
+    return noising.release(images, torch.arange(len(images)))
 
 
 def test_an_image_is_noised_to_its_cut_as_the_chain_has_it() -> None:
@@ -52,8 +60,8 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_another_secret_or_turn_is_other_noise() -> None:
     images = many(50)
     first = released(Noising(SCHEDULE, 600, "secret"), images)["images"]
-    for told in ({"secret": "other"}, {"fresh": True}, {"fresh": True, "turn": 1}):
-        other = released(Noising(**{"schedule": SCHEDULE, "cut": 600, "secret": "secret", **told}), images)["images"]  # type: ignore[arg-type]
+    for options in ({"secret": "other"}, {"fresh": True}, {"fresh": True, "turn": 1}):
+        other = released(Noising(**{"schedule": SCHEDULE, "cut": 600, "secret": "secret", **options}), images)["images"]  # type: ignore[arg-type]
         x_0 = as_floats(images.pixels)
         assert abs(correlation(noise_of(first, x_0, 600), noise_of(other, x_0, 600))) < 0.15
 
@@ -90,7 +98,7 @@ def test_what_is_the_same_in_effect_is_released_the_same_however_a_recipe_puts_i
     plain, chain = Noising(SCHEDULE, 400, "secret"), Schedule(kind="cosine", beta_start=0.002)
     most = as_floats(images.pixels).flatten(1).norm(dim=1).max().item()
     for same in (replace(plain, schedule=chain), replace(plain, norm=most * 2.001), replace(plain, norm=1e9)):
-        assert fingerprint(plain, images, torch.arange(20)) == fingerprint(same, images, torch.arange(20))
+        assert release_hash(plain, images, torch.arange(20)) == release_hash(same, images, torch.arange(20))
     assert most * 2.001 < 4
     assert bool((shrinking(images.pixels, most * 2.001) == 1).all())
 
@@ -107,7 +115,7 @@ def test_fifty_recipes_that_hardly_differ_tell_no_more_than_one(what: str) -> No
         "chains": [Noising(Schedule(kind="linear", beta_end=0.02 + k * 1e-6), 400, "secret") for k in range(50)],
     }[what]
     each = torch.stack([released(noising, images)["images"] for noising in noisings])
-    assert len({fingerprint(noising, images, torch.arange(60)) for noising in noisings[:3]}) == 3
+    assert len({release_hash(noising, images, torch.arange(60)) for noising in noisings[:3]}) == 3
 
     def decibel(release: torch.Tensor) -> float:
         along = (release * x_0).sum() / x_0.square().sum()
@@ -137,10 +145,10 @@ def test_what_is_released_is_squeezed_as_the_networks_of_silos_see_it(norm: floa
 def test_randomised_labels_are_true_with_the_odds_of_their_epsilon() -> None:
     images = tiny_images(4000, classes=5)
     assert images.labels is not None
-    told = released(Noising(SCHEDULE, 500, "s", labels="randomised", label_epsilon=1.5), images)["labels"]
+    labels = released(Noising(SCHEDULE, 500, "s", labels="randomised", label_epsilon=1.5), images)["labels"]
     odds = np.exp(1.5)
-    assert (told == images.labels).float().mean().item() == pytest.approx(odds / (odds + 4), abs=0.025)
-    wrong = (told - images.labels).remainder(5)[told != images.labels]
+    assert (labels == images.labels).float().mean().item() == pytest.approx(odds / (odds + 4), abs=0.025)
+    wrong = (labels - images.labels).remainder(5)[labels != images.labels]
     assert torch.bincount(wrong, minlength=5)[1:].float().div(len(wrong)).sub(0.25).abs().max() < 0.05
     assert "labels" not in released(Noising(SCHEDULE, 500, "s"), images)
     shared = released(Noising(SCHEDULE, 500, "s", labels="share"), images)["labels"]
@@ -149,14 +157,14 @@ def test_randomised_labels_are_true_with_the_odds_of_their_epsilon() -> None:
 
 def test_a_release_in_parts_is_the_whole_one_and_goes_on_where_it_stood() -> None:
     images, noising = many(7), Noising(SCHEDULE, 200, "secret", labels="share")
-    whole = list(chunks(noising, images, torch.arange(7)))
+    whole = list(release_messages(noising, images, torch.arange(7)))
     assert len(whole) == 1
-    later = list(chunks(noising, images, torch.arange(7), first=3))
+    later = list(release_messages(noising, images, torch.arange(7), first=3))
     assert later[0].facts["first"] == 3
     assert torch.equal(later[0].tensors["images"], whole[0].tensors["images"][3:])
-    assert chunk_of(784) * 784 * 4 <= CHUNK < (chunk_of(784) + 1) * 784 * 4
+    assert images_per_message(784) * 784 * 4 <= MESSAGE_BYTES < (images_per_message(784) + 1) * 784 * 4
     fewer = images.subset(np.arange(1, 7))
-    assert fingerprint(noising, images, torch.arange(7)) != fingerprint(noising, fewer, torch.arange(6))
+    assert release_hash(noising, images, torch.arange(7)) != release_hash(noising, fewer, torch.arange(6))
 
 
 def part(first: int, count: int, cut: int = 5, turn: int = 0, fill: float = 0.0) -> Message:

@@ -21,8 +21,8 @@ from manyhands.tensors import sha256
 from tests.conftest import tiny_fedavg, tiny_images, tiny_silos
 
 
-def trained(method: FedAvg, silos: list[Silo], seed: int = 0, **told: Any) -> Experiment:
-    experiment = Experiment(method, silos, seed, device="cpu", **told)
+def trained(method: FedAvg, silos: list[Silo], seed: int = 0, **options: Any) -> Experiment:
+    experiment = Experiment(method, silos, seed, device="cpu", **options)
     for _ in experiment:
         pass
     return experiment
@@ -70,7 +70,9 @@ def test_the_order_of_silos_does_not_change_a_bit() -> None:
 
 def test_a_frozen_model_returns_itself() -> None:
     class Frozen(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
+        def train_round(
+            self, network: Any, optimiser: Any, silo: Silo, number: int, proximal: Any = None
+        ) -> LocalResult:
             return LocalResult(0.0)
 
     method = Frozen.model_validate(tiny_fedavg(ema=0.5).model_dump())
@@ -166,8 +168,8 @@ BENDS = {
 
 @pytest.mark.parametrize("reason", list(BENDS), ids=str)
 def test_a_refused_update_is_named_and_the_mean_of_the_others_is_the_same_to_the_bit(reason: Reason) -> None:
-    told = tiny_fedavg(rounds=1).model_dump()
-    method = Bent.model_validate({**told, "bend": BENDS[reason]})
+    options = tiny_fedavg(rounds=1).model_dump()
+    method = Bent.model_validate({**options, "bend": BENDS[reason]})
     experiment = Experiment(method, tiny_silos(), device="cpu")
     done = list(experiment)
     assert str(reason) in done[0].missing["s1"]
@@ -179,9 +181,11 @@ def test_a_refused_update_is_named_and_the_mean_of_the_others_is_the_same_to_the
 
 def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
     class Sick(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
-            told = super().train_round(network, optimiser, silo, number)
-            return told._replace(loss=float("nan")) if silo.name == "s1" and number == 0 else told
+        def train_round(
+            self, network: Any, optimiser: Any, silo: Silo, number: int, proximal: Any = None
+        ) -> LocalResult:
+            result = super().train_round(network, optimiser, silo, number)
+            return result._replace(loss=float("nan")) if silo.name == "s1" and number == 0 else result
 
     experiment = Experiment(Sick.model_validate(tiny_fedavg().model_dump()), tiny_silos(), device="cpu")
     done = list(experiment)
@@ -193,11 +197,13 @@ def test_a_nan_loss_withholds_the_update_by_name_and_the_run_goes_on() -> None:
 
 def test_weights_that_are_not_finite_are_withheld_and_leave_nothing_behind() -> None:
     class Broken(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
-            told = super().train_round(network, optimiser, silo, number)
+        def train_round(
+            self, network: Any, optimiser: Any, silo: Silo, number: int, proximal: Any = None
+        ) -> LocalResult:
+            result = super().train_round(network, optimiser, silo, number)
             if silo.name == "s1" and number == 1:
                 next(network.parameters()).data.fill_(float("inf"))
-            return told
+            return result
 
     method = Broken.model_validate(tiny_fedavg(keep_optimiser=True).model_dump())
     experiment = Experiment(method, tiny_silos(), device="cpu")
@@ -206,15 +212,15 @@ def test_weights_that_are_not_finite_are_withheld_and_leave_nothing_behind() -> 
 
 
 def test_local_silos_exchange_nothing_and_are_each_on_their_own() -> None:
-    told = {"model": tiny_fedavg().model, "training": tiny_fedavg().training, "rounds": 3}
+    options = {"model": tiny_fedavg().model, "training": tiny_fedavg().training, "rounds": 3}
     silos = tiny_silos()
-    together = Experiment(Local(**told), silos, device="cpu")
+    together = Experiment(Local(**options), silos, device="cpu")
     list(together)
     assert all(
         not operation.up.tensors and not operation.down.tensors
-        for operation in Local(**told).plan().operations.values()
+        for operation in Local(**options).plan().operations.values()
     )
-    alone = Experiment(Local(**told), [silos[1]], device="cpu")
+    alone = Experiment(Local(**options), [silos[1]], device="cpu")
     list(alone)
     assert sha256(together.generator("s1").weights) == sha256(alone.generator("s1").weights)
     assert sha256(together.generator("s1").weights) != sha256(together.generator("s0").weights)
@@ -223,8 +229,8 @@ def test_local_silos_exchange_nothing_and_are_each_on_their_own() -> None:
 
 
 def test_central_sees_as_many_images_as_all_silos_together() -> None:
-    told = {"model": tiny_fedavg().model, "training": tiny_fedavg().training, "rounds": 3}
-    central = list(Experiment(Central(**told, silos=3), [Silo("pooled", tiny_images(24))], device="cpu"))
+    options = {"model": tiny_fedavg().model, "training": tiny_fedavg().training, "rounds": 3}
+    central = list(Experiment(Central(**options, silos=3), [Silo("pooled", tiny_images(24))], device="cpu"))
     federated = list(Experiment(tiny_fedavg(), tiny_silos([8, 8, 8]), device="cpu"))
     assert [done.images for done in central] == [done.images for done in federated]
 
@@ -273,7 +279,9 @@ def test_an_update_of_a_silo_that_was_not_drawn_is_refused() -> None:
 
 def test_when_no_silo_has_anything_to_send_the_run_stops() -> None:
     class Sick(FedAvg):
-        def train_round(self, network: Any, optimiser: Any, silo: Silo, number: int, pull: Any = None) -> LocalResult:
+        def train_round(
+            self, network: Any, optimiser: Any, silo: Silo, number: int, proximal: Any = None
+        ) -> LocalResult:
             return LocalResult(float("nan"))
 
     with pytest.raises(QuorumLost, match="s0: its loss is not finite"):
@@ -298,8 +306,8 @@ def test_the_learning_rate_of_the_last_round_is_the_share_that_was_asked() -> No
 def test_silos_that_do_not_fit_the_model_are_told_before_any_training() -> None:
     images = tiny_images(4)
     for bad, said in [
-        (tiny_images(0), "holds no images"),
-        (tiny_images(4, size=8), "holds images of 1 x 8 x 8, the model is for 1 x 4"),
+        (tiny_images(0), "has no images"),
+        (tiny_images(4, size=8), "has images of 1 x 8 x 8, the model is for 1 x 4"),
         (type(images)(images.pixels), "has no labels"),
         (tiny_images(4, classes=3), "has 3 classes, the model is for 2"),
     ]:
@@ -320,8 +328,8 @@ def test_an_experiment_runs_once_and_with_as_many_silos_as_it_asks_for() -> None
     experiment = trained(tiny_fedavg(), tiny_silos())
     with pytest.raises(RecipeError, match="has run"):
         list(experiment)
-    for told, method in [({"quorum": 4}, tiny_fedavg()), ({}, tiny_fedavg(participants=4))]:
+    for options, method in [({"quorum": 4}, tiny_fedavg()), ({}, tiny_fedavg(participants=4))]:
         with pytest.raises(RecipeError, match="is 4, there are 3 silos"):
-            Experiment(method, tiny_silos(), device="cpu", **told)
+            Experiment(method, tiny_silos(), device="cpu", **options)
     with pytest.raises(RecipeError, match="there are 0 silos"):
         Experiment(tiny_fedavg(), [], device="cpu")

@@ -28,9 +28,9 @@ QUIET: dict[str, Any] = {"evaluation": Evaluation(images=0)}
 PAPERS = {"mdgan": "1811.03850", "splitgan": "2207.01750", "pflgan": "2308.12454", "hflgan": "s10489-024-05924-x"}
 
 
-def every(**told: Any) -> list[GanMethod]:
+def every(**options: Any) -> list[GanMethod]:
     """Each of them, so that all that it does it does in a few rounds."""
-    base = {"model": SMALL, "training": {"batch": 4, "steps": 3, "learning_rate": 1e-3}, "rounds": 4, **told}
+    base = {"model": SMALL, "training": {"batch": 4, "steps": 3, "learning_rate": 1e-3}, "rounds": 4, **options}
     return [
         MDGan.model_validate(base),
         SplitGan.model_validate(base),

@@ -15,42 +15,42 @@ from tests.methods.huscf.test_method import SMALL, gan_silos, trained, two_domai
 TRAINING = {"batch": 4, "steps": 5, "learning_rate": 1e-3}
 
 
-def hflgan(**told: Any) -> HFLGan:
-    return HFLGan.model_validate({"model": SMALL, "training": TRAINING, "rounds": 3, "regroup": 1, **told})
+def hflgan(**options: Any) -> HFLGan:
+    return HFLGan.model_validate({"model": SMALL, "training": TRAINING, "rounds": 3, "regroup": 1, **options})
 
 
 def same(a: Tensors, b: Tensors) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("told", [{"clusters": 1}, {"regroup": 4}, {"clusters": 3, "globally": 1}])
+@pytest.mark.parametrize("options", [{"clusters": 1}, {"regroup": 4}, {"clusters": 3, "globally": 1}])
 @pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_of_one_cluster_it_is_federated_averaging_to_the_bit(told: dict[str, Any], ema: float) -> None:
+def test_of_one_cluster_it_is_federated_averaging_to_the_bit(options: dict[str, Any], ema: float) -> None:
     plain = FedAvg.model_validate({"model": SMALL, "training": TRAINING, "rounds": 3, "ema": ema})
     silos = gan_silos()
     silos[0].images = silos[0].images.subset(torch.arange(5).numpy())
-    averaged, found = trained(plain, silos).server, trained(hflgan(ema=ema, **told), silos).server
-    assert isinstance(found, HFLGanServer)
+    averaged, clustered = trained(plain, silos).server, trained(hflgan(ema=ema, **options), silos).server
+    assert isinstance(clustered, HFLGanServer)
     weights = averaged.state_dict()
-    for name, tensor in found.weights[0].items():
+    for name, tensor in clustered.weights[0].items():
         assert torch.equal(tensor, weights[f"weights.{name}"]), name
     shared = averaged.generator()
     assert shared is not None
-    assert same(dict(found.generator().weights), dict(shared.weights))
+    assert same(dict(clustered.generator().weights), dict(shared.weights))
 
 
 def test_clusters_are_those_that_move_alike_and_a_mean_over_all_makes_them_one() -> None:
     method = hflgan(rounds=4, regroup=2, globally=3, training={"batch": 16, "steps": 10, "learning_rate": 1e-3})
     experiment = Experiment(method, two_domains(), device="cpu")
-    server, found, models = experiment.server, [], []
+    server, assigned, models = experiment.server, [], []
     assert isinstance(server, HFLGanServer)
     for done in experiment:
-        found.append([int(done.weighed[f"s{i}"]["cluster"]) for i in range(6)])
+        assigned.append([int(done.weighed[f"s{i}"]["cluster"]) for i in range(6)])
         models.append([server.weights[server.cluster[f"s{i}"]] for i in range(6)])
-        for cluster in set(found[-1]):
-            shares = [told["weight"] for told in done.weighed.values() if told["cluster"] == cluster]
+        for cluster in set(assigned[-1]):
+            shares = [entry["weight"] for entry in done.weighed.values() if entry["cluster"] == cluster]
             assert sum(shares) == pytest.approx(1)
-    assert found == [[0] * 6] + [[0, 1, 0, 1, 0, 1]] * 3
+    assert assigned == [[0] * 6] + [[0, 1, 0, 1, 0, 1]] * 3
     alike = [[same(each[0], other) for other in each] for each in models]
     assert alike == [[True] * 6, [True, False] * 3, [True] * 6, [True] * 6]  # after round 3, and after the last
 

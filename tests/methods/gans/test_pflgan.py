@@ -18,16 +18,16 @@ from tests.methods.huscf.test_method import SMALL, gan_silos, trained, two_domai
 TRAINING = {"batch": 4, "steps": 5, "learning_rate": 1e-3}
 
 
-def pflgan(**told: Any) -> PFLGan:
+def pflgan(**options: Any) -> PFLGan:
     base = {"model": SMALL, "training": TRAINING, "rounds": 3, "every": 1, "temperature": 10.0}
-    return PFLGan.model_validate({**base, **told})
+    return PFLGan.model_validate({**base, **options})
 
 
-@pytest.mark.parametrize("told", [{"share": 0.0}, {"every": 3}, {"temperature": 1e-6}])
-def test_where_nothing_is_handed_out_it_is_local_to_the_bit(told: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"share": 0.0}, {"every": 3}, {"temperature": 1e-6}])
+def test_where_nothing_is_handed_out_it_is_local_to_the_bit(options: dict[str, Any]) -> None:
     alone = trained(Local.model_validate({"model": SMALL, "training": TRAINING, "rounds": 3}), gan_silos())
-    found = trained(pflgan(**told), gan_silos())
-    for mine, other in zip(alone.silos, found.silos, strict=True):
+    experiment = trained(pflgan(**options), gan_silos())
+    for mine, other in zip(alone.silos, experiment.silos, strict=True):
         for name, tensor in mine.memory.items():
             assert torch.equal(tensor, other.memory[name]), name
 
@@ -54,7 +54,7 @@ def test_images_come_of_silos_that_are_alike_and_of_classes_that_they_have() -> 
     experiment = Experiment(method, silos, device="cpu")
     _, traded, _ = rounds = list(experiment)
     assert [bool(done.weighed) for done in rounds] == [False, True, False]
-    assert all(told["distance"] > 1 and 0.5 < told["weight"] < 1 for told in traded.weighed.values())
+    assert all(entry["distance"] > 1 and 0.5 < entry["weight"] < 1 for entry in traded.weighed.values())
     server = experiment.server
     assert isinstance(server, PFLGanServer)
     for i, silo in enumerate(silos):
@@ -75,18 +75,18 @@ def test_the_distance_is_that_of_gaussians() -> None:
     expected = float(apart @ apart + ((spread - 1) ** 2).sum())  # all variances lie along the same directions
     assert float(alike.frechet(along, y)) == pytest.approx(expected)
     images = {"a": along.reshape(-1, 1, 2, 2), "b": y.reshape(-1, 1, 2, 2)}
-    found, total = alike.distances(images), float(torch.cat([along, y]).T.cov(correction=0).trace())
-    assert found["a"]["b"] == pytest.approx(expected / total) == pytest.approx(found["b"]["a"])
-    assert found["a"]["a"] == found["b"]["b"] == 0
+    distances, total = alike.distances(images), float(torch.cat([along, y]).T.cov(correction=0).trace())
+    assert distances["a"]["b"] == pytest.approx(expected / total) == pytest.approx(distances["b"]["a"])
+    assert distances["a"]["a"] == distances["b"]["b"] == 0
     flat = {name: torch.full((5, 1, 2, 2), value) for name, value in (("a", 0.0), ("b", 1.0))}
     assert alike.distances(flat)["a"]["b"] == pytest.approx(4)
 
 
 def test_shares_are_of_one_and_fall_with_distance() -> None:
     assert alike.shares({"a": 0.0, "b": 0.0}, 1.0) == {"a": 0.5, "b": 0.5}
-    told = alike.shares({"a": 0.0, "b": 1.0, "c": 900.0}, 1.0)
-    assert sum(told.values()) == pytest.approx(1)
-    assert told["a"] > told["b"] > told["c"] == pytest.approx(0)
+    shares = alike.shares({"a": 0.0, "b": 1.0, "c": 900.0}, 1.0)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["a"] > shares["b"] > shares["c"] == pytest.approx(0)
 
 
 def test_a_generator_that_nobody_asked_for_or_that_knows_nothing_is_refused() -> None:
@@ -97,7 +97,7 @@ def test_a_generator_that_nobody_asked_for_or_that_knows_nothing_is_refused() ->
     weights = {name: t for name, t in SMALL.build(0).state_dict().items() if name.startswith("generator.")}
     facts = {"round": 0, "images": 9, "loss": 1.0, "seen": 9, "flops": 1, "withheld": ""}
     knows, nothing = (weights | {"known": torch.tensor([known, False])} for known in (True, False))
-    with pytest.raises(ManyhandsError, match="no generator|none is asked"):
+    with pytest.raises(ManyhandsError, match="no generator|none is due"):
         coordinator(2).submit("s0", Message("progress", knows, facts))
     with pytest.raises(ManyhandsError, match="knows no class"):
         coordinator(1).submit("s0", Message("progress", nothing, facts))

@@ -23,12 +23,12 @@ from tests.methods.huscf.test_method import SMALL, gan_silos, trained
 TRAINING = {"batch": 4, "steps": 10, "learning_rate": 1e-3}
 
 
-def mdgan(**told: Any) -> MDGan:
-    return MDGan.model_validate({"model": SMALL, "training": TRAINING, "rounds": 1, "swap": 0, **told})
+def mdgan(**options: Any) -> MDGan:
+    return MDGan.model_validate({"model": SMALL, "training": TRAINING, "rounds": 1, "swap": 0, **options})
 
 
-def splitgan(**told: Any) -> SplitGan:
-    return SplitGan.model_validate({"model": SMALL, "training": TRAINING, "rounds": 2, **told})
+def splitgan(**options: Any) -> SplitGan:
+    return SplitGan.model_validate({"model": SMALL, "training": TRAINING, "rounds": 2, **options})
 
 
 def pieces(experiment: Experiment, silo: int = 0) -> Tensors:
@@ -47,10 +47,10 @@ def test_of_one_silo_it_is_the_plain_gan_to_the_bit() -> None:
         for numbers in list(method.training.batches(9, silo.rng(number))):
             x, _ = silo.images.batch(numbers)
             iteration(plain, whole, optimiser, x, None, torch.randn(len(x), 4, generator=noise))
-    found = pieces(trained(method, gan_silos(1)))
-    assert found.keys() == whole.state_dict().keys()
+    split = pieces(trained(method, gan_silos(1)))
+    assert split.keys() == whole.state_dict().keys()
     for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, found[name]), name
+        assert torch.equal(tensor, split[name]), name
 
 
 def together(method: MDGan) -> tuple[GanModule, dict[str, GanModule]]:
@@ -89,10 +89,10 @@ def test_many_silos_learn_as_in_one_process(batches: int) -> None:
     forge, critics = together(method)
     experiment = trained(method, gan_silos())
     for i in range(3):
-        found, critic = pieces(experiment, i), critics[f"s{i}"]
+        tensors, critic = pieces(experiment, i), critics[f"s{i}"]
         for network, parts in (("generator", forge), ("discriminator", critic)):
             for name, tensor in getattr(parts, network).state_dict(prefix=f"{network}.").items():
-                assert torch.allclose(tensor, found[name], atol=1e-5), name
+                assert torch.allclose(tensor, tensors[name], atol=1e-5), name
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -136,7 +136,7 @@ def test_the_next_round_goes_on_with_the_discriminator_that_came() -> None:
 
 @pytest.mark.parametrize("devices", [(1,), (1, 2), (1, 2, 3, 4)])
 def test_a_discriminator_on_many_devices_is_that_on_one_to_the_bit(devices: tuple[int, ...]) -> None:
-    one, many = (trained(splitgan(devices=told), gan_silos()) for told in ((), devices))
+    one, many = (trained(splitgan(devices=boundaries), gan_silos()) for boundaries in ((), devices))
     for i in range(3):
         assert same(pieces(one, i), pieces(many, i))
 
@@ -152,7 +152,7 @@ def test_what_is_passed_on_between_devices_is_told() -> None:
 
 @pytest.mark.parametrize("devices", [(0,), (2, 1), (1, 1), (5,)])
 def test_devices_out_of_order_are_refused(devices: tuple[int, ...]) -> None:
-    with pytest.raises(ValidationError, match="they rise"):
+    with pytest.raises(ValidationError, match="expected rising numbers"):
         splitgan(devices=devices)
 
 
@@ -170,13 +170,13 @@ def test_discriminators_are_averaged_after_each_round_but_the_last() -> None:
 
 
 def test_bytes_are_those_of_images_and_gradients() -> None:
-    told, _ = mdgan(batches=2).cost_lines(3, None)  # type: ignore[arg-type]
-    assert "4.1 kB up and 8.3 kB down" in told
+    line, _ = mdgan(batches=2).cost_lines(3, None)  # type: ignore[arg-type]
+    assert "4.1 kB up and 8.3 kB down" in line
     experiment = trained(mdgan(batches=2), gan_silos())
     image, label, steps = 4 * 16 * 16, 8, 10
     for entry in experiment.ledger.entries():
-        if (told := (entry["op"], entry["direction"])) in (("feedback", "up"), ("images", "down")):
-            plain = steps * 4 * (image if told[0] == "feedback" else 2 * (image + label))
+        if (key := (entry["op"], entry["direction"])) in (("feedback", "up"), ("images", "down")):
+            plain = steps * 4 * (image if key[0] == "feedback" else 2 * (image + label))
             assert plain < entry["bytes"] < plain + steps * 500
         elif entry["op"] != "join":
             assert entry["bytes"] < steps * 100 + 200
@@ -199,5 +199,5 @@ def test_a_silo_judges_what_it_got_and_no_more() -> None:
         with pytest.raises(ManyhandsError):
             coordinator.submit("s0", Message("feedback", {"x": wrong}))
     coordinator.submit("s0", Message("feedback", {"x": image}))
-    with pytest.raises(ManyhandsError, match="did not get"):
+    with pytest.raises(ManyhandsError, match="has no images to judge"):
         coordinator.submit("s0", Message("feedback", {"x": image}))

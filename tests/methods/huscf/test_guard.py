@@ -17,9 +17,9 @@ from tests.methods.huscf.test_method import MIXED, gan_silos, pieces, tiny, trai
 NONE = {"evaluation": Evaluation(images=0)}
 
 
-def run(guard: Guard | None, **told: Any) -> tuple[Experiment, Recording]:
+def run(guard: Guard | None, **options: Any) -> tuple[Experiment, Recording]:
     link = Recording()
-    return trained(tiny(cuts=MIXED, guard=guard), gan_silos(), link=link, **NONE, **told), link
+    return trained(tiny(cuts=MIXED, guard=guard), gan_silos(), link=link, **NONE, **options), link
 
 
 def same(first: Experiment, second: Experiment) -> bool:
@@ -66,7 +66,7 @@ def test_a_guarded_run_that_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> 
     assert same(whole, run(guard, folder=tmp_path, resume=True)[0])
 
 
-@pytest.mark.parametrize("told", [{"clip": 0}, {"clip": 1, "noise": -1}, {"noise": 1}, {"clip": 1, "sigma": 1}])
-def test_one_that_cannot_be_is_refused(told: dict[str, float]) -> None:
+@pytest.mark.parametrize("guard", [{"clip": 0}, {"clip": 1, "noise": -1}, {"noise": 1}, {"clip": 1, "sigma": 1}])
+def test_one_that_cannot_be_is_refused(guard: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="guard"):
-        tiny(guard=told)
+        tiny(guard=guard)

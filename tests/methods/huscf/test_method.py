@@ -47,13 +47,13 @@ def gan_silos(count: int = 3, images: int = 9) -> list[Silo]:
     return [Silo(f"s{i}", Images(pixels[i], labels[i], ("a", "b"))) for i in range(count)]
 
 
-def tiny(**told: Any) -> HuSCF:
+def tiny(**options: Any) -> HuSCF:
     training = GanTraining(batch=4, steps=5, learning_rate=1e-3)
-    return HuSCF.model_validate({"model": SMALL, "training": training, "rounds": 2, "min_head": 0, **told})
+    return HuSCF.model_validate({"model": SMALL, "training": training, "rounds": 2, "min_head": 0, **options})
 
 
-def trained(method: HuSCF, silos: list[Silo], **told: Any) -> Experiment:
-    experiment = Experiment(method, silos, device="cpu", **told)
+def trained(method: HuSCF, silos: list[Silo], **options: Any) -> Experiment:
+    experiment = Experiment(method, silos, device="cpu", **options)
     for _ in experiment:
         pass
     return experiment
@@ -74,10 +74,10 @@ def test_one_silo_learns_what_the_uncut_gan_does(cut: str) -> None:
     for numbers in list(method.training.batches(9, rng)):
         x, labels = silos[0].images.batch(numbers)
         iteration(SMALL, whole, optimiser, x, labels, torch.randn(len(x), 4, generator=rng))
-    found = pieces(trained(method, gan_silos(1)))
-    assert found.keys() == whole.state_dict().keys()
+    split = pieces(trained(method, gan_silos(1)))
+    assert split.keys() == whole.state_dict().keys()
     for name, tensor in whole.state_dict().items():
-        assert torch.allclose(tensor, found[name], atol=1e-6), name
+        assert torch.allclose(tensor, split[name], atol=1e-6), name
 
 
 MIXED = {"s0": cuts("0404"), "s1": cuts("1313"), "s2": cuts("0314")}
@@ -100,8 +100,8 @@ def test_many_silos_with_cuts_of_their_own_learn_as_in_one_process(norm: str, st
 def test_messages_and_bytes_are_those_of_the_paper() -> None:
     paper = Gan(size=28, channels=1, classes=10)
     method = tiny(model=paper, cut=cuts("0404"))
-    told = {"0404": 27.46, "0414": 22.64, "1313": 22.48, "1314": 19.43, "0314": 16.22, "1403": 33.72}
-    for text, megabytes in told.items():
+    megabytes_of = {"0404": 27.46, "0414": 22.64, "1313": 22.48, "1314": 19.43, "0314": 16.22, "1403": 33.72}
+    for text, megabytes in megabytes_of.items():
         up = down = 0
         for op in ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back"):
             up += 4 * 64 * method.passed_tensor(op, cuts(text), up=True).size
@@ -202,8 +202,8 @@ def blobs(kinds: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kinds", [[0] * 10 + [1] * 10, [0, 1, 2] * 5, [0] * 12])
 def test_clusters_are_found_without_being_told_how_many(kinds: list[int]) -> None:
-    found = clusters.cluster_labels(blobs(kinds), "auto")
-    assert [found[f"s{i:02}"] for i in range(len(kinds))] == kinds
+    labels = clusters.cluster_labels(blobs(kinds), "auto")
+    assert [labels[f"s{i:02}"] for i in range(len(kinds))] == kinds
     assert len(set(clusters.cluster_labels(blobs(kinds), 2).values())) == 2
 
 
@@ -231,8 +231,8 @@ def test_the_distance_is_kl_of_the_others_from_each() -> None:
 
 @pytest.mark.parametrize("kind", ["fedavg", "local", "central"])
 def test_a_gan_is_averaged_or_trained_alone_by_the_same_loop(kind: str) -> None:
-    told = {"model": SMALL, "training": {"batch": 4, "steps": 5}, "rounds": 2}
-    method = {"fedavg": FedAvg, "local": Local, "central": Central}[kind].model_validate(told)
+    options = {"model": SMALL, "training": {"batch": 4, "steps": 5}, "rounds": 2}
+    method = {"fedavg": FedAvg, "local": Local, "central": Central}[kind].model_validate(options)
     assert method.training.betas == (0.5, 0.999)
     silos = gan_silos(1 if kind == "central" else 3)
     experiment = trained(method, silos)
@@ -241,8 +241,8 @@ def test_a_gan_is_averaged_or_trained_alone_by_the_same_loop(kind: str) -> None:
 
 def test_of_one_silo_the_averaged_gan_is_the_cut_one() -> None:
     training = {"batch": 4, "steps": 10, "learning_rate": 1e-3}
-    told = {"model": SMALL, "training": training, "rounds": 2, "keep_optimiser": True}
-    whole = trained(FedAvg.model_validate(told), gan_silos(1)).server.state_dict()
+    options = {"model": SMALL, "training": training, "rounds": 2, "keep_optimiser": True}
+    whole = trained(FedAvg.model_validate(options), gan_silos(1)).server.state_dict()
     cut = pieces(trained(tiny(training=training), gan_silos(1)))
     weights = {name.partition(".")[2]: tensor for name, tensor in whole.items()}
     for name, tensor in cut.items():
@@ -265,11 +265,11 @@ def two_domains(count: int = 6, images: int = 40) -> list[Silo]:
 def test_domains_are_found_and_each_has_ends_of_its_own_around_one_middle() -> None:
     method = tiny(rounds=3, training=GanTraining(batch=16, steps=5, learning_rate=1e-3))
     rounds = list(experiment := Experiment(method, two_domains(), device="cpu"))
-    found = [{silo: told["cluster"] for silo, told in done.weighed.items()} for done in rounds]
-    assert set(found[0].values()) == set(found[1].values()) == {0}  # the first two rounds are plain
-    assert [found[2][f"s{i}"] for i in range(6)] == [0, 1, 0, 1, 0, 1]
+    assigned = [{silo: entry["cluster"] for silo, entry in done.weighed.items()} for done in rounds]
+    assert set(assigned[0].values()) == set(assigned[1].values()) == {0}  # the first two rounds are plain
+    assert [assigned[2][f"s{i}"] for i in range(6)] == [0, 1, 0, 1, 0, 1]
     for cluster in (0, 1):
-        shares = [told["weight"] for told in rounds[2].weighed.values() if told["cluster"] == cluster]
+        shares = [entry["weight"] for entry in rounds[2].weighed.values() if entry["cluster"] == cluster]
         assert sum(shares) == pytest.approx(1)
     ends = [strip_prefix(silo.memory, "average.") for silo in experiment.silos]
     assert all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
@@ -291,33 +291,35 @@ def test_a_class_that_no_silo_has_is_named_and_the_run_goes_on(tmp_path: Path) -
     silos = gan_silos(2)
     for silo in silos:
         silo.images = Images(silo.images.pixels, torch.zeros_like(silo.images.labels), ("a", "b"))  # type: ignore[arg-type]
-    told = {"rounds": 1, "training": GanTraining(batch=4, steps=1)}
-    trained(tiny(**told), silos, folder=tmp_path / "run", evaluation=Evaluation(images=0))
+    options = {"rounds": 1, "training": GanTraining(batch=4, steps=1)}
+    trained(tiny(**options), silos, folder=tmp_path / "run", evaluation=Evaluation(images=0))
     problems = RunFolder(tmp_path / "run").report["problems"]
     assert problems == ["no silo has an image of class b: what is drawn of it means nothing"]
 
 
 def test_the_plan_tells_what_each_cut_has_at_home_and_sends() -> None:
     method = tiny(cuts=MIXED)
-    found = {silo: method.costs(silo, 9, Sampling()) for silo in MIXED}
-    for costs in found.values():
+    all_costs = {silo: method.costs(silo, 9, Sampling()) for silo in MIXED}
+    for costs in all_costs.values():
         assert 0 < costs["weights"] < costs["weights_whole"]
         assert 0 < costs["work"] < costs["work_whole"]
         assert 0 < costs["memory"] < costs["memory_whole"]
-    assert found["s0"]["work"] < found["s2"]["work"] < found["s1"]["work"]
+    assert all_costs["s0"]["work"] < all_costs["s2"]["work"] < all_costs["s1"]["work"]
     eighth = tiny(cuts=MIXED, bits=8).costs("s0", 9, Sampling())
-    assert eighth["bytes"] == pytest.approx(found["s0"]["bytes"] / 4, rel=0.1)  # and scales
+    assert eighth["bytes"] == pytest.approx(all_costs["s0"]["bytes"] / 4, rel=0.1)  # and scales
     lines = method.cost_lines(3, Sampling())
     assert len(lines) == 3
-    assert f"{found['s1']['weights']:,.0f} of {found['s1']['weights_whole']:,.0f} weights" in "".join(lines)
+    assert f"{all_costs['s1']['weights']:,.0f} of {all_costs['s1']['weights_whole']:,.0f} weights" in "".join(lines)
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("patterns", "expected"),
     [({"s*": "0404", "s1": "1313"}, "000"), ({"s1": "1313", "s[02]": "0314"}, "212"), ({"s2": "1313"}, "001")],
 )
-def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(told: dict[str, str], expected: str) -> None:
-    method = tiny(cuts={name: cuts(text) for name, text in told.items()})
+def test_cuts_are_told_by_names_or_patterns_and_the_first_that_fits_counts(
+    patterns: dict[str, str], expected: str
+) -> None:
+    method = tiny(cuts={name: cuts(text) for name, text in patterns.items()})
     number = {cuts("0404"): "0", cuts("1313"): "1", cuts("0314"): "2"}
     assert "".join(number[method.cuts_of(f"s{i}")] for i in range(3)) == expected
     with pytest.raises(RecipeError, match="none of the silos"):
@@ -364,14 +366,14 @@ def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goe
     def silos() -> list[Silo]:
         return [replace(silo, images=silo.images.subset(np.arange(3 + 3 * i))) for i, silo in enumerate(gan_silos())]
 
-    told = {"rounds": 3, "training": GanTraining(batch=4, epochs=1, learning_rate=1e-3)}
-    rounds = list(whole := Experiment(tiny(**told), silos(), device="cpu"))
+    options = {"rounds": 3, "training": GanTraining(batch=4, epochs=1, learning_rate=1e-3)}
+    rounds = list(whole := Experiment(tiny(**options), silos(), device="cpu"))
     assert [done.images for done in rounds] == [3 * (3 + 4 + 4)] * 3
     folder: dict[str, Any] = {"device": "cpu", "folder": tmp_path / "run", "evaluation": Evaluation(images=0)}
-    for done in Experiment(tiny(**told), silos(), **folder):
+    for done in Experiment(tiny(**options), silos(), **folder):
         if done.number == 0:
             break
-    again = Experiment(tiny(**told), silos(), resume=True, **folder)
+    again = Experiment(tiny(**options), silos(), resume=True, **folder)
     for _ in again:
         pass
     for name, tensor in pieces(whole).items():
@@ -379,7 +381,7 @@ def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goe
 
 
 def passes(server: HuSCFServer, silos: list[Silo], upto: str, method: HuSCF) -> RoundCoordinator:
-    """A hub in which all silos have done an iteration up to an operation, which is open."""
+    """A coordinator where all silos have done an iteration up to an operation, which is open."""
     coordinator = RoundCoordinator(server, method.plan(), {silo.name: len(silo.images) for silo in silos})
     talks = {silo.name: method.silo(silo) for silo in silos}
     said = {name: next(talk) for name, talk in talks.items()}
@@ -474,10 +476,10 @@ def test_silos_whose_names_begin_alike_keep_what_is_their_own(tmp_path: Path) ->
         return [replace(silo, name=name) for silo, name in zip(gan_silos(), ("a", "a.b", "a.b.c"), strict=True)]
 
     whole = trained(method, silos())
-    told: dict[str, Any] = {"device": "cpu", "folder": tmp_path / "run", "evaluation": Evaluation(images=0)}
-    for _ in Experiment(method, silos(), **told):
+    options: dict[str, Any] = {"device": "cpu", "folder": tmp_path / "run", "evaluation": Evaluation(images=0)}
+    for _ in Experiment(method, silos(), **options):
         break
-    again = Experiment(method, silos(), resume=True, **told)
+    again = Experiment(method, silos(), resume=True, **options)
     for _ in again:
         pass
     assert all(torch.equal(tensor, pieces(again)[name]) for name, tensor in pieces(whole).items())

@@ -1,4 +1,4 @@
-"""A silo's half of CollaFuse: it releases noised images, then trains below its cut."""
+"""A silo's half of CollaFuse: it releases noised images, then trains the network below its cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from manyhands.errors import CheckpointError, Reason, Refused
 from manyhands.messages.message import Message
 from manyhands.methods.base import Conversation
-from manyhands.methods.collafuse.release import Noising, chunks, fingerprint
+from manyhands.methods.collafuse.release import Noising, release_hash, release_messages
 from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.methods.local_training import update_facts
 from manyhands.silos.silo import Silo
@@ -18,21 +18,21 @@ RELEASED = "released"
 
 
 def converse(method: CollaFuseSpec, silo: Silo) -> Conversation:
-    """Release what is noised, then train what is below the cut; all that follows is a method of its own."""
+    """Release noised images, then train the network below the cut by ``Local`` or ``FedAvg``."""
     yield from _enter(method, silo)
-    home = method.home(method.step_of(silo.name)).silo(silo)
-    yield from _releasing_anew(method, silo, home) if method.release == "fresh" else home
+    local = method.local_method(method.step_of(silo.name)).silo(silo)
+    yield from _release_each_round(method, silo, local) if method.release == "fresh" else local
 
 
 def order_of(method: CollaFuseSpec, silo: Silo, turn: int) -> Tensor:
-    """The numbers of the images of a release: all of them, or those that a round trains on."""
+    """Return the numbers of the images of a release, in order: all of them, or those that a round trains on."""
     if method.release == "once":
         return torch.arange(len(silo.images))
     return torch.cat(list(method.training.batches(len(silo.images), silo.rng(turn)))).cpu()
 
 
 def noising_of(method: CollaFuseSpec, silo: Silo, turn: int = 0) -> Noising:
-    """How a silo makes its release."""
+    """Return how a silo noises its images for a release."""
     return Noising(
         method.diffusion.schedule,
         method.step_of(silo.name),
@@ -47,33 +47,33 @@ def noising_of(method: CollaFuseSpec, silo: Silo, turn: int = 0) -> Noising:
 
 
 def _enter(method: CollaFuseSpec, silo: Silo) -> Conversation:
-    """Enter, release what is not released yet, wait for the others, and rest until there is a warm start."""
+    """Enter, release what is not released yet, wait for the others, and rest until the warm start."""
     step = method.step_of(silo.name)
     facts = {"images": len(silo.images), "cut": step, "chain": method.chain}
     answer = yield Message("enter", {}, facts)
     if method.release == "once" and step < method.diffusion.schedule.steps:
-        yield from _released(method, silo, answer.facts["held"])
+        yield from _release_once(method, silo, answer.facts["held"])
     if not answer.facts["began"]:
         yield from _ready()
     if method.warm_start and not strip_prefix(silo.memory, "weights."):
         yield from _warm(method, silo, answer.facts["round"])
 
 
-def _released(method: CollaFuseSpec, silo: Silo, held: int) -> Conversation:
+def _release_once(method: CollaFuseSpec, silo: Silo, held: int) -> Conversation:
     noising, numbers = noising_of(method, silo), order_of(method, silo, 0)
     if not 0 <= held <= len(numbers):
         raise Refused(Reason.WRONG_FACTS, f"the server says that it holds {held} of {len(numbers)} images")
-    code = _code(noising, silo, numbers)
-    if code.ne(silo.memory.get(RELEASED, code)).any():
+    fingerprint = _fingerprint(noising, silo, numbers)
+    if fingerprint.ne(silo.memory.get(RELEASED, fingerprint)).any():
         raise CheckpointError(
-            f"{silo.name}: what it would release now is not what it released: its images or its secret have changed"
+            f"{silo.name}: its release would differ from the one it made before; its images or its secret have changed"
         )
-    silo.memory |= {RELEASED: code}
-    yield from chunks(noising, silo.images, numbers, held)
+    silo.memory |= {RELEASED: fingerprint}
+    yield from release_messages(noising, silo.images, numbers, held)
 
 
 def _warm(method: CollaFuseSpec, silo: Silo, number: int) -> Conversation:
-    """Rest until the server has learnt something, then start from that."""
+    """Rest until the round of the warm start, then take the server's weights as the start."""
     answer = Message("progress", {}, {"round": number})
     while answer.facts["round"] < method.warm_start:
         answer = yield Message("progress", {}, update_facts(silo, answer))
@@ -81,34 +81,36 @@ def _warm(method: CollaFuseSpec, silo: Silo, number: int) -> Conversation:
     silo.memory |= add_prefix(dict(start.tensors), "weights.")
 
 
-def _releasing_anew(method: CollaFuseSpec, silo: Silo, home: Conversation) -> Conversation:
-    """Before a round is closed, release what was trained on in it with noise of its own."""
-    step, message, last = method.step_of(silo.name), next(home), -1
+def _release_each_round(method: CollaFuseSpec, silo: Silo, local: Conversation) -> Conversation:
+    """Before each round is closed, release the images that it trained on, with new noise."""
+    step, message, last = method.step_of(silo.name), next(local), -1
     while True:
         number = message.facts.get("round")
         if number is not None and step < method.diffusion.schedule.steps:
-            if not last < number < method.rounds:  # else whoever asks could have as many releases as it likes
-                raise Refused(Reason.STALE_ROUND, f"the server says round {number} of {method.rounds} after {last}")
-            yield from chunks(noising_of(method, silo, number), silo.images, order_of(method, silo, number))
+            if not last < number < method.rounds:  # otherwise the server could ask for as many releases as it likes
+                raise Refused(
+                    Reason.STALE_ROUND, f"the server says round {number} of {method.rounds} after round {last}"
+                )
+            yield from release_messages(noising_of(method, silo, number), silo.images, order_of(method, silo, number))
             last = number
         try:
             answer = yield message
         except Refused as refusal:
-            message = home.throw(refusal)
+            message = local.throw(refusal)
             continue
         try:
-            message = home.send(answer)
+            message = local.send(answer)
         except StopIteration:
             return
 
 
-def _code(noising: Noising, silo: Silo, numbers: Tensor) -> Tensor:
-    return torch.tensor(list(bytes.fromhex(fingerprint(noising, silo.images, numbers))), dtype=torch.uint8)
+def _fingerprint(noising: Noising, silo: Silo, numbers: Tensor) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(release_hash(noising, silo.images, numbers))), dtype=torch.uint8)
 
 
 def _ready() -> Conversation:
     try:
         yield Message("ready")
     except Refused as refusal:
-        if refusal.reason is not Reason.STALE_ROUND:  # the others have begun without it
+        if refusal.reason is not Reason.STALE_ROUND:  # the others have started without this silo
             raise

@@ -1,4 +1,4 @@
-"""What a run with CollaFuse is told, and what follows from that."""
+"""The fields of a CollaFuse run, and what follows from them."""
 
 from __future__ import annotations
 
@@ -26,85 +26,137 @@ from manyhands.spec import Float, Int
 
 
 class CollaFuseSpec(LocalTrainingMethod, ABC):
-    """The fields of ``CollaFuse``, which says what they mean."""
+    """The fields of ``CollaFuse``, and the cuts, networks and rounds that follow from them."""
 
-    kind: Literal["collafuse"] = "collafuse"
-    model: UNet
-    cut: TimestepCut
-    cuts: dict[str, TimestepCut] = Field(default_factory=dict, max_length=MAX_CUTS)
-    mode: Mode = "exact"
-    release: Literal["once", "fresh"] = "once"
-    norm: Float | None = Field(default=None, gt=0)
-    labels: Labels = "withhold"
-    label_epsilon: Float = Field(default=1.0, gt=0, le=100)
-    ask: Literal["own", "any"] = "own"
-    silo_model: UNet | None = None
-    server_training: Training | None = None
-    keep_optimiser: bool = True
-    warm_start: Int = Field(default=0, ge=0)
-    finish: Int | None = Field(default=None, ge=1, le=100_000)
-    distil: Distil | None = None
-    federate_silos: bool = False
-    clusters: dict[str, tuple[str, ...]] = Field(default_factory=dict, max_length=MAX_CUTS)
+    kind: Literal["collafuse"] = Field(default="collafuse", description="The name of this method in a recipe.")
+    model: UNet = Field(description="The server's network; also that of the silos unless silo_model is set.")
+    cut: TimestepCut = Field(
+        description="Where the denoising chain is cut: the silo's images are noised up to this step before they leave."
+    )
+    cuts: dict[str, TimestepCut] = Field(
+        default_factory=dict, max_length=MAX_CUTS, description="Cuts of single silos, by name, instead of cut."
+    )
+    mode: Mode = Field(
+        default="exact",
+        description="How the two parts of the chain fit together: 'exact', or as published by the authors of CollaFuse "
+        "('authors') or of PFDM ('nested').",
+    )
+    release: Literal["once", "fresh"] = Field(
+        default="once",
+        description="'once' releases each image a single time, always with the same noise; 'fresh' releases the images "
+        "of each round again with new noise, which gives more away with every round.",
+    )
+    norm: Float | None = Field(
+        default=None,
+        gt=0,
+        description="The largest L2 norm of an image of pixels in [-1, 1]; larger images are squeezed into it before "
+        "noise is added, and stretched back when drawn. None leaves images as they are.",
+    )
+    labels: Labels = Field(
+        default="withhold",
+        description="Whether the server gets the labels: 'withhold', 'share', or 'randomised' for labels that are "
+        "replaced at random (randomised response).",
+    )
+    label_epsilon: Float = Field(
+        default=1.0, gt=0, le=100, description="The epsilon of randomised response for one label."
+    )
+    ask: Literal["own", "any"] = Field(
+        default="own",
+        description="Which labels a silo may ask the server to draw: its 'own', which it has shared, or 'any'.",
+    )
+    silo_model: UNet | None = Field(default=None, description="The network of a silo; None takes model.")
+    server_training: Training | None = Field(
+        default=None,
+        description="The server's training in a round; None takes as many steps as all silos together.",
+    )
+    keep_optimiser: bool = Field(
+        default=True, description="Whether a silo keeps its optimiser's state from round to round."
+    )
+    warm_start: Int = Field(
+        default=0,
+        ge=0,
+        description="The round from which on silos train; they start from the server's weights of that round. 0 starts "
+        "them at once from their own.",
+    )
+    finish: Int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="In how many steps a silo denoises its part of an image; None takes those of the whole chain that "
+        "are below the cut.",
+    )
+    distil: Distil | None = Field(
+        default=None,
+        description="Distils the silo's network in its last rounds, so that it denoises in a few steps; None does not.",
+    )
+    federate_silos: bool = Field(
+        default=False, description="Whether the silos' networks are averaged as in FedAvg instead of staying private."
+    )
+    clusters: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        max_length=MAX_CUTS,
+        description="With federate_silos: the silos of each cluster, whose networks are averaged with each other only. "
+        "Empty averages over all silos.",
+    )
     max_update_ratio: MaxUpdateRatio = MAX_RATIO
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        home, model = self.home_model, self.model
-        if (home.size, home.channels, home.classes) != (model.size, model.channels, model.classes):
-            raise ValueError("silo_model is for other images or classes than model")
+        local, model = self.local_model, self.model
+        if (local.size, local.channels, local.classes) != (model.size, model.channels, model.classes):
+            raise ValueError("silo_model must have the size, channels and classes of model")
         if self.diffusion.upto is not None:
-            raise ValueError("diffusion.upto is for the cut to say")
+            raise ValueError("diffusion.upto follows from the cut; leave it out")
         if self.diffusion.norm is not None:
-            raise ValueError("diffusion.norm is for method.norm to say")
-        if self.warm_start and home != self.server_model:
-            raise ValueError("warm_start needs silos whose network is the server's, classes and all")
+            raise ValueError("diffusion.norm follows from method.norm; set that instead")
+        if self.warm_start and local != self.server_model:
+            raise ValueError("warm_start needs silos whose network equals the server's, with the same classes")
         if self.warm_start >= self.rounds:
             raise ValueError(f"warm_start is {self.warm_start}, there are {self.rounds} rounds")
         if self.mode != "exact" and len({self.step_of(name) for name in (*self.cuts, "")}) > 1:
-            raise ValueError(f"mode {self.mode!r} has one cut for all; silos with cuts of their own need mode 'exact'")
-        if self.federate_silos and 0 in self.steps_told:
+            raise ValueError(f"mode {self.mode!r} needs one cut for all silos; different cuts need mode 'exact'")
+        if self.federate_silos and 0 in self.cut_steps:
             raise ValueError("federate_silos: a silo at cut 0 has no network")
-        named = [silo for silos in self.clusters.values() for silo in silos]
-        if self.clusters and (not self.federate_silos or len(set(named)) < len(named)):
-            raise ValueError("clusters go with federate_silos, and no silo is in two of them")
+        members = [silo for silos in self.clusters.values() for silo in silos]
+        if self.clusters and (not self.federate_silos or len(set(members)) < len(members)):
+            raise ValueError("clusters need federate_silos = true, and a silo may be in one cluster only")
         if self.distil and (self.finish or self.federate_silos or self.mode == "authors"):
-            raise ValueError("distil goes with neither finish nor federate_silos, nor with the authors' mode")
+            raise ValueError("distil cannot be combined with finish, federate_silos or mode 'authors'")
         if self.distil and self.distil.rounds + self.warm_start >= self.rounds:
-            raise ValueError(f"distil and warm_start leave none of {self.rounds} rounds to learn in")
+            raise ValueError(f"distil and warm_start leave none of the {self.rounds} rounds for training")
         if self.release == "fresh" and any(cut.epsilon for cut in (self.cut, *self.cuts.values())):
-            raise ValueError("a cut by epsilon is for one release of an image; release = 'fresh' makes many")
+            raise ValueError("a cut by epsilon assumes one release of each image, but release = 'fresh' makes many")
         if self.release == "fresh" and self.warm_start:
             raise ValueError(
-                "warm_start needs releases to learn from; with release = 'fresh' silos that rest make none"
+                "warm_start needs releases to train on, but with release = 'fresh' silos that do not train make none"
             )
         if self.federate_silos and self.warm_start:
-            raise ValueError("warm_start is for silos with networks of their own; federate_silos averages them")
+            raise ValueError("warm_start is for silos with private networks, but federate_silos averages them")
         return self
 
     def step_of(self, silo: str) -> int:
-        """The step of the chain that a silo's images are noised to."""
+        """Return the step of the chain up to which a silo's images are noised."""
         return self.cuts.get(silo, self.cut).step(self.diffusion.schedule, self.bound)
 
     def norm_at(self, step: int) -> float | None:
-        """What images are squeezed into below a cut; a silo that releases nothing, and averages nothing, needs none."""
-        alone = step == self.diffusion.schedule.steps and not self.federate_silos
-        return None if alone else self.norm
+        """Return the norm that images below a cut are squeezed into; None where nothing is released or averaged."""
+        private = step == self.diffusion.schedule.steps and not self.federate_silos
+        return None if private else self.norm
 
     @property
-    def drawn_at_server(self) -> Diffusion:
-        """What the server's network is the denoiser of: squeezed images, or, of a chain of its own, noised ones."""
+    def server_diffusion(self) -> Diffusion:
+        """The diffusion of the server's network; in mode 'nested' it has a chain of its own over noised images."""
         return self.diffusion.model_copy(update={"norm": None if self.mode == "nested" else self.norm})
 
     @property
     def bound(self) -> float:
-        """The largest norm that a released image has: that of the corners of the box of pixels, or ``norm``."""
+        """The largest L2 norm that a released image has without its noise: ``norm``, or that of an all-white image."""
         return min(self.norm or math.inf, box_norm(self.model.channels * self.model.size**2))
 
-    def home(self, step: int) -> Local | FedAvg:
-        """How the networks below a cut are trained: each by its silo alone, or averaged."""
-        told = {
-            "model": self.home_model,
+    def local_method(self, step: int) -> Local | FedAvg:
+        """Return the method that trains the networks below a cut: ``Local``, or ``FedAvg`` where they are averaged."""
+        fields = {
+            "model": self.local_model,
             "training": self.training,
             "diffusion": self.diffusion.model_copy(update={"upto": step, "norm": self.norm_at(step)}),
             "rounds": self.rounds,
@@ -112,53 +164,56 @@ class CollaFuseSpec(LocalTrainingMethod, ABC):
             "keep_optimiser": self.keep_optimiser,
         }
         if self.federate_silos:
-            return FedAvg(**told, kept=True, max_update_ratio=self.max_update_ratio)
-        return Local(**told, distil=self.distil if step else None)
+            return FedAvg(**fields, kept=True, max_update_ratio=self.max_update_ratio)
+        return Local(**fields, distil=self.distil if step else None)
 
     @property
-    def home_model(self) -> UNet:
-        """The network of a silo."""
+    def local_model(self) -> UNet:
+        """The network of a silo: ``silo_model``, or the same as the server's."""
         return self.silo_model or self.model
 
     @property
     def server_model(self) -> UNet:
-        """The server's network; it knows of no classes where labels are withheld."""
+        """The network of the server; it is unconditional where labels are withheld."""
         return self.model.model_copy(update={"classes": 0}) if self.labels == "withhold" else self.model
 
     @property
-    def told_labels(self) -> bool:
-        """Whether labels, true ones or not, go to the server."""
+    def sends_labels(self) -> bool:
+        """Whether labels, true or randomised, are sent to the server."""
         return self.labels != "withhold" and self.model.classes > 0
 
     @property
-    def steps_told(self) -> list[int]:
-        """All cuts that the recipe tells of."""
+    def cut_steps(self) -> list[int]:
+        """All steps at which the recipe cuts, in rising order."""
         return sorted({self.step_of(name) for name in (*self.cuts, "")})
 
     @property
     def chain(self) -> str:
-        """The chain that a cut is a step of, as silo and server must mean the same one."""
+        """The chain in words: silo and server compare it, because a cut is a step of the same chain for both."""
         return f"{self.mode} {self.diffusion.schedule!r}"
 
     def releases(self, images: int) -> float:
-        """How often each image is released in a whole run, in the mean."""
+        """Return how often each image is released in a whole run, on average."""
         return 1.0 if self.release == "once" else self.rounds * self.training.seen(images) / images
 
     def server_rounds(self, silos: int) -> Training:
-        """The server's share of a round."""
+        """Return the server's training in a round."""
         return self.server_training or self.training.repeated(silos)
 
     def server_stop(self, step: int) -> int:
-        """Down to where the server is asked to go: to the cut, or to the end of a chain of its own."""
+        """Return the step down to which the server denoises: the cut, or 0 for a chain of its own."""
         return 0 if self.mode == "nested" else step
 
     def silo_start(self, step: int) -> int:
-        """Where the silo takes a half-denoised image to be; higher than the cut in the authors' way."""
+        """Return the step at which the silo takes over; in the authors' mode it is above the cut."""
         whole = self.diffusion.schedule.steps
         return step if self.mode != "authors" else min(round(step + step * (1 - step / whole)), whole)
 
     def silo_steps(self, step: int, sampling: Sampling) -> int | None:
-        """In how many steps the silo finishes: the authors' way takes those of the cut over a longer way."""
+        """Return in how many steps the silo denoises its part; None takes those of the whole chain below the cut.
+
+        The authors' mode takes the steps below the cut over the longer way from ``silo_start``.
+        """
         if not step:
             return None
         if self.distil or self.finish:

@@ -1,4 +1,4 @@
-"""How the shared weights go down to silos, and what each side then holds of them."""
+"""How the shared weights are sent to silos, and which weights each side has afterwards."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from manyhands.seed import torch_rng
 from manyhands.tensors import StateSpec, Tensors, round_to_float16, zeros
 
 DownlinkKind = Literal["step", "shared", "whole"]
+"""``step``: the shared weights, or their difference from the last round where the codec sends differences. ``shared``:
+the shared weights themselves, for a silo without those of the last round. ``whole``: all weights, for a new silo."""
 
 
 @dataclass(frozen=True)
 class Downlink:
-    """The ``shared`` ones of ``every`` weight, by a codec; both sides know it.
+    """How weights travel from the server to silos; both sides know it.
 
-    A silo is sent a ``step``: the shared weights or, where the codec is relative, their difference to the round before.
-    One that does not hold the round before is sent the ``shared`` weights by themselves instead, and one that holds
-    nothing the ``whole``: with the start of its private parts.
+    Args:
+        codec: The codec of the shared weights.
+        every: The names, shapes and types of all weights of the network.
+        shared: Those that are averaged; the others stay at their silo.
     """
 
     codec: Codec
@@ -30,46 +33,68 @@ class Downlink:
 
     @property
     def tracks(self) -> bool:
-        """Whether what a silo is sent depends on what it holds, so that it must say so."""
+        """Whether what a silo is sent depends on the weights that it has, so that it must tell the server."""
         return self.codec.relative or len(self.shared) < len(self.every)
 
     @property
-    def alone(self) -> Codec:
-        """How weights travel to a silo that does not hold the last ones."""
+    def absolute(self) -> Codec:
+        """The codec for a silo that does not have the weights of the last round."""
         return Float16() if self.codec.relative else self.codec
 
-    def forms(self) -> dict[DownlinkKind, StateSpec]:
-        """What may come down."""
+    def layouts(self) -> dict[DownlinkKind, StateSpec]:
+        """Return the tensors that may come down, by kind."""
         step: dict[DownlinkKind, StateSpec] = {"step": self.codec.wire_spec(self.shared)}
         if not self.tracks:
             return step
-        return {**step, "shared": self.alone.wire_spec(self.shared), "whole": self.alone.wire_spec(self.every)}
+        return {**step, "shared": self.absolute.wire_spec(self.shared), "whole": self.absolute.wire_spec(self.every)}
 
-    def form(self, holds: int, number: int) -> DownlinkKind:
-        """What a silo that holds the weights of a round (-1: none) needs for round ``number``."""
+    def kind(self, holds: int, number: int) -> DownlinkKind:
+        """Return what a silo must be sent in a round.
+
+        Args:
+            holds: The round whose weights the silo has; -1 for none.
+            number: The round that is open.
+        """
         if not self.tracks:
             return "step"
         return "whole" if holds < 0 else "shared" if self.codec.relative and holds != number - 1 else "step"
 
-    def received(self, form: DownlinkKind, wire: Mapping[str, Tensor], held: Tensors) -> Tensors:
-        """All weights as they are at a silo that held others before."""
-        if form != "step":
-            return held | dict(self.alone.decode(wire, zeros(self.shared if form == "shared" else self.every)))
+    def received(self, kind: DownlinkKind, wire: Mapping[str, Tensor], held: Tensors) -> Tensors:
+        """Return all weights as a silo has them after it was sent some.
+
+        Args:
+            kind: What was sent.
+            wire: The tensors that were sent.
+            held: The weights that the silo had before.
+        """
+        if kind != "step":
+            return held | dict(self.absolute.decode(wire, zeros(self.shared if kind == "shared" else self.every)))
         if not self.codec.relative:
             return held | dict(self.codec.decode(wire, zeros(self.shared)))
         return held | round_to_float16(self.codec.decode(wire, {name: held[name] for name in self.shared}))
 
     def bytes(self, ready: float) -> float:
-        """What a silo is sent in a round at most, where a share ``ready`` of the silos hold the round before."""
+        """Return the most bytes that a silo is sent in a round, on average over silos.
+
+        Args:
+            ready: The share of the silos that have the weights of the last round.
+        """
         step = max_wire_bytes(self.codec, self.shared)
-        return ready * step + (1 - ready) * max_wire_bytes(self.alone, self.shared) if self.codec.relative else step
+        return ready * step + (1 - ready) * max_wire_bytes(self.absolute, self.shared) if self.codec.relative else step
 
 
 class Broadcast:
-    """The server's side: ``weights`` are its own, ``given`` what silos of the open round hold of them.
+    """What the server sends in the open round.
 
-    They differ by what the codec rounds. Where that is relative, to ``base``, the difference is in the next round's
-    step: nothing is lost in the long run.
+    ``weights`` are the server's own; ``silo_weights`` are those that silos have, which differ by the codec's rounding.
+    A codec that sends differences (from ``base``) makes up for that in the next round, so that no error adds up.
+
+    Args:
+        link: How weights travel.
+        seed: The seed of the run.
+        weights: The server's weights.
+        base: The silos' shared weights of the last round, for a codec that sends differences.
+        number: The round that is open.
     """
 
     def __init__(
@@ -79,40 +104,42 @@ class Broadcast:
         self.weights, self.base = weights, base or {}
         self._wires: dict[DownlinkKind, Tensors] = {}
         if link.codec.relative and not self.base:
-            self.given = round_to_float16(weights)
+            self.silo_weights = round_to_float16(weights)
             return
         shared = {name: weights[name] for name in link.shared}
         step = link.codec.encode(shared, self.base, {}, torch_rng(seed, "down", number)).wire
         self._wires["step"] = step
-        self.given = weights | link.received("step", step, self.base or {})
+        self.silo_weights = weights | link.received("step", step, self.base or {})
         if link.codec.loses_rounding:
-            self.weights = self.given
+            self.weights = self.silo_weights
 
     def next(self, moved: Mapping[str, Tensor]) -> Broadcast:
-        """The handout of the next round; weights stay in the bounds of what 16 bits can say."""
+        """Return the broadcast of the next round, with weights clamped to the range of 16-bit floats."""
         weights = self.weights | {name: _bounded(tensor) for name, tensor in moved.items()}
-        base = {name: self.given[name] for name in self.link.shared} if self.link.codec.relative else {}
+        base = {name: self.silo_weights[name] for name in self.link.shared} if self.link.codec.relative else {}
         return Broadcast(self.link, self.seed, weights, base, self.number + 1)
 
-    def anew(self) -> Broadcast:
-        """The next round's handout where silos hold weights that nothing must be said against: these, by themselves."""
+    def restarted(self) -> Broadcast:
+        """Return the next round's broadcast after a run went back: the weights themselves, no difference."""
         return Broadcast(self.link, self.seed, self.weights, None, self.number + 1)
 
-    def form(self, holds: int) -> DownlinkKind:
-        """What a silo that holds the weights of a round (-1: none) is sent."""
-        form = self.link.form(holds, self.number)
-        return "shared" if form == "step" and self.link.codec.relative and not self.base else form
+    def kind(self, holds: int) -> DownlinkKind:
+        """Return what a silo is sent that has the weights of round ``holds`` (-1: none)."""
+        kind = self.link.kind(holds, self.number)
+        return "shared" if kind == "step" and self.link.codec.relative and not self.base else kind
 
-    def wire(self, form: DownlinkKind) -> Tensors:
-        """What is sent: one copy, whoever asks for it."""
-        if form not in self._wires:
-            told = {name: self.given[name] for name in self.link.shared} if form == "shared" else self.given
-            rng = torch_rng(self.seed, form, self.number)
-            self._wires[form] = self.link.alone.encode(told, {}, {}, rng).wire
-        return self._wires[form]
+    def wire(self, kind: DownlinkKind) -> Tensors:
+        """Return the encoded tensors of a kind; they are encoded once for all silos."""
+        if kind not in self._wires:
+            weights = self.silo_weights
+            if kind == "shared":
+                weights = {name: weights[name] for name in self.link.shared}
+            rng = torch_rng(self.seed, kind, self.number)
+            self._wires[kind] = self.link.absolute.encode(weights, {}, {}, rng).wire
+        return self._wires[kind]
 
 
 def _bounded(tensor: Tensor) -> Tensor:
-    """No copy of what is within bounds already."""
+    """Clamp to the range of 16-bit floats, without a copy where nothing lies outside."""
     within = not tensor.numel() or float(tensor.abs().max()) <= MAX_WEIGHT
     return tensor if within else tensor.clamp(-MAX_WEIGHT, MAX_WEIGHT)

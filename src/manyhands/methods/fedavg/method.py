@@ -1,4 +1,4 @@
-"""Federated averaging of a diffusion model."""
+"""Federated averaging of an image generator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, Server
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.server import FedAvgServer
-from manyhands.methods.fedavg.sharing import ALL, SHARED, WAYS, asked, uploads
+from manyhands.methods.fedavg.sharing import ALL, PART_NAMES, SHARED, assigned_parts, possible_uploads
 from manyhands.methods.fedavg.silo import converse
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
 from manyhands.models.autoencoder import TrainedAutoencoder
@@ -26,15 +26,11 @@ from manyhands.tensors import strip_prefix
 
 
 class FedAvg(FedAvgSpec):
-    """Each round, silos train the shared network on their own images, and the server averages what they send.
+    """Each round, silos train the shared network on their own images, and the server averages their weights.
 
-    The mean is weighted by the silos' numbers of images. ``participants`` silos are drawn each round, without
-    replacement (None: all). ``keep_optimiser`` keeps each silo's optimiser over rounds, at the silo. ``proximal`` is
-    the mu of FedProx and FedDM-prox, ``up`` and ``down`` say how weights travel, ``share`` which parts of the U-Net
-    do, and ``server_optimizer`` what the server makes of the mean. Where it is ``kept``, silos get the last mean, too,
-    and keep what they got as a generator of their own. Silos always go on from what they were sent last,
-    never from its average over rounds. An update that is longer than ``max_update_ratio`` times the median of the last
-    round, and than the weights themselves, is refused; 0 takes every finite one.
+    The mean is weighted by the silos' numbers of images. The model may be a U-Net, a latent model, an autoencoder or a
+    GAN, of which both networks are averaged. Silos go on from the weights that they were sent last; the average over
+    rounds (``ema``) is for drawing images only.
 
     References:
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,
@@ -45,25 +41,25 @@ class FedAvg(FedAvgSpec):
     """
 
     def silo(self, silo: Silo) -> Conversation:
-        """Join, then train whenever weights come, until the server says that it is done."""
+        """Join, then train whenever weights come, until the server says that the run is done."""
         return converse(self, silo)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> Server:
-        """The server, with a freshly initialised network."""
+        """Return the server, with a freshly initialised network."""
         if (self.participants or 1) > len(silos):
             raise RecipeError(f"participants is {self.participants}, there are {len(silos)} silos")
         return self.prepared_server(FedAvgServer(self, seed, silos))
 
     def plan(self) -> Plan:
-        """Weights down and up, once a round; no image, no label."""
+        """Weights down and up, once a round; no image and no label."""
         link = self.downlink
         holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
-        told: Facts = {**next_round_facts(self.rounds)} | ({"form": WORD} if link.tracks else {})
-        step, *others = link.forms().values()
-        gives = Payload(step, told | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
-        sent, *halves = (self.up.wire_spec(self.layout_of(parts)) for parts in uploads(self.share))
-        takes = Payload(sent, {**round_facts(self.rounds), **holds}, (*halves, {}))
-        whose = f"{self.participants} silos a round" if self.participants else "every silo, every round"
+        facts_down: Facts = {**next_round_facts(self.rounds)} | ({"form": WORD} if link.tracks else {})
+        step, *others = link.layouts().values()
+        down = Payload(step, facts_down | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
+        sent, *other_parts = (self.up.wire_spec(self.layout_of(parts)) for parts in possible_uploads(self.share))
+        up = Payload(sent, {**round_facts(self.rounds), **holds}, (*other_parts, {}))
+        participants = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
             self.preparations()
             | {
@@ -71,14 +67,14 @@ class FedAvg(FedAvgSpec):
                     "says how many images it has, gets the model",
                     "once",
                     Payload(facts={"images": IMAGES} | holds),
-                    gives,
+                    down,
                 ),
                 "update": Operation(
                     f"sends {'its model' if not self.personal else 'the shared parts'} after local training, gets the "
-                    f"mean ({whose})",
+                    f"mean ({participants})",
                     f"{self.rounds} times",
-                    takes,
-                    gives,
+                    up,
+                    down,
                     barrier=True,
                     closes_round=True,
                     outgoing=(self._outgoing,),
@@ -87,18 +83,18 @@ class FedAvg(FedAvgSpec):
         )
 
     def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
-        """The parts of the network, and about what a round weighs against all weights in float32."""
+        """Return the size of each part of the network, and the traffic of a round against plain float32."""
         count = min(self.participants or silos, silos)
-        parts = {part: sum(like.size for like in self.layout_of(part).values()) for part in ALL.split("+")}
-        every = sum(parts.values())
+        parts = {part: sum(spec.size for spec in self.layout_of(part).values()) for part in ALL.split("+")}
+        total = sum(parts.values())
         shared = max_wire_bytes(self.up, self.layout_of(SHARED[self.share]))
         up = shared / 2 if self.share == "usplit" else shared
         down = self.downlink.bytes(count / silos)
-        shares = ", ".join(f"{size / every:.1%} {part}" for part, size in parts.items() if size)
-        plain = up + down == 8 * every
-        saving = "all weights in float32" if plain else f"{8 * every / (up + down):.2f} x fewer bytes than in float32"
+        shares = ", ".join(f"{size / total:.1%} {part}" for part, size in parts.items() if size)
+        plain = up + down == 8 * total
+        saving = "all weights in float32" if plain else f"{8 * total / (up + down):.2f} x fewer bytes than in float32"
         return [
-            f"{every:,} weights: {shares}",
+            f"{total:,} weights: {shares}",
             *self.prepared_cost_lines(),
             f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} up and {size_text(count * down)} "
             f"down, {saving}",
@@ -106,15 +102,15 @@ class FedAvg(FedAvgSpec):
         ]
 
     def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
-        """Where parts stay at home or all is kept there: what it got last, with its private parts."""
+        """Return the network as the silo has it, where it keeps parts or all of it; None otherwise."""
         return self.silo_generator_of(silo, strip_prefix(silo.memory, AVERAGE))
 
     @property
     def _outgoing(self) -> outgoing.Weights:
-        """What an update is: weights that the server reads."""
+        """What leaves in an update: weights that the server can read."""
         of = {"gan": "both of its networks", "autoencoder": "its autoencoder"}.get(self.model.kind, "its network")
-        parts = " and ".join(f"the {WAYS[part]}" for part in SHARED[self.share].split("+"))
-        kept = tuple(WAYS[part] for part in self._private)
+        parts = " and ".join(f"the {PART_NAMES[part]}" for part in SHARED[self.share].split("+"))
+        kept = tuple(PART_NAMES[part] for part in self._private)
         return outgoing.Weights(of=f"{parts} of {of}" if kept else of, training=self.training, kept=kept)
 
     @property
@@ -122,9 +118,9 @@ class FedAvg(FedAvgSpec):
         return [part for part in ALL.split("+") if part not in SHARED[self.share].split("+")]
 
     def cited_parts(self) -> list[object]:
-        """With what pulls, and what shares."""
+        """Return the parts of the method whose papers are cited."""
         return [
             *super().cited_parts(),
             *([Proximal] if self.proximal else []),
-            *([asked] if self.share != "all" else []),
+            *([assigned_parts] if self.share != "all" else []),
         ]

@@ -1,4 +1,4 @@
-"""What holds a silo's training near to where it began."""
+"""The proximal term of FedProx: it keeps a silo's weights near those that it started the round with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ Mode = Literal["coupled", "decoupled"]
 
 
 class Proximal:
-    """The pull of a network towards the weights that it has now: mu / 2 ||w - anchor||^2.
+    """The proximal term mu / 2 ||w - anchor||^2, where the anchor is the weights at the start of the round.
 
     ``coupled`` adds it to the loss, as published: its gradient, mu (w - anchor), goes through the optimiser, and Adam
-    scales it as it scales everything. ``decoupled`` leaves the gradient alone and takes, after each step of the
-    optimiser, the exact proximal step of its learning rate: w = anchor + (w - anchor) / (1 + rate mu), which is stable
-    for every mu.
+    rescales it like every gradient. ``decoupled`` leaves the gradient alone and takes, after each step of the
+    optimiser, the exact proximal step w = anchor + (w - anchor) / (1 + rate mu), which is stable for every mu.
+
+    Args:
+        network: The network that is trained; its weights now are the anchor.
+        mu: The strength of the term.
+        mode: ``coupled`` or ``decoupled``.
 
     References:
         Federated Optimization in Heterogeneous Networks, Li et al., 2020, arXiv 1812.06127
@@ -28,13 +32,13 @@ class Proximal:
         self._anchor = [weight.detach().clone() for weight in self._weights]
 
     def added_to(self, loss: Tensor) -> Tensor:
-        """The loss with the term in it; decoupled, it is told but has no gradient."""
+        """Return the loss plus the term; with ``decoupled`` the term has no gradient and is only reported."""
         pairs = zip(self._weights, self._anchor, strict=True)
         term = self.mu / 2 * torch.stack([(weight - anchor).square().sum() for weight, anchor in pairs]).sum()
         return loss + (term if self.mode == "coupled" else term.detach())
 
     @torch.no_grad()
     def after_step(self, rate: float) -> None:
-        """Go back by what the term asks, if that has not been done by its gradient."""
+        """With ``decoupled``, take the proximal step for a learning rate."""
         if self.mode == "decoupled":
             torch._foreach_lerp_(self._weights, self._anchor, 1 - 1 / (1 + rate * self.mu))

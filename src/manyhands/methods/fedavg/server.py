@@ -1,4 +1,4 @@
-"""The server's half of federated averaging: it holds the model, and averages what silos send."""
+"""The server's half of federated averaging: it has the model, and averages the weights that silos send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from manyhands.generators.gan import GanGenerator
 from manyhands.messages.message import Message
 from manyhands.methods.base import Server
 from manyhands.methods.fedavg.broadcast import Broadcast
-from manyhands.methods.fedavg.sharing import asked
+from manyhands.methods.fedavg.sharing import assigned_parts
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.autoencoder import TrainedAutoencoder
@@ -23,21 +23,26 @@ from manyhands.tensors import Tensors, WeightedMean, add_prefix, running_average
 
 
 class FedAvgServer(Server):
-    """Holds the model, and while a round is open the sum of the updates that came."""
+    """Has the model, and while a round is open the sum of the weights that came.
+
+    Args:
+        method: The fields of the run.
+        seed: The seed of the run.
+        silos: The names of all silos.
+    """
 
     trains = False
 
     def __init__(self, method: FedAvgSpec, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
-        begun = initial_weights(method.model, seed)
-        self.broadcast = Broadcast(method.downlink, seed, begun)
-        self.average = self.broadcast.given
+        self.broadcast = Broadcast(method.downlink, seed, initial_weights(method.model, seed))
+        self.average = self.broadcast.silo_weights
         self.memory: Tensors = {}
         self.updates = 0
         self.mean = WeightedMean()
         self.lengths: UpdateLengths = UpdateLengths(method.max_update_ratio)
         self._went_back = False
-        self._asked = self._draw()
+        self._assigned = self._draw_participants()
 
     @property
     def weights(self) -> Tensors:
@@ -45,48 +50,48 @@ class FedAvgServer(Server):
         return self.broadcast.weights
 
     def handle(self, silo: str, message: Message) -> Message:
-        """Join: the model of the open round, for those who take part in it."""
+        """Send a silo that joins the model of the open round, if it takes part in that."""
         return self._answer(silo, message)
 
     def validate(self, silo: str, message: Message) -> None:
-        """An update is refused from a silo that does not take part in the round, and where it is far too long."""
+        """Refuse an update of a silo that does not take part in the round, and one that is far too long."""
         if not message.tensors:
             return
-        if silo not in self._asked:
+        if silo not in self._assigned:
             raise Refused(Reason.NOT_ASKED, f"{silo} does not take part in round {self.round}")
-        self.method.up.check(message.tensors, self.method.layout_of(self._asked[silo]))
+        self.method.up.check(message.tensors, self.method.layout_of(self._assigned[silo]))
         update, images, relative = self._decoded(silo, message), message.facts["images"], self.method.up.relative
-        self.lengths.check(silo, update, self.broadcast.given, images, relative=relative)
+        self.lengths.check(silo, update, self.broadcast.silo_weights, images, relative=relative)
 
     def accumulate(self, silo: str, message: Message) -> Message:
-        """Add an update to the sum and keep only what it says."""
+        """Add an update to the sum, and keep only its facts."""
         if message.tensors:
             self.mean.add(self._decoded(silo, message), message.facts["images"])
         return Message(message.op, {}, message.facts)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
-        """Close the round, and give what came of it to those who take part in the next one."""
+        """Close the round, and send the new weights to those who take part in the next one."""
         mean, self.mean = self.mean.value(), WeightedMean()
-        self.broadcast = self.broadcast.anew() if self._went_back else self.broadcast.next(self._moved(mean))
+        self.broadcast = self.broadcast.restarted() if self._went_back else self.broadcast.next(self._moved(mean))
         self.lengths.close()
         self.round, self._went_back = self.round + 1, False
-        self._asked = self._draw()
+        self._assigned = self._draw_participants()
         if mean:
-            self.average = running_average(self.average, self.broadcast.given, self.method.ema, self.updates)
+            self.average = running_average(self.average, self.broadcast.silo_weights, self.method.ema, self.updates)
             self.updates += 1
         return {silo: self._answer(silo, message) for silo, message in messages.items()}
 
     def go_back(self, state: Tensors) -> str | None:
-        """To the weights of an earlier round; whoever moved the last mean most takes no part in the next round."""
+        """Return to earlier weights; the silo that moved the last mean most takes no part in the next round."""
         self._went_back = True
         return super().go_back({name: tensor for name, tensor in state.items() if not name.startswith("base.")})
 
     def generator(self) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
-        """The network that all share, as silos receive it; there is none where parts of it stay with them."""
+        """Return the network as silos receive it; None where parts of it stay at the silos."""
         return None if self.method.personal else self.method.generator_of(self.average)
 
     def state_dict(self) -> Tensors:
-        """The model, its average over rounds, how many means went into that, and what optimiser and codec keep."""
+        """Return the model, its average over rounds, and the state of optimizer and codec."""
         average = self.average if self.method.ema else {}
         kept = {"weights.": self.weights, "base.": self.broadcast.base, AVERAGE: average, "memory.": self.memory}
         kept |= {LENGTHS: self.lengths.state_dict()}
@@ -94,44 +99,44 @@ class FedAvgServer(Server):
         return {"updates": torch.tensor(self.updates)} | flat
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Go on from a kept model."""
+        """Go on from a state of ``state_dict``."""
         self.updates, self.memory = int(state["updates"]), strip_prefix(state, "memory.")
         weights, base = strip_prefix(state, "weights."), strip_prefix(state, "base.")
         self.broadcast = Broadcast(self.method.downlink, self.seed, weights, base, self.round)
-        self.average = strip_prefix(state, AVERAGE) or self.broadcast.given
+        self.average = strip_prefix(state, AVERAGE) or self.broadcast.silo_weights
         self.lengths.load_state_dict(strip_prefix(state, LENGTHS))
-        self._asked = self._draw()
+        self._assigned = self._draw_participants()
 
     def _decoded(self, silo: str, message: Message) -> Mapping[str, Tensor]:
-        return self.method.up.decode(message.tensors, zeros(self.method.layout_of(self._asked[silo])))
+        return self.method.up.decode(message.tensors, zeros(self.method.layout_of(self._assigned[silo])))
 
     def _moved(self, mean: Tensors) -> Tensors:
-        """The server's weights, moved as silos moved away from what they held."""
+        """Return the server's weights after the mean update of the silos."""
         up, down, optimizer = self.method.up, self.method.down, self.method.server_optimizer
         if not (optimizer or up.relative or down.relative):
-            return mean  # to the bit
-        given = self.broadcast.given
-        moved = mean if up.relative else {name: value - given[name] for name, value in mean.items()}
+            return mean  # exactly, bit for bit
+        held = self.broadcast.silo_weights
+        moved = mean if up.relative else {name: value - held[name] for name, value in mean.items()}
         if optimizer and mean:
             moved, self.memory = optimizer.step(moved, self.memory)
         return {name: self.weights[name] + value for name, value in moved.items()}
 
     def _answer(self, silo: str, message: Message) -> Message:
         done, holds = self.round >= self.method.rounds, message.facts.get("holds", -1)
-        form = self.broadcast.form(holds)
+        kind = self.broadcast.kind(holds)
         facts: Facts = {"round": self.round, "done": done}
         if self.method.share == "usplit":
-            facts["send"] = self._asked.get(silo, "")
+            facts["send"] = self._assigned.get(silo, "")
         if self.broadcast.link.tracks:
-            facts["form"] = form
-        wanted = silo in self._asked or (done and (self.method.personal or self.method.kept))
-        return Message(message.op, self.broadcast.wire(form) if wanted else {}, facts)
+            facts["form"] = kind
+        takes_part = silo in self._assigned or (done and (self.method.personal or self.method.kept))
+        return Message(message.op, self.broadcast.wire(kind) if takes_part else {}, facts)
 
-    def _draw(self) -> dict[str, str]:
-        """Those who take part in the open round, and what each is to send; nobody when all are done."""
+    def _draw_participants(self) -> dict[str, str]:
+        """Return which parts each participant of the open round must send; nobody takes part after the last."""
         if self.round >= self.method.rounds:
             return {}
         silos = [silo for silo in self.silos if silo != self.lengths.left_out]
         count = min(self.method.participants or len(silos), len(silos))
         rng = numpy_rng(self.seed, "participants", self.round)
-        return asked(self.method.share, rng.choice(silos, count, replace=False).tolist(), rng)
+        return assigned_parts(self.method.share, rng.choice(silos, count, replace=False).tolist(), rng)

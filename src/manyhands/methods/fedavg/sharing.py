@@ -1,4 +1,4 @@
-"""Which parts of a U-Net are shared, and who sends which of them."""
+"""Which parts of a U-Net are shared, and which silo sends which of them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import numpy as np
 Share = Literal["all", "up", "up+mid", "usplit"]
 ALL = "down+mid+up"
 SHARED = {"all": ALL, "up": "up", "up+mid": "mid+up", "usplit": ALL}
-"""The parts that are averaged and handed out; the others never leave their silo."""
-WAYS = {"down": "way down", "mid": "middle", "up": "way up"}
+"""The parts that are averaged and sent to all silos; the others never leave their silo."""
+PART_NAMES = {"down": "way down", "mid": "middle", "up": "way up"}
 
 
-def uploads(share: Share) -> tuple[str, ...]:
-    """What a silo may be asked to send, parts joined by +."""
+def possible_uploads(share: Share) -> tuple[str, ...]:
+    """Return what a silo may be asked to send: parts joined by "+"."""
     return (ALL, "up", "mid+up", "down", "down+mid") if share == "usplit" else (SHARED[share],)
 
 
-def asked(share: Share, silos: Sequence[str], rng: np.random.Generator) -> dict[str, str]:
-    """What each silo of a round is to send.
+def assigned_parts(share: Share, silos: Sequence[str], rng: np.random.Generator) -> dict[str, str]:
+    """Return which parts each silo of a round must send.
 
-    USplit pairs the silos at random: one of a pair sends the way up, the other the way down, and the middle comes from
-    either. One who is left over sends everything.
+    USplit pairs the silos at random: one of a pair sends the way up, the other the way down, and either of them the
+    middle. A silo that is left over sends everything.
+
+    Args:
+        share: Which parts are shared, and how.
+        silos: The silos that take part in the round.
+        rng: The random numbers that pair them.
 
     References:
         Training Diffusion Models with Federated Learning, de Goede, Cox, Decouchant, 2024, arXiv 2406.12575
@@ -31,7 +36,7 @@ def asked(share: Share, silos: Sequence[str], rng: np.random.Generator) -> dict[
     if share != "usplit":
         return dict.fromkeys(silos, SHARED[share])
     order = rng.permutation(list(silos)).tolist()
-    found: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     for up, down in zip(order[::2], order[1::2], strict=False):
-        found |= {up: "mid+up", down: "down"} if rng.random() < 0.5 else {up: "up", down: "down+mid"}
-    return found | dict.fromkeys(order[len(found) :], ALL)
+        assigned |= {up: "mid+up", down: "down"} if rng.random() < 0.5 else {up: "up", down: "down+mid"}
+    return assigned | dict.fromkeys(order[len(assigned) :], ALL)

@@ -17,33 +17,33 @@ from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
-HELD, LEFT = "held.", "left."
+HELD, RESIDUAL = "held.", "left."
 
 
 def converse(method: FedAvgSpec, silo: Silo) -> Conversation:
-    """Join, then train whenever weights come, until the server says that it is done."""
+    """Join, then train whenever weights come, until the server says that the run is done."""
     yield from method.prepared(silo)
-    answer, again = (yield _hello(method, silo)), None
+    answer, correction = (yield _join(method, silo)), None
     while not answer.facts["done"]:
         before = silo.memory
-        try:  # no name is given to an update: a silo that waits must not hold on to it
-            answer, again = (yield again or _say(method, silo, answer)), None
+        try:  # an update gets no name: while it waits, a silo must not keep it in memory
+            answer, correction = (yield correction or _reply(method, silo, answer)), None
         except Refused as refusal:
             stale = refusal.reason is Reason.STALE_ROUND
-            if again is not None and not stale:
+            if correction is not None and not stale:
                 raise
             silo.memory = before  # as if nothing had been sent
-            again = _hello(method, silo) if stale else _withheld(method, silo, answer, str(refusal))
+            correction = _join(method, silo) if stale else _withheld(method, silo, answer, str(refusal))
     if answer.tensors:
         _receive(method, silo, answer)
 
 
-def _hello(method: FedAvgSpec, silo: Silo) -> Message:
+def _join(method: FedAvgSpec, silo: Silo) -> Message:
     return Message("join", facts={"images": len(silo.images)} | _holds(method, silo))
 
 
 def _holds(method: FedAvgSpec, silo: Silo) -> Facts:
-    """The round whose model a silo holds, where the server must know."""
+    """Return the round whose model the silo has, where the server must know it."""
     return {"holds": int(silo.memory.get("holds", -1))} if method.downlink.tracks else {}
 
 
@@ -52,19 +52,19 @@ def _withheld(method: FedAvgSpec, silo: Silo, answer: Message, why: str, trained
     return Message("update", {}, facts | _holds(method, silo))
 
 
-def _say(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
+def _reply(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     return _update(method, silo, answer) if answer.tensors else _withheld(method, silo, answer, RESTING)
 
 
 def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Tensors:
-    """The network's weights as they are at the silo now; kept, where it must know them later."""
+    """Return the weights as the silo has them now, and keep them where they are needed later."""
     link, number = method.downlink, answer.facts["round"]
     weights = link.received(answer.facts.get("form", "step"), answer.tensors, strip_prefix(silo.memory, HELD))
     if not (link.tracks or method.kept):
         return weights
-    anew = number != int(silo.memory.get("holds", -1))
+    is_new = number != int(silo.memory.get("holds", -1))
     silo.memory = silo.memory | add_prefix(weights, HELD) | {"holds": torch.tensor(number)}
-    if (method.personal or method.kept) and anew:
+    if (method.personal or method.kept) and is_new:
         count = int(silo.memory.get("receipts", 0))
         average = running_average(strip_prefix(silo.memory, AVERAGE), weights, method.ema, count)
         silo.memory |= add_prefix(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
@@ -72,7 +72,7 @@ def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Tensors:
 
 
 def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
-    """One round at the silo: load what came, train, send what came of it."""
+    """Train one round: load the weights that came, train, and return the message with the new ones."""
     before = silo.memory
     received = _receive(method, silo, answer)
     network = silo.device_context.network(method.model)
@@ -90,15 +90,15 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     parts = answer.facts.get("send", SHARED[method.share])
     sent = {name: weights[name] for name in method.layout_of(parts)}
     rng = torch_rng(silo.seed, silo.name, "up", number)
-    wire, left = method.up.encode(sent, received, strip_prefix(silo.memory, LEFT), rng)
-    private = {name: own for name, own in weights.items() if method.personal and name not in sent}
+    wire, residual = method.up.encode(sent, received, strip_prefix(silo.memory, RESIDUAL), rng)
+    private = {name: tensor for name, tensor in weights.items() if method.personal and name not in sent}
     kept = optimiser_state(optimiser) if method.keep_optimiser else {}
-    silo.memory = silo.memory | kept | add_prefix(left, LEFT) | add_prefix(private, HELD)
+    silo.memory = silo.memory | kept | add_prefix(residual, RESIDUAL) | add_prefix(private, HELD)
     return Message("update", wire, update_facts(silo, answer, trained) | _holds(method, silo))
 
 
 def _with_average_of(before: Tensors, memory: Tensors) -> Tensors:
-    """A silo's memory without what it was sent last in its average: weights that nobody can train are in no average."""
+    """Return the memory with the average of before: weights that cannot be trained must not enter it."""
     averaged = (AVERAGE, "receipts")
     kept = {name: tensor for name, tensor in memory.items() if not name.startswith(averaged)}
     return kept | {name: tensor for name, tensor in before.items() if name.startswith(averaged)}

@@ -1,4 +1,4 @@
-"""What a run with federated averaging is told, and what follows from that."""
+"""The fields of a run with federated averaging, and what follows from them."""
 
 from __future__ import annotations
 
@@ -29,55 +29,76 @@ AVERAGE = "average."
 
 
 class FedAvgSpec(LocalTrainingMethod, ABC):
-    """The fields of ``FedAvg``, which says what they mean."""
+    """The fields of ``FedAvg``, and the layouts that follow from them."""
 
-    kind: Literal["fedavg"] = "fedavg"
-    participants: Int | None = Field(default=None, ge=1)
-    keep_optimiser: bool = False
-    proximal: Float = Field(default=0.0, ge=0, le=1e30)
-    proximal_mode: Mode = "coupled"
-    up: AnyCodec = Float32()
-    down: AnyCodec = Float32()
-    share: Share = "all"
-    server_optimizer: AnyServerOptimizer | None = None
-    kept: bool = False
+    kind: Literal["fedavg"] = Field(default="fedavg", description="The name of this method in a recipe.")
+    participants: Int | None = Field(
+        default=None,
+        ge=1,
+        description="How many silos take part in a round, drawn without replacement; None takes all.",
+    )
+    keep_optimiser: bool = Field(
+        default=False, description="Whether a silo keeps its optimiser's state from round to round."
+    )
+    proximal: Float = Field(
+        default=0.0, ge=0, le=1e30, description="The mu of the proximal term of FedProx and FedDM-prox; 0 has no term."
+    )
+    proximal_mode: Mode = Field(
+        default="coupled",
+        description="'coupled' adds the proximal term to the loss, as published; 'decoupled' applies it after each "
+        "optimiser step, which is stable for every mu.",
+    )
+    up: AnyCodec = Field(default=Float32(), description="The codec of weights from silos to the server.")
+    down: AnyCodec = Field(default=Float32(), description="The codec of weights from the server to silos.")
+    share: Share = Field(
+        default="all",
+        description="Which parts of the U-Net are averaged: 'all', 'up' (the way up), 'up+mid', or 'usplit', which "
+        "averages all but has each silo send about half. Other parts stay at their silo.",
+    )
+    server_optimizer: AnyServerOptimizer | None = Field(
+        default=None, description="How the server applies the mean update; None takes the mean as it is."
+    )
+    kept: bool = Field(
+        default=False,
+        description="Whether silos receive the last mean, too, and keep the network as a generator of their own.",
+    )
     max_update_ratio: MaxUpdateRatio = MAX_RATIO
 
     @field_validator("server_optimizer")
     @classmethod
-    def _no_step_of_its_own(cls, told: AnyServerOptimizer | None) -> AnyServerOptimizer | None:
-        return None if told == Momentum(rate=1.0, momentum=0.0) else told
+    def _plain_mean(cls, value: AnyServerOptimizer | None) -> AnyServerOptimizer | None:
+        return None if value == Momentum(rate=1.0, momentum=0.0) else value
 
     @field_validator("up", "down", "server_optimizer", mode="before")
     @classmethod
-    def _by_name(cls, told: Any) -> Any:
-        return {"kind": told} if isinstance(told, str) else told
+    def _by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _has_what_is_fine(self) -> Self:
+    def _fine_names_match(self) -> Self:
         for codec in (self.up, self.down):
             words = codec.fine if isinstance(codec, Updates) and codec.fine != Updates().fine else ()
             if bad := [
                 word for word in words if not word or not any(word in name for name in state_spec_of(self.model))
             ]:
-                raise ValueError(f"fine has {bad[0]!r}, which is in no name of the model's weights")
+                raise ValueError(f"fine has {bad[0]!r}, but no weight of the model has that in its name")
         return self
 
     @model_validator(mode="after")
-    def _nothing_pulls_a_gan(self) -> Self:
+    def _no_proximal_gan(self) -> Self:
         if isinstance(self.model, Gan) and self.proximal:
-            raise ValueError("proximal is for one loss; a GAN has two")
+            raise ValueError("proximal is for a single loss, but a GAN has two")
         return self
 
     @model_validator(mode="after")
     def _whole_autoencoder(self) -> Self:
         if isinstance(self.model, Autoencoder) and self.share != "all":
-            raise ValueError(f"share is {self.share!r}, but an autoencoder is shared whole")
+            raise ValueError(f"share is {self.share!r}, but an autoencoder can only be shared with 'all'")
         return self
 
     @property
     def downlink(self) -> Downlink:
-        """How weights come to silos."""
+        """How weights travel to silos."""
         return Downlink(self.down, state_spec_of(self.model), self.layout_of(SHARED[self.share]))
 
     @property
@@ -86,6 +107,6 @@ class FedAvgSpec(LocalTrainingMethod, ABC):
         return SHARED[self.share] != ALL
 
     def layout_of(self, parts: str) -> StateSpec:
-        """The names, shapes and types of the weights in parts of the network."""
+        """Return the names, shapes and types of the weights of some parts, joined by "+"."""
         wanted = parts.split("+")
-        return {name: like for name, like in state_spec_of(self.model).items() if self.model.part_of(name) in wanted}
+        return {name: spec for name, spec in state_spec_of(self.model).items() if self.model.part_of(name) in wanted}

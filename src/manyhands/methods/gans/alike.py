@@ -1,4 +1,4 @@
-"""How alike silos are, seen from images that their generators made."""
+"""How alike silos are, measured on images from their generators."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ import torch
 from torch import Tensor
 
 MAX_DIRECTIONS = 16
-"""The most directions in which images are looked at."""
+"""The most principal directions in which images are compared."""
 
 
 def distances(images: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """How far each is from each other: the Frechet distance of Gaussians, as a share of the variance of all images.
+    """Return the distance of each pair of silos: the Frechet distance of Gaussians over the variance of all images.
 
-    They are those of the images' coordinates in the directions in which all images together vary most. It is 0 between
-    equals, and 4 between two halves that are each of one image.
+    The Gaussians are fitted to the images' coordinates in the directions in which all images together vary most. The
+    distance is 0 between equal sets, and 4 between two halves of which each repeats a single image.
+
+    Args:
+        images: Images of each silo, of shape (B, C, H, W).
     """
     silos = sorted(images)
     flat = {silo: images[silo].flatten(1).double().cpu() for silo in silos}
-    every = torch.cat([flat[silo] for silo in silos])
-    _, singular, directions = torch.linalg.svd(every - every.mean(0), full_matrices=False)
-    seen = {silo: flat[silo] @ directions[:MAX_DIRECTIONS].T for silo in silos}
-    total = (singular[:MAX_DIRECTIONS].square().sum() / len(every)).clamp(min=1e-12)
-    return {a: {b: float(frechet(seen[a], seen[b]) / total) if a != b else 0.0 for b in silos} for a in silos}
+    together = torch.cat([flat[silo] for silo in silos])
+    _, singular, directions = torch.linalg.svd(together - together.mean(0), full_matrices=False)
+    points = {silo: flat[silo] @ directions[:MAX_DIRECTIONS].T for silo in silos}
+    total = (singular[:MAX_DIRECTIONS].square().sum() / len(together)).clamp(min=1e-12)
+    return {a: {b: float(frechet(points[a], points[b]) / total) if a != b else 0.0 for b in silos} for a in silos}
 
 
 def frechet(x: Tensor, y: Tensor) -> Tensor:
-    """The squared distance of the Gaussians that have the means and variances of two sets of points.
+    """Return the squared Frechet distance of Gaussians with the means and covariances of two sets of points.
+
+    Args:
+        x: Points of the first set, of shape (N, D).
+        y: Points of the second set, of shape (M, D).
 
     References:
         The Frechet distance between multivariate normal distributions, Dowson, Landau, 1982, doi
@@ -41,9 +48,9 @@ def frechet(x: Tensor, y: Tensor) -> Tensor:
 
 
 def shares(apart: Mapping[str, float], temperature: float) -> dict[str, float]:
-    """What each counts for one: exp(-d / temperature), as a share of all."""
-    each = (-torch.tensor(list(apart.values()), dtype=torch.float64) / temperature).softmax(0).tolist()
-    return dict(zip(apart, each, strict=True))
+    """Return the weight of each silo for one of them: exp(-d / temperature) as a share of the total."""
+    weights = (-torch.tensor(list(apart.values()), dtype=torch.float64) / temperature).softmax(0).tolist()
+    return dict(zip(apart, weights, strict=True))
 
 
 def _root(matrix: Tensor) -> Tensor:

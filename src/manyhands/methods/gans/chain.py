@@ -1,4 +1,4 @@
-"""A network in parts, one after another, each on a device of its own."""
+"""A network that is cut into parts, one after another, each on a device of its own."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from manyhands.models.gan import run_blocks
 
 
 class Chain:
-    """Blocks in parts. All that passes between two parts is what comes out of one, and its gradient on the way back.
+    """Blocks in parts. Between two parts pass only the activations forward, and their gradient backward.
 
-    ``borders`` are the numbers of the blocks that parts begin with, but for the first.
+    Args:
+        blocks: The blocks of the network.
+        borders: The number of the first block of each part but the first.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], borders: Sequence[int] = ()) -> None:
-        self.parts = [blocks[begins:ends] for begins, ends in pairwise((0, *borders, len(blocks)))]
+        self.parts = [blocks[first:end] for first, end in pairwise((0, *borders, len(blocks)))]
 
     def forward(self, x: Tensor, labels: Tensor | None) -> ChainPass:
-        """One pass of a batch."""
-        crossings = []
+        """Run a batch through all parts."""
+        borders = []
         for part in self.parts[:-1]:
             sent = run_blocks(part, x, labels)
-            crossings.append((sent, x := sent.detach().requires_grad_()))
-        return ChainPass(run_blocks(self.parts[-1], x, labels), crossings)
+            borders.append((sent, x := sent.detach().requires_grad_()))
+        return ChainPass(run_blocks(self.parts[-1], x, labels), borders)
 
 
 class ChainPass:
-    """What came of a pass: ``out``, and at each border what one part sent and the next one got."""
+    """A forward pass: its output, and at each border what one part sent and the next part received."""
 
-    def __init__(self, out: Tensor, crossings: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.out, self.crossings = out, crossings
+    def __init__(self, output: Tensor, borders: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.output, self.borders = output, borders
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients of a loss of ``out``, part by part."""
+        """Take the gradients of a loss of the output back, part by part."""
         loss.backward()
-        for sent, got in reversed(self.crossings):
-            torch.autograd.backward(sent, got.grad)
+        for sent, received in reversed(self.borders):
+            torch.autograd.backward(sent, received.grad)

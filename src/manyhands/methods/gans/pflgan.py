@@ -1,4 +1,4 @@
-"""PFL-GAN: silos train GANs of their own, and refine them on images made by the generators of silos that are alike."""
+"""PFL-GAN: silos train GANs of their own, also on images from the generators of silos that are alike."""
 
 from __future__ import annotations
 
@@ -33,79 +33,96 @@ HANDED = "handed."
 
 
 class PFLGan(GanMethod):
-    """Each silo trains its own GAN, as in ``Local``; every ``every`` rounds the server makes images for it.
+    """Each silo trains its own GAN, as in ``Local``, also on images that the server draws for it from time to time.
 
-    Silos send their generators and which classes they have images of. The server draws ``examples`` from each, and
-    hands out images of the others, more of those that are more alike: exp(-d / ``temperature``), d their distance, 0 to
-    itself. A silo with n images trains on at most ``share`` n more; 0 gives ``Local``.
+    Silos send their generators and which classes they have images of. The server draws examples from each generator,
+    measures the distance d of each pair of silos (0 of a silo to itself), and sends each silo images of the others'
+    generators, weighed by exp(-d / temperature).
 
     References:
         PFL-GAN: When Client Heterogeneity Meets Generative Models in Personalized Federated Learning, Wijesinghe,
             Zhang, Ding, 2023, arXiv 2308.12454
     """
 
-    kind: Literal["pflgan"] = "pflgan"
-    every: Int = Field(default=5, ge=1)
-    share: Float = Field(default=0.5, ge=0, le=100)
-    examples: Int = Field(default=256, ge=2, le=100_000)
-    temperature: Float = Field(default=0.5, gt=0, le=1e6)
-    keep_optimiser: bool = True
+    kind: Literal["pflgan"] = Field(default="pflgan", description="The name of this method in a recipe.")
+    every: Int = Field(default=5, ge=1, description="After how many rounds silos send generators and get new images.")
+    share: Float = Field(
+        default=0.5,
+        ge=0,
+        le=100,
+        description="How many images a silo gets at most, as a share of its own; 0 exchanges nothing and equals Local.",
+    )
+    examples: Int = Field(
+        default=256,
+        ge=2,
+        le=100_000,
+        description="How many images the server draws from each generator to measure distances.",
+    )
+    temperature: Float = Field(
+        default=0.5,
+        gt=0,
+        le=1e6,
+        description="The distance at which a silo's weight falls to 1/e; lower values favour the most alike silos.",
+    )
+    keep_optimiser: bool = Field(
+        default=True, description="Whether a silo keeps its optimiser's state from round to round."
+    )
 
     def silo(self, silo: Silo) -> Conversation:
-        """Train as ``Local`` does, on what the silo has and what it was handed."""
-        mine = replace(silo)
-        alone = self._local.silo(mine)
-        next(alone)
+        """Train as ``Local`` does, on the silo's images and on those that it was sent."""
+        pooled_silo = replace(silo)
+        local = self._local.silo(pooled_silo)
+        next(local)
         number = int(silo.memory.get(f"{HANDED}number", torch.tensor(-1)))
         answer = yield Message("join", facts={"images": len(silo.images), "holds": number})
         while True:
             self._receive(silo, answer)
             if answer.facts["done"]:
                 return
-            mine.images, mine.memory = self._pool(silo), silo.memory
-            said = alone.send(answer)
-            silo.memory = mine.memory
-            facts = {**said.facts, "images": len(silo.images)}
+            pooled_silo.images, pooled_silo.memory = self._pool(silo), silo.memory
+            message = local.send(answer)
+            silo.memory = pooled_silo.memory
+            facts = {**message.facts, "images": len(silo.images)}
             answer = yield Message("progress", {} if facts["withheld"] else self._sent(silo, facts["round"]), facts)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> PFLGanServer:
-        """A server that trains nothing."""
+        """Return the server, which trains nothing itself."""
         return PFLGanServer(self, seed, silos)
 
     def plan(self) -> Plan:
-        """Generators up, made images down, every so many rounds."""
+        """Generators up and generated images down, every few rounds."""
         trades = any(self.trades(number) for number in range(self.rounds))
-        told = {**next_round_facts(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
+        facts_down = {**next_round_facts(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
         others: tuple[StateSpec, ...] = ({},) if trades else ()
-        gives = Payload(self.handed_layout if trades else {}, told, others)
+        down = Payload(self.handed_layout if trades else {}, facts_down, others)
         says = "tells its loss"
         if trades:
             says += (
                 f"; after every {self.every} rounds sends its generator and which classes it has images of, "
-                "gets images that generators of other silos made"
+                "gets images from the generators of other silos"
             )
-        hello = Payload(facts={"images": IMAGES, "holds": Whole(-1, self.rounds)})
-        takes = Payload(self.sent_layout if trades else {}, round_facts(self.rounds), others)
+        join = Payload(facts={"images": IMAGES, "holds": Whole(-1, self.rounds)})
+        up = Payload(self.sent_layout if trades else {}, round_facts(self.rounds), others)
         return Plan(
             {
-                "join": Operation("says how many images it has", "once", hello, gives),
+                "join": Operation("says how many images it has", "once", join, down),
                 "progress": Operation(
-                    says, f"{self.rounds} times", takes, gives, True, True, self._outgoing if trades else ()
+                    says, f"{self.rounds} times", up, down, True, True, self._outgoing if trades else ()
                 ),
             }
         )
 
     def silo_generator(self, silo: Silo) -> TrainedModel | None:
-        """What the silo has trained for itself."""
+        """Return the GAN that the silo has trained."""
         return self._local.silo_generator(silo)
 
     def trades(self, number: int) -> bool:
-        """Whether generators are sent after this round."""
+        """Return whether generators are sent after this round."""
         return self.share > 0 and (number + 1) % self.every == 0 and number + 1 < self.rounds
 
     @property
     def _outgoing(self) -> tuple[OutgoingData, ...]:
-        """A generator, what is drawn from it, and which classes it is for."""
+        """What leaves: a generator, images drawn from it, and which classes the silo has."""
         often = f"after every {self.every} rounds"
         classes = (Statistics(of=("which classes it has images of",), often=often),) if self.model.classes else ()
         weights = Weights(of="its generator", training=self.training, often=often)
@@ -113,21 +130,21 @@ class PFLGan(GanMethod):
 
     @property
     def sent_layout(self) -> StateSpec:
-        """A generator, and which classes it knows."""
+        """The tensors that a silo sends: its generator, and which classes it has images of."""
         known = {"known": TensorSpec((self.model.classes,), torch.bool)} if self.model.classes else {}
-        every = state_spec_of(self.model)
-        return {name: like for name, like in every.items() if name.startswith("generator.")} | known
+        layout = state_spec_of(self.model)
+        return {name: spec for name, spec in layout.items() if name.startswith("generator.")} | known
 
     @property
     def handed_layout(self) -> StateSpec:
-        """Images that were made, as bytes."""
+        """The tensors that a silo gets: generated images as bytes, and their labels."""
         image = TensorSpec((None, self.model.channels, self.model.size, self.model.size), torch.uint8)
         return {"images": image} | ({"labels": TensorSpec((None,), torch.int64)} if self.model.classes else {})
 
     @property
     def _local(self) -> Local:
-        told = {name: getattr(self, name) for name in ("model", "training", "rounds", "ema", "keep_optimiser")}
-        return Local(**told)
+        fields = {name: getattr(self, name) for name in ("model", "training", "rounds", "ema", "keep_optimiser")}
+        return Local(**fields)
 
     def _sent(self, silo: Silo, number: int) -> Tensors:
         if not self.trades(number):
@@ -139,11 +156,11 @@ class PFLGan(GanMethod):
 
     def _receive(self, silo: Silo, answer: Message) -> None:
         if answer.tensors:
-            told = dict(answer.tensors) | {"number": torch.tensor(answer.facts["handed"])}
-            silo.memory = silo.memory | add_prefix(told, HANDED)
+            handed = dict(answer.tensors) | {"number": torch.tensor(answer.facts["handed"])}
+            silo.memory = silo.memory | add_prefix(handed, HANDED)
 
     def _pool(self, silo: Silo) -> Images:
-        """What the silo has, and what it was handed."""
+        """Return the silo's images together with those that it was sent."""
         handed = strip_prefix(silo.memory, HANDED)
         if not handed or not len(handed["images"]):
             return silo.images
@@ -152,7 +169,13 @@ class PFLGan(GanMethod):
 
 
 class PFLGanServer(Server):
-    """Counts rounds, and now and then draws from generators that it was sent."""
+    """Counts rounds, and every few rounds draws images from the generators that silos sent.
+
+    Args:
+        method: The fields of the run.
+        seed: The seed of the run.
+        silos: The names of all silos.
+    """
 
     def __init__(self, method: PFLGan, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
@@ -160,46 +183,52 @@ class PFLGanServer(Server):
         self.meter = Meter({})
 
     def handle(self, silo: str, message: Message) -> Message:
-        """Join: a silo gets what was made for it last, if it has not got that."""
+        """Send a silo that joins the images that were drawn for it last, if it does not have them."""
         missed = self._number(silo) > message.facts["holds"]
         return Message("join", self._images(silo) if missed else {}, self._facts(silo))
 
     def validate(self, silo: str, message: Message) -> None:
-        """A generator knows a class at least."""
+        """Refuse generators that are not due, that are not finite, or that know no class."""
         if message.tensors and not self.method.trades(self.round):
-            raise Refused(Reason.UNEXPECTED_TENSOR, f"{silo} sends a generator, none is asked for after this round")
-        self.method.check_weights({name: t for name, t in message.tensors.items() if t.is_floating_point()})
+            raise Refused(Reason.UNEXPECTED_TENSOR, f"{silo} sends a generator, but none is due after this round")
+        self.method.check_weights(
+            {name: tensor for name, tensor in message.tensors.items() if tensor.is_floating_point()}
+        )
         if "known" in message.tensors and not bool(message.tensors["known"].any()):
-            raise Refused(Reason.WRONG_FACTS, f"the generator of {silo} knows no class")
+            raise Refused(Reason.WRONG_FACTS, f"{silo} sends a generator that knows no class")
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
-        """Close the round, and hand out images where generators came."""
+        """Close the round, and send images to silos whose generators came."""
         sent = {silo: messages[silo] for silo in sorted(messages) if messages[silo].tensors}
         self.weighed = {}
         if sent:
-            self._hand_out(sent)
-        anew = {silo for silo in messages if sent and self._number(silo) == self.round}
+            self._draw_for_silos(sent)
+        updated = {silo for silo in messages if sent and self._number(silo) == self.round}
         self.round, self.flops = self.round + 1, self.meter.flops
-        return {silo: Message(op, self._images(silo) if silo in anew else {}, self._facts(silo)) for silo in messages}
+        return {
+            silo: Message(op, self._images(silo) if silo in updated else {}, self._facts(silo)) for silo in messages
+        }
 
     def state_dict(self) -> Tensors:
-        """What was made for silos last."""
+        """Return the images that were drawn for silos last."""
         flat = [add_prefix(handed, f"{silo}/") for silo, handed in self.handed.items()]
-        return {name: tensor for each in flat for name, tensor in each.items()}
+        return {name: tensor for tensors in flat for name, tensor in tensors.items()}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Go on from there."""
+        """Go on from a state of ``state_dict``."""
         kept = {silo: strip_prefix(state, f"{silo}/") for silo in self.silos}
         self.handed = {silo: handed for silo, handed in kept.items() if handed}
 
-    def _hand_out(self, sent: Mapping[str, Message]) -> None:
-        """To each silo images of the others, by how alike their examples are."""
-        forgers, known = {}, {}
+    def _draw_for_silos(self, sent: Mapping[str, Message]) -> None:
+        """Draw images for each silo from the others' generators, more of those that are more alike."""
+        generators, known = {}, {}
         for silo, message in sent.items():
             weights = generator_weights(dict(message.tensors))
-            forgers[silo] = GanGenerator(self.method.model, weights, device=str(self.device))
+            generators[silo] = GanGenerator(self.method.model, weights, device=str(self.device))
             known[silo] = message.tensors["known"].nonzero().flatten() if "known" in message.tensors else None
-        examples = {silo: self._draw(forgers[silo], known[silo], self.method.examples, silo)[0] for silo in forgers}
+        examples = {
+            silo: self._draw(generators[silo], known[silo], self.method.examples, silo)[0] for silo in generators
+        }
         examples = {silo: images for silo, images in examples.items() if bool(images.isfinite().all())}
         apart = alike.distances(examples) if len(examples) > 1 else {}
         for silo, far in apart.items():
@@ -211,21 +240,21 @@ class PFLGanServer(Server):
             most, parts = self.method.share * sent[silo].facts["images"], []
             for other in sorted(far.keys() - {silo}):
                 count = round(most * weight[other])
-                parts.append(self._draw(forgers[other], known[other], count, other, silo))
-            made = {"images": as_bytes(torch.cat([images for images, _ in parts]))}
+                parts.append(self._draw(generators[other], known[other], count, other, silo))
+            drawn = {"images": as_bytes(torch.cat([images for images, _ in parts]))}
             labels = {"labels": torch.cat([labels for _, labels in parts])} if self.method.model.classes else {}
-            self.handed[silo] = made | labels | {"number": torch.tensor(self.round)}
+            self.handed[silo] = drawn | labels | {"number": torch.tensor(self.round)}
 
-    def _draw(self, forger: GanGenerator, known: Tensor | None, count: int, *whose: str) -> tuple[Tensor, Tensor]:
-        """Images of the classes that a silo has, in turn, and their labels."""
+    def _draw(self, generator: GanGenerator, known: Tensor | None, count: int, *names: str) -> tuple[Tensor, Tensor]:
+        """Draw images of a silo's classes in turn, and return them with their labels; ``names`` enter the seed."""
         turns = torch.arange(count) % (1 if known is None else len(known))
         labels = turns if known is None else known[turns]
         if not count:
             model = self.method.model
             return torch.zeros(0, model.channels, model.size, model.size), labels
         with self.meter.work(self.method.model, "draw", count):
-            seed = seed_of(self.seed, "made", self.round, *whose)
-            return forger.sample(labels=labels.tolist(), seed=seed), labels
+            seed = seed_of(self.seed, "made", self.round, *names)
+            return generator.sample(labels=labels.tolist(), seed=seed), labels
 
     def _number(self, silo: str) -> int:
         return int(self.handed[silo]["number"]) if silo in self.handed else -1

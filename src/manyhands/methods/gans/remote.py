@@ -1,4 +1,4 @@
-"""One generator on the server, a discriminator at each silo: what MD-GAN and Federated Split GANs have in common."""
+"""What MD-GAN and Federated Split GANs share: one generator on the server, a discriminator at each silo."""
 
 from __future__ import annotations
 
@@ -33,30 +33,31 @@ LEARN, JUDGE = "learn.", "judge."
 
 
 class RemoteGenerator(GanMethod, ABC):
-    """In each mini-batch the server makes images, and learns from how silos would have them changed.
+    """In each mini-batch the server generates images, and silos send the gradient of the generator's loss at them.
 
-    Silos teach their discriminators by what was made and by their own images, then send the gradient of the generator's
-    loss at what was made. The server draws noise and labels of that, and takes the mean of what is said.
+    Silos train their discriminators on generated images and on their own. The server draws noise and labels, and steps
+    by the mean of the silos' gradients.
     """
 
-    ends: ClassVar[str]
+    round_end: ClassVar[str]
+    """What a silo does at the end of a round, in words of the plan."""
 
     @property
     def made_at_once(self) -> int:
-        """How many batches the server makes for all silos."""
+        """How many batches the server generates for all silos."""
         return 1
 
     @property
     def borders(self) -> tuple[int, ...]:
-        """The blocks that a device of a silo begins with, where a silo has several."""
+        """The first block of each device of a silo but the first; empty for one device."""
         return ()
 
     @abstractmethod
     def sends(self, number: int) -> bool:
-        """Whether silos send their discriminators at the end of this round."""
+        """Return whether silos send their discriminators at the end of this round."""
 
     def silo(self, silo: Silo) -> Conversation:
-        """Join, then teach the discriminator a mini-batch at a time; it may be another one after a round."""
+        """Join, then train the discriminator a mini-batch at a time; after a round it may be another one."""
         holds = bool(strip_prefix(silo.memory, CRITIC))
         answer = yield Message("join", facts={"images": len(silo.images), "holds": holds})
         critic = Critic(self, silo)
@@ -76,38 +77,38 @@ class RemoteGenerator(GanMethod, ABC):
             critic.take(dict(answer.tensors))
 
     def plan(self) -> Plan:
-        """Made images down and gradients up in each mini-batch; of real images and labels, nothing."""
-        critic, gives = self.critic_layout, next_round_facts(self.rounds)
-        one, both = self._made(LEARN), self._made(LEARN) | self._made(JUDGE)
+        """Generated images down and gradients up in each mini-batch; nothing of real images and labels."""
+        critic, facts_down = self.critic_layout, next_round_facts(self.rounds)
+        one, both = self._fake_layout(LEARN), self._fake_layout(LEARN) | self._fake_layout(JUDGE)
         sends, most = any(self.sends(number) for number in range(self.rounds)), self.training.batch
         others: tuple[StateSpec, ...] = ({},) if sends else ()
         join = Operation(
-            "says how many images it has and whether it has a discriminator already, gets the start of one if not",
-            "once", Payload(facts={"images": IMAGES, "holds": Flag()}), Payload(critic, gives, ({},)),
+            "says how many images it has and whether it has a discriminator already, gets one if not",
+            "once", Payload(facts={"images": IMAGES, "holds": Flag()}), Payload(critic, facts_down, ({},)),
         )  # fmt: skip
         images = Operation(
-            "asks for images that the server makes, with the labels that it drew for them", "in each mini-batch",
+            "asks for images that the server generates, with the labels that it drew for them", "in each mini-batch",
             Payload(facts={"count": COUNT}), Payload(both if self.made_at_once > 1 else one, {}, (one,), most),
             barrier=True,
         )  # fmt: skip
         feedback = Operation(
-            "sends the gradient, at made images, of the generator's loss by its discriminator", "in each mini-batch",
+            "sends the gradient of the generator's loss at generated images", "in each mini-batch",
             Payload({"x": self._image()}, items=most), Payload(), barrier=True,
             outgoing=(Gradients(at="images that the server made"),),
         )  # fmt: skip
-        ends = Operation(
-            self.ends, f"{self.rounds} times", Payload(critic if sends else {}, round_facts(self.rounds), others),
-            Payload(critic if sends else {}, gives, others), barrier=True, closes_round=True,
+        round_end = Operation(
+            self.round_end, f"{self.rounds} times", Payload(critic if sends else {}, round_facts(self.rounds), others),
+            Payload(critic if sends else {}, facts_down, others), barrier=True, closes_round=True,
             outgoing=(Weights(of="its discriminator", training=self.training),) if sends else (),
         )  # fmt: skip
-        operations = {"join": join, "images": images, "feedback": feedback, "discriminator": ends}
+        operations = {"join": join, "images": images, "feedback": feedback, "discriminator": round_end}
         return Plan(operations)
 
     def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
-        """What a mini-batch and a discriminator weigh on the wire."""
+        """Return the traffic of a mini-batch, and the size of a discriminator."""
         image = 4 * self.model.channels * self.model.size**2
         down = min(self.made_at_once, silos, 2) * self.training.batch * (image + 8 * bool(self.model.classes))
-        critic = sum(like.size * like.dtype.itemsize for like in self.critic_layout.values())
+        critic = sum(spec.size * spec.dtype.itemsize for spec in self.critic_layout.values())
         return [
             f"a mini-batch of {self.training.batch} at each silo: {size_text(self.training.batch * image)} up and "
             f"{size_text(down)} down",
@@ -115,7 +116,7 @@ class RemoteGenerator(GanMethod, ABC):
         ]
 
     def upload_bytes(self, images: int) -> int:
-        """A gradient for each image of each mini-batch, and discriminators."""
+        """Return the bytes of a gradient for each image of each mini-batch, and of discriminators."""
         image = 4 * self.model.channels * self.model.size**2
         batches = self.rounds * self.training.iterations(images) * self.training.batch
         return super().upload_bytes(images) + batches * image
@@ -123,18 +124,23 @@ class RemoteGenerator(GanMethod, ABC):
     @property
     def critic_layout(self) -> StateSpec:
         """The names, shapes and types of a discriminator's weights."""
-        return {name: like for name, like in state_spec_of(self.model).items() if name.startswith("discriminator.")}
+        return {name: spec for name, spec in state_spec_of(self.model).items() if name.startswith("discriminator.")}
 
     def _image(self) -> TensorSpec:
         return TensorSpec((None, self.model.channels, self.model.size, self.model.size), torch.float32)
 
-    def _made(self, what: str) -> dict[str, TensorSpec]:
-        labels = {f"{what}labels": TensorSpec((None,), torch.int64)} if self.model.classes else {}
-        return {f"{what}images": self._image()} | labels
+    def _fake_layout(self, purpose: str) -> dict[str, TensorSpec]:
+        labels = {f"{purpose}labels": TensorSpec((None,), torch.int64)} if self.model.classes else {}
+        return {f"{purpose}images": self._image()} | labels
 
 
 class Critic:
-    """A silo's discriminator, and its side of an iteration."""
+    """A silo's discriminator, and its side of an iteration.
+
+    Args:
+        method: The fields of the run.
+        silo: The silo that trains.
+    """
 
     def __init__(self, method: RemoteGenerator, silo: Silo) -> None:
         self.method, self.silo, self.device = method, silo, silo.device_context.device
@@ -145,11 +151,11 @@ class Critic:
         self.meter = Meter(silo.device_context.known_flops)
 
     def take(self, weights: Tensors) -> None:
-        """Go on with what the server sent, if it sent anything; the optimiser's memory stays."""
+        """Go on from the weights that the server sent, if it sent any; the optimiser's state stays."""
         self.silo.memory = self.silo.memory | add_prefix(weights, CRITIC)
 
     def keep(self, trained: LocalResult) -> str:
-        """Keep what came of a round, or say why not."""
+        """Keep the result of a round, or return why it cannot be kept."""
         weights = snapshot(self.network.state_dict())
         if why := why_unusable(trained, weights):
             return why
@@ -157,7 +163,7 @@ class Critic:
         return ""
 
     def round(self, number: int) -> Generator[Message, Message, LocalResult]:
-        """A round from what is kept: what it came to, not yet kept."""
+        """Train a round from the kept weights; the result is not kept yet."""
         silo, method, before = self.silo, self.method, self.meter.flops
         self.network.load_state_dict(strip_prefix(silo.memory, CRITIC))
         self.network.train()
@@ -173,35 +179,42 @@ class Critic:
         return LocalResult(total.item() / len(batches), sum(map(len, batches)), self.meter.flops - before)
 
     def iteration(self, x: Tensor, labels: Tensor | None) -> Generator[Message, Message, Tensor]:
-        """One step of the discriminator, then what it says to the generator; the discriminator's loss."""
+        """Take one step of the discriminator, send the generator's gradient, and return the discriminator's loss.
+
+        Args:
+            x: Real images, of shape (B, C, H, W).
+            labels: Their labels, of shape (B,), or None for a model without classes.
+        """
         answer = yield Message("images", {}, {"count": len(x)})
-        made, made_labels = self._got(answer, LEARN)
-        judged, judged_labels = self._got(answer, JUDGE) if f"{JUDGE}images" in answer.tensors else (made, made_labels)
+        fake, fake_labels = self._batch(answer, LEARN)
+        judged, judged_labels = (
+            self._batch(answer, JUDGE) if f"{JUDGE}images" in answer.tensors else (fake, fake_labels)
+        )
         with self.meter.work(self.method.model, "critic", len(x)):
-            loss = self._learn((made, made_labels, False), (x, labels, True))
+            loss = self._learn((fake, fake_labels, False), (x, labels, True))
             gradient = self._judge(judged, judged_labels)
         yield Message("feedback", {"x": gradient})
         return loss
 
-    def _learn(self, *told: tuple[Tensor, Tensor | None, bool]) -> Tensor:
+    def _learn(self, *batches: tuple[Tensor, Tensor | None, bool]) -> Tensor:
         loss = torch.zeros((), device=self.device)
         self.optimiser.zero_grad(set_to_none=True)
-        for x, labels, real in told:
-            passed = self.chain.forward(x, labels)
-            value = self.method.model.discriminator_loss(passed.out, real=real)
-            passed.backward(value)
+        for x, labels, real in batches:
+            forward = self.chain.forward(x, labels)
+            value = self.method.model.discriminator_loss(forward.output, real=real)
+            forward.backward(value)
             loss += value.detach()
         self.optimiser.step()
         return loss
 
     def _judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = x.detach().requires_grad_()
-        passed = self.chain.forward(x, labels)
-        passed.backward(self.method.model.generator_loss(passed.out))
+        forward = self.chain.forward(x, labels)
+        forward.backward(self.method.model.generator_loss(forward.output))
         assert x.grad is not None
         return x.grad
 
-    def _got(self, answer: Message, what: str) -> tuple[Tensor, Tensor | None]:
-        labels = answer.tensors.get(f"{what}labels")
-        images = answer.tensors[f"{what}images"].to(self.device)
+    def _batch(self, answer: Message, purpose: str) -> tuple[Tensor, Tensor | None]:
+        labels = answer.tensors.get(f"{purpose}labels")
+        images = answer.tensors[f"{purpose}images"].to(self.device)
         return images, None if labels is None else labels.to(self.device)

@@ -1,4 +1,4 @@
-"""The server's half where the generator is its own: it makes images, and learns from what silos answer."""
+"""The server's half where it has the generator: it generates images, and is trained by the silos' gradients."""
 
 from __future__ import annotations
 
@@ -22,65 +22,79 @@ from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 
-class Made(NamedTuple):
-    """A batch of made images, still attached to the generator, and their labels."""
+class FakeBatch(NamedTuple):
+    """Generated images, of shape (B, C, H, W) and still attached to the generator, and their labels."""
 
     images: Tensor
     labels: Tensor | None
 
 
-class Turn(NamedTuple):
-    """What a silo got: the number of the batch that it judges, and how many images of it."""
+class Judgement(NamedTuple):
+    """What a silo must judge: the number of a batch, and how many images of it."""
 
     batch: int
     size: int
 
 
 class RemoteServer(Server, ABC):
-    """Has the generator, and of discriminators those that their silos have not taken yet."""
+    """Has the generator, and the discriminators that their silos have not fetched yet.
+
+    Args:
+        method: The fields of the run.
+        seed: The seed of the run.
+        silos: The names of all silos.
+    """
 
     def __init__(self, method: RemoteGenerator, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         self.pending: dict[str, Tensors] = {}
         self.average: Tensors = {}
         self.meter = Meter({})
-        self._made: list[Made] = []
-        self._turns: dict[str, Turn] = {}
+        self._fakes: list[FakeBatch] = []
+        self._judgements: dict[str, Judgement] = {}
         self._rng: torch.Generator | None = None
 
     @abstractmethod
     def closed(self, sent: Mapping[str, Tensors]) -> dict[str, Tensors]:
-        """The discriminators that silos get for those that they sent."""
+        """Return the discriminators that silos get for those that they sent."""
 
     def handle(self, silo: str, message: Message) -> Message:
-        """Join: a silo gets what it has not taken yet, and the common start if it has nothing."""
+        """Send a silo that joins the discriminator that waits for it, or the common start if it has none."""
         if not (self.pending.get(silo) or message.facts["holds"]):
             start = self.method.model.build(self.seed).state_dict()
-            self.pending[silo] = {name: w for name, w in snapshot(start).items() if name in self.method.critic_layout}
+            layout = self.method.critic_layout
+            self.pending[silo] = {name: tensor for name, tensor in snapshot(start).items() if name in layout}
         return Message("join", self.pending.get(silo, {}), self._facts())
 
     def validate(self, silo: str, message: Message) -> None:
-        """A silo judges what it was sent, once; a discriminator comes when it is to."""
+        """Refuse gradients of images that were not sent or are answered, and discriminators that are not due."""
         if message.op == "discriminator" and message.tensors:
             if not self.method.sends(self.round):
-                raise Refused(Reason.UNEXPECTED_TENSOR, f"{silo} sends a discriminator, this round asks for none")
+                raise Refused(
+                    Reason.UNEXPECTED_TENSOR, f"{silo} sends a discriminator, but none is due after this round"
+                )
             self.method.check_weights(message.tensors)
         if message.op == "images" and not 0 < message.facts["count"] <= self.method.training.batch:
-            raise Refused(Reason.WRONG_FACTS, f"asks for {message.facts['count']} images at once")
-        if message.op == "images" and self._turns:
-            raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} asks for images while others judge")
+            raise Refused(
+                Reason.WRONG_FACTS,
+                f"{silo} asks for {message.facts['count']} images, expected 1 to {self.method.training.batch}",
+            )
+        if message.op == "images" and self._judgements:
+            raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} asks for images while others still judge the last ones")
         if message.op == "feedback":
             self.method.check_weights(message.tensors)
-            turn, count = self._turns.get(silo), len(message.tensors["x"])
-            if turn is None:
-                raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} judges what it did not get")
-            if count != turn.size:
-                raise Refused(Reason.WRONG_SHAPE, f"judges {count} images, it got {turn.size}")
+            judgement, count = self._judgements.get(silo), len(message.tensors["x"])
+            if judgement is None:
+                raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} sends gradients, but has no images to judge")
+            if count != judgement.size:
+                raise Refused(
+                    Reason.WRONG_SHAPE, f"{silo} sends gradients of {count} images, expected {judgement.size}"
+                )
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
-        """Make images, learn from what was said of them, or close a round."""
+        """Generate images, take a step by the silos' gradients, or close a round."""
         if op == "images":
-            return self._make({silo: messages[silo].facts["count"] for silo in sorted(messages)})
+            return self._generate({silo: messages[silo].facts["count"] for silo in sorted(messages)})
         if op == "feedback":
             self._learn({silo: messages[silo].tensors["x"] for silo in sorted(messages)})
             return {silo: Message(op) for silo in messages}
@@ -90,23 +104,23 @@ class RemoteServer(Server, ABC):
         latest = snapshot(self.network.state_dict())
         self.average = running_average(self.average, latest, self.method.ema, self.round)
         self.round, self.flops, self._rng = self.round + 1, self.meter.flops, None
-        self._made, self._turns = [], {}
+        self._fakes, self._judgements = [], {}
         return {silo: Message(op, self.pending.get(silo, {}), self._facts()) for silo in messages}
 
     def generator(self) -> GanGenerator:
-        """The one that all share."""
+        """Return the generator, averaged over rounds."""
         weights = self.average or generator_weights(snapshot(self.network.state_dict()))
         return GanGenerator(self.method.model, weights, ema=self.method.ema)
 
     def state_dict(self) -> Tensors:
-        """The generator with its optimiser and average, and the discriminators on their way."""
+        """Return the generator, its optimiser and average, and the discriminators that wait for their silos."""
         flat = add_prefix(snapshot(self.network.state_dict()), "weights.") | add_prefix(self.average, "average.")
         for silo, held in self.pending.items():
             flat |= add_prefix(held, f"pending.{silo}/")
         return flat | optimiser_state(self.optimiser)
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Go on from a kept generator."""
+        """Go on from a state of ``state_dict``."""
         self.network.load_state_dict(strip_prefix(state, "weights."))
         self.average = strip_prefix(state, "average.")
         load_optimiser_state(self.optimiser, state)
@@ -116,28 +130,28 @@ class RemoteServer(Server, ABC):
     @cached_property
     def network(self) -> GanModule:
         """The generator, on the device."""
-        made = self.method.model.build(self.seed).keep(lambda network, _: network == "generator")
-        return made.to(self.device).train()
+        network = self.method.model.build(self.seed).keep(lambda name, _: name == "generator")
+        return network.to(self.device).train()
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
-        """That of the generator."""
+        """The optimiser of the generator."""
         return self.method.training.optimiser_of(self.network, 0.0)
 
-    def _make(self, counts: Mapping[str, int]) -> Mapping[str, Message]:
-        """As many batches as there are to be, and for each silo the one to learn from and the one to judge."""
+    def _generate(self, counts: Mapping[str, int]) -> Mapping[str, Message]:
+        """Generate the batches, and send each silo one to train on and one to judge, or one for both."""
         most, batches = max(counts.values()), min(self.method.made_at_once, len(counts))
-        self._made = [self._batch(most) for _ in range(batches)]
-        self._turns = {silo: Turn(place % batches, counts[silo]) for place, silo in enumerate(counts)}
+        self._fakes = [self._batch(most) for _ in range(batches)]
+        self._judgements = {silo: Judgement(place % batches, counts[silo]) for place, silo in enumerate(counts)}
         answers = {}
-        for silo, (batch, count) in self._turns.items():
-            told = _told(self._made[batch], count, JUDGE if batches > 1 else LEARN)
+        for silo, (batch, count) in self._judgements.items():
+            tensors = _tensors(self._fakes[batch], count, JUDGE if batches > 1 else LEARN)
             if batches > 1:
-                told |= _told(self._made[(batch + 1) % batches], count, LEARN)
-            answers[silo] = Message("images", told)
+                tensors |= _tensors(self._fakes[(batch + 1) % batches], count, LEARN)
+            answers[silo] = Message("images", tensors)
         return answers
 
-    def _batch(self, count: int) -> Made:
+    def _batch(self, count: int) -> FakeBatch:
         model = self.method.model
         self._rng = self._rng or torch_rng(self.seed, "made", self.round, device=self.device)
         z = torch.randn(count, model.latent, generator=self._rng, device=self.device)
@@ -145,29 +159,29 @@ class RemoteServer(Server, ABC):
         if model.classes:
             labels = torch.randint(model.classes, (count,), generator=self._rng, device=self.device)
         with self.meter.work(model, "make", count):
-            return Made(run_blocks(self.network.generator, z, labels), labels)
+            return FakeBatch(run_blocks(self.network.generator, z, labels), labels)
 
-    def _learn(self, said: Mapping[str, Tensor]) -> None:
-        """One step by the mean of what silos said."""
+    def _learn(self, gradients: Mapping[str, Tensor]) -> None:
+        """Take one step by the mean of the silos' gradients."""
         training = self.method.training
         for group in self.optimiser.param_groups:
             group["lr"] = training.rate(self.method.progress(self.round))
         totals: dict[int, Tensor] = {}
-        for silo, gradient in said.items():
-            batch, count = self._turns.pop(silo)
-            total = totals.setdefault(batch, torch.zeros_like(self._made[batch].images))
-            total[:count] += gradient.to(self.device) / len(said)
+        for silo, gradient in gradients.items():
+            batch, count = self._judgements.pop(silo)
+            total = totals.setdefault(batch, torch.zeros_like(self._fakes[batch].images))
+            total[:count] += gradient.to(self.device) / len(gradients)
         self.optimiser.zero_grad(set_to_none=True)
         for batch, total in sorted(totals.items()):
             with self.meter.work(self.method.model, "learn", len(total)):
-                self._made[batch].images.backward(total)
+                self._fakes[batch].images.backward(total)
         self.optimiser.step()
-        self._made, self._turns = [], {}
+        self._fakes, self._judgements = [], {}
 
     def _facts(self) -> dict[str, object]:
         return {"round": self.round, "done": self.round >= self.method.rounds}
 
 
-def _told(made: Made, count: int, what: str) -> Tensors:
-    labels = {} if made.labels is None else {f"{what}labels": made.labels[:count].cpu()}
-    return {f"{what}images": made.images.detach()[:count].cpu()} | labels
+def _tensors(fakes: FakeBatch, count: int, purpose: str) -> Tensors:
+    labels = {} if fakes.labels is None else {f"{purpose}labels": fakes.labels[:count].cpu()}
+    return {f"{purpose}images": fakes.images.detach()[:count].cpu()} | labels

@@ -128,7 +128,7 @@ class HuSCF(HuSCFSpec):
             "sends its segments of both networks, gets the mean of its cluster", f"{self.rounds} times",
             Payload(first, round_facts(self.rounds), (*others, {})), Payload(first, facts_down, tuple(others)),
             True, True,
-            (Weights(of="its ends of both networks"),),
+            (Weights(of="its segments of both networks"),),
         )  # fmt: skip
         up, down = (self._payload(GENERATOR_FORWARD, up=up, bits=32, items=MAX_DRAWN_IMAGES) for up in (True, False))
         drawn = Activations(by=HEADS["generator"], on="noise and the labels that it wants drawn")
