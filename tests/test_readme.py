@@ -159,6 +159,16 @@ def test_tests_that_docs_name_are_there() -> None:
             assert (ROOT / path).exists() if path else f"def {name}(" in tests, f"{page.name}: {path or name}"
 
 
+def test_modules_that_docs_name_are_there() -> None:
+    folders = [ROOT, ROOT / "src", ROOT / "src" / "manyhands"]
+    for page in [README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text()
+        dotted = {f"src/{name.replace('.', '/')}.py" for name in re.findall(r"`(manyhands(?:\.\w+)+)`", text)}
+        for path in dotted | set(re.findall(r"`((?:\w+/)+\w+\.py)`", text)):
+            there = any((folder / path).exists() for folder in folders)
+            assert there or (ROOT / path).with_suffix("").is_dir(), f"{page.name}: {path}"
+
+
 def test_what_one_site_can_cost_is_said_of_every_operation() -> None:
     table = (ROOT / "docs" / "deployment.md").read_text().split("| what a site says |")[1].split("\n\n")[0]
     methods = [load_recipe(path).method for path in shipped() if "[sweep" not in path.read_text()]
