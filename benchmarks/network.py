@@ -312,7 +312,7 @@ def strangers(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
             "wrong authority": ("silo-0", other / "silo-0" / "startup"),
             "expired": ("silo-0", expired),
             "another site's certificate": ("silo-0", kits / "silo-1" / "startup"),
-            "the lead's name": (ADMIN, kits / "silo-1" / "startup"),
+            "the admin's name": (ADMIN, kits / "silo-1" / "startup"),
             "the server's name": (SERVER, kits / "silo-1" / "startup"),
         }
         found = {name: _let_in(*each, federation.port) for name, each in tries.items()}

@@ -102,7 +102,7 @@ def serve(kit: Path, out: Path) -> None:
         serving.step()
     (out / "noted.json").write_text(json.dumps(board.noted))
     end = time.monotonic() + 2
-    while time.monotonic() < end:  # the lead asks how it ended
+    while time.monotonic() < end:  # the admin asks how it ended
         serving.step()
     board.close()
 

@@ -24,7 +24,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("party", "role"), [("server", "server"), ("lead", "lead"), ("a", "site"), ("b", "site")])
+@pytest.mark.parametrize(("party", "role"), [("server", "server"), ("admin", "admin"), ("a", "site"), ("b", "site")])
 def test_each_party_has_a_kit_that_nobody_else_can_read(kits: Path, party: str, role: str) -> None:
     kit = load_kit(kits / party, role)
     assert (kit.about.party, kit.about.host, kit.about.port) == (party, "train.example.org", 8002)
@@ -40,12 +40,12 @@ def test_nobody_else_can_read_any_file_of_a_kit_or_of_the_authority(kits: Path) 
 
 def test_the_page_says_whose_each_is_and_the_fingerprint(kits: Path) -> None:
     page = (kits / "README.md").read_text()
-    assert all(f"`{party}/`" in page for party in ("server", "lead", "a", "b", "authority"))
+    assert all(f"`{party}/`" in page for party in ("server", "admin", "a", "b", "authority"))
     assert page.count(":") >= 31
 
 
 def test_a_kit_of_another_role_is_named(kits: Path) -> None:
-    with pytest.raises(KitError, match="is the kit of a, a site; a server's is asked for"):
+    with pytest.raises(KitError, match="is the kit of a, whose role is site; a kit of role server is needed"):
         load_kit(kits / "a", "server")
 
 
@@ -69,8 +69,9 @@ def test_a_certificate_that_has_expired_is_refused(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("server", "sites", "why"),
     [
-        ("8002", ["a"], "is not HOST:PORT"), ("h:x", ["a"], "is not HOST:PORT"), ("h:8002", [], "name each site once"),
-        ("h:8002", ["a", "a"], "name each site once"), ("h:8002", ["a.b"], "use a-z"),
+        ("8002", ["a"], "must be HOST:PORT"), ("h:x", ["a"], "must be HOST:PORT"),
+        ("h:8002", [], "must name each site once"),
+        ("h:8002", ["a", "a"], "must name each site once"), ("h:8002", ["a.b"], "use a-z"),
         ("h:8002", ["server"], "but not"),
     ],
 )  # fmt: skip

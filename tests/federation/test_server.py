@@ -1,4 +1,4 @@
-"""A server and what its sites and its lead may say to it, without a network: nobody ends what others do."""
+"""A server and what its sites and its admin may say to it, without a network: nobody ends what others do."""
 
 from __future__ import annotations
 

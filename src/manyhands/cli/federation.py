@@ -23,9 +23,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train betwe
 KitArgument = Annotated[
     Path, typer.Argument(metavar="KIT", help="The folder of this party's kit (see federation new).")
 ]
-AdminOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the lead's kit.")]
+AdminOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the admin's kit.")]
 RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run. Default: the newest one.")]
-ADMIN_KIT = Path("kits/lead")
+ADMIN_KIT = Path("kits/admin")
 ANY = "0.0.0.0"
 
 

@@ -1,4 +1,4 @@
-"""The lead: submits runs, asks how they stand, stops them, and fetches what was trained."""
+"""The admin: submits runs, asks how they stand, stops them, and fetches what was trained."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PATIENCE, TRIES = 30, 5
 
 
 class Admin:
-    """A line to the server, under the lead's kit."""
+    """A line to the server, under the admin's kit."""
 
     def __init__(self, folder: Path) -> None:
-        kit = load_kit(folder, "lead")
+        kit = load_kit(folder, "admin")
         kit.server_fingerprint()  # says what is wrong, where the line would only go on dialling
         self._where = f"{kit.about.host}:{kit.about.port}"
         self._connection = ServerConnection(kit, patience=PATIENCE, bounds=ADMIN_PLAN.bounds("down"))
@@ -72,4 +72,4 @@ class Admin:
                 self._connection.new_session()
             except TimeoutError:
                 raise KitError(f"{self._where}: the server does not answer") from None
-        raise KitError(f"{self._where}: somebody else has the lead's name")
+        raise KitError(f"{self._where}: somebody else has the admin's name")

@@ -28,7 +28,7 @@ POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200
 
 
 def connect_admin(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
-    """A line for the lead, when the server listens that was begun just now."""
+    """A line for the admin, when the server listens that was begun just now."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -78,7 +78,7 @@ class Federation:
         return (self.folder / f"{party}.log").read_text(errors="replace")
 
     def admin(self) -> Admin:
-        """A line for the lead, when the server listens."""
+        """A line for the admin, when the server listens."""
         return connect_admin(self.folder / "kits", self.processes[SERVER])
 
     def __enter__(self) -> Federation:

@@ -1,4 +1,4 @@
-"""What each party of a federation is given: its certificate and key, and where the server is."""
+"""The kit of a party in a federation: its certificate and key, and the address of the server."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from manyhands.files.write import disk_errors
 from manyhands.spec import Int, Spec
 
 FILE = "kit.json"
-SERVER, ADMIN = "server", "lead"
+SERVER, ADMIN = "server", "admin"
 DAYS = 360
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 PATIENCE = 10.0
 
 
 class About(Spec):
-    """Whose kit it is, who else there is, and where the server listens."""
+    """Whose kit it is, who the other parties are, and where the server listens."""
 
     party: str
-    role: Literal["server", "site", "lead"]
+    role: Literal["server", "site", "admin"]
     host: str
     port: Int
     sites: tuple[str, ...]
@@ -37,14 +37,14 @@ class About(Spec):
 
 @dataclass(frozen=True)
 class Kit:
-    """A kit as it lies in its folder."""
+    """A kit in its folder."""
 
     folder: Path
     about: About
 
     @property
     def startup(self) -> Path:
-        """Where certificate, key and authority are."""
+        """The folder of the certificate, the key and the authority's certificate."""
         return self.folder / "startup"
 
     @property
@@ -57,12 +57,12 @@ class Kit:
 
     @property
     def certificate(self) -> x509.Certificate:
-        """This party's own."""
+        """This party's certificate."""
         kind = "server" if self.about.role == "server" else "client"
         return x509.load_pem_x509_certificate((self.startup / f"{kind}.crt").read_bytes())
 
     def server_fingerprint(self) -> str:
-        """The SHA-256 of the server's certificate, after it has proved to be the server."""
+        """The SHA-256 of the server's certificate, after the TLS handshake has verified it."""
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self.startup / "rootCA.pem"))
         context.load_cert_chain(self.startup / "client.crt", self.startup / "client.key")
         context.set_alpn_protocols(["h2"])
@@ -80,13 +80,13 @@ class Kit:
 
 
 def fingerprint(certificate: bytes) -> str:
-    """Of a certificate, as people compare it."""
+    """The SHA-256 of a certificate, in the form in which people compare it."""
     digest = hashlib.sha256(certificate).hexdigest().upper()
     return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
 
 
 def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path:
-    """Make kits for a server, its sites and a lead, and a page that says whose is which."""
+    """Make kits for a server, its sites and an admin, and a page that says which kit goes to whom."""
     from manyhands.links.flare import provision
 
     host, port = _address(server)
@@ -95,9 +95,9 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
             f"--sites: {bad[0]!r}: use a-z, 0-9, '_' and '-', but not {SERVER!r}, {ADMIN!r} or 'authority'"
         )
     if not sites or len(set(sites)) < len(sites):
-        raise RecipeError("--sites: name each site once, such as --sites a,b,c")
+        raise RecipeError("--sites: must name each site once, such as --sites a,b,c")
     if out.exists() and any(out.iterdir()):
-        raise KitError(f"{out}: is not empty; kits that were given out must not be made anew")
+        raise KitError(f"{out}: is not empty; give a new folder, so that no kit that is in use is overwritten")
 
     def about(party: str) -> str:
         role = party if party in (SERVER, ADMIN) else "site"
@@ -115,7 +115,7 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
 
 
 def load_kit(folder: Path, role: str) -> Kit:
-    """The kit in a folder, if it is for this role, as it was signed, and not expired."""
+    """Load the kit in a folder; raise ``KitError`` if it has another role, was changed after signing or has expired."""
     from manyhands.links.flare import is_untouched
 
     startup = folder / "startup"
@@ -126,7 +126,9 @@ def load_kit(folder: Path, role: str) -> Kit:
         reason = "it has no startup/kit.json" if isinstance(error, FileNotFoundError) else error
         raise KitError(f"{folder}: holds no kit: {reason}") from None
     if kit.about.role != role:
-        raise KitError(f"{folder}: is the kit of {kit.about.party}, a {kit.about.role}; a {role}'s is asked for")
+        raise KitError(
+            f"{folder}: is the kit of {kit.about.party}, whose role is {kit.about.role}; a kit of role {role} is needed"
+        )
     if not is_untouched(startup):
         raise KitError(f"{folder}: was changed since it was signed")
     now = datetime.datetime.now(datetime.UTC)
@@ -141,12 +143,12 @@ def load_kit(folder: Path, role: str) -> Kit:
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise RecipeError(f"--server {text}: is not HOST:PORT, as the sites reach it")
+        raise RecipeError(f"--server {text}: must be HOST:PORT, the address at which the sites reach the server")
     return host, int(port)
 
 
 def _why(error: OSError) -> str:
-    """What a failed greeting means."""
+    """What a failed TLS handshake means."""
     reason = str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"is not the server of this federation: {error.verify_message}"

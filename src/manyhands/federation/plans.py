@@ -1,4 +1,4 @@
-"""What sites and the lead may say to the server that is no method's, and what is answered: as plans, typed."""
+"""What sites and the admin may say to the server that is no method's, and what is answered: as plans, typed."""
 
 from __future__ import annotations
 
@@ -57,4 +57,4 @@ ADMIN_PLAN = Plan({
         Payload({"bytes": TensorSpec((None,), torch.uint8, PIECE_BYTES)}, others=({},)),
     ),
 })  # fmt: skip
-"""What the lead says."""
+"""What the admin says."""

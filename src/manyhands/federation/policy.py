@@ -1,4 +1,4 @@
-"""What a site allows: its own policy, held against every recipe before anything is trained."""
+"""What a site allows: its policy, against which each recipe is checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -22,45 +22,80 @@ if TYPE_CHECKING:
 
 
 NO_MORE_THAN_NOISE = 0.0
-"""An SNR in dB: what has more signal than noise can be seen."""
+"""An SNR in dB: an image with more signal than noise can be recognised."""
 
 FROM_RECIPE = "recipe"
-"""Told as a policy's ``data``: the images that a recipe deals to a site of this name."""
+"""The value of ``data`` that stands for the images that the recipe deals to a silo of this name."""
 
 
 class Policy(Spec):
     """What runs may ask of this site.
 
-    ``approve`` is ``hash``: only recipes run that the site's operator has approved, to the byte; or ``limits``: all
-    recipes run that keep the limits below. ``rounds`` and ``bytes`` are the most that one recipe may use over all its
-    runs. The site never trains with fewer than ``min_sites`` sites. ``data`` is a folder of images; ``recipe`` stands
-    for what the recipe deals to a silo of this name, and is for the demo alone. ``ledger`` is the folder of the site's
-    secret and of its record of releases, if it is not the site's own folder: sites that share images share one.
-
-    Unless ``images`` is true no image leaves as it is, unless ``labels`` is true no label leaves, and unless
-    ``computable`` is true nothing leaves from which the server can compute images or labels that may not leave.
-    ``max_epsilon`` at ``delta``, ``max_snr_db`` and ``max_releases`` bound the releases of each image, all together and
-    over all runs. If neither of the first two is set, releases may hold no more signal than noise. They do not bound
-    weights, gradients and losses, for which no epsilon can be given: ``methods`` does. With ``approve = "limits"``
-    noised images leave only if one of the three is set.
+    Three kinds of things need a permission: images as they are (``images``), labels (``labels``), and data from which
+    the server can compute either (``computable``). ``max_epsilon`` at ``delta``, ``max_snr_db`` and ``max_releases``
+    bound the noised releases of an image, all of them together and over all runs. They do not bound weights, gradients
+    and losses, for which no epsilon can be given; ``methods`` does.
     """
 
-    approve: Literal["hash", "limits"] = "hash"
-    methods: tuple[str, ...] | None = None
-    min_sites: Int = Field(default=2, ge=1)
-    rounds: Int | None = Field(default=None, ge=1)
-    bytes: Int | None = Field(default=None, ge=0)
-    images: bool = False
-    labels: bool = False
-    computable: bool = False
-    max_epsilon: Float | None = Field(default=None, gt=0)
-    max_snr_db: Float | None = Field(default=None, ge=-200, le=200)
-    max_releases: Int | None = Field(default=None, ge=1)
-    delta: Float = Field(default=1e-5, gt=0, lt=1)
-    min_head: Int = Field(default=0, ge=0)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    data: str = ""
-    ledger: str = ""
+    approve: Literal["hash", "limits"] = Field(
+        default="hash",
+        description="hash: only recipes run that a person at this site has approved, by the hash of every byte. "
+        "limits: every recipe runs that keeps to the limits below.",
+    )
+    methods: tuple[str, ...] | None = Field(
+        default=None, description="The methods that may run here, such as fedavg. None: all methods."
+    )
+    min_sites: Int = Field(default=2, ge=1, description="This site never trains with fewer sites, itself included.")
+    rounds: Int | None = Field(
+        default=None, ge=1, description="The most rounds of one recipe, over all its runs. None: no limit."
+    )
+    bytes: Int | None = Field(
+        default=None, ge=0, description="The most bytes that leave for one recipe, over all its runs. None: no limit."
+    )
+    images: bool = Field(default=False, description="Whether images may leave as they are.")
+    labels: bool = Field(default=False, description="Whether labels may leave, true or randomised ones.")
+    computable: bool = Field(
+        default=False,
+        description="Whether data may leave from which the server can compute images or labels that may not leave.",
+    )
+    max_epsilon: Float | None = Field(
+        default=None,
+        gt=0,
+        description="The largest epsilon, at delta, of all noised releases of an image together. None: no limit.",
+    )
+    max_snr_db: Float | None = Field(
+        default=None,
+        ge=-200,
+        le=200,
+        description="The largest signal-to-noise ratio, in dB, of all noised releases of an image together. None: 0 "
+        "dB, unless max_epsilon, images or computable is set.",
+    )
+    max_releases: Int | None = Field(
+        default=None,
+        ge=1,
+        description="How often an image may be released with new noise. None: no limit. With approve = 'limits', "
+        "noised images leave only if this, max_epsilon or max_snr_db is set.",
+    )
+    delta: Float = Field(default=1e-5, gt=0, lt=1, description="The delta at which max_epsilon holds.")
+    min_head: Int = Field(
+        default=0,
+        ge=0,
+        description="huscf: the smallest number of the last block of the discriminator's head, which stays at this "
+        "site. Blocks count from 0.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="Where this site trains. auto takes a GPU if there is one."
+    )
+    data: str = Field(
+        default="",
+        description="The folder of this site's images, with a folder for each class. 'recipe' takes the images that "
+        "the recipe deals to a silo of this name; it is for the demo only.",
+    )
+    ledger: str = Field(
+        default="",
+        description="The folder of this site's secret and of its record of releases. Sites that share images share "
+        "one. Empty: the site's own folder.",
+    )
 
     @field_validator("methods")
     @classmethod
@@ -72,13 +107,13 @@ class Policy(Spec):
 
     @property
     def limits(self) -> Limits:
-        """What may be released of an image in all, over all runs."""
+        """The limits on all noised releases of an image together, over all runs."""
         open_to_noise = self._bounds_noise or self.images or self.computable
         most = self.max_snr_db if open_to_noise else NO_MORE_THAN_NOISE
         return Limits(self.max_epsilon, most, self.max_releases, self.delta)
 
     def refusals(self, recipe: Recipe, images: int, site: str = "") -> list[str]:
-        """Why this site does not take part in a run with so many images; nothing where it does."""
+        """The reasons why this site does not take part in a run with so many images; empty if it does."""
         method, reasons = recipe.method, []
         kinds = method.plan().outgoing_of(site)
         if self.methods is not None and method.kind not in self.methods:
@@ -96,7 +131,7 @@ class Policy(Spec):
         return list(dict.fromkeys(reasons))
 
     def _against(self, kind: OutgoingData, images: int) -> list[str]:
-        """Why this kind of thing may not leave."""
+        """The reasons why this kind of data may not leave."""
         may = {"images": self.images, "labels": self.labels}
         if isinstance(kind, outgoing.Images | outgoing.Labels):
             name = "images" if isinstance(kind, outgoing.Images) else "labels"
@@ -108,11 +143,11 @@ class Policy(Spec):
 
     @property
     def _bounds_noise(self) -> bool:
-        """Whether it says itself how noisy images must be."""
+        """Whether this policy itself says how noisy images must be."""
         return self.max_epsilon is not None or self.max_snr_db is not None
 
     def _against_all(self, kinds: Sequence[OutgoingData], images: int) -> list[str]:
-        """Why the noised images among all that leaves are too many, or not noised enough."""
+        """The reasons why noised images leave too often, or with too little noise."""
         reasons, noised = [], [kind for kind in kinds if isinstance(kind, outgoing.NoisedImages)]
         if noised and self.approve == "limits" and not self._bounds_noise and self.max_releases is None:
             reasons.append("approve = 'limits' takes noised images only with max_epsilon, max_snr_db or max_releases")
@@ -132,7 +167,7 @@ class Policy(Spec):
 
 
 def describe_run(recipe: Recipe, site: str, images: int) -> list[str]:
-    """A run as an operator reads it before approving it."""
+    """What an operator reads about a run before approving it."""
     method = recipe.method
     words = method.plan().words(site, images)
     return [
@@ -145,10 +180,10 @@ def describe_run(recipe: Recipe, site: str, images: int) -> list[str]:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as it is kept and hashed: every field with its value."""
+    """The recipe as it is stored and hashed: every field with its value."""
     return tomli_w.dumps(recipe.resolved())
 
 
 def recipe_hash(text: str) -> str:
-    """What a recipe is approved by."""
+    """The SHA-256 by which a recipe is approved."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -33,7 +33,7 @@ IDLE_SECONDS = 10.0
 
 
 class FederationServer:
-    """Offers one run at a time to the sites, and does what the lead says. ``log`` gets a line for people."""
+    """Offers one run at a time to the sites, and does what the admin says. ``log`` gets a line for people."""
 
     def __init__(
         self, kit: Kit, connections: SiteConnections, out: Path, device: str, log: Log, peer_log: PeerLog | None = None
@@ -237,7 +237,7 @@ class FederationServer:
         running = self._run_session(run)
         if running.stage in OVER:
             raise Refused(Reason.NOT_NOW, f"{running.folder.path.name} is over: {running.stage}")
-        self._end_run(running, "stopped", "by the lead")
+        self._end_run(running, "stopped", "by the admin")
         return Message("stop", facts={"run": running.folder.path.name})
 
     def _files(self, run: str) -> Message:

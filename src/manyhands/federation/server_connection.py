@@ -23,7 +23,7 @@ SILENCE_SECONDS = 2.0
 
 
 class ServerConnection:
-    """The line of a site, or of the lead, to the server. ``patience`` gives up after so many silences in a row.
+    """The line of a site, or of the admin, to the server. ``patience`` gives up after so many silences in a row.
 
     An answer within ``bounds`` is taken; whoever begins a run widens them to what its plan allows.
     """

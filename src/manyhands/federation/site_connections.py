@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from manyhands.messages.message import Message
 
 IDLE_BOUNDS = {True: ADMIN_PLAN.bounds("up"), False: SITE_PLAN.bounds("up")}
-"""What the lead, and what a site may say at once when no run is on."""
+"""What the admin, and what a site may say at once when no run is on."""
 Log = Callable[[str, str], None]
 
 
