@@ -175,11 +175,11 @@ def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, f
         alpha, sigma = schedule.levels(torch.tensor([cut]), private)
         draws = [torch.randn(private.shape, generator=rng) for _ in range(1 if told.quick else DRAWS)]
         hits = [identity.recognised(noised(private, eps, alpha, sigma), private, float(alpha)) for eps in draws]
-        theory = population.foretold(clouds, float(sigma / alpha), len(private), rng, FORETOLD)
+        theory = population.expected_identification(clouds, float(sigma / alpha), len(private), rng, FORETOLD)
         return {"picked": float(torch.stack(hits).float().mean()), "theory": theory}
 
     over = {share: both(round(share * schedule.steps)) for share in PICKED[:: 4 if told.quick else 1]}
-    cut = population.hidden_from(clouds, schedule, len(private), seed=1)
+    cut = population.first_hidden_step(clouds, schedule, len(private), seed=1)
     at = both(schedule.steps if cut is None else cut)
     off = max(abs(each["picked"] / each["theory"] - 1) for each in over.values())
     shown = {

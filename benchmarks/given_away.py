@@ -80,7 +80,7 @@ def picked(path: Path, data: Path) -> list[float] | None:
     clouds = population.clouds(as_floats(public.pixels), public.labels)
     told = [found for run in runs if (found := of_cut(run.recipe)) is not None]
     rng = torch.Generator().manual_seed(0)
-    return [population.foretold(clouds, 10 ** (-cut["snr_db"] / 20), CANDIDATES, rng) for cut in told]
+    return [population.expected_identification(clouds, 10 ** (-cut["snr_db"] / 20), CANDIDATES, rng) for cut in told]
 
 
 def main() -> None:

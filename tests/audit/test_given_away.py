@@ -15,7 +15,7 @@ LOUD, FAINT = NoisedImages(snr=1.0, norm=8.0), NoisedImages(snr=1e-3, norm=8.0)
 def silos(*counts: int) -> list[Silo]:
     rng = torch.Generator().manual_seed(0)
     pixels = (torch.randint(0, 256, (count, 1, 8, 8), generator=rng, dtype=torch.uint8) for count in counts)
-    return [Silo(f"s{i}", Images(each)) for i, each in enumerate(pixels)]
+    return [Silo(f"s{i}", Images(images)) for i, images in enumerate(pixels)]
 
 
 def left(*kinds: OutgoingData) -> dict[str, tuple[int, tuple[OutgoingData, ...]]]:
@@ -46,10 +46,10 @@ def test_without_images_it_is_told_by_epsilon() -> None:
 
 def test_the_share_is_that_of_theory_on_images_of_all_silos() -> None:
     held = silos(1500, 600)
-    told = Candidates(held).picked(FAINT, 600)
-    assert told is not None
-    assert told.of == 1000
-    assert told.share == equidistant(Candidates(held).images, 10**1.5)
+    picked = Candidates(held).picked(FAINT, 600)
+    assert picked is not None
+    assert picked.of == 1000
+    assert picked.share == equidistant(Candidates(held).images, 10**1.5)
     assert Candidates(held).picked(Labels(), 600) is None
     assert Candidates([]).picked(LOUD, 600) is None
 

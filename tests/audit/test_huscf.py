@@ -22,12 +22,12 @@ LITTLE, LEAST = Effort(inverter=40, descent=100), Effort(inverter=2, descent=2)
 LAST = {"generator": {"head": 0, "tail": 4}}
 
 
-def ran(folder: Path, data: dict[str, Any] | None = None, **told: Any) -> RunFolder:
+def ran(folder: Path, data: dict[str, Any] | None = None, **fields: Any) -> RunFolder:
     """Two silos with digits: one has a head of one block, the other of two."""
     method = {
         "kind": "huscf", "rounds": 2, "min_head": 0, "model": {"kind": "gan", "width": 16},
         "training": {"batch": 20, "steps": 4},
-        "cuts": {"silo-1": LAST | {"discriminator": {"head": 1, "tail": 4}}}, **told,
+        "cuts": {"silo-1": LAST | {"discriminator": {"head": 1, "tail": 4}}}, **fields,
     }  # fmt: skip
     recipe = {
         "name": "crossed", "data": {"source": "digits", "size": 8, "limit": 300, **(data or {})},
@@ -45,29 +45,29 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[s
 
 
 def test_every_head_is_attacked_and_those_of_the_run_are_named(audited: tuple[RunFolder, dict[str, Any]]) -> None:
-    _, found = audited
-    assert [(head["head"], head["silos"]) for head in found["heads"]] == [(0, ["silo-0"]), (1, ["silo-1"])]
-    assert found["own"] == [0, 1]
-    assert found["images"] == 40
-    assert list(found["heads"][0]["attacks"]) == ["least squares", "descent", "inverter"]
-    assert list(found["heads"][1]["attacks"]) == ["descent", "inverter"]
+    _, report = audited
+    assert [(head["head"], head["silos"]) for head in report["heads"]] == [(0, ["silo-0"]), (1, ["silo-1"])]
+    assert report["own"] == [0, 1]
+    assert report["images"] == 40
+    assert list(report["heads"][0]["attacks"]) == ["least squares", "descent", "inverter"]
+    assert list(report["heads"][1]["attacks"]) == ["descent", "inverter"]
 
 
 def test_with_the_heads_weights_images_come_back_and_without_them_nothing(
     audited: tuple[RunFolder, dict[str, Any]],
 ) -> None:
-    _, found = audited
-    for head in found["heads"]:
+    _, report = audited
+    for head in report["heads"]:
         assert head["attacks"]["descent"]["explained"]["value"] > 0.9
         assert head["attacks"]["descent"]["identity"]["top_1"]["value"] == 1
         assert head["labels_of_made"]["value"] == head["recognised"]["value"] == 1
         assert head["attacks"]["inverter"]["explained"]["value"] > 0.1
-        assert all(told["explained"]["value"] < 0.05 for told in head["unknown_head"].values())
+        assert all(scores["explained"]["value"] < 0.05 for scores in head["unknown_head"].values())
         assert head["other_images"]["explained"]["value"] < 0.05
         assert head["other_images"]["identity"]["top_1"]["value"] < 0.2
         assert head["recognised_by_unknown"]["value"] < 0.2
-    assert found["heads"][0]["attacks"]["least squares"]["label"]["value"] == 1
-    assert found["floor"]["reconstruction"]["explained"]["value"] == 0
+    assert report["heads"][0]["attacks"]["least squares"]["label"]["value"] == 1
+    assert report["floor"]["reconstruction"]["explained"]["value"] == 0
 
 
 def test_made_images_come_out_of_the_tail_for_whoever_has_its_weights(
@@ -79,39 +79,39 @@ def test_made_images_come_out_of_the_tail_for_whoever_has_its_weights(
 
 
 def test_it_is_in_the_report_in_the_page_and_in_words(audited: tuple[RunFolder, dict[str, Any]]) -> None:
-    folder, found = audited
-    assert folder.report["disclosure"] == json.loads(json.dumps(found, allow_nan=False))
+    folder, report = audited
+    assert folder.report["disclosure"] == json.loads(json.dumps(report, allow_nan=False))
     page = (folder.path / "report.html").read_text()
     assert "<h2>Disclosure</h2>" in page
     assert "least squares" in page
-    table = rows(found)
+    table = rows(report)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     assert sum(widths) + 2 * len(widths) - 2 <= 80
-    assert "Weak" in " ".join(words(found))
-    assert "head 0, head 1. Less: none" in " ".join(words(found))
-    assert "that is why min_head is 1" in " ".join(words(found))
+    assert "Weak" in " ".join(words(report))
+    assert "head 0, head 1. Less: none" in " ".join(words(report))
+    assert "that is why min_head is 1" in " ".join(words(report))
 
 
 def test_later_in_a_round_and_behind_a_guard_less_comes_back(audited: tuple[RunFolder, dict[str, Any]]) -> None:
-    _, found = audited
+    _, report = audited
     folder = ran(audited[0].path.parent / "guarded", guard={"clip": 8.0, "noise": 0.3})
     guarded = audit(folder, effort=LITTLE)
-    assert found["later"]["step"] == 2
-    for head, behind in zip(found["heads"], guarded["heads"], strict=True):
+    assert report["later"]["step"] == 2
+    for head, behind in zip(report["heads"], guarded["heads"], strict=True):
         at_once = head["attacks"]["descent"]["explained"]["value"]
-        assert found["later"]["heads"][str(head["head"])]["descent"]["explained"]["value"] < at_once
-        assert max(told["explained"]["value"] for told in behind["attacks"].values()) < 0.5 < at_once
+        assert report["later"]["heads"][str(head["head"])]["descent"]["explained"]["value"] < at_once
+        assert max(scores["explained"]["value"] for scores in behind["attacks"].values()) < 0.5 < at_once
         assert behind["recognised"]["value"] < head["recognised"]["value"]
-    assert "Guard: clipped to the norm 8, noise 0.3 of that." in words(guarded)
+    assert "Guard: clipped to the norm 8, with noise 0.3 times that." in words(guarded)
 
 
 def test_a_gan_without_classes_has_no_labels_to_tell(tmp_path: Path) -> None:
-    found = audit(ran(tmp_path / "run", model={"kind": "gan", "width": 16, "classes": 0}, rounds=1), effort=LEAST)
-    assert "labels" not in found["floor"]
-    assert all(head["labels_of_made"] is None for head in found["heads"])
-    assert len(rows(found)) > 8
-    assert not [line for line in words(found) if line.startswith("Labels")]
-    assert "Not tried: class inference, since the images have no classes, or one only." in words(found)
+    report = audit(ran(tmp_path / "run", model={"kind": "gan", "width": 16, "classes": 0}, rounds=1), effort=LEAST)
+    assert "labels" not in report["floor"]
+    assert all(head["labels_of_made"] is None for head in report["heads"])
+    assert len(rows(report)) > 8
+    assert not [line for line in words(report) if line.startswith("Labels")]
+    assert "Not tried: class inference, since the images have no classes, or one only." in words(report)
 
 
 def test_without_public_images_or_the_last_round_it_is_refused(tmp_path: Path) -> None:

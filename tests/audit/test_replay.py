@@ -12,7 +12,7 @@ from pydantic import PrivateAttr
 from torch import Tensor
 
 from manyhands import Evaluation, Experiment
-from manyhands.audit.replay import heard, last_round
+from manyhands.audit.replay import record_batches, record_last_round
 from manyhands.errors import DataError
 from manyhands.links.in_process import InProcess
 from manyhands.messages.codec import activations
@@ -41,28 +41,28 @@ class Recording(InProcess):
 @pytest.mark.parametrize("part", [0.0, 0.5])
 @pytest.mark.parametrize("rounds", [1, 3])
 @pytest.mark.parametrize(
-    "told", [{}, {"statistics": "cluster", "warm": 1}, {"guard": {"clip": 2.0, "noise": 0.3}, "bits": 8}], ids=str
+    "fields", [{}, {"statistics": "cluster", "warm": 1}, {"guard": {"clip": 2.0, "noise": 0.3}, "bits": 8}], ids=str
 )
-def test_it_is_what_went_over_the_wire(tmp_path: Path, told: dict[str, Any], rounds: int, part: float) -> None:
-    method, link = tiny(cuts=MIXED, rounds=rounds, **told), Recording()
+def test_it_is_what_went_over_the_wire(tmp_path: Path, fields: dict[str, Any], rounds: int, part: float) -> None:
+    method, link = tiny(cuts=MIXED, rounds=rounds, **fields), Recording()
     for _ in Experiment(
         method, gan_silos(), seed=3, device="cpu", folder=tmp_path, link=link, evaluation=Evaluation(images=0)
     ):
         pass
     silos = [replace(silo, seed=3) for silo in gan_silos()]
-    found = last_round(RunFolder(tmp_path), method, silos, part)
-    assert set(found) == {"s0", "s1", "s2"}
+    batches = record_last_round(RunFolder(tmp_path), method, silos, part)
+    assert set(batches) == {"s0", "s1", "s2"}
     steps = 5
-    for name, each in found.items():
+    for name, batch in batches.items():
         at = (rounds - 1) * steps + int(part * steps)
-        assert torch.equal(each.real, link.of("real", name)[at])
-        assert torch.equal(each.made, link.of("made", name)[at])
-        assert each.images.shape == each.drawn.shape == (4, 1, 16, 16)
+        assert torch.equal(batch.real_activations, link.of("real", name)[at])
+        assert torch.equal(batch.generated_activations, link.of("made", name)[at])
+        assert batch.images.shape == batch.generated.shape == (4, 1, 16, 16)
         own = next(silo.images for silo in silos if silo.name == name)
         pixels, labels = own.batch(torch.arange(len(own)))
-        nearest = torch.cdist(each.images.flatten(1), pixels.flatten(1)).argmin(1)
-        assert torch.equal(pixels[nearest], each.images)
-        assert torch.equal(labels[nearest], each.labels)  # type: ignore[index, arg-type]
+        nearest = torch.cdist(batch.images.flatten(1), pixels.flatten(1)).argmin(1)
+        assert torch.equal(pixels[nearest], batch.images)
+        assert torch.equal(labels[nearest], batch.labels)  # type: ignore[index, arg-type]
 
 
 def test_a_silo_that_says_no_numbers_is_named() -> None:
@@ -71,5 +71,5 @@ def test_a_silo_that_says_no_numbers_is_named() -> None:
     silos[1].images = Broken(was.pixels * 0 + 255, was.labels, was.classes)
     server = method.server(0, {"s0": 9, "s1": 9})
     assert isinstance(server, HuSCFServer)
-    with pytest.raises(DataError, match="s1: says no .* there is nothing to attack"):
-        heard(method, server, silos, 0.9)
+    with pytest.raises(DataError, match="s1: sends no .* there is nothing to attack"):
+        record_batches(method, server, silos, 0.9)

@@ -25,11 +25,11 @@ LITTLE = Effort(denoiser=5, regressor=5, classifier=20, widths=(8,))
 
 
 def ran(
-    folder: Path, data: dict[str, Any] | None = None, partition: dict[str, Any] | None = None, **told: Any
+    folder: Path, data: dict[str, Any] | None = None, partition: dict[str, Any] | None = None, **fields: Any
 ) -> RunFolder:
     method = {
         "kind": "collafuse", "cut": 0.5, "rounds": 2, "model": {"widths": [8]}, "training": {"batch": 8, "steps": 2},
-        **told,
+        **fields,
     }  # fmt: skip
     recipe = {
         "name": "audited", "data": data or {"source": "digits", "size": 8, "limit": 300},
@@ -48,46 +48,46 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[s
 
 
 def test_it_is_of_what_the_server_holds_and_of_other_cuts(audited: tuple[RunFolder, dict[str, Any]]) -> None:
-    _, found = audited
-    assert [cut["cut"] for cut in found["cuts"]] == [100, 500, 800]
-    assert [each["cut"] for each in found["as_released"]] == [500, 800]
-    assert sum(each["identity"]["candidates"] for each in found["as_released"]) == found["images"] == 241
-    assert found["public"] == 59
-    nearer, farther = (each["identity"]["top_1"]["value"] for each in found["as_released"])
+    _, report = audited
+    assert [cut["cut"] for cut in report["cuts"]] == [100, 500, 800]
+    assert [release["cut"] for release in report["as_released"]] == [500, 800]
+    assert sum(release["identity"]["candidates"] for release in report["as_released"]) == report["images"] == 241
+    assert report["public"] == 59
+    nearer, farther = (release["identity"]["top_1"]["value"] for release in report["as_released"])
     assert nearer > farther
-    assert found["exact_algebra"]["sent"]["recovered"] == 0
-    assert found["exact_algebra"]["control"]["recovered"] == 241
+    assert report["exact_algebra"]["sent"]["recovered"] == 0
+    assert report["exact_algebra"]["control"]["recovered"] == 241
 
 
 def test_it_is_in_the_report_in_the_page_and_in_words(audited: tuple[RunFolder, dict[str, Any]]) -> None:
-    folder, found = audited
-    assert folder.report["disclosure"] == json.loads(json.dumps(found))
+    folder, report = audited
+    assert folder.report["disclosure"] == json.loads(json.dumps(report))
     page = (folder.path / "report.html").read_text()
     assert "<h2>Disclosure</h2>" in page
     assert (folder.figures / "disclosure.png").stat().st_size > 10_000
-    assert len(rows(found)) == 4
-    assert "0 of 241 images" in " ".join(words(found))
-    assert all(len(row) == len(rows(found)[0]) for row in rows(found))
+    assert len(rows(report)) == 4
+    assert "recovers 0 of 241 images" in " ".join(words(report))
+    assert all(len(row) == len(rows(report)[0]) for row in rows(report))
 
 
 def test_where_images_are_released_anew_all_of_them_are_attacked_together(tmp_path: Path) -> None:
-    found = audit(ran(tmp_path / "run", release="fresh", rounds=30), (0.5,), LITTLE)
-    (cut,) = found["cuts"]
-    assert found["releases"] == 4
+    report = audit(ran(tmp_path / "run", release="fresh", rounds=30), (0.5,), LITTLE)
+    (cut,) = report["cuts"]
+    assert report["releases"] == 4
     alone, together = (cut[name]["identity"]["top_1"]["value"] for name in ("one_release", "all_releases"))
     assert together > alone
-    assert found["as_released"] == []
-    assert found["exact_algebra"]["sent"]["recovered"] == 0
+    assert report["as_released"] == []
+    assert report["exact_algebra"]["sent"]["recovered"] == 0
 
 
 def test_what_is_inferred_is_named_and_what_is_not_tried_is_said(
     audited: tuple[RunFolder, dict[str, Any]], tmp_path: Path
 ) -> None:
-    said = " ".join(words(audited[1]))
-    assert "Class inference: " in said
-    assert "Not tried: attribute inference, since the recipe has no table of attributes" in said
-    assert "Not tried: class" not in said
-    assert "it is no LPIPS" in said
+    sentences = " ".join(words(audited[1]))
+    assert "Class inference: " in sentences
+    assert "Not tried: attribute inference, since the recipe has no table of attributes" in sentences
+    assert "Not tried: class" not in sentences
+    assert "it is no LPIPS" in sentences
     assert "feature_distance" in audited[1]["floor"]["reconstruction"]
     assert "Not tried: attribute inference" in (audited[0].path / "report.html").read_text()
 
@@ -104,14 +104,14 @@ def test_attributes_that_the_recipe_deals_by_are_inferred_where_there_are_no_cla
     data = {"source": {"kind": "folder", "path": str(tmp_path / "faces")}, "size": 8, "classes": 0, "limit": 50}
     partition = {"kind": "attributes", "file": str(tmp_path / "table.csv"), "groups": [["bright"], ["round"]]}
     folder = ran(tmp_path / "run", data=data, partition=partition)
-    found = audit(folder, (0.001, 0.999), LITTLE)
-    assert found["attributes"] == ["bright", "round"]
-    first, *_, last = (cut["one_release"]["attribute_inference"]["auc"]["value"] for cut in found["cuts"])
+    report = audit(folder, (0.001, 0.999), LITTLE)
+    assert report["attributes"] == ["bright", "round"]
+    first, *_, last = (cut["one_release"]["attribute_inference"]["auc"]["value"] for cut in report["cuts"])
     assert first > 0.95 > 0.8 > last
-    said = " ".join(words(found))
-    assert "Attribute inference, of bright, round: accuracy" in said
-    assert "Not tried: class inference, since the images have no classes" in said
-    heads, *body = rows(found)
+    sentences = " ".join(words(report))
+    assert "Attribute inference, of bright, round: accuracy" in sentences
+    assert "Not tried: class inference, since the images have no classes" in sentences
+    heads, *body = rows(report)
     assert heads[-1] == "attributes"
     assert all(len(row) == len(heads) for row in body)
     assert (heads.index("class"), [row[heads.index("class")] for row in body]) == (7, ["-"] * len(body))
@@ -145,12 +145,12 @@ def test_a_sweep_over_cuts_becomes_one_table_and_one_picture(tmp_path: Path) -> 
         ran(tmp_path / f"cut-{cut}", cut=cut)
         index.append({"values": {"method.cut": cut}, "seed": 0, "folder": f"cut-{cut}"})
     (tmp_path / INDEX).write_text(json.dumps(index))
-    told = trade(tmp_path, LITTLE)
-    assert [row["cut"] for row in told] == [0, 0.5, 1]
-    assert [row["draw_share"] for row in told] == pytest.approx([0, 2 / 3, 1])
-    assert told[0]["explained"] == told[0]["picked"] == 1
-    assert 1 > (told[1]["explained"] or 0) > 0 == told[2]["explained"]
-    assert json.loads((tmp_path / "trade.json").read_text()) == told
+    table = trade(tmp_path, LITTLE)
+    assert [row["cut"] for row in table] == [0, 0.5, 1]
+    assert [row["draw_share"] for row in table] == pytest.approx([0, 2 / 3, 1])
+    assert table[0]["explained"] == table[0]["picked"] == 1
+    assert 1 > (table[1]["explained"] or 0) > 0 == table[2]["explained"]
+    assert json.loads((tmp_path / "trade.json").read_text()) == table
     assert (tmp_path / "trade.png").stat().st_size > 10_000
     with pytest.raises(RunFolderError, match="holds no sweep over cuts"):
         trade(tmp_path / "cut-1")

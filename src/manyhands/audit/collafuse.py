@@ -1,4 +1,4 @@
-"""What CollaFuse discloses, over the cut: every attack beside its floor, its control and its theory."""
+"""What CollaFuse discloses at each cut: every attack, with its floor, its control and its theory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manyhands.audit import population
 from manyhands.audit.attacks import attributes, identity, membership, reconstruction
-from manyhands.audit.attacks.distance import nearness
+from manyhands.audit.attacks.distance import reconstruction_scores
 from manyhands.audit.attacks.reconstruction import Attack
 from manyhands.audit.attacks.statistics import Interval, proportion
 from manyhands.data.images import Images, as_floats
@@ -33,14 +33,18 @@ DELTA = 1e-5
 SHOWN = 256
 CANDIDATES = 1000
 DRAWS = 4
-"""How many draws of noise the losses of membership are a mean of."""
+"""The number of draws of noise over which the losses of the membership attack are averaged."""
 
 
 @dataclass(frozen=True)
-class Own:
-    """The server's denoiser, trained on releases at ``cut`` and noisier; ``no_label`` if it takes labels.
+class ServerDenoiser:
+    """The server's denoiser.
 
-    ``labels`` says that the server has the labels of the releases, as a run may allow, and asks with them.
+    Args:
+        network: Its network.
+        cut: The lowest step of the chain that it was trained on.
+        no_label: The label that means "no class", where the network is class-conditional.
+        labels: Whether the server knows the labels of the releases, as a run may allow, and uses them.
     """
 
     network: Network
@@ -49,19 +53,27 @@ class Own:
     labels: bool = False
 
     def denoiser(self, diffusion: Diffusion, images: Images) -> Denoiser:
-        """It, as it is asked about these images."""
+        """The denoiser as it is used on these images."""
         if self.no_label is None:
             return guided(reconstruction.in_parts(self.network), diffusion, None, 0, 1.0)
-        known = images.labels if self.labels else None
-        labels = torch.full((len(images),), self.no_label) if known is None else known
+        own_labels = images.labels if self.labels else None
+        labels = torch.full((len(images),), self.no_label) if own_labels is None else own_labels
         return guided(reconstruction.in_parts(self.network), diffusion, labels, self.no_label, 1.0)
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard the attackers train on their public images: the steps of each, and the widths of their U-Nets.
+    """How much the attackers train on their public images.
 
-    ``inverter`` and ``descent`` are of those who attack a cut GAN.
+    Args:
+        denoiser: Training steps of the denoiser.
+        regressor: Training steps of the regressor.
+        classifier: Training steps of the classifier of noised images.
+        inverter: Training steps of the network that inverts the head of a cut GAN.
+        descent: The maximum number of steps of gradient descent on the input of such a head.
+        widths: The channels of the attackers' U-Nets.
+        batch: The batch size.
+        learning_rate: The learning rate of the first step; it falls to a twentieth of that.
     """
 
     denoiser: int = 400
@@ -74,28 +86,28 @@ class Effort:
     learning_rate: float = 2e-3
 
     def training(self, steps: int) -> Training:
-        """So many steps, at a falling rate."""
-        told = {"batch": self.batch, "steps": steps, "learning_rate": self.learning_rate, "learning_rate_end": 0.05}
-        return Training.model_validate(told)
+        """Training for this many steps, with a falling learning rate."""
+        fields = {"batch": self.batch, "steps": steps, "learning_rate": self.learning_rate, "learning_rate_end": 0.05}
+        return Training.model_validate(fields)
 
 
-class Actual(NamedTuple):
-    """What was really released at a cut, and of which of the private images."""
+class ActualReleases(NamedTuple):
+    """What was really released at a cut (N, C, H, W), and the indices of its N private images."""
 
     cut: int
-    numbers: np.ndarray
+    indices: np.ndarray
     released: Tensor
 
 
 @dataclass(frozen=True)
 class _Attackers:
-    """All that is trained or fitted before a release is seen, and the images that they are tried on."""
+    """Everything that is trained or fitted before a release is seen, and the images that are attacked."""
 
     diffusion: Diffusion
     private: Images
     public: Images
-    lens: Extractor | None
-    own: Own | None
+    extractor: Extractor | None
+    server_denoiser: ServerDenoiser | None
     attacks: dict[str, Attack]
     guess: Attack
     questions: dict[str, attributes.Question]
@@ -107,64 +119,93 @@ class _Attackers:
         return self.private.subset(torch.arange(min(SHOWN, len(self.private))).numpy())
 
 
-def disclosure(
+def attack_releases(
     private: Images,
     public: Images,
     diffusion: Diffusion,
     cuts: Sequence[int],
     *,
     releases: int = 1,
-    own: Own | None = None,
-    lens: Extractor | None = None,
+    server_denoiser: ServerDenoiser | None = None,
+    extractor: Extractor | None = None,
     clip_norm: float | None = None,
     effort: Effort | None = None,
-    actual: Sequence[Actual] = (),
-    known: attributes.Known | None = None,
+    actual: Sequence[ActualReleases] = (),
+    known_attributes: attributes.KnownAttributes | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    r"""What the releases of private images at each of the cuts give away, to attackers with public images of the kind.
+    """Attack releases of private images at each cut, as somebody who has public images of the same kind.
 
-    An image is released once, and also, where ``releases`` is more, so often with fresh noise. ``clip_norm`` is the
-    largest norm that released images have; without it, that of the pixels' box. What was ``actual``\ ly released is
-    attacked too. Beside the class the attributes that are ``known`` are inferred; what cannot be tried is told under
-    ``skipped``. All comes back as plain numbers, never as pictures.
+    The result holds plain numbers, never images; what could not be tried is listed under ``skipped``.
+
+    Args:
+        private: The images that are released.
+        public: The images of the attackers.
+        diffusion: The noise schedule and the target of the denoiser.
+        cuts: Steps of the chain at which the images are released.
+        releases: How often an image is released, each time with fresh noise; one release alone is attacked as well.
+        server_denoiser: The denoiser of the server, which attacks, too.
+        extractor: A network for the feature distance; None leaves this out.
+        clip_norm: The maximum norm of released images; None takes the largest norm of pixels in [-1, 1].
+        effort: How much the attackers train.
+        actual: What was really released, which is attacked as well.
+        known_attributes: Attributes that are inferred in addition to the class.
+        seed: The seed of the attacks.
     """
     steps = diffusion.schedule.steps
-    if bad := [cut for cut in cuts if not 1 <= cut <= steps]:
-        raise RecipeError(f"cut {bad[0]}: a step of the chain is expected, 1 to {steps}; at 0 the images themselves go")
+    if outside := [cut for cut in cuts if not 1 <= cut <= steps]:
+        raise RecipeError(
+            f"cut {outside[0]}: a step of the chain is expected, 1 to {steps}; at 0 the images themselves leave"
+        )
     cuts = sorted(set(cuts))
-    ready = _attackers(private, public, diffusion, cuts, releases, own, lens, known, effort or Effort(), seed)
+    attackers = _attackers(
+        private,
+        public,
+        diffusion,
+        cuts,
+        releases,
+        server_denoiser,
+        extractor,
+        known_attributes,
+        effort or Effort(),
+        seed,
+    )
     norm = box_norm(private.pixels[0].numel()) if clip_norm is None else clip_norm
-    told = [_at(ready, cut, releases, norm, torch_rng(seed, "disclosure", cut)) for cut in cuts]
-    found = {"images": len(private), "public": len(public), "releases": releases, "floor": _floor(ready, seed)}
-    found["skipped"] = {name: why for name, why in attributes.WHY_NOT.items() if name not in ready.questions}
-    if known is not None:
-        found["attributes"] = list(known.names)
-    if own is not None:
-        found["membership"] = _membership(ready, own, torch_rng(seed, "membership"))
-    found["as_released"] = [
-        {"cut": cut, **_scores(_those(ready, numbers), x_t, cut, torch_rng(seed, "as released", cut))}
-        for cut, numbers, x_t in actual
+    by_cut = [_at(attackers, cut, releases, norm, torch_rng(seed, "disclosure", cut)) for cut in cuts]
+    report = {"images": len(private), "public": len(public), "releases": releases, "floor": _floor(attackers, seed)}
+    report["skipped"] = {name: why for name, why in attributes.WHY_SKIPPED.items() if name not in attackers.questions}
+    if known_attributes is not None:
+        report["attributes"] = list(known_attributes.names)
+    if server_denoiser is not None:
+        report["membership"] = _membership(attackers, server_denoiser, torch_rng(seed, "membership"))
+    report["as_released"] = [
+        {"cut": cut, **_scores(_subset(attackers, indices), x_t, cut, torch_rng(seed, "as released", cut))}
+        for cut, indices, x_t in actual
     ]
-    return found | {"recommended": _recommended(ready, releases, norm, seed), "cuts": told}
+    return report | {"recommended": _recommended(attackers, releases, norm, seed), "cuts": by_cut}
 
 
-def _those(ready: _Attackers, numbers: np.ndarray) -> _Attackers:
-    at = torch.from_numpy(numbers)
-    questions = {name: asked._replace(answers=asked.answers[at]) for name, asked in ready.questions.items()}
-    return replace(ready, private=ready.private.subset(numbers), x_0=ready.x_0[at], questions=questions)
+def _subset(attackers: _Attackers, indices: np.ndarray) -> _Attackers:
+    index_tensor = torch.from_numpy(indices)
+    questions = {
+        name: question._replace(answers=question.answers[index_tensor])
+        for name, question in attackers.questions.items()
+    }
+    return replace(
+        attackers, private=attackers.private.subset(indices), x_0=attackers.x_0[index_tensor], questions=questions
+    )
 
 
-def _recommended(ready: _Attackers, releases: int, norm: float, seed: int) -> dict[str, Any]:
-    """The first cut at which an image is picked out of 1,000 in at most 1 % of cases, and what comes of it."""
-    cut = population.hidden_from(ready.clouds, ready.diffusion.schedule, CANDIDATES, seed, releases)
+def _recommended(attackers: _Attackers, releases: int, norm: float, seed: int) -> dict[str, Any]:
+    """The first cut at which an image is picked out of 1,000 in at most 1 % of cases, and the attacks there."""
+    cut = population.first_hidden_step(attackers.clouds, attackers.diffusion.schedule, CANDIDATES, seed, releases)
     if cut is None:
         return {"cut": None}
-    return _at(ready, cut, releases, norm, torch_rng(seed, "recommended", cut))
+    return _at(attackers, cut, releases, norm, torch_rng(seed, "recommended", cut))
 
 
 def guarantee(snr: float, norm: float, releases: int) -> dict[str, Any]:
-    """What so many releases at this SNR hold to by proof, with all the words that it has no meaning without."""
+    """The proven privacy guarantee of this many releases at this SNR, with everything that is part of its meaning."""
     return {
         "epsilon": epsilon(mu_of(snr, norm, releases), DELTA),
         "delta": DELTA,
@@ -182,61 +223,65 @@ def _attackers(
     diffusion: Diffusion,
     cuts: Sequence[int],
     releases: int,
-    own: Own | None,
-    lens: Extractor | None,
-    traits: attributes.Known | None,
+    server_denoiser: ServerDenoiser | None,
+    extractor: Extractor | None,
+    known_attributes: attributes.KnownAttributes | None,
     effort: Effort,
     seed: int,
 ) -> _Attackers:
-    schedule, known = diffusion.schedule, as_floats(public.pixels)
-    levels = [*cuts, *(_together(diffusion, cut, releases) for cut in cuts)]
-    model = UNet(size=known.shape[-1], channels=known.shape[1], classes=0, widths=effort.widths)
+    schedule, public_images = diffusion.schedule, as_floats(public.pixels)
+    levels = [*cuts, *(_equivalent_step(diffusion, cut, releases) for cut in cuts)]
+    model = UNet(size=public_images.shape[-1], channels=public_images.shape[1], classes=0, widths=effort.widths)
     denoiser = reconstruction.public_denoiser(
-        known, diffusion, model, effort.training(effort.denoiser), torch_rng(seed, "public denoiser")
+        public_images, diffusion, model, effort.training(effort.denoiser), torch_rng(seed, "public denoiser")
     )
     attacks = {
         "linear": reconstruction.linear(schedule),
-        "wiener": reconstruction.wiener(schedule, known),
+        "wiener": reconstruction.wiener(schedule, public_images),
         "regressor": reconstruction.regressor(
-            known, schedule, levels, model, effort.training(effort.regressor), torch_rng(seed, "regressor")
+            public_images, schedule, levels, model, effort.training(effort.regressor), torch_rng(seed, "regressor")
         ),
         "denoised": reconstruction.denoised(denoiser),
         "walked": reconstruction.sampled(denoiser, schedule),
     }
 
-    def reader(answers: Tensor, outputs: int, what: str) -> attributes.NoisyClassifier:
-        rng, every = torch_rng(seed, what), [0, *levels]
-        return attributes.classifier(known, answers, outputs, schedule, every, effort.classifier, rng)
+    def reader(answers: Tensor, outputs: int, seed_name: str) -> attributes.NoisyClassifier:
+        rng, all_levels = torch_rng(seed, seed_name), [0, *levels]
+        return attributes.classifier(public_images, answers, outputs, schedule, all_levels, effort.classifier, rng)
 
-    questions = attributes.questions(private, public, traits, reader)
-    clouds = population.clouds(known, public.labels)
-    guess, x_0 = reconstruction.mean_of(known), as_floats(private.pixels)
-    return _Attackers(diffusion, private, public, lens, own, attacks, guess, questions, clouds, x_0)
+    questions = attributes.questions(private, public, known_attributes, reader)
+    clouds = population.clouds(public_images, public.labels)
+    guess, x_0 = reconstruction.mean_of(public_images), as_floats(private.pixels)
+    return _Attackers(diffusion, private, public, extractor, server_denoiser, attacks, guess, questions, clouds, x_0)
 
 
-def _together(diffusion: Diffusion, cut: int, releases: int) -> int:
+def _equivalent_step(diffusion: Diffusion, cut: int, releases: int) -> int:
     return reconstruction.level_of(diffusion.schedule, float(diffusion.schedule.snr()[cut]) * releases)
 
 
-def _at(ready: _Attackers, cut: int, releases: int, norm: float, rng: torch.Generator) -> dict[str, Any]:
-    """All about one cut: what it is, what one release there gives away, and what all together do."""
-    schedule = ready.diffusion.schedule
+def _at(attackers: _Attackers, cut: int, releases: int, norm: float, rng: torch.Generator) -> dict[str, Any]:
+    """One cut: its SNR, what one release there gives away, and what all releases together give away."""
+    schedule = attackers.diffusion.schedule
     snr = float(schedule.snr()[cut])
-    copies = (reconstruction.release(schedule, ready.x_0, cut, rng) for _ in range(releases))
-    one = next(copies)
-    second = reconstruction.release(schedule, ready.x_0, cut, rng)
-    told = {
+    copies = (reconstruction.release(schedule, attackers.x_0, cut, rng) for _ in range(releases))
+    first = next(copies)
+    second = reconstruction.release(schedule, attackers.x_0, cut, rng)
+    scores_of_cut = {
         "cut": cut,
         "share": cut / schedule.steps,
         "snr_db": 10 * math.log10(snr),
-        "one_release": {"guarantee": guarantee(snr, norm, 1), **_scores(ready, one, cut, rng)},
-        "linkability": identity.linkability(one, second, rng),
+        "one_release": {"guarantee": guarantee(snr, norm, 1), **_scores(attackers, first, cut, rng)},
+        "linkability": identity.linkability(first, second, rng),
     }
     if releases > 1:
-        x_t, level = reconstruction.averaged(schedule, _first_then(one, copies), cut)
-        scores = {"guarantee": guarantee(snr, norm, releases), "equal_to_cut": level, **_scores(ready, x_t, level, rng)}
-        told["all_releases"] = scores
-    return told
+        x_t, level = reconstruction.averaged(schedule, _first_then(first, copies), cut)
+        scores = {
+            "guarantee": guarantee(snr, norm, releases),
+            "equal_to_cut": level,
+            **_scores(attackers, x_t, level, rng),
+        }
+        scores_of_cut["all_releases"] = scores
+    return scores_of_cut
 
 
 def _first_then(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -244,69 +289,74 @@ def _first_then(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from others
 
 
-def _scores(ready: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
-    """What every attack makes of releases at one level."""
-    truth = ready.x_0[:SHOWN]
-    guess = ready.guess(truth, t)
-    attacks = ready.attacks | _own_attacks(ready, t)
-    found: dict[str, Any] = {
+def _scores(attackers: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
+    """The results of every attack on releases at one noise level."""
+    truth = attackers.x_0[:SHOWN]
+    guess = attackers.guess(truth, t)
+    attacks = attackers.attacks | _server_attacks(attackers, t)
+    scores: dict[str, Any] = {
         "reconstruction": {
-            name: nearness(attack(x_t[:SHOWN], t), truth, guess, ready.lens, rng) for name, attack in attacks.items()
+            name: reconstruction_scores(attack(x_t[:SHOWN], t), truth, guess, attackers.extractor, rng)
+            for name, attack in attacks.items()
         },
-        "identity": _identity(ready, x_t, t, rng),
+        "identity": _identity(attackers, x_t, t, rng),
     }
-    return found | {name: asked.of(x_t, t, rng) for name, asked in ready.questions.items()}
+    return scores | {name: question.of(x_t, t, rng) for name, question in attackers.questions.items()}
 
 
-def _own_attacks(ready: _Attackers, t: int) -> dict[str, Attack]:
-    """The server's own denoiser, at the levels that it was trained for."""
-    if ready.own is None or t < ready.own.cut:
+def _server_attacks(attackers: _Attackers, t: int) -> dict[str, Attack]:
+    """Attacks with the server's denoiser, at the noise levels that it was trained for."""
+    if attackers.server_denoiser is None or t < attackers.server_denoiser.cut:
         return {}
-    denoiser = ready.own.denoiser(ready.diffusion, ready.shown)
+    denoiser = attackers.server_denoiser.denoiser(attackers.diffusion, attackers.shown)
     return {
         "own_denoised": reconstruction.denoised(denoiser),
-        "own_walked": reconstruction.sampled(denoiser, ready.diffusion.schedule),
+        "own_walked": reconstruction.sampled(denoiser, attackers.diffusion.schedule),
     }
 
 
-def _identity(ready: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
-    """How often the true image is picked among all candidates, and how often it had to be."""
-    alpha_bar = float(ready.diffusion.schedule.alpha_bar()[t])
-    candidates, sigma = ready.x_0[:CANDIDATES], math.sqrt((1 - alpha_bar) / alpha_bar)
+def _identity(attackers: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
+    """How often the true image is picked among all candidates, and how often theory expects that."""
+    alpha_bar = float(attackers.diffusion.schedule.alpha_bar()[t])
+    candidates, sigma = attackers.x_0[:CANDIDATES], math.sqrt((1 - alpha_bar) / alpha_bar)
     count = len(candidates)
     return {
         "candidates": count,
         "top_1": proportion(identity.recognised(x_t[:CANDIDATES], candidates, alpha_bar**0.5)),
         "equidistant": identity.equidistant(candidates, sigma),
-        "foretold": population.foretold(ready.clouds, sigma, count, rng),
+        "foretold": population.expected_identification(attackers.clouds, sigma, count, rng),
         "limit": identity.limit(candidates, sigma),
         "chance": 1 / count,
     }
 
 
-def _floor(ready: _Attackers, seed: int) -> dict[str, Any]:
-    """What is known without any release, and what would be known from the image itself."""
-    rng, truth = torch_rng(seed, "floor"), ready.x_0[:SHOWN]
-    guess = ready.guess(truth, 0)
-    found: dict[str, Any] = {"reconstruction": nearness(guess, truth, guess, ready.lens, rng)}
-    for name, asked in ready.questions.items():
-        found[name] = asked.floor(asked.answers, rng)
-        found[f"{name}_of_clean_images"] = asked.of(ready.x_0, 0, rng)
-    return found
+def _floor(attackers: _Attackers, seed: int) -> dict[str, Any]:
+    """What attackers know without any release, and what they would read off the image itself."""
+    rng, truth = torch_rng(seed, "floor"), attackers.x_0[:SHOWN]
+    guess = attackers.guess(truth, 0)
+    floor: dict[str, Any] = {"reconstruction": reconstruction_scores(guess, truth, guess, attackers.extractor, rng)}
+    for name, question in attackers.questions.items():
+        floor[name] = question.floor(question.answers, rng)
+        floor[f"{name}_of_clean_images"] = question.of(attackers.x_0, 0, rng)
+    return floor
 
 
-def _membership(ready: _Attackers, own: Own, rng: torch.Generator) -> dict[str, Interval | Any]:
-    """Released images against public ones, by the losses of the server's denoiser."""
-    schedule = ready.diffusion.schedule
-    levels = membership.levels_above(own.cut, schedule)
-    eps = torch.randn(DRAWS, *ready.x_0.shape[1:], generator=rng)
+def _membership(
+    attackers: _Attackers, server_denoiser: ServerDenoiser, rng: torch.Generator
+) -> dict[str, Interval | Any]:
+    """Membership inference: released images against public ones, by the losses of the server's denoiser."""
+    schedule = attackers.diffusion.schedule
+    levels = membership.levels_above(server_denoiser.cut, schedule)
+    eps = torch.randn(DRAWS, *attackers.x_0.shape[1:], generator=rng)
     members, others = (
-        membership.losses(own.denoiser(ready.diffusion, images), schedule, as_floats(images.pixels), levels, eps)
-        for images in (ready.private, ready.public)
+        membership.losses(
+            server_denoiser.denoiser(attackers.diffusion, images), schedule, as_floats(images.pixels), levels, eps
+        )
+        for images in (attackers.private, attackers.public)
     )
     return {
         "levels": levels,
         "members": len(members),
         "others": len(others),
-        **membership.told_apart(members, others, rng),
+        **membership.membership_scores(members, others, rng),
     }

@@ -1,4 +1,4 @@
-"""Whether a run gives its images away, by what left and, where images are there, by theory on them."""
+"""Whether a run gives its images away: judged by what left the silos and, where the images are at hand, by theory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Candidates:
-    """The images of silos, as far as they are there."""
+    """The images of the silos, as far as they are at hand."""
 
     def __init__(self, silos: Sequence[Silo]) -> None:
         self.silos = silos
 
     @cached_property
     def images(self) -> Tensor:
-        """As many as theory is told for, of each silo its share."""
+        """At most ``CANDIDATES`` images (N, C, H, W), from each silo in proportion."""
         pixels = torch.cat([silo.images.pixels for silo in self.silos])
         return as_floats(pixels[:: max(len(pixels) // CANDIDATES, 1)][:CANDIDATES])
 
@@ -43,12 +43,14 @@ class Candidates:
 
 
 def given_away(left: Mapping[str, tuple[int, Sequence[OutgoingData]]], silos: Sequence[Silo] = ()) -> list[str]:
-    """What a report says before anything else; what is so of some silos alone names them."""
-    found: dict[str, list[str]] = {}
+    """The first lines of a report; a line that is not true of all silos names those of which it is."""
+    silos_of_line: dict[str, list[str]] = {}
     candidates = Candidates(silos)
     for silo, (count, kinds) in left.items():
         for kind in kinds:
             if line := kind.gives_away(count, candidates.picked(kind, count)):
-                found.setdefault(line, []).append(silo)
-    whose = {line: "" if len(mine) == len(left) else f"{names_text(mine)}: " for line, mine in found.items()}
-    return [f"{whose[line]}{line}" for line in found]
+                silos_of_line.setdefault(line, []).append(silo)
+    prefix = {
+        line: "" if len(names) == len(left) else f"{names_text(names)}: " for line, names in silos_of_line.items()
+    }
+    return [f"{prefix[line]}{line}" for line in silos_of_line]

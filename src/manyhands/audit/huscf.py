@@ -1,4 +1,4 @@
-"""What a GAN that is cut into a U gives away at each of its cuts: every attack beside its floor and its controls."""
+"""What a U-shaped GAN gives away at each of its cuts: every attack, with its floor and its controls."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from manyhands.audit.attacks import identity
-from manyhands.audit.attacks.attributes import WHY_NOT
-from manyhands.audit.attacks.distance import nearness
-from manyhands.audit.attacks.heads import Head, head_of, unknown
-from manyhands.audit.attacks.inversion import descended, labelled, nearest, solved
+from manyhands.audit.attacks.attributes import WHY_SKIPPED
+from manyhands.audit.attacks.distance import reconstruction_scores
+from manyhands.audit.attacks.heads import Head, head_of, random_head
+from manyhands.audit.attacks.inversion import infer_labels, nearest_candidates, solve_by_descent, solve_linear
 from manyhands.audit.attacks.inverter import Inverter, inverter
 from manyhands.audit.attacks.statistics import Interval, proportion
 from manyhands.audit.collafuse import SHOWN, Effort
@@ -28,155 +28,176 @@ if TYPE_CHECKING:
     from manyhands.methods.huscf.method import HuSCF
     from manyhands.tensors import Tensors
 
-Of = Callable[["RecordedBatch"], Head]
-"""The head that an attacker takes a silo to have."""
+HeadOfBatch = Callable[["RecordedBatch"], Head]
+"""The head that an attacker assumes for the silo of a batch."""
 
 
 class Estimate(NamedTuple):
-    """Of a batch: images, and labels where there are any."""
+    """What an attack estimates: images (N, C, H, W), and labels (N,) where there are classes."""
 
     images: Tensor
     labels: Tensor | None
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """Mini-batches that a server has heard, and what the attacker has beside them."""
+class BatchAttacks:
+    """Attacks on recorded mini-batches.
+
+    Args:
+        method: The method of the run.
+        batches: The recorded mini-batches.
+        public: The attacker's images, of the same kind.
+        effort: How much the attacker trains.
+        seed: The seed of the attacks.
+    """
 
     method: HuSCF
-    heard: Sequence[RecordedBatch]
+    batches: Sequence[RecordedBatch]
     public: Images
     effort: Effort = field(default_factory=Effort)
     seed: int = 0
 
     def head(self, last: int) -> dict[str, Any]:
-        """All about one head, at the cuts of the recipe as it was sent, at others as it would have been."""
-        known, own = self._known(last), [each for each in self.heard if each.cuts.discriminator.head == last]
-        attacks = self._attacks(last, known, "known")
-        best = max(attacks.values(), key=lambda estimates: -float((estimates.images - self.truth).square().mean()))
-        fresh = unknown(self.method.model, last, self.seed + 1, self.method.guard)
-        control = self._attacks(last, lambda _: fresh, "")
+        """Attack the head that ends with block ``last``: as it was sent at cuts of the recipe, else simulated."""
+        true_head, own_batches = (
+            self._known(last),
+            [batch for batch in self.batches if batch.cuts.discriminator.head == last],
+        )
+        attacks_with_head = self._attacks(last, true_head, "known")
+        best = max(
+            attacks_with_head.values(), key=lambda estimates: -float((estimates.images - self.truth).square().mean())
+        )
+        other_head = random_head(self.method.model, last, self.seed + 1, self.method.guard)
+        control_attacks = self._attacks(last, lambda _: other_head, "")
         return {
             "head": last,
-            "silos": [each.silo for each in own],
-            "numbers": self._sent(known, self.heard[0], "real")[0].numel(),
-            "attacks": {name: self.scores(estimate) for name, estimate in attacks.items()},
-            "unknown_head": {name: self.scores(estimate) for name, estimate in control.items()},
+            "silos": [batch.silo for batch in own_batches],
+            "numbers": self._sent(true_head, self.batches[0], "real")[0].numel(),
+            "attacks": {name: self.scores(estimate) for name, estimate in attacks_with_head.items()},
+            "unknown_head": {name: self.scores(estimate) for name, estimate in control_attacks.items()},
             "other_images": self.scores(Estimate(best.images.roll(1, 0), None)),
-            "labels_of_made": self._right(self._labels_of_made(known)),
-            "recognised": self._recognised(known),
-            "recognised_by_unknown": self._recognised(known, fresh),
+            "labels_of_made": self._right(self._labels_of_made(true_head)),
+            "recognised": self._recognised(true_head),
+            "recognised_by_unknown": self._recognised(true_head, other_head),
         }
 
-    def later(self, heard: Sequence[RecordedBatch]) -> dict[str, dict[str, Any]]:
-        """Of mini-batches later in the round, with the weights of its beginning: by head, what attacks find."""
-        found = {}
-        for last in sorted({each.cuts.discriminator.head for each in heard}):
-            mine = [each for each in heard if each.cuts.discriminator.head == last]
-            those = Attacked(self.method, mine, self.public, self.effort, self.seed)
-            attacks = those._attacks(last, those._known(last), "known")
-            found[str(last)] = {name: those.scores(estimate) for name, estimate in attacks.items()}
-        return found
+    def later(self, batches: Sequence[RecordedBatch]) -> dict[str, dict[str, Any]]:
+        """Attack mini-batches from later in the round with the weights of its beginning, for each head."""
+        scores_of_head = {}
+        for last in sorted({batch.cuts.discriminator.head for batch in batches}):
+            of_head = [batch for batch in batches if batch.cuts.discriminator.head == last]
+            attacked = BatchAttacks(self.method, of_head, self.public, self.effort, self.seed)
+            attacks = attacked._attacks(last, attacked._known(last), "known")
+            scores_of_head[str(last)] = {name: attacked.scores(estimate) for name, estimate in attacks.items()}
+        return scores_of_head
 
     def tails(self) -> dict[str, Any]:
-        """What comes of what goes into the tail of the generator, by the weights that the server knows, and by none."""
-        fresh = dict(self.method.model.build(self.seed + 1).state_dict())
-        drawn, rng = torch.cat([each.drawn for each in self.heard]), self._rng("tails")
-        found = {}
-        for name, weights in {"known": None, "unknown": fresh}.items():
-            made = torch.cat([tailed(self.method, each, weights or each.weights) for each in self.heard])
-            found[name] = nearness(made, drawn, self._mean.expand_as(drawn), None, rng)
-        return found
+        """Reconstruct generated images from the input of the generator's tail, with known and with random weights."""
+        random_weights = dict(self.method.model.build(self.seed + 1).state_dict())
+        generated, rng = torch.cat([batch.generated for batch in self.batches]), self._rng("tails")
+        scores = {}
+        for name, weights in {"known": None, "unknown": random_weights}.items():
+            estimate = torch.cat([tail_output(self.method, batch, weights or batch.weights) for batch in self.batches])
+            scores[name] = reconstruction_scores(estimate, generated, self._mean.expand_as(generated), None, rng)
+        return scores
 
     def floor(self) -> dict[str, Any]:
-        """What is known without anything that was sent."""
+        """What an attacker knows without any message."""
         guess = self._mean.expand_as(self.truth)
-        found: dict[str, Any] = {"reconstruction": nearness(guess, self.truth, guess, None, self._rng("floor"))}
+        floor: dict[str, Any] = {
+            "reconstruction": reconstruction_scores(guess, self.truth, guess, None, self._rng("floor"))
+        }
         if self.labels is not None and self.public.labels is not None:
-            said = self.public.labels.bincount(minlength=self.method.model.classes).argmax()
-            found["labels"] = proportion(self.labels == said)
-        return found
+            most_frequent = self.public.labels.bincount(minlength=self.method.model.classes).argmax()
+            floor["labels"] = proportion(self.labels == most_frequent)
+        return floor
 
     def scores(self, estimate: Estimate) -> dict[str, Any]:
-        """How near it came."""
+        """How close an estimate is to the real images."""
         guess, count = self._mean.expand_as(self.truth), len(self.truth)
-        found: dict[str, Any] = dict(nearness(estimate.images, self.truth, guess, None, self._rng("scores")))
+        scores: dict[str, Any] = dict(
+            reconstruction_scores(estimate.images, self.truth, guess, None, self._rng("scores"))
+        )
         picked = proportion(identity.recognised(estimate.images, self.truth, 1.0))
-        found["identity"] = {"candidates": count, "top_1": picked, "chance": 1 / count}
-        return found | {"label": self._right(estimate.labels)}
+        scores["identity"] = {"candidates": count, "top_1": picked, "chance": 1 / count}
+        return scores | {"label": self._right(estimate.labels)}
 
     @cached_property
     def truth(self) -> Tensor:
-        """The real images of all batches."""
-        return torch.cat([each.images for each in self.heard])
+        """The real images of all batches (N, C, H, W)."""
+        return torch.cat([batch.images for batch in self.batches])
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """The labels of them all."""
-        every = [each.labels for each in self.heard if each.labels is not None]
-        return torch.cat(every) if every else None
+        """Their labels (N,)."""
+        labels_of_batches = [batch.labels for batch in self.batches if batch.labels is not None]
+        return torch.cat(labels_of_batches) if labels_of_batches else None
 
     @cached_property
     def _mean(self) -> Tensor:
         return as_floats(self.public.pixels).mean(0, keepdim=True)
 
-    def _known(self, last: int) -> Of:
-        kept: dict[int, Head] = {}
+    def _known(self, last: int) -> HeadOfBatch:
+        heads: dict[int, Head] = {}
 
-        def head(each: RecordedBatch) -> Head:
-            if each.cluster not in kept:
-                kept[each.cluster] = head_of(self.method.model, each.weights, last, self.method.guard)
-            return kept[each.cluster]
+        def head(batch: RecordedBatch) -> Head:
+            if batch.cluster not in heads:
+                heads[batch.cluster] = head_of(self.method.model, batch.weights, last, self.method.guard)
+            return heads[batch.cluster]
 
         return head
 
-    def _attacks(self, last: int, of: Of, whose: str) -> dict[str, Estimate]:
-        """What each attack makes of all batches, by one who takes silos to have these heads."""
-        true, networks = self._known(last), dict[int, Inverter]()
-        found: dict[str, list[Estimate]] = {}
-        for each in self.heard:
-            head, sent = of(each), self._sent(true, each, "real")
-            labels = self._labels(head, self._sent(true, each, "made"), each)
+    def _attacks(self, last: int, head_of_batch: HeadOfBatch, seed_part: str) -> dict[str, Estimate]:
+        """What each attack estimates for all batches, under the assumption that silos have these heads."""
+        true_head, networks = self._known(last), dict[int, Inverter]()
+        estimates: dict[str, list[Estimate]] = {}
+        for batch in self.batches:
+            head, sent = head_of_batch(batch), self._sent(true_head, batch, "real")
+            labels = self._labels(head, self._sent(true_head, batch, "made"), batch)
             start = self._mean.repeat(len(sent), 1, 1, 1)
-            if exact := solved(head, sent):
-                found.setdefault("least squares", []).append(Estimate(*exact))
-                start = exact[0]
-            back = descended(head, sent, start, labels, self.effort.descent)
-            found.setdefault("descent", []).append(Estimate(back, labels))
-            number = each.cluster if whose else 0
-            if number not in networks:
-                rng = self._rng("inverter", whose, last, number)
-                networks[number] = inverter(head, self.public, len(sent), self.effort.inverter, rng)
+            if solution := solve_linear(head, sent):
+                estimates.setdefault("least squares", []).append(Estimate(*solution))
+                start = solution[0]
+            images_by_descent = solve_by_descent(head, sent, start, labels, self.effort.descent)
+            estimates.setdefault("descent", []).append(Estimate(images_by_descent, labels))
+            network_key = batch.cluster if seed_part else 0
+            if network_key not in networks:
+                rng = self._rng("inverter", seed_part, last, network_key)
+                networks[network_key] = inverter(head, self.public, len(sent), self.effort.inverter, rng)
             with torch.no_grad():
-                images, logits = networks[number](sent)
-            learnt = Estimate(images, logits.argmax(1) if self.method.model.classes else None)
-            found.setdefault("inverter", []).append(learnt)
-        return {name: _joined(estimates) for name, estimates in found.items()}
+                images, logits = networks[network_key](sent)
+            by_inverter = Estimate(images, logits.argmax(1) if self.method.model.classes else None)
+            estimates.setdefault("inverter", []).append(by_inverter)
+        return {name: _joined(batch_estimates) for name, batch_estimates in estimates.items()}
 
-    def _sent(self, true: Of, each: RecordedBatch, op: str) -> Tensor:
-        """What was sent of real or of made images; where the silo's head is another one, what would have been."""
-        head = true(each)
-        if each.cuts.discriminator.head == head.last:
-            return each.real if op == "real" else each.made
-        images = each.images if op == "real" else each.drawn
-        return head.sent(images, each.labels, self._rng("sent", op, head.last, each.silo))
+    def _sent(self, true_head: HeadOfBatch, batch: RecordedBatch, op: str) -> Tensor:
+        """The activations that were sent; where the silo has another head, those that would have been sent."""
+        head = true_head(batch)
+        if batch.cuts.discriminator.head == head.last:
+            return batch.real_activations if op == "real" else batch.generated_activations
+        images = batch.images if op == "real" else batch.generated
+        return head.sent(images, batch.labels, self._rng("sent", op, head.last, batch.silo))
 
-    def _labels(self, head: Head, made: Tensor, each: RecordedBatch) -> Tensor | None:
-        """Real images and made ones come with the same labels; and the server can make the made ones itself."""
-        return labelled(head, made, tailed(self.method, each, each.weights)) if self.method.model.classes else None
+    def _labels(self, head: Head, generated_activations: Tensor, batch: RecordedBatch) -> Tensor | None:
+        """Infer the labels of generated images, which the server can draw itself; real images have the same labels."""
+        return (
+            infer_labels(head, generated_activations, tail_output(self.method, batch, batch.weights))
+            if self.method.model.classes
+            else None
+        )
 
-    def _labels_of_made(self, known: Of) -> Tensor | None:
-        each = [self._labels(known(one), self._sent(known, one, "made"), one) for one in self.heard]
-        return _together(each)
+    def _labels_of_made(self, true_head: HeadOfBatch) -> Tensor | None:
+        labels = [self._labels(true_head(batch), self._sent(true_head, batch, "made"), batch) for batch in self.batches]
+        return _together(labels)
 
-    def _recognised(self, known: Of, guess: Head | None = None) -> Interval:
-        """How often the right image is nearest to what was sent, among all, after the head that is taken for it."""
-        found = []
-        for each in self.heard:
-            head = guess or known(each)
-            labels = self._labels(head, self._sent(known, each, "made"), each)
-            found.append(nearest(head, self._sent(known, each, "real"), self.truth, labels))
-        return proportion(torch.cat(found) == torch.arange(len(self.truth)))
+    def _recognised(self, true_head: HeadOfBatch, assumed_head: Head | None = None) -> Interval:
+        """How often the true image, of all, is nearest to the activations that were sent, by the assumed head."""
+        picked = []
+        for batch in self.batches:
+            head = assumed_head or true_head(batch)
+            labels = self._labels(head, self._sent(true_head, batch, "made"), batch)
+            picked.append(nearest_candidates(head, self._sent(true_head, batch, "real"), self.truth, labels))
+        return proportion(torch.cat(picked) == torch.arange(len(self.truth)))
 
     def _right(self, labels: Tensor | None) -> Interval | None:
         return None if labels is None or self.labels is None else proportion(labels == self.labels)
@@ -185,51 +206,53 @@ class Attacked:
         return torch_rng(self.seed, "crossings", *names)
 
 
-def crossings(attacked: Attacked, later: Sequence[RecordedBatch]) -> dict[str, Any]:
-    """Every head that the discriminator can have, and the tails, as plain numbers, never as pictures."""
+def attack_batches(attacked: BatchAttacks, later: Sequence[RecordedBatch]) -> dict[str, Any]:
+    """Attack every head that the discriminator can have, and the tails; the result holds numbers, never images."""
     method = attacked.method
-    told = [each.cuts.discriminator.head for each in attacked.heard]
+    own_heads = [batch.cuts.discriminator.head for batch in attacked.batches]
     return {
         "kind": "crossings",
         "images": len(attacked.truth),
         "public": len(attacked.public),
         "pixels": attacked.truth[0].numel(),
-        "own": sorted(set(told)),
+        "own": sorted(set(own_heads)),
         "min_head": method.min_head,
         "guard": None if method.guard is None else method.guard.model_dump(),
         "floor": attacked.floor(),
-        "skipped": {} if method.model.classes else {"class_inference": WHY_NOT["class_inference"]},
+        "skipped": {} if method.model.classes else {"class_inference": WHY_SKIPPED["class_inference"]},
         "heads": [attacked.head(last) for last in range(method.model.middle)],
         "later": {"step": later[0].step, "of": later[0].steps, "heads": attacked.later(later)},
         "tails": attacked.tails(),
     }
 
 
-def chosen(heard: Mapping[str, RecordedBatch]) -> list[RecordedBatch]:
-    """At least a silo of each cut, and more until there are enough images."""
-    first: dict[int, str] = {}
-    for name, each in heard.items():
-        first.setdefault(each.cuts.discriminator.head, name)
-    found, count = list(first.values()), sum(len(heard[name].images) for name in first.values())
-    for name, each in heard.items():
-        if name not in found and count + len(each.images) <= SHOWN:
-            found.append(name)
-            count += len(each.images)
-    return [heard[name] for name in sorted(found)]
+def choose_batches(batches: Mapping[str, RecordedBatch]) -> list[RecordedBatch]:
+    """The batch of at least one silo for each cut, and of more silos until there are enough images."""
+    first_with_head: dict[int, str] = {}
+    for name, batch in batches.items():
+        first_with_head.setdefault(batch.cuts.discriminator.head, name)
+    names, count = list(first_with_head.values()), sum(len(batches[name].images) for name in first_with_head.values())
+    for name, batch in batches.items():
+        if name not in names and count + len(batch.images) <= SHOWN:
+            names.append(name)
+            count += len(batch.images)
+    return [batches[name] for name in sorted(names)]
 
 
 @torch.no_grad()
-def tailed(method: HuSCF, each: RecordedBatch, weights: Tensors) -> Tensor:
-    """What a tail of the generator with these weights makes of what goes into it, as in training."""
+def tail_output(method: HuSCF, batch: RecordedBatch, weights: Tensors) -> Tensor:
+    """The images (N, C, H, W) that the tail of a generator with these weights draws from its input, as in training."""
     network = method.model.build(0)
     network.generator.load_state_dict(strip_prefix(weights, "generator."))
-    return run_blocks(each.cuts.generator.parts(list(network.generator))[2], each.into_tail)
+    return run_blocks(batch.cuts.generator.parts(list(network.generator))[2], batch.tail_input)
 
 
 def _joined(estimates: Sequence[Estimate]) -> Estimate:
-    return Estimate(torch.cat([each.images for each in estimates]), _together([each.labels for each in estimates]))
+    return Estimate(
+        torch.cat([estimate.images for estimate in estimates]), _together([estimate.labels for estimate in estimates])
+    )
 
 
-def _together(each: Sequence[Tensor | None]) -> Tensor | None:
-    known = [labels for labels in each if labels is not None]
-    return torch.cat(known) if len(known) == len(each) else None
+def _together(labels_of_batches: Sequence[Tensor | None]) -> Tensor | None:
+    present = [labels_of_batch for labels_of_batch in labels_of_batches if labels_of_batch is not None]
+    return torch.cat(present) if len(present) == len(labels_of_batches) else None

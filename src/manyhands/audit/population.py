@@ -1,4 +1,4 @@
-"""How often the nearest candidate is the true one, foretold from public images alone."""
+"""How often the nearest candidate is the true one, predicted from public images alone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HALVINGS = 40
 DRAWS = 8000
 AT_ONCE = 1000
 SELDOM = 0.01
-"""An image that is picked out of all candidates as rarely as that is hidden."""
+"""An image counts as hidden if it is picked out of all candidates with at most this chance."""
 DOUBT = 1.2
-"""By how much more may be picked than is foretold, as far as was seen (benchmarks/collafuse.py)."""
+"""The largest ratio of picked to predicted images that was measured (benchmarks/collafuse.py)."""
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """A Gaussian cloud of images: its share of all, its centre, and the variances along its axes."""
+    """A Gaussian cloud of images: its share of all images, its centre, and the variances along its axes."""
 
     share: float
     centre: Tensor
@@ -31,42 +31,46 @@ class Cloud:
 
 
 def clouds(public: Tensor, labels: Tensor | None) -> list[Cloud]:
-    """Public images as a mixture of Gaussian clouds: one for each class, or one for all."""
+    """Fit a mixture of Gaussian clouds to public images (N, C, H, W): one for each class, or one for all."""
     flat = public.flatten(1).double()
     groups = [flat] if labels is None else [flat[labels == label] for label in labels.unique()]
     return [_cloud(group, len(group) / len(flat)) for group in groups if len(group) > 2]
 
 
-def foretold(among: list[Cloud], sigma: float, candidates: int, rng: torch.Generator, draws: int = DRAWS) -> float:
+def expected_identification(
+    clouds: list[Cloud], sigma: float, candidates: int, rng: torch.Generator, draws: int = DRAWS
+) -> float:
     """The chance that an image is nearer to its release than all other candidates, all of them drawn from the clouds.
 
-    P = E (1 - q)^(m - 1), q the chance that one candidate is nearer: given the release they are independent, so that
-    is exact but for q, a saddlepoint approximation, and for what of images is not Gaussian by class. The mean of so
-    many draws; never below chance.
+    P = E (1 - q)^(m - 1), where q is the chance that one candidate is nearer. Given the release, candidates are
+    independent; the only errors are the saddlepoint approximation of q, and that images of a class are not exactly
+    Gaussian. It is the mean of ``draws`` draws, and never below chance.
 
     References:
         Saddle Point Approximation for the Distribution of the Sum of Independent Random Variables, Lugannani, Rice,
             1980, Advances in Applied Probability 12
     """
-    images = torch.cat([_drawn(cloud, round(cloud.share * draws), rng) for cloud in among])
+    images = torch.cat([_drawn(cloud, round(cloud.share * draws), rng) for cloud in clouds])
     noise = sigma * torch.randn(images.shape, generator=rng, dtype=torch.float64)
     nearer = torch.zeros(len(images), dtype=torch.float64)
-    for some in torch.arange(len(images)).split(AT_ONCE):
-        radius = noise[some].square().sum(1)
-        for cloud in among:
-            nearer[some] += cloud.share * _within(images[some] + noise[some], radius, cloud)
+    for part in torch.arange(len(images)).split(AT_ONCE):
+        radius = noise[part].square().sum(1)
+        for cloud in clouds:
+            nearer[part] += cloud.share * _within(images[part] + noise[part], radius, cloud)
     chance = ((candidates - 1) * torch.log1p(-nearer.clamp(max=1 - 1e-12))).exp()
     return max(float(chance.mean()), 1 / candidates)
 
 
-def hidden_from(among: list[Cloud], schedule: Schedule, candidates: int, seed: int, releases: int = 1) -> int | None:
-    """The first step at which an image is seldom picked, with a margin for what theory is off by; None without one."""
+def first_hidden_step(
+    clouds: list[Cloud], schedule: Schedule, candidates: int, seed: int, releases: int = 1
+) -> int | None:
+    """The first step at which an image is hidden, with a margin for the error of theory; None if there is none."""
     low, high = 0, schedule.steps
     while high - low > 1:
         middle = (low + high) // 2
         sigma = (float(schedule.snr()[middle]) * releases) ** -0.5
-        told = foretold(among, sigma, candidates, torch.Generator().manual_seed(seed))
-        low, high = (low, middle) if told * DOUBT <= SELDOM else (middle, high)
+        share = expected_identification(clouds, sigma, candidates, torch.Generator().manual_seed(seed))
+        low, high = (low, middle) if share * DOUBT <= SELDOM else (middle, high)
     return None if high == schedule.steps else high
 
 
@@ -82,7 +86,7 @@ def _cloud(flat: Tensor, share: float) -> Cloud:
 
 
 def _within(points: Tensor, radius: Tensor, cloud: Cloud) -> Tensor:
-    """The chance that a draw lies within the squared radius of each point."""
+    """The chance that a draw from the cloud is within the squared radius of each point."""
     lam, offset = cloud.variances, points - cloud.centre
     along = (offset @ cloud.axes.T).square()
     across = (offset.square().sum(1) - along.sum(1)).clamp(min=0)
@@ -97,7 +101,7 @@ def _within(points: Tensor, radius: Tensor, cloud: Cloud) -> Tensor:
 
 
 def _saddle(radius: Tensor, along: Tensor, lam: Tensor) -> Tensor:
-    """Where the derivative of the cumulants of the squared distance is the squared radius, by halving."""
+    """Solve for the saddlepoint, at which the derivative of the cumulants is the squared radius, by bisection."""
     low, high = torch.full_like(radius, -40.0), torch.full_like(radius, 40.0)
     for _ in range(HALVINGS):
         middle = (low + high) / 2

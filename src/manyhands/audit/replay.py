@@ -1,4 +1,4 @@
-"""A mini-batch of a round once more, by the silos' and the server's own code: what was sent, and of what."""
+"""Replays a mini-batch of a round with the code of the silos and the server, to record what was sent and its inputs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,21 @@ if TYPE_CHECKING:
 
 
 class RecordedBatch(NamedTuple):
-    """What the server has of a mini-batch of a silo, step ``step`` of ``steps``, and after that, what it was of.
+    """What the server receives of a mini-batch of a silo, and the images that it came from.
 
-    ``made`` and ``real`` are what was sent of made and of real images, ``into_tail`` what made images came of, and
-    ``weights`` those of the whole network that the silo's cluster began the round with.
+    Args:
+        silo: The name of the silo.
+        cluster: The number of its cluster.
+        step: The step of the round.
+        steps: The number of steps of a round.
+        cuts: The cuts of the silo's networks.
+        weights: The weights of the whole network with which the silo's cluster began the round.
+        generated_activations: The activations sent for generated images.
+        real_activations: The activations sent for real images.
+        tail_input: The input of the generator's tail, from which the silo draws the generated images.
+        images: The real images (N, C, H, W), which the server does not receive.
+        generated: The generated images (N, C, H, W), which the server does not receive.
+        labels: The labels of both (N,), which the server does not receive; None without classes.
     """
 
     silo: str
@@ -37,73 +48,90 @@ class RecordedBatch(NamedTuple):
     steps: int
     cuts: LayerCuts
     weights: Tensors
-    made: Tensor
-    real: Tensor
-    into_tail: Tensor
+    generated_activations: Tensor
+    real_activations: Tensor
+    tail_input: Tensor
     images: Tensor
-    drawn: Tensor
+    generated: Tensor
     labels: Tensor | None
 
 
-def heard(method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float = 0.0) -> dict[str, RecordedBatch]:
-    """That after this part of the open round, with a server and silos as they were when it began."""
-    known = {n: dict(mean) for n, mean in server.means.items()}
-    watched = {silo.name: _Watched(method, server, silo) for silo in silos}
-    steps = min(each.steps for each in watched.values())
+def record_batches(
+    method: HuSCF, server: HuSCFServer, silos: Sequence[Silo], part: float = 0.0
+) -> dict[str, RecordedBatch]:
+    """Record the mini-batch of each silo after this part (0 to 1) of the open round.
+
+    The server and the silos must be as they were when the round began.
+    """
+    initial_weights = {n: dict(mean) for n, mean in server.means.items()}
+    recorders = {silo.name: _Recorder(method, server, silo) for silo in silos}
+    steps = min(recorder.steps for recorder in recorders.values())
     step = int(part * steps)
-    said = {name: next(each.talk) for name, each in watched.items()}
-    sent, got = dict[str, Mapping[str, Tensor]](), dict[str, Mapping[str, Message]]()
+    messages = {name: next(recorder.conversation) for name, recorder in recorders.items()}
+    sent_by_op, answers = dict[str, Mapping[str, Tensor]](), dict[str, Mapping[str, Message]]()
     for op in [*ORDER * step, *ORDER[: ORDER.index("real") + 1]]:
-        if bad := [name for name, message in said.items() if message.op != op or find_not_finite(message.tensors)]:
-            raise DataError(f"{bad[0]}: says no {op} in step {step}, or not in numbers; there is nothing to attack")
-        sent[op] = {name: activations.decode(message.tensors).detach().cpu() for name, message in said.items()}
-        got[op] = server.handle_barrier(op, said)
-        said = {name: each.talk.send(got[op][name]) for name, each in watched.items()}
-    found = {}
-    for name, each in watched.items():
-        each.talk.close()
-        number, into_tail = server.cluster.get(name, 0), activations.decode(got["make"][name].tensors).detach().cpu()
-        found[name] = RecordedBatch(
-            name, number, step, steps, method.cuts_of(name), known[number],
-            sent["made"][name], sent["real"][name], into_tail, *each.seen,
+        if silent := [
+            name for name, message in messages.items() if message.op != op or find_not_finite(message.tensors)
+        ]:
+            raise DataError(
+                f"{silent[0]}: sends no {op!r} in step {step}, or numbers that are not finite; there is "
+                "nothing to attack"
+            )
+        sent_by_op[op] = {
+            name: activations.decode(message.tensors).detach().cpu() for name, message in messages.items()
+        }
+        answers[op] = server.handle_barrier(op, messages)
+        messages = {name: recorder.conversation.send(answers[op][name]) for name, recorder in recorders.items()}
+    batches = {}
+    for name, recorder in recorders.items():
+        recorder.conversation.close()
+        number, tail_input = (
+            server.cluster.get(name, 0),
+            activations.decode(answers["make"][name].tensors).detach().cpu(),
+        )
+        batches[name] = RecordedBatch(
+            name, number, step, steps, method.cuts_of(name), initial_weights[number],
+            sent_by_op["made"][name], sent_by_op["real"][name], tail_input, *recorder.latest,
         )  # fmt: skip
-    return found
+    return batches
 
 
-def last_round(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], part: float = 0.0) -> dict[str, RecordedBatch]:
-    """That after this part of the last round of a finished run, which went on from the round before."""
+def record_last_round(
+    folder: RunFolder, method: HuSCF, silos: Sequence[Silo], part: float = 0.0
+) -> dict[str, RecordedBatch]:
+    """Record the mini-batch of each silo after this part (0 to 1) of the last round of a finished run."""
     number = method.rounds - 1
     server = method.server(silos[0].seed, {silo.name: len(silo.images) for silo in silos})
     server.device = silos[0].device_context.device
     if not number:
-        return heard(method, server, [replace(silo, memory={}) for silo in silos], part)
+        return record_batches(method, server, [replace(silo, memory={}) for silo in silos], part)
     state = folder.state(number)
     server.round = state.round
     server.load_state_dict(state.server)
-    mine = [replace(silo, memory=dict(state.memories.get(silo.name, {}))) for silo in silos]
-    return heard(method, server, mine, part)
+    own_silos = [replace(silo, memory=dict(state.memories.get(silo.name, {}))) for silo in silos]
+    return record_batches(method, server, own_silos, part)
 
 
-class _Watched:
-    """A silo's half, and what its networks make images of in the newest step."""
+class _Recorder:
+    """Runs the segments of a silo and records the images of its latest step."""
 
     def __init__(self, method: HuSCF, server: HuSCFServer, silo: Silo) -> None:
         answer = server.handle(silo.name, Message("join", facts={"images": len(silo.images)}))
         segments = SiloSegments(method, silo, dict(answer.tensors), server.round)
-        self._drawn, self._judged = torch.empty(0), list[tuple[Tensor, Tensor | None]]()
-        segments.network.generator[-1].register_forward_hook(self._draws)
-        segments.network.discriminator[0].register_forward_pre_hook(self._judges)
+        self._generated, self._discriminated = torch.empty(0), list[tuple[Tensor, Tensor | None]]()
+        segments.network.generator[-1].register_forward_hook(self._keep_generated)
+        segments.network.discriminator[0].register_forward_pre_hook(self._keep_discriminated)
         self.steps = answer.facts["steps"]
-        self.talk = segments.round(server.round, self.steps)
+        self.conversation = segments.round(server.round, self.steps)
 
     @property
-    def seen(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Real images, made ones, and the labels of both."""
-        (_, _), (images, labels), *_ = self._judged
-        return images.cpu(), self._drawn.cpu(), None if labels is None else labels.cpu()
+    def latest(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Real images, generated images, and the labels of both."""
+        (_, _), (images, labels), *_ = self._discriminated
+        return images.cpu(), self._generated.cpu(), None if labels is None else labels.cpu()
 
-    def _draws(self, _: Any, __: Any, images: Tensor) -> None:
-        self._drawn, self._judged = images.detach(), []
+    def _keep_generated(self, _: Any, __: Any, images: Tensor) -> None:
+        self._generated, self._discriminated = images.detach(), []
 
-    def _judges(self, _: Any, given: tuple[Tensor, Tensor | None]) -> None:
-        self._judged.append((given[0].detach(), given[1]))
+    def _keep_discriminated(self, _: Any, inputs: tuple[Tensor, Tensor | None]) -> None:
+        self._discriminated.append((inputs[0].detach(), inputs[1]))

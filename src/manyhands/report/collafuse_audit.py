@@ -1,4 +1,4 @@
-"""What attacks on a run came to, for people: rows of a table, sentences, and a section of the report."""
+"""The results of attacks on a run: rows of a table, sentences, and a section of the report."""
 
 from __future__ import annotations
 
@@ -10,93 +10,95 @@ from typing import Any
 from manyhands.report import huscf_audit
 from manyhands.report.markup import number, picture, table, text
 
-Told = Mapping[str, Any]
+Report = Mapping[str, Any]
 CROSSINGS = "crossings"
-"""The kind of what is told of a cut GAN."""
+"""The ``kind`` of the results of a cut GAN in report.json."""
 HEADS = ["cut", "SNR dB", "epsilon", "explained", "PSNR dB", "1 of m", "theory", "class", "linked"]
 ABOUT = (
-    "Attackers have other images of the same kind, the held-out ones. Explained: the share of the images' variance "
-    "that the best of them brings back. 1 of m: how often the right image is picked out of m by its release. Class: "
-    "how often the class is read off the release (class inference). Linked: how well two releases of one image are "
-    "told from releases of two (0.5: not at all). Attributes, where the recipe has a table of them: the AUC of reading "
-    "one off the release (attribute inference)."
+    "The attackers have other images of the same kind, the held-out ones. Explained: the share of the images' "
+    "variance that the best attack recovers. 1 of m: how often the right image is picked out of m by its release. "
+    "Class: how often the class is inferred from the release (class inference). Linked: how well two releases of one "
+    "image can be told from releases of two images (AUC; 0.5 means not at all). Attributes, where the recipe has a "
+    "table of them: the AUC of inferring one from the release (attribute inference)."
 )
 
 
-def rows(found: Told) -> list[list[str]]:
-    """A row for each cut, under heads; where there were several releases of an image, one more for all of them."""
-    if found.get("kind") == CROSSINGS:
-        return huscf_audit.rows(found)
+def rows(report: Report) -> list[list[str]]:
+    """The heads, then a row for each cut; with several releases of an image, one more row for all of them."""
+    if report.get("kind") == CROSSINGS:
+        return huscf_audit.rows(report)
     body = []
-    for cut in found["cuts"]:
+    for cut in report["cuts"]:
         body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number(cut["linkability"]["value"])))
         if "all_releases" in cut:
-            many = found["releases"]
-            together = {**cut, "snr_db": cut["snr_db"] + 10 * math.log10(many)}
-            body.append(_row(f"  x {many:,}", together, cut["all_releases"], "-"))
-    return [[*HEADS, *["attributes"] * _has_attributes(found)], *body]
+            releases = report["releases"]
+            with_all = {**cut, "snr_db": cut["snr_db"] + 10 * math.log10(releases)}
+            body.append(_row(f"  x {releases:,}", with_all, cut["all_releases"], "-"))
+    return [[*HEADS, *["attributes"] * _has_attributes(report)], *body]
 
 
-def _has_attributes(found: Told) -> bool:
-    return "attribute_inference" in found["floor"]
+def _has_attributes(report: Report) -> bool:
+    return "attribute_inference" in report["floor"]
 
 
-def words(found: Told) -> list[str]:
-    """What the table does not say."""
-    if found.get("kind") == CROSSINGS:
-        return huscf_audit.words(found)
-    floor, exact = found["floor"], found["exact_algebra"]
-    one = found["cuts"][0]["one_release"]
-    guarantee = one["guarantee"]
+def words(report: Report) -> list[str]:
+    """Sentences with what the table does not show."""
+    if report.get("kind") == CROSSINGS:
+        return huscf_audit.words(report)
+    floor, exact = report["floor"], report["exact_algebra"]
+    first = report["cuts"][0]["one_release"]
+    guarantee = first["guarantee"]
     lines = [
-        f"{found['images']:,} released images, attacked with {found['public']:,} others; 1 of m: m = "
-        f"{one['identity']['candidates']:,}, by chance {number(one['identity']['chance'])}.",
-        f"Epsilon at delta {guarantee['delta']:g}: {guarantee['model']}, of {guarantee['unit']}, "
-        f"{guarantee['neighbouring']}, norm {number(guarantee['norm'])}; of images, it says nothing of labels.",
+        f"{report['images']:,} released images were attacked by somebody with {report['public']:,} other images; 1 of "
+        f"m: m is {first['identity']['candidates']:,}, and chance gives {number(first['identity']['chance'])}.",
+        f"Epsilon at delta {guarantee['delta']:g}: {guarantee['model']}; the unit is {guarantee['unit']} "
+        f"(neighbouring: {guarantee['neighbouring']}), the norm {number(guarantee['norm'])}. Labels are not covered.",
     ]
     if "class_inference" in floor:
         clean = floor["class_inference_of_clean_images"]["accuracy"]["value"]
         lines.append(
-            f"Class inference: {number(floor['class_inference']['accuracy']['value'])} by guessing the most frequent "
-            f"one, {number(clean)} of clean images."
+            f"Class inference: guessing the most frequent class is right for "
+            f"{number(floor['class_inference']['accuracy']['value'])} of the images, a classifier of clean images for "
+            f"{number(clean)}."
         )
-    if _has_attributes(found):
-        floored, clean = floor["attribute_inference"], floor["attribute_inference_of_clean_images"]
+    if _has_attributes(report):
+        floor_of_attributes, clean = floor["attribute_inference"], floor["attribute_inference_of_clean_images"]
         lines.append(
-            f"Attribute inference, of {', '.join(found['attributes'])}: accuracy "
-            f"{number(floored['accuracy']['value'])} by guessing the more frequent answer, "
-            f"{number(clean['accuracy']['value'])} of clean images (AUC {number(clean['auc']['value'])})."
+            f"Attribute inference, of {', '.join(report['attributes'])}: accuracy "
+            f"{number(floor_of_attributes['accuracy']['value'])} by guessing the more frequent answer, "
+            f"{number(clean['accuracy']['value'])} from clean images (AUC {number(clean['auc']['value'])})."
         )
-    lines += huscf_audit.skipped(found)
-    if "membership" in found:
-        auc, caught = found["membership"]["auc"], found["membership"]["found_at_1_percent"]
+    lines += huscf_audit.skipped(report)
+    if "membership" in report:
+        auc, sensitivity = report["membership"]["auc"], report["membership"]["found_at_1_percent"]
         lines.append(
-            f"Membership by the server's network: AUC {_interval(auc)}, found {_interval(caught)} at 1 % false alarms."
+            f"Membership inference with the server's network: AUC {_interval(auc)}; at 1 % false positives it finds "
+            f"{_interval(sensitivity)} of the members."
         )
     lines.append(
-        f"Exact algebra on what was sent: {exact['sent']['recovered']} of {exact['sent']['of']:,} images; on the "
-        f"control, which sends the noise too: {exact['control']['recovered']} of {exact['control']['of']:,}."
+        f"Exact algebra recovers {exact['sent']['recovered']} of {exact['sent']['of']:,} images from what was sent, "
+        f"and {exact['control']['recovered']} of {exact['control']['of']:,} from a control that sends the noise, too."
     )
     lines.append(
-        "Feature distance, in report.json beside PSNR and SSIM, is that of the features of the small classifier of the "
-        "run's own images; it is no LPIPS, and says nothing of what people find alike."
+        "The feature distance, in report.json next to PSNR and SSIM, is that of the features of the small classifier "
+        "of the run's own images; it is no LPIPS, and says nothing about what people find similar."
     )
-    return [*(_released(each) for each in found["as_released"]), *lines, _recommended(found)]
+    return [*(_released(release) for release in report["as_released"]), *lines, _recommended(report)]
 
 
-def section(found: Told, path: Path) -> str:
-    """Of the report."""
-    if found.get("kind") == CROSSINGS:
-        return huscf_audit.section(found)
-    heads, *body = rows(found)
-    lines = "".join(f"<p>{text(line)}</p>" for line in words(found))
-    drawn = f'<div class="wide">{picture(path, "what releases give away over the cut")}</div>' if path.exists() else ""
+def section(report: Report, path: Path) -> str:
+    """The section of the report."""
+    if report.get("kind") == CROSSINGS:
+        return huscf_audit.section(report)
+    heads, *body = rows(report)
+    lines = "".join(f"<p>{text(line)}</p>" for line in words(report))
+    drawn = f'<div class="wide">{picture(path, "what releases give away at each cut")}</div>' if path.exists() else ""
     return f'<h2>Disclosure</h2><p class="dim">{text(ABOUT)}</p>{drawn}{table(heads, body)}{lines}'
 
 
-def _row(name: str, cut: Told, scores: Told, linked: str) -> list[str]:
+def _row(name: str, cut: Report, scores: Report, linked: str) -> list[str]:
     attacks = scores["reconstruction"].values()
-    best, identity = max(attacks, key=lambda told: told["explained"]["value"]), scores["identity"]
+    best, identity = max(attacks, key=lambda attack: attack["explained"]["value"]), scores["identity"]
     label = number(scores["class_inference"]["accuracy"]["value"]) if "class_inference" in scores else "-"
     attributes = [number(scores["attribute_inference"]["auc"]["value"])] if "attribute_inference" in scores else []
     return [
@@ -113,35 +115,36 @@ def _row(name: str, cut: Told, scores: Told, linked: str) -> list[str]:
     ]
 
 
-def _released(told: Told) -> str:
-    best = max(told["reconstruction"].items(), key=lambda each: each[1]["explained"]["value"])
+def _released(release: Report) -> str:
+    best = max(release["reconstruction"].items(), key=lambda item: item[1]["explained"]["value"])
     return (
-        f"What the server holds, at step {told['cut']}: {best[1]['explained']['value']:.2f} explained by {best[0]}, "
-        f"the right one of {told['identity']['candidates']:,} in {_interval(told['identity']['top_1'])} of cases."
+        f"What the server holds, at step {release['cut']}: {best[0]} explains {best[1]['explained']['value']:.2f} of "
+        f"the variance, and the right image of {release['identity']['candidates']:,} is picked in "
+        f"{_interval(release['identity']['top_1'])} of cases."
     )
 
 
-def _recommended(found: Told) -> str:
-    told = found["recommended"]
-    if told["cut"] is None:
+def _recommended(report: Report) -> str:
+    cut = report["recommended"]
+    if cut["cut"] is None:
         return (
             "Recommended cut: none; at every step of this chain an image is picked out of 1,000 in over 1 % of cases."
         )
-    scores = told["all_releases" if "all_releases" in told else "one_release"]
+    scores = cut["all_releases" if "all_releases" in cut else "one_release"]
     return (
-        f"Recommended cut: {told['share']:.3g} (step {told['cut']}, {told['snr_db']:.1f} dB, epsilon "
-        f"{number(scores['guarantee']['epsilon'])}), the first where theory, and a fifth for what it is off by, has at "
-        f"most 1 % of images picked out of 1,000; picked here, out of {scores['identity']['candidates']:,}: "
-        f"{_interval(scores['identity']['top_1'])}."
+        f"Recommended cut: {cut['share']:.3g} (step {cut['cut']}, {cut['snr_db']:.1f} dB, epsilon "
+        f"{number(scores['guarantee']['epsilon'])}). It is the first at which theory, with a margin of a fifth, "
+        "expects at most 1 % of images to be picked out of 1,000; the attack picked, out of "
+        f"{scores['identity']['candidates']:,}: {_interval(scores['identity']['top_1'])}."
     )
 
 
-def _interval(told: Told) -> str:
-    return f"{number(told['value'])} ({number(told['low'])} to {number(told['high'])})"
+def _interval(interval: Report) -> str:
+    return f"{number(interval['value'])} ({number(interval['low'])} to {number(interval['high'])})"
 
 
-def trade_rows(rows: Sequence[Told]) -> list[list[str]]:
-    """A sweep over cuts, under heads."""
+def trade_rows(rows: Sequence[Report]) -> list[list[str]]:
+    """The heads, then a row for each cut of a sweep."""
     heads = ["cut", "SNR dB", "epsilon", "FID", "explained", f"1 of {rows[0]['of']:,}", "drawing", "training"]
     body = [
         [

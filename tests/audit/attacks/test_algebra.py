@@ -21,8 +21,8 @@ def at(t: int, eps: torch.Tensor = EPS) -> torch.Tensor:
     return noised(TRUTH, eps, *SCHEDULE.levels(torch.tensor([t]), TRUTH))
 
 
-def found(*messages: Message, seeds: range = range(20)) -> int:
-    return recovered([decode(encode(each)) for each in messages], TRUTH, seeds)["recovered"]
+def recovered_count(*messages: Message, seeds: range = range(20)) -> int:
+    return recovered([decode(encode(message)) for message in messages], TRUTH, seeds)["recovered"]
 
 
 def test_the_unsafe_release_gives_all_images_away() -> None:
@@ -41,42 +41,45 @@ def test_a_proper_release_gives_none_away(t: int, seed: int) -> None:
         Message("release", {"x": once, "labels": torch.arange(60) % 10}, {"cut": t}),
         Message("release", {"x": again}, {"cut": t}),
     ]
-    assert found(*messages, seeds=range(10)) == 0
+    assert recovered_count(*messages, seeds=range(10)) == 0
 
 
 def test_the_image_in_the_clear_or_lightly_noised_is_found() -> None:
-    assert found(Message("release", {"x": TRUTH[20:].clone()})) == 40
-    assert found(Message("release", {"x": TRUTH.half()})) == 60
+    assert recovered_count(Message("release", {"x": TRUTH[20:].clone()})) == 40
+    assert recovered_count(Message("release", {"x": TRUTH.half()})) == 60
 
 
 @pytest.mark.parametrize("t", [50, 500, 900])
 def test_each_way_to_the_image_is_found(t: int) -> None:
     v = v_of(TRUTH, EPS, *SCHEDULE.levels(torch.tensor([t]), TRUTH))
-    assert found(Message("release", {"x": at(t), "target": v})) == 60
-    assert found(Message("release", {"x": at(t)}), Message("target", {"eps": EPS})) == 60
-    assert found(Message("release", {"x": at(t), "y": at(t + 50)})) == 60
+    assert recovered_count(Message("release", {"x": at(t), "target": v})) == 60
+    assert recovered_count(Message("release", {"x": at(t)}), Message("target", {"eps": EPS})) == 60
+    assert recovered_count(Message("release", {"x": at(t), "y": at(t + 50)})) == 60
 
 
 def test_two_rounds_that_share_their_noise_are_found_in_any_order() -> None:
     order = torch.randperm(60, generator=rng())
     rounds = [Message("release", {"x": at(300)}), Message("release", {"x": at(350)[order]})]
-    assert found(*rounds) == 60
+    assert recovered_count(*rounds) == 60
 
 
 def test_noise_from_a_seed_that_can_be_guessed_or_read_is_drawn_again() -> None:
-    small, told = (torch.randn(TRUTH.shape, generator=rng(seed)) for seed in (13, 987_654_321))
-    assert found(Message("release", {"x": at(500, small)})) == 60
-    assert found(Message("release", {"x": at(500, told)})) == 0
-    assert found(Message("release", {"x": at(500, told)}, {"run": {"seed": [987_654_321]}})) == 60
+    small, sent = (torch.randn(TRUTH.shape, generator=rng(seed)) for seed in (13, 987_654_321))
+    assert recovered_count(Message("release", {"x": at(500, small)})) == 60
+    assert recovered_count(Message("release", {"x": at(500, sent)})) == 0
+    assert recovered_count(Message("release", {"x": at(500, sent)}, {"run": {"seed": [987_654_321]}})) == 60
 
 
 def test_a_seed_for_each_row_is_found() -> None:
     seeds = torch.arange(60) * 7 + 10_000
-    each = torch.stack([torch.randn(TRUTH.shape[1:], generator=rng(int(seed))) for seed in seeds])
-    assert found(Message("release", {"x": at(300, each), "rows": seeds})) == 60
-    assert found(Message("release", {"x": at(300, each)})) == 0
+    noise = torch.stack([torch.randn(TRUTH.shape[1:], generator=rng(int(seed))) for seed in seeds])
+    assert recovered_count(Message("release", {"x": at(300, noise), "rows": seeds})) == 60
+    assert recovered_count(Message("release", {"x": at(300, noise)})) == 0
 
 
 def test_nothing_said_is_nothing_found() -> None:
     assert recovered([], TRUTH) == {"alone": 0, "in_pairs": 0, "with_noise_from_seeds": 0, "recovered": 0, "of": 60}
-    assert found(Message("update", {"weights": torch.randn(8, 8, generator=rng())}, {"loss": 0.5, "done": True})) == 0
+    assert (
+        recovered_count(Message("update", {"weights": torch.randn(8, 8, generator=rng())}, {"loss": 0.5, "done": True}))
+        == 0
+    )

@@ -9,7 +9,7 @@ import torch
 
 from manyhands.audit.attacks.identity import equidistant, limit, linkability, recognised
 from manyhands.audit.attacks.reconstruction import averaged, release
-from manyhands.audit.population import DOUBT, SELDOM, clouds, foretold, hidden_from
+from manyhands.audit.population import DOUBT, SELDOM, clouds, expected_identification, first_hidden_step
 from tests.audit.crowd import SCHEDULE, cloud, rng
 
 COUNT = 200
@@ -35,22 +35,22 @@ def test_of_candidates_that_are_as_far_from_each_other_theory_and_attack_agree(t
 @pytest.mark.parametrize("t", [100, 300, 500, 700, 900, 1000])
 def test_of_gaussian_images_theory_and_attack_agree(t: int) -> None:
     images, sigma = cloud(COUNT, size=16), level(t)[1]
-    found, deviation = rate(images, t), 0.5 / math.sqrt(25 * COUNT)
-    assert found == pytest.approx(equidistant(images, sigma), abs=4 * deviation)
-    told = foretold(clouds(cloud(3000, seed=1, size=16), None), sigma, COUNT, rng())
-    assert found == pytest.approx(told, abs=0.05)
-    assert found <= limit(images, sigma) + 4 * deviation
+    share, deviation = rate(images, t), 0.5 / math.sqrt(25 * COUNT)
+    assert share == pytest.approx(equidistant(images, sigma), abs=4 * deviation)
+    predicted = expected_identification(clouds(cloud(3000, seed=1, size=16), None), sigma, COUNT, rng())
+    assert share == pytest.approx(predicted, abs=0.05)
+    assert share <= limit(images, sigma) + 4 * deviation
 
 
 def test_at_the_noisiest_step_it_is_chance_and_at_the_first_it_is_sure() -> None:
     images, sigma = cloud(COUNT), level(SCHEDULE.steps)[1]
-    told = foretold(clouds(images, None), sigma, COUNT, rng())
-    for said in (equidistant(images, sigma), limit(images, sigma), rate(images, SCHEDULE.steps), told):
+    share = expected_identification(clouds(images, None), sigma, COUNT, rng())
+    for said in (equidistant(images, sigma), limit(images, sigma), rate(images, SCHEDULE.steps), share):
         assert said == pytest.approx(1 / COUNT, abs=2e-3)
     images, sigma = cloud(COUNT, size=8), level(5)[1]
     assert rate(images, 5, 1) == 1
     assert equidistant(images, sigma) == pytest.approx(1)
-    assert foretold(clouds(images, None), sigma, COUNT, rng()) == pytest.approx(1, abs=1e-3)
+    assert expected_identification(clouds(images, None), sigma, COUNT, rng()) == pytest.approx(1, abs=1e-3)
 
 
 def test_more_noise_identifies_less_and_more_copies_more() -> None:
@@ -66,13 +66,13 @@ def test_more_noise_identifies_less_and_more_copies_more() -> None:
 
 def test_the_step_that_hides_is_the_first_which_does_and_more_copies_need_a_later_one() -> None:
     crowd = clouds(cloud(500, size=8), None)
-    first, later = (hidden_from(crowd, SCHEDULE, 1000, seed=0, releases=n) for n in (1, 20))
+    first, later = (first_hidden_step(crowd, SCHEDULE, 1000, seed=0, releases=n) for n in (1, 20))
     assert first is not None
     assert later is not None
     assert later > first + 20
-    before, at = (foretold(crowd, level(t)[1], 1000, rng(0)) * DOUBT for t in (first - 1, first))
+    before, at = (expected_identification(crowd, level(t)[1], 1000, rng(0)) * DOUBT for t in (first - 1, first))
     assert at <= SELDOM < before
-    assert hidden_from(crowd, SCHEDULE, 50, seed=0) is None
+    assert first_hidden_step(crowd, SCHEDULE, 50, seed=0) is None
 
 
 def test_no_rule_beats_the_limit_which_two_candidates_reach() -> None:
@@ -84,7 +84,7 @@ def test_no_rule_beats_the_limit_which_two_candidates_reach() -> None:
 def test_clouds_are_one_for_each_class() -> None:
     images, labels = torch.cat([cloud(60), cloud(40, seed=1) + 0.5]), torch.tensor([0] * 60 + [1] * 40)
     assert [round(part.share, 3) for part in clouds(images, labels)] == [0.6, 0.4]
-    far = foretold(clouds(images, labels), 0.3, 100, rng())
+    far = expected_identification(clouds(images, labels), 0.3, 100, rng())
     assert far == pytest.approx(
         sum(
             (torch.cdist((images + 0.3 * torch.randn(images.shape, generator=rng(i))).flatten(1), images.flatten(1)))
@@ -97,14 +97,14 @@ def test_clouds_are_one_for_each_class() -> None:
 
 def test_two_releases_of_one_image_are_linked_unless_they_are_pure_noise() -> None:
     images = cloud(300, size=8)
-    found = [
+    aucs = [
         linkability(release(SCHEDULE, images, t, rng(1)), release(SCHEDULE, images, t, rng(2)), rng())
         for t in (10, 400, 600, 1000)
     ]
-    values = [each["value"] for each in found]
+    values = [auc["value"] for auc in aucs]
     assert values == sorted(values, reverse=True)
     assert values[0] > 0.999
-    assert found[-1]["low"] < 0.5 < found[-1]["high"]
+    assert aucs[-1]["low"] < 0.5 < aucs[-1]["high"]
 
 
 def test_the_same_release_sent_twice_is_linked_at_any_level() -> None:

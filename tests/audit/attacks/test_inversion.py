@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from manyhands.audit.attacks.distance import psnr
-from manyhands.audit.attacks.heads import Head, head_of, unknown
-from manyhands.audit.attacks.inversion import descended, labelled, solved
+from manyhands.audit.attacks.heads import Head, head_of, random_head
+from manyhands.audit.attacks.inversion import infer_labels, solve_by_descent, solve_linear
 from manyhands.audit.attacks.inverter import inverter
 from manyhands.data.images import Images, as_bytes
 from manyhands.methods.huscf.guard import Guard
@@ -25,9 +25,9 @@ def batch(count: int = 24, seed: int = 0, channels: int = 1) -> tuple[Tensor, Te
     return x, torch.randint(4, (count,), generator=rng(seed + 1))
 
 
-def head(last: int, seed: int = 0, **told: object) -> Head:
+def head(last: int, seed: int = 0, **fields: object) -> Head:
     """One whose running statistics are near those of its batches, as after training."""
-    model = MODEL.model_copy(update=told)
+    model = MODEL.model_copy(update=fields)
     network = model.build(seed).train()
     for turn in range(40):
         x, labels = batch(seed=10 + turn, channels=model.channels)
@@ -42,38 +42,40 @@ def near(estimate: Tensor, truth: Tensor) -> float:
 
 def test_of_one_block_image_and_label_come_back_by_linear_equations() -> None:
     x, labels = batch()
-    found = solved(head(0), head(0)(x, labels))
-    assert found is not None
-    assert near(found[0], x) > 35
-    assert torch.equal(found[1], labels)  # type: ignore[arg-type]
-    wrong = solved(unknown(MODEL, 0, seed=9), head(0)(x, labels))
+    solution = solve_linear(head(0), head(0)(x, labels))
+    assert solution is not None
+    assert near(solution[0], x) > 35
+    assert torch.equal(solution[1], labels)  # type: ignore[arg-type]
+    wrong = solve_linear(random_head(MODEL, 0, seed=9), head(0)(x, labels))
     assert wrong is not None
     assert near(wrong[0], x) < 10
     assert float((wrong[1] == labels).double().mean()) < 0.6
-    assert solved(head(1), head(1)(x, labels)) is None
+    assert solve_linear(head(1), head(1)(x, labels)) is None
 
 
-@pytest.mark.parametrize("told", [{}, {"norm": "group"}, {"spectral": True}, {"channels": 3}, {"classes": 0}])
+@pytest.mark.parametrize("fields", [{}, {"norm": "group"}, {"spectral": True}, {"channels": 3}, {"classes": 0}])
 @pytest.mark.parametrize("last", [0, 1])
-def test_through_every_kind_of_head_search_finds_what_was_shown(last: int, told: dict[str, object]) -> None:
-    known = head(last, **told)
+def test_through_every_kind_of_head_search_finds_what_was_shown(last: int, fields: dict[str, object]) -> None:
+    known = head(last, **fields)
     x, labels = batch(16, channels=known.model.channels)
     sent, start = known(x, labels), torch.zeros_like(x)
-    back = descended(known, sent, start, labels, 300)
+    back = solve_by_descent(known, sent, start, labels, 300)
     if not known.model.classes:
         back = back * (back * x).sum() / back.square().sum()  # a norm takes the batch's contrast away, labels say it
-    found = near(back, x)
-    assert (found > 35) == (sent[0].numel() > x[0].numel())  # of fewer numbers than it has, no image comes back whole
-    stranger = unknown(known.model, last, seed=9)
-    assert near(descended(stranger, sent, start, labels, 300), x) < near(start, x) + 1
+    decibels = near(back, x)
+    assert (decibels > 35) == (
+        sent[0].numel() > x[0].numel()
+    )  # of fewer numbers than it has, no image comes back whole
+    stranger = random_head(known.model, last, seed=9)
+    assert near(solve_by_descent(stranger, sent, start, labels, 300), x) < near(start, x) + 1
 
 
 @pytest.mark.parametrize("last", [0, 1])
 def test_the_label_of_an_image_that_is_known_is_found_by_trying(last: int) -> None:
     x, labels = batch()
     known = head(last)
-    assert torch.equal(labelled(known, known(x, labels), x), labels)
-    assert float((labelled(unknown(MODEL, last, 9), known(x, labels), x) == labels).double().mean()) < 0.6
+    assert torch.equal(infer_labels(known, known(x, labels), x), labels)
+    assert float((infer_labels(random_head(MODEL, last, 9), known(x, labels), x) == labels).double().mean()) < 0.6
 
 
 def test_a_head_says_what_training_does_and_being_shown_images_leaves_no_trace() -> None:
@@ -89,13 +91,13 @@ def test_a_network_learns_to_undo_a_head_and_noise_takes_from_it() -> None:
     (pixels, labels), (x, own) = batch(300, seed=1), batch(seed=2)
     public, model = Images(as_bytes(pixels), labels, ("a", "b", "c", "d")), MODEL
     weights = dict(model.build(0).state_dict())
-    found = []
+    shares = []
     for guard in (None, Guard(clip=10.0, noise=0.5)):
         known = head_of(model, weights, 0, guard)
         network = inverter(known, public, 24, 150, rng())
         with torch.no_grad():
             images, logits = network(known.sent(x, own, rng(5)))
-        found.append((near(images, x), float((logits.argmax(1) == own).double().mean())))
-    assert found[0][0] > found[1][0] + 2
-    assert found[0][0] > near(x.mean(0).expand_as(x), x) + 4
-    assert found[0][1] > found[1][1] + 0.2
+        shares.append((near(images, x), float((logits.argmax(1) == own).double().mean())))
+    assert shares[0][0] > shares[1][0] + 2
+    assert shares[0][0] > near(x.mean(0).expand_as(x), x) + 4
+    assert shares[0][1] > shares[1][1] + 0.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from manyhands.audit.attacks.membership import levels_above, losses, told_apart
+from manyhands.audit.attacks.membership import levels_above, losses, membership_scores
 from manyhands.diffusion.sample import guided
 from manyhands.seed import seeded_globally
 from manyhands.silos.training import Training, steps
@@ -42,21 +42,21 @@ def overfitted() -> Small:
     return network.eval()
 
 
-def told(network: Small) -> dict[str, dict[str, float]]:
+def scores_of(network: Small) -> dict[str, dict[str, float]]:
     denoiser, eps = guided(network, DIFFUSION, None, 0, 1.0), torch.randn(8, 1, 4, 4, generator=rng(5))
     members, others = (losses(denoiser, SCHEDULE, x_0, [210, 300, 450], eps) for x_0 in (MEMBERS, OTHERS))
-    return told_apart(members, others, rng())
+    return membership_scores(members, others, rng())
 
 
 def test_members_of_an_overfitted_network_are_found() -> None:
-    found = told(overfitted())
-    assert found["auc"]["value"] > 0.95
-    assert found["found_at_1_percent"]["value"] > 0.5
+    scores = scores_of(overfitted())
+    assert scores["auc"]["value"] > 0.95
+    assert scores["found_at_1_percent"]["value"] > 0.5
 
 
 def test_a_fresh_network_tells_nothing() -> None:
-    found = told(Small().eval())
-    assert found["auc"]["low"] < 0.5 < found["auc"]["high"]
+    scores = scores_of(Small().eval())
+    assert scores["auc"]["low"] < 0.5 < scores["auc"]["high"]
 
 
 def test_levels_are_above_the_cut() -> None:

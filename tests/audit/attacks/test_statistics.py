@@ -27,8 +27,8 @@ def test_true_positives_is_the_curve_at_one_in_a_hundred() -> None:
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     g, held, within = rng(), 0, 0
     for _ in range(100):
-        found = bootstrap(mean, torch.randn(60, generator=g), rng=g, resamples=100)
-        held += found["low"] <= 0 <= found["high"]
+        intervals = bootstrap(mean, torch.randn(60, generator=g), rng=g, resamples=100)
+        held += intervals["low"] <= 0 <= intervals["high"]
         share = proportion(torch.rand(60, generator=g) < 0.1)
         within += share["low"] <= 0.1 <= share["high"]
     assert held >= 85
@@ -36,7 +36,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 
 def test_none_of_many_is_not_certainly_none() -> None:
-    found = proportion(torch.zeros(1000, dtype=torch.bool))
-    assert found["value"] == found["low"] == 0
-    assert 0 < found["high"] < 0.01
+    interval = proportion(torch.zeros(1000, dtype=torch.bool))
+    assert interval["value"] == interval["low"] == 0
+    assert 0 < interval["high"] < 0.01
     assert proportion(torch.ones(10, dtype=torch.bool))["high"] == 1

@@ -1,4 +1,4 @@
-"""What can be computed exactly from recorded messages, without any learning."""
+"""Images that can be computed exactly from recorded messages, without any training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_NUMBERS = 1000
 
 
 def unsafe_release(schedule: Schedule, x_0: Tensor, t: Tensor, rng: torch.Generator) -> Message:
-    """What must never be sent, and lives here only, to show that the audit would see it: x_t, its noise and its step.
+    """A message that must never be sent: x_t, its noise and its step. It is a control that the audit must recover.
 
     References:
         CollaFuse: Navigating Limited Resources and Privacy in Collaborative Generative AI, Zipperling et al., 2024,
@@ -30,76 +30,81 @@ def unsafe_release(schedule: Schedule, x_0: Tensor, t: Tensor, rng: torch.Genera
 
 
 def recovered(messages: Sequence[Message], truth: Tensor, seeds: Iterable[int] = range(SEEDS)) -> dict[str, int]:
-    """How many of the true images are in the messages, to 0.01 in every pixel: in all, and by each way to them.
+    """Count the true images that the messages contain, to 0.01 in every pixel: in all, and by each kind of leak.
 
-    All exact leaks of a noised image are of one kind: two tensors are known of which it is a weighted sum. It is
-    (x_t - sigma eps) / alpha, alpha x_t - sigma v, or, where two releases share their noise,
-    (sigma_s x_t - sigma_t x_s) / (alpha_t sigma_s - alpha_s sigma_t). So it is looked for in the plane of every two
-    tensors, which is all steps of all schedules at once. Rows belong together by their place or by their correlation;
-    noise is known too where it can be drawn again from a small seed or from a whole number in the messages.
+    Whenever a noised image leaks exactly, it is a weighted sum of two known tensors: (x_t - sigma eps) / alpha,
+    alpha x_t - sigma v or, where two releases share their noise,
+    (sigma_s x_t - sigma_t x_s) / (alpha_t sigma_s - alpha_s sigma_t). Every pair of tensors is therefore tried with all
+    weights at once, which covers all steps of all schedules. Rows are paired by their position or by their correlation.
+    Noise also counts as known if it can be drawn again from a small seed or from an integer in the messages.
+
+    Args:
+        messages: The recorded messages.
+        truth: The true images (N, C, H, W).
+        seeds: The seeds that are tried.
     """
     images = truth.flatten(1).double()
     streams = _streams(messages, tuple(truth.shape[1:]))
-    found = {"alone": _alone(streams, images), "in_pairs": _in_pairs(streams, images)}
-    found["with_noise_from_seeds"] = _seeded(messages, tuple(truth.shape[1:]), images, {*seeds, *_integers(messages)})
-    return {name: int(which.sum()) for name, which in found.items()} | {
-        "recovered": int(torch.stack(list(found.values())).any(0).sum()),
+    hits = {"alone": _alone(streams, images), "in_pairs": _in_pairs(streams, images)}
+    hits["with_noise_from_seeds"] = _seeded(messages, tuple(truth.shape[1:]), images, {*seeds, *_integers(messages)})
+    return {name: int(is_found.sum()) for name, is_found in hits.items()} | {
+        "recovered": int(torch.stack(list(hits.values())).any(0).sum()),
         "of": len(truth),
     }
 
 
 def in_plane(first: Tensor, second: Tensor, images: Tensor) -> Tensor:
-    """Which images are weighted sums of any row of the first and the same row of the second."""
-    found = torch.zeros(len(images), dtype=torch.bool)
+    """Which images (N, D) are weighted sums of some row of the first (M, D) and the same row of the second (M, D)."""
+    is_found = torch.zeros(len(images), dtype=torch.bool)
     e_1 = _unit(first)
     across = second - (e_1 * second).sum(1, keepdim=True) * e_1
     straight = across.norm(dim=1, keepdim=True) > 1e-6 * second.norm(dim=1, keepdim=True)
     e_2 = torch.where(straight, _unit(across), 0.0)
-    along, beside = images @ e_1.T, images @ e_2.T
-    left = images.square().sum(1, keepdim=True) - along.square() - beside.square()
-    near, row = left.min(1)
-    likely = near < images.shape[1] * TOLERANCE**2
-    told = along.gather(1, row[:, None]) * e_1[row] + beside.gather(1, row[:, None]) * e_2[row]
-    found[likely] = ((told - images).abs().amax(1) < TOLERANCE)[likely]
-    return found
+    coordinates_1, coordinates_2 = images @ e_1.T, images @ e_2.T
+    residual = images.square().sum(1, keepdim=True) - coordinates_1.square() - coordinates_2.square()
+    smallest, row = residual.min(1)
+    likely = smallest < images.shape[1] * TOLERANCE**2
+    estimate = coordinates_1.gather(1, row[:, None]) * e_1[row] + coordinates_2.gather(1, row[:, None]) * e_2[row]
+    is_found[likely] = ((estimate - images).abs().amax(1) < TOLERANCE)[likely]
+    return is_found
 
 
 def _alone(streams: Sequence[Tensor], images: Tensor) -> Tensor:
-    """Those that stand in the messages as they are."""
-    found = torch.zeros(len(images), dtype=torch.bool)
+    """The images that the messages contain as they are."""
+    is_found = torch.zeros(len(images), dtype=torch.bool)
     for stream in streams:
         nearest = torch.cdist(images, stream).argmin(1)
-        found |= (stream[nearest] - images).abs().amax(1) < TOLERANCE
-    return found
+        is_found |= (stream[nearest] - images).abs().amax(1) < TOLERANCE
+    return is_found
 
 
 def _in_pairs(streams: Sequence[Tensor], images: Tensor) -> Tensor:
-    """Those in the plane of two recorded tensors, by place or by the strongest correlation."""
-    found = torch.zeros(len(images), dtype=torch.bool)
+    """The images that are sums of two recorded tensors, paired by position or by the strongest correlation."""
+    is_found = torch.zeros(len(images), dtype=torch.bool)
     for i, first in enumerate(streams):
         for second in streams[i:]:
-            found |= in_plane(first, second[_most_alike(first, second, same=first is second)], images)
+            is_found |= in_plane(first, second[_most_alike(first, second, same=first is second)], images)
             if len(first) == len(second) and first is not second:
-                found |= in_plane(first, second, images)
-    return found
+                is_found |= in_plane(first, second, images)
+    return is_found
 
 
 def _seeded(messages: Sequence[Message], shape: tuple[int, ...], images: Tensor, seeds: set[int]) -> Tensor:
-    """Those in the plane of a recorded tensor and of noise that is drawn again, whole or row by row."""
-    found = torch.zeros(len(images), dtype=torch.bool)
-    each = torch.stack([_noise(shape, seed).flatten() for seed in sorted(seeds)])
+    """The images that are sums of a recorded tensor and of noise drawn again, all at once or row by row."""
+    is_found = torch.zeros(len(images), dtype=torch.bool)
+    noise_of_seeds = torch.stack([_noise(shape, seed).flatten() for seed in sorted(seeds)])
     for message in messages:
         for tensor in _pictures(message, shape):
             rows = tensor.flatten(1)
-            found |= in_plane(rows, each[_most_alike(rows, each)], images)
+            is_found |= in_plane(rows, noise_of_seeds[_most_alike(rows, noise_of_seeds)], images)
             for noise in _drawn_again(message, tensor, seeds):
                 if in_plane(rows[:PROBED], noise[:PROBED], images).any():
-                    found |= in_plane(rows, noise, images)
-    return found
+                    is_found |= in_plane(rows, noise, images)
+    return is_found
 
 
 def _drawn_again(message: Message, tensor: Tensor, seeds: set[int]) -> Iterator[Tensor]:
-    """Noise for all rows at once from each seed, and for each row from the whole number that came with it."""
+    """Noise for all rows at once from each seed, and for each row from the integer that was sent with it."""
     for seed in seeds:
         yield _noise(tuple(tensor.shape), seed).flatten(1)
     for numbers in message.tensors.values():
@@ -108,7 +113,7 @@ def _drawn_again(message: Message, tensor: Tensor, seeds: set[int]) -> Iterator[
 
 
 def _streams(messages: Sequence[Message], shape: tuple[int, ...]) -> list[Tensor]:
-    """The rows of all image-shaped tensors, joined by operation and name in the order in which they were sent."""
+    """The rows of all image-shaped tensors, concatenated by operation and name in the order of sending."""
     rows: dict[tuple[str, int], list[Tensor]] = {}
     for message in messages:
         for place, tensor in enumerate(_pictures(message, shape)):
@@ -124,13 +129,13 @@ def _pictures(message: Message, shape: tuple[int, ...]) -> list[Tensor]:
 
 
 def _integers(messages: Sequence[Message]) -> set[int]:
-    """The whole numbers in facts and tensors, the first 1,000 of them, that can be a seed."""
-    known: dict[int, None] = {}
+    """The first 1,000 integers in facts and tensors that can be a seed."""
+    numbers: dict[int, None] = {}
     for message in messages:
-        known |= dict.fromkeys(_numbers(message.facts))
+        numbers |= dict.fromkeys(_numbers(message.facts))
         for tensor in message.tensors.values():
-            known |= dict.fromkeys(tensor.flatten().unique().tolist() if _whole(tensor) else [])
-    return set([number for number in known if 0 <= number < 2**63][:MAX_NUMBERS])
+            numbers |= dict.fromkeys(tensor.flatten().unique().tolist() if _whole(tensor) else [])
+    return set([number for number in numbers if 0 <= number < 2**63][:MAX_NUMBERS])
 
 
 def _numbers(fact: Any) -> Iterator[int]:
@@ -151,11 +156,11 @@ def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _most_alike(rows: Tensor, others: Tensor, same: bool = False) -> Tensor:
-    """The row of the others with the strongest correlation, of either sign; of the same rows, not itself."""
-    alike = (_unit(rows) @ _unit(others).T).abs()
+    """The row of ``others`` with the strongest correlation, of either sign; with ``same``, a row is not its own."""
+    correlation = (_unit(rows) @ _unit(others).T).abs()
     if same:
-        alike.fill_diagonal_(-1)
-    return alike.argmax(1)
+        correlation.fill_diagonal_(-1)
+    return correlation.argmax(1)
 
 
 def _unit(rows: Tensor) -> Tensor:

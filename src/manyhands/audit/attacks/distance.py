@@ -1,4 +1,4 @@
-"""How near an estimate is to the image: by image, and with intervals."""
+"""How close an estimate is to the image: for each image, and with intervals."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 PEAK = 2.0
 BEST = 100.0
-"""Decibels at which two images count as one: it keeps the figure finite."""
+"""The maximum PSNR in decibels, for identical images: it keeps the figure finite."""
 WINDOW = 7
 
 
 def squared_error(estimate: Tensor, truth: Tensor) -> Tensor:
-    """The mean over the pixels of each image."""
+    """The mean squared error of each image (N,)."""
     return (estimate - truth).square().flatten(1).mean(1)
 
 
@@ -34,7 +34,7 @@ def psnr(estimate: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
-    """The structural similarity of each image, over even windows of 7 pixels that lie wholly in it.
+    """The structural similarity of each image, over uniform windows of 7 x 7 pixels that lie wholly inside it.
 
     References:
         Image Quality Assessment: From Error Visibility to Structural Similarity, Wang et al., 2004,
@@ -43,40 +43,48 @@ def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
     x, y = estimate.double(), truth.double()
     window = min(WINDOW, *x.shape[-2:])
 
-    def over(values: Tensor) -> Tensor:
+    def window_mean(values: Tensor) -> Tensor:
         return F.avg_pool2d(values, window, stride=1)
 
     # by hand: torchmetrics also counts windows over the edge, takes no even window, and is about twenty times slower
     c_1, c_2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-    m_x, m_y = over(x), over(y)
-    v_x, v_y, v_xy = over(x * x) - m_x**2, over(y * y) - m_y**2, over(x * y) - m_x * m_y
-    alike = (2 * m_x * m_y + c_1) * (2 * v_xy + c_2) / ((m_x**2 + m_y**2 + c_1) * (v_x + v_y + c_2))
-    return alike.flatten(1).mean(1)
+    m_x, m_y = window_mean(x), window_mean(y)
+    v_x, v_y, v_xy = window_mean(x * x) - m_x**2, window_mean(y * y) - m_y**2, window_mean(x * y) - m_x * m_y
+    similarity = (2 * m_x * m_y + c_1) * (2 * v_xy + c_2) / ((m_x**2 + m_y**2 + c_1) * (v_x + v_y + c_2))
+    return similarity.flatten(1).mean(1)
 
 
-def feature_distance(estimate: Tensor, truth: Tensor, lens: Extractor) -> Tensor:
-    """How far the features of each image are from those of its estimate, as the root of their mean square.
+def feature_distance(estimate: Tensor, truth: Tensor, extractor: Extractor) -> Tensor:
+    """The root mean squared distance of the features of each image from those of its estimate.
 
-    The features are what ``lens`` has learnt: in an audit the last layer of the small classifier of the run's own
-    images. It is no LPIPS (Zhang et al., arXiv 1801.03924): nothing in it was fitted to what people find alike.
+    In an audit the features are those of the small classifier of the run's own images. This is not LPIPS (Zhang et al.,
+    arXiv 1801.03924): nothing in it was fitted to what people find similar.
     """
-    seen = [lens(as_bytes(images)).features for images in (estimate, truth)]
-    return (seen[0] - seen[1]).square().mean(1).sqrt()
+    features = [extractor(as_bytes(images)).features for images in (estimate, truth)]
+    return (features[0] - features[1]).square().mean(1).sqrt()
 
 
-def nearness(
-    estimate: Tensor, truth: Tensor, guess: Tensor, lens: Extractor | None, rng: torch.Generator
+def reconstruction_scores(
+    estimate: Tensor, truth: Tensor, guess: Tensor, extractor: Extractor | None, rng: torch.Generator
 ) -> dict[str, Interval]:
-    """All distances of estimates to their images; ``explained`` is the share of the guess's error that is gone."""
-    each = {"psnr": psnr(estimate, truth), "ssim": ssim(estimate, truth)}
-    if lens is not None:
-        each["feature_distance"] = feature_distance(estimate, truth, lens)
+    """All measures of how close estimates are to their images.
+
+    Args:
+        estimate: The estimates (N, C, H, W).
+        truth: The true images (N, C, H, W).
+        guess: A guess without any release (N, C, H, W); ``explained`` is the share of its error that is removed.
+        extractor: A network for the feature distance; None leaves this out.
+        rng: The random generator of the intervals.
+    """
+    scores = {"psnr": psnr(estimate, truth), "ssim": ssim(estimate, truth)}
+    if extractor is not None:
+        scores["feature_distance"] = feature_distance(estimate, truth, extractor)
     errors = torch.stack([squared_error(estimate, truth), squared_error(guess, truth)], 1)
-    told = {name: bootstrap(mean, values, rng=rng) for name, values in each.items()}
-    return told | {"explained": bootstrap(explained, errors, rng=rng)}
+    intervals = {name: bootstrap(mean, values, rng=rng) for name, values in scores.items()}
+    return intervals | {"explained": bootstrap(explained, errors, rng=rng)}
 
 
 def explained(errors: Tensor) -> float:
-    """1 - the first column of errors over the second; below zero where the guess was better."""
+    """1 - the sum of the first column of errors divided by that of the second; negative where the guess is better."""
     first, second = errors.double().sum(0).tolist()
     return 1 - first / second if second else 0.0

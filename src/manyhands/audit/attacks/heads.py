@@ -1,4 +1,4 @@
-"""The head of a discriminator in an attacker's hands."""
+"""The head of a discriminator, as an attacker uses it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Head:
-    """The blocks up to the last at home, with weights that the server knows, and the guard behind them if any."""
+    """The discriminator's blocks at the silo, with weights that the server knows, and the guard if there is one."""
 
     model: Gan
     blocks: nn.ModuleList
@@ -26,23 +26,23 @@ class Head:
 
     @property
     def last(self) -> int:
-        """The number of its last block."""
+        """The index of its last block."""
         return len(self.blocks) - 1
 
     def __call__(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """What it makes of a batch in training, but for the guard's noise."""
+        """Compute the activations of a batch (N, C, H, W) in training, without the noise of the guard."""
         out = run_blocks(self.blocks, x, labels)
         return out if self.guard is None else self.guard.clipped(out)
 
     def sent(self, x: Tensor, labels: Tensor | None, rng: torch.Generator) -> Tensor:
-        """What a silo would send of a batch, with noise of the attacker's own."""
+        """Compute what a silo would send for a batch (N, C, H, W), with noise that the attacker draws."""
         out = self(x, labels)
         if self.guard is None or not self.guard.noise:
             return out
         return out + self.guard.noise * self.guard.clip * torch.randn(out.shape, generator=rng)
 
     def settled(self, x: Tensor, labels: Tensor | None) -> Self:
-        """The same with the statistics of this batch, whatever it is shown."""
+        """The same head with its batch norms fixed to the statistics of this batch."""
         blocks = deepcopy(self.blocks)
         norms = [module for module in blocks.modules() if isinstance(module, BatchNorm)]
         for norm in norms:
@@ -55,12 +55,12 @@ class Head:
         return replace(self, blocks=blocks)
 
     def as_last_known(self) -> Self:
-        """The same with the running statistics that came with the weights."""
+        """The same head with the running statistics that came with the weights."""
         return replace(self, blocks=deepcopy(self.blocks).eval())
 
 
 def head_of(model: Gan, weights: Tensors, last: int, guard: Guard | None = None) -> Head:
-    """That of a whole discriminator with these weights; what it is shown leaves no trace in it."""
+    """The head of a discriminator with these weights; using it does not change its running statistics."""
     discriminator = model.build(0).discriminator
     discriminator.load_state_dict(strip_prefix(weights, "discriminator."))
     blocks = discriminator[: last + 1].eval().requires_grad_(False)
@@ -71,13 +71,13 @@ def head_of(model: Gan, weights: Tensors, last: int, guard: Guard | None = None)
     return Head(model, blocks, guard)
 
 
-def unknown(model: Gan, last: int, seed: int, guard: Guard | None = None) -> Head:
-    """One with fresh weights, as they come to those who know nothing but how a head is built: a control."""
+def random_head(model: Gan, last: int, seed: int, guard: Guard | None = None) -> Head:
+    """A head with random weights, for an attacker who knows the architecture only: a control."""
     return head_of(model, dict(model.build(seed).state_dict()), last, guard)
 
 
-def _takes_over(norm: nn.Module, given: tuple[Tensor]) -> None:
-    """The statistics of a batch become the running ones."""
+def _takes_over(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Set the running statistics of a batch norm to those of its input."""
     assert isinstance(norm, BatchNorm)
-    dims = [0, *range(2, given[0].dim())]
-    norm.running_mean, norm.running_var = given[0].mean(dims), given[0].var(dims, unbiased=False)
+    dims = [0, *range(2, inputs[0].dim())]
+    norm.running_mean, norm.running_var = inputs[0].mean(dims), inputs[0].var(dims, unbiased=False)

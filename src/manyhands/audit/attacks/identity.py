@@ -1,4 +1,4 @@
-"""Whose image a release is, among candidates, and which two releases are of one image."""
+"""Identifies the image of a release among candidates, and links two releases of the same image."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ OTHERS = 5
 
 
 def recognised(x_t: Tensor, candidates: Tensor, alpha: float) -> Tensor:
-    """Whether the candidate nearest to x_t / alpha is the true one, for releases in the order of the candidates.
+    """Whether the candidate nearest to x_t / alpha is the true one (N,), for releases in the order of the candidates.
 
-    Under Gaussian noise, with all candidates alike likely, it is the most likely one: no attack is right more often.
+    Under Gaussian noise, and if all candidates are equally likely beforehand, the nearest is the most likely one: no
+    attack is right more often.
 
     References:
         An Introduction to Signal Detection and Estimation, Poor, 1994, Springer
     """
-    found = torch.cdist((x_t / alpha).flatten(1).double(), candidates.flatten(1).double()).argmin(1)
-    return found == torch.arange(len(candidates), device=found.device)
+    nearest = torch.cdist((x_t / alpha).flatten(1).double(), candidates.flatten(1).double()).argmin(1)
+    return nearest == torch.arange(len(candidates), device=nearest.device)
 
 
 def equidistant(candidates: Tensor, sigma: float) -> float:
-    """The chance that the nearest candidate is the true one, under noise of deviation sigma on the image.
+    """The chance that the nearest candidate is the true one, under noise with standard deviation sigma on the image.
 
-    P_i = integral of phi(z) prod_j Phi(z + d_ij / (sqrt(2) sigma)) dz: as if the differences to the other candidates
-    met at 60 degrees, as they do where all are as far from one another; of real images it says too much, by up to a
-    third. The mean over about 200 of them.
+    P_i = integral of phi(z) prod_j Phi(z + d_ij / (sqrt(2) sigma)) dz. This is exact if the differences to the other
+    candidates meet at 60 degrees, as they do where all distances are equal; for real images it is too high, by up to a
+    third. It is the mean over about 200 candidates.
 
     References:
         Digital Communications, Proakis, Salehi, 2008, McGraw-Hill (section 4.4: orthogonal signals)
@@ -45,7 +46,7 @@ def equidistant(candidates: Tensor, sigma: float) -> float:
 
 
 def limit(candidates: Tensor, sigma: float) -> float:
-    """What no attack can exceed, whatever it computes: the mean chance of naming the true candidate.
+    """The upper bound for every attack on the mean chance of naming the true candidate.
 
     A rule that names candidate i with chance q_i on noise about the centre of them all names it with chance at most
     Phi(Phi^-1(q_i) + mu_i) on the release of i, mu_i its distance to the centre over sigma (Neyman and Pearson). The
@@ -67,7 +68,7 @@ def limit(candidates: Tensor, sigma: float) -> float:
 
 
 def linkability(first: Tensor, second: Tensor, rng: torch.Generator) -> Interval:
-    """AUC of the correlation of two releases: of one image, against two images; in the order of the images both."""
+    """The AUC with which correlation tells two releases of one image from those of two; both in the same order."""
     a, b = (_centred(copies) for copies in (first, second))
     same = (a * b).sum(1)
     different = torch.cat([(a * b.roll(turn, 0)).sum(1) for turn in range(1, OTHERS + 1)])

@@ -1,4 +1,4 @@
-"""A network that learnt on public images to undo a head."""
+"""A network that is trained on public images to invert a head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH, HIDDEN = 64, 128
 
 
 class Inverter(nn.Module):
-    """From what a head sends to the image, and to the logits of its label where there are classes."""
+    """Estimates the image, and the logits of its label where there are classes, from the activations of a head."""
 
     def __init__(self, model: Gan, shape: tuple[int, ...], blocks: int) -> None:
         super().__init__()
@@ -28,25 +28,25 @@ class Inverter(nn.Module):
         self.label = nn.Sequential(nn.Flatten(), nn.Linear(flat, HIDDEN), nn.ReLU(), last)
 
     def forward(self, sent: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and logits."""
+        """Estimate images (N, C, H, W) and logits (N, K) from activations."""
         return self.image(sent), self.label(sent)
 
 
 def inverter(head: Head, public: Images, batch: int, steps: int, rng: torch.Generator, rate: float = 2e-3) -> Inverter:
-    """Train one on what the head makes of batches of public images, which are as large as those of silos."""
+    """Train an inverter on the activations of public images, in batches of the same size as those of silos."""
     known, labels = as_floats(public.pixels), public.labels if head.model.classes else None
-    at = torch.arange(min(2, len(known)))
-    shape = tuple(head(known[at], None if labels is None else labels[at]).shape[1:])
+    indices = torch.arange(min(2, len(known)))
+    shape = tuple(head(known[indices], None if labels is None else labels[indices]).shape[1:])
     with seeded_globally(int(torch.randint(2**31, (), generator=rng)), "inverter"):
         network = Inverter(head.model, shape, head.last + 1)
     optimiser = torch.optim.Adam(network.parameters(), rate, fused=True)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
-        at = torch.randint(len(known), (batch,), generator=rng)
-        told = None if labels is None else labels[at]
-        images, logits = network(head.sent(known[at], told, rng))
-        loss = (images - known[at]).square().mean()
+        indices = torch.randint(len(known), (batch,), generator=rng)
+        batch_labels = None if labels is None else labels[indices]
+        images, logits = network(head.sent(known[indices], batch_labels, rng))
+        loss = (images - known[indices]).square().mean()
         optimiser.zero_grad()
-        (loss if told is None else loss + 0.1 * F.cross_entropy(logits, told)).backward()
+        (loss if batch_labels is None else loss + 0.1 * F.cross_entropy(logits, batch_labels)).backward()
         optimiser.step()
     return network.eval()

@@ -1,4 +1,4 @@
-"""Whether an image was among those that a denoiser was trained on, by the loss that it has there."""
+"""Infers whether a denoiser was trained on an image, from its loss on that image."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FALSE_POSITIVES = 0.01
 
 
 def levels_above(cut: int, schedule: Schedule, count: int = 5) -> list[int]:
-    """Steps of the chain above a cut, evenly spread: more of them near it, where there is still something to see."""
+    """Steps of the chain above a cut; more of them near the cut, where the image is still visible."""
     share = torch.linspace(0, 1, count + 1, dtype=torch.float64)[:-1].square()
-    return sorted({min(cut + 1 + int(each * (schedule.steps - cut)), schedule.steps) for each in share.tolist()})
+    return sorted({min(cut + 1 + int(value * (schedule.steps - cut)), schedule.steps) for value in share.tolist()})
 
 
 @torch.no_grad()
 def losses(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, levels: Sequence[int], eps: Tensor) -> Tensor:
-    """The squared error of the noise that a denoiser sees in each image, the mean over levels and draws of noise.
+    """The mean squared error of the noise that a denoiser predicts for each image, over levels and draws of noise.
 
-    ``eps`` (draws, C, H, W) is the same for all images, so that they differ in nothing else.
+    ``eps`` (draws, C, H, W) is the same for all images, so that only the images differ.
 
     References:
         Are Diffusion Models Vulnerable to Membership Inference Attacks?, Duan et al., 2023, arXiv 2302.01316
@@ -39,17 +39,17 @@ def losses(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, levels: Sequence
     return total / (len(levels) * len(eps))
 
 
-def told_apart(members: Tensor, others: Tensor, rng: torch.Generator) -> dict[str, Interval]:
-    """How well losses tell members from others: AUC, and members found where 1 in 100 others is taken for one.
+def membership_scores(members: Tensor, others: Tensor, rng: torch.Generator) -> dict[str, Interval]:
+    """How well losses tell members from others: AUC, and the true positive rate at 1 % false positives.
 
     References:
         Membership Inference Attacks From First Principles, Carlini et al., 2022, arXiv 2112.03570
     """
 
-    def found(positives: Tensor, negatives: Tensor) -> float:
+    def true_positive_rate(positives: Tensor, negatives: Tensor) -> float:
         return true_positives(positives, negatives, FALSE_POSITIVES)
 
     return {
         "auc": bootstrap(auc, -members, -others, rng=rng),
-        "found_at_1_percent": bootstrap(found, -members, -others, rng=rng),
+        "found_at_1_percent": bootstrap(true_positive_rate, -members, -others, rng=rng),
     }

@@ -1,4 +1,4 @@
-"""From a release back to the image: what each attacker makes of x_t, given what it knows."""
+"""Reconstructs the image from a release x_t, for attackers with different knowledge."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from manyhands.models.unet import UNet
 from manyhands.silos.training import Training, steps
 
 Attack = Callable[[Tensor, int], Tensor]
-"""(x_t, t) -> an estimate of x_0, in [-1, 1]."""
+"""(x_t, t) -> an estimate of x_0 in [-1, 1]; both are (N, C, H, W)."""
 
 RIDGE = 1e-4
 
 
 def release(schedule: Schedule, x_0: Tensor, t: int, rng: torch.Generator) -> Tensor:
-    """The images noised once, to the step t."""
+    """Noise the images once, to step t."""
     eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
     return noised(x_0, eps, *schedule.levels(torch.tensor([t]), x_0))
 
 
 def averaged(schedule: Schedule, copies: Iterable[Tensor], t: int) -> tuple[Tensor, int]:
-    """What n releases of the same images at step t are together: one release, at the step with n times the SNR.
+    """Combine n releases of the same images at step t into one release, at the step with n times the SNR.
 
-    Their mean is a sufficient statistic of them where the noise was fresh. Where it was the same each time, the mean is
-    the copy and holds no more than that; to take it for less noisy is then an error of the attacker's.
+    With fresh noise each time, the mean of the releases is a sufficient statistic. If the noise was the same each time,
+    the mean is a copy and holds no more information; taking it for less noisy is then an error of the attacker.
     """
     total, count = torch.zeros(()), 0
     for copy in copies:
@@ -40,17 +40,17 @@ def averaged(schedule: Schedule, copies: Iterable[Tensor], t: int) -> tuple[Tens
 
 
 def level_of(schedule: Schedule, snr: float) -> int:
-    """The step of the chain, from 1 on, whose SNR is nearest in decibels."""
+    """The step of the chain, 1 or higher, whose SNR is nearest in decibels."""
     return int((schedule.snr()[1:].log() - torch.tensor(snr).log()).abs().argmin()) + 1
 
 
 def linear(schedule: Schedule) -> Attack:
-    """Knows the level alone: x_t / alpha, cut off at the range of images."""
+    """An attack that knows only the noise level: x_t / alpha, clipped to [-1, 1]."""
     return lambda x_t, t: (x_t / schedule.levels(torch.tensor([t]), x_t)[0]).clamp(-1, 1)
 
 
 def wiener(schedule: Schedule, public: Tensor) -> Attack:
-    """The best linear estimate, given mean and covariance of public images.
+    """The best linear estimate, from the mean and the covariance of public images.
 
     x_0 = m + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha m); exact for Gaussian images.
 
@@ -64,22 +64,22 @@ def wiener(schedule: Schedule, public: Tensor) -> Attack:
 
     def attack(x_t: Tensor, t: int) -> Tensor:
         a = float(schedule.alpha_bar()[t])
-        along = (x_t.flatten(1).double() - a**0.5 * centre) @ axes.T
-        kept = a**0.5 * variances / (a * variances + 1 - a)
-        estimate: Tensor = centre + (along * kept) @ axes
+        coordinates = (x_t.flatten(1).double() - a**0.5 * centre) @ axes.T
+        shrunk = a**0.5 * variances / (a * variances + 1 - a)
+        estimate: Tensor = centre + (coordinates * shrunk) @ axes
         return estimate.to(x_t.dtype).reshape(x_t.shape).clamp(-1, 1)
 
     return attack
 
 
 def mean_of(public: Tensor) -> Attack:
-    """Looks at nothing, and says the mean of public images: the floor of all attacks."""
+    """An attack that ignores the release and returns the mean of public images: the floor of all attacks."""
     centre = public.mean(0)
     return lambda x_t, _: centre.expand_as(x_t)
 
 
 def denoised(denoiser: Denoiser) -> Attack:
-    """A denoiser's estimate at once: the posterior mean, which is the least squared error there can be."""
+    """A denoiser's estimate in one step: the posterior mean, which minimises the squared error."""
 
     @torch.no_grad()
     def attack(x_t: Tensor, t: int) -> Tensor:
@@ -89,7 +89,7 @@ def denoised(denoiser: Denoiser) -> Attack:
 
 
 def sampled(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
-    """A denoiser walked from t down to the image by at most so many DDIM steps: a sharp image, a likely one.
+    """Denoise from t down to the image in at most ``most`` DDIM steps, which gives a sharp and likely image.
 
     References:
         Denoising Diffusion Implicit Models, Song, Meng, Ermon, 2021, arXiv 2010.02502
@@ -106,23 +106,23 @@ def sampled(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
 def public_denoiser(
     public: Tensor, diffusion: Diffusion, model: UNet, training: Training, rng: torch.Generator
 ) -> Denoiser:
-    """An unconditional denoiser of the whole chain, trained on public images."""
+    """Train an unconditional denoiser of the whole chain on public images."""
     network = model.build(_seed(rng))
-    _fit(network, training, len(public), lambda at: diffusion.loss(network, public[at], None, 0, rng), rng)
+    _fit(network, training, len(public), lambda indices: diffusion.loss(network, public[indices], None, 0, rng), rng)
     return guided(in_parts(network), diffusion, None, 0, 1.0)
 
 
 def regressor(
     public: Tensor, schedule: Schedule, levels: Sequence[int], model: UNet, training: Training, rng: torch.Generator
 ) -> Attack:
-    """A network that is asked for x_0 itself, trained by its squared error on public images at these levels alone.
+    """Train a network that predicts x_0 with the least squared error, on public images at these levels only.
 
-    It is a sum of x_t and of what the network says, alpha x_t - sigma v, so that little noise is easily left alone.
+    The estimate is alpha x_t - sigma v, where v is the output of the network, so that light noise is easy to remove.
     """
     network, known = model.build(_seed(rng)), torch.tensor(sorted(set(levels)))
 
-    def loss(at: Tensor) -> Tensor:
-        x_0, t = public[at], known[torch.randint(len(known), (len(at),), generator=rng)]
+    def loss(indices: Tensor) -> Tensor:
+        x_0, t = public[indices], known[torch.randint(len(known), (len(indices),), generator=rng)]
         alpha, sigma = schedule.levels(t, x_0)
         x_t = noised(x_0, torch.randn(x_0.shape, generator=rng), alpha, sigma)
         return (x_0_of_v(x_t, network(x_t, t, None), alpha, sigma) - x_0).square().mean()
@@ -132,21 +132,21 @@ def regressor(
 
 
 def in_parts(network: Network, size: int = 256) -> Network:
-    """The same network, without gradients, shown at most so many images at once."""
+    """The same network without gradients, applied to at most ``size`` images at a time."""
 
-    def shown(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        parts = range(0, len(x_t), size)
-        cut = [slice(start, start + size) for start in parts]
+    def batched(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        starts = range(0, len(x_t), size)
+        parts = [slice(start, start + size) for start in starts]
         with torch.no_grad():
-            return torch.cat([network(x_t[at], t[at], None if labels is None else labels[at]) for at in cut])
+            return torch.cat([network(x_t[part], t[part], None if labels is None else labels[part]) for part in parts])
 
-    return shown
+    return batched
 
 
 def _fit(
     network: nn.Module, training: Training, count: int, loss: Callable[[Tensor], Tensor], rng: torch.Generator
 ) -> None:
-    """The local loop, at a learning rate that falls over its one round."""
+    """Run the local training loop for one round with a falling learning rate."""
     optimiser = training.optimiser_of(network, 0.0)
     batches = list(training.batches(count, rng))
     for done, _ in enumerate(steps(network, optimiser, batches, loss, clip=training.clip), 1):

@@ -1,4 +1,4 @@
-"""How sure a figure is, and how well a score tells two kinds apart: pure functions of one or two rows of numbers."""
+"""Intervals of figures, and how well a score separates two groups: pure functions of one or two rows of numbers."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ Interval = dict[str, float]
 def bootstrap(
     statistic: Callable[..., float], *samples: Tensor, rng: torch.Generator, resamples: int = RESAMPLES
 ) -> Interval:
-    """A statistic of one or several independent samples, with the percentiles of its resamples.
+    """A statistic of one or several independent samples, with an interval from the percentiles of its resamples.
 
     References:
         Bootstrap Methods: Another Look at the Jackknife, Efron, 1979, The Annals of Statistics 7
     """
-    drawn = [statistic(*(each[_again(len(each), rng)] for each in samples)) for _ in range(resamples)]
-    outside = (1 - COVERAGE) / 2
-    ends = torch.tensor(drawn, dtype=torch.float64).quantile(torch.tensor([outside, 1 - outside], dtype=torch.float64))
-    return {"value": statistic(*samples), "low": float(ends[0]), "high": float(ends[1])}
+    resampled = [statistic(*(sample[_resample(len(sample), rng)] for sample in samples)) for _ in range(resamples)]
+    tail = (1 - COVERAGE) / 2
+    percentiles = torch.tensor(resampled, dtype=torch.float64).quantile(
+        torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    )
+    return {"value": statistic(*samples), "low": float(percentiles[0]), "high": float(percentiles[1])}
 
 
 def mean(values: Tensor) -> float:
-    """The plain mean."""
+    """The mean."""
     return float(values.double().mean())
 
 
 def proportion(hits: Tensor) -> Interval:
-    """The share of hits, with an interval that is of use at none and at all of them.
+    """The share of hits, with an interval that is also useful where none or all are hits.
 
     References:
         Probable Inference, the Law of Succession, and Statistical Inference, Wilson, 1927,
@@ -47,7 +49,7 @@ def proportion(hits: Tensor) -> Interval:
 
 
 def auc(positives: Tensor, negatives: Tensor) -> float:
-    """The chance that a positive scores above a negative; a draw counts half."""
+    """The chance that a positive scores above a negative; a tie counts half."""
     ordered = negatives.sort().values
     below = torch.searchsorted(ordered, positives, side="left").double()
     upto = torch.searchsorted(ordered, positives, side="right").double()
@@ -56,10 +58,10 @@ def auc(positives: Tensor, negatives: Tensor) -> float:
 
 
 def true_positives(positives: Tensor, negatives: Tensor, false_positives: float = 0.01) -> float:
-    """The share of positives above a threshold that at most this share of negatives is above."""
+    """The share of positives above the threshold that at most this share of negatives exceeds."""
     threshold = negatives.sort(descending=True).values[int(false_positives * len(negatives))]
     return mean(positives > threshold)
 
 
-def _again(count: int, rng: torch.Generator) -> Tensor:
+def _resample(count: int, rng: torch.Generator) -> Tensor:
     return torch.randint(count, (count,), generator=rng, device=rng.device)
