@@ -129,7 +129,7 @@ def test_a_run_is_not_measured_against_other_images_than_it_was_trained_on(tmp_p
     Image.new("L", (8, 8)).save(path)
     said = manyhands("evaluate", "run", where=tmp_path)
     assert said.returncode == 4
-    assert "the images are no longer those that it was trained on" in said.stderr
+    assert "the images of its recipe are no longer those that it was trained on" in said.stderr
 
 
 @pytest.mark.slow
@@ -176,14 +176,14 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
         ),
         (["run", *TINY], 4, "holds a run already"),
         (["run", *TINY, "--resume", "--set", "method.ema=0.5"], 4, "method.ema was 0.8, is now 0.5"),
-        (["sample", "runs/none", "--out", "x"], 4, "holds no run"),
+        (["sample", "runs/none", "--out", "x"], 4, "there is no such folder"),
         (["sample", "runs/digits-fedavg", "--out", "x", "--label", "10"], 2, "label 10 is not in 0 to 9"),
         (
             ["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-9"],
             4,
-            "silo-9 has no generator; there are those of silo-0",
+            "silo-9 has no generator; these silos have one: silo-0",
         ),
-        (["cite", "runs/none"], 4, "holds no run"),
+        (["cite", "runs/none"], 4, "there is no such folder"),
         (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not available"),
     ],
 )

@@ -138,10 +138,12 @@ def test_a_domain_that_can_name_no_silo_is_refused(folder: Path, name: str) -> N
 
 def test_a_number_of_silos_that_does_not_fit_the_domains_is_refused(folder: Path) -> None:
     for count in (1, 2, 4, 5):
-        with pytest.raises(RecipeError, match=f"partition.silos is {count}, which 3 domains cannot share evenly"):
+        with pytest.raises(
+            RecipeError, match=f"partition.silos is {count}, a multiple of 3, the number of domains, is expected"
+        ):
             recipe_of(folder, partition={"kind": "domains", "silos": count})
     long = "a" * 62
-    with pytest.raises(RecipeError, match="a silo would be called 'a*-0': use .* give its domain a shorter name"):
+    with pytest.raises(RecipeError, match="a silo would be named 'a*-0': use .* give its domain a shorter name"):
         recipe_of(folder, [long, "b"], partition={"kind": "domains", "silos": 4})
 
 

@@ -117,7 +117,7 @@ def test_a_verdict_has_floor_spread_protocol_and_repeats() -> None:
     verdict = experiment.evaluate()
     assert set(verdict["metrics"]) == set(verdict["floor"])
     assert verdict["spread"]["fid"] > 0
-    assert verdict["spread_of"] == "3 halves of the draw"
+    assert verdict["spread_of"] == "3 random halves of the samples"
     protocol = verdict["protocol"]
     assert protocol["images"] == 60
     assert protocol["sampling"]["steps"] == 3

@@ -147,7 +147,7 @@ def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
     for path in there.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             assert (out / path.relative_to(there)).read_bytes() == path.read_bytes()
-    with pytest.raises(RunFolderError, match="their images are theirs"):
+    with pytest.raises(RunFolderError, match="whose images are theirs"):
         evaluate(RunFolder(out), few)
     here = evaluate(in_one_process(asked, tmp_path / "one"), few)
     assert evaluate(RunFolder(out), few, "recipe")["metrics"] == here["metrics"]

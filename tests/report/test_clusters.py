@@ -19,10 +19,10 @@ def silos(numbers: list[int]) -> Weighed:
 
 
 def rounds(*weighed: Weighed) -> list[Round]:
-    told = {"seconds": 1.0, "losses": {}, "images": 0, "bytes_up": 0, "bytes_down": 0, "missing": {}, "rounds": 9}
+    fields = {"seconds": 1.0, "losses": {}, "images": 0, "bytes_up": 0, "bytes_down": 0, "missing": {}, "rounds": 9}
     return [
-        Round(number=number, weighed={silo: dict(told) for silo, told in each.items()}, **told)  # type: ignore[arg-type]
-        for number, each in enumerate(weighed)
+        Round(number=number, weighed={silo: dict(fields) for silo, fields in round_weighed.items()}, **fields)  # type: ignore[arg-type]
+        for number, round_weighed in enumerate(weighed)
     ]
 
 
@@ -43,9 +43,9 @@ def test_the_last_round_that_clustered_is_told_and_shown(tmp_path: Path) -> None
     plain: Weighed = {"s0": {"cluster": 0, "distance": 0.0, "weight": 1.0}}
     domains = {"s0": "<mnist>", "s1": "fashion"}
     assert clusters.facts(rounds(plain), domains) == {}
-    told = clusters.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
-    assert (told["count"], told["agreement"]) == (2, 1.0)
-    page = clusters.section({"clusters": told, "domains": domains}, tmp_path / "clusters.png")
+    report = clusters.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
+    assert (report["count"], report["agreement"]) == (2, 1.0)
+    page = clusters.section({"clusters": report, "domains": domains}, tmp_path / "clusters.png")
     assert "2 clusters" in page
     assert "&lt;mnist&gt;" in page
     assert (tmp_path / "clusters.png").stat().st_size > 5000

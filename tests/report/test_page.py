@@ -31,10 +31,10 @@ needs_chromium = pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="Debi
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     where = tmp_path_factory.mktemp("report") / "run"
-    told = Evaluation(images=60, every=1, bootstrap=3, cas=True)
+    evaluation = Evaluation(images=60, every=1, bootstrap=3, cas=True)
     experiment = Experiment(
         tiny_fedavg(rounds=4), holding_silos(3), folder=where, device="cpu", sampling=Sampling(steps=2),
-        evaluation=told, skipped=("broken<b>.png",),
+        evaluation=evaluation, skipped=("broken<b>.png",),
     )  # fmt: skip
     for _ in experiment:
         pass
@@ -63,9 +63,11 @@ def test_it_says_what_a_reader_asks(folder: RunFolder) -> None:
     for heading in ("Warnings", "Samples", "Quality over rounds", "Training", "Silos", "Who holds what"):
         assert f"<h2>{heading}</h2>" in page
     left = page[page.index("<h2>What left the silos, and what can be computed from it</h2>") :]
-    assert left.index("the weights of its network, which the server can read") < left.index("In no message: images")
+    assert left.index("the weights of its network, which the server can read") < left.index(
+        "No message contains: images"
+    )
     assert "this says nothing about what can be computed from what leaves" in left
-    assert "60 samples against 180 training images" in page
+    assert "60 samples were compared with 180 training images" in page
     assert "McMahan" in page
     assert page.count("<img") == 4, "a picture for each evaluated round"
 

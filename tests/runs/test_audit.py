@@ -135,7 +135,7 @@ def test_another_method_and_a_run_that_has_not_ended_are_refused(tmp_path: Path)
         pass
     with pytest.raises(RunFolderError, match="method fedavg releases no images"):
         audit(RunFolder(tmp_path / "plain"))
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="there is no such folder"):
         audit(RunFolder(tmp_path / "none"))
 
 

@@ -14,7 +14,7 @@ DDIM = "2010.02502"
 
 
 @pytest.mark.parametrize(
-    ("told", "there", "not_there"),
+    ("fields", "cited", "not_cited"),
     [
         ({}, {DIFFUSION}, {PROX, FEDDIFFUSE, FEDDM, SERVER_ADAM}),
         ({"proximal": 0.1}, {PROX}, {FEDDIFFUSE}),
@@ -22,10 +22,10 @@ DDIM = "2010.02502"
         ({"up": "weights", "server_optimizer": "adam"}, {FEDDM, SERVER_ADAM}, {PROX}),
     ],
 )
-def test_a_field_that_is_used_is_cited(told: dict[str, object], there: set[str], not_there: set[str]) -> None:
-    text = " ".join(citations(tiny_fedavg(**told)))
-    assert all(paper in text for paper in there)
-    assert not any(paper in text for paper in not_there)
+def test_a_field_that_is_used_is_cited(fields: dict[str, object], cited: set[str], not_cited: set[str]) -> None:
+    text = " ".join(citations(tiny_fedavg(**fields)))
+    assert all(paper in text for paper in cited)
+    assert not any(paper in text for paper in not_cited)
 
 
 def test_a_gan_cites_no_walk_down_a_chain() -> None:

@@ -22,9 +22,9 @@ from tests.conftest import FEDAVG_ONLY, holding_silos, tiny_fedavg
 
 
 def run(where: Path, method: Method, steps: int = 2, seed: int = 0, images: int = 60) -> Path:
-    told = Evaluation(images=images, every=1, bootstrap=3)
+    evaluation = Evaluation(images=images, every=1, bootstrap=3)
     experiment = Experiment(
-        method, holding_silos(), seed, folder=where, device="cpu", sampling=Sampling(steps=steps), evaluation=told
+        method, holding_silos(), seed, folder=where, device="cpu", sampling=Sampling(steps=steps), evaluation=evaluation
     )
     for _ in experiment:
         pass
@@ -46,14 +46,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_runs_of_one_protocol_are_ranked_best_first(runs: dict[str, Path]) -> None:
-    found = Comparison([runs["shared"], runs["local"]])
-    fids = [RunFolder(runs[entry.name]).report["metrics"]["fid"] for entry in found.entries]
+    comparison = Comparison([runs["shared"], runs["local"]])
+    fids = [RunFolder(runs[entry.name]).report["metrics"]["fid"] for entry in comparison.entries]
     assert fids == sorted(fids)
-    table = {row[0]: row[1:] for row in found.table()}
+    table = {row[0]: row[1:] for row in comparison.table()}
     assert table["FID"][0].endswith(" *")
     assert not table["FID"][1].endswith(" *")
     assert table["FID"][2] != ""
-    assert [record["rank"] for record in found.records()] == [1, 2]
+    assert [record["rank"] for record in comparison.records()] == [1, 2]
     coverage = Comparison([runs["shared"], runs["local"]], by="coverage")
     covers = [RunFolder(runs[entry.name]).report["metrics"]["coverage"] for entry in coverage.entries]
     assert covers == sorted(covers, reverse=True)
@@ -65,10 +65,10 @@ def test_a_gan_draws_at_once_and_ranks_with_whoever_draws_in_steps(runs: dict[st
     report = json.loads((gan / "report.json").read_text())
     report["evaluation"]["protocol"]["sampling"] = AT_ONCE
     (gan / "report.json").write_text(json.dumps(report))
-    found = Comparison([gan, runs["shared"]])
-    assert found.ranked
-    assert "at once, as a GAN draws" in found.note()
-    assert "by ddim, 2 steps" in found.note()
+    comparison = Comparison([gan, runs["shared"]])
+    assert comparison.ranked
+    assert "drawn in one step by a GAN" in comparison.note()
+    assert "drawn by ddim in 2 steps" in comparison.note()
     with pytest.raises(ProtocolError, match=r"protocol\.sampling\.steps is 2 in .*, 3 in"):
         Comparison([gan, runs["shared"], runs["steps"]])
 
@@ -106,9 +106,9 @@ def test_work_is_the_mean_over_all_silos_also_those_that_rested() -> None:
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_column(runs: dict[str, Path]) -> None:
-    found = Comparison([runs["shared"], runs["local"], runs["again"]])
-    assert sorted(len(entry.runs) for entry in found.entries) == [1, 2]
-    two = next(entry for entry in found.entries if len(entry.runs) == 2)
+    comparison = Comparison([runs["shared"], runs["local"], runs["again"]])
+    assert sorted(len(entry.runs) for entry in comparison.entries) == [1, 2]
+    two = next(entry for entry in comparison.entries if len(entry.runs) == 2)
     fids = [RunFolder(runs[name]).report["metrics"]["fid"] for name in ("shared", "again")]
     assert two.mean("fid") == pytest.approx(sum(fids) / 2)
     assert two.spread("fid") == pytest.approx(abs(fids[0] - fids[1]) / 2**0.5)
@@ -120,21 +120,21 @@ def test_a_figure_that_nobody_has_is_named(runs: dict[str, Path]) -> None:
 
 
 def test_it_writes_tables_and_figures_that_agree(runs: dict[str, Path], tmp_path: Path) -> None:
-    found = Comparison([runs["shared"], runs["local"]])
-    files = {path.name for path in found.write(tmp_path / "out")}
+    comparison = Comparison([runs["shared"], runs["local"]])
+    files = {path.name for path in comparison.write(tmp_path / "out")}
     assert files == {
         "table.md", "table.csv", "table.json", "quality-rounds.png", "quality-bytes.png", "quality-flops.png",
         "silos.png", "partition.png", "samples.png",
     }  # fmt: skip
-    told = json.loads((tmp_path / "out" / "table.json").read_text())
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for row, record in zip(rows, told["runs"], strict=True):
+    for row, record in zip(rows, table["runs"], strict=True):
         assert float(row["fid"]) == record["fid"] == RunFolder(Path(record["runs"])).report["metrics"]["fid"]
         assert float(row["bytes_up"]) == record["bytes_up"]
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
     verdicts = [line for line in lines if line.startswith("* ")]
-    assert verdicts == lines[:2] == [f"* {record['name']}: {record['words']}" for record in told["runs"]]
+    assert verdicts == lines[:2] == [f"* {record['name']}: {record['words']}" for record in table["runs"]]
     assert lines[3].startswith("|  | ")
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     with (
@@ -147,9 +147,9 @@ def test_it_writes_tables_and_figures_that_agree(runs: dict[str, Path], tmp_path
 def test_names_of_folders_are_taken_as_they_are(runs: dict[str, Path], tmp_path: Path) -> None:
     odd = tmp_path / "other$x_^$|y"
     shutil.copytree(runs["local"], odd)
-    found = Comparison([runs["shared"], odd])
-    assert {path.name for path in found.write(tmp_path / "out")} >= {"quality-rounds.png", "silos.png"}
-    rows = [line for line in found.markdown().splitlines() if line.startswith("| ")]
+    comparison = Comparison([runs["shared"], odd])
+    assert {path.name for path in comparison.write(tmp_path / "out")} >= {"quality-rounds.png", "silos.png"}
+    rows = [line for line in comparison.markdown().splitlines() if line.startswith("| ")]
     assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1
     with pytest.raises(RecipeError, match="twice"):
         Comparison([odd, odd])
@@ -165,21 +165,21 @@ def test_what_noise_can_have_is_in_brackets_where_a_run_is_far_from_its_floor(
         (tmp_path / name / "report.json").write_text(json.dumps(report))
         recipe = (tmp_path / name / "recipe.toml").read_text()
         (tmp_path / name / "recipe.toml").write_text(recipe.replace("rounds = 3", f"rounds = {times}"))
-    found = Comparison([tmp_path / "near", tmp_path / "far"], by="precision")
-    assert [entry.name for entry in found.entries] == ["near", "far"]  # though its precision is higher
+    comparison = Comparison([tmp_path / "near", tmp_path / "far"], by="precision")
+    assert [entry.name for entry in comparison.entries] == ["near", "far"]  # though its precision is higher
     cells = dict(
-        zip(["name", "near", "far"], next(row for row in found.table() if row[0] == "precision"), strict=False)
+        zip(["name", "near", "far"], next(row for row in comparison.table() if row[0] == "precision"), strict=False)
     )
     assert cells["far"].startswith("(0.8)")
     assert not cells["near"].startswith("(")
     assert "*" not in cells["far"]
-    assert "Figures in brackets are not to be quoted" in found.note()
-    assert found.verdicts()[1] == "far: FID is 30 times that of real images: these are not yet images of this kind"
+    assert "Do not quote values in brackets" in comparison.note()
+    assert comparison.verdicts()[1] == "far: FID is 30 times that of real images: these are not yet images of this kind"
 
 
 def test_deviations_of_one_table_are_of_one_kind(runs: dict[str, Path]) -> None:
     draws = Comparison([runs["shared"], runs["local"]])
-    assert "halves of the draw" in draws.note()
+    assert "random halves of the samples" in draws.note()
     assert all(record["fid_spread"] for record in draws.records())
     seeds = Comparison([runs["shared"], runs["again"], runs["local"]])
     assert "the seeds of training" in seeds.note()

@@ -26,9 +26,9 @@ from tests.conftest import tiny_fedavg, tiny_silos
 from torn import survives, trained
 
 
-def run(folder: Path, method: Method | None = None, stop_after: int | None = None, **told: object) -> Experiment:
-    given = {"folder": folder, "resume": True, "device": "cpu", **told}
-    experiment = Experiment(method or tiny_fedavg(), tiny_silos(), **given)  # type: ignore[arg-type]
+def run(folder: Path, method: Method | None = None, stop_after: int | None = None, **options: object) -> Experiment:
+    options_of_run = {"folder": folder, "resume": True, "device": "cpu", **options}
+    experiment = Experiment(method or tiny_fedavg(), tiny_silos(), **options_of_run)  # type: ignore[arg-type]
     for done in experiment:
         if done.number + 1 == stop_after:
             break
@@ -56,11 +56,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, stop: int) -> No
 
 
 def test_local_silos_resume_from_their_own_folders(tmp_path: Path) -> None:
-    told = tiny_fedavg().model_dump(include={"model", "training", "rounds"})
-    run(tmp_path / "whole", Local(**told))
-    run(tmp_path / "stopped", Local(**told), stop_after=2)
+    fields = tiny_fedavg().model_dump(include={"model", "training", "rounds"})
+    run(tmp_path / "whole", Local(**fields))
+    run(tmp_path / "stopped", Local(**fields), stop_after=2)
     assert generations(tmp_path / "stopped" / "silos" / "s1") == [2, 1]
-    run(tmp_path / "stopped", Local(**told))
+    run(tmp_path / "stopped", Local(**fields))
     models = [
         load_file(next((tmp_path / name / "silos" / "s1").rglob("*.safetensors"))) for name in ("whole", "stopped")
     ]
@@ -69,8 +69,8 @@ def test_local_silos_resume_from_their_own_folders(tmp_path: Path) -> None:
 
 
 def test_a_lost_silo_store_falls_back_to_the_round_that_all_have(tmp_path: Path) -> None:
-    told = tiny_fedavg().model_dump(include={"model", "training", "rounds"})
-    run(tmp_path, Local(**told), stop_after=3)
+    fields = tiny_fedavg().model_dump(include={"model", "training", "rounds"})
+    run(tmp_path, Local(**fields), stop_after=3)
     (tmp_path / "silos" / "s1" / "checkpoint-000003.mh").unlink()
     folder = RunFolder(tmp_path)
     state = folder.resume({"s0": 5, "s1": 9, "s2": 3})
@@ -205,9 +205,9 @@ def test_a_journal_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
 
 
 def test_no_other_silos_rounds_or_runs_checkpoint_can_stand_in(tmp_path: Path) -> None:
-    told = tiny_fedavg().model_dump(include={"model", "training", "rounds"})
-    run(tmp_path / "a", Local(**told), stop_after=3)
-    run(tmp_path / "b", Local(**told, ema=0.5), stop_after=3)
+    fields = tiny_fedavg().model_dump(include={"model", "training", "rounds"})
+    run(tmp_path / "a", Local(**fields), stop_after=3)
+    run(tmp_path / "b", Local(**fields, ema=0.5), stop_after=3)
     own = tmp_path / "a" / "silos" / "s1" / "checkpoint-000003.mh"
     for other in (
         tmp_path / "a" / "silos" / "s0" / "checkpoint-000003.mh",
@@ -258,9 +258,9 @@ def test_the_first_difference_is_told_by_its_path() -> None:
 
 def test_a_run_from_python_can_be_cited(tmp_path: Path) -> None:
     run(tmp_path, stop_after=1)
-    found = citations(*specs_in(RunFolder(tmp_path).recipe, "run"))
-    assert any("1602.05629" in paper for paper in found)
-    assert len(found) == len(set(found))
+    references = citations(*specs_in(RunFolder(tmp_path).recipe, "run"))
+    assert any("1602.05629" in paper for paper in references)
+    assert len(references) == len(set(references))
 
 
 @pytest.mark.parametrize("raw", [b"not json}\n", b'{"number":1}\n', b"\xff\xfe}\n"])
@@ -270,7 +270,7 @@ def test_a_damaged_journal_is_named_and_does_not_stop_the_run(tmp_path: Path, ra
     (tmp_path / "journal.jsonl").write_bytes(lines[0] + raw)
     experiment = run(tmp_path)
     assert experiment.run_folder is not None
-    assert "tells of 1 of 2 rounds" in experiment.run_folder.problems[0]
+    assert "has 1 of 2 rounds" in experiment.run_folder.problems[0]
     assert experiment.server.round == 3
 
 

@@ -29,7 +29,7 @@ def test_it_parses_and_says_what_it_is(path: Path) -> None:
 FORMS = [(path, line) for path in RECIPES for line in path.read_text().splitlines() if line.startswith("#   --set")]
 
 
-@pytest.mark.parametrize(("path", "line"), FORMS, ids=lambda told: told.stem if isinstance(told, Path) else None)
+@pytest.mark.parametrize(("path", "line"), FORMS, ids=lambda recipe: recipe.stem if isinstance(recipe, Path) else None)
 def test_the_other_forms_that_a_recipe_tells_of_parse(path: Path, line: str) -> None:
     sets = re.findall(r"--set (\S+)", line)
     for other in re.findall(r"\(or (\S+)\)", line):
@@ -70,5 +70,5 @@ def test_pictures_as_far_apart_as_is_said_are_told_apart() -> None:
 
 def test_where_images_are_not_at_hand_the_error_says_how_to_get_them(tmp_path: Path) -> None:
     (name,) = [path for path in RECIPES if path.stem == "tun-fashion"]
-    with pytest.raises(DataError, match="fashion-mnist.*to get it: the four idx.gz files"):
+    with pytest.raises(DataError, match="fashion-mnist.*to obtain the images: the four idx.gz files"):
         load_recipe(name, [f"data.source.images={tmp_path}/fashion-mnist/no.gz"]).data.load()

@@ -82,17 +82,17 @@ def test_tables_short_forms_and_lists_can_be_swept_and_keep_apart(path: Path) ->
         ("ema = 0.5", r"sweep.ema: 0.5 came, a list of values is expected"),
         ("ema = []", r"sweep.ema: \[\] came, a list of values is expected"),
         ("method.rounds.x = [1]", r"sweep method.rounds.x=1: rounds is a value, not a table"),
-        ('ema = [0]\n"method.ema" = [0.5]', r"sweep: method.ema is told twice"),
+        ('ema = [0]\n"method.ema" = [0.5]', r"sweep: method.ema is listed twice"),
         ("ema = [0, 0.0]", r"sweep: method.ema=0 and method.ema=0.0 are the same run"),
         ("ema = [0.5, 0.5]", r"sweep: method.ema=0.5 and method.ema=0.5 are one folder"),
         ('data.origin = ["a b", "a/b"]', r"data.origin=a b and data.origin=a/b are one folder"),
         ('data.origin = ["a", "A"]', r"are one folder"),
-        (f'data.origin = ["{"x" * 300}"]', r"a folder longer than 200 characters"),
+        (f'data.origin = ["{"x" * 300}"]', r"a name of more than 200 characters"),
         ("rounds = [nan]", r"method.rounds: nan came"),
         ("rounds = [2026-01-01]", r"method.rounds: "),
         (
             f"rounds = {list(range(1, 102))}\nema = {[i / 10 for i in range(10)]}",
-            r"asks for 1,010 runs, more than 1,000",
+            r"has 1,010 combinations, 1,000 are the maximum",
         ),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_sweep_is_a_table_and_is_not_passed_over(path: Path) -> None:
 def test_what_is_in_a_folder_is_not_written_over_unasked(path: Path, tmp_path: Path) -> None:
     runs = load_sweep(swept(path, "ema = [0, 0.5]")).runs()
     write_index(tmp_path / "out", runs, resume=False)
-    with pytest.raises(RunFolderError, match="holds a sweep already; --resume goes on"):
+    with pytest.raises(RunFolderError, match="holds a sweep already; continue it with --resume"):
         write_index(tmp_path / "out", runs, resume=False)
     write_index(tmp_path / "out", runs[:1], resume=True)
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == [
@@ -121,16 +121,16 @@ def test_what_is_in_a_folder_is_not_written_over_unasked(path: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_the_command_runs_all_of_it_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    told = ["run", *TINY, "--set", "evaluation.images=30", "--set", "sweep.ema=[0, 0.5]", "--out", "out"]
-    planned = CliRunner().invoke(app, [*told, "--dry-run"]).stdout
+    args = ["run", *TINY, "--set", "evaluation.images=30", "--set", "sweep.ema=[0, 0.5]", "--out", "out"]
+    planned = CliRunner().invoke(app, [*args, "--dry-run"]).stdout
     assert re.findall(r"^\S.*$", planned, re.MULTILINE) == ["ema-0", "ema-0.5"]
     assert "weights" in planned
-    plans = json.loads(CliRunner().invoke(app, [*told, "--dry-run", "--json"]).stdout)["runs"]
+    plans = json.loads(CliRunner().invoke(app, [*args, "--dry-run", "--json"]).stdout)["runs"]
     assert [plan["recipe"]["method"]["ema"] for plan in plans] == [0, 0.5]
-    wrong = manyhands(*told, "--set", "sweep.ema=[0, 2]", where=tmp_path)
+    wrong = manyhands(*args, "--set", "sweep.ema=[0, 2]", where=tmp_path)
     assert wrong.returncode == 2
     assert not (tmp_path / "out").exists()
-    first = manyhands(*told, where=tmp_path)
+    first = manyhands(*args, where=tmp_path)
     assert first.returncode == 0, first.stderr
     rows = [re.split(r" {2,}", line.strip()) for line in first.stdout.splitlines()]
     assert ["ema-0", "ema-0.5", "real images"] in [sorted(row) for row in rows]
@@ -141,10 +141,10 @@ def test_the_command_runs_all_of_it_and_goes_on_where_it_was(tmp_path: Path) -> 
         assert kept["method"]["ema"] == entry["values"]["method.ema"]
         assert "sweep" not in kept
     before = (tmp_path / "out" / "ema-0" / "report.json").read_bytes()
-    again = manyhands(*told, "--resume", "--json", where=tmp_path)
+    again = manyhands(*args, "--resume", "--json", where=tmp_path)
     assert {run["name"] for run in json.loads(again.stdout)["runs"]} == {"ema-0", "ema-0.5"}
     assert (tmp_path / "out" / "ema-0" / "report.json").read_bytes() == before
-    assert manyhands(*told, where=tmp_path).returncode == 4
+    assert manyhands(*args, where=tmp_path).returncode == 4
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_a_sweep_that_changes_what_is_measured_is_shown_without_a_rank(tmp_path:
     few = ["--set", "evaluation.images=30", "--set", "sweep.sampling.steps=[1, 2]", "--seeds", "2", "--json"]
     said = manyhands("run", *TINY, *few, where=tmp_path)
     assert said.returncode == 0, said.stderr
-    told = json.loads(said.stdout)
-    assert [(run["seeds"], run["rank"]) for run in told["runs"]] == [(2, None), (2, None)]
-    assert told["runs"][0]["name"] == "digits-fedavg-sampling.steps-1"
+    result = json.loads(said.stdout)
+    assert [(run["seeds"], run["rank"]) for run in result["runs"]] == [(2, None), (2, None)]
+    assert result["runs"][0]["name"] == "digits-fedavg-sampling.steps-1"
     assert (tmp_path / "runs" / "digits-fedavg" / "sampling.steps-2" / "seed-1" / "report.html").exists()

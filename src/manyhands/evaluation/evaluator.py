@@ -204,7 +204,7 @@ class Evaluator:
             "spread": self._spread(by_draw, embedded[0], conditional=conditional),
             "spread_of": f"{len(by_draw)} draws"
             if len(by_draw) > 1
-            else f"{self.evaluation.bootstrap} halves of the draw",
+            else f"{self.evaluation.bootstrap} random halves of the samples",
             "floor": floor,
             "groups": self.groups(embedded, conditional=conditional, cas=cas),
             "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},

@@ -1,4 +1,4 @@
-"""Charts as SVG inside a page: they take its colours, light or dark, and print."""
+"""Charts as SVG inside a page: they use its colours, light or dark, and can be printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined; ``kind`` is a class of the page's style: main, thin or floor."""
+    """A line through points; ``kind`` is a class of the page's style: main, thin or floor."""
 
     points: Points
     name: str = ""
@@ -22,27 +22,27 @@ class Line:
 
 
 def curves(lines: Sequence[Line], x: str, y: str, *, zero: bool = False) -> str:
-    """Lines over common axes, of whole numbers across; ``zero`` starts the upward axis at 0."""
-    everything = [point for line in lines for point in line.points]
-    across = _Axis([p[0] for p in everything], LEFT, WIDTH - RIGHT, whole=True)
-    upward = _Axis([p[1] for p in everything] + ([0.0] if zero else []), HEIGHT - BOTTOM, TOP)
-    drawn = "".join(_line(line, across, upward) for line in lines)
+    """Draw lines over common axes, the horizontal one with whole numbers; ``zero`` starts the vertical one at 0."""
+    all_points = [point for line in lines for point in line.points]
+    across = _Axis([p[0] for p in all_points], LEFT, WIDTH - RIGHT, whole=True)
+    upward = _Axis([p[1] for p in all_points] + ([0.0] if zero else []), HEIGHT - BOTTOM, TOP)
+    drawn_lines = "".join(_line(line, across, upward) for line in lines)
     legend = "".join(f'<span class="key {line.kind}">{html.escape(line.name)}</span>' for line in lines if line.name)
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y)} over {html.escape(x)}">'
-        f"{_grid(across, upward)}{drawn}"
+        f"{_grid(across, upward)}{drawn_lines}"
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x)}</text>'
         f"</svg><figcaption>{html.escape(y)}{legend}</figcaption></figure>"
     )
 
 
 def bars(rows: Mapping[str, tuple[float, float | None]], unit: str) -> str:
-    """A bar for each row, with a mark where its floor is."""
-    most = max([max(value, floor or 0) for value, floor in rows.values()] + [1e-12])
+    """Draw a bar for each row, with a mark at its floor."""
+    maximum = max([max(value, floor or 0) for value, floor in rows.values()] + [1e-12])
     lines = []
     for i, (name, (value, floor)) in enumerate(rows.items()):
-        top, length = i * 22, max(value, 0) / most * (WIDTH - 220)
-        mark = 150 + (floor or 0) / most * (WIDTH - 220)
+        top, length = i * 22, max(value, 0) / maximum * (WIDTH - 220)
+        mark = 150 + (floor or 0) / maximum * (WIDTH - 220)
         tick = (
             ""
             if floor is None
@@ -60,7 +60,7 @@ def bars(rows: Mapping[str, tuple[float, float | None]], unit: str) -> str:
 
 
 class _Axis:
-    """From values to places on the page."""
+    """Maps values to positions on the page."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, whole: bool = False) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -89,6 +89,7 @@ def _grid(across: _Axis, upward: _Axis) -> str:
 
 def _line(line: Line, across: _Axis, upward: _Axis) -> str:
     places = [(across.at(x), upward.at(y)) for x, y in line.points]
-    told = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = "".join(f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places)
-    return f'<polyline class="{line.kind}" points="{told}"/>{dots if line.kind == "main" and len(places) <= 60 else ""}'
+    shown_dots = dots if line.kind == "main" and len(places) <= 60 else ""
+    return f'<polyline class="{line.kind}" points="{coordinates}"/>{shown_dots}'

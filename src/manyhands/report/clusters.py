@@ -1,4 +1,4 @@
-"""Which silos were found to be alike: a picture, a table, and whether the domains of their images say the same."""
+"""Which silos were clustered together: a picture, a table, and how well the clusters agree with the domains."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ Weighed = Mapping[str, Mapping[str, float]]
 
 
 def facts(rounds: Sequence[Round], domains: Mapping[str, str]) -> dict[str, Any]:
-    """How silos lay and counted in the last round in which they were clustered; nothing where they never were."""
-    found: Weighed = next((done.weighed for done in reversed(rounds) if _is_clustered(done.weighed)), {})
-    if not found:
+    """The clusters and weights of silos in the last round that clustered them; empty where no round did."""
+    weighed: Weighed = next((done.weighed for done in reversed(rounds) if _is_clustered(done.weighed)), {})
+    if not weighed:
         return {}
-    count = len({told["cluster"] for told in found.values()})
-    return {"silos": found, "count": count, "agreement": agreement(found, domains)}
+    count = len({entry["cluster"] for entry in weighed.values()})
+    return {"silos": weighed, "count": count, "agreement": agreement(weighed, domains)}
 
 
-def agreement(found: Weighed, domains: Mapping[str, str]) -> float | None:
-    """The adjusted Rand index of clusters and domains: 1 if they are the same, 0 as by chance.
+def agreement(weighed: Weighed, domains: Mapping[str, str]) -> float | None:
+    """The adjusted Rand index of clusters and domains: 1 if they are the same, 0 as expected by chance.
 
     References:
         Comparing Partitions, Hubert, Arabie, 1985, Journal of Classification 2
     """
     from sklearn.metrics import adjusted_rand_score
 
-    known = [silo for silo in found if silo in domains]
+    known = [silo for silo in weighed if silo in domains]
     if len({domains[silo] for silo in known}) < 2:
         return None
-    return float(adjusted_rand_score([domains[silo] for silo in known], [found[silo]["cluster"] for silo in known]))
+    return float(adjusted_rand_score([domains[silo] for silo in known], [weighed[silo]["cluster"] for silo in known]))
 
 
-def section(told: Mapping[str, Any], drawn: Path) -> str:
-    """The part of the page that shows them; nothing where there are none."""
-    clusters, domains = told.get("clusters"), told.get("domains", {})
+def section(report: Mapping[str, Any], path: Path) -> str:
+    """The section of the page that shows the clusters; empty where there are none."""
+    clusters, domains = report.get("clusters"), report.get("domains", {})
     if not clusters:
         return ""
-    found: Weighed = clusters["silos"]
-    kinds = {silo: (domains.get(silo, "silos"), int(each["cluster"])) for silo, each in found.items()}
-    figures.clusters(drawn, {silo: (each["x"], each["y"]) for silo, each in found.items() if "x" in each}, kinds)
+    weighed: Weighed = clusters["silos"]
+    kinds = {silo: (domains.get(silo, "silos"), int(entry["cluster"])) for silo, entry in weighed.items()}
+    figures.clusters(path, {silo: (entry["x"], entry["y"]) for silo, entry in weighed.items() if "x" in entry}, kinds)
     count, same = clusters["count"], clusters["agreement"]
-    about = f"{count} cluster{'s' * (count != 1)} found in what the server's middle makes of a batch of each silo."
-    about += "" if same is None else f" They agree with the domains by an adjusted Rand index of {same:.2f}."
+    about = f"{count} cluster{'s' * (count != 1)}, by the activations of the server's segment on a batch of each silo."
+    about += "" if same is None else f" The adjusted Rand index of clusters and domains is {same:.2f} (1: the same)."
     rows = [
-        [silo, kinds[silo][0], str(kinds[silo][1] + 1), number(each["distance"]), number(each["weight"])]
-        for silo, each in found.items()
+        [silo, kinds[silo][0], str(kinds[silo][1] + 1), number(entry["distance"]), number(entry["weight"])]
+        for silo, entry in weighed.items()
     ]
     shown = table(["silo", "domain", "cluster", "distance", "weight"], rows, left=2)
     return (
-        f"<h2>Clusters</h2><p>{text(about)}</p>{picture(drawn, about)}<details><summary>Who is in which</summary>"
-        f"{shown}</details>"
+        f"<h2>Clusters</h2><p>{text(about)}</p>{picture(path, about)}<details><summary>The cluster of each "
+        f"silo</summary>{shown}</details>"
     )
 
 
 def _is_clustered(weighed: Weighed) -> bool:
-    return any("x" in told for told in weighed.values())
+    return any("x" in entry for entry in weighed.values())

@@ -1,4 +1,4 @@
-"""Pieces of a page, and figures as people read them."""
+"""The parts of a page, and numbers as people read them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MAX_ROWS = 200
 
 
 def number(value: float | None) -> str:
-    """A figure for people: three digits that count."""
+    """A number for people: three significant digits."""
     return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table that scrolls on its own; all but the first columns are numbers."""
+    """A table that scrolls on its own; all columns but the first ``left`` are numbers."""
     kinds = ["" if i < left else ' class="n"' for i in range(len(heads))]
     head = "".join(f'<th scope="col"{kind}>{text(name)}</th>' for name, kind in zip(heads, kinds, strict=True))
     body = "".join(
@@ -33,25 +33,25 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
 
 
 def picture(path: Path, about: str, *, hidden: bool = False) -> str:
-    """A picture inside the page."""
+    """An image that is embedded in the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     off = " hidden" if hidden else ""
     return f'<img alt="{text(about)}" src="data:image/png;base64,{data}"{off}>'
 
 
 def flat(value: Any, where: str = "") -> list[list[str]]:
-    """Nested fields as rows: a.b.c and the value."""
+    """Nested fields as rows of a dotted name and its value."""
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in flat(inner, f"{where}.{key}".strip("."))]
     return [[where, str(value)]]
 
 
 def text(value: object) -> str:
-    """A value that may stand anywhere in a page."""
+    """A value, escaped for use anywhere in a page."""
     return html.escape(str(value))
 
 
 @cache
 def style() -> str:
-    """The style of every page."""
+    """The CSS of every page."""
     return Path(__file__).with_name("page.css").read_text()

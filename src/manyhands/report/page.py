@@ -1,4 +1,4 @@
-"""The report of a run, read from its folder: one HTML file that opens from disk and asks nothing of the network."""
+"""The report of a run, made from its folder: one HTML file that opens from disk and loads nothing over the network."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ NAMES = {
     "label_match": "asked class recognised", "mifid": "MIFID", "memorised": "memorised", "cas": "CAS accuracy",
     "cas_precision": "CAS precision", "cas_recall": "CAS recall", "cas_f1": "CAS F1", "cas_fpr": "CAS false positives",
 }  # fmt: skip
-"""The figures in the order in which they are shown, with their names for people."""
+"""The figures in the order in which they are shown, with the names that people read."""
 HEADLINES = ("fid", "kid", "coverage", "label_match", "cas", "memorised")
-FEW = "Each silo is held against its own images, on few samples: read it beside real images, which stand in brackets."
+FEW = "Each silo is compared with its own images, on few samples; the figures of real images are in brackets."
 _SCRIPT = """
 for (const box of document.querySelectorAll(".samples")) {
-  const slider = box.querySelector("input"), pictures = box.querySelectorAll("img"), told = box.querySelector("output");
+  const slider = box.querySelector("input"), output = box.querySelector("output");
+  const pictures = box.querySelectorAll("img");
   if (slider) slider.addEventListener("input", () => {
     pictures.forEach((picture, i) => picture.hidden = i != slider.value);
-    told.value = slider.dataset.rounds.split(" ")[slider.value];
-    slider.setAttribute("aria-valuetext", "round " + told.value);
+    output.value = slider.dataset.rounds.split(" ")[slider.value];
+    slider.setAttribute("aria-valuetext", "round " + output.value);
   });
 }
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(each => each.open = true));
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(element => element.open = true));
 """
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with."""
+    """The versions of Python and of the libraries."""
     names = ("torch", "diffusers", "torchmetrics", "numpy")
     return {"python": platform.python_version(), "manyhands": __version__, **{name: version(name) for name in names}}
 
 
 def write(folder: RunFolder, facts: dict[str, Any]) -> None:
-    """Write report.json, and report.html from it, the journal, the ledger and the pictures: both, or neither."""
+    """Write report.json and, from it, the journal, the ledger and the pictures, report.html: both files, or neither."""
     try:
-        drawn = page(folder, facts)
+        html = page(folder, facts)
     except KeyError as missing:
         raise RunFolderError(
             f"{folder.path}/report.json: was written by another version: it has no {missing}"
@@ -63,12 +64,12 @@ def write(folder: RunFolder, facts: dict[str, Any]) -> None:
         with disk_errors(folder.figures):
             folder.figures.mkdir(exist_ok=True)
         figures.losses(folder.figures / "loss.png", by_silo)
-    folder.write("report.html", drawn)
+    folder.write("report.html", html)
     folder.write("report.json", facts)
 
 
 def page(folder: RunFolder, facts: dict[str, Any]) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     recipe, rounds, ledger = folder.recipe, folder.rounds, folder.ledger
     title = text(recipe.get("name", "run"))
     parts = [
@@ -88,16 +89,16 @@ script-src 'unsafe-inline'"><link rel="icon" href="data:,"><style>{style()}</sty
 
 
 def losses(rounds: Iterable[Round]) -> dict[str, list[tuple[int, float]]]:
-    """The loss of each silo by round, counted from 1."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    """The loss of each silo in each round; rounds are counted from 1."""
+    by_silo: dict[str, list[tuple[int, float]]] = {}
     for done in rounds:
         for silo, loss in done.losses.items():
-            found.setdefault(silo, []).append((done.number + 1, loss))
-    return found
+            by_silo.setdefault(silo, []).append((done.number + 1, loss))
+    return by_silo
 
 
 def figures_table(facts: Mapping[str, Any]) -> list[list[str]]:
-    """Heads, then each figure of the samples, that of real images, and the deviation."""
+    """The heads, then a row for each figure: of the samples, of real images, and its deviation."""
     metrics, floor, spread = facts["metrics"], facts["floor"], facts.get("evaluation", {}).get("spread", {})
     doubted = verdict.MISLEADING if verdict.is_far(metrics, floor) else ()
     rows = [
@@ -111,57 +112,61 @@ def figures_table(facts: Mapping[str, Any]) -> list[list[str]]:
     return [["figure", "samples", "real images", "deviation"], *rows]
 
 
-def protocol_words(told: Mapping[str, Any]) -> str:
-    """By what figures were measured, in words."""
+def protocol_words(protocol: Mapping[str, Any]) -> str:
+    """How figures were measured, in words."""
     return (
-        f"{told['images']:,} samples against {told['reference']:,} training images, in the features of "
-        f"{told['features']}; real images are as many held-out ones. Samples: {sampling_words(told)}, seeds "
-        f"{', '.join(map(str, told['seeds']))}"
+        f"{protocol['images']:,} samples were compared with {protocol['reference']:,} training images by the features "
+        f"of {protocol['features']}; figures of real images are those of as many held-out ones. Samples were "
+        f"{sampling_words(protocol)}, seeds: {', '.join(map(str, protocol['seeds']))}"
     )
 
 
-def sampling_words(told: Mapping[str, Any]) -> str:
-    """What samples are, in words."""
-    sampling, weights = told["sampling"], f"weights: {told['weights']}"
+def sampling_words(protocol: Mapping[str, Any]) -> str:
+    """How samples were drawn, in words."""
+    sampling, weights = protocol["sampling"], f"weights: {protocol['weights']}"
     if not sampling:
-        return f"what an autoencoder makes of the held-out images, {weights}"
+        return f"reconstructed from the held-out images by an autoencoder, {weights}"
     if sampling == AT_ONCE:
-        return f"at once, as a GAN draws, {weights}"
-    return f"by {sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}, {weights}"
+        return f"drawn in one step by a GAN, {weights}"
+    return f"drawn by {sampling['sampler']} in {sampling['steps']} steps, guidance {sampling['guidance']:g}, {weights}"
 
 
 def measured_words(facts: Mapping[str, Any]) -> str:
-    """By what the figures of a report were measured, in sentences."""
+    """How the figures of a report were measured, in sentences."""
     evaluation = facts["evaluation"]
-    return f"{protocol_words(evaluation['protocol'])}; deviations are over {evaluation['spread_of']}."
+    return f"{protocol_words(evaluation['protocol'])}. Deviations (±) are over {evaluation['spread_of']}."
 
 
 def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[tuple[int, float]]:
-    """A figure by round, all of one protocol: where the run was evaluated on its way, and when it ended."""
-    ended = facts.get("at_end", {}).get("metrics", {})
-    found = {done.number + 1: done.metrics[name] for done in rounds if name in done.metrics}
-    return sorted((found | ({facts["rounds"]: ended[name]} if name in ended else {})).items())
+    """A figure by round, always by the same protocol: in the rounds that were evaluated, and at the end."""
+    at_end = facts.get("at_end", {}).get("metrics", {})
+    points = {done.number + 1: done.metrics[name] for done in rounds if name in done.metrics}
+    return sorted((points | ({facts["rounds"]: at_end[name]} if name in at_end else {})).items())
 
 
 def _disclosed(folder: RunFolder, facts: dict[str, Any]) -> str:
-    told = facts.get("disclosure")
-    return collafuse_audit.section(told, folder.figures / "disclosure.png") if told else ""
+    disclosure = facts.get("disclosure")
+    return collafuse_audit.section(disclosure, folder.figures / "disclosure.png") if disclosure else ""
 
 
 def _story(facts: dict[str, Any]) -> str:
     silos, images = len(facts["silos"]), sum(facts["silos"].values())
-    about = "a model of its own each" if facts["own"] else "one model"
-    told = f"trained {about}, which draws with {facts['parameters']:,} weights, by <b>{text(facts['method'])}</b>"
+    model = "a model of its own for each silo" if facts["own"] else "one model"
+    method, rounds = f"<b>{text(facts['method'])}</b>", f"{facts['rounds']:,} round{'s' * (facts['rounds'] != 1)}"
     if facts["pooled"]:
-        return f"{images:,} images in one place {told}: a baseline with pooled data."
+        return (
+            f"One model with {facts['parameters']:,} parameters was trained on {images:,} images in one place by "
+            f"{method} in {rounds}: a baseline with pooled data."
+        )
     return (
-        f"{silos} silo{'s' * (silos != 1)} with {images:,} images {told} in {facts['rounds']:,} rounds. "
-        f"{size_text(facts['bytes_up'])} went up, {size_text(facts['bytes_down'])} came down."
+        f"{silos} silo{'s' * (silos != 1)} with {images:,} images trained {model}, with {facts['parameters']:,} "
+        f"parameters, by {method} in {rounds}. The silos sent {size_text(facts['bytes_up'])} and received "
+        f"{size_text(facts['bytes_down'])}."
     )
 
 
 def _given_away(facts: dict[str, Any]) -> str:
-    """What must be read before anything else."""
+    """Warnings that must be read before anything else."""
     lines = "".join(f"<p><b>{text(line)}</b></p>" for line in facts["gives_away"])
     return f'<section class="warn" role="note">{lines}</section>' if lines else ""
 
@@ -178,23 +183,23 @@ def _headline(facts: dict[str, Any]) -> str:
     silos = max(len(facts["silos"]), 1)
     work = sum(facts["flops_silos"].values()) / silos
     costs = {
-        "sent up by a silo": size_text(facts["bytes_up"] / silos),
-        "sent down to a silo": size_text(facts["bytes_down"] / silos),
+        "sent by a silo (mean)": size_text(facts["bytes_up"] / silos),
+        "received by a silo (mean)": size_text(facts["bytes_down"] / silos),
         "work of a silo (mean), FLOP": count_text(work),
         "work of the server, FLOP": count_text(facts["flops_server"]),
-        "training, seconds": number(facts["seconds"]),
-        "peak memory, measuring included": size_text(facts["peak_memory"]),
+        "training time, seconds": number(facts["seconds"]),
+        "peak memory, evaluation included": size_text(facts["peak_memory"]),
     }
-    price = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in costs.items())
-    words = verdict.of_report(facts)
-    first = f"<p><b>{text(words)}</b></p>" if words else ""
+    cost_cards = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in costs.items())
+    verdict_words = verdict.of_report(facts)
+    first = f"<p><b>{text(verdict_words)}</b></p>" if verdict_words else ""
     quality = (
         f'<h2>Quality</h2>{first}<dl class="cards">{"".join(cards)}</dl>'
         f'<p class="dim">{text(measured_words(facts))}</p>'
         if cards
         else ""
     )
-    return f'{quality}<h2>Price</h2><dl class="cards">{price}</dl>'
+    return f'{quality}<h2>Cost</h2><dl class="cards">{cost_cards}</dl>'
 
 
 def _warnings(facts: dict[str, Any], rounds: list[Round]) -> str:
@@ -209,25 +214,26 @@ def _warnings(facts: dict[str, Any], rounds: list[Round]) -> str:
 
 
 def _samples(folder: RunFolder) -> str:
-    found = sorted((folder.figures / "rounds").glob("*.png"))
-    if len(found) < 2:
-        last, about = folder.figures / "samples.png", "Drawn from what was trained."
+    paths = sorted((folder.figures / "rounds").glob("*.png"))
+    if len(paths) < 2:
+        last, about = folder.figures / "samples.png", "Samples of the trained model."
         return (
             f'<h2>Samples</h2><div class="samples"><p>{about}</p>{picture(last, about)}</div>' if last.exists() else ""
         )
-    largest = max(path.stat().st_size for path in found)
-    count = max(2, min(len(found), MAX_PICTURES, MAX_PICTURE_BYTES // largest))
-    steps = [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
+    largest = max(path.stat().st_size for path in paths)
+    count = max(2, min(len(paths), MAX_PICTURES, MAX_PICTURE_BYTES // largest))
+    steps = [paths[round(i * (len(paths) - 1) / (count - 1))] for i in range(count)]
     rounds = [int(path.stem) for path in steps]
     pictures = "".join(
         picture(path, f"samples after round {number}", hidden=path != steps[-1])
         for number, path in zip(rounds, steps, strict=True)
     )
-    told = " ".join(map(str, rounds))
+    round_numbers = " ".join(map(str, rounds))
     return (
-        '<h2>Samples</h2><div class="samples"><p>The same noise and classes after round '
+        '<h2>Samples</h2><div class="samples"><p>Samples with the same noise and classes, after round '
         f"<output>{rounds[-1]}</output>.</p>"
-        f'<label>Round<input type="range" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" data-rounds="{told}" '
+        f'<label>Round<input type="range" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" '
+        f'data-rounds="{round_numbers}" '
         f'aria-valuetext="round {rounds[-1]}"></label>{pictures}</div>'
     )
 
@@ -239,9 +245,10 @@ def _quality(facts: dict[str, Any], rounds: list[Round]) -> str:
     floor, lines = facts.get("at_end", {}).get("floor", {}).get("fid"), [Line(points, "samples")]
     if floor is not None:
         lines.append(Line([(points[0][0], floor), (points[-1][0], floor)], "real images", "floor"))
-    about, ended = "", facts.get("at_end", {}).get("protocol")
-    if ended and ended != facts["evaluation"]["protocol"]:
-        about = f'<p class="dim">As measured while it ran, unlike the figures above: {text(protocol_words(ended))}.</p>'
+    about, protocol = "", facts.get("at_end", {}).get("protocol")
+    if protocol and protocol != facts["evaluation"]["protocol"]:
+        how = text(protocol_words(protocol))
+        about = f'<p class="dim">Measured during the run, by another protocol than the figures above: {how}.</p>'
     return f"<h2>Quality over rounds</h2>{about}{charts.curves(lines, 'round', 'FID', zero=True)}"
 
 
@@ -251,30 +258,30 @@ def _training(rounds: list[Round]) -> str:
     if len(mean) < 2:
         return ""
     lines = [Line(points, "", "thin") for points in list(by_silo.values())[:50]]
-    drawn = charts.curves([*lines, Line(mean, "mean of the silos")], "round", "training loss")
-    return f"<h2>Training</h2>{drawn}"
+    chart = charts.curves([*lines, Line(mean, "mean of the silos")], "round", "training loss")
+    return f"<h2>Training</h2>{chart}"
 
 
 def _silos(facts: dict[str, Any], rounds: list[Round], ledger: list[dict[str, Any]]) -> str:
     by_silo, groups = losses(rounds), facts.get("evaluation", {}).get("groups", {}).get("silos", {})
-    carried: dict[tuple[str, str], int] = {}
+    bytes_carried: dict[tuple[str, str], int] = {}
     for entry in ledger:
         key = (entry["silo"], entry["direction"])
-        carried[key] = carried.get(key, 0) + entry["bytes"]
+        bytes_carried[key] = bytes_carried.get(key, 0) + entry["bytes"]
     rows = []
     for silo, images in facts["silos"].items():
         cells = [f"{images:,}", number(by_silo[silo][-1][1]) if silo in by_silo else "-"]
         cells += _against(groups.get(silo, {}), ("fid", "coverage", "label_match")) if groups else []
-        cells += [size_text(carried.get((silo, way), 0)) for way in ("up", "down")]
-        away = sum(silo in done.missing for done in rounds)
-        rows.append([silo, *cells, count_text(facts["flops_silos"].get(silo, 0)), str(away)])
+        cells += [size_text(bytes_carried.get((silo, way), 0)) for way in ("up", "down")]
+        missed = sum(silo in done.missing for done in rounds)
+        rows.append([silo, *cells, count_text(facts["flops_silos"].get(silo, 0)), str(missed)])
     heads = ["silo", "images", "last loss"]
     heads += ["FID (real)", "coverage (real)", "class recognised (real)"] if groups else []
-    heads += ["up", "down", "FLOP", "rounds missed"]
+    heads += ["sent", "received", "FLOP", "rounds missed"]
     note = f'<p class="dim">{FEW}</p>' if groups else ""
-    drawn = {name: told for name, told in groups.items() if "metrics" in told}
-    about = "FID of each silo; the mark is that of real images"
-    chart = charts.bars(_fids(drawn), about) if 1 < len(drawn) <= 30 else ""
+    measured = {name: group for name, group in groups.items() if "metrics" in group}
+    about = "FID of each silo; the marks are the FID of real images"
+    chart = charts.bars(_fids(measured), about) if 1 < len(measured) <= 30 else ""
     return f"<h2>Silos</h2>{table(heads, rows)}{note}{chart}"
 
 
@@ -284,7 +291,7 @@ def _groups(facts: dict[str, Any]) -> str:
     for kind, name in (("classes", "By class"), ("domains", "By domain")):
         if kind in groups:
             shown = ("fid", "precision", "recall", "coverage", "label_match")
-            rows = [[each, f"{told['images']:,}", *_against(told, shown)] for each, told in groups[kind].items()]
+            rows = [[member, f"{group['images']:,}", *_against(group, shown)] for member, group in groups[kind].items()]
             heads = [name[3:], "samples", *[f"{NAMES[figure]} (real)" for figure in shown]]
             parts.append(f"<details><summary>{name}</summary>{table(heads, rows)}</details>")
     return "".join(parts)
@@ -293,57 +300,62 @@ def _groups(facts: dict[str, Any]) -> str:
 def _holdings(facts: dict[str, Any], folder: RunFolder) -> str:
     counts, classes = facts["class_counts"], facts["classes"] or ["images"]
     if len(counts) * len(classes) > MAX_CELLS:
-        drawn = picture(folder.figures / "partition.png", "images of each class at each silo")
-        return f"<h2>Who holds what</h2>{drawn}"
+        image = picture(folder.figures / "partition.png", "images of each class at each silo")
+        return f"<h2>Who holds what</h2>{image}"
     if not counts:
-        return ""  # the server of a federation sees no image
-    most = max([max(row) for row in counts.values()] + [1])
+        return ""  # the server of a federation has no images
+    maximum = max([max(row) for row in counts.values()] + [1])
     rows = "".join(
         f'<tr><th scope="row">{text(silo)}</th>'
-        + "".join(f'<td class="n" style="background: rgba(var(--heat), {0.65 * n / most:.2f})">{n:,}</td>' for n in row)
+        + "".join(
+            f'<td class="n" style="background: rgba(var(--heat), {0.65 * count / maximum:.2f})">{count:,}</td>'
+            for count in row
+        )
         + "</tr>"
         for silo, row in counts.items()
     )
     heads = "".join(f'<th class="n" scope="col">{text(name)}</th>' for name in classes)
-    held = sum(facts["held_out"].values())
+    held_out = sum(facts["held_out"].values())
     return (
-        f'<h2>Who holds what</h2><p class="dim">Training images of each class at each silo; {held:,} more are held out '
-        'and nobody trains on them.</p><div class="scroll heat" tabindex="0" role="region" aria-label="images by silo '
-        f'and class"><table><tr><th></th>{heads}</tr>{rows}</table></div>'
+        f'<h2>Who holds what</h2><p class="dim">Training images of each class at each silo; {held_out:,} more are held '
+        'out, and no silo trains on them.</p><div class="scroll heat" tabindex="0" role="region" '
+        f'aria-label="images by silo and class"><table><tr><th></th>{heads}</tr>{rows}</table></div>'
     )
 
 
 def _sharing(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
-    """What left and what can be computed from it; then each operation and its bytes; last what no message holds."""
+    """What left the silos and what can be computed from it; each operation and its bytes; what no message contains."""
     rows = [
-        [told["what"], told["often"], told["computed"], told["guarantee"], _whose(told["silos"], facts["silos"])]
-        for told in facts["leaves"]
+        [row["what"], row["often"], row["computed"], row["guarantee"], _whose(row["silos"], facts["silos"])]
+        for row in facts["leaves"]
     ]
-    left = table(
-        ["what left a silo", "how often", "what can be computed from it", "proven", "which silos"], rows, left=5
+    outgoing = table(
+        ["what left a silo", "how often", "what can be computed from it", "proven guarantee", "which silos"],
+        rows,
+        left=5,
     )
     operations = "".join(
-        f"<li><b>{text(name)}</b> ({text(told['often'])}): {text(told['says'])}; its facts: "
-        f"{text(', '.join(told['tells']) or 'none')}</li>"
-        for name, told in facts["operations"].items()
+        f"<li><b>{text(name)}</b> ({text(row['often'])}): {text(row['says'])}; its facts: "
+        f"{text(', '.join(row['tells']) or 'none')}</li>"
+        for name, row in facts["operations"].items()
     )
     absent = text(", ".join(facts["never"]))
     return (
-        f'<h2>What left the silos, and what can be computed from it</h2><div class="told">{left}</div>'
+        f'<h2>What left the silos, and what can be computed from it</h2><div class="outgoing">{outgoing}</div>'
         f"<details><summary>Each operation</summary><ul>{operations}</ul></details>{_bytes(facts, ledger)}"
-        f'<p class="dim">In no message: {absent}; {NO_REASSURANCE}.</p>'
+        f'<p class="dim">No message contains: {absent}; {NO_REASSURANCE}.</p>'
     )
 
 
-def _whose(silos: Sequence[str], every: Mapping[str, int]) -> str:
-    """Which silos, in few words."""
-    if len(silos) == len(every):
+def _whose(silos: Sequence[str], all_silos: Mapping[str, int]) -> str:
+    """The names of silos, or "every silo"."""
+    if len(silos) == len(all_silos):
         return "every silo" if len(silos) > 1 else silos[0]
     return names_text(silos)
 
 
 def _bytes(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
-    """What each operation weighed."""
+    """The bytes of each operation."""
     totals: dict[tuple[str, str], list[int]] = {}
     for entry in ledger:
         total = totals.setdefault((entry["op"], entry["direction"]), [0, 0])
@@ -355,9 +367,9 @@ def _bytes(facts: dict[str, Any], ledger: list[dict[str, Any]]) -> str:
         for (op, way), (messages, size) in sorted(totals.items())
     ]
     planned = "; ".join(facts.get("sizes", ()))
-    sizes = f'<p class="dim">By the plan: {text(planned)}.</p>' if planned else ""
-    by_operation = table(["operation", "direction", "messages", "in all", "a silo"], rows, left=2)
-    return f"<h3>Bytes by operation, as encoded</h3>{sizes}{by_operation}"
+    sizes = f'<p class="dim">Planned: {text(planned)}.</p>' if planned else ""
+    by_operation = table(["operation", "direction", "messages", "total", "per silo"], rows, left=2)
+    return f"<h3>Bytes of encoded messages, by operation</h3>{sizes}{by_operation}"
 
 
 def _measured(facts: dict[str, Any]) -> str:
@@ -370,26 +382,26 @@ def _measured(facts: dict[str, Any]) -> str:
     protocol = table(["field", "value"], flat(evaluation["protocol"]), left=2)
     return (
         f"<h2>All figures</h2>{table(heads, rows)}"
-        f'<p class="dim">The classifier tells {accuracy:.1%} of held-out real {about}.</p>'
+        f'<p class="dim">The accuracy of the classifier is {accuracy:.1%} on the {about} of held-out real images.</p>'
         f"<details><summary>Protocol</summary>{protocol}</details>"
     )
 
 
 def _recipe(recipe: dict[str, Any], facts: dict[str, Any]) -> str:
     papers = "".join(f"<li>{text(paper)}</li>" for paper in facts["papers"])
-    told = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+    made_with = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
     fields = table(["field", "value"], flat(recipe), left=2)
     return (
-        f"<h2>What ran</h2><details><summary>Recipe</summary>{fields}</details>"
-        f"<p>{text(told)}</p><h2>How to cite</h2><ul>{papers}</ul>"
+        f"<h2>Recipe and versions</h2><details><summary>Recipe</summary>{fields}</details>"
+        f"<p>{text(made_with)}</p><h2>How to cite</h2><ul>{papers}</ul>"
     )
 
 
-def _against(told: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
-    """Figures of a group, each with that of real images in brackets."""
-    metrics, floor = told.get("metrics", {}), told.get("floor", {})
+def _against(group: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    """The figures of a group, each with the figure of real images in brackets."""
+    metrics, floor = group.get("metrics", {}), group.get("floor", {})
     return [f"{number(metrics[name])} ({number(floor[name])})" if name in metrics else "-" for name in shown]
 
 
 def _fids(groups: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
-    return {name: (told["metrics"]["fid"], told["floor"]["fid"]) for name, told in groups.items()}
+    return {name: (group["metrics"]["fid"], group["floor"]["fid"]) for name, group in groups.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints: two generations are kept, and a changed bit is noticed."""
+"""Checkpoints: two generations are kept, and every changed bit is detected."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GENERATIONS = 2
 
 
 def write_checkpoint(folder: Path, number: int, message: Message) -> None:
-    """Keep a message as generation ``number``."""
+    """Write a message as generation ``number``."""
     write_kept(path_of(folder, number), message)
 
 
 def write_kept(path: Path, message: Message) -> None:
-    """Keep a message in a file, its hash before it; tensors go there piece by piece."""
+    """Write a message to a file, after its hash; tensors are written piece by piece."""
 
     def fill(file: BinaryIO) -> None:
         digest = hashlib.sha256()
@@ -40,7 +40,7 @@ def write_kept(path: Path, message: Message) -> None:
 
 
 def drop_generations(folder: Path, newest: int) -> None:
-    """Drop all but ``newest`` and the one before it: older ones, and newer ones that were not gone on with."""
+    """Delete all generations but ``newest`` and the one before it, also newer ones that a resumed run did not use."""
     with disk_errors(folder):
         for number in generations(folder):
             if not newest - GENERATIONS < number <= newest:
@@ -48,12 +48,12 @@ def drop_generations(folder: Path, newest: int) -> None:
 
 
 def read_checkpoint(folder: Path, number: int) -> Message:
-    """The message of a generation."""
+    """Read the message of a generation."""
     return read_kept(path_of(folder, number))
 
 
 def read_kept(path: Path) -> Message:
-    """The message that was kept in a file, or an error that says what is wrong with it."""
+    """Read the message in a file, or raise an error that says what is wrong with it."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -61,7 +61,7 @@ def read_kept(path: Path) -> Message:
     start = len(MAGIC) + hashlib.sha256().digest_size
     if not raw.startswith(MAGIC) or hashlib.sha256(raw[start:]).digest() != raw[len(MAGIC) : start]:
         raise CheckpointError(
-            f"{path}: is torn or was changed: its contents do not have the hash that it was kept with"
+            f"{path}: is incomplete or was changed: its contents do not have the hash that was written with them"
         )
     try:
         return decode(raw[start:])
@@ -70,11 +70,11 @@ def read_kept(path: Path) -> Message:
 
 
 def generations(folder: Path) -> list[int]:
-    """The numbers of the generations in a folder, newest first."""
+    """The numbers of the generations in a folder, the newest first."""
     names = [path.stem.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*.mh")]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def path_of(folder: Path, number: int) -> Path:
-    """Where a generation is kept."""
+    """The file of a generation."""
     return folder / f"checkpoint-{number:06d}.mh"

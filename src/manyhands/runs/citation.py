@@ -1,4 +1,4 @@
-"""The papers behind a run, read from the docstrings of what it was told to use."""
+"""The papers behind a run, read from the docstrings of the specifications that it uses."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def citations(*told: Spec) -> list[str]:
-    """The references of what was told and of everything in it, each once; a GAN's draw needs none."""
-    drawn_at_once = any(isinstance(getattr(each, "model", None), Gan) for each in told)
-    parts = [part for each in told if not (drawn_at_once and isinstance(each, Sampling)) for part in _parts(each)]
+def citations(*specs: Spec) -> list[str]:
+    """The references of specifications and of everything in them, each once; sampling from a GAN needs none."""
+    is_gan = any(isinstance(getattr(spec, "model", None), Gan) for spec in specs)
+    parts = [part for spec in specs if not (is_gan and isinstance(spec, Sampling)) for part in _parts(spec)]
     return list(dict.fromkeys(reference for part in parts for reference in references(part)))
 
 
 def references(part: object) -> list[str]:
-    """The entries under ``References:`` in a docstring; a line further in goes on with the one before."""
+    """The entries under ``References:`` in a docstring; a line that is indented more continues the one before."""
     _, _, tail = (inspect.getdoc(part) or "").partition("References:\n")
     entries = tail.split("\n\n")[0].replace("\n        ", " ").splitlines()
     return [entry.strip() for entry in entries]
 
 
-def _parts(told: object) -> Iterator[object]:
-    """Types and functions that have a docstring."""
-    if isinstance(told, Spec):
-        yield type(told)
-        for part in told.cited_parts()[1:]:
+def _parts(value: object) -> Iterator[object]:
+    """The types and functions in a value that have a docstring."""
+    if isinstance(value, Spec):
+        yield type(value)
+        for part in value.cited_parts()[1:]:
             yield from _parts(part)
-    elif isinstance(told, dict):
-        for value in told.values():
-            yield from _parts(value)
-    elif inspect.isclass(told) or inspect.isfunction(told):
-        yield told
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _parts(part)
+    elif inspect.isclass(value) or inspect.isfunction(value):
+        yield value

@@ -1,4 +1,4 @@
-"""Runs side by side: one table, and figures of quality against what it cost."""
+"""Compares runs: one table, and figures of quality over what it cost."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from manyhands.runs.run_folder import Round, RunFolder, difference
 from manyhands.spec import suggest
 
 COSTS = {
-    "rounds": "rounds", "images_seen": "images seen", "bytes_up": "sent up", "bytes_down": "sent down",
+    "rounds": "rounds", "images_seen": "images seen", "bytes_up": "sent by silos", "bytes_down": "received by silos",
     "flops_silo": "FLOP of a silo (mean)", "flops_server": "FLOP of the server", "seconds": "seconds",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe: its run, or its runs with several seeds."""
+    """One recipe with its run, or its runs with several seeds."""
 
     name: str
     runs: tuple[RunFolder, ...]
 
     @cached_property
     def reports(self) -> list[dict[str, Any]]:
-        """What the runs reported."""
+        """The reports of the runs."""
         return [run.report for run in self.runs]
 
     def values(self, name: str) -> list[float]:
-        """A figure or a cost of each run."""
+        """A figure or a cost of each run; empty where a run lacks it."""
         if name == "flops_silo":
             return [float(np.mean(list(report["flops_silos"].values()))) for report in self.reports]
-        found = [report["metrics"].get(name, report.get(name)) for report in self.reports]
-        return [] if None in found else [float(value) for value in found]
+        values = [report["metrics"].get(name, report.get(name)) for report in self.reports]
+        return [] if None in values else [float(value) for value in values]
 
     def mean(self, name: str) -> float | None:
         """The mean over the seeds."""
@@ -56,23 +56,29 @@ class Entry:
         return float(np.mean(values)) if values else None
 
     def spread(self, name: str) -> float | None:
-        """The standard deviation over the seeds of training; None of one run."""
+        """The standard deviation over the seeds of training; None with one run."""
         values = self.values(name)
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     def within(self, name: str) -> float | None:
-        """The deviation that a single run found, over its draws or halves of its draw."""
+        """The deviation within a single run, over its sets of samples or random halves of one."""
         spread: dict[str, float] = self.reports[0].get("evaluation", {}).get("spread", {})
         return spread.get(name)
 
 
 class Comparison:
-    """Runs, best first by one figure; ``ranked`` is false where they were measured by different protocols."""
+    """Runs in the order of one figure, the best first; not ranked where they were measured by different protocols.
+
+    Args:
+        folders: The run folders.
+        by: The figure by which runs are ranked.
+        unranked: Whether runs that were measured by different protocols are shown without ranks, instead of an error.
+    """
 
     def __init__(self, folders: Sequence[Path], by: str = "fid", *, unranked: bool = False) -> None:
         paths = [path.resolve() for path in folders]
         if twice := {path for path in paths if paths.count(path) > 1}:
-            raise RecipeError(f"{min(twice)}: is given twice")
+            raise RecipeError(f"{min(twice)}: is listed twice")
         self.entries = _entries([RunFolder(path) for path in folders])
         self.by = by
         self.differs = self._difference()
@@ -83,15 +89,15 @@ class Comparison:
         self.ranked = not self.differs
         if self.differs and not unranked:
             raise ProtocolError(
-                f"{self.differs}: figures of different protocols cannot be ranked; measure alike with `manyhands "
-                "evaluate`, or --unranked shows them side by side"
+                f"{self.differs}: figures of different protocols cannot be ranked; measure all runs alike with "
+                "`manyhands evaluate`, or show them without ranks with --unranked"
             )
         if self.ranked:
             self.entries.sort(key=self._rank)
         self.shown = [*known, *COSTS]
 
     def table(self) -> list[list[str]]:
-        """A row for each figure and cost, a column for each entry; the best of each figure has a star."""
+        """A row for each figure and cost, a column for each entry; the best value of each figure has a star."""
         heads = ["", *[entry.name for entry in self.entries], "real images"]
         return [
             heads,
@@ -100,9 +106,9 @@ class Comparison:
         ]
 
     def verdicts(self) -> list[str]:
-        """How far each entry is from real images, in words; of several seeds, by their mean."""
-        told = {entry.name: self._words(entry) for entry in self.entries}
-        return [f"{name}: {words}" for name, words in told.items() if words]
+        """How far each entry is from real images, in words; with several seeds, by their mean."""
+        lines = {entry.name: self._words(entry) for entry in self.entries}
+        return [f"{name}: {words}" for name, words in lines.items() if words]
 
     def _words(self, entry: Entry) -> str:
         return verdict.words(*self._against(entry), few=entry.reports[0].get("evaluation", {}).get("few", False))
@@ -112,21 +118,21 @@ class Comparison:
         return {"fid": entry.mean("fid")}, floor
 
     def _doubted(self, entry: Entry, name: str) -> bool:
-        """Whether noise could have the figure, as far from real images as the entry is."""
+        """Whether the entry is so far from real images that the figure misleads."""
         return name in verdict.MISLEADING and verdict.is_far(*self._against(entry))
 
     def _any_doubted(self) -> bool:
         return any(self._doubted(entry, name) for entry in self.entries for name in verdict.MISLEADING)
 
     def markdown(self) -> str:
-        """The table as Markdown, under what it was measured by."""
+        """The verdicts, the table and the note as Markdown."""
         heads, *rows = self.table()
         cells = [[cell.replace("|", "\\|") for cell in row] for row in [heads, ["---"] * len(heads), *rows]]
         lines = [*[f"* {line}" for line in self.verdicts()], "", *[f"| {' | '.join(row)} |" for row in cells]]
         return "\n".join([*lines, "", self.note(), ""])
 
     def csv(self) -> str:
-        """A row for each entry, with means, spreads and floors."""
+        """The table as CSV: a row for each entry, with means, deviations and floors."""
         out = io.StringIO()
         records = self.records()
         names = list(dict.fromkeys(name for record in records for name in record))
@@ -136,7 +142,7 @@ class Comparison:
         return out.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
-        """Each entry with its figures as numbers."""
+        """The entries with their figures as numbers."""
         return [
             {"name": entry.name, "runs": " ".join(str(run.path) for run in entry.runs), "seeds": len(entry.runs)}
             | {"rank": rank if self.ranked else None}
@@ -148,52 +154,55 @@ class Comparison:
         ]
 
     def note(self) -> str:
-        """By which protocol, or why there is no rank."""
+        """How the figures were measured, or why there are no ranks."""
         if not self.ranked:
             return f"Not ranked: {self.differs}."
-        told, *others = [entry.reports[0]["evaluation"]["protocol"] for entry in self.entries]
-        ways = dict.fromkeys(sampling_words(each) for each in (told, *others))
-        told_spread = self.entries[0].reports[0]["evaluation"]["spread_of"]
+        protocol, *other_protocols = [entry.reports[0]["evaluation"]["protocol"] for entry in self.entries]
+        ways = dict.fromkeys(sampling_words(protocol_of_entry) for protocol_of_entry in (protocol, *other_protocols))
+        spread_of = self.entries[0].reports[0]["evaluation"]["spread_of"]
         return (
-            f"Best first by {NAMES[self.by]}; * is the best of a row, be it by less than the deviations, which are "
-            f"over {'the seeds of training' if self.several else told_spread}. "
-            f"{told['images']:,} samples against "
-            f"{told['reference']:,} training images, features of {told['features']}; samples: {' or '.join(ways)}."
-            + " Figures in brackets are not to be quoted: their samples are too far from the floor."
+            f"Runs are in the order of {NAMES[self.by]}, the best first. * marks the best value of a row, even where "
+            "the difference is smaller than the deviations (±). Deviations are over "
+            f"{'the seeds of training' if self.several else spread_of}. {protocol['images']:,} samples were compared "
+            f"with {protocol['reference']:,} training images by the features of {protocol['features']}; samples were "
+            f"{' or '.join(ways)}."
+            + " Do not quote values in brackets: their samples are too far from real images."
             * self._any_doubted()
         )
 
     def write(self, out: Path) -> list[Path]:
-        """The table as Markdown, CSV and JSON, and the figures."""
+        """Write the table as Markdown, CSV and JSON, and the figures; the result lists the files."""
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-        told = finite_json({"note": self.note(), "runs": self.records()}, indent=1)
-        texts = {"table.md": self.markdown(), "table.csv": self.csv(), "table.json": told}
+        records = finite_json({"note": self.note(), "runs": self.records()}, indent=1)
+        texts = {"table.md": self.markdown(), "table.csv": self.csv(), "table.json": records}
         for name, text in texts.items():
             replace_file(out / name, text.encode())
         return [out / name for name in texts] + self._draw(out)
 
     def _draw(self, out: Path) -> list[Path]:
-        drawn, label = [], NAMES[self.by]
-        ended = [entry.reports[0].get("at_end", {}) for entry in self.entries]
-        alike = all(told.get("protocol") == ended[0].get("protocol") for told in ended)
+        paths, label = [], NAMES[self.by]
+        at_end = [entry.reports[0].get("at_end", {}) for entry in self.entries]
+        same_protocol = all(silos.get("protocol") == at_end[0].get("protocol") for silos in at_end)
         for axis, name in (("rounds", "round"), ("bytes", "bytes sent and received"), ("flops", "FLOP of a silo")):
-            lines = {entry.name: _mean_curve(entry.runs, self.by, axis) for entry in self.entries} if alike else {}
+            lines = (
+                {entry.name: _mean_curve(entry.runs, self.by, axis) for entry in self.entries} if same_protocol else {}
+            )
             if any(lines.values()):
-                floor = ended[0].get("floor", {}).get(self.by)
+                floor = at_end[0].get("floor", {}).get(self.by)
                 figures.against(out / f"quality-{axis}.png", lines, name, label, floor)
-                drawn.append(out / f"quality-{axis}.png")
+                paths.append(out / f"quality-{axis}.png")
         groups = {entry.name: _mean_of_silos(entry.reports, self.by) for entry in self.entries}
         if any(groups.values()):
-            figures.silos(out / "silos.png", {name: told for name, told in groups.items() if told}, label)
-            drawn.append(out / "silos.png")
+            figures.silos(out / "silos.png", {name: silos for name, silos in groups.items() if silos}, label)
+            paths.append(out / "silos.png")
         for name in ("partition", "samples"):
-            found = {_first_of(entry): entry.runs[0].figures / f"{name}.png" for entry in self.entries}
-            there = {entry: path for entry, path in found.items() if path.exists()}
-            if there:
-                figures.side_by_side(out / f"{name}.png", there)
-                drawn.append(out / f"{name}.png")
-        return drawn
+            pictures = {_first_of(entry): entry.runs[0].figures / f"{name}.png" for entry in self.entries}
+            existing = {entry: path for entry, path in pictures.items() if path.exists()}
+            if existing:
+                figures.side_by_side(out / f"{name}.png", existing)
+                paths.append(out / f"{name}.png")
+        return paths
 
     def _row(self, name: str) -> list[str]:
         means = [entry.mean(name) for entry in self.entries]
@@ -203,10 +212,10 @@ class Comparison:
         cells = []
         for entry, mean in zip(self.entries, means, strict=True):
             spread = self._spread(entry, name) if name in NAMES else None
-            told = _cost(name, mean) if name in COSTS else number(mean)
-            told = f"({told})" if self._doubted(entry, name) else told
+            cell = _cost(name, mean) if name in COSTS else number(mean)
+            cell = f"({cell})" if self._doubted(entry, name) else cell
             cells.append(
-                told
+                cell
                 + (f" ± {number(spread)}" if spread is not None else "")
                 + (" *" if mean is not None and mean == best else "")
             )
@@ -214,7 +223,7 @@ class Comparison:
         return [{**NAMES, **COSTS}[name], *cells, number(floors[0]) if floors and self.ranked else ""]
 
     def _spread(self, entry: Entry, name: str) -> float | None:
-        """Of one kind in the whole table: over the seeds of training, if any entry has several."""
+        """The deviation, of one kind in the whole table: over the seeds of training, if any entry has several."""
         return entry.spread(name) if self.several else entry.within(name)
 
     def _best(self, name: str, means: Sequence[float | None]) -> float | None:
@@ -234,38 +243,39 @@ class Comparison:
         )
 
     def _difference(self) -> str:
-        """The first field of the protocol in which two runs differ, in words; nothing where there is none."""
+        """The first field of the protocol in which two runs differ, in words; empty where there is none."""
         runs = [run for entry in self.entries for run in entry.runs]
         protocols = {run: _protocol(run) for run in runs}
         first = next((run for run in runs if protocols[run]["sampling"] != AT_ONCE), runs[0])
         for run, protocol in protocols.items():
-            if found := _apart(protocols[first], protocol):
-                field, one, other = found
+            if field_and_values := _apart(protocols[first], protocol):
+                field, one, other = field_and_values
                 return f"protocol.{field} is {one!r} in {first.path}, {other!r} in {run.path}"
         return ""
 
 
 def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
-    """Runs whose recipes differ in nothing but name and seed are one entry."""
+    """Group the runs: those whose recipes differ only in name and seed are one entry."""
     groups: list[list[RunFolder]] = []
     for run in runs:
-        alike = (
+        groups_alike = (
             group
             for group in groups
-            if not difference(_told(group[0]), _told(run)) and _seed(run) not in map(_seed, group)
+            if not difference(_recipe_without_seed(group[0]), _recipe_without_seed(run))
+            and _seed(run) not in map(_seed, group)
         )
-        found = next(alike, None)
-        if found is None:
+        group_of_run = next(groups_alike, None)
+        if group_of_run is None:
             groups.append([run])
         else:
-            found.append(run)
+            group_of_run.append(run)
     names = [group[0].path.resolve().name if len(group) == 1 else group[0].recipe["name"] for group in groups]
     if len(set(names)) < len(names):
         names = [str(group[0].path) for group in groups]
     return [Entry(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
 
 
-def _told(run: RunFolder) -> dict[str, Any]:
+def _recipe_without_seed(run: RunFolder) -> dict[str, Any]:
     return {name: value for name, value in run.recipe.items() if name not in ("name", "seed")}
 
 
@@ -276,19 +286,19 @@ def _seed(run: RunFolder) -> Any:
 def _protocol(run: RunFolder) -> dict[str, Any]:
     evaluation = run.report.get("evaluation")
     if evaluation is None:
-        raise ProtocolError(f"{run.path}: was not evaluated; `manyhands evaluate {run.path}` does that")
-    told: dict[str, Any] = evaluation["protocol"]
-    return told
+        raise ProtocolError(f"{run.path}: was not evaluated; `manyhands evaluate {run.path}` evaluates it")
+    protocol: dict[str, Any] = evaluation["protocol"]
+    return protocol
 
 
 def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first field in which protocols differ; a GAN draws at once, so that none of its settings differ."""
+    """The first field in which protocols differ; settings of sampling do not count for a GAN, which has none."""
     settings = one["sampling"] if other["sampling"] == AT_ONCE and one["sampling"] else other["sampling"]
     return difference(one, {**other, "sampling": settings})
 
 
 def _first_of(entry: Entry) -> str:
-    """The name of the one run whose picture is shown."""
+    """The name of the run whose picture is shown."""
     return entry.name if len(entry.runs) == 1 else f"{entry.name}, seed {_seed(entry.runs[0])}"
 
 
@@ -300,14 +310,14 @@ def _mean_curve(runs: Sequence[RunFolder], name: str, axis: str) -> list[tuple[f
 
 def _mean_of_silos(reports: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[float, float]]:
     """The mean over the seeds, of the silos that all of them measured."""
-    told = [_silos(report, name) for report in reports]
-    common = [silo for silo in told[0] if all(silo in each for each in told)]
-    means = {silo: np.mean([each[silo] for each in told], axis=0) for silo in common}
+    figures_of_runs = [_silos(report, name) for report in reports]
+    common = [silo for silo in figures_of_runs[0] if all(silo in figures_of_run for figures_of_run in figures_of_runs)]
+    means = {silo: np.mean([figures_of_run[silo] for figures_of_run in figures_of_runs], axis=0) for silo in common}
     return {silo: (float(mean), float(floor)) for silo, (mean, floor) in means.items()}
 
 
 def _curve(run: RunFolder, name: str, axis: str) -> list[tuple[float, float]]:
-    """A figure over rounds, or over what was spent until then."""
+    """A figure over rounds, or over the bytes or the work until then."""
     rounds = run.rounds
     report = run.report
     spent = list(accumulate(_spent(done, axis, len(report["silos"])) for done in rounds))
@@ -315,19 +325,19 @@ def _curve(run: RunFolder, name: str, axis: str) -> list[tuple[float, float]]:
 
 
 def _spent(done: Round, axis: str, silos: int) -> float:
-    """Work is the mean over all silos, also those that rested."""
+    """The bytes of a round, its work as the mean over all silos, including those that rested, or 1 for the round."""
     if axis == "flops":
         return sum(done.flops.values()) / silos
     return done.bytes_up + done.bytes_down if axis == "bytes" else 1
 
 
 def _silos(report: Mapping[str, Any], name: str) -> dict[str, tuple[float, float]]:
-    """A figure of each silo, and that of real images."""
+    """A figure of each silo, and the figure of real images."""
     groups = report.get("evaluation", {}).get("groups", {}).get("silos", {})
     return {
-        silo: (told["metrics"][name], told["floor"][name])
-        for silo, told in groups.items()
-        if name in told.get("metrics", {})
+        silo: (group["metrics"][name], group["floor"][name])
+        for silo, group in groups.items()
+        if name in group.get("metrics", {})
     }
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to an experiment: data is loaded and dealt to silos."""
+"""Makes an experiment from a recipe: the data is loaded and partitioned over silos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from manyhands.silos.silo import Silo
 
 
 def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = False) -> Experiment:
-    """The experiment that a recipe describes, with its data loaded and dealt."""
+    """Make the experiment that a recipe describes, with its data loaded and partitioned.
+
+    Args:
+        recipe: The recipe, as ``load_recipe`` returns it.
+        folder: The run folder; None writes no files.
+        resume: Whether to continue the run in this folder if there is one.
+    """
     silos, skipped = silos_of(recipe)
     return Experiment(
         recipe.method,
@@ -37,7 +43,7 @@ def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = 
 def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
     """The silos that a recipe describes, and the names of the images that could not be read.
 
-    Pooled is what the silos would have, no more, and each image as often as it was dealt.
+    Pooled data is what the silos would have together, with an image as often as the partition gives it to a silo.
     """
     images = recipe.data.load()
     if not recipe.method.pools:
@@ -47,14 +53,20 @@ def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
 
 
 def silo_of(name: str, folder: str, recipe: Recipe) -> Silo:
-    """A silo with the images of a folder, as the recipe wants them."""
+    """A silo with the images of a folder, in the size and the classes of the recipe."""
     data = recipe.data
     images = Folder(path=folder).load(data.size, data.channels, data.known_classes())
     return Silo(name, images.hold_out(data.held_out))
 
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
-    """Deal images to silos, which have the names of their domains or are called silo-0, silo-1, ..."""
+    """Distribute images over silos, which are named silo-0, silo-1, ..., or after the domains.
+
+    Args:
+        images: The images, with those held out among them.
+        partition: How they are distributed.
+        seed: The seed of the partition.
+    """
     parts, names = _parts(images, partition, seed), partition.names(images.domains)
     return [Silo(name, images.subset(part)) for name, part in zip(names, parts, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The one place where silos, method, coordinator, link and run folder are put together."""
+"""An experiment: silos, a method, a link and a run folder, put together and run round by round."""
 
 from __future__ import annotations
 
@@ -34,16 +34,29 @@ from manyhands.silos.silo import FROM_THE_SEED, DeviceContext, Silo, distinct
 from manyhands.tensors import Tensors
 
 UNMEASURED = (ManyhandsError, RuntimeError, ValueError)
-"""What measuring may come to: ours, PyTorch's, or that of the libraries of the metrics, which want finite numbers."""
+"""The errors that evaluation may raise: our own, and those of PyTorch and the metrics' libraries about odd numbers."""
 NOT_EVALUATED = "not evaluated"
 
 
 @dataclass
 class Experiment:
-    """Silos, a method that they agree on, and a link between them. Iterating over it runs it, round by round.
+    """Silos that train with a method, in one process. Iterating over an experiment runs it, and gives each ``Round``.
 
-    Without a ``folder`` nothing is written. With one, a run that was stopped goes on where it was if ``resume``.
-    ``ledger`` counts the bytes of training, ``drawn`` those of drawing, for methods whose silos ask the server then.
+    Args:
+        method: How the silos train together.
+        silos: The silos, with their images.
+        seed: The seed of the run: of initial weights, batches and noise.
+        folder: The run folder; None writes no files.
+        resume: Whether to continue a stopped run in this folder from its last round.
+        device: "auto", "cpu", "cuda" or "mps".
+        quorum: The minimum number of silos that must send something in a round; with fewer, the run stops.
+        link: How messages are carried.
+        sampling: How a diffusion model draws.
+        evaluation: What is drawn and measured.
+        recipe: The resolved recipe that is written to the run folder; empty writes one of the other arguments.
+        skipped: Names of images that could not be read, for the report.
+        ledger: Counts the bytes of training.
+        drawn: Counts the bytes of sampling, for methods whose silos use the server for it.
     """
 
     method: Method
@@ -62,32 +75,37 @@ class Experiment:
     drawn: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
-        context = DeviceContext(chosen_device(self.device))
-        mine = [replace(silo, seed=self.seed, device_context=context, memory=dict(silo.memory)) for silo in self.silos]
-        self.silos = distinct(mine)
+        device_context = DeviceContext(chosen_device(self.device))
+        own_silos = [
+            replace(silo, seed=self.seed, device_context=device_context, memory=dict(silo.memory))
+            for silo in self.silos
+        ]
+        self.silos = distinct(own_silos)
         for silo in self.silos:
             self.method.check_silo(silo)
         if self.evaluation.images and self.evaluation.inception:
             inception.verify(self.evaluation.inception)  # before the run, not after it
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
         if not 1 <= self.quorum <= len(self.roster):
-            raise RecipeError(f"quorum is {self.quorum}, there are {len(self.roster)} silos")
+            raise RecipeError(
+                f"quorum is {self.quorum}, a number from 1 to {len(self.roster)}, that of silos, is expected"
+            )
         self.server: Server = self.method.server(self.seed, self.roster)
-        self.server.device = context.device
+        self.server.device = device_context.device
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
         self._ran = False
 
     def __iter__(self) -> Iterator[Round]:
-        """Run to the end; each round is kept before it is given."""
+        """Run to the end; each round is written to the folder before it is yielded."""
         if self.run_folder is None:
             yield from self._rounds()
             return
         parts = {
             "method": self.method, "sampling": self.sampling, "link": self.link, "evaluation": self.evaluation
         }  # fmt: skip
-        plain = {name: part.model_dump(mode="json", exclude_none=True) for name, part in parts.items()}
-        told = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain}
-        with self.run_folder.open(told, resume=self.resume):
+        plain_parts = {name: part.model_dump(mode="json", exclude_none=True) for name, part in parts.items()}
+        recipe = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain_parts}
+        with self.run_folder.open(recipe, resume=self.resume):
             self._go_on(self.run_folder)
             for line in (*self.method.warnings(self.roster), *_lacking(self.silos), *self.simulated()):
                 self.run_folder.problem(line)
@@ -97,80 +115,84 @@ class Experiment:
                 done = self._looked_at(self.run_folder, closed)
                 self._keep(self.run_folder, done)
                 yield done
-            self._save(self.run_folder)  # once more: the ledger holds the closing answers now
+            self._save(self.run_folder)  # once more, since the ledger now has the last answers
             self._export(self.run_folder)
 
     def simulated(self) -> list[str]:
-        """Whose noise, that must hide what they send, is no secret."""
+        """A warning where the noise that hides what silos send comes from the seed, which is no secret."""
         names = [silo.name for silo in self.silos if not silo.secret] if self.method.hides else []
-        told = f"simulated: the noise of {names_text(names)} {FROM_THE_SEED}; Silo(secret=...) keeps it"
-        return [told] if names else []
+        warning = f"simulated: the noise of {names_text(names)} {FROM_THE_SEED}; Silo(secret=...) keeps it"
+        return [warning] if names else []
 
     def _rounds(self) -> Iterator[Round]:
         if self._ran:
-            raise RecipeError("this experiment has run; make another, with resume=True to go on in its folder")
+            raise RecipeError(
+                "this experiment has run already; make another one, with resume=True to continue in its folder"
+            )
         self._ran = True
         earlier = None if self.run_folder is None else self._earlier
-        hub = RoundCoordinator(self.server, self.method.plan(), self.roster, self.quorum, earlier=earlier)
+        coordinator = RoundCoordinator(self.server, self.method.plan(), self.roster, self.quorum, earlier=earlier)
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
-        clock = RoundTimer(self.ledger, self.server)
-        for closed in self.link.run(hub, conversations, self.ledger):
-            done = clock.round_of(closed, self.method.rounds)
+        timer = RoundTimer(self.ledger, self.server)
+        for closed in self.link.run(coordinator, conversations, self.ledger):
+            done = timer.round_of(closed, self.method.rounds)
             check_quorum(done, closed, self.quorum)
             yield done
-            clock.start()
+            timer.start()
 
     def _earlier(self) -> Tensors:
-        """The server's state before the newest round that is kept; its start where there is none."""
+        """The state of the server before its newest round on disk; its initial state where there is none."""
         assert self.run_folder is not None
         return self.run_folder.earlier() or self.method.server(self.seed, self.roster).state_dict()
 
     def generator(self, silo: str | None = None) -> DiffusionGenerator | GanGenerator:
-        """The trained generator: the shared one, or the one that a silo has for itself, whole."""
+        """The trained generator: the shared one, or with ``silo`` the complete one that this silo has for itself."""
         if silo is None:
-            found = self.server.generator()
+            trained = self.server.generator()
         else:
-            found = next((self.method.silo_generator(each) for each in self.silos if each.name == silo), None)
-        if found is None:
+            trained = next(
+                (self.method.silo_generator(candidate) for candidate in self.silos if candidate.name == silo), None
+            )
+        if trained is None:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
-        ready = self._ready(found)
+        ready = self._ready(trained)
         if isinstance(ready, TrainedAutoencoder):
             raise RecipeError(CANNOT_SAMPLE)
         if isinstance(ready, GanGenerator) and ready.cut:
-            raise RecipeError(f"{silo} has both ends of a generator: drawing({silo!r}) draws with the server")
+            raise RecipeError(f"{silo} has only some layers of a generator: drawing({silo!r}) samples with the server")
         return ready
 
     def generators(self) -> dict[str, ImageSource]:
-        """What each silo draws from when all is done."""
+        """The generator that each silo uses after training."""
         shared = self.server.generator()
         ready = None if shared is None else self._ready(shared)
-        hub, found = RoundCoordinator(self.server, self.method.plan(), self.roster), {}
+        coordinator, generators = RoundCoordinator(self.server, self.method.plan(), self.roster), {}
         for silo in self.silos:
             own = self.method.silo_generator(silo)
-            ask = self.link.server_call(hub, silo.name, self.drawn)
-            mine = self.method.generator_for(silo.name, ready, None if own is None else self._ready(own), ask)
-            if mine is not None:
-                found[silo.name] = mine
-        return found
+            call = self.link.server_call(coordinator, silo.name, self.drawn)
+            generator = self.method.generator_for(silo.name, ready, None if own is None else self._ready(own), call)
+            if generator is not None:
+                generators[silo.name] = generator
+        return generators
 
     def drawing(self, silo: str) -> ImageGenerator:
-        """What a silo draws from when all is done: a network, or across a cut the server and its own."""
-        found = self.generators().get(silo)
-        if not isinstance(found, ImageGenerator):
-            raise RecipeError(CANNOT_SAMPLE if found else f"there is no generator of {silo}")
-        return found
+        """The generator that a silo uses after training: a network, or its own part together with the server's."""
+        generator = self.generators().get(silo)
+        if not isinstance(generator, ImageGenerator):
+            raise RecipeError(CANNOT_SAMPLE if generator else f"there is no generator of {silo}")
+        return generator
 
     def evaluate(self) -> dict[str, Any]:
-        """Hold what was trained against the images that the silos hold out."""
+        """Compare samples of the trained generators with the held-out images."""
         return self.judge(self.generators(), self.sampling)
 
     @cached_property
     def judge(self) -> Evaluator:
-        """Made when it is first needed: it looks at all real images."""
+        """The evaluator, made when it is first needed, since it embeds all real images."""
         return Evaluator(self.evaluation, self.silos, str(self.silos[0].device_context.device))
 
     def _looked_at(self, folder: RunFolder, done: Round) -> Round:
-        """The round with its figures and a picture, where it is one of those to be evaluated."""
+        """The round with its figures, and a picture of samples, if it is one that is evaluated."""
         every, number = self.evaluation.every, done.number + 1
         generators = self.generators() if every and number % every == 0 else {}
         if not generators:
@@ -180,20 +202,20 @@ class Experiment:
             if first is not None and (picture := self._picture(first, rows=4)):
                 figures.sheet(folder.round_picture(number), *picture)
             if number == done.rounds or not self.evaluation.images:
-                return done  # the last one is measured whole, when the run ends
+                return done  # the last round is evaluated completely at the end of the run
             return replace(done, metrics=self.judge.quick(generators, self.sampling))
         except UNMEASURED as error:
             folder.problem(f"round {number} was not measured: {error}")
             return done
 
     def _picture(self, trained: ImageSource, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
-        """Of what was trained; nothing where it could only show the silos' own images."""
+        """A picture of samples; None where it could only show the silos' own images."""
         if not isinstance(trained, TrainedAutoencoder):
             return summary.picture(trained, rows, self._labels_of(trained))
         return summary.before_and_after(trained, self.silos[0], rows) if self.method.pools else None
 
     def _labels_of(self, trained: ImageGenerator) -> list[int]:
-        """What a picture may ask for: every class, or those of the one silo that draws with the help of others."""
+        """The classes of a picture: all, or those of the first silo where the server takes part in sampling."""
         images = self.silos[0].images
         if isinstance(trained, DiffusionGenerator) or images.labels is None:
             return list(range(len(images.classes)))
@@ -205,7 +227,7 @@ class Experiment:
         )
 
     def _go_on(self, folder: RunFolder) -> None:
-        """Draw who holds what, and take up the newest round that is kept."""
+        """Draw the partition, and restore the newest round on disk."""
         counts = class_counts([silo.images for silo in self.silos])
         figures.partition(folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
         state = folder.resume(self.roster)
@@ -228,24 +250,24 @@ class Experiment:
         folder.save(State(self.server.round, server, memories, self.roster, ledger, stores))
 
     def _export(self, folder: RunFolder) -> None:
-        """Write what was trained, a picture of it, and the report."""
+        """Write the trained models, a picture of samples, and the report."""
         shared = self.server.generator()
         own = {silo.name: generator for silo in self.silos if (generator := self.method.silo_generator(silo))}
         for name, generator in own.items():
             self._ready(generator).save(folder.silo(name) / "model")
         if shared is not None:
             self._ready(shared).save(folder.model)
-        drawn = shared or next(iter(own.values()), None)
+        generator_of_report = shared or next(iter(own.values()), None)
         first = self.generators().get(self.silos[0].name)
         if first is not None and (picture := self._picture(first, rows=8)):
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
-        told = summary.RunSummary(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
-        facts = summary.facts(told, folder, drawn, summary.images_of(self.silos, self.skipped), self.silos)
+        run = summary.RunSummary(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
+        facts = summary.facts(run, folder, generator_of_report, summary.images_of(self.silos, self.skipped), self.silos)
         page.write(folder, facts | self._verdict(folder))
 
     def _verdict(self, folder: RunFolder) -> dict[str, Any]:
-        """What is measured at the end; a run whose figures cannot be had is a run all the same."""
+        """The evaluation at the end; where it fails, the run ends without figures and with a warning."""
         if not self.evaluation.images:
             return {}
         try:
@@ -253,12 +275,12 @@ class Experiment:
         except UNMEASURED as error:
             folder.problem(f"{NOT_EVALUATED}: {error}")
             return {"problems": folder.problems}
-        ended = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
-        return summary.measured(verdict, folder.rounds) | {"at_end": ended}
+        at_end = {name: verdict[name] for name in ("metrics", "floor", "protocol")}
+        return summary.measured(verdict, folder.rounds) | {"at_end": at_end}
 
 
 def _lacking(silos: Sequence[Silo]) -> list[str]:
-    """Classes that nobody has an image of."""
+    """A warning about classes of which no silo has an image."""
     counts, names = class_counts([silo.images for silo in silos]).sum(0), silos[0].images.classes
-    none = [names[number] for number in np.flatnonzero(counts == 0)] if names else []
-    return [f"no silo has an image of class {names_text(none)}: what is drawn of it means nothing"] if none else []
+    absent = [names[number] for number in np.flatnonzero(counts == 0)] if names else []
+    return [f"no silo has an image of class {names_text(absent)}: samples of it mean nothing"] if absent else []

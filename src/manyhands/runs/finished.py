@@ -1,4 +1,4 @@
-"""Runs that have ended: what they draw from, and measuring them again."""
+"""Finished runs: their generators, and their evaluation once more."""
 
 from __future__ import annotations
 
@@ -26,81 +26,101 @@ from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import Silo, distinct
 
 
-def evaluate(folder: RunFolder, told: Evaluation, data: str = "", **sampling: Any) -> dict[str, Any]:
-    """Measure a finished run again, by another protocol, or on other ``data``; its report is written anew."""
+def evaluate(folder: RunFolder, evaluation: Evaluation, data: str = "", **sampling: Any) -> dict[str, Any]:
+    """Evaluate a finished run again, and write its report again.
+
+    Args:
+        folder: The run folder.
+        evaluation: What is drawn and measured.
+        data: Other images to compare with: a folder, or "recipe" for those of the recipe; empty takes those of the run.
+        sampling: Fields of ``Sampling`` that differ from those of the run.
+    """
     recipe, silos = held_silos(folder, data)
-    kept = folder.report
+    report = folder.report
     with folder.alone():
         if data:
             generators = dict.fromkeys((silo.name for silo in silos), loaded_generator(folder, None))
         else:
             generators = kept_generators(folder, recipe.method, recipe.link)
-        judge = Evaluator(told, silos, chosen_device(recipe.device))
-        verdict = judge(generators, recipe.sampling.model_copy(update=sampling))
-        old = [line for line in kept["problems"] if not line.startswith(NOT_EVALUATED)]
-        anew = {"problems": old, "versions": page.versions()}
-        page.write(folder, kept | summary.measured(verdict, folder.rounds) | anew)
+        evaluator = Evaluator(evaluation, silos, chosen_device(recipe.device))
+        verdict = evaluator(generators, recipe.sampling.model_copy(update=sampling))
+        problems = [line for line in report["problems"] if not line.startswith(NOT_EVALUATED)]
+        updated = {"problems": problems, "versions": page.versions()}
+        page.write(folder, report | summary.measured(verdict, folder.rounds) | updated)
     return folder.report
 
 
 def held_silos(folder: RunFolder, data: str = "") -> tuple[Recipe, list[Silo]]:
-    """The recipe of a finished run and its silos, with the images that they had.
+    """The recipe of a finished run and its silos, with the images that they trained on.
 
-    ``data`` brings others: a folder, or ``recipe`` for what the recipe deals, whoever has trained on what.
+    ``data`` gives other images: a folder, or ``recipe`` for those of the recipe, whichever the run trained on.
     """
     if "data" not in folder.recipe:
         raise RunFolderError(
-            f"{folder.path}: was run from Python, so its recipe does not say where the images are; "
-            "Experiment.evaluate() measures it there"
+            f"{folder.path}: was run from Python, so its recipe does not say where the images are; evaluate it in "
+            "Python with Experiment.evaluate()"
         )
-    kept, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+    report, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
     if data:
         return recipe, distinct(silos_of(recipe)[0]) if data == "recipe" else [silo_of("here", data, recipe)]
-    if not kept["data"]:
+    if not report["data"]:
         raise RunFolderError(
-            f"{folder.path}: was trained between sites, and their images are theirs: evaluate --data measures it"
+            f"{folder.path}: was trained between sites, whose images are theirs; give images to compare with: --data"
         )
     silos = distinct(silos_of(recipe)[0])
-    if len(folder.rounds) != kept["rounds"]:
-        raise RunFolderError(f"{folder.path}/journal.jsonl: tells of {len(folder.rounds)} of {kept['rounds']} rounds")
-    if kept["data"] != summary.data_of(silos):
-        raise RunFolderError(f"{folder.path}: the images are no longer those that it was trained on")
+    if len(folder.rounds) != report["rounds"]:
+        raise RunFolderError(f"{folder.path}/journal.jsonl: has {len(folder.rounds)} of {report['rounds']} rounds")
+    if report["data"] != summary.data_of(silos):
+        raise RunFolderError(f"{folder.path}: the images of its recipe are no longer those that it was trained on")
     return recipe, silos
 
 
 def kept_generators(folder: RunFolder, method: Method, link: InProcess) -> dict[str, ImageSource]:
-    """What each silo of a finished run draws from."""
+    """The generator of each silo of a finished run."""
     device, ledger = chosen_device(folder.recipe.get("device", "auto")), Ledger()
     shared = _kept(folder.model, device)
-    hub = cache(lambda: _restored(folder, method, device))
-    found = {}
+    coordinator = cache(lambda: _restored(folder, method, device))
+    generators = {}
     for silo in folder.report["silos"]:
 
-        def ask(message: Message, silo: str = silo) -> Message:
-            return link.server_call(hub(), silo, ledger)(message)
+        def call(message: Message, silo: str = silo) -> Message:
+            return link.server_call(coordinator(), silo, ledger)(message)
 
-        if drawn := method.generator_for(silo, shared, _kept(folder.silo(silo) / "model", device), ask):
-            found[silo] = drawn
-    return found
+        if generator := method.generator_for(silo, shared, _kept(folder.silo(silo) / "model", device), call):
+            generators[silo] = generator
+    return generators
 
 
 def loaded_generator(folder: RunFolder, silo: str | None, *, alone: bool = False) -> ImageSource:
-    """What a silo of a finished run draws from, or without one what all do; ``alone``: one network, and no other."""
+    """The generator of a silo of a finished run, or without ``silo`` that of all.
+
+    Args:
+        folder: The run folder.
+        silo: The name of the silo.
+        alone: Whether to return the network that is stored for the silo or the server, without any other.
+    """
     method = next(spec for spec in specs_in(folder.recipe, str(folder.path)) if isinstance(spec, Method))
     generators = kept_generators(folder, method, InProcess())
     device = chosen_device(folder.recipe.get("device", "auto"))
     if silo is not None and silo not in generators:
-        raise RunFolderError(f"{folder.path}: {silo} has no generator; there are those of {', '.join(generators)}")
+        raise RunFolderError(f"{folder.path}: {silo} has no generator; these silos have one: {', '.join(generators)}")
     if alone:
-        found: ImageSource | None = _kept(folder.model if silo is None else folder.silo(silo) / "model", device)
-        if found is None:
+        trained: ImageSource | None = _kept(folder.model if silo is None else folder.silo(silo) / "model", device)
+        if trained is None:
             raise RunFolderError(f"{folder.path}: {silo or 'the server'} has no network of its own")
-        return found
-    drawn = list({id(each): each for each in generators.values()}.values()) if silo is None else [generators[silo]]
-    if len(drawn) != 1:
-        own = f"these silos have one of their own (--silo): {', '.join(generators)}" if drawn else "has the run ended?"
-        raise RunFolderError(f"{folder.path}: there is no one generator of all; {own}")
-    return drawn[0]
+        return trained
+    distinct_generators = (
+        list({id(generator): generator for generator in generators.values()}.values())
+        if silo is None
+        else [generators[silo]]
+    )
+    if len(distinct_generators) != 1:
+        if not distinct_generators:
+            raise RunFolderError(f"{folder.path}: there is no generator yet; has the run ended?")
+        raise RunFolderError(
+            f"{folder.path}: each silo has a generator of its own; choose one with --silo: {', '.join(generators)}"
+        )
+    return distinct_generators[0]
 
 
 def _kept(path: Path, device: str) -> TrainedModel | None:
@@ -108,14 +128,14 @@ def _kept(path: Path, device: str) -> TrainedModel | None:
 
 
 def _restored(folder: RunFolder, method: Method, device: str) -> RoundCoordinator:
-    """The server of a finished run, ready to answer."""
+    """The server of a finished run, ready to answer requests."""
     state = folder.state()
     server = restored(state, method, int(folder.recipe.get("seed", 0)), device)
     return RoundCoordinator(server, method.plan(), state.roster)
 
 
 def restored(state: State, method: Method, seed: int, device: str) -> Server:
-    """The server of a run as it was kept."""
+    """The server of a run, with its state from disk."""
     server = method.server(seed, state.roster)
     server.device = torch.device(device)
     server.resume(state.round, state.stores, state.server)

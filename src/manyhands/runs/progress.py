@@ -1,4 +1,4 @@
-"""The live line of a run: one that moves on a terminal, one for each round elsewhere."""
+"""The progress of a run: one live line on a terminal, one line for each round elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Tells of each round: number, silos, loss, images a second, bytes, time left."""
+    """Shows each round: number, silos, loss, images per second, bytes, time left."""
 
     def __init__(self, recipe: Recipe, *, quiet: bool = False) -> None:
         self.console = Console(file=sys.stderr, highlight=False, quiet=quiet)
@@ -36,10 +36,10 @@ class Progress:
             self._live.start(refresh=True)
 
     def show(self, done: Round) -> None:
-        """Tell of a round."""
+        """Show a round."""
         self._seconds.append(done.seconds)
-        for silo, why in done.missing.items():
-            self.console.print(f"round {done.number + 1}: without {silo}: {why}", soft_wrap=True)
+        for silo, reason in done.missing.items():
+            self.console.print(f"round {done.number + 1}: without {silo}: {reason}", soft_wrap=True)
         if done.note:
             self.console.print(f"round {done.number + 1}: {done.note}", soft_wrap=True)
         line = round_line(done, sum(self._seconds[-5:]) / len(self._seconds[-5:]))
@@ -49,13 +49,13 @@ class Progress:
             self.console.print(line, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the last line standing."""
+        """Leave the last line on the terminal."""
         if self._live:
             self._live.stop()
 
 
 def print_table(rows: Sequence[Sequence[str]], note: str = "") -> None:
-    """A table on standard output, its first row the heads; on a terminal, in as many pieces as its width asks for."""
+    """Print a table whose first row is the heads; on a terminal, in as many pieces as its width requires."""
     console = Console(highlight=False)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pieces = _pieces(widths, console.width) if console.is_terminal else [list(range(len(widths)))]
@@ -79,11 +79,11 @@ def print_page(text: str) -> None:
         console.file.write(text)
 
 
-def _pieces(widths: Sequence[int], room: int) -> list[list[int]]:
-    """The columns of each piece: the first one, and as many others as there is room for."""
+def _pieces(widths: Sequence[int], width: int) -> list[list[int]]:
+    """The columns of each piece: the first one, and as many others as fit."""
     pieces: list[list[int]] = []
     for column in range(1, len(widths)):
-        fits = pieces and sum(widths[i] + 2 for i in [*pieces[-1], column]) - 2 <= room
+        fits = pieces and sum(widths[i] + 2 for i in [*pieces[-1], column]) - 2 <= width
         if fits:
             pieces[-1].append(column)
         else:

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and what it goes on from."""
+"""The run folder: everything that a run writes, and from which it can resume."""
 
 from __future__ import annotations
 
@@ -37,11 +37,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Round:
-    """What happened in a round: one line of the journal. ``metrics`` are there where the round was evaluated.
+    """What happened in a round: one line of the journal.
 
-    ``images`` are those that silos trained on, ``server_images`` those that the server did, noised as it has them.
-    ``weighed`` is the cluster of each silo, its distance from the others and its weight, where a method has such.
-    ``note`` is what the server did beside its work.
+    Args:
+        number: The number of the round, counted from 0.
+        rounds: The number of rounds of the run.
+        seconds: How long the round took.
+        images: How many images the silos trained on, with repetitions.
+        bytes_up: The bytes that silos sent.
+        bytes_down: The bytes that silos received.
+        losses: The mean training loss of each silo.
+        missing: The silos that took no part, with the reason.
+        resting: How many silos were not selected for this round.
+        flops: The work of each silo, in FLOP.
+        server_flops: The work of the server, in FLOP.
+        server_images: How many released images the server trained on.
+        server_loss: The mean training loss of the server.
+        metrics: The figures, where the round was evaluated.
+        weighed: The cluster of each silo, its distance from the others and its weight, for methods that cluster.
+        note: What the server did in addition to its work.
     """
 
     number: int
@@ -63,7 +77,7 @@ class Round:
 
     @property
     def loss(self) -> float:
-        """The mean of the silos' losses; the server's where no silo had one, and NaN where nobody had."""
+        """The mean loss of the silos; that of the server where no silo has one, and NaN where neither has."""
         if self.losses:
             return sum(self.losses.values()) / len(self.losses)
         return float("nan") if self.server_loss is None else self.server_loss
@@ -71,9 +85,15 @@ class Round:
 
 @dataclass(frozen=True)
 class State:
-    """A closed round, as it is kept: the server's tensors, each silo's own memory, who took part, and the ledger.
+    """A closed round, as it is written to disk.
 
-    ``stores`` are what the server keeps once.
+    Args:
+        round: How many rounds are closed.
+        server: The tensors of the server.
+        memories: The tensors that each silo keeps.
+        roster: The silos, with their numbers of images.
+        ledger: The entries of the ledger.
+        stores: Tensors of the server that never change, which are written once.
     """
 
     round: int
@@ -85,11 +105,11 @@ class State:
 
 
 NEEDED = frozenset({"data", "silos", "rounds", "metrics", "floor", "flops_silos", "problems"})
-"""What report.json must have for a run to be measured again or compared."""
+"""The keys of report.json without which a run can neither be evaluated again nor compared."""
 
 
 class RunFolder:
-    """``runs/<name>/``. The server's part and each silo's part are apart, as they are on a network."""
+    """``runs/<name>/``, with a folder for the server and one for each silo, as they are separate on a network."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,16 +120,16 @@ class RunFolder:
         self._stored: dict[str, str] = {}
 
     def silo(self, name: str) -> Path:
-        """The folder of a silo; on a network it is at the silo and nowhere else."""
+        """The folder of a silo; on a network it exists at the silo only."""
         return self.path / "silos" / name
 
     def round_picture(self, number: int) -> Path:
-        """Where the samples of a round are shown."""
+        """The picture of the samples of a round."""
         return self.figures / "rounds" / f"{number:06d}.png"
 
     @contextmanager
     def open(self, recipe: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
-        """Begin a run here, or go on with the same one; refuse any other, and any other process meanwhile."""
+        """Begin a run here, or resume the same one; refuse another run, and other processes at the same time."""
         self._check(recipe, resume=resume)
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -121,7 +141,7 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from writing here; the system lets go of the lock however this one ends."""
+        """Lock the folder against other processes; the system releases the lock however this process ends."""
         with disk_errors(self.path):
             lock = self._file(".lock").open("w")
         with lock:
@@ -132,34 +152,40 @@ class RunFolder:
             yield
 
     def problem(self, line: str) -> None:
-        """Note what went wrong without ending the run, once."""
+        """Add a warning to the report, once."""
         if line not in self.problems:
             self.problems.append(line)
 
     def _check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
         if self._file("recipe.toml").exists():
-            kept = self.recipe
+            recipe_of_run = self.recipe
             if not resume:
+                count = len(self.rounds)
                 raise RunFolderError(
-                    f"{self.path}: holds a run already ({len(self.rounds)} rounds of {kept.get('name', 'a run')!r}); "
-                    "--resume goes on with it, --out another folder starts anew"
+                    f"{self.path}: holds a run already ({count} round{'s' * (count != 1)} of "
+                    f"{recipe_of_run.get('name', 'a run')!r}); continue it with --resume, or choose another folder "
+                    "with --out"
                 )
-            if differs := first_difference(kept, recipe):
+            if differs := first_difference(recipe_of_run, recipe):
                 raise RunFolderError(f"{self.path}: was started with another recipe: {differs}")
         elif self.path.exists() and (not self.path.is_dir() or self._has_files()):
-            raise RunFolderError(f"{self.path}: is not empty and holds no run; --out names another folder")
+            raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another folder with --out")
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe that the run was started with."""
+        if not self.path.is_dir():
+            raise RunFolderError(f"{self.path}: there is no such folder")
         try:
             return tomllib.loads(self._file("recipe.toml").read_text())
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path}: holds no run: there is no recipe.toml in it") from None
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{self.path}: holds no run: {error}") from None
 
     @property
     def rounds(self) -> list[Round]:
-        """The rounds in the journal; a line that a kill cut short is not one."""
+        """The rounds in the journal, up to a line that is incomplete because the process was killed."""
         path = self._file("journal.jsonl")
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         rounds: list[Round] = []
@@ -172,17 +198,19 @@ class RunFolder:
 
     @property
     def kept(self) -> int:
-        """How many rounds a resumed run would not do again."""
+        """How many rounds are on disk, which a resumed run does not repeat."""
         return next(iter(generations(self.server)), 0)
 
     @property
     def ended(self) -> bool:
-        """Whether a run has ended here: its report is the last thing that is written."""
+        """Whether a run has ended here: its report is written last."""
         return (self.path / "report.json").exists()
 
     @property
     def report(self) -> dict[str, Any]:
         """The contents of report.json."""
+        if not self.path.is_dir():
+            raise RunFolderError(f"{self.path}: there is no such folder")
         try:
             report = json.loads(self._file("report.json").read_text())
         except FileNotFoundError:
@@ -203,46 +231,46 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: holds no finished run: {error}") from None
 
     def write(self, name: str, content: Any) -> None:
-        """Write a file of the folder: text as it is, anything else as JSON."""
+        """Write a file of the folder: a string as it is, anything else as JSON."""
         text = content if isinstance(content, str) else finite_json(content, indent=1)
         replace_file(self._file(name), text.encode())
 
     def append(self, done: Round) -> None:
-        """One more line of the journal. It comes before the checkpoint: a line too many is cut off at resume."""
+        """Append a line to the journal, before the checkpoint is written; a line too many is removed at resume."""
         with disk_errors(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
             file.write(finite_json(asdict(done)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def save(self, state: State) -> None:
-        """Keep a closed round: the silos' parts first, so that a server's checkpoint always finds its silos'."""
-        keeps = sorted(silo for silo, memory in state.memories.items() if memory)
-        for silo in keeps:
+        """Write a closed round: the silos first, so that a server's checkpoint never lacks those of its silos."""
+        silos_with_memory = sorted(silo for silo, memory in state.memories.items() if memory)
+        for silo in silos_with_memory:
             self.save_silo(silo, state.round, state.memories[silo])
         stores = {name: self._store(name, tensors) for name, tensors in state.stores.items()}
-        facts = {"silos": keeps, "roster": state.roster, "ledger": state.ledger, "stores": stores}
+        facts = {"silos": silos_with_memory, "roster": state.roster, "ledger": state.ledger, "stores": stores}
         write_checkpoint(self.server, state.round, self._sealed("server", state.round, state.server, **facts))
         self._drop_generations(state.round)
 
     def save_silo(self, silo: str, number: int, memory: Tensors) -> None:
-        """Keep what a silo has when so many rounds are closed."""
+        """Write the memory of a silo after ``number`` closed rounds."""
         write_checkpoint(self.silo(silo), number, self._sealed(silo, number, memory))
 
     def memory(self, silo: str, number: int) -> Tensors:
-        """What a silo kept when so many rounds were closed."""
+        """Read the memory of a silo after ``number`` closed rounds."""
         return dict(self._unsealed(self.silo(silo), silo, number).tensors)
 
     def resume(self, roster: dict[str, int]) -> State | None:
-        """The newest closed round that the server and the silos have whole, or None where none was closed.
+        """The newest closed round with whole checkpoints of the server and all silos; None where no round was closed.
 
-        What is torn is named in ``problems``; where nothing whole is left, the run stops.
+        Damaged checkpoints are named in ``problems``; if no whole one is left, this is an error.
         """
         for state in self._whole():
             number = state.round
             if differs := first_difference(state.roster, roster, "images"):
                 raise RunFolderError(f"{self.path}: was started with other data: {differs}")
             if len(self.rounds) < number:
-                self.problems.append(f"{self.path}/journal.jsonl: tells of {len(self.rounds)} of {number} rounds")
+                self.problems.append(f"{self.path}/journal.jsonl: has {len(self.rounds)} of {number} rounds")
             self._drop_generations(number)
             self._cut_journal(number)
             return state
@@ -252,12 +280,12 @@ class RunFolder:
         return None
 
     def earlier(self) -> Tensors | None:
-        """The server's tensors one generation before the newest, or None where there is no such generation."""
+        """The server's tensors in the generation before the newest; None where there is no such generation."""
         older = generations(self.server)[1:2]
         return dict(self._unsealed(self.server, "server", older[0]).tensors) if older else None
 
     def _store(self, name: str, tensors: Tensors) -> str:
-        """Keep a store of the server, if it is not there yet; its hash goes into every checkpoint."""
+        """Write a store of the server, if it is not on disk yet; every checkpoint contains its hash."""
         if name not in self._stored:
             write_kept(self._store_of(name), self._sealed(f"store {name}", 0, tensors))
             self._stored[name] = sha256(tensors)
@@ -271,12 +299,12 @@ class RunFolder:
         kept = read_kept(path)
         tensors = dict(kept.tensors)
         if kept.facts.get("of") != self._sealed(f"store {name}", 0, {}).facts["of"] or sha256(tensors) != known:
-            raise CheckpointError(f"{path}: is of another run, or was changed")
+            raise CheckpointError(f"{path}: belongs to another run, or was changed")
         self._stored[name] = known
         return tensors
 
     def state(self, number: int | None = None) -> State:
-        """The newest closed round that is whole, or one of the kept ones, to be read only."""
+        """Read the newest closed round that is whole, or the one with this number."""
         if number is not None:
             return self._read(number)
         for state in self._whole():
@@ -284,7 +312,7 @@ class RunFolder:
         raise CheckpointError("; ".join([f"{self.path}: holds no whole checkpoint", *self.problems]))
 
     def _whole(self) -> Iterator[State]:
-        """The rounds that are kept whole, newest first; what is torn is named in ``problems``."""
+        """The rounds whose checkpoints are whole, the newest first; damaged ones are named in ``problems``."""
         for number in generations(self.server):
             try:
                 yield self._read(number)
@@ -292,14 +320,14 @@ class RunFolder:
                 self.problem(str(error))
 
     def _sealed(self, whose: str, number: int, tensors: Tensors, **facts: Any) -> Message:
-        """A checkpoint says whose it is, of which round and of which run, so that no other can stand in for it."""
+        """A checkpoint that says to whom, which round and which run it belongs, so that no other can replace it."""
         run = hashlib.sha256(self._file("recipe.toml").read_bytes()).hexdigest()
         return Message("checkpoint", tensors, {"of": [whose, number, run], **facts})
 
     def _unsealed(self, folder: Path, whose: str, number: int) -> Message:
         kept = read_checkpoint(folder, number)
         if kept.facts.get("of") != self._sealed(whose, number, {}).facts["of"]:
-            raise CheckpointError(f"{folder}: generation {number} is of another silo, round or run")
+            raise CheckpointError(f"{folder}: generation {number} belongs to another silo, round or run")
         return kept
 
     def _read(self, number: int) -> State:
@@ -314,7 +342,7 @@ class RunFolder:
             drop_generations(folder, newest)
 
     def _has_files(self) -> bool:
-        """Whether anything but a lock or an unfinished write lies in the folder."""
+        """Whether the folder contains more than a lock or an unfinished file."""
         return any(not path.name.startswith(".") for path in self.path.iterdir())
 
     def _cut_journal(self, rounds: int) -> None:
@@ -325,19 +353,19 @@ class RunFolder:
         return self.path / name
 
 
-def difference(kept: Any, given: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """The first field in which two things told differ, and both of its values."""
-    if isinstance(kept, dict) and isinstance(given, dict):
-        for key in sorted(kept.keys() | given.keys(), key=lambda name: (name != "kind", name)):
-            if found := difference(kept.get(key), given.get(key), f"{where}.{key}".strip(".")):
-                return found
+def difference(kept: Any, current: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two recipes differ, and both of its values."""
+    if isinstance(kept, dict) and isinstance(current, dict):
+        for key in sorted(kept.keys() | current.keys(), key=lambda name: (name != "kind", name)):
+            if first := difference(kept.get(key), current.get(key), f"{where}.{key}".strip(".")):
+                return first
         return None
-    lists = isinstance(kept, list | tuple) and isinstance(given, list | tuple)
-    same = list(kept) == list(given) if lists else kept == given
-    return None if same else (where, kept, given)
+    lists = isinstance(kept, list | tuple) and isinstance(current, list | tuple)
+    same = list(kept) == list(current) if lists else kept == current
+    return None if same else (where, kept, current)
 
 
-def first_difference(kept: Any, given: Any, where: str = "") -> str | None:
-    """The same in words."""
-    found = difference(kept, given, where)
-    return found and f"{found[0]} was {found[1]!r}, is now {found[2]!r}"
+def first_difference(kept: Any, current: Any, where: str = "") -> str | None:
+    """The first field in which two recipes differ, in words; None where there is none."""
+    field_and_values = difference(kept, current, where)
+    return field_and_values and f"{field_and_values[0]} was {field_and_values[1]!r}, is now {field_and_values[2]!r}"

@@ -1,4 +1,4 @@
-"""What a run tells of itself when it has ended: the facts of its report, and a picture."""
+"""The contents of report.json when a run has ended, and a picture of samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class RunSummary(NamedTuple):
-    """What is known of a run wherever it is."""
+    """What is known of a run, in one process as between sites."""
 
     method: Method
     server: Server
@@ -43,19 +43,19 @@ class RunSummary(NamedTuple):
 
 
 def facts(
-    told: RunSummary, folder: RunFolder, drawn: TrainedModel | None, images: dict[str, Any], silos: Sequence[Silo] = ()
+    run: RunSummary, folder: RunFolder, trained: TrainedModel | None, images: dict[str, Any], silos: Sequence[Silo] = ()
 ) -> dict[str, Any]:
-    """What report.json has of every run, evaluated or not; ``images`` is what is known of those of the silos."""
-    rounds, ledger, roster, method = folder.rounds, told.ledger, told.roster, told.method
+    """The keys of report.json that every run has, evaluated or not; ``images`` are those of ``images_of``."""
+    rounds, ledger, roster, method = folder.rounds, run.ledger, run.roster, run.method
     plan = method.plan()
-    left = {silo: (count, plan.outgoing_of(silo)) for silo, count in roster.items()}
+    outgoing = {silo: (count, plan.outgoing_of(silo)) for silo, count in roster.items()}
     return {
         "method": method.model_dump()["kind"],
         "silos": roster,
         "rounds": len(rounds),
         "seconds": sum(done.seconds for done in rounds),
         "images_seen": sum(done.images + done.server_images for done in rounds),
-        "parameters": sum(t.numel() for t in drawn.weights.values()) if drawn else 0,
+        "parameters": sum(t.numel() for t in trained.weights.values()) if trained else 0,
         "bytes_up": ledger.bytes("up"),
         "bytes_down": ledger.bytes("down"),
         "flops_silos": {silo: sum(done.flops.get(silo, 0) for done in rounds) for silo in roster},
@@ -65,17 +65,17 @@ def facts(
         "floor": {},
         **images,
         "operations": {
-            name: {"says": each.description, "often": each.often, "tells": list(each.up.facts)}
-            for name, each in plan.operations.items()
+            name: {"says": operation.description, "often": operation.often, "tells": list(operation.up.facts)}
+            for name, operation in plan.operations.items()
         },
-        "leaves": rows(left),
-        "gives_away": given_away(left, silos),
+        "leaves": rows(outgoing),
+        "gives_away": given_away(outgoing, silos),
         "never": list(plan.never_sent),
-        "sizes": method.cost_lines(len(roster), told.sampling),
-        "costs": {silo: costs for silo, count in roster.items() if (costs := method.costs(silo, count, told.sampling))},
+        "sizes": method.cost_lines(len(roster), run.sampling),
+        "costs": {silo: costs for silo, count in roster.items() if (costs := method.costs(silo, count, run.sampling))},
         "pooled": method.pools,
-        "own": told.server.generator() is None,
-        "papers": citations(method, told.sampling, told.evaluation),
+        "own": run.server.generator() is None,
+        "papers": citations(method, run.sampling, run.evaluation),
         "clusters": clusters.facts(rounds, images["domains"]),
         "problems": folder.problems,
         "versions": page.versions(),
@@ -83,12 +83,12 @@ def facts(
 
 
 def data_of(silos: Sequence[Silo]) -> str:
-    """The first letters of the hash of all images, as they were dealt."""
+    """The first 16 letters of the hash of all images, in the order of the silos."""
     return fingerprint(*(part for silo in silos for part in (silo.images, silo.held_out) if part is not None))
 
 
 def measured(verdict: dict[str, Any], rounds: Sequence[Round]) -> dict[str, Any]:
-    """A verdict as report.json has it."""
+    """The keys of report.json that an evaluation gives."""
     return {
         "metrics": {"loss": _loss(rounds), **verdict["metrics"]},
         "floor": verdict["floor"],
@@ -97,7 +97,13 @@ def measured(verdict: dict[str, Any], rounds: Sequence[Round]) -> dict[str, Any]
 
 
 def picture(generator: ImageGenerator, rows: int, known: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
-    """Rows of images with a column for each of the known classes, ten at most; eight columns where there are none."""
+    """Samples (rows * columns, C, H, W) and headings: a column for each known class, at most 10; else 8 columns.
+
+    Args:
+        generator: The generator that draws.
+        rows: The number of rows.
+        known: The classes that may be shown.
+    """
     columns = list(known)[:10] if generator.model.classes else [0] * 8
     labels = [columns[i % len(columns)] for i in range(rows * len(columns))]
     headings = tuple(generator.classes[label] for label in columns) if generator.model.classes else ()
@@ -105,13 +111,13 @@ def picture(generator: ImageGenerator, rows: int, known: Sequence[int]) -> tuple
 
 
 def before_and_after(autoencoder: TrainedAutoencoder, silo: Silo, rows: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Rows of a silo's images, and beside each what the autoencoder makes of it."""
+    """Images of a silo (8 * rows, C, H, W), each followed by its reconstruction, and headings."""
     images = as_floats((silo.held_out or silo.images).pixels[: 4 * rows])
-    return torch.stack([images, autoencoder.reconstruct(images)], 1).flatten(0, 1), ("image", "back") * 4
+    return torch.stack([images, autoencoder.reconstruct(images)], 1).flatten(0, 1), ("image", "decoded") * 4
 
 
 def _domain_of(silo: Silo) -> str:
-    """The domain that most of its images are of, where there are several."""
+    """The domain of most of a silo's images; empty where there are no domains."""
     images = silo.images
     return "" if images.domain is None else images.domains[int(images.domain.mode().values)]
 
@@ -121,14 +127,14 @@ def _loss(rounds: Sequence[Round]) -> float | None:
 
 
 def ready(trained: TrainedModel, sampling: Sampling, classes: tuple[str, ...], device: str) -> TrainedModel:
-    """What was trained, with all that is needed to draw from it."""
+    """A trained model with everything that sampling needs."""
     if isinstance(trained, TrainedAutoencoder):
         return replace(trained, device=device)
     return replace(trained, sampling=sampling, classes=classes, device=device)
 
 
 def images_of(silos: Sequence[Silo], skipped: Sequence[str]) -> dict[str, Any]:
-    """What silos hold, for a reader who has only the report."""
+    """The images of the silos, in numbers, for the report."""
     counts = class_counts([silo.images for silo in silos])
     return {
         "data": data_of(silos),

@@ -1,4 +1,4 @@
-"""One recipe as several: its [sweep] gives fields a list of values each, and every combination is a run."""
+"""A recipe with a [sweep]: it gives fields a list of values, and every combination of values is a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manyhands.errors import RecipeError, RunFolderError
@@ -15,119 +16,124 @@ from manyhands.runs.recipe import Recipe, parse_recipe, put, read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 INDEX = "sweep.json"
 MAX_RUNS, MAX_NAME_LENGTH = 1000, 200
 
 
 class Variant(NamedTuple):
-    """A recipe with the sweep resolved away, the values that it took, and its folder within that of the sweep."""
+    """One combination of a sweep: its recipe, the values of the fields, and its folder within that of the sweep."""
 
     recipe: Recipe
     values: dict[str, Any]
     folder: str
 
     def seeded(self, seeds: int) -> list[Variant]:
-        """The same with so many seeds, each in a folder below."""
-        several = [self.recipe.model_copy(update={"seed": self.recipe.seed + i}) for i in range(seeds)]
-        return [Variant(each, self.values, f"{self.folder}/seed-{each.seed}".lstrip("/")) for each in several]
+        """The same variant with this number of seeds, each in a folder of its own."""
+        recipes = [self.recipe.model_copy(update={"seed": self.recipe.seed + i}) for i in range(seeds)]
+        return [Variant(recipe, self.values, f"{self.folder}/seed-{recipe.seed}".lstrip("/")) for recipe in recipes]
 
 
 class Sweep(NamedTuple):
-    """All runs that a recipe asks for; without a [sweep] it is one, in no folder of its own."""
+    """All variants of a recipe; without a [sweep] there is one, which has no folder of its own."""
 
     name: str
     variants: list[Variant]
 
     @property
     def swept(self) -> bool:
-        """Whether there is a [sweep]."""
+        """Whether the recipe has a [sweep]."""
         return bool(self.variants[0].values)
 
     def runs(self, seeds: int = 1) -> list[Variant]:
-        """Every variant with every seed."""
+        """All variants, with all seeds."""
         return self.variants if seeds == 1 else [run for variant in self.variants for run in variant.seeded(seeds)]
 
 
-def load_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
-    """Read a recipe that may have a [sweep], and change it as ``load_recipe`` does."""
-    told = read_recipe(path, changes)
-    fields = _fields(told.pop("sweep", {}), f"{path}: sweep")
+def load_sweep(path: Path | str, changes: Sequence[str] = ()) -> Sweep:
+    """Read a recipe that may have a [sweep].
+
+    Args:
+        path: The TOML file.
+        changes: Changes of fields, as ``load_recipe`` takes them.
+    """
+    path = Path(path)
+    recipe_fields = read_recipe(path, changes)
+    fields = _fields(recipe_fields.pop("sweep", {}), f"{path}: sweep")
     if not fields:
-        recipe = parse_recipe(told, str(path))
+        recipe = parse_recipe(recipe_fields, str(path))
         return Sweep(recipe.name, [Variant(recipe, {}, "")])
     if (count := math.prod(map(len, fields.values()))) > MAX_RUNS:
-        raise RecipeError(f"{path}: sweep: asks for {count:,} runs, more than {MAX_RUNS:,}")
+        raise RecipeError(f"{path}: sweep: has {count:,} combinations, {MAX_RUNS:,} are the maximum")
     combinations = itertools.product(*fields.values())
-    found = [_variant(told, dict(zip(fields, values, strict=True)), path) for values in combinations]
-    _distinct(found, path)
-    return Sweep(str(told["name"]), found)
+    variants = [_variant(recipe_fields, dict(zip(fields, values, strict=True)), path) for values in combinations]
+    _distinct(variants, path)
+    return Sweep(str(recipe_fields["name"]), variants)
 
 
 def write_index(folder: Path, runs: Sequence[Variant], *, resume: bool) -> None:
-    """Say in sweep.json which run is where."""
+    """Write sweep.json, which lists the runs and their folders."""
     path = folder / INDEX
     if path.exists() and not resume:
-        raise RunFolderError(f"{folder}: holds a sweep already; --resume goes on with it")
-    told = [{"values": run.values, "seed": run.recipe.seed, "folder": run.folder} for run in runs]
+        raise RunFolderError(f"{folder}: holds a sweep already; continue it with --resume")
+    index = [{"values": run.values, "seed": run.recipe.seed, "folder": run.folder} for run in runs]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, finite_json(told, indent=1).encode())
+    replace_file(path, finite_json(index, indent=1).encode())
 
 
-def _fields(told: Any, where: str) -> dict[str, list[Any]]:
-    """The values of each field by its whole name; ``cut`` is short for method.cut."""
+def _fields(table: Any, where: str) -> dict[str, list[Any]]:
+    """The values of each field, by its full name; ``cut`` is short for ``method.cut``."""
     fields: dict[str, list[Any]] = {}
-    for name, values in _flat(told, where):
-        whole = name if "." in name else f"method.{name}"
+    for name, values in _flat(table, where):
+        full_name = name if "." in name else f"method.{name}"
         if not isinstance(values, list) or not values:
             raise RecipeError(f"{where}.{name}: {values!r} came, a list of values is expected")
-        if whole in fields:
-            raise RecipeError(f"{where}: {whole} is told twice")
-        fields[whole] = values
+        if full_name in fields:
+            raise RecipeError(f"{where}: {full_name} is listed twice")
+        fields[full_name] = values
     return fields
 
 
-def _flat(told: Any, where: str) -> list[tuple[str, Any]]:
-    """Fields and values; TOML reads a dotted name without quotes as tables in tables."""
-    if not isinstance(told, dict):
-        raise RecipeError(f"{where}: {told!r} came, a table of fields with a list of values each is expected")
-    found = []
-    for name, value in told.items():
+def _flat(table: Any, where: str) -> list[tuple[str, Any]]:
+    """Dotted names and values; TOML reads a dotted name without quotes as nested tables."""
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where}: {table!r} came, a table of fields with a list of values each is expected")
+    pairs = []
+    for name, value in table.items():
         inner = _flat(value, where) if isinstance(value, dict) else [("", value)]
-        found += [(f"{name}.{rest}".rstrip("."), values) for rest, values in inner]
-    return found
+        pairs += [(f"{name}.{rest}".rstrip("."), values) for rest, values in inner]
+    return pairs
 
 
-def _variant(told: Mapping[str, Any], values: dict[str, Any], path: Path) -> Variant:
-    """One combination; its name tells it from the others, as far as a name may be long."""
-    full, where = copy.deepcopy(dict(told)), f"{path}: sweep {_words(values)}"
+def _variant(recipe_fields: Mapping[str, Any], values: dict[str, Any], path: Path) -> Variant:
+    """One combination; its values are part of its name, as far as the length of a name allows."""
+    fields, where = copy.deepcopy(dict(recipe_fields)), f"{path}: sweep {_words(values)}"
     for name, value in values.items():
-        put(full, name, copy.deepcopy(value), where)
+        put(fields, name, copy.deepcopy(value), where)
     folder = _folder(values)
     if len(folder) > MAX_NAME_LENGTH:
-        raise RecipeError(f"{where}: makes the name of a folder longer than {MAX_NAME_LENGTH} characters")
-    full["name"] = f"{full['name']}-{folder.lower()}"[:63]
-    return Variant(parse_recipe(full, where), values, folder)
+        raise RecipeError(f"{where}: would give a folder a name of more than {MAX_NAME_LENGTH} characters")
+    fields["name"] = f"{fields['name']}-{folder.lower()}"[:63]
+    return Variant(parse_recipe(fields, where), values, folder)
 
 
-def _distinct(found: Sequence[Variant], path: Path) -> None:
-    """Two combinations must not share a folder, nor be the same run in two."""
+def _distinct(variants: Sequence[Variant], path: Path) -> None:
+    """Check that no two combinations have the same folder or are the same run."""
     seen: dict[str, Variant] = {}
-    for variant in found:
-        same = finite_json(variant.recipe.resolved() | {"name": ""}, sort_keys=True)
-        for key in (variant.folder.lower(), same):
+    for variant in variants:
+        content = finite_json(variant.recipe.resolved() | {"name": ""}, sort_keys=True)
+        for key in (variant.folder.lower(), content):
             if first := seen.get(key):
-                both = f"{_words(first.values)} and {_words(variant.values)}"
-                raise RecipeError(f"{path}: sweep: {both} are {'the same run' if key == same else 'one folder'}")
+                pair = f"{_words(first.values)} and {_words(variant.values)}"
+                raise RecipeError(f"{path}: sweep: {pair} are {'the same run' if key == content else 'one folder'}")
             seen[key] = variant
 
 
 def _folder(values: Mapping[str, Any]) -> str:
-    """Such as cut-0.2_ema-0.5."""
-    told = (f"{name.removeprefix('method.')}-{_text(value)}" for name, value in values.items())
-    return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", each) for each in told)
+    """The name of the folder, such as cut-0.2_ema-0.5."""
+    parts = (f"{name.removeprefix('method.')}-{_text(value)}" for name, value in values.items())
+    return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
 
 
 def _words(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A run for TensorBoard: the same scalars and pictures as in the report."""
+"""Logs a run for TensorBoard: the same scalars and pictures as in the report."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class TensorBoardLogger:
 
     @cached_property
     def _writer(self) -> Any:
-        """Opened with the first round: before, the folder is not yet this run's. What a resume does again is purged."""
+        """The writer, opened with the first round, when the folder is this run's; repeated rounds are overwritten."""
         return self._open(str(self.folder.path / "tensorboard"), purge_step=self.folder.kept)
 
     def show(self, done: Round) -> None:
-        """The losses, bytes, work and figures of a round, and its picture where there is one."""
+        """Log the losses, bytes, work and figures of a round, and its picture where there is one."""
         step = done.number + 1
         scalars = {
             "loss/mean": done.loss,
@@ -50,7 +50,7 @@ class TensorBoardLogger:
             self._picture("samples", picture, step)
 
     def close(self) -> None:
-        """The figures of the end, and who holds what; nothing where no round was shown."""
+        """Log the figures of the end and the partition; nothing where no round was logged."""
         if "_writer" not in vars(self):
             return
         ended = (self.folder.path / "report.json").exists()

@@ -1,4 +1,4 @@
-"""Measures what a round took, in seconds, bytes and the server's work."""
+"""Measures the seconds, the bytes and the server's work of a round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RoundTimer:
-    """Runs from one closed round to the next."""
+    """Measures from one closed round to the next."""
 
     ledger: Ledger
     server: Server
@@ -29,30 +29,30 @@ class RoundTimer:
         self.start()
 
     def start(self) -> None:
-        """A round begins."""
+        """Note that a round begins."""
         self.began = time.perf_counter()
 
     def round_of(self, closed: ClosedRound, rounds: int) -> Round:
-        """A round has ended."""
+        """The ``Round`` of a round that was closed."""
         up, down = self.ledger.bytes("up"), self.ledger.bytes("down")
-        said: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
-        why = {silo: printable(facts.get("withheld", "")) for silo, facts in said.items()}
-        withheld = {silo: words for silo, words in why.items() if words not in ("", RESTING)}
+        facts_of_silos: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
+        reasons = {silo: printable(facts.get("withheld", "")) for silo, facts in facts_of_silos.items()}
+        withheld = {silo: reason for silo, reason in reasons.items() if reason not in ("", RESTING)}
         done = Round(
             closed.round,
             rounds,
             time.perf_counter() - self.began,
-            sum(facts.get("seen", 0) for facts in said.values()),
+            sum(facts.get("seen", 0) for facts in facts_of_silos.values()),
             up - self.up,
             down - self.down,
-            {silo: facts["loss"] for silo, facts in said.items() if facts.get("loss") is not None},
+            {silo: facts["loss"] for silo, facts in facts_of_silos.items() if facts.get("loss") is not None},
             {**closed.missing, **withheld},
-            sum(facts.get("withheld") == RESTING for facts in said.values()),
-            {silo: facts["flops"] for silo, facts in said.items() if facts.get("flops")},
+            sum(facts.get("withheld") == RESTING for facts in facts_of_silos.values()),
+            {silo: facts["flops"] for silo, facts in facts_of_silos.items() if facts.get("flops")},
             self.server.flops - self.flops,
             self.server.seen - self.seen,
             self.server.loss,
-            weighed={silo: dict(told) for silo, told in self.server.weighed.items()},
+            weighed={silo: dict(figures) for silo, figures in self.server.weighed.items()},
             note=closed.note,
         )
         self.up, self.down, self.flops, self.seen = up, down, self.server.flops, self.server.seen
@@ -60,7 +60,7 @@ class RoundTimer:
 
 
 def check_quorum(done: Round, closed: ClosedRound, quorum: int) -> None:
-    """Raise where fewer silos than that could send anything, unless the server has just gone back for them."""
+    """Raise where fewer silos than the quorum could send anything, unless the server has just repeated the round."""
     if not closed.note and len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < quorum:
-        why = "; ".join(f"{silo}: {reason}" for silo, reason in done.missing.items())
-        raise QuorumLost(f"round {done.number + 1}: fewer than {quorum} silos could send anything ({why})")
+        reasons = "; ".join(f"{silo}: {reason}" for silo, reason in done.missing.items())
+        raise QuorumLost(f"round {done.number + 1}: fewer than {quorum} silos could send anything ({reasons})")
