@@ -122,10 +122,10 @@ def test_a_silo_cannot_have_the_others_go_back_by_saying_that_it_is_ill(tmp_path
 
 def test_ends_of_a_cut_gan_and_models_of_clusters_have_the_same_limit() -> None:
     server = tiny().server(0, {"s0": 9, "s1": 9})
-    server._seen["s0"] = (torch.zeros(1), 1)
-    ends = {name: torch.full_like(t, 5e4) for name, t in server._ends("s0").items()}
+    server._features["s0"] = (torch.zeros(1), 1)
+    segments = {name: torch.full_like(t, 5e4) for name, t in server._segments_of("s0").items()}
     with pytest.raises(Refused, match="update too long"):
-        server.validate("s0", Message("segments", ends, {"images": 9}))
+        server.validate("s0", Message("segments", segments, {"images": 9}))
     options = {"model": SMALL, "training": {"batch": 4, "steps": 3, "learning_rate": 1e-3}, "rounds": 2}
     other = HFLGan.model_validate(options).server(0, {"s0": 9, "s1": 9})
     models = {name: torch.full_like(t, 5e4) for name, t in other.weights[0].items()}
