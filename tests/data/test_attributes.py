@@ -177,7 +177,7 @@ def test_runs_are_measured_by_the_same_images_whoever_trains_and_whatever_the_se
     assert central.method.silos == 2  # type: ignore[attr-defined]
     assert sum(local.roster.values()) == sum(central.roster.values())
     other = compose(recipe({**here, "seed": 1}, "local"))
-    assert local.judge.data == central.judge.data == other.judge.data
+    assert local.evaluator.data == central.evaluator.data == other.evaluator.data
     list(local)
     assert set((tmp_path / "local").glob("report.*"))
     assert not local.run_folder.problems  # type: ignore[union-attr]

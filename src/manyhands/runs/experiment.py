@@ -112,7 +112,7 @@ class Experiment:
             if self.run_folder.ended and self.server.round >= self.method.rounds:
                 return
             for closed in self._rounds():
-                done = self._looked_at(self.run_folder, closed)
+                done = self._evaluate_round(self.run_folder, closed)
                 self._keep(self.run_folder, done)
                 yield done
             self._save(self.run_folder)  # once more, since the ledger now has the last answers
@@ -184,14 +184,14 @@ class Experiment:
 
     def evaluate(self) -> dict[str, Any]:
         """Compare samples of the trained generators with the held-out images."""
-        return self.judge(self.generators(), self.sampling)
+        return self.evaluator(self.generators(), self.sampling)
 
     @cached_property
-    def judge(self) -> Evaluator:
+    def evaluator(self) -> Evaluator:
         """The evaluator, made when it is first needed, since it embeds all real images."""
         return Evaluator(self.evaluation, self.silos, str(self.silos[0].device_context.device))
 
-    def _looked_at(self, folder: RunFolder, done: Round) -> Round:
+    def _evaluate_round(self, folder: RunFolder, done: Round) -> Round:
         """The round with its figures, and a picture of samples, if it is one that is evaluated."""
         every, number = self.evaluation.every, done.number + 1
         generators = self.generators() if every and number % every == 0 else {}
@@ -203,7 +203,7 @@ class Experiment:
                 figures.sheet(folder.round_picture(number), *picture)
             if number == done.rounds or not self.evaluation.images:
                 return done  # the last round is evaluated completely at the end of the run
-            return replace(done, metrics=self.judge.quick(generators, self.sampling))
+            return replace(done, metrics=self.evaluator.quick(generators, self.sampling))
         except UNMEASURED as error:
             folder.problem(f"round {number} was not measured: {error}")
             return done

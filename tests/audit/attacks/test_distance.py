@@ -28,10 +28,12 @@ def test_psnr_of_a_known_error() -> None:
 def test_the_image_itself_is_nearest_and_noise_moves_away() -> None:
     x = cloud(40, size=8).clamp(-1, 1)
     network = Network(8, 1, 2).eval()
-    lens = Classifier(network, "untrained", 0.5)
+    extractor = Classifier(network, "untrained", 0.5)
     guess = x.mean(0).expand_as(x)
     scores = [
-        reconstruction_scores((x + far * torch.randn(x.shape, generator=rng())).clamp(-1, 1), x, guess, lens, rng())
+        reconstruction_scores(
+            (x + far * torch.randn(x.shape, generator=rng())).clamp(-1, 1), x, guess, extractor, rng()
+        )
         for far in (0.0, 0.1, 0.4, 1.0)
     ]
     for name, up in (("psnr", -1), ("ssim", -1), ("feature_distance", 1), ("explained", -1)):
@@ -41,4 +43,4 @@ def test_the_image_itself_is_nearest_and_noise_moves_away() -> None:
     assert scores[0]["explained"]["value"] == scores[0]["ssim"]["value"] == 1
     assert scores[0]["feature_distance"]["value"] == 0
     assert reconstruction_scores(guess, x, guess, None, rng())["explained"]["value"] == 0
-    assert feature_distance(x, x.flip(0), lens).shape == (40,)
+    assert feature_distance(x, x.flip(0), extractor).shape == (40,)

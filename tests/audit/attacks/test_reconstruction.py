@@ -36,7 +36,7 @@ def gain(attack: Attack, t: int, copies: int = 1) -> float:
     x_t = [reconstruction.release(SCHEDULE, PRIVATE, t, rng(seed)) for seed in range(copies)]
     together, level = reconstruction.averaged(SCHEDULE, x_t, t)
     guess = reconstruction.mean_of(PUBLIC)(together, level)
-    errors = [squared_error(each, PRIVATE) for each in (attack(together, level), guess)]
+    errors = [squared_error(estimate, PRIVATE) for estimate in (attack(together, level), guess)]
     return explained(torch.stack(errors, 1))
 
 
