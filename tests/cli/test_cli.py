@@ -156,7 +156,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["evaluate", "runs/none"], 4, "holds no run"),
+        (["evaluate", "runs/none"], 4, "there is no such folder"),
         (["evaluate", "runs/digits-fedavg", "--data", "none"], 2, "--data none: there is no such folder"),
         (["evaluate", "runs/digits-fedavg", "--features", "incepton"], 2, "'incepton' is neither 'classifier' nor"),
         (
@@ -164,7 +164,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
             3,
             "no Inception weights here; download http",
         ),
-        (["compare", "runs/digits-fedavg", "runs/none"], 4, "holds no run"),
+        (["compare", "runs/digits-fedavg", "runs/none"], 4, "there is no such folder"),
         (["compare", "runs/digits-fedavg", "--by", "fidd"], 2, "did you mean 'fid'"),
         (["run", "digits-fedavgg"], 2, "did you mean 'digits-fedavg'?"),
         (["run", "none.toml"], 2, "no such recipe"),
@@ -268,7 +268,7 @@ def test_an_autoencoder_is_trained_and_a_latent_model_on_top_of_it(tmp_path: Pat
     assert "runs/digits-autoencoder/model: holds no autoencoder" in early.stderr
     first = manyhands("run", "digits-autoencoder", *short, where=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "samples: what an autoencoder makes of the held-out images" in first.stdout.lower()
+    assert "reconstructed from the held-out images by an autoencoder" in first.stdout.lower()
     assert "figures/samples.png" not in first.stdout  # it could only show images of silos
     assert (
         "generates no images by itself"
