@@ -163,7 +163,7 @@ def test_a_site_gets_the_images_of_the_domain_of_its_name(folder: Path, tmp_path
     site = Site(
         "mayo", Policy(approve="limits", labels=True, computable=True, data="recipe"), tmp_path, None, lambda _: None
     )  # type: ignore[arg-type]
-    _, silo = site.considered("three", recipe_text(recipe))
+    _, silo = site.check_offer("three", recipe_text(recipe))
     assert {int(shade) // 80 for shade in silo.images.pixels.unique()} == {1}
 
 

@@ -87,9 +87,7 @@ class Experiment:
             inception.verify(self.evaluation.inception)  # before the run, not after it
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
         if not 1 <= self.quorum <= len(self.roster):
-            raise RecipeError(
-                f"quorum is {self.quorum}, a number from 1 to {len(self.roster)}, that of silos, is expected"
-            )
+            raise RecipeError(f"quorum is {self.quorum}, but there are {len(self.roster)} silos")
         self.server: Server = self.method.server(self.seed, self.roster)
         self.server.device = device_context.device
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))

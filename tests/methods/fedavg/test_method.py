@@ -329,7 +329,7 @@ def test_an_experiment_runs_once_and_with_as_many_silos_as_it_asks_for() -> None
     with pytest.raises(RecipeError, match="has run"):
         list(experiment)
     for options, method in [({"quorum": 4}, tiny_fedavg()), ({}, tiny_fedavg(participants=4))]:
-        with pytest.raises(RecipeError, match="is 4, there are 3 silos"):
+        with pytest.raises(RecipeError, match="is 4, but there are 3 silos"):
             Experiment(method, tiny_silos(), device="cpu", **options)
     with pytest.raises(RecipeError, match="there are 0 silos"):
         Experiment(tiny_fedavg(), [], device="cpu")

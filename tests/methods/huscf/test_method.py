@@ -294,7 +294,7 @@ def test_a_class_that_no_silo_has_is_named_and_the_run_goes_on(tmp_path: Path) -
     options = {"rounds": 1, "training": GanTraining(batch=4, steps=1)}
     trained(tiny(**options), silos, folder=tmp_path / "run", evaluation=Evaluation(images=0))
     problems = RunFolder(tmp_path / "run").report["problems"]
-    assert problems == ["no silo has an image of class b: what is drawn of it means nothing"]
+    assert problems == ["no silo has an image of class b: samples of it mean nothing"]
 
 
 def test_the_plan_tells_what_each_cut_has_at_home_and_sends() -> None:
