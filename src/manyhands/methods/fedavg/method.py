@@ -47,7 +47,7 @@ class FedAvg(FedAvgSpec):
     def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """Return the server, with a freshly initialised network."""
         if (self.participants or 1) > len(silos):
-            raise RecipeError(f"participants is {self.participants}, there are {len(silos)} silos")
+            raise RecipeError(f"participants is {self.participants}, but there are {len(silos)} silos")
         return self.prepared_server(FedAvgServer(self, seed, silos))
 
     def plan(self) -> Plan:
