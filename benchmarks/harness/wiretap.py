@@ -52,7 +52,7 @@ class Timed(InProcess):
 
     def run(self, hub: RoundCoordinator, silos: Any, ledger: Ledger) -> Any:
         """With every call to the hub on the clock."""
-        for name in ("submit", "collect", "work"):
+        for name in ("submit", "collect", "train_step"):
             setattr(hub, name, self._timed(getattr(hub, name)))
         yield from super().run(hub, silos, ledger)
 
