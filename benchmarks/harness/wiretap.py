@@ -51,7 +51,7 @@ class Timed(InProcess):
         return self._seconds
 
     def run(self, hub: RoundCoordinator, silos: Any, ledger: Ledger) -> Any:
-        """With every call to the hub on the clock."""
+        """With every call to the coordinator timed."""
         for name in ("submit", "collect", "train_step"):
             setattr(hub, name, self._timed(getattr(hub, name)))
         yield from super().run(hub, silos, ledger)

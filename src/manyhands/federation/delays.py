@@ -14,7 +14,7 @@ REPEAT_SHARE = 0.5
 
 
 class SiteDelays:
-    """Seconds by site: ``late`` is all that it has cost, which the hub adds to. ``muted`` sites are not heard.
+    """Seconds by site: ``late`` is all that it has cost, which the coordinator adds to. ``muted`` sites are not heard.
 
     ``left_out`` sites have begun again too often, or too late: the round goes on without them. ``busy`` are the seconds
     for which the server did not listen, in which nobody is late.
