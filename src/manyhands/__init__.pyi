@@ -22,6 +22,7 @@ from .evaluation.figures import grid as grid
 from .generators.diffusion import DiffusionGenerator as DiffusionGenerator
 from .generators.gan import GanGenerator as GanGenerator
 from .messages.message import Message as Message
+from .methods.base import Accumulated as Accumulated
 from .methods.base import Method as Method
 from .methods.base import Server as Server
 from .methods.baselines import Central as Central

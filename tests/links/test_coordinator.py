@@ -14,7 +14,7 @@ from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, Operation, Payload
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, Server
+from manyhands.methods.base import Accumulated, Conversation, Server
 from manyhands.tensors import TensorSpec
 
 FACTS = {"round": COUNT, "images": COUNT}
@@ -38,9 +38,9 @@ class Summing(Server):
         self.asked += 1
         return Message("ask", {}, {"count": self.asked})
 
-    def accumulate(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
         self.order.append(silo)
-        return Message(message.op, {}, message.facts)
+        return Accumulated(Message(message.op, {}, message.facts), taken=True)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         self.round += 1
@@ -254,7 +254,7 @@ def test_what_cannot_be_taken_in_is_refused_to_whoever_sent_it_and_the_others_go
     one, server = hub()
     accumulate = server.accumulate
 
-    def broken(silo: str, message: Message) -> Message:
+    def broken(silo: str, message: Message) -> Accumulated:
         if silo == "a":
             raise RuntimeError("its codes are too few")
         return accumulate(silo, message)
@@ -346,8 +346,8 @@ class Keeping(Summing):
         super().__init__()
         self.got: dict[str, float] = {}
 
-    def accumulate(self, silo: str, message: Message) -> Message:
-        return message
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
+        return Accumulated(Message(message.op, dict(message.tensors), message.facts))
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         self.got = {silo: float(message.tensors["x"].sum()) for silo, message in messages.items()}

@@ -58,7 +58,7 @@ class _SiloState:
     waiting: Message | None = None
     waiting_session: str = ""
     accumulated: bool = False
-    kept: bool = False
+    taken: bool = False
     arrived: float = 0.0
     retired: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
@@ -137,12 +137,12 @@ class RoundCoordinator:
             return
         caller.check_order(session, sequence)
         caller.take(session, sequence)
-        if caller.kept and caller.waiting is not None and caller.waiting.op == message.op:
-            return  # sent again after a restart: it was accumulated before, and the new session gets its answer
+        if caller.taken and caller.waiting is not None and caller.waiting.op == message.op:
+            return  # sent again after a restart: it was added up before, and the new session gets its answer
         self._check(silo, message)
         self.absent.pop(silo, None)
         if self.plan.operations[message.op].barrier:
-            caller.waiting, caller.waiting_session, caller.accumulated = message, session, caller.kept
+            caller.waiting, caller.waiting_session, caller.accumulated = message, session, caller.taken
             caller.arrived = self._now
             self._accumulate_in_order()
             self._fire_when_complete()
@@ -243,7 +243,7 @@ class RoundCoordinator:
     def _accumulate(self, silo: str, caller: _SiloState, message: Message) -> None:
         try:
             kept = self._refuse_errors(silo, lambda: self.server.accumulate(silo, message))
-            caller.waiting, caller.accumulated, caller.kept = kept, True, kept is not message
+            caller.waiting, caller.accumulated, caller.taken = kept.message, True, kept.taken
         except Refused as refusal:
             caller.waiting = None
             self.refuse(silo, refusal)
@@ -269,7 +269,7 @@ class RoundCoordinator:
         replies = self.server.handle_barrier(op, group)
         for silo in group:
             caller = self._callers[silo]
-            caller.waiting, caller.accumulated, caller.kept, caller.reply = None, False, False, replies[silo]
+            caller.waiting, caller.accumulated, caller.taken, caller.reply = None, False, False, replies[silo]
         if self.plan.operations[op].closes_round:
             facts = {silo: message.facts for silo, message in group.items()}
             missing = {silo: why for silo, why in {**self.absent, **self._refusals}.items() if silo not in group}

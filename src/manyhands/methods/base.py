@@ -55,6 +55,19 @@ class Release(NamedTuple):
     label_paths: tuple[bytes, ...] = ()
 
 
+class Accumulated(NamedTuple):
+    """What ``Server.accumulate`` did with a message of a group operation.
+
+    Args:
+        message: What of it is kept until the barrier.
+        taken: Whether the server has added it up, and so cannot do without it. A silo that restarts and sends it again
+            is then answered without another ``accumulate``; where False, the newer message replaces the earlier one.
+    """
+
+    message: Message
+    taken: bool = False
+
+
 class Server(ABC):
     """The server's half of a method. It answers messages of silos, and may train between them.
 
@@ -112,24 +125,24 @@ class Server(ABC):
             message: What it sent.
         """
 
-    def accumulate(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
         """Take in a message of a group operation, and return what of it is kept until the barrier.
 
         It is called in the order of the silos' names: a message that comes early waits, so that the order of a sum does
-        not depend on who was first. By default the whole message is kept.
+        not depend on who was first. By default nothing is added up, and the whole message is kept.
 
         Args:
             silo: The name of the silo.
             message: What it sent.
         """
-        return message
+        return Accumulated(message)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Answer all silos that called a group operation, once everyone awaited has called.
 
         Args:
             op: The name of the operation.
-            messages: What ``accumulate`` returned, by silo. A silo that was left out is not in it.
+            messages: The messages that ``accumulate`` returned, by silo. A silo that was left out is not in it.
 
         Returns:
             An answer for each silo in ``messages``.
@@ -228,7 +241,7 @@ class ServerWrapper(Server):
         """Pass the message on."""
         self.inner.validate(silo, message)
 
-    def accumulate(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
         """Pass the message on."""
         return self.inner.accumulate(silo, message)
 

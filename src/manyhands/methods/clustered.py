@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from manyhands.messages.message import Message
-from manyhands.methods.base import Server
+from manyhands.methods.base import Accumulated, Server
 from manyhands.tensors import Tensors, add_prefix, strip_prefix
 
 
@@ -39,7 +39,7 @@ class ClusteredServer(Server):
         """Pass the message on."""
         self._of(silo).validate(silo, message)
 
-    def accumulate(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
         """Pass the message on."""
         return self._of(silo).accumulate(silo, message)
 

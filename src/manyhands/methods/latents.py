@@ -15,7 +15,7 @@ from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
-from manyhands.methods.base import Server, ServerWrapper
+from manyhands.methods.base import Accumulated, Server, ServerWrapper
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.models.state_spec import state_spec_of
@@ -144,9 +144,9 @@ class LatentServer(ServerWrapper):
             raise Refused(Reason.WRONG_WEIGHT, f"{silo} sends a mean and a mean square that latents cannot have")
         return None
 
-    def accumulate(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
         """Keep moments until the barrier."""
-        return message if message.op == AGREE else self.inner.accumulate(silo, message)
+        return Accumulated(message) if message.op == AGREE else self.inner.accumulate(silo, message)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Answer all with the same scale."""

@@ -14,7 +14,7 @@ from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.message import Message
 from manyhands.methods import relay
-from manyhands.methods.base import Server, ServerWrapper
+from manyhands.methods.base import Accumulated, Server, ServerWrapper
 from manyhands.methods.collafuse.release import Batch, Store, joined
 from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.seed import torch_rng
@@ -82,9 +82,9 @@ class CollaFuseServer(ServerWrapper):
         }
         check.get(message.op, self.inner.validate)(silo, message)
 
-    def accumulate(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
         """Keep ``ready`` as it is; everything else is for the inner server."""
-        return message if message.op == "ready" else self.inner.accumulate(silo, message)
+        return Accumulated(message) if message.op == "ready" else self.inner.accumulate(silo, message)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Begin the first round; or finish the server's steps of the open round, and close it."""

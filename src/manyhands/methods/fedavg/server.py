@@ -11,7 +11,7 @@ from manyhands.errors import Reason, Refused
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
 from manyhands.messages.message import Message
-from manyhands.methods.base import Server
+from manyhands.methods.base import Accumulated, Server
 from manyhands.methods.fedavg.broadcast import Broadcast
 from manyhands.methods.fedavg.sharing import assigned_parts
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
@@ -63,11 +63,11 @@ class FedAvgServer(Server):
         update, images, relative = self._decoded(silo, message), message.facts["images"], self.method.up.relative
         self.lengths.check(silo, update, self.broadcast.silo_weights, images, relative=relative)
 
-    def accumulate(self, silo: str, message: Message) -> Message:
+    def accumulate(self, silo: str, message: Message) -> Accumulated:
         """Add an update to the sum, and keep only its facts."""
         if message.tensors:
             self.mean.add(self._decoded(silo, message), message.facts["images"])
-        return Message(message.op, {}, message.facts)
+        return Accumulated(Message(message.op, {}, message.facts), taken=True)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and send the new weights to those who take part in the next one."""
