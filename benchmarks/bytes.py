@@ -13,23 +13,23 @@ from manyhands.links.in_process import InProcess
 BARS = {"bytes_equal": "== 1"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The ledger of a counting run against that of the same run over bytes, row by row, for several methods."""
     digits = Digits().load(size=8)
-    dealt = split(digits, Iid(silos=3 if told.quick else 10))
-    told_all = {
+    dealt = split(digits, Iid(silos=3 if args.quick else 10))
+    options = {
         "model": UNet(size=8, channels=1, classes=10, widths=(8, 16)),
         "training": Training(batch=8, steps=2),
-        "rounds": 2 if told.quick else 10,
+        "rounds": 2 if args.quick else 10,
     }
     cases: dict[str, tuple[Method, list[Silo]]] = {
-        "fedavg": (FedAvg(**told_all), dealt),
+        "fedavg": (FedAvg(**options), dealt),
         "fedavg, float16 up, bfloat16 down": (
-            FedAvg.model_validate({**told_all, "up": {"kind": "float16"}, "down": {"kind": "bfloat16"}}), dealt,
+            FedAvg.model_validate({**options, "up": {"kind": "float16"}, "down": {"kind": "bfloat16"}}), dealt,
         ),
-        "fedavg, 2 of all a round": (FedAvg(**told_all, participants=2), dealt),
-        "local": (Local(**told_all), dealt),
-        "central": (Central(**told_all), [Silo("pooled", digits)]),
+        "fedavg, 2 of all a round": (FedAvg(**options, participants=2), dealt),
+        "local": (Local(**options), dealt),
+        "central": (Central(**options), [Silo("pooled", digits)]),
         "a split network, two group operations a mini-batch": (ToySplit(rounds=2, steps=5), toy_silos(4, 8)),
     }  # fmt: skip
     rows = {

@@ -48,44 +48,44 @@ FORETOLD = 40_000
 """How many draws the share of picked images and its theory are a mean of: it is their difference that is measured."""
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Everything; with ``--cases`` the files of those cases alone. Claims are of the files that there are."""
-    scale = "quick" if told.quick else told.scale
-    claimed = quality(told, scale)
-    if told.cases:
+    scale = "quick" if args.quick else args.scale
+    claimed = quality(args, scale)
+    if args.cases:
         return {"figures": {}, "claims": claimed}
-    found: dict[str, float | None] = dict.fromkeys(BARS)
+    measured: dict[str, float | None] = dict.fromkeys(BARS)
     shown: dict[str, Any] = {}
     for part in (exactness, traffic, secrets, speed):
-        figures, beside = part(told)
-        found |= figures
+        figures, beside = part(args)
+        measured |= figures
         shown |= beside
-    recipe = "digits-collafuse" if told.quick or not (Path(told.data) / "mnist").is_dir() else "mnist16-collafuse"
-    figures, beside = reidentification(told, recipe)
-    return {"figures": found | figures, "claims": claimed, **shown, **beside}
+    recipe = "digits-collafuse" if args.quick or not (Path(args.data) / "mnist").is_dir() else "mnist16-collafuse"
+    figures, beside = reidentification(args, recipe)
+    return {"figures": measured | figures, "claims": claimed, **shown, **beside}
 
 
-def quality(told: argparse.Namespace, scale: str) -> dict[str, Any]:
+def quality(args: argparse.Namespace, scale: str) -> dict[str, Any]:
     """Train what has not ended and has its data here, keep the files, and say what all files come to."""
-    work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
-    root = work if told.quick else case_files.FOLDER
+    work = Path(tempfile.mkdtemp() if args.quick else args.work) / scale
+    root = work if args.quick else case_files.FOLDER
     every = claims.collafuse_cases(scale)
-    asked = ["exact 0.2", "light 0.2"] if told.quick else case_files.asked(told.cases, every)
-    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=9", "method.training.steps=2"] if told.quick else []
+    asked = ["exact 0.2", "light 0.2"] if args.quick else case_files.asked(args.cases, every)
+    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=9", "method.training.steps=2"] if args.quick else []
 
     def run(name: str, seed: int) -> bench.Run:
         folder, recipe = work / _place(name, seed), RECIPES[scale]
         recipe = _averaged(recipe, folder) if name.startswith("fedavg") else recipe
-        return recipe, folder, Path(told.data), [f"seed={seed}", *every[name], *toy]
+        return recipe, folder, Path(args.data), [f"seed={seed}", *every[name], *toy]
 
-    if told.quick or (Path(told.data) / DATA[scale]).exists():
-        bench.run_all([run(name, seed) for seed, name in product(_seeds(told), asked)], told.parallel, told.budget)
-    for name, seed in product(asked, _seeds(told)):
+    if args.quick or (Path(args.data) / DATA[scale]).exists():
+        bench.run_all([run(name, seed) for seed, name in product(_seeds(args), asked)], args.parallel, args.budget)
+    for name, seed in product(asked, _seeds(args)):
         at = RunFolder(work / _place(name, seed))
         if at.ended:
-            told_of = case_files.of_run(at.path, of(at.report), at.report)
-            case_files.keep(root, "collafuse", scale, name, seed, told_of)
-    return claims.told("collafuse", scale, root)
+            record = case_files.of_run(at.path, of(at.report), at.report)
+            case_files.keep(root, "collafuse", scale, name, seed, record)
+    return claims.rows("collafuse", scale, root)
 
 
 def of(report: dict[str, Any]) -> dict[str, Any]:
@@ -103,20 +103,20 @@ def of(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def exactness(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def exactness(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Gaussian images of which theory knows everything: the worst error of mean and covariance, over nine cuts.
 
     And of points of them that are squeezed into norms, over three cuts.
     """
-    cuts = (0.5,) if told.quick else tuple(round(0.1 * i, 1) for i in range(1, 10))
-    found = {mode: {cut: gaussian.errors(mode, cut, learnt=not told.quick) for cut in cuts} for mode in gaussian.MODES}
-    worst = {mode: [max(each.values()) for each in of.values()] for mode, of in found.items()}
+    cuts = (0.5,) if args.quick else tuple(round(0.1 * i, 1) for i in range(1, 10))
+    errors = {mode: {cut: gaussian.errors(mode, cut, learnt=not args.quick) for cut in cuts} for mode in gaussian.MODES}
+    worst = {mode: [max(each.values()) for each in of.values()] for mode, of in errors.items()}
     norms = {
-        norm: {cut: gaussian.norm_errors(norm, cut) for cut in cuts[::4]} for norm in NORMS[: 1 if told.quick else None]
+        norm: {cut: gaussian.norm_errors(norm, cut) for cut in cuts[::4]} for norm in NORMS[: 1 if args.quick else None]
     }
     within = [each[at] for of in norms.values() for each in of.values() for at in ("hand-over", "end")]
     figures = {"exactness": max(worst["exact"] + within), "exactness_authors": min(worst["authors"])}
-    return figures, {"gaussian": found, "gaussian_norm": norms}
+    return figures, {"gaussian": errors, "gaussian_norm": norms}
 
 
 def traffic(_: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
@@ -144,27 +144,27 @@ def traffic(_: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     return figures, {"up": up, "images": plain, "fresh_measured": again / expected}
 
 
-def secrets(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def secrets(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Every byte that leaves five silos in a whole run, searched for 1,000 marked images, their labels and names."""
-    count = 100 if told.quick else 1000
-    found = wiretap.tapped(_toy(labels="withhold"), count)
+    count = 100 if args.quick else 1000
+    counts = wiretap.tapped(_toy(labels="withhold"), count)
     control = wiretap.tapped(_toy(labels="share", cut=0), count)
-    leaks = {name: found[name] for name in ("images", "labels", "names")}
+    leaks = {name: counts[name] for name in ("images", "labels", "names")}
     figures = {
         "secrets": float(sum(leaks.values())),
-        "secrets_algebra": float(found["algebra"]),
-        "secrets_control": min(control["images"], control["labels"], found["algebra_control"]) / count,
+        "secrets_algebra": float(counts["algebra"]),
+        "secrets_control": min(control["images"], control["labels"], counts["algebra_control"]) / count,
     }
-    return figures, {"leaks": found, "leaks_at_cut_0": control}
+    return figures, {"leaks": counts, "leaks_at_cut_0": control}
 
 
-def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, float], dict[str, Any]]:
+def reidentification(args: argparse.Namespace, recipe: str) -> tuple[dict[str, float], dict[str, Any]]:
     """How often an image is picked out of 1,000 by its release, at the recommended cut; and against theory over 8."""
     path = bench.ROOT / "recipes" / f"{recipe}.toml"
     changed = Path(tempfile.mkdtemp()) / path.name
-    changed.write_text(path.read_text().replace('"data/', f'"{Path(told.data).resolve()}/'))
+    changed.write_text(path.read_text().replace('"data/', f'"{Path(args.data).resolve()}/'))
     silos, _ = silos_of(load_recipe(changed))
-    private = as_floats(pooled([silo.images for silo in silos]).pixels[: 100 if told.quick else 1000])
+    private = as_floats(pooled([silo.images for silo in silos]).pixels[: 100 if args.quick else 1000])
     public = pooled([silo.held_out for silo in silos if silo.held_out is not None])
     method = load_recipe(changed).method
     assert isinstance(method, CollaFuse)
@@ -173,12 +173,12 @@ def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, f
 
     def both(cut: int) -> dict[str, float]:
         alpha, sigma = schedule.levels(torch.tensor([cut]), private)
-        draws = [torch.randn(private.shape, generator=rng) for _ in range(1 if told.quick else DRAWS)]
+        draws = [torch.randn(private.shape, generator=rng) for _ in range(1 if args.quick else DRAWS)]
         hits = [identity.recognised(noised(private, eps, alpha, sigma), private, float(alpha)) for eps in draws]
         theory = population.expected_identification(clouds, float(sigma / alpha), len(private), rng, FORETOLD)
         return {"picked": float(torch.stack(hits).float().mean()), "theory": theory}
 
-    over = {share: both(round(share * schedule.steps)) for share in PICKED[:: 4 if told.quick else 1]}
+    over = {share: both(round(share * schedule.steps)) for share in PICKED[:: 4 if args.quick else 1]}
     cut = population.first_hidden_step(clouds, schedule, len(private), seed=1)
     at = both(schedule.steps if cut is None else cut)
     off = max(abs(each["picked"] / each["theory"] - 1) for each in over.values())
@@ -192,19 +192,19 @@ def reidentification(told: argparse.Namespace, recipe: str) -> tuple[dict[str, f
     return {"reidentification": at["picked"], "reidentification_theory": off}, {"reidentified": shown}
 
 
-def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def speed(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Steps a second of the server while eight silos release and train, against a bare loop over the same network.
 
     Of the run, only the time counts in which the server is at work: its training, and all that it is asked.
     """
-    rounds, each = (2, 5) if told.quick else (6, 60)
+    rounds, each = (2, 5) if args.quick else (6, 60)
     model = UNet(size=16, channels=1, classes=10, widths=(16, 32))
     silos = split(Digits().load(16), Iid(silos=8))
     light = UNet(size=16, channels=1, classes=10, widths=(8,))
     shares = {"training": Training(batch=8, steps=1), "server_training": Training(batch=32, steps=each)}
     method = _toy(model=model, silo_model=light, rounds=rounds, **shares)
     ratios = []
-    for _ in range(1 if told.quick else 3):
+    for _ in range(1 if args.quick else 3):
         bare = _bare(model, each * rounds // 2)
         link = wiretap.Timed(wire="bytes")
         for _ in Experiment(method, silos, device="cpu", link=link):
@@ -229,12 +229,12 @@ def _bare(model: UNet, count: int) -> float:
     return count / (time.perf_counter() - began)
 
 
-def _toy(**told: Any) -> CollaFuse:
-    given = {
+def _toy(**fields: Any) -> CollaFuse:
+    options = {
         "model": UNet(size=8, channels=1, classes=10, widths=(8,)), "cut": 0.5, "labels": "share", "rounds": 5,
-        "training": Training(batch=8, steps=2), **told,
+        "training": Training(batch=8, steps=2), **fields,
     }  # fmt: skip
-    return CollaFuse.model_validate(given)
+    return CollaFuse.model_validate(options)
 
 
 def _averaged(recipe: str, folder: Path) -> str:
@@ -253,8 +253,8 @@ def _place(name: str, seed: int) -> str:
     return f"{name.replace(' ', '-')}-{seed}"
 
 
-def _seeds(told: argparse.Namespace) -> list[int]:
-    return [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]
+def _seeds(args: argparse.Namespace) -> list[int]:
+    return [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class Quadratics:
         size = len(self.best)
         at_zero = self.round(torch.zeros(size, dtype=torch.double), mu)
         columns = [self.round(unit, mu) - at_zero for unit in torch.eye(size, dtype=torch.double)]
-        found: Tensor = torch.linalg.solve(torch.eye(size, dtype=torch.double) - torch.stack(columns, 1), at_zero)
-        return found
+        fixed_point: Tensor = torch.linalg.solve(torch.eye(size, dtype=torch.double) - torch.stack(columns, 1), at_zero)
+        return fixed_point
 
 
 def bound(mu: float) -> float:
@@ -83,33 +83,33 @@ def rounded(problem: Quadratics, codec: Codec, rounds: int, seed: int) -> list[f
     """The relative error of what silos receive, round by round, one step each, all tensors rounded both ways."""
     shape, rng = (ROWS, COLUMNS), torch_rng(seed, "rounding")
     server: Tensors = {"w": torch.zeros(shape)}
-    given, left, errors = round_to_float16(server), [dict[str, Tensor]() for _ in range(SILOS)], []
+    broadcast, left, errors = round_to_float16(server), [dict[str, Tensor]() for _ in range(SILOS)], []
     for _ in range(rounds):
         mean = WeightedMean()
         for k in range(SILOS):
-            start = given["w"].double().flatten()
+            start = broadcast["w"].double().flatten()
             mine = {"w": problem.trained(k, start, 0.0, steps=1).float().view(shape)}
-            wire, left[k] = codec.encode(mine, given, left[k], rng)
+            wire, left[k] = codec.encode(mine, broadcast, left[k], rng)
             mean.add(codec.decode(wire, server), 1)
         server = mean.value()
-        wire, _ = codec.encode(server, given, {}, rng)
-        given = dict(codec.decode(wire, given))
-        given = round_to_float16(given) if codec.relative else given
-        errors.append(float((given["w"].double().flatten() - problem.best).norm() / problem.best.norm()))
+        wire, _ = codec.encode(server, broadcast, {}, rng)
+        broadcast = dict(codec.decode(wire, broadcast))
+        broadcast = round_to_float16(broadcast) if codec.relative else broadcast
+        errors.append(float((broadcast["w"].double().flatten() - problem.best).norm() / problem.best.norm()))
     return errors
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Rates against bounds and biases for four mu; relative errors of rounding weights and updates, at 8 and 4 bits."""
-    root, scale = (Path(tempfile.mkdtemp()), "quick") if told.quick else (case_files.FOLDER, "small")
-    for seed in [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]:
+    root, scale = (Path(tempfile.mkdtemp()), "quick") if args.quick else (case_files.FOLDER, "small")
+    for seed in [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]:
         began = time.perf_counter()
-        rates, errors = on(Quadratics(seed), seed, *((20, 100) if told.quick else (60, 1500)))
-        if told.save and seed == 0:
+        rates, errors = on(Quadratics(seed), seed, *((20, 100) if args.quick else (60, 1500)))
+        if args.save and seed == 0:
             draw(rates, errors)
         case = case_files.of_here(of(rates, errors), time.perf_counter() - began)
         case_files.keep(root, "convergence", scale, CASE, seed, case)
-    return {"figures": {}, "claims": claims.told("convergence", scale, root)}
+    return {"figures": {}, "claims": claims.rows("convergence", scale, root)}
 
 
 Rates = dict[float, dict[str, Any]]
@@ -133,13 +133,13 @@ def on(problem: Quadratics, seed: int, rounds: int, many: int) -> tuple[Rates, E
 
 def of(rates: Rates, errors: Errors) -> dict[str, Any]:
     """What is kept of it."""
-    biases = [found["bias"] for found in rates.values()]
+    biases = [rate["bias"] for rate in rates.values()]
     return {
-        "contraction": _share([found["most"] <= found["bound"] + 1e-9 for found in rates.values()]),
+        "contraction": _share([rate["most"] <= rate["bound"] + 1e-9 for rate in rates.values()]),
         "bias_falls": _share([one > other for one, other in pairwise(biases)]),
         "rates": {
-            f"mu {mu:g}": {name: round(found[name], 4) for name in ("bound", "most", "bias")}
-            for mu, found in rates.items()
+            f"mu {mu:g}": {name: round(rate[name], 4) for name in ("bound", "most", "bias")}
+            for mu, rate in rates.items()
         },
         "errors": {name: each[-1] for name, each in errors.items()},
     }
@@ -151,9 +151,9 @@ def draw(rates: Rates, errors: Errors) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for i, (mu, found) in enumerate(rates.items()):
-        away = found["away"]
-        left.semilogy(away, color=f"C{i}", label=f"mu = {mu:g}, ends {found['bias']:.2g} from the optimum")
+    for i, (mu, rate) in enumerate(rates.items()):
+        away = rate["away"]
+        left.semilogy(away, color=f"C{i}", label=f"mu = {mu:g}, ends {rate['bias']:.2g} from the optimum")
         left.semilogy([away[0] * bound(mu) ** r for r in range(len(away))], color=f"C{i}", ls=":", lw=1)
     left.set(xlabel="round", ylabel="distance from the fixed point (dotted: bound)", ylim=(1e-9, None))
     for i, (name, each) in enumerate(errors.items()):

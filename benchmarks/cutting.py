@@ -40,13 +40,13 @@ def cost_model(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
     counted, began = time.perf_counter() - began, time.perf_counter()
     cuts = planner.cuts()
     seconds = time.perf_counter() - began
-    told = {name: AUTHORS_CUTS.get(name, "1111") for name in planner.names}
+    expected = {name: AUTHORS_CUTS.get(name, "1111") for name in planner.names}
     genetic = [_against_genetic(seed) for seed in range(2 if quick else 100)]
     brute = [_against_all(seed) for seed in range(2 if quick else 50)]
     figures = {
         "cost_model": planner.seconds(cuts),
         "cost_model_off": abs(planner.seconds(cuts) - AUTHORS_SECONDS),
-        "cost_model_cuts_off": float(sum(in_bits(each) != told[name] for name, each in cuts.items())),
+        "cost_model_cuts_off": float(sum(in_bits(each) != expected[name] for name, each in cuts.items())),
         "exact_seconds": seconds,
         "genetic_better": float(sum(ratio < 1 - SLACK for ratio in genetic)),
         "brute_differs": float(sum(abs(ratio - 1) > SLACK for ratio in brute)),
@@ -99,9 +99,9 @@ def _against_all(seed: int) -> float:
     return least / planner.seconds(planner.cuts())
 
 
-def measure(told: argparse.Namespace) -> Measured:
+def measure(args: argparse.Namespace) -> Measured:
     """The figures of the model of time and its solvers."""
-    figures, beside = cost_model(told.quick)
+    figures, beside = cost_model(args.quick)
     return {"figures": figures, **beside}
 
 

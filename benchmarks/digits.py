@@ -19,20 +19,20 @@ RECIPE = bench.ROOT / "recipes" / "digits-fedavg.toml"
 CASE = "digits-fedavg"
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The share of 500 samples on which the asked label is recognised, for each seed; the worst counts."""
-    root, scale = (Path(tempfile.mkdtemp()), "quick") if told.quick else (case_files.FOLDER, "small")
+    root, scale = (Path(tempfile.mkdtemp()), "quick") if args.quick else (case_files.FOLDER, "small")
     classifier, accuracy = real_digits_classifier()
-    for seed in [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]:
+    for seed in [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]:
         began = time.perf_counter()
-        experiment = trained(seed, rounds=2 if told.quick else None)
-        labels = [i % 10 for i in range(50 if told.quick else 500)]
+        experiment = trained(seed, rounds=2 if args.quick else None)
+        labels = [i % 10 for i in range(50 if args.quick else 500)]
         images = experiment.generator().sample(labels=labels, seed=seed)
         seconds = time.perf_counter() - began
         share = float((classifier.predict(images.flatten(1).numpy()) == labels).mean())
         figures = {"recognised": share, "seconds": round(seconds, 1), "images": len(labels), "classifier": accuracy}
         case_files.keep(root, "digits", scale, CASE, seed, case_files.of_here(figures, seconds, RECIPE))
-    return {"figures": {}, "claims": claims.told("digits", scale, root)}
+    return {"figures": {}, "claims": claims.rows("digits", scale, root)}
 
 
 def trained(seed: int, rounds: int | None) -> Experiment:

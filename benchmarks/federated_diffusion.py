@@ -34,40 +34,40 @@ DATA = {"small": "mnist", "paper": "fashion-mnist", "quick": "nothing"}
 QUICK = ["vanilla", "updates, 4 bits"]
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The codec, and what the files of all cases come to; with ``--cases`` those cases alone."""
-    scale, end = "quick" if told.quick else told.scale, time.monotonic() + told.budget
-    claimed = quality(told, scale, end)
-    if told.cases:
+    scale, end = "quick" if args.quick else args.scale, time.monotonic() + args.budget
+    claimed = quality(args, scale, end)
+    if args.cases:
         return {"figures": {}, "claims": claimed}
-    codec = codec_cases("16,32" if told.quick else "128,256,256,256")
+    codec = codec_cases("16,32" if args.quick else "128,256,256,256")
     return {"figures": codec_figures(codec), "claims": claimed, "codec": codec}
 
 
-def quality(told: argparse.Namespace, scale: str, end: float) -> dict[str, Any]:
+def quality(args: argparse.Namespace, scale: str, end: float) -> dict[str, Any]:
     """Train what has not ended and has its data here, keep the files, and say what all files come to."""
-    seeds = [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]
+    seeds = [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
     every = claims.federated_cases(scale)
-    asked = QUICK if told.quick else case_files.asked(told.cases, every)
-    work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
-    root = work if told.quick else case_files.FOLDER
-    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2"] if told.quick else []
+    asked = QUICK if args.quick else case_files.asked(args.cases, every)
+    work = Path(tempfile.mkdtemp() if args.quick else args.work) / scale
+    root = work if args.quick else case_files.FOLDER
+    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2"] if args.quick else []
     runs: list[bench.Run] = [
-        (RECIPES[scale], work / place(name, seed), Path(told.data), [f"seed={seed}", *every[name], *toy])
+        (RECIPES[scale], work / place(name, seed), Path(args.data), [f"seed={seed}", *every[name], *toy])
         for seed, name in product(seeds, asked)
     ]
-    if told.quick or (Path(told.data) / DATA[scale]).is_dir():
-        bench.run_all(runs, told.parallel, told.budget)
+    if args.quick or (Path(args.data) / DATA[scale]).is_dir():
+        bench.run_all(runs, args.parallel, args.budget)
     for name, seed in product(asked, seeds):
         at = RunFolder(work / place(name, seed))
         if not at.ended:
             continue
-        told_of = case_files.of_run(at.path, of(at.report), at.report)
-        case_files.keep(root, "federated_diffusion", scale, name, seed, told_of)
+        record = case_files.of_run(at.path, of(at.report), at.report)
+        case_files.keep(root, "federated_diffusion", scale, name, seed, record)
         if name == "skewed local" and (fid := alone_fid(at, end)) is not None:
-            own = told_of | {"figures": told_of["figures"] | {"fid": fid}}
+            own = record | {"figures": record["figures"] | {"fid": fid}}
             case_files.keep(root, "federated_diffusion", scale, claims.OWN, seed, own)
-    return claims.told("federated_diffusion", scale, root)
+    return claims.rows("federated_diffusion", scale, root)
 
 
 def place(name: str, seed: int) -> str:
@@ -103,13 +103,13 @@ def alone_fid(run: RunFolder, end: float) -> float | None:
 
 def codec_cases(widths: str) -> dict[str, dict[str, float]]:
     """Seconds on one core, and peak memory in updates, of an update at 8 bits, by chance and with feedback."""
-    found = {}
+    costs = {}
     for what in ("encode", "decode"):
         child = [sys.executable, "-m", "harness.codec_child", what, widths]
         said = subprocess.run(child, cwd=bench.PROGRAMS, capture_output=True, text=True, check=True)
         seconds, copies, weights = map(float, said.stdout.split())
-        found[what] = {"seconds": round(seconds, 3), "copies": round(copies, 2), "weights": int(weights)}
-    return found
+        costs[what] = {"seconds": round(seconds, 3), "copies": round(copies, 2), "weights": int(weights)}
+    return costs
 
 
 def codec_figures(codec: dict[str, dict[str, float]]) -> dict[str, float]:

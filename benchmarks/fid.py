@@ -14,7 +14,7 @@ from manyhands.evaluation import features, metrics
 BARS = {"fid_reference": "<= 1e-3", "kid_unbiased": "<= 3"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """FID of real digits with themselves and against scipy; KID over draws from one set, in standard errors."""
     train, held = Digits().load(8).hold_out(0.3).split_held_out()
     seen = features.classifier(train, held)(train.pixels).features
@@ -22,7 +22,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     cases = {"with itself": abs(fid(seen))}
     for name, samples in {"half": seen[::2], "shifted": seen[::3] + 0.1, "scaled": seen[:300] * 1.3}.items():
         cases[f"{name}, against scipy"] = abs(fid(samples) - reference(samples.double().numpy(), seen.double().numpy()))
-    rng, size, draws = np.random.default_rng(0), 200, 10 if told.quick else 100
+    rng, size, draws = np.random.default_rng(0), 200, 10 if args.quick else 100
     kids = []
     for _ in range(draws):
         order = rng.permutation(len(seen))

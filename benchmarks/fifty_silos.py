@@ -12,17 +12,17 @@ COUNTS = {"50 silos": (50, 100), "10 silos": (10, 20)}
 """How many silos, and how many rounds."""
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Peak memory of 100 rounds of 50 silos, 10 taking part in each, against that of 10 silos that all take part."""
-    data = Path(told.data).resolve()
-    root, scale = (Path(tempfile.mkdtemp()), "quick") if told.quick else (case_files.FOLDER, "small")
-    asked = case_files.asked(told.cases, COUNTS)
-    if told.quick or all((data / name).is_dir() for name in ("mnist", "qmnist-labels")):
+    data = Path(args.data).resolve()
+    root, scale = (Path(tempfile.mkdtemp()), "quick") if args.quick else (case_files.FOLDER, "small")
+    asked = case_files.asked(args.cases, COUNTS)
+    if args.quick or all((data / name).is_dir() for name in ("mnist", "qmnist-labels")):
         for name in asked:
             silos, rounds = COUNTS[name]
-            told_of = ended(silos, 3 if told.quick else rounds, data, toy=told.quick)
-            case_files.keep(root, "fifty_silos", scale, name, 0, told_of)
-    return {"figures": {}, "claims": claims.told("fifty_silos", scale, root)}
+            record = ended(silos, 3 if args.quick else rounds, data, toy=args.quick)
+            case_files.keep(root, "fifty_silos", scale, name, 0, record)
+    return {"figures": {}, "claims": claims.rows("fifty_silos", scale, root)}
 
 
 def ended(silos: int, rounds: int, data: Path, *, toy: bool) -> case_files.Case:

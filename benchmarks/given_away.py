@@ -38,7 +38,7 @@ def shipped() -> list[Path]:
 
 def of_cuts(path: Path) -> list[dict[str, Any]]:
     """What the cuts of a recipe give away whatever the images are, one for each inner cut."""
-    return [found for run in load_sweep(path).runs() if (found := of_cut(run.recipe)) is not None]
+    return [cut for run in load_sweep(path).runs() if (cut := of_cut(run.recipe)) is not None]
 
 
 def of_cut(recipe: Recipe) -> dict[str, Any] | None:
@@ -78,9 +78,9 @@ def picked(path: Path, data: Path) -> list[float] | None:
         silos, _ = silos_of(runs[0].recipe)
     public = pooled([silo.held_out for silo in silos if silo.held_out is not None])
     clouds = population.clouds(as_floats(public.pixels), public.labels)
-    told = [found for run in runs if (found := of_cut(run.recipe)) is not None]
+    cuts = [cut for run in runs if (cut := of_cut(run.recipe)) is not None]
     rng = torch.Generator().manual_seed(0)
-    return [population.expected_identification(clouds, 10 ** (-cut["snr_db"] / 20), CANDIDATES, rng) for cut in told]
+    return [population.expected_identification(clouds, 10 ** (-cut["snr_db"] / 20), CANDIDATES, rng) for cut in cuts]
 
 
 def main() -> None:
@@ -88,11 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, default=bench.ROOT / "data")
     parser.add_argument("--save", action="store_true", help="write the files and the headers")
-    told = parser.parse_args()
+    args = parser.parse_args()
     for path in shipped():
         began = time.perf_counter()
-        figures = {"cuts": of_cuts(path), "picked": picked(path, told.data)}
-        if told.save:
+        figures = {"cuts": of_cuts(path), "picked": picked(path, args.data)}
+        if args.save:
             case = case_files.of_here(figures, time.perf_counter() - began)
             case_files.keep(case_files.FOLDER, "given_away", "small", path.stem, 0, case)
             path.write_text(header(path))

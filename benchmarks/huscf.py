@@ -48,45 +48,45 @@ TABLE = {"0404": 27.46, "0414": 22.64, "1313": 22.48, "1314": 19.43, "0314": 16.
 """Megabytes that a device sends in an iteration of 64 images, by cuts: the notes' table."""
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Everything; with ``--cases`` the files of those cases alone. Claims are of the files that there are."""
-    claimed = quality(told)
-    if told.cases:
+    claimed = quality(args)
+    if args.cases:
         return {"figures": {}, "claims": claimed}
     figures: dict[str, float | None] = dict.fromkeys(BARS)
     shown: dict[str, Any] = {}
     for part in (split_equals_whole, wire, speed):
-        found, beside = part(told)
-        figures |= found
+        measured, beside = part(args)
+        figures |= measured
         shown |= beside
-    for name, slow in (("cost_model", cost_model), ("predicted", predicted), ("leaks", lambda _: _leaks(told))):
-        found, shown[name] = _kept(told, name, slow)
-        figures |= {each: found[each] for each in BARS.keys() & found.keys()}
+    for name, slow in (("cost_model", cost_model), ("predicted", predicted), ("leaks", lambda _: _leaks(args))):
+        measured, shown[name] = _kept(args, name, slow)
+        figures |= {name: measured[name] for name in BARS.keys() & measured.keys()}
     return {"figures": figures, "claims": claimed, **shown}
 
 
-def quality(told: argparse.Namespace) -> dict[str, Any]:
+def quality(args: argparse.Namespace) -> dict[str, Any]:
     """Train what has not ended and has its data here, keep the files, and say what all files come to."""
-    scale = "quick" if told.quick else told.scale
-    work = Path(tempfile.mkdtemp() if told.quick else told.work) / scale
-    root = work if told.quick else case_files.FOLDER
+    scale = "quick" if args.quick else args.scale
+    work = Path(tempfile.mkdtemp() if args.quick else args.work) / scale
+    root = work if args.quick else case_files.FOLDER
     every = claims.huscf_cases(scale)
-    asked = case_files.asked(told.cases, every)
-    toy = (*bench.TOY, "method.rounds=3", "method.training.steps=3") if told.quick else ()
+    asked = case_files.asked(args.cases, every)
+    toy = (*bench.TOY, "method.rounds=3", "method.training.steps=3") if args.quick else ()
 
     def run(name: str, seed: int) -> bench.Run:
         recipe, kind, changes = every[name]
         folder = work / _place(name, seed)
-        return _by(kind, recipe, folder), folder, Path(told.data), [f"seed={seed}", *changes, *toy]
+        return _by(kind, recipe, folder), folder, Path(args.data), [f"seed={seed}", *changes, *toy]
 
-    if told.quick or all((Path(told.data) / name).is_dir() for name in ("mnist", "fashion-mnist")):
-        bench.run_all([run(name, seed) for seed, name in product(_seeds(told), asked)], told.parallel, told.budget)
-    for name, seed in product(asked, _seeds(told)):
+    if args.quick or all((Path(args.data) / name).is_dir() for name in ("mnist", "fashion-mnist")):
+        bench.run_all([run(name, seed) for seed, name in product(_seeds(args), asked)], args.parallel, args.budget)
+    for name, seed in product(asked, _seeds(args)):
         at = RunFolder(work / _place(name, seed))
         if at.ended:
-            told_of = case_files.of_run(at.path, of(at.report) | {"passed": _passed(at)}, at.report)
-            case_files.keep(root, "huscf", scale, name, seed, told_of)
-    return claims.told("huscf", scale, root)
+            record = case_files.of_run(at.path, of(at.report) | {"passed": _passed(at)}, at.report)
+            case_files.keep(root, "huscf", scale, name, seed, record)
+    return claims.rows("huscf", scale, root)
 
 
 def _passed(run: RunFolder) -> int:
@@ -97,8 +97,8 @@ def _passed(run: RunFolder) -> int:
 def of(report: dict[str, Any]) -> dict[str, Any]:
     """What a run came to, accuracies in points, and what it cost."""
     domains = report.get("evaluation", {}).get("groups", {}).get("domains", {})
-    metrics = {name: told["metrics"] for name, told in domains.items()}
-    by_domain = {f"cas {name}": round(100 * told["cas"], 2) for name, told in metrics.items() if "cas" in told}
+    metrics = {name: domain["metrics"] for name, domain in domains.items()}
+    by_domain = {f"cas {name}": round(100 * domain["cas"], 2) for name, domain in metrics.items() if "cas" in domain}
     return {
         "cas": round(100 * report["metrics"]["cas"], 2) if "cas" in report["metrics"] else None,
         **by_domain,
@@ -113,33 +113,33 @@ def of(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def split_equals_whole(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def split_equals_whole(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """How far weights are from those of the uncut GAN after 20 steps: one silo at each cut; many, each with its own."""
-    model, steps = Gan(size=16, channels=1, classes=2, latent=8, width=8), 4 if told.quick else 20
+    model, steps = Gan(size=16, channels=1, classes=2, latent=8, width=8), 4 if args.quick else 20
     training = GanTraining(batch=8, steps=steps, learning_rate=1e-3)
     whole = _uncut(model, training, _silos(1)[0])
     all_cuts = [LayerCuts(generator=g, discriminator=d) for g, d in product(every_cut(model), every_cut(model))]
     one = {}
-    for cuts in all_cuts[:: 5 if told.quick else 1]:
+    for cuts in all_cuts[:: 5 if args.quick else 1]:
         method = _method(model, training, cut=cuts)
         one[str(cuts)] = _apart(whole, _weights(_trained(method, _silos(1)))["s00"])
     many = {}
     for norm in ("group", "batch"):
-        silos = _silos(4 if told.quick else 16)
+        silos = _silos(4 if args.quick else 16)
         own = {silo.name: cuts for silo, cuts in zip(silos, all_cuts, strict=False)}
         method = _method(model.model_copy(update={"norm": norm}), training, cuts=own)
         expected = together(method, silos)
         mean = {name: sum(each[name] for each in expected.values()) / len(silos) for name in expected["s00"]}
-        found = _weights(_trained(method, silos))
-        many[norm] = max(_apart(mean, each, beside_norms=norm == "batch") for each in found.values())
+        trained = _weights(_trained(method, silos))
+        many[norm] = max(_apart(mean, each, beside_norms=norm == "batch") for each in trained.values())
     figures = {"split_equals_whole": max(one.values()), "split_equals_whole_many": many["group"]}
     return figures, {"split": {"one silo": one, "16 silos": many}}
 
 
-def wire(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def wire(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Messages and bytes of an iteration at the paper's size, one silo at each cut, against the notes' table."""
-    model, batch = Gan(size=28, channels=1, classes=10, width=16 if told.quick else 64), 8 if told.quick else 64
-    texts = list(TABLE) if told.quick else [f"{a}{b}{c}{d}" for a, b, c, d in product("01", "34", "01", "34")]
+    model, batch = Gan(size=28, channels=1, classes=10, width=16 if args.quick else 64), 8 if args.quick else 64
+    texts = list(TABLE) if args.quick else [f"{a}{b}{c}{d}" for a, b, c, d in product("01", "34", "01", "34")]
     silos = _silos(len(texts), images=batch, size=28, classes=10)
     own = {silo.name: _cuts(text) for silo, text in zip(silos, texts, strict=True)}
     method = _method(model, GanTraining(batch=batch, steps=1), cuts=own)
@@ -153,48 +153,48 @@ def wire(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
         both = sum(entry["bytes"] for entry in mine)
         shown[text] = {"messages": len(mine), "up": up, "headers": both - sum(plain.values()), "plain": plain["up"]}
     off = [abs(each["up"] / each["plain"] - 1) for each in shown.values()]
-    if not told.quick:  # the table is of two decimals
+    if not args.quick:  # the table is of two decimals
         off += [abs(shown[text]["plain"] / (1e6 * theirs) - 1) - 0.005 / theirs for text, theirs in TABLE.items()]
     messages = max(each["messages"] for each in shown.values())
     return {"wire": max(off), "wire_messages": float(messages)}, {"wire": shown}
 
 
-def speed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def speed(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Iterations a second of eight silos with mixed cuts, against the uncut GAN on batches as large as all theirs."""
-    model = Gan(size=28, channels=1, classes=10, width=8 if told.quick else 32)
-    batch, steps = (8, 2) if told.quick else (32, 6)
+    model = Gan(size=28, channels=1, classes=10, width=8 if args.quick else 32)
+    batch, steps = (8, 2) if args.quick else (32, 6)
     silos = _silos(8, images=batch, size=28, classes=10)
     texts = ("0404", "1313", "0314", "1403", "0414", "1304", "0313", "1414")
     own = {silo.name: _cuts(text) for silo, text in zip(silos, texts, strict=True)}
     method = _method(model, GanTraining(batch=batch, steps=steps), cuts=own)
     pooled = _silos(1, images=8 * batch, size=28, classes=10)[0]
-    found = []
-    for _ in range(1 if told.quick else 3):
+    ratios = []
+    for _ in range(1 if args.quick else 3):
         before = _clocked(lambda: _uncut(model, GanTraining(batch=8 * batch, steps=steps), pooled))
         mine = _clocked(lambda: _trained(method, silos))
         after = _clocked(lambda: _uncut(model, GanTraining(batch=8 * batch, steps=steps), pooled))
-        found.append((before + after) / 2 / mine)
-    return {"speed": float(np.median(found))}, {"speeds": [round(ratio, 3) for ratio in found]}
+        ratios.append((before + after) / 2 / mine)
+    return {"speed": float(np.median(ratios))}, {"speeds": [round(ratio, 3) for ratio in ratios]}
 
 
-def _kept(told: argparse.Namespace, name: str, slow: Any) -> tuple[dict[str, float], dict[str, Any]]:
+def _kept(args: argparse.Namespace, name: str, slow: Any) -> tuple[dict[str, float], dict[str, Any]]:
     """What takes many minutes, and nothing else may run meanwhile: like runs, it is not done again under --work."""
-    path = Path(told.work) / told.scale / f"{name}.json"
-    if not (told.quick or path.exists() or told.budget):
+    path = Path(args.work) / args.scale / f"{name}.json"
+    if not (args.quick or path.exists() or args.budget):
         return {}, {}
-    if told.quick or not path.exists():
-        figures, beside = slow(told.quick)
-        if told.quick:
+    if args.quick or not path.exists():
+        figures, beside = slow(args.quick)
+        if args.quick:
             return figures, beside
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"figures": figures, "beside": beside | {"commit": bench.commit()}}))
-    found = json.loads(path.read_text())
-    return found["figures"], found["beside"]
+    saved = json.loads(path.read_text())
+    return saved["figures"], saved["beside"]
 
 
-def _leaks(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
-    found = leaking.leaks(told)
-    return found.pop("figures"), found
+def _leaks(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    measured = leaking.leaks(args)
+    return measured.pop("figures"), measured
 
 
 def _clocked(work: Any) -> float:
@@ -208,14 +208,14 @@ def _by(kind: str, recipe: str, folder: Path) -> str:
     path = bench.ROOT / "recipes" / f"{recipe}.toml"
     if kind == "huscf":
         return recipe
-    told = tomllib.loads(path.read_text())
-    silos, method = told["partition"]["silos"], told["method"]
+    tables = tomllib.loads(path.read_text())
+    silos, method = tables["partition"]["silos"], tables["method"]
     beside = {"fedavg": {"keep_optimiser": True}, "central": {"silos": silos, "joined": True}}.get(kind, {})
     kept = {name: method[name] for name in ("rounds", "ema", "training") if name in method}
     kept["model"] = {"kind": "gan", **method.get("model", {})}
     changed = folder.with_name(f"{folder.name}-{kind}.toml")
     changed.parent.mkdir(parents=True, exist_ok=True)
-    changed.write_text(tomli_w.dumps(told | {"method": {"kind": kind, **kept, **beside}}))
+    changed.write_text(tomli_w.dumps(tables | {"method": {"kind": kind, **kept, **beside}}))
     return str(changed)
 
 
@@ -227,8 +227,8 @@ def _silos(count: int, images: int = 24, size: int = 16, classes: int = 2) -> li
     return [Silo(f"s{i:02}", Images(pixels[i], labels[i], names)) for i in range(count)]
 
 
-def _method(model: Gan, training: GanTraining, **told: Any) -> HuSCF:
-    return HuSCF.model_validate({"model": model, "training": training, "rounds": 1, "min_head": 0, **told})
+def _method(model: Gan, training: GanTraining, **fields: Any) -> HuSCF:
+    return HuSCF.model_validate({"model": model, "training": training, "rounds": 1, "min_head": 0, **fields})
 
 
 def _trained(method: HuSCF, silos: list[Silo]) -> Experiment:
@@ -254,7 +254,7 @@ def _uncut(model: Gan, training: GanTraining, silo: Silo) -> dict[str, torch.Ten
     return dict(whole.state_dict())
 
 
-def _apart(expected: dict[str, Any], found: dict[str, torch.Tensor], *, beside_norms: bool = False) -> float:
+def _apart(expected: dict[str, Any], actual: dict[str, torch.Tensor], *, beside_norms: bool = False) -> float:
     """The largest difference of a weight.
 
     A norm takes away biases that stand before it: their gradient is rounding, of which Adam makes whole steps, and
@@ -262,7 +262,7 @@ def _apart(expected: dict[str, Any], found: dict[str, torch.Tensor], *, beside_n
     """
     left_out = ("bias", "running_mean") if beside_norms else ()
     names = [name for name in expected if not name.endswith(left_out)]
-    return max(float((expected[name] - found[name]).abs().max()) for name in names)
+    return max(float((expected[name] - actual[name]).abs().max()) for name in names)
 
 
 def _cuts(text: str) -> LayerCuts:
@@ -275,8 +275,8 @@ def _place(name: str, seed: int) -> str:
     return "-".join(name.replace(",", "").split()) + f"-{seed}"
 
 
-def _seeds(told: argparse.Namespace) -> list[int]:
-    return [0] if told.quick else [int(seed) for seed in told.seeds.split(",")]
+def _seeds(args: argparse.Namespace) -> list[int]:
+    return [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ RECIPE = {
 }
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The share of killed and resumed runs that end in the very same weights."""
-    times = 3 if told.quick else told.times
+    times = 3 if args.quick else args.times
     same, moments = kill_and_resume(times, seed=0)
     return {
         "figures": {"kill_resume": same / times},

@@ -40,20 +40,20 @@ def cases() -> dict[str, dict[str, Any]]:
     }
 
 
-def leaks(told: argparse.Namespace) -> dict[str, Any]:
+def leaks(args: argparse.Namespace) -> dict[str, Any]:
     """Each case: how good its images are, and what an attacker gets of its own head and of made images."""
-    work = Path(tempfile.mkdtemp() if told.quick or not getattr(told, "work", "") else told.work) / "leaks"
-    effort = Effort(inverter=20, descent=20) if told.quick else None
-    asked = ["none", f"noise {NOISES[1]}"] if told.quick else list(cases())
-    found = {name: _case(name, work / name.replace(" ", "-"), effort, quick=told.quick) for name in asked}
-    heads = found["none"]["heads"]
+    work = Path(tempfile.mkdtemp() if args.quick or not getattr(args, "work", "") else args.work) / "leaks"
+    effort = Effort(inverter=20, descent=20) if args.quick else None
+    asked = ["none", f"noise {NOISES[1]}"] if args.quick else list(cases())
+    measured = {name: _case(name, work / name.replace(" ", "-"), effort, quick=args.quick) for name in asked}
+    heads = measured["none"]["heads"]
     return {
         "figures": {
             "leaks_control": heads["0"]["explained"],
             "leaks_unknown": max(head["unknown"] for head in heads.values()),
-            "leaks_tail": found["none"]["tail"],
+            "leaks_tail": measured["none"]["tail"],
         },
-        "cases": found,
+        "cases": measured,
         "seeds": [0],
     }
 
@@ -68,16 +68,16 @@ def _case(name: str, folder: Path, effort: Effort | None, *, quick: bool) -> dic
     said = {key: run.report["metrics"].get(key) for key in ("fid", "label_match")}
     if alone:
         return said
-    told = run.report.get("disclosure") or audit(run, effort=effort)
-    (own,) = told["own"]
-    later = told["later"]["heads"][str(own)]
+    disclosure = run.report.get("disclosure") or audit(run, effort=effort)
+    (own,) = disclosure["own"]
+    later = disclosure["later"]["heads"][str(own)]
     return said | {
         "own": own,
-        "heads": {str(head["head"]): _head(head) for head in told["heads"]},
-        "attacks": {attack: _brief(each) for attack, each in told["heads"][own]["attacks"].items()},
+        "heads": {str(head["head"]): _head(head) for head in disclosure["heads"]},
+        "attacks": {attack: _brief(each) for attack, each in disclosure["heads"][own]["attacks"].items()},
         "later": _brief(best_of(later)[1]),
-        "tail": told["tails"]["known"]["explained"]["value"],
-        "floor": told["floor"]["reconstruction"]["psnr"]["value"],
+        "tail": disclosure["tails"]["known"]["explained"]["value"],
+        "floor": disclosure["floor"]["reconstruction"]["psnr"]["value"],
     }
 
 
@@ -98,9 +98,9 @@ def _head(head: dict[str, Any]) -> dict[str, Any]:
     return _brief(best) | {"by": name, "unknown": unknown, "labels_of_made": labels, "recognised": recognised}
 
 
-def _brief(told: Mapping[str, Any]) -> dict[str, float]:
-    figures = {name: told[name]["value"] for name in ("psnr", "ssim", "explained", "label")}
-    return figures | {"picked": told["identity"]["top_1"]["value"]}
+def _brief(scores: Mapping[str, Any]) -> dict[str, float]:
+    figures = {name: scores[name]["value"] for name in ("psnr", "ssim", "explained", "label")}
+    return figures | {"picked": scores["identity"]["top_1"]["value"]}
 
 
 if __name__ == "__main__":

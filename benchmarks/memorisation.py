@@ -14,9 +14,9 @@ BARS = {"memorisation": "== 1"}
 OVERTRAINED = ["data.limit=63", "method.kind=central", "partition.silos=1", "method.training.steps=80"]
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The share right of: the digits recipe over-trained on 51 images is flagged, the recipe as shipped is not."""
-    over, shipped = verdict(OVERTRAINED, quick=told.quick), verdict([], quick=told.quick)
+    over, shipped = verdict(OVERTRAINED, quick=args.quick), verdict([], quick=args.quick)
     flagged = [any(note.startswith("memorisation") for note in each["notes"]) for each in (over, shipped)]
     return {
         "figures": {"memorisation": (flagged[0] + (not flagged[1])) / 2},
@@ -34,8 +34,8 @@ def measure(told: argparse.Namespace) -> bench.Measured:
 def verdict(changes: list[str], *, quick: bool) -> dict[str, Any]:
     """Train the recipe with these changes, and measure it."""
     toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2"]
-    told = ["evaluation.images=1000", *(toy if quick else []), *changes]
-    recipe = load_recipe(Path(bench.ROOT / "recipes" / "digits-fedavg.toml"), told)
+    overrides = ["evaluation.images=1000", *(toy if quick else []), *changes]
+    recipe = load_recipe(Path(bench.ROOT / "recipes" / "digits-fedavg.toml"), overrides)
     with tempfile.TemporaryDirectory() as folder:
         experiment = compose(recipe, Path(folder) / "run")
         for _ in experiment:

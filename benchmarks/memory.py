@@ -13,9 +13,9 @@ from harness import bench
 BARS = {"memory": "<= 1.15"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Peak memory of a run with many silos against one with 2: the same network, images in all, and rounds."""
-    many = 20 if told.quick else 100
+    many = 20 if args.quick else 100
     peaks = {silos: peak(silos) for silos in (2, many)}
     return {
         "figures": {"memory": round(peaks[many] / peaks[2], 4)},

@@ -14,20 +14,20 @@ from manyhands.evaluation.evaluator import Evaluation, Evaluator
 BARS = {"metric_seconds": "<= 12", "metric_seconds_without_cas": "<= 3"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Seconds for everything that is said of 1,000 images at 28 x 28: pooled, by silo, by class, floors, spread.
 
     The classifier, what it sees in the training images, and the figures of real images are kept from an earlier run;
     the median of five.
     """
-    silos = real_images.silos(told.data, toy=told.quick)
+    silos = real_images.silos(args.data, toy=args.quick)
     if silos is None:
-        return {"figures": dict.fromkeys(BARS), "why": f"{told.data} has no folder mnist"}
-    judge = Evaluator(Evaluation(images=200 if told.quick else 1000), silos)
+        return {"figures": dict.fromkeys(BARS), "why": f"{args.data} has no folder mnist"}
+    judge = Evaluator(Evaluation(images=200 if args.quick else 1000), silos)
     images = judge.real.pixels[torch.argsort(judge.real.labels, stable=True)][:: len(judge.real) // len(judge.held)]  # type: ignore[arg-type]
     shown = images[: len(judge.held)]
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(1 if told.quick else 6):
+    for _ in range(1 if args.quick else 6):
         for cas in seconds:
             began = time.perf_counter()
             judge.verdict([shown], cas=cas)

@@ -63,11 +63,11 @@ BARS = {
 }  # fmt: skip
 
 
-def identical(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def identical(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """How many of the tensors' hashes differ between one process and four."""
     differ = {}
     with up(3) as (federation, admin, sites), tempfile.TemporaryDirectory() as folder:
-        for name in list(METHODS)[: 1 if told.quick else 3]:
+        for name in list(METHODS)[: 1 if args.quick else 3]:
             asked = recipe(name, 3)
             run = admin.submit(asked, [])["run"]
             assert ended(admin)["stage"] == "ended", federation.log(SERVER)
@@ -76,9 +76,9 @@ def identical(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any
     return {"identical": float(sum(differ.values()))}, {"differ": differ}
 
 
-def rate(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def rate(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Operations of a megabyte a second, two sites: on loopback, and at 20 ms against gRPC alone."""
-    count = 10 if told.quick else 200
+    count = 10 if args.quick else 200
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for delay in (0.0, 0.01):
@@ -112,14 +112,14 @@ def _called(kits: Path, port: int, bare: str, count: int) -> float:
     return float(max(statistics.median(json.loads(each)[count // 10 :]) for each in said[1:]))
 
 
-def half_gone(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def half_gone(_args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """By how many seconds a round ends later than its deadline when half of eight sites die, and whose mean it has."""
     deadline, gone = 8.0, [f"silo-{i}" for i in range(4)]
     asked = recipe("digits-fedavg", 8, f"federation.deadline={deadline}", "method.training.steps=20")
     with up(8) as (federation, admin, _sites):
         run = admin.submit(asked, [])["run"]
-        for found in watch(admin, 0.05):
-            if found["round"] == 1:
+        for status in watch(admin, 0.05):
+            if status["round"] == 1:
                 break
         for party in gone:
             end(federation, party)
@@ -154,7 +154,7 @@ def _without(asked: Recipe, missing: list[list[str]], folder: Path) -> str:
     return sha256(server.state_dict())
 
 
-def rejoin(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def rejoin(_args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The seconds from the moment a site is begun again, after it was left out, to the end of a round that has it."""
     asked = recipe("digits-fedavg", 3, "federation.deadline=3", "method.rounds=400", "method.training.steps=40")
     with up(3) as (federation, admin, _):
@@ -172,7 +172,7 @@ def rejoin(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]
     return {"rejoin": taken}, {}
 
 
-def cuts(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def cuts(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The seconds from the healing of a network that was cut to the end of the next round."""
     asked = recipe("digits-fedavg", 3, "federation.deadline=600", "method.rounds=4000", "method.training.steps=40")
     port, after = free_port(), {}
@@ -180,7 +180,7 @@ def cuts(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
         run = admin.submit(asked, [])["run"]
         folder = RunFolder(federation.folder / SERVER / run)
         _until(lambda: len(folder.rounds) >= 2)
-        for seconds in (1,) if told.quick else (5, 30, 120):
+        for seconds in (1,) if args.quick else (5, 30, 120):
             stretch.cut()
             time.sleep(seconds)
             done, began = len(folder.rounds), time.perf_counter()
@@ -202,10 +202,10 @@ def _until(true: Callable[[], bool], most: float = 180.0) -> None:
         time.sleep(0.02)
 
 
-def approval(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def approval(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The share of recipes, each changed by one byte since it was approved, that a site refuses."""
     text = recipe_text(recipe("digits-fedavg", 3))
-    refused, count, chance = 0, 20 if told.quick else 200, random.Random(0)
+    refused, count, chance = 0, 20 if args.quick else 200, random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         site = Site("silo-0", Policy(data="recipe"), Path(folder), None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
         approve(Path(folder), [recipe_hash(text)])
@@ -220,12 +220,12 @@ def approval(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]
     return {"approval": refused / count}, {}
 
 
-def sockets(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def sockets(_args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The parties that listen where they should not: any but the server, and it on loopback alone."""
     with up(3) as (federation, _, sites):
-        found = {party: sorted(_listening(federation, party)) for party in (SERVER, *sites)}
-        expected = {party: [f"{LOOPBACK}:{federation.port}"] if party == SERVER else [] for party in found}
-    return {"sockets": float(sum(found[party] != expected[party] for party in found))}, {"listening": found}
+        listening = {party: sorted(_listening(federation, party)) for party in (SERVER, *sites)}
+        expected = {party: [f"{LOOPBACK}:{federation.port}"] if party == SERVER else [] for party in listening}
+    return {"sockets": float(sum(listening[party] != expected[party] for party in listening))}, {"listening": listening}
 
 
 def _listening(federation: Federation, party: str) -> list[str]:
@@ -235,9 +235,9 @@ def _listening(federation: Federation, party: str) -> list[str]:
     return [f"{place.ip.removeprefix('::ffff:')}:{place.port}" for place in places]
 
 
-def malformed(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def malformed(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The messages of a registered site, and of a stranger, that broke something or were refused without a name."""
-    count, chance = 50 if told.quick else 1000, random.Random(0)
+    count, chance = 50 if args.quick else 1000, random.Random(0)
     asked = recipe("digits-huscf", 3, "method.training.steps=25")
     with tempfile.TemporaryDirectory() as folder, up(4) as (federation, admin, names):
         *sites, intruder = names
@@ -281,10 +281,10 @@ def _mutated(session: str, whole: bytes, chance: random.Random) -> Frame:
     for _ in range(chance.randint(0, 8)):
         raw[chance.randrange(len(raw))] ^= chance.randint(1, 255)
     del raw[chance.randint(1, len(raw)) if chance.random() < 0.3 else len(raw) :]
-    told: dict[str, Any] = {"k": "part", "s": session, "n": 1, "i": 0, "size": len(raw)}
+    header: dict[str, Any] = {"k": "part", "s": session, "n": 1, "i": 0, "size": len(raw)}
     if chance.random() < 0.3:
-        told[chance.choice(["k", "i", "size"])] = chance.choice([None, -1, 1 << 60, "x", [], {"a": 1}, 0.5])
-    return Frame(told, bytes(raw))
+        header[chance.choice(["k", "i", "size"])] = chance.choice([None, -1, 1 << 60, "x", [], {"a": 1}, 0.5])
+    return Frame(header, bytes(raw))
 
 
 def _plain(port: int, count: int, chance: random.Random) -> int:
@@ -299,7 +299,7 @@ def _plain(port: int, count: int, chance: random.Random) -> int:
     return got
 
 
-def strangers(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def strangers(_args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Those who were let in, or heard a word, and should not have."""
     with tempfile.TemporaryDirectory() as folder, up(2) as (federation, admin, _):
         run = admin.submit(recipe("digits-fedavg", 2), [])["run"]
@@ -315,13 +315,13 @@ def strangers(_told: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
             "the admin's name": (ADMIN, kits / "silo-1" / "startup"),
             "the server's name": (SERVER, kits / "silo-1" / "startup"),
         }
-        found = {name: _let_in(*each, federation.port) for name, each in tries.items()}
-        found["plain TCP"] = _plain(federation.port, 100, random.Random(0)) > 0
-        found["no certificate"] = _bare_tls(kits / "silo-0" / "startup", federation.port)
+        let_in = {name: _let_in(*each, federation.port) for name, each in tries.items()}
+        let_in["plain TCP"] = _plain(federation.port, 100, random.Random(0)) > 0
+        let_in["no certificate"] = _bare_tls(kits / "silo-0" / "startup", federation.port)
         assert ended(admin)["run"] == run
         if not _let_in("silo-0", kits / "silo-0" / "startup", federation.port):
             raise SystemExit("silo-0 itself heard nothing, so that strangers heard nothing says nothing")
-    return {"strangers": float(sum(found.values()))}, {"let_in": found}
+    return {"strangers": float(sum(let_in.values()))}, {"let_in": let_in}
 
 
 def _let_in(name: str, startup: Path, port: int) -> bool:
@@ -360,12 +360,12 @@ DDPM = ("method.model.widths=[128,256,256,256]", "method.model.blocks=2", "metho
 BRIEF = ("method.training.steps=1", "method.training.batch=2", "method.ema=0", "sampling.steps=1")
 
 
-def fedavg_round(told: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def fedavg_round(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds that a round of a large network takes more than in one process; the server's memory against its bound."""
-    model = SMALL_NET if told.quick else DDPM
+    model = SMALL_NET if args.quick else DDPM
     figures: dict[str, float] = {}
     shown: dict[str, Any] = {}
-    for sites in (2,) if told.quick else (2, 8):
+    for sites in (2,) if args.quick else (2, 8):
         asked = load_recipe(
             RECIPES / "digits-fedavg.toml",
             [*SMALL, f"partition.silos={sites}", "data.size=32", *model, *BRIEF],
@@ -393,7 +393,7 @@ QUICK = (rate, approval, sockets)
 """The faults of the others are in the tests, at small size."""
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """All parts, or those that --only names; some at toy size.
 
     Each party has one thread, and so has the one process that they are held against: with two threads each, parties
@@ -402,13 +402,13 @@ def measure(told: argparse.Namespace) -> bench.Measured:
     bench.one_thread_each()
     figures: dict[str, float | None] = dict.fromkeys(BARS)
     shown: dict[str, Any] = {}
-    for part in QUICK if told.quick else PARTS:
-        if told.only and part.__name__ not in told.only.split(","):
+    for part in QUICK if args.quick else PARTS:
+        if args.only and part.__name__ not in args.only.split(","):
             continue
-        found, beside = part(told)
-        figures |= found
+        measured, beside = part(args)
+        figures |= measured
         shown |= beside
-        print(found, file=sys.stderr)
+        print(measured, file=sys.stderr)
     return {"figures": figures, **shown, "why": "not asked for"}
 
 

@@ -25,16 +25,16 @@ from manyhands.runs.recipe import Recipe
 BARS = {"kills": "== 1"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The share of kills, at random moments, after which the run ends by itself with the uninterrupted weights."""
     bench.one_thread_each()
     asked = recipe("digits-huscf", 3, "method.training.steps=8", "federation.gather=120", "federation.deadline=120")
     with tempfile.TemporaryDirectory() as folder:
         expected = alone(asked, Path(folder) / "one")
-    every, ways = 1 if told.quick else 20, list(KILLED)
+    every, ways = 1 if args.quick else 20, list(KILLED)
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda mine: list(_killed(asked, expected, mine, every)), (ways[::2], ways[1::2]))
-        rows = [row for mine in found for row in mine]
+        results = pool.map(lambda mine: list(_killed(asked, expected, mine, every)), (ways[::2], ways[1::2]))
+        rows = [row for mine in results for row in mine]
     return {"figures": {"kills": sum(bool(row["same"]) for row in rows) / len(rows)}, "kills": rows}
 
 
@@ -64,17 +64,17 @@ def _through(federation: Federation) -> str:
     with federation.admin() as admin:
         end = time.monotonic() + 180
         while time.monotonic() < end:
-            found = admin.status()["run"]
-            if found["stage"] in OVER:
-                return str(found["stage"])
+            run = admin.status()["run"]
+            if run["stage"] in OVER:
+                return str(run["stage"])
             time.sleep(0.2)
     return "did not end"
 
 
 def _kill_worker(party: str) -> Callable[[Federation], None]:
     def kill(federation: Federation) -> None:
-        if found := worker_of(federation, party):
-            found.kill()
+        if worker := worker_of(federation, party):
+            worker.kill()
 
     return kill
 

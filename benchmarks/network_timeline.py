@@ -50,8 +50,8 @@ class Call(NamedTuple):
 class TimedCalls(ServerConnection):
     """Notes when a call was made and when its answer was there."""
 
-    def __init__(self, *told: Any) -> None:
-        super().__init__(*told)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.noted: list[tuple[str, float, float]] = []
 
     def __call__(self, message: Message) -> Message:
@@ -65,8 +65,8 @@ class TimedCalls(ServerConnection):
 class TimedBoard(SiteConnections):
     """Notes when a call had come and when it was answered."""
 
-    def __init__(self, *told: Any) -> None:
-        super().__init__(*told)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.noted: dict[str, list[list[float]]] = {}
 
     def next(self, timeout: float) -> ReceivedCall | None:
@@ -107,10 +107,10 @@ def serve(kit: Path, out: Path) -> None:
     board.close()
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Mini-batches a second of each of two sites, and the picture of one."""
     bench.one_thread_each()
-    steps = 6 if told.quick else 25
+    steps = 6 if args.quick else 25
     asked = recipe("digits-huscf", 2, "data.size=28", "method.model.width=16", "method.training.batch=32",
                    f"method.training.steps={steps}")  # fmt: skip
     names = ["silo-0", "silo-1"]
@@ -130,7 +130,7 @@ def measure(told: argparse.Namespace) -> bench.Measured:
         one = alone_seconds(asked, root / "one") / steps
     rounds = {name: _iterations(mine, steps * asked.method.rounds) for name, mine in calls.items()}
     parts = _shares(rounds)
-    if told.save:
+    if args.save:
         figures.timeline(bench.RESULTS / "network_timeline.png", list(_bars(rounds)))
     seconds = statistics.median(end - begin for begin, end, _ in rounds["silo-0"])
     return {"figures": {"u_gan": 1 / seconds}, "iteration": {"seconds": seconds, "in one process": one, **parts}}
@@ -153,8 +153,8 @@ def _iterations(calls: list[Call], count: int) -> list[tuple[float, float, list[
     assert not rest, (len(every), count)
     portions = [every[i * each : (i + 1) * each] for i in range(count)]
     ends = [following[0].made for following in portions[1:]]
-    found = [(mine[0].made, end, mine) for mine, end in zip(portions, ends, strict=False)]
-    return [one for one in found if one[1] - one[0] < 2]  # not those in which a round ends
+    iterations = [(portion[0].made, end, portion) for portion, end in zip(portions, ends, strict=False)]
+    return [one for one in iterations if one[1] - one[0] < 2]  # not those in which a round ends
 
 
 def _shares(rounds: dict[str, list[tuple[float, float, list[Call]]]]) -> dict[str, float]:
@@ -172,14 +172,14 @@ def _bars(rounds: dict[str, list[tuple[float, float, list[Call]]]]) -> Iterator[
     """Of the iteration in the middle, as a picture has them."""
     middle = len(rounds["silo-0"]) // 2
     zero = rounds["silo-0"][middle][0]
-    for name, found in rounds.items():
-        _, end, calls = found[middle]
+    for name, iterations in rounds.items():
+        _, end, calls = iterations[middle]
         for call, following in zip(calls, [*(each.made for each in calls[1:]), end], strict=True):
             what = f"{'gradients' if call.op.endswith('back') else 'activations'}: pass"
             yield name, what, "wire", call.made - zero, call.came - zero
             yield name, what, "wire", call.answered - zero, call.heard - zero
             yield name, "site: works", "work", call.heard - zero, following - zero
-    for pair in zip(*(found[middle][2] for found in rounds.values()), strict=True):
+    for pair in zip(*(iterations[middle][2] for iterations in rounds.values()), strict=True):
         begin, end = max(call.came for call in pair), min(call.answered for call in pair)
         yield SERVER, "server: works", "work", begin - zero, end - zero
 

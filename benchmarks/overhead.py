@@ -18,10 +18,10 @@ from manyhands.seed import torch_rng
 BARS = {"overhead": "<= 1.05"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """10 silos, the same network, batches and steps; checkpoints, journal and message checks are in the run's time."""
-    silos, count = (3, 3) if told.quick else (10, 10)
-    training = Training(batch=32, steps=4 if told.quick else 20, learning_rate=2e-3)
+    silos, count = (3, 3) if args.quick else (10, 10)
+    training = Training(batch=32, steps=4 if args.quick else 20, learning_rate=2e-3)
     method = FedAvg(model=UNet(size=8, channels=1, classes=10, widths=(16, 32)), training=training, rounds=count)
     digits = Digits().load(size=8)
     dealt = split(digits, Iid(silos=silos))

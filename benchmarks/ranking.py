@@ -16,23 +16,23 @@ BARS = {"ranking": "== 1"}
 JUDGES = ("fid", "kid", "coverage", "cas")
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The share of FID, KID, coverage and CAS that put all four in the right order, by 1,000 images of MNIST each."""
-    silos = real_images.silos(told.data, toy=told.quick)
+    silos = real_images.silos(args.data, toy=args.quick)
     if silos is None:
-        return {"figures": {"ranking": None}, "why": f"{told.data} has no folder mnist"}
-    judge = Evaluator(Evaluation(images=100 if told.quick else 1000, cas=True), silos)
-    images, late = pooled([silo.images for silo in silos]), 20 if told.quick else 4000
-    found = {}
+        return {"figures": {"ranking": None}, "why": f"{args.data} has no folder mnist"}
+    judge = Evaluator(Evaluation(images=100 if args.quick else 1000, cas=True), silos)
+    images, late = pooled([silo.images for silo in silos]), 20 if args.quick else 4000
+    judged = {}
     for step, drawer in enumerate(toy_gan.training(images, late, seed=0), 1):
         if step in (late // 4, late):
-            found[f"GAN, {step} steps"] = judge.measure(judge.embed(toy_gan.draw(drawer, judge.labels)))
+            judged[f"GAN, {step} steps"] = judge.measure(judge.embed(toy_gan.draw(drawer, judge.labels)))
     rng = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, judge.held.pixels.shape, dtype=torch.uint8, generator=rng)
-    early, good = found.values()
+    early, good = judged.values()
     ranks = [judge.floor(cas=True), good, early, judge.measure(judge.embed(noise))]
-    right = {name: _falls([told[name] * (-1 if name in LOWER_IS_BETTER else 1) for told in ranks]) for name in JUDGES}
-    names = ["real images", *reversed(found), "noise"]
+    right = {name: _falls([marks[name] * (-1 if name in LOWER_IS_BETTER else 1) for marks in ranks]) for name in JUDGES}
+    names = ["real images", *reversed(judged), "noise"]
     return {
         "figures": {"ranking": sum(right.values()) / len(right)},
         "cases": dict(zip(names, ranks, strict=True)),

@@ -25,12 +25,12 @@ print(peak_memory())
 """
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Peak memory of a process that draws and writes 10,000 samples at 28 x 28, against one that draws 1,000.
 
     10,000 such samples are only 30 MB, so larger ones are drawn too: how much of what is drawn is held in memory.
     """
-    few = 100 if told.quick else 1000
+    few = 100 if args.quick else 1000
     peaks = {(count, 28): peak(count, 28, 16, 32) for count in (few, 10 * few)}
     peaks |= {(count, 64): peak(count, 64, 8) for count in (few, 8 * few)}
     grown = peaks[8 * few, 64] - peaks[few, 64]

@@ -15,11 +15,11 @@ from harness import bench
 BARS = {"start": "<= 0.5", "demo_seconds": "<= 300"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """Seconds of ``manyhands --help`` (median of 9), and of ``make demo`` in a fresh clone, pip included."""
     command = Path(sys.executable).with_name("manyhands")
     helps = [seconds([str(command), "--help"], bench.ROOT) for _ in range(9)]
-    demo = None if told.quick else fresh_demo()
+    demo = None if args.quick else fresh_demo()
     measured = {"figures": {"start": round(statistics.median(helps), 3), "demo_seconds": demo}, "seeds": [0]}
     return measured | ({"why": {"demo_seconds": "it installs everything: not in --quick"}} if demo is None else {})
 

@@ -61,10 +61,10 @@ class Child:
             command, cwd=PROGRAMS, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def tell(self, do: str, **told: Any) -> None:
+    def tell(self, do: str, **arguments: Any) -> None:
         """Without waiting."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps({"do": do, **told}) + "\n")
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
 
     def hear(self) -> Any:
@@ -100,27 +100,27 @@ class Farm:
 
     def profiled(self, method: HuSCF, mix: list[Slow], span: float) -> PlacementSpec:
         """What all machines are measured to be, at the same time."""
-        told, here = {"method": method.model_dump(mode="json"), "span": span}, self.silos[: len(mix)]
-        self.server.tell("speeds", serves=len(mix), **told)
+        arguments, here = {"method": method.model_dump(mode="json"), "span": span}, self.silos[: len(mix)]
+        self.server.tell("speeds", serves=len(mix), **arguments)
         for child in here:
-            child.tell("speeds", **told)
-        server, *found = [child.hear() for child in (self.server, *here)]
+            child.tell("speeds", **arguments)
+        server, *speeds = [child.hear() for child in (self.server, *here)]
         self.server.tell("answer", rates=[1e6 * slow.rate for slow in mix])
         port, links = self.server.hear()["port"], []
         for child, slow in zip(here, mix, strict=True):
             child.tell("link", port=port, rate=1e6 * slow.rate)
             links.append(child.hear())
         self.server.hear()
-        devices = {f"s{i}": Device(**each, **link) for i, (each, link) in enumerate(zip(found, links, strict=True))}
+        devices = {f"s{i}": Device(**each, **link) for i, (each, link) in enumerate(zip(speeds, links, strict=True))}
         return PlacementSpec(batch=method.training.batch, model=method.model, server=Central(**server), devices=devices)
 
     def seconds(self, method: HuSCF, mix: list[Slow]) -> list[float]:
         """Each iteration of a run but the first, as the slowest silo has it."""
-        told = method.model_dump(mode="json")
-        self.server.tell("server", method=told, rates={f"s{i}": 1e6 * slow.rate for i, slow in enumerate(mix)})
+        fields = method.model_dump(mode="json")
+        self.server.tell("server", method=fields, rates={f"s{i}": 1e6 * slow.rate for i, slow in enumerate(mix)})
         port, here = self.server.hear()["port"], self.silos[: len(mix)]
         for i, (child, slow) in enumerate(zip(here, mix, strict=True)):
-            child.tell("silo", port=port, rate=1e6 * slow.rate, name=f"s{i}", method=told)
+            child.tell("silo", port=port, rate=1e6 * slow.rate, name=f"s{i}", method=fields)
         taken = [child.hear()["seconds"][1:] for child in here]
         self.server.hear()
         return [max(each) for each in zip(*taken, strict=True)]
@@ -132,13 +132,13 @@ def others(
     """Other cuts: all as little at home as may be, all as much, both mixed, and random ones."""
     least, most = every_cut(model)[0], every_cut(model)[-1]
     same = [LayerCuts(generator=g, discriminator=d) for g in (least, most) for d in (least, most)]
-    found: list[dict[str, LayerCuts]] = [dict.fromkeys(names, cuts) for cuts in same]
+    drawn_cuts: list[dict[str, LayerCuts]] = [dict.fromkeys(names, cuts) for cuts in same]
     rng = random.Random(seed)
     every = [LayerCuts(generator=g, discriminator=d) for g in every_cut(model) for d in every_cut(model)]
-    while len(found) < count + 1:
+    while len(drawn_cuts) < count + 1:
         drawn = {name: rng.choice(every) for name in names}
-        found += [drawn] * (drawn not in found)
-    return [cuts for cuts in found if cuts != chosen][:count]
+        drawn_cuts += [drawn] * (drawn not in drawn_cuts)
+    return [cuts for cuts in drawn_cuts if cuts != chosen][:count]
 
 
 def predicted(quick: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
@@ -196,9 +196,9 @@ def _facts(device: Device) -> list[float | None]:
     return [device.gflops, device.rate, device.down, device.latency]
 
 
-def measure(told: argparse.Namespace) -> Measured:
+def measure(args: argparse.Namespace) -> Measured:
     """The figures of the model of time against what is there."""
-    figures, beside = predicted(told.quick)
+    figures, beside = predicted(args.quick)
     return {"figures": figures, **beside}
 
 

@@ -15,9 +15,9 @@ from manyhands.runs.run_folder import RunFolder
 BARS = {"torn": "== 1"}
 
 
-def measure(told: argparse.Namespace) -> bench.Measured:
+def measure(args: argparse.Namespace) -> bench.Measured:
     """The share of damages to the newest generation that were named and from which the one before was used."""
-    count = 20 if told.quick else 200
+    count = 20 if args.quick else 200
     with tempfile.TemporaryDirectory() as temporary:
         folder = trained(Path(temporary) / "run")
         noticed = {kind: sum(survives(folder, count, kind)) for kind in ("truncated", "flipped")}

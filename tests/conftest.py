@@ -48,9 +48,9 @@ def holding_silos(count: int = 2, seed: int = 0) -> list[Silo]:
     return split(sharp_images(100 * count).hold_out(0.4), Iid(silos=count), seed)
 
 
-def tiny_fedavg(**told: object) -> FedAvg:
-    given = {"model": TINY, "training": Training(batch=4, steps=2, learning_rate=1e-2), "rounds": 3, **told}
-    return FedAvg.model_validate(given)
+def tiny_fedavg(**options: object) -> FedAvg:
+    fields = {"model": TINY, "training": Training(batch=4, steps=2, learning_rate=1e-2), "rounds": 3, **options}
+    return FedAvg.model_validate(fields)
 
 
 def pytest_configure() -> None:

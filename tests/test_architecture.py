@@ -53,13 +53,13 @@ def imports(path: Path, *, typing_too: bool = False) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing_too:
             node.body = []
-    found = set()
+    modules = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(str(node.module))
-    return found
+            modules.add(str(node.module))
+    return modules
 
 
 def noun(path: Path) -> str:
@@ -89,8 +89,8 @@ def test_imports_point_downward(path: Path) -> None:
 
 def test_the_layers_are_those_that_contributing_tells_of() -> None:
     rows = re.findall(r"^\| (\d+) \| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    told = {int(level): set(re.findall(r"`([\w.]+)`", modules)) for level, modules in rows}
-    assert told == {level: names for level, names in enumerate(LAYERS, 1) if names != {"__main__"}}
+    documented = {int(level): set(re.findall(r"`([\w.]+)`", modules)) for level, modules in rows}
+    assert documented == {level: names for level, names in enumerate(LAYERS, 1) if names != {"__main__"}}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -147,9 +147,9 @@ def test_json_is_written_in_one_place_which_writes_only_what_is_json() -> None:
 
 
 def test_every_test_that_a_page_names_is_there() -> None:
-    there = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for page in (ROOT / "docs").rglob("*.md"):
         for name in re.findall(r"`(test_\w+)", page.read_text()):
-            assert f"def {name}(" in there, f"{page.name}: {name}"
+            assert f"def {name}(" in tests, f"{page.name}: {name}"
         for path in re.findall(r"`(tests/[\w/]+\.py)`", page.read_text()):
             assert (ROOT / path).is_file(), f"{page.name}: {path}"

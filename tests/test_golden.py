@@ -62,9 +62,9 @@ CASES: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_ends_with_the_bits_that_it_ended_with_before(case: str, tmp_path: Path) -> None:
-    golden, found = json.loads(GOLDEN.read_text()), run(case, tmp_path)
-    assert found.pop("size") == pytest.approx(golden["size"][case], rel=1e-2)
-    assert found == golden["hashes"].get(processor(), {case: found})[case]
+    golden, hashes = json.loads(GOLDEN.read_text()), run(case, tmp_path)
+    assert hashes.pop("size") == pytest.approx(golden["size"][case], rel=1e-2)
+    assert hashes == golden["hashes"].get(processor(), {case: hashes})[case]
 
 
 def run(case: str, folder: Path) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def run(case: str, folder: Path) -> dict[str, Any]:
         autoencoder = Autoencoder(size=8, channels=1, widths=(8, 8), latent=2)
         TrainedAutoencoder(autoencoder, snapshot(autoencoder.build(0).state_dict())).save(folder / "autoencoder")
         changes.append(f"method.model.folder='{folder / 'autoencoder'}'")
-    told = load_recipe(recipe_path(name), [*SMALL, *changes])
-    for _ in compose(told, folder / "run"):
+    recipe = load_recipe(recipe_path(name), [*SMALL, *changes])
+    for _ in compose(recipe, folder / "run"):
         pass
     ended = RunFolder(folder / "run")
     state = ended.state()
@@ -109,12 +109,12 @@ def processor() -> str:
 def write() -> None:
     """Keep what this machine finds beside what others found."""
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"size": {}, "hashes": {}}
-    mine = golden["hashes"][processor()] = {}
+    cases = golden["hashes"][processor()] = {}
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            found = run(case, Path(folder))
-        golden["size"][case] = found.pop("size")
-        mine[case] = found
+            hashes = run(case, Path(folder))
+        golden["size"][case] = hashes.pop("size")
+        cases[case] = hashes
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 
 

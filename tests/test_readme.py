@@ -125,14 +125,14 @@ def test_links_lead_somewhere() -> None:
 def test_every_field_of_a_recipe_is_documented() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text() + (ROOT / "docs" / "methods.md").read_text()
     unions = [kind for union in (AnySource, AnyPartition, AnyMethod) for kind in union.__origin__.__args__]
-    told: list[type[Spec]] = [
+    specs: list[type[Spec]] = [
         Recipe,
         Data,
         Evaluation,
         *unions,
         *(UNet, Latent, Autoencoder, Training, Diffusion),
     ]
-    for spec in told:
+    for spec in specs:
         for name in spec.model_fields:
             assert re.search(rf"`[^`]*\b{name}\b[^`]*`|\[{name}\]", text), f"{spec.__name__}.{name} is not documented"
 
@@ -165,8 +165,8 @@ def test_modules_that_docs_name_are_there() -> None:
         text = page.read_text()
         dotted = {f"src/{name.replace('.', '/')}.py" for name in re.findall(r"`(manyhands(?:\.\w+)+)`", text)}
         for path in dotted | set(re.findall(r"`((?:\w+/)+\w+\.py)`", text)):
-            there = any((folder / path).exists() for folder in folders)
-            assert there or (ROOT / path).with_suffix("").is_dir(), f"{page.name}: {path}"
+            exists = any((folder / path).exists() for folder in folders)
+            assert exists or (ROOT / path).with_suffix("").is_dir(), f"{page.name}: {path}"
 
 
 def test_what_one_site_can_cost_is_said_of_every_operation() -> None:

@@ -24,9 +24,9 @@ def test_the_mean_is_the_exact_one_rounded(terms: list[tuple[float, int]]) -> No
 
 
 @given(floats, st.lists(weights, min_size=1, max_size=20))
-def test_the_mean_of_equal_values_is_that_value_bit_for_bit(value: float, each: list[int]) -> None:
+def test_the_mean_of_equal_values_is_that_value_bit_for_bit(value: float, counts: list[int]) -> None:
     mean, tensor = WeightedMean(), torch.tensor([value], dtype=torch.float32)
-    for weight in each:
+    for weight in counts:
         mean.add({"a": tensor}, weight)
     assert sha256(mean.value()) == sha256({"a": tensor})
 

@@ -41,18 +41,18 @@ def main(program: str, measure: Callable[[argparse.Namespace], Measured], bars: 
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/<program>-<scale>.json")
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    told = parser.parse_args()
-    if told.save and getattr(told, "cases", ""):
+    args = parser.parse_args()
+    if args.save and getattr(args, "cases", ""):
         parser.error("--cases writes the files of these cases and measures nothing else; --save is for all of it")
     began = time.perf_counter()
     result = complete(
-        measure(told), bars, "quick" if told.quick else getattr(told, "scale", "small"), time.perf_counter() - began
+        measure(args), bars, "quick" if args.quick else getattr(args, "scale", "small"), time.perf_counter() - began
     )
-    if told.save and (kept := without_claims(result))["figures"]:
+    if args.save and (kept := without_claims(result))["figures"]:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{program}-{result['scale']}.json"
         path.write_text(json.dumps(kept, indent=1) + "\n")
-    print(json.dumps(result) if told.json else _lines(result))
+    print(json.dumps(result) if args.json else _lines(result))
 
 
 def without_claims(result: dict[str, Any]) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def began(folder: Path) -> dict[str, Any]:
     note = _note(folder)
     if not note.exists():
         return {"name": None, "sha256": None, "changes": [], "commits": [None], "date": None, "machine": None}
-    told: dict[str, Any] = json.loads(note.read_text())
-    return told
+    beginning: dict[str, Any] = json.loads(note.read_text())
+    return beginning
 
 
 def _begun(folder: Path, shipped: Path, changes: Sequence[str]) -> dict[str, Any]:
@@ -191,8 +191,8 @@ def commit() -> str:
     return f"{said}-dirty" if said and changed else said or "unknown"
 
 
-def _git(*told: str) -> str:
-    return subprocess.run(["git", *told], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _lines(result: dict[str, Any]) -> str:

@@ -43,23 +43,23 @@ class Figure:
     fewest: int = 0
 
 
-def keep(root: Path, program: str, scale: str, case: str, seed: int, told: Mapping[str, Any]) -> Path:
-    """Write the file of a finished run: ``told`` has its figures, recipe, who trained it, and its circumstances."""
+def keep(root: Path, program: str, scale: str, case: str, seed: int, record: Mapping[str, Any]) -> Path:
+    """Write the file of a finished run: ``record`` has its figures, recipe, who trained it, and its circumstances."""
     measured = {"commit": bench.commit(), "date": today()}
     path = root / f"{program}-{scale}" / f"{slug(case)}-{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"program": program, "scale": scale, "case": case, "seed": seed, **told, "measured": measured}
+    whole = {"program": program, "scale": scale, "case": case, "seed": seed, **record, "measured": measured}
     path.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
     return path
 
 
 def read(root: Path, program: str, scale: str) -> dict[str, dict[int, Case]]:
     """All files of a program, by case and seed."""
-    found: dict[str, dict[int, Case]] = {}
+    cases: dict[str, dict[int, Case]] = {}
     for path in sorted((root / f"{program}-{scale}").glob("*.json")):
         case: Case = json.loads(path.read_text())
-        found.setdefault(case["case"], {})[case["seed"]] = case
-    return {name: dict(sorted(seeds.items())) for name, seeds in found.items()}
+        cases.setdefault(case["case"], {})[case["seed"]] = case
+    return {name: dict(sorted(seeds.items())) for name, seeds in cases.items()}
 
 
 def of_run(folder: Path, figures: Mapping[str, Any], report: Mapping[str, Any]) -> Case:
@@ -82,10 +82,10 @@ def of_run(folder: Path, figures: Mapping[str, Any], report: Mapping[str, Any]) 
 
 def of_here(figures: Mapping[str, Any], seconds: float, recipe: Path | None = None) -> Case:
     """What a file has of what this very process trained."""
-    told = {} if recipe is None else {"name": recipe.stem, "sha256": digest(recipe.read_text()), "changes": []}
+    source = {} if recipe is None else {"name": recipe.stem, "sha256": digest(recipe.read_text()), "changes": []}
     return {
         "figures": dict(figures),
-        "recipe": told,
+        "recipe": source,
         "trained": {"commit": bench.commit(), "date": today()},
         "seconds": round(seconds, 1),
         "machine": bench.machine(),
@@ -93,9 +93,9 @@ def of_here(figures: Mapping[str, Any], seconds: float, recipe: Path | None = No
     }
 
 
-def asked(told: str, every: Iterable[str]) -> list[str]:
+def asked(wanted: str, every: Iterable[str]) -> list[str]:
     """The cases that were asked for, ``a;b``, or all of them."""
-    known, names = list(every), [name.strip() for name in told.split(";") if name.strip()]
+    known, names = list(every), [name.strip() for name in wanted.split(";") if name.strip()]
     if unknown := [name for name in names if name not in known]:
         raise SystemExit(f"--cases {unknown[0]}: is none of {'; '.join(known)}")
     return names or known

@@ -149,7 +149,7 @@ def federated(table: Table, _: str) -> dict[str, Figure | None]:
         return Figure(plain / mine) if plain and mine else None
 
     pulled = [ratio(table, "fid", case, "skewed long") for case in table if " mu " in case]
-    found = {
+    figures = {
         "vanilla_iid": ratio(table, "fid", "vanilla", "central-joined"),
         "central": ratio(table, "fid", "vanilla", "central"),
         "beats_local": ratio(table, "fid", OWN, "skewed"),
@@ -161,8 +161,8 @@ def federated(table: Table, _: str) -> dict[str, Figure | None]:
         ("quant4", "updates, 4 bits"),
         ("stretch", "updates, 2 bits near"),
     ):
-        found |= {f"{id_}_bytes": fewer(case), f"{id_}_fid": ratio(table, "fid", case, "vanilla")}
-    return found
+        figures |= {f"{id_}_bytes": fewer(case), f"{id_}_fid": ratio(table, "fid", case, "vanilla")}
+    return figures
 
 
 def huscf(table: Table, scale: str) -> dict[str, Figure | None]:
@@ -204,12 +204,12 @@ def fifty_silos(table: Table, _: str) -> dict[str, Figure | None]:
 
 def digits(table: Table, _: str) -> dict[str, Figure | None]:
     """The worst of the seeds; the interval is that of their mean."""
-    found: dict[str, Figure | None] = {}
+    figures: dict[str, Figure | None] = {}
     for id_, name, which in (("digits", "recognised", min), ("train_and_sample_seconds", "seconds", max)):
         known = values(table, "digits-fedavg", name)
         mean_of = over(known) if known else None
-        found[id_] = mean_of and Figure(which(known.values()), mean_of.seeds, mean_of.low, mean_of.high)
-    return found
+        figures[id_] = mean_of and Figure(which(known.values()), mean_of.seeds, mean_of.low, mean_of.high)
+    return figures
 
 
 def convergence(table: Table, _: str) -> dict[str, Figure | None]:
@@ -242,7 +242,7 @@ OF: dict[str, Callable[[Table, str], dict[str, Figure | None]]] = {
 }
 
 
-def told(program: str, scale: str, root: Path = FOLDER) -> dict[str, dict[str, Any]]:
+def rows(program: str, scale: str, root: Path = FOLDER) -> dict[str, dict[str, Any]]:
     """A program's claims as it prints them: figure, bar, whether it holds, seeds and interval."""
     figures = OF[program](read(root, program, scale), scale)
     return {

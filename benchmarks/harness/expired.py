@@ -15,9 +15,9 @@ from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
 
 def expire(path: Path, authority: Path) -> None:
     """Put in the place of a certificate one that is the same but for its dates, and as well signed."""
-    told = json.loads(next(authority.rglob("cert.json")).read_text())
-    root, own = load_pem_x509_certificate(told["root_cert"].encode()), load_pem_x509_certificate(path.read_bytes())
-    key = load_pem_private_key(told["root_pri_key"].encode(), None)
+    signer = json.loads(next(authority.rglob("cert.json")).read_text())
+    root, own = load_pem_x509_certificate(signer["root_cert"].encode()), load_pem_x509_certificate(path.read_bytes())
+    key = load_pem_private_key(signer["root_pri_key"].encode(), None)
     assert isinstance(key, RSAPrivateKey)
     issuer, subject = (each.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value for each in (root, own))
     end = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)

@@ -41,23 +41,25 @@ def weights(folder: RunFolder, memories: dict[str, Any]) -> dict[str, str]:
     return {"": sha256(state.server)} | {site: sha256(memory) for site, memory in (memories or state.memories).items()}
 
 
-def alone(told: Recipe, folder: Path) -> dict[str, str]:
+def alone(asked: Recipe, folder: Path) -> dict[str, str]:
     """The same of a run in one process."""
-    for _ in compose(told, folder):
+    for _ in compose(asked, folder):
         pass
     run = RunFolder(folder)
     return weights(run, {site: memory for site, memory in run.state().memories.items() if memory})
 
 
-def alone_seconds(told: Recipe, folder: Path) -> float:
+def alone_seconds(asked: Recipe, folder: Path) -> float:
     """The median seconds of a round in one process, but for the first."""
-    return statistics.median([done.seconds for done in compose(told, folder)][1:])
+    return statistics.median([done.seconds for done in compose(asked, folder)][1:])
 
 
 def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
     """The same of a run between sites."""
-    found = {site: RunFolder(federation.kept(site, run)).memory(site, rounds) for site in sites}
-    return weights(RunFolder(federation.folder / SERVER / run), {site: mine for site, mine in found.items() if mine})
+    memories = {site: RunFolder(federation.kept(site, run)).memory(site, rounds) for site in sites}
+    return weights(
+        RunFolder(federation.folder / SERVER / run), {site: state for site, state in memories.items() if state}
+    )
 
 
 def ended(admin: Admin) -> dict[str, Any]:
@@ -67,12 +69,12 @@ def ended(admin: Admin) -> dict[str, Any]:
 
 
 @contextmanager
-def up(sites: int, **told: Any) -> Iterator[tuple[Federation, Admin, list[str]]]:
+def up(sites: int, **options: Any) -> Iterator[tuple[Federation, Admin, list[str]]]:
     """A federation of so many sites."""
     names = [f"silo-{i}" for i in range(sites)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        Federation(Path(folder), names, **told) as federation,
+        Federation(Path(folder), names, **options) as federation,
         federation.admin() as admin,
     ):
         yield federation, admin, names

@@ -51,8 +51,8 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
 
 def _method(mode: Mode, share: float, norm: float | None = None) -> CollaFuse:
     model, training = {"size": 4, "channels": 1, "classes": 0}, {"steps": 1}
-    told = {"model": model, "training": training, "rounds": 1, "mode": mode, "cut": share, "norm": norm}
-    return CollaFuse.model_validate(told)
+    fields = {"model": model, "training": training, "rounds": 1, "mode": mode, "cut": share, "norm": norm}
+    return CollaFuse.model_validate(fields)
 
 
 def _data() -> tuple[Tensor, Tensor]:

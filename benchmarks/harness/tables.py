@@ -40,11 +40,11 @@ def figures() -> str:
 def rows(program: str) -> dict[str, dict[str, Any]]:
     """What was measured in one run, and what is claimed of the files of cases."""
     result: dict[str, Any] = newest(program) if program in results() else {"figures": {}}
-    found = {
+    measured = {
         name: {"figure": figure, "bar": result["bars"][name], "holds": result["holds"].get(name), "seeds": []}
         for name, figure in result["figures"].items()
     }
-    return found | (claims.told(program, scale_of(program)) if program in claims.BARS else {})
+    return measured | (claims.rows(program, scale_of(program)) if program in claims.BARS else {})
 
 
 def results() -> set[str]:
@@ -173,15 +173,15 @@ def _in_order(table: case_files.Table, names: Iterable[str]) -> list[str]:
 
 def _of_seeds(table: case_files.Table, case: str, name: str, form: str) -> list[str]:
     """The mean over seeds, its interval, and how many seeds there are."""
-    found = case_files.over(case_files.values(table, case, name), positive=name == "fid")
-    ends = "-" if found.low is None or found.high is None else f"{found.low:{form}} to {found.high:{form}}"
-    return [f"{found.value:{form}}", ends, str(len(found.seeds))]
+    figure = case_files.over(case_files.values(table, case, name), positive=name == "fid")
+    ends = "-" if figure.low is None or figure.high is None else f"{figure.low:{form}} to {figure.high:{form}}"
+    return [f"{figure.value:{form}}", ends, str(len(figure.seeds))]
 
 
 def _mean(table: case_files.Table, case: str, name: str, form: str, of: int = 0) -> str:
     """The mean over the seeds; what is the same for all of them, of the first."""
-    found = case_files.first(table, case, name) if of else getattr(case_files.mean(table, case, name), "value", None)
-    return "-" if found is None else f"{found:{form}}"
+    figure = case_files.first(table, case, name) if of else getattr(case_files.mean(table, case, name), "value", None)
+    return "-" if figure is None else f"{figure:{form}}"
 
 
 def trade() -> str:
@@ -189,9 +189,11 @@ def trade() -> str:
     from manyhands.diffusion.schedule import Schedule
     from manyhands.privacy.accountant import decibel, epsilon, mu_of
 
-    table, found, snr = files("collafuse"), newest("collafuse")["reidentified"], Schedule().snr()
-    best = found["recommended_cut"]
-    picked = {float(cut): told["picked"] for cut, told in found["picked"].items()} | {best: found["at_it"]["picked"]}
+    table, audit, snr = files("collafuse"), newest("collafuse")["reidentified"], Schedule().snr()
+    best = audit["recommended_cut"]
+    picked = {float(cut): scores["picked"] for cut, scores in audit["picked"].items()} | {
+        best: audit["at_it"]["picked"]
+    }
 
     def row(cut: float) -> list[str]:
         signal, case = float(snr[round(cut * 1000)]), f"exact {cut}"
@@ -239,16 +241,16 @@ def header(path: Path) -> str:
 def _releases(figures: dict[str, Any]) -> str:
     """What releases at one cut, or at several, give away, in words."""
     cuts, picked = figures["cuts"], figures["picked"] or [None] * len(figures["cuts"])
-    told = [f"SNR {round(cut['snr_db'], 1) + 0.0:.1f} dB, epsilon {cut['epsilon']:,.0f}" for cut in cuts]
-    if len(told) > 1:
-        each = zip(cuts, told, picked, strict=True)
+    labels = [f"SNR {round(cut['snr_db'], 1) + 0.0:.1f} dB, epsilon {cut['epsilon']:,.0f}" for cut in cuts]
+    if len(labels) > 1:
+        each = zip(cuts, labels, picked, strict=True)
         rows = "; ".join(f"{cut['cut']:g}: {words}, {_percent(share)}" for cut, words, share in each)
         return (
             "each image is released once. By cut, with epsilon at delta 1e-5 and the share of releases for which, in "
             f"theory, the right one of 1,000 candidates is picked: {rows}. At cut 0 images are sent as they are, at 1 "
             "nothing is sent."
         )
-    once = f"each image is released once, with {told[0]} at delta 1e-5"
+    once = f"each image is released once, with {labels[0]} at delta 1e-5"
     if picked[0] is not None:
         return (
             f"{once}; in theory the right one of 1,000 candidates is picked for {_percent(picked[0])} of the releases."

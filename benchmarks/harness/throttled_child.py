@@ -31,8 +31,8 @@ def main() -> None:
     torch.set_num_threads(1)
     say({"ready": True})
     for line in sys.stdin:
-        told = json.loads(line)
-        say(DOES[told.pop("do")](**told))
+        request = json.loads(line)
+        say(DOES[request.pop("do")](**request))
 
 
 def say(words: Any) -> None:
@@ -42,8 +42,8 @@ def say(words: Any) -> None:
 
 def profiled(method: dict[str, Any], span: float, serves: int = 0) -> Any:
     """How fast this machine is."""
-    told = HuSCF.model_validate(method)
-    return speeds(told.model, told.training.batch, serves=serves, span=span)._asdict()
+    huscf = HuSCF.model_validate(method)
+    return speeds(huscf.model, huscf.training.batch, serves=serves, span=span)._asdict()
 
 
 def answering(rates: list[float]) -> Any:
@@ -61,8 +61,8 @@ def linked(port: int, rate: float) -> Any:
 
 def half(port: int, rate: float, name: str, method: dict[str, Any]) -> Any:
     """The silo's half of a run; the seconds of an iteration."""
-    told = HuSCF.model_validate(method)
-    conversation, plan, began = told.silo(_silo(name, told)), told.plan(), []
+    huscf = HuSCF.model_validate(method)
+    conversation, plan, began = huscf.silo(_silo(name, huscf)), huscf.plan(), []
     with socket.create_connection(("127.0.0.1", port)) as plain:
         stream, reply = Shaped(plain, rate), None
         send(stream, Message("name", facts={"silo": name}))
@@ -82,9 +82,9 @@ def half(port: int, rate: float, name: str, method: dict[str, Any]) -> Any:
 
 def middle(method: dict[str, Any], rates: dict[str, float]) -> Any:
     """The server's half of a run."""
-    told = HuSCF.model_validate(method)
-    roster = {name: len(_silo(name, told).images) for name in rates}
-    hub = RoundCoordinator(told.server(0, roster), told.plan(), roster)
+    huscf = HuSCF.model_validate(method)
+    roster = {name: len(_silo(name, huscf).images) for name in rates}
+    hub = RoundCoordinator(huscf.server(0, roster), huscf.plan(), roster)
     turn, threads = threading.Condition(), []
 
     def serve(stream: Shaped, name: str) -> None:

@@ -74,14 +74,14 @@ class ToySplit(Method):
     def plan(self) -> Plan:
         """Activations and their gradients; no image, no label."""
         maps = Payload({"x": MAPS})
-        told = Payload(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
+        statistics = Payload(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
         often, made = "each mini-batch", (Activations(by="its head", on="its images", images=True),)
         back = (Gradients(at="what its tail gets"),)
         return Plan(
             {
                 "forward": Operation("sends activations", often, maps, maps, barrier=True, outgoing=made),
                 "backward": Operation("sends their gradients", often, maps, maps, barrier=True, outgoing=back),
-                "segments": Operation("ends a round", "each round", told, barrier=True, closes_round=True),
+                "segments": Operation("ends a round", "each round", statistics, barrier=True, closes_round=True),
             }
         )
 

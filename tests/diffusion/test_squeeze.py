@@ -63,8 +63,8 @@ def test_what_is_drawn_beyond_the_bound_is_taken_to_be_at_it() -> None:
 def test_an_audit_attacks_images_as_they_were_released() -> None:
     images = Images(torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(_squeezed(images, None).pixels, images.pixels)
-    there = as_floats(_squeezed(images, 1.0).pixels)
-    assert torch.allclose(there, squeezed(as_floats(images.pixels), 1.0), atol=0.5 / 127.5 + 1e-6)
+    back = as_floats(_squeezed(images, 1.0).pixels)
+    assert torch.allclose(back, squeezed(as_floats(images.pixels), 1.0), atol=0.5 / 127.5 + 1e-6)
 
 
 def test_objectives_see_squeezed_images() -> None:

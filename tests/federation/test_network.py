@@ -143,10 +143,10 @@ def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
     run = admin.submit(asked, [])["run"]
     ended(admin)
     out = admin.fetch(run, tmp_path / "fetched")
-    there = federation.folder / SERVER / run
-    for path in there.rglob("*"):
+    stored = federation.folder / SERVER / run
+    for path in stored.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
-            assert (out / path.relative_to(there)).read_bytes() == path.read_bytes()
+            assert (out / path.relative_to(stored)).read_bytes() == path.read_bytes()
     with pytest.raises(RunFolderError, match="whose images are theirs"):
         evaluate(RunFolder(out), few)
     here = evaluate(in_one_process(asked, tmp_path / "one"), few)

@@ -171,8 +171,8 @@ def test_by_default_all_releases_of_an_image_have_no_more_signal_than_noise(here
     here.released(collafuse(**fields), Policy().limits)
     with pytest.raises(BudgetError, match="snr_db 0.9"):
         here.released(collafuse(size=8, **fields), Policy(approve="limits", max_releases=9).limits)
-    for told_open in ({"computable": True}, {"images": True}, {"max_epsilon": 1e3}, {"max_snr_db": 2}):
-        here.released(collafuse(size=8, **fields), Policy.model_validate(told_open).limits)
+    for opened in ({"computable": True}, {"images": True}, {"max_epsilon": 1e3}, {"max_snr_db": 2}):
+        here.released(collafuse(size=8, **fields), Policy.model_validate(opened).limits)
 
 
 def test_every_message_is_charged_before_it_is_sent_and_not_sent_where_that_is_refused() -> None:

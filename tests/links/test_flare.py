@@ -42,9 +42,9 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteConnect
     new_kits(f"{LOOPBACK}:{port}", ["a"], out)
     kit = load_kit(out / SERVER, "server")
     board = SiteConnections(kit, ["a"], LOOPBACK, port, lambda peer, line: lines.append(f"{peer}: {line}"))
-    there = threading.Event()
-    calls = ServerConnection(load_kit(out / "a", "site"), lambda _: there.set())
-    assert there.wait(30)
+    connected = threading.Event()
+    calls = ServerConnection(load_kit(out / "a", "site"), lambda _: connected.set())
+    assert connected.wait(30)
     yield board, calls, lines
     calls.close()
     board.close()

@@ -130,12 +130,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, folder: Path
 
 
 def test_a_run_does_not_go_on_with_another_autoencoder(tmp_path: Path, folder: Path) -> None:
-    mine = tmp_path / "model"
-    TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(5).state_dict()).save(mine)
-    next(iter(Experiment(method(mine), silos(), folder=tmp_path / "run", device="cpu")))
-    TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(6).state_dict()).save(mine)
+    folder = tmp_path / "model"
+    TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(5).state_dict()).save(folder)
+    next(iter(Experiment(method(folder), silos(), folder=tmp_path / "run", device="cpu")))
+    TrainedAutoencoder(AUTOENCODER, AUTOENCODER.build(6).state_dict()).save(folder)
     with pytest.raises(CheckpointError, match="not the one that the run started with"):
-        trained(method(mine), folder=tmp_path / "run", resume=True)
+        trained(method(folder), folder=tmp_path / "run", resume=True)
 
 
 def test_a_scale_that_is_told_is_not_asked_for(folder: Path) -> None:

@@ -346,5 +346,5 @@ def test_personal_generators_are_averages_over_rounds_where_asked() -> None:
 
 def test_received_weights_can_be_said_in_16_bits() -> None:
     experiment = trained(tiny_fedavg(**BOTH))
-    given = experiment.server.broadcast.silo_weights  # type: ignore[attr-defined]
-    assert sha256(given) == sha256(round_to_float16(given))
+    received = experiment.server.broadcast.silo_weights  # type: ignore[attr-defined]
+    assert sha256(received) == sha256(round_to_float16(received))

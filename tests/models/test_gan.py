@@ -62,7 +62,7 @@ def split_iteration(
     """The same iteration, by a silo that has both ends and a server that has the middle."""
     (x, labels, z), (ours, theirs) = data, (torch.optim.Adam(part.parameters(), 1e-2) for part in (home, server))
 
-    def there(network: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, MiddlePass]:
+    def forward(network: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, MiddlePass]:
         cut = cuts.of(network)
         first, _, last = cut.parts(list(getattr(home, network)))
         sent = run_blocks(first, x, labels)
@@ -74,16 +74,16 @@ def split_iteration(
         assert got.grad is not None
         sent.backward(passing.backward({"s": got.grad}, learns=learns)["s"])
 
-    sent_g, got_g, made, passing_g = there("generator", z)
+    sent_g, got_g, made, passing_g = forward("generator", z)
     for image, real in ((made.detach(), False), (x, True)):
-        sent, got, logits, passing = there("discriminator", image)
+        sent, got, logits, passing = forward("discriminator", image)
         spec.discriminator_loss(logits, real=real).backward()
         back(sent, got, passing, learns=True)
     ours.step()
     theirs.step()
     home.zero_grad()
     server.zero_grad()
-    sent, got, logits, passing = there("discriminator", made)
+    sent, got, logits, passing = forward("discriminator", made)
     spec.generator_loss(logits).backward()
     back(sent, got, passing, learns=False)
     back(sent_g, got_g, passing_g, learns=True)

@@ -24,27 +24,27 @@ class Wire:
 
     def __init__(self, link: Link) -> None:
         self.link, self.now, self.left = link, 0.0, memoryview(b"")
-        self.here, self.there = socket.socketpair()
-        self.there.settimeout(5)
-        self.peer = threading.Thread(target=answer, args=(self.there, 60), daemon=True)
+        self.near, self.far = socket.socketpair()
+        self.far.settimeout(5)
+        self.peer = threading.Thread(target=answer, args=(self.far, 60), daemon=True)
         self.peer.start()
 
     def sendall(self, data: bytes | memoryview, /) -> None:
         self.now += self.link.latency + len(data) / self.link.rate
-        self.here.sendall(data)
+        self.near.sendall(data)
 
     def recv_into(self, buffer: memoryview, /) -> int:
-        got = self.here.recv_into(buffer)
+        got = self.near.recv_into(buffer)
         self.now += got / (self.link.down or 1) + self.link.latency * (len(buffer) == 4)
         return got
 
     def settimeout(self, value: float | None, /) -> None:
-        self.here.settimeout(5)
+        self.near.settimeout(5)
 
     def close(self) -> None:
-        self.here.close()
+        self.near.close()
         self.peer.join()
-        self.there.close()
+        self.far.close()
 
 
 @pytest.mark.parametrize("link", [Link(1e6, 4e6, 0.02), Link(3e6, 2e5, 0.0001)])
@@ -60,20 +60,20 @@ def test_a_link_is_what_is_measured_of_it(link: Link, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    here, there = socket.socketpair()
-    with here, there:
-        yield here, there
+    near, far = socket.socketpair()
+    with near, far:
+        yield near, far
 
 
 def test_what_is_sent_is_received_and_then_the_stream_ends(pair: tuple[socket.socket, socket.socket]) -> None:
-    here, there = pair
+    near, far = pair
     sent = Message("made-back", {"x": torch.arange(5.0)}, {"a": 1})
-    assert send(here, sent) == 4 + len(encode(sent))
-    here.close()
-    got = receive(there, 1 << 20, 5)
+    assert send(near, sent) == 4 + len(encode(sent))
+    near.close()
+    got = receive(far, 1 << 20, 5)
     assert got is not None
     assert (got.op, got.facts, got.tensors["x"].tolist()) == ("made-back", {"a": 1}, [0, 1, 2, 3, 4])
-    assert receive(there, 1 << 20, 5) is None
+    assert receive(far, 1 << 20, 5) is None
 
 
 BLOB = encode(Message("link", {"x": torch.zeros(8)}, {"answer": 1}))
@@ -93,11 +93,11 @@ BLOB = encode(Message("link", {"x": torch.zeros(8)}, {"answer": 1}))
 def test_bytes_that_are_no_message_are_refused(
     data: bytes, words: str, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    here, there = pair
-    here.sendall(data)
-    here.close()
+    near, far = pair
+    near.sendall(data)
+    near.close()
     with pytest.raises(MessageError, match=words):
-        receive(there, 1 << 20, 5)
+        receive(far, 1 << 20, 5)
 
 
 def test_who_says_nothing_is_not_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:

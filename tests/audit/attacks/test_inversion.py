@@ -81,9 +81,9 @@ def test_the_label_of_an_image_that_is_known_is_found_by_trying(last: int) -> No
 def test_a_head_says_what_training_does_and_being_shown_images_leaves_no_trace() -> None:
     x, labels = batch()
     known, before = head(1), {name: w.clone() for name, w in head(1).blocks.state_dict().items()}
-    there = known(x, labels)
-    assert torch.allclose(known.settled(x, labels)(x, labels), there, atol=1e-5)
-    assert not torch.allclose(known.as_last_known()(x, labels), there, atol=1e-3)
+    inverted = known(x, labels)
+    assert torch.allclose(known.settled(x, labels)(x, labels), inverted, atol=1e-5)
+    assert not torch.allclose(known.as_last_known()(x, labels), inverted, atol=1e-3)
     assert all(torch.equal(w, before[name]) for name, w in known.blocks.state_dict().items())
 
 

@@ -82,11 +82,11 @@ def test_weights_have_a_dead_zone_and_updates_have_none() -> None:
     step = torch.full((64,), 1e-4)
     step[0] = step[-1] = 0  # the range stays
     rounded, updates, rng = Weights(bits=8), Updates(bits=8), torch_rng(0, "codec")
-    there = rounded.decode(rounded.encode(base, {}, {}, rng).wire, base)
+    decoded = rounded.decode(rounded.encode(base, {}, {}, rng).wire, base)
     for _ in range(20):
-        trained = {"w.weight": there["w.weight"] + step.view(8, 8)}
+        trained = {"w.weight": decoded["w.weight"] + step.view(8, 8)}
         again = rounded.decode(rounded.encode(trained, {}, {}, rng).wire, base)
-        assert torch.allclose(again["w.weight"], there["w.weight"], atol=1e-6)
+        assert torch.allclose(again["w.weight"], decoded["w.weight"], atol=1e-6)
     trained = {"w.weight": base["w.weight"] + step.view(8, 8)}
     said = updates.decode(updates.encode(trained, base, {}, rng).wire, base)
     assert torch.allclose(said["w.weight"], trained["w.weight"], atol=2e-6)

@@ -114,15 +114,15 @@ def test_fifty_recipes_that_hardly_differ_tell_no_more_than_one(what: str) -> No
         "cuts": [Noising(Schedule(steps=100_000), 40_000 + k, "secret") for k in range(50)],
         "chains": [Noising(Schedule(kind="linear", beta_end=0.02 + k * 1e-6), 400, "secret") for k in range(50)],
     }[what]
-    each = torch.stack([released(noising, images)["images"] for noising in noisings])
+    releases = torch.stack([released(noising, images)["images"] for noising in noisings])
     assert len({release_hash(noising, images, torch.arange(60)) for noising in noisings[:3]}) == 3
 
     def decibel(release: torch.Tensor) -> float:
         along = (release * x_0).sum() / x_0.square().sum()
         return 10 * np.log10(float(along.square() * x_0.square().sum() / (release - along * x_0).square().sum()))
 
-    assert decibel(each.mean(0)) < decibel(each[0]) + 0.5
-    apart = (each[1:] - each[:-1]).flatten(1)  # and neither does a difference show the image
+    assert decibel(releases.mean(0)) < decibel(releases[0]) + 0.5
+    apart = (releases[1:] - releases[:-1]).flatten(1)  # and neither does a difference show the image
     assert max(abs(correlation(one, x_0)) for one in apart) < 0.08
 
 

@@ -39,20 +39,20 @@ def every(**options: Any) -> list[GanMethod]:
     ]
 
 
-each = pytest.mark.parametrize("method", every(ema=0.5), ids=lambda method: method.kind)
+every_method = pytest.mark.parametrize("method", every(ema=0.5), ids=lambda method: method.kind)
 
 
 def kept(experiment: Experiment) -> Tensors:
     """All that is left of a run."""
-    mine = {f"{silo.name}/{name}": t for silo in experiment.silos for name, t in silo.memory.items()}
-    return mine | experiment.server.state_dict()
+    memories = {f"{silo.name}/{name}": t for silo in experiment.silos for name, t in silo.memory.items()}
+    return memories | experiment.server.state_dict()
 
 
 def same(a: Tensors, b: Tensors) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@each
+@every_method
 @pytest.mark.parametrize("stops", [0, 1, 2])
 def test_a_run_that_stopped_goes_on_to_the_same_bits(method: GanMethod, stops: int, tmp_path: Path) -> None:
     whole = trained(method, gan_silos(), **QUIET)
@@ -73,14 +73,14 @@ def drawn_by_silo(folder: Path) -> ImageGenerator:
     return drawing
 
 
-@each
+@every_method
 def test_what_is_really_encoded_gives_the_same(method: GanMethod) -> None:
     counted, encoded = (trained(method, gan_silos(), link=InProcess(wire=wire)) for wire in ("count", "bytes"))
     assert same(kept(counted), kept(encoded))
     assert counted.ledger.entries() == encoded.ledger.entries()
 
 
-@each
+@every_method
 @pytest.mark.parametrize("bad", [[0], [2], [0, 1]])
 def test_a_sick_silo_is_left_out_and_the_others_go_on(method: GanMethod, bad: list[int]) -> None:
     silos = gan_silos()
@@ -94,7 +94,7 @@ def test_a_sick_silo_is_left_out_and_the_others_go_on(method: GanMethod, bad: li
     assert all(tensor.isfinite().all() for tensor in kept(experiment).values())
 
 
-@each
+@every_method
 def test_work_and_bytes_are_counted(method: GanMethod) -> None:
     rounds = list(Experiment(method, gan_silos(), device="cpu"))
     assert all(set(done.flops) == {"s0", "s1", "s2"} and done.images == 36 for done in rounds)
@@ -102,7 +102,7 @@ def test_work_and_bytes_are_counted(method: GanMethod) -> None:
     assert all(done.bytes_up and done.bytes_down for done in rounds)
 
 
-@each
+@every_method
 def test_no_other_operation_and_nothing_more_is_taken(method: GanMethod) -> None:
     coordinator = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
     image = torch.zeros(2, 1, 16, 16)
@@ -112,7 +112,7 @@ def test_no_other_operation_and_nothing_more_is_taken(method: GanMethod) -> None
     assert {"images", "labels"} <= set(method.plan().never_sent)
 
 
-@each
+@every_method
 def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: GanMethod) -> None:
     op, part = {
         "mdgan": ("discriminator", "discriminator."),
@@ -135,7 +135,7 @@ def test_weights_that_none_can_be_or_that_come_too_early_are_refused(method: Gan
             coordinator.submit("s0", Message(op, weights | known, facts | {"round": 3}))
 
 
-@each
+@every_method
 def test_it_needs_images_that_fit(method: GanMethod) -> None:
     with pytest.raises(RecipeError, match="at least 2"):
         Experiment(method, gan_silos(1, images=1), device="cpu")

@@ -48,13 +48,13 @@ def test_what_is_sent_has_the_norm_and_the_noise_that_were_told() -> None:
 
 def test_noise_is_of_the_secret_and_of_what_it_hides() -> None:
     guard, x, (one, other, _) = Guard(clip=3.0, noise=1.0), torch.ones(2, 3), gan_silos()
-    mine = guard.hidden(x, one)
-    assert torch.equal(mine, guard.hidden(x, one))
+    hidden = guard.hidden(x, one)
+    assert torch.equal(hidden, guard.hidden(x, one))
     one.secret = "told to nobody"
-    assert not torch.allclose(guard.hidden(x, one), mine)
+    assert not torch.allclose(guard.hidden(x, one), hidden)
     first, second = (guard.hidden(each, one) - guard.clipped(each) for each in (x, x + 1e-6))
     assert not torch.allclose(first, second, atol=0.1)
-    assert not torch.allclose(guard.hidden(x, other), mine)
+    assert not torch.allclose(guard.hidden(x, other), hidden)
 
 
 def test_a_guarded_run_that_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
