@@ -101,7 +101,7 @@ class SiteConnections:
             self._log(peer, f"a frame of it was dropped: {printable(frame.fields['why'])}")
         frames, message = session.take(frame)
         self._connection.send(peer, frames)
-        return None if message is None else ReceivedCall(peer, session.session, session.number, message)
+        return None if message is None else ReceivedCall(peer, session.session.name, session.session.number, message)
 
     def _frame(self, peer: str, frame: Frame) -> None:
         if peer in self._room and peer not in self.muted and self._room[peer].acquire(blocking=False):

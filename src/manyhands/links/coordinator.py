@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from manyhands.errors import MessageError, QuorumLost, Reason, Refused
+from manyhands.links.session import Session
 from manyhands.messages.operation import RESTING
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class ClosedRound:
 class _SiloState:
     """The state of one silo: its latest call, and the answer to it or its refusal."""
 
-    session: str = ""
-    sequence: int = 0
+    session: Session = field(default_factory=Session)
     reply: Message | None = None
     refusal: Refused | None = None
     waiting: Message | None = None
@@ -60,22 +60,15 @@ class _SiloState:
     accumulated: bool = False
     taken: bool = False
     arrived: float = 0.0
-    retired: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
-    def is_resend(self, session: str, sequence: int) -> bool:
-        return session == self.session and sequence > 0 and sequence == self.sequence
-
-    def check_order(self, session: str, sequence: int) -> None:
-        """Refuse a call out of order. A session numbers its calls 1, 2, 3 (or all 0), and ends when another begins."""
-        follows = session != self.session or sequence in (0, self.sequence + 1)
+    def begin(self, session: str, number: int) -> None:
+        """Begin a call; refuse one out of order, and one of a session that waits for the answer to another."""
         waits = self.waiting is not None and session == self.waiting_session
-        if session in self.retired or not follows or waits:
-            raise Refused(Reason.OUT_OF_SEQUENCE, f"call {sequence} of session {session!r} came after {self.sequence}")
-
-    def take(self, session: str, sequence: int) -> None:
-        if session != self.session:
-            self.retired.append(self.session)
-        self.session, self.sequence, self.reply, self.refusal = session, sequence, None, None
+        if waits or not self.session.may_begin(session, number):
+            latest = self.session.number
+            raise Refused(Reason.OUT_OF_SEQUENCE, f"call {number} of session {session!r} came after {latest}")
+        self.session.begin(session, number)
+        self.reply = self.refusal = None
 
 
 @dataclass
@@ -131,12 +124,11 @@ class RoundCoordinator:
         """
         caller, self._now = self._caller(silo), max(now, self._now)
         self._opened = self._now if self._opened is None else self._opened
-        if caller.is_resend(session, sequence):
+        if caller.session.is_open(session, sequence):
             if caller.refusal is not None:
                 raise caller.refusal
             return
-        caller.check_order(session, sequence)
-        caller.take(session, sequence)
+        caller.begin(session, sequence)
         if caller.taken and caller.waiting is not None and caller.waiting.op == message.op:
             return  # sent again after a restart: it was added up before, and the new session gets its answer
         self._check(silo, message)
@@ -152,7 +144,7 @@ class RoundCoordinator:
     def collect(self, silo: str, session: str = "") -> Message | None:
         """Return the answer to the silo's latest call, or None while it waits at a barrier."""
         caller = self._caller(silo)
-        if session != caller.session:
+        if session != caller.session.name:
             raise Refused(Reason.OUT_OF_SEQUENCE, f"session {session!r} of {silo} has ended")
         if caller.refusal is not None and caller.waiting is None:
             raise caller.refusal

@@ -17,6 +17,7 @@ from typing import Any
 
 from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
 from manyhands.links.frame import Frame
+from manyhands.links.session import Session
 from manyhands.messages.message import UNBOUNDED, Bounds, Message, decode, decode_from, head_size, pieces
 
 PART_BYTES = 1 << 20
@@ -27,8 +28,6 @@ MAX_WAITING_FRAMES = 4 * WINDOW_PARTS
 """The most frames of a peer that wait to be read; more are dropped, as a network may drop them."""
 MAX_MEMORY_BYTES = 16 * PART_BYTES
 """A larger message is collected in a file."""
-MAX_RETIRED_SESSIONS = 64
-"""The most ended sessions of a client that are remembered."""
 
 
 class SessionGone(ManyhandsError):  # noqa: N818 - the name of the event
@@ -207,12 +206,11 @@ class ServerSession:
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self.session, self.number = "", 0
+        self.session = Session(first=1)
         self._in: ReceiveBuffer | None = None
         self._complete = False
         self._out: SendBuffer | None = None
         self._refusal: Refused | None = None
-        self._retired: list[str] = []
 
     def take(self, frame: Frame) -> tuple[list[Frame], Message | None]:
         """Process a frame; return the frames to send, and the call if it is complete now."""
@@ -221,7 +219,7 @@ class ServerSession:
                 return self._part(session, number, i, size, frame.payload)
             case {"k": "ask", "s": str(session), "n": int(number), "i": int(have)}:
                 return self._asked(session, number, have), None
-            case {"k": "have", "s": self.session, "n": self.number, "i": int(have)} if self._out:
+            case {"k": "have", "s": self.session.name, "n": self.session.number, "i": int(have)} if self._out:
                 return self._out.next_parts(have, self._call), None
             case {"k": "have", "s": str(), "n": int(), "i": int()}:
                 return [], None
@@ -242,21 +240,20 @@ class ServerSession:
     def forget(self) -> list[Frame]:
         """End the session and return the frame that tells the client, which must begin another one."""
         call = self._call
-        self._retire()
+        self.session.retire()
+        self._clear()
         return [Frame({"k": "gone", **call})] if call["s"] else []
 
     @property
     def _call(self) -> dict[str, Any]:
-        return {"s": self.session, "n": self.number}
+        return {"s": self.session.name, "n": self.session.number}
 
     def _part(self, session: str, number: int, i: int, size: int, payload: bytes) -> tuple[list[Frame], Message | None]:
-        if (session, number) != (self.session, self.number):
-            if not self._may_begin(session, number):
+        if not self.session.is_open(session, number):
+            if not self.session.may_begin(session, number):
                 return [Frame({"k": "gone", "s": session, "n": number})], None
-            if session != self.session:
-                self._retire()
+            self.session.begin(session, number)
             self._clear()
-            self.session, self.number = session, number
         if self._refusal or self._complete:
             return [], None
         try:
@@ -274,9 +271,9 @@ class ServerSession:
             return self.answer(refusal), None
 
     def _asked(self, session: str, number: int, have: int) -> list[Frame]:
-        if (session, number) != (self.session, self.number):
+        if not self.session.is_open(session, number):
             call = {"s": session, "n": number}
-            is_new = self._may_begin(session, number)
+            is_new = self.session.may_begin(session, number)
             return [Frame({**call, "k": "want", "i": 0} if is_new else {**call, "k": "gone"})]
         if self._refusal:
             return [self._refused()]
@@ -286,16 +283,6 @@ class ServerSession:
         if self._complete:
             return [Frame({**self._call, "k": "wait"})]
         return [Frame({**self._call, "k": "want", "i": self._in.have if self._in else 0})]
-
-    def _may_begin(self, session: str, number: int) -> bool:
-        """Whether a call may follow the latest one: it is the next of its session, or the first of a new session."""
-        return session not in self._retired and number == (self.number + 1 if session == self.session else 1)
-
-    def _retire(self) -> None:
-        if self.session:
-            self._retired = [*self._retired, self.session][-MAX_RETIRED_SESSIONS:]
-        self.session, self.number = "", 0
-        self._clear()
 
     def _clear(self) -> None:
         self._in = self._out = self._refusal = None
