@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from manyhands.cli.federation import app
+from manyhands.cli.federation.app import app
 from manyhands.errors import RecipeError
 from manyhands.federation.approval import (
     MAX_WAITING,
@@ -95,7 +95,7 @@ def test_approve_shows_what_would_be_sent_and_asks_for_a_yes(site: Path, monkeyp
 @pytest.mark.parametrize(("word", "allowed"), [("y\n", True), ("n\n", False), ("\n", False)])
 def test_on_a_terminal_a_person_is_asked(site: Path, word: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = keep_offer(site, TEXT)
-    monkeypatch.setattr("manyhands.cli.federation.is_terminal", lambda: True)
+    monkeypatch.setattr("manyhands.cli.federation.approve.is_terminal", lambda: True)
     code, said = run("approve", str(site), digest, words=word)
     assert (code == 0, approved(site) == {digest}) == (allowed, allowed)
     assert said.index("leaves (once an image)") < said.index("Approve it?")

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("nvflare")
 
 from harness.expired import expire
-from manyhands.cli.federation import check_data
+from manyhands.cli.federation.join import check_data
 from manyhands.errors import KitError, RecipeError
 from manyhands.federation.kit import About, Kit, load_kit, new_kits
 

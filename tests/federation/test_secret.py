@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import typer
 
 from manyhands import CollaFuse, Experiment, FedAvg, Silo, Training, UNet
+from manyhands.cli.federation.join import join
 from manyhands.errors import DiskError, KitError
+from manyhands.federation.kit import About, Kit
 from manyhands.federation.secret import site_secret
 from manyhands.files.write import new_file
 from manyhands.privacy.budget import FILE, Budget, Cost, Limits
@@ -30,7 +33,7 @@ def test_it_is_made_once_at_mode_600_and_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"abc", b"0" * 63, b"0" * 65, b"g" * 64, b"\xff" * 64])
 def test_one_that_was_cut_short_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "secret").write_bytes(content)
-    with pytest.raises(KitError, match="holds no secret of 64 hexadecimal digits"):
+    with pytest.raises(KitError, match="must be a secret of 64 hexadecimal digits"):
         site_secret(tmp_path)
     assert (tmp_path / "secret").read_bytes() == content
 
@@ -53,8 +56,33 @@ def test_a_failure_while_it_is_made_leaves_none(tmp_path: Path, step: str, monke
 def test_a_lost_one_is_not_made_anew_over_what_was_released_under_it(tmp_path: Path) -> None:
     Budget(tmp_path, site_secret(tmp_path)).charge([b"image"], [b"noised"], Cost(1, 1, 1), Limits(), run="run")
     (tmp_path / "secret").unlink()
-    with pytest.raises(KitError, match=f"is gone, and {FILE} tells of what was released under it"):
+    with pytest.raises(KitError, match=f"is missing, but {FILE} has releases that were made with it"):
         site_secret(tmp_path)
+
+
+@pytest.mark.parametrize("in_policy", [False, True])
+def test_join_ends_before_it_connects_if_the_secret_is_damaged_or_lost(
+    tmp_path: Path, in_policy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = Kit(tmp_path, About(party="a", role="site", host="127.0.0.1", port=1, sites=("a",)))
+    monkeypatch.setattr("manyhands.federation.kit.load_kit", lambda *_: kit)
+    monkeypatch.setattr("manyhands.federation.supervisor.supervise", lambda _: 0)
+    policy, site, ledger = tmp_path / "policy.toml", tmp_path / "site", tmp_path / "ledger"
+    policy.write_text(f"ledger = '{ledger}'\n" if in_policy else "")
+    folder = ledger if in_policy else site
+    with pytest.raises(typer.Exit):
+        join(tmp_path, data="recipe", policy=policy, out=site)
+    assert not folder.exists()
+    site_secret(folder)
+    with pytest.raises(typer.Exit):
+        join(tmp_path, data="recipe", policy=policy, out=site)
+    (folder / "secret").write_text("cut short")
+    with pytest.raises(KitError, match="must be a secret of 64 hexadecimal digits"):
+        join(tmp_path, data="recipe", policy=policy, out=site)
+    (folder / "secret").unlink()
+    (folder / FILE).write_text("")
+    with pytest.raises(KitError, match="is missing, but"):
+        join(tmp_path, data="recipe", policy=policy, out=site)
 
 
 def test_a_new_file_never_takes_the_place_of_another(tmp_path: Path) -> None:

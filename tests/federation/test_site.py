@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.federation.approval import approve, approved
-from manyhands.federation.policy import Policy, recipe_hash, recipe_text
+from manyhands.federation.policy import APPROVED_RUNS, Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.federation.usage import Usage
 from manyhands.links.exchange import SessionGone
@@ -171,6 +172,40 @@ def test_a_server_has_no_round_twice_however_it_asks(tmp_path: Path, refuses: bo
     said = once(tmp_path, Server(offer(text=recipe_text(recipe)), *answers, Message("decline")))
     assert [message.op for message in said[2:]] == ["join", *["update"] * (1 + refuses), "decline", "hello"]
     assert said[-2].facts["why"] == "stale round: 1 rounds are closed, and the server asks for one again"
+
+
+class ForgetfulServer(Server):
+    """Loses every session, as often as it likes."""
+
+    def new_session(self) -> None:
+        pass
+
+
+def test_a_server_has_an_approved_recipe_done_again_four_times_and_no_more(tmp_path: Path) -> None:
+    """A server that begins sessions anew, from other weights each time, would learn more than a person approved."""
+    recipe = load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2", *TINY, "method.rounds=1"])
+    weights = recipe.method.server(0, {"silo-0": 24, "silo-1": 24}).state_dict()
+    answers = list[Message | Exception]()
+    for number in range(APPROVED_RUNS + 1):
+        start = {
+            name.removeprefix("weights."): t + number for name, t in weights.items() if name.startswith("weights.")
+        }
+        joined = Message("join", start, {"round": 0, "done": False})
+        answers += [offer(text=recipe_text(recipe)), Message("enrol", facts={"round": 0, "sites": 2}), joined]
+        answers += [SessionGone("the server begins again")] if number < APPROVED_RUNS else [Message("decline")]
+    server = ForgetfulServer(*answers, StopIteration())
+    approve(tmp_path, [recipe_hash(recipe_text(recipe))])
+    lines, policy = list[str](), Policy(labels=True, data="recipe")
+    with pytest.raises(StopIteration):
+        Site("silo-0", policy, tmp_path, server, lines.append, lambda _: None).work()  # type: ignore[arg-type]
+    assert [message.op for message in server.heard].count("update") == APPROVED_RUNS
+    assert [message.op for message in server.heard[-3:]] == ["join", "decline", "hello"]
+    assert "this recipe has had its 4 rounds, over all runs" in "".join(lines)
+
+
+@pytest.mark.parametrize(("options", "most"), [({}, 36), ({"approve": "limits"}, None), ({"rounds": 50}, 50)])
+def test_an_approval_is_for_a_few_times_the_rounds_of_the_recipe(options: dict[str, Any], most: int | None) -> None:
+    assert Policy(**options).max_rounds(load_recipe(recipe_path("digits-fedavg"), TINY)) == most
 
 
 def test_a_folder_of_another_run_is_said_and_the_site_goes_on(tmp_path: Path) -> None:

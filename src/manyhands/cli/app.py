@@ -16,7 +16,7 @@ from manyhands.cli.cite import cite
 from manyhands.cli.compare import compare
 from manyhands.cli.evaluate import evaluate
 from manyhands.cli.explain import explain
-from manyhands.cli.federation import app as federation
+from manyhands.cli.federation.app import app as federation
 from manyhands.cli.interrupt import INTERRUPTED, Interrupted, interrupt
 from manyhands.cli.profile import profile
 from manyhands.cli.recipes import recipes

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NO_MORE_THAN_NOISE = 0.0
 """An SNR in dB: an image with more signal than noise can be recognised."""
 
+APPROVED_RUNS = 4
+"""How often a recipe that a person approved may run in full, unless the policy has ``rounds``."""
+
 FROM_RECIPE = "recipe"
 """The value of ``data`` that stands for the images that the recipe deals to a silo of this name."""
 
@@ -47,7 +50,10 @@ class Policy(Spec):
     )
     min_sites: Int = Field(default=2, ge=1, description="This site never trains with fewer sites, itself included.")
     rounds: Int | None = Field(
-        default=None, ge=1, description="The most rounds of one recipe, over all its runs. None: no limit."
+        default=None,
+        ge=1,
+        description="The most rounds of one recipe, over all its runs. None: with approve = 'hash', four times the "
+        "rounds of the recipe; with approve = 'limits', no limit.",
     )
     bytes: Int | None = Field(
         default=None, ge=0, description="The most bytes that leave for one recipe, over all its runs. None: no limit."
@@ -111,6 +117,12 @@ class Policy(Spec):
         open_to_noise = self._bounds_noise or self.images or self.computable
         most = self.max_snr_db if open_to_noise else NO_MORE_THAN_NOISE
         return Limits(self.max_epsilon, most, self.max_releases, self.delta)
+
+    def max_rounds(self, recipe: Recipe) -> int | None:
+        """The most rounds of this recipe, over all its runs, or None for no limit."""
+        if self.rounds is None and self.approve == "hash":
+            return APPROVED_RUNS * recipe.method.rounds
+        return self.rounds
 
     def refusals(self, recipe: Recipe, images: int, site: str = "") -> list[str]:
         """The reasons why this site does not take part in a run with so many images; empty if it does."""

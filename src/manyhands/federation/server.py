@@ -42,6 +42,13 @@ class FederationServer:
         self.peer_log = peer_log or PeerLog(log)
         self.running: RunSession | None = None
         self._idle: dict[str, tuple[float, str]] = {}
+        self._admin_handlers: dict[str, Callable[..., Message]] = {
+            "submit": self._submit,
+            "status": self._status,
+            "stop": self._stop,
+            "files": self._files,
+            "file": self._file,
+        }
         for file in sorted(out.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime):
             try:
                 self.running = load_run_session(RunFolder(file.parent), self.device, time.monotonic())
@@ -120,7 +127,7 @@ class FederationServer:
         peer, session, number, message = called
         if peer == ADMIN:
             ADMIN_PLAN.check(message, "up")
-            return getattr(self, f"_{message.op}")(**message.facts)  # type: ignore[no-any-return]
+            return self._admin_handlers[message.op](**message.facts)
         running, now = self.running, time.monotonic()
         if message.op not in SITE_PLAN.operations:
             if running is None:

@@ -206,7 +206,7 @@ class Site:
 
     def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:
         """What this recipe has had of this site; raises where a run that is new here would go beyond the policy."""
-        usage = Usage(self.ledger, recipe_hash(text), self.policy.rounds, self.policy.bytes)
+        usage = Usage(self.ledger, recipe_hash(text), self.policy.max_rounds(recipe), self.policy.bytes)
         sent = recipe.method.upload_bytes(images)
         if not folder.path.exists() and (refusals := usage.refusals(recipe.method.rounds, sent)):
             raise BudgetError(f"this site's policy: {'; '.join(refusals)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -378,6 +379,22 @@ def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goe
         pass
     for name, tensor in pieces(whole).items():
         assert torch.equal(tensor, pieces(again)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("training", "allowed"),
+    [({"steps": 5}, {4: False, 5: True, 6: False}), ({"epochs": 1}, {0: False, 1: True, 1 << 40: False})],
+)
+def test_a_server_asks_for_no_more_steps_than_the_recipe_has(
+    training: dict[str, int], allowed: dict[int, bool]
+) -> None:
+    method = tiny(training=GanTraining(batch=4, **training))
+    join = method.plan().operations["join"].down
+    start = {name: torch.zeros(spec.shape, dtype=spec.dtype) for name, spec in join.tensors.items()}  # type: ignore[arg-type]
+    for steps, is_allowed in allowed.items():
+        message = Message("join", start, {"round": 0, "done": False, "steps": steps})
+        with nullcontext() if is_allowed else pytest.raises(Refused, match="steps is"):
+            method.plan().check(message, "down")
 
 
 def passes(server: HuSCFServer, silos: list[Silo], upto: str, method: HuSCF) -> RoundCoordinator:

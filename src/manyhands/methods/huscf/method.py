@@ -13,8 +13,9 @@ from manyhands.generators.base import ImageGenerator
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
+from manyhands.messages.facts import Whole
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload, next_round_facts, round_facts
+from manyhands.messages.operation import IMAGES, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation, ServerCall, TrainedModel
@@ -108,7 +109,8 @@ class HuSCF(HuSCFSpec):
     def plan(self) -> Plan:
         """Activations and their gradients in each mini-batch, segments after each round; no image, no label."""
         first, *others = [self.segment_layout(cuts) for cuts in self.all_cuts]
-        facts_down = {**next_round_facts(self.rounds), "steps": COUNT}
+        steps = Whole(self.training.steps or 1, self.training.iterations(IMAGES.maximum))
+        facts_down = {**next_round_facts(self.rounds), "steps": steps}
         join = Operation(
             "says how many images it has, gets its segments of both networks", "once",
             Payload(facts={"images": IMAGES}), Payload(first, facts_down, tuple(others)),
