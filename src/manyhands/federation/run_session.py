@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from manyhands.errors import MessageError, QuorumLost, Reason, Refused, RunFolderError
+from manyhands.errors import MessageError, Reason, Refused, RunFolderError
 from manyhands.federation.delays import REPEAT_SHARE, SiteDelays
 from manyhands.federation.policy import recipe_text
 from manyhands.links.coordinator import RoundCoordinator
@@ -21,6 +21,7 @@ from manyhands.messages.message import Message, encoded_size
 from manyhands.runs.run_folder import Round, RunFolder, State
 from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.memory import compact_heap, peak_memory, release_memory
+from manyhands.silos.quorum import check_present, has_quorum
 from manyhands.subprocess_task import SubprocessTask
 
 if TYPE_CHECKING:
@@ -182,13 +183,11 @@ class RunSession:
         """Whether all are there, or those who are have waited long enough."""
         if self.stage != "gathering" or (self.awaited and now < self.since + self._wait):
             return False
-        if len(self.enrolled) >= min(self.recipe.quorum, len(self.roster or self.expected)) and self.enrolled:
-            return True
-        if self.awaited and not self.declined:
+        there, silos = len(self.enrolled), len(self.roster or self.expected)
+        if self.awaited and not self.declined and not has_quorum(self.recipe.quorum, there, silos):
             return False
-        raise QuorumLost(
-            f"{len(self.enrolled)} sites are there, the recipe asks for {self.recipe.quorum}{self._gone()}"
-        )
+        check_present(self.recipe.quorum, there, silos, self.declined | self.waiting, "sites are there")
+        return True
 
     def start(self, now: float) -> dict[str, Message]:
         """Go on from the newest round that was closed, with those who are there; what each is told."""
@@ -337,10 +336,6 @@ class RunSession:
 
     def _earlier(self) -> Tensors:
         return self.folder.earlier() or self.method.server(self.recipe.seed, self.roster).state_dict()
-
-    def _gone(self) -> str:
-        reasons = "; ".join(f"{site}: {why}" for site, why in sorted((self.declined | self.waiting).items()))
-        return f" ({reasons})" if reasons else ""
 
 
 def _export(path: str, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from manyhands.errors import MessageError, QuorumLost, Reason, Refused
+from manyhands.errors import MessageError, Reason, Refused
 from manyhands.links.session import Session
 from manyhands.messages.operation import RESTING
+from manyhands.silos.quorum import check_present
 
 if TYPE_CHECKING:
     from manyhands.messages.message import Message
@@ -244,9 +245,7 @@ class RoundCoordinator:
         present = self._present()
         if not present and self.done:
             return  # the remaining silos are absent, the others have finished
-        if len(present) < min(self.quorum, len(self._callers) - len(self.done)):
-            gone = "; ".join(f"{silo}: {why}" for silo, why in sorted(self.absent.items()))
-            raise QuorumLost(f"{len(present)} silos are left, the recipe asks for {self.quorum} ({gone})")
+        check_present(self.quorum, len(present), len(self._callers) - len(self.done), self.absent)
         self._accumulate_in_order()
         waiting = {silo: caller.waiting for silo, caller in present.items() if caller.waiting is not None}
         if waiting and len(waiting) == len(present):

@@ -30,6 +30,7 @@ from manyhands.runs import summary
 from manyhands.runs.run_folder import Round, RunFolder, State
 from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.device import chosen_device
+from manyhands.silos.quorum import can_reach_quorum
 from manyhands.silos.silo import FROM_THE_SEED, DeviceContext, Silo, distinct
 from manyhands.tensors import Tensors
 
@@ -86,7 +87,7 @@ class Experiment:
         if self.evaluation.images and self.evaluation.inception:
             inception.verify(self.evaluation.inception)  # before the run, not after it
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
-        if not 1 <= self.quorum <= len(self.roster):
+        if not can_reach_quorum(self.quorum, len(self.roster)):
             raise RecipeError(f"quorum is {self.quorum}, but there are {len(self.roster)} silos")
         self.server: Server = self.method.server(self.seed, self.roster)
         self.server.device = device_context.device

@@ -33,6 +33,7 @@ from manyhands.methods.gans.pflgan import PFLGan
 from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.seed import numpy_rng
+from manyhands.silos.quorum import can_reach_quorum
 from manyhands.silos.silo import NAME, NAME_RULE, is_name
 from manyhands.spec import Float, Int, Spec, suggest
 
@@ -204,7 +205,7 @@ class Recipe(Spec):
         if isinstance(clusters := getattr(self.method, "clusters", None), int) and clusters > silos:
             raise ValueError(f"method.clusters is {clusters}, partition.silos is only {silos}")
         a_round = (self.method.participants if isinstance(self.method, FedAvg) else None) or silos
-        if self.quorum > a_round:
+        if not can_reach_quorum(self.quorum, a_round):
             raise ValueError(f"quorum is {self.quorum}, but only {a_round} silos take part in a round")
         diffusion = getattr(self.method, "diffusion", None)
         if self.sampling.guidance != 1 and model.classes and not (diffusion and diffusion.label_dropout):

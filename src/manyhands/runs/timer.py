@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manyhands.errors import QuorumLost, printable
+from manyhands.errors import printable
 from manyhands.messages.operation import RESTING
 from manyhands.runs.run_folder import Round
+from manyhands.silos.quorum import check_senders
 
 if TYPE_CHECKING:
     from manyhands.links.coordinator import ClosedRound
@@ -61,6 +62,6 @@ class RoundTimer:
 
 def check_quorum(done: Round, closed: ClosedRound, quorum: int) -> None:
     """Raise where fewer silos than the quorum could send anything, unless the server has just repeated the round."""
-    if not closed.note and len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting < quorum:
-        reasons = "; ".join(f"{silo}: {reason}" for silo, reason in done.missing.items())
-        raise QuorumLost(f"round {done.number + 1}: fewer than {quorum} silos could send anything ({reasons})")
+    if not closed.note:
+        senders = len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting
+        check_senders(quorum, senders, done.number, done.missing)
