@@ -37,6 +37,7 @@ def test_a_gan_cites_no_walk_down_a_chain() -> None:
 
 def test_an_autoencoder_cites_no_diffusion() -> None:
     model = Autoencoder(size=8, channels=1, widths=(8, 8))
-    text = " ".join(citations(FedAvg(model=model, training=Training(steps=1), rounds=1)))
+    text = " ".join(citations(FedAvg(model=model, training=Training(steps=1), rounds=1), Sampling()))
     assert "1312.6114" in text
     assert DIFFUSION not in text
+    assert DDIM not in text

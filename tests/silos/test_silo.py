@@ -17,7 +17,7 @@ from manyhands.data.images import pooled
 from manyhands.data.partition import class_counts
 from manyhands.errors import DataError
 from manyhands.methods.base import Method
-from manyhands.methods.latents import encode
+from manyhands.methods.learners.latent import encode
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.runs.recipe import KINDS, AnyMethod
 from manyhands.runs.summary import images_of

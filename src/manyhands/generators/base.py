@@ -14,9 +14,7 @@ from manyhands.errors import RecipeError
 from manyhands.seed import torch_rng
 
 if TYPE_CHECKING:
-    from manyhands.models.gan import Gan
-    from manyhands.models.latent import Latent
-    from manyhands.models.unet import UNet
+    from manyhands.models.base import Model
 
 
 class ImageGenerator(ABC):
@@ -26,7 +24,7 @@ class ImageGenerator(ABC):
     """
 
     is_diffusion: ClassVar[bool] = True
-    model: UNet | Latent | Gan
+    model: Model
     classes: tuple[str, ...]
     sampling: Sampling
     device: str

@@ -7,10 +7,9 @@ import shutil
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
-from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion
@@ -21,12 +20,11 @@ from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
 from manyhands.generators.base import ImageGenerator
 from manyhands.models.autoencoder import FACTS, TrainedAutoencoder
-from manyhands.models.latent import Latent
-from manyhands.models.unet import UNet
+from manyhands.models.base import Denoiser
+from manyhands.models.kinds import model_of
 from manyhands.tensors import Tensors
 
 DIFFUSERS_NAME = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled-linear": "scaled_linear"}
-Denoiser = Annotated[UNet | Latent, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class DiffusionGenerator(ImageGenerator):
         scale: What the latents that the model was trained on were multiplied by.
     """
 
-    model: UNet | Latent
+    model: Denoiser
     diffusion: Diffusion
     weights: Tensors
     classes: tuple[str, ...] = ()
@@ -98,10 +96,9 @@ class DiffusionGenerator(ImageGenerator):
         try:
             facts = json.loads((folder / FACTS).read_text())
             raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-            model: UNet | Latent = TypeAdapter(Denoiser).validate_python(facts["model"])
-            frozen = None
-            if isinstance(model, Latent):
-                frozen = TrainedAutoencoder.from_pretrained(folder / "vae", model.autoencoder, device)
+            model = model_of(facts["model"])
+            if not isinstance(model, Denoiser):
+                raise ValueError(f"it is {model.noun}")
             loaded = cls(
                 model,
                 Diffusion(**facts["diffusion"]),
@@ -110,7 +107,7 @@ class DiffusionGenerator(ImageGenerator):
                 Sampling(**facts["sampling"]),
                 device,
                 facts["ema"],
-                frozen,
+                model.load_decoder(folder, device),
                 facts["scale"],
             )
             _ = loaded.network  # raises an error if the weights do not fit the model
@@ -131,8 +128,7 @@ class DiffusionGenerator(ImageGenerator):
 
     def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """Sample the noise that denoising starts from, (count, C, H, W)."""
-        unet = self.model.unet if isinstance(self.model, Latent) else self.model
-        return torch.randn(count, unet.channels, unet.size, unet.size, generator=rng, device=self.device)
+        return torch.randn(count, *self.model.noise_shape, generator=rng, device=self.device)
 
     def denoised(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from manyhands.messages.message import Message
     from manyhands.messages.plan import Plan
     from manyhands.models.autoencoder import TrainedAutoencoder
+    from manyhands.models.base import Model
     from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
 
@@ -258,25 +259,6 @@ class ServerWrapper(Server):
         return state
 
 
-class ImageShape(Protocol):
-    """The images that a model is for; every model has these."""
-
-    @property
-    def size(self) -> int:
-        """The height and width of an image in pixels."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """The number of channels: 1 for grey, 3 for colour."""
-        ...
-
-    @property
-    def classes(self) -> int:
-        """The number of classes; 0 for an unconditional model."""
-        ...
-
-
 ServerCall = Callable[["Message"], "Message"]
 """Sends a message to the server and returns the answer, or raises ``Refused``."""
 
@@ -407,7 +389,7 @@ class Method(Spec, ABC):
         return own or shared
 
 
-def check_images(silo: Silo, model: ImageShape, least: int = 1) -> None:
+def check_images(silo: Silo, model: Model, least: int = 1) -> None:
     """Raise ``RecipeError`` where a silo's images do not fit a model.
 
     Args:

@@ -10,18 +10,14 @@ import torch
 from pydantic import Field, model_validator
 
 from manyhands.errors import RecipeError
-from manyhands.generators.diffusion import DiffusionGenerator
-from manyhands.generators.gan import GanGenerator
 from manyhands.messages import outgoing
 from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, Server
+from manyhands.methods.base import Conversation, Server, TrainedModel
 from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.local_training import LocalTrainingMethod, update_facts, why_unusable
-from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.models.unet import UNet
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.spec import Int
@@ -46,26 +42,26 @@ class Local(LocalTrainingMethod):
     def _rounds_before_distillation(self) -> Self:
         if self.distil and self.distil.rounds >= self.rounds:
             raise ValueError(f"distil.rounds is {self.distil.rounds}, but there are {self.rounds} rounds in all")
-        if self.distil and not isinstance(self.model, UNet):
-            raise ValueError(f"distil is for a U-Net, not for kind {self.model.kind!r}")
+        if self.distil and not self.learner.can_distil:
+            raise ValueError(f"distil is for a denoiser of images, such as a U-Net, not for {self.model.noun}")
         return self
 
     def silo(self, silo: Silo) -> Conversation:
         """Train from the common start, and report the loss after each round."""
-        yield from self.prepared(silo)
+        yield from self.learner.prepare(silo)
         answer = yield Message("join", facts={"images": len(silo.images)})
         while not answer.facts["done"]:
             answer = yield self._round(silo, answer)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """Return a server that only counts rounds, and sends everyone the seed of the common start."""
-        return self.prepared_server(LocalServer(self.rounds, seed))
+        return self.learner.wrap_server(LocalServer(self.rounds, seed))
 
     def plan(self) -> Plan:
         """No tensor either way."""
         down = Payload(facts={**next_round_facts(self.rounds), "seed": SEED})
         return Plan(
-            self.preparations()
+            self.learner.operations()
             | {
                 "join": Operation("says how many images it has", "once", Payload(facts={"images": IMAGES}), down),
                 "progress": Operation(
@@ -74,9 +70,9 @@ class Local(LocalTrainingMethod):
             },
         )
 
-    def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
+    def silo_generator(self, silo: Silo) -> TrainedModel | None:
         """Return the network that the silo has trained."""
-        return self.silo_generator_of(silo, strip_prefix(silo.memory, "average."))
+        return self.learner.silo_generator(silo, strip_prefix(silo.memory, "average."))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         if self.diffusion.upto == 0:
@@ -123,9 +119,7 @@ class Local(LocalTrainingMethod):
 
     def _teacher(self, silo: Silo) -> Teacher | None:
         weights = strip_prefix(silo.memory, "teacher.")
-        if not (self.distil and weights and isinstance(self.model, UNet)):
-            return None
-        return Teacher(self.distil, self.diffusion, self.model, weights)
+        return Teacher(self.distil, self.diffusion, self.model, weights) if self.distil and weights else None
 
 
 def _other_entries(memory: Tensors) -> Tensors:

@@ -17,7 +17,7 @@ from manyhands.diffusion.squeeze import squeezed
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
-    from manyhands.models.unet import UNet
+    from manyhands.models.base import Model
     from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
 
@@ -55,7 +55,7 @@ class Teacher:
 
     distil: Distil
     diffusion: Diffusion
-    model: UNet
+    model: Model
     weights: Tensors
 
     def lesson(self, student: Network, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
+from manyhands.models.base import Model
 from manyhands.seed import seeded_globally
-from manyhands.spec import Float, Int, Spec
+from manyhands.spec import Float, Int
 from manyhands.tensors import Tensors, find_not_finite, snapshot
 
 FACTS = "manyhands.json"
@@ -28,7 +29,7 @@ CANNOT_SAMPLE = (
 )
 
 
-class Autoencoder(Spec):
+class Autoencoder(Model):
     """An autoencoder of square images, whose latents have a smaller side and ``latent`` channels.
 
     Its loss is the absolute error of the reconstruction, plus ``kl`` times the divergence of an image's latents from
@@ -38,6 +39,8 @@ class Autoencoder(Spec):
         Auto-Encoding Variational Bayes, Kingma, Welling, 2014, arXiv 1312.6114
         High-Resolution Image Synthesis with Latent Diffusion Models, Rombach et al., 2022, arXiv 2112.10752
     """
+
+    weights_of: ClassVar[str] = "its autoencoder"
 
     kind: Literal["autoencoder"] = Field(default="autoencoder", description="Selects this kind of model.")
     size: Int = Field(ge=4, le=2048, description="The side of the square images in pixels.")
@@ -62,6 +65,11 @@ class Autoencoder(Spec):
     def classes(self) -> int:
         """The number of classes, always 0: it takes no labels."""
         return 0
+
+    @property
+    def noun(self) -> str:
+        """What errors call it."""
+        return "an autoencoder"
 
     @property
     def side(self) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from manyhands.models.base import Model
 from manyhands.seed import seeded_globally
-from manyhands.spec import Int, Spec
+from manyhands.spec import Int
 
 NETWORKS = ("generator", "discriminator")
 GROUPS = 8
@@ -20,7 +21,7 @@ MAX_INNER_SIDE = 8
 """The largest side of the first features of a generator and of the innermost features of a discriminator."""
 
 
-class Gan(Spec):
+class Gan(Model):
     """A convolutional GAN for square images.
 
     A generator is a linear block, blocks that double the side, one that keeps it (the ``middle`` one), another that
@@ -32,6 +33,9 @@ class Gan(Spec):
             Chintala, 2015, arXiv 1511.06434
         Conditional Generative Adversarial Nets, Mirza, Osindero, 2014, arXiv 1411.1784
     """
+
+    has_parts: ClassVar[bool] = True
+    weights_of: ClassVar[str] = "both of its networks"
 
     kind: Literal["gan"] = Field(default="gan", description="Selects this kind of model.")
     size: Int = Field(ge=8, le=1024, description="The side of the square images in pixels.")
@@ -54,6 +58,11 @@ class Gan(Spec):
         if self.norm == "group" and self.width % GROUPS:
             raise ValueError(f"width {self.width} is not a multiple of {GROUPS}, the groups of norm = 'group'")
         return self
+
+    @property
+    def noun(self) -> str:
+        """What errors call it."""
+        return "a GAN"
 
     @property
     def halvings(self) -> int:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
+from manyhands.models.base import Denoiser
 from manyhands.models.unet import UNet
-from manyhands.spec import Float, Int, Spec
+from manyhands.spec import Float, Int
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from manyhands.models.unet import UNetModule
 
 
-class Latent(Spec):
+class Latent(Denoiser):
     """A latent diffusion model: only the U-Net is trained, and exchanged in rounds.
 
     References:
         High-Resolution Image Synthesis with Latent Diffusion Models, Rombach et al., 2022, arXiv 2112.10752
     """
+
+    has_parts: ClassVar[bool] = True
+    is_diffusers: ClassVar[bool] = True
 
     kind: Literal["latent"] = Field(default="latent", description="Selects this kind of model.")
     size: Int = Field(ge=4, le=2048, description="The side of the square images in pixels.")
@@ -73,6 +79,15 @@ class Latent(Spec):
                 f"{first.latent} x {first.side} and there are {self.classes} classes"
             )
         return self
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of noised latents."""
+        return self.unet.noise_shape
+
+    def load_decoder(self, folder: Path, device: str) -> TrainedAutoencoder:
+        """Load the autoencoder of a stored generator."""
+        return TrainedAutoencoder.from_pretrained(folder / "vae", self.autoencoder, device)
 
     def load(self) -> TrainedAutoencoder:
         """Load the autoencoder from its folder."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from manyhands.models.base import Denoiser
 from manyhands.seed import seeded_globally
-from manyhands.spec import Float, Int, Spec
+from manyhands.spec import Float, Int
 
 
-class UNet(Spec):
+class UNet(Denoiser):
     """A U-Net for square images, the denoiser of a diffusion model.
 
     References:
         U-Net: Convolutional Networks for Biomedical Image Segmentation, Ronneberger et al., 2015, arXiv 1505.04597
         Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
     """
+
+    has_parts: ClassVar[bool] = True
+    is_diffusers: ClassVar[bool] = True
 
     kind: Literal["unet"] = Field(default="unet", description="Selects this kind of model.")
     size: Int = Field(ge=4, le=1024, description="The side of the square images in pixels.")

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from manyhands.diffusion.sample import Sampling
-from manyhands.models.gan import Gan
+from manyhands.models.base import Denoiser
 from manyhands.spec import Spec
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def citations(*specs: Spec) -> list[str]:
-    """The references of specifications and of everything in them, each once; sampling from a GAN needs none."""
-    is_gan = any(isinstance(getattr(spec, "model", None), Gan) for spec in specs)
-    parts = [part for spec in specs if not (is_gan and isinstance(spec, Sampling)) for part in _parts(spec)]
+    """The references of specifications and of everything in them, each once; those of sampling are a denoiser's."""
+    is_diffusion = any(isinstance(getattr(spec, "model", None), Denoiser) for spec in specs)
+    parts = [part for spec in specs if is_diffusion or not isinstance(spec, Sampling) for part in _parts(spec)]
     return list(dict.fromkeys(reference for part in parts for reference in references(part)))
 
 

@@ -14,7 +14,7 @@ from manyhands.links.in_process import InProcess
 from manyhands.messages.message import Message
 from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.local_training import LocalResult
+from manyhands.methods.learners.base import LocalResult
 from manyhands.silos.silo import DeviceContext
 from manyhands.silos.training import load_optimiser_state, optimiser_state, steps
 from manyhands.tensors import sha256

@@ -7,20 +7,17 @@ from collections.abc import Mapping
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
 from manyhands.formatting import size_text
-from manyhands.generators.diffusion import DiffusionGenerator
-from manyhands.generators.gan import GanGenerator
 from manyhands.messages import outgoing
 from manyhands.messages.codec.codec import max_wire_bytes
 from manyhands.messages.facts import Whole
 from manyhands.messages.operation import IMAGES, WORD, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, Server
+from manyhands.methods.base import Conversation, Server, TrainedModel
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.server import FedAvgServer
 from manyhands.methods.fedavg.sharing import ALL, PART_NAMES, SHARED, assigned_parts, possible_uploads
 from manyhands.methods.fedavg.silo import converse
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
-from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.silos.silo import Silo
 from manyhands.tensors import strip_prefix
 
@@ -48,7 +45,7 @@ class FedAvg(FedAvgSpec):
         """Return the server, with a freshly initialised network."""
         if (self.participants or 1) > len(silos):
             raise RecipeError(f"participants is {self.participants}, but there are {len(silos)} silos")
-        return self.prepared_server(FedAvgServer(self, seed, silos))
+        return self.learner.wrap_server(FedAvgServer(self, seed, silos))
 
     def plan(self) -> Plan:
         """Weights down and up, once a round; no image and no label."""
@@ -61,7 +58,7 @@ class FedAvg(FedAvgSpec):
         up = Payload(sent, {**round_facts(self.rounds), **holds}, (*other_parts, {}))
         participants = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
-            self.preparations()
+            self.learner.operations()
             | {
                 "join": Operation(
                     "says how many images it has, gets the model",
@@ -95,20 +92,20 @@ class FedAvg(FedAvgSpec):
         saving = "all weights in float32" if plain else f"{8 * total / (up + down):.2f} x fewer bytes than in float32"
         return [
             f"{total:,} weights: {shares}",
-            *self.prepared_cost_lines(),
+            *self.learner.cost_lines(),
             f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} up and {size_text(count * down)} "
             f"down, {saving}",
             f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
         ]
 
-    def silo_generator(self, silo: Silo) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
+    def silo_generator(self, silo: Silo) -> TrainedModel | None:
         """Return the network as the silo has it, where it keeps parts or all of it; None otherwise."""
-        return self.silo_generator_of(silo, strip_prefix(silo.memory, AVERAGE))
+        return self.learner.silo_generator(silo, strip_prefix(silo.memory, AVERAGE))
 
     @property
     def _outgoing(self) -> outgoing.Weights:
         """What leaves in an update: weights that the server can read."""
-        of = {"gan": "both of its networks", "autoencoder": "its autoencoder"}.get(self.model.kind, "its network")
+        of = self.model.weights_of
         parts = " and ".join(f"the {PART_NAMES[part]}" for part in SHARED[self.share].split("+"))
         kept = tuple(PART_NAMES[part] for part in self._private)
         return outgoing.Weights(of=f"{parts} of {of}" if kept else of, training=self.training, kept=kept)

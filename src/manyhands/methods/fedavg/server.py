@@ -8,15 +8,12 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
-from manyhands.generators.diffusion import DiffusionGenerator
-from manyhands.generators.gan import GanGenerator
 from manyhands.messages.message import Message
-from manyhands.methods.base import Accumulated, Server
+from manyhands.methods.base import Accumulated, Server, TrainedModel
 from manyhands.methods.fedavg.broadcast import Broadcast
 from manyhands.methods.fedavg.sharing import assigned_parts
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
-from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.state_spec import initial_weights
 from manyhands.seed import numpy_rng
 from manyhands.tensors import Tensors, WeightedMean, add_prefix, running_average, strip_prefix, zeros
@@ -86,9 +83,9 @@ class FedAvgServer(Server):
         self._went_back = True
         return super().go_back({name: tensor for name, tensor in state.items() if not name.startswith("base.")})
 
-    def generator(self) -> DiffusionGenerator | GanGenerator | TrainedAutoencoder | None:
+    def generator(self) -> TrainedModel | None:
         """Return the network as silos receive it; None where parts of it stay at the silos."""
-        return None if self.method.personal else self.method.generator_of(self.average)
+        return None if self.method.personal else self.method.learner.generator(self.average)
 
     def state_dict(self) -> Tensors:
         """Return the model, its average over rounds, and the state of optimizer and codec."""

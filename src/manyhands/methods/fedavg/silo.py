@@ -11,7 +11,8 @@ from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.sharing import SHARED
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
-from manyhands.methods.local_training import NOTHING, LocalResult, update_facts, why_unusable
+from manyhands.methods.learners.base import NOTHING, LocalResult
+from manyhands.methods.local_training import update_facts, why_unusable
 from manyhands.seed import torch_rng
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
@@ -22,7 +23,7 @@ HELD, RESIDUAL = "held.", "left."
 
 def converse(method: FedAvgSpec, silo: Silo) -> Conversation:
     """Join, then train whenever weights come, until the server says that the run is done."""
-    yield from method.prepared(silo)
+    yield from method.learner.prepare(silo)
     answer, correction = (yield _join(method, silo)), None
     while not answer.facts["done"]:
         before = silo.memory

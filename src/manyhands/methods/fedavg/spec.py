@@ -16,8 +16,6 @@ from manyhands.methods.fedavg.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.fedavg.sharing import ALL, SHARED, Share
 from manyhands.methods.local_training import LocalTrainingMethod
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
-from manyhands.models.autoencoder import Autoencoder
-from manyhands.models.gan import Gan
 from manyhands.models.state_spec import state_spec_of
 from manyhands.spec import Float, Int
 from manyhands.tensors import StateSpec
@@ -85,15 +83,15 @@ class FedAvgSpec(LocalTrainingMethod, ABC):
         return self
 
     @model_validator(mode="after")
-    def _no_proximal_gan(self) -> Self:
-        if isinstance(self.model, Gan) and self.proximal:
-            raise ValueError("proximal is for a single loss, but a GAN has two")
+    def _single_loss(self) -> Self:
+        if self.proximal and not self.learner.has_single_loss:
+            raise ValueError(f"proximal is for a single loss, but {self.model.noun} has two")
         return self
 
     @model_validator(mode="after")
-    def _whole_autoencoder(self) -> Self:
-        if isinstance(self.model, Autoencoder) and self.share != "all":
-            raise ValueError(f"share is {self.share!r}, but an autoencoder can only be shared with 'all'")
+    def _parts_to_share(self) -> Self:
+        if self.share != "all" and not self.model.has_parts:
+            raise ValueError(f"share is {self.share!r}, but {self.model.noun} can only be shared with 'all'")
         return self
 
     @property

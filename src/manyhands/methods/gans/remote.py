@@ -20,7 +20,8 @@ from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans.chain import Chain
-from manyhands.methods.local_training import NOTHING, LocalResult, update_facts, why_unusable
+from manyhands.methods.learners.base import NOTHING, LocalResult
+from manyhands.methods.local_training import update_facts, why_unusable
 from manyhands.models.gan import GanModule
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter

@@ -15,7 +15,7 @@ from manyhands.data.latents import Latents, latent_scale
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.links.in_process import InProcess
 from manyhands.methods.baselines import LocalServer
-from manyhands.methods.latents import AGREE, FETCH, SCALE, LatentServer, encode
+from manyhands.methods.learners.latent import AGREE, FETCH, SCALE, LatentServer, encode
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.tensors import sha256

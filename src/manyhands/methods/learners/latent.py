@@ -1,21 +1,25 @@
-"""Before a latent model is trained, silos get the frozen autoencoder and agree on one scale of latents."""
+"""Trains a latent model, after silos got the frozen autoencoder and agreed on one scale of latents."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from manyhands.data.latents import Latents, Moments, latent_scale
 from manyhands.errors import CheckpointError, Reason, Refused
+from manyhands.formatting import size_text
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
 from manyhands.methods.base import Accumulated, Server, ServerWrapper
+from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize
+from manyhands.methods.learners.denoiser import denoising_loss
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.models.state_spec import state_spec_of
@@ -35,46 +39,76 @@ MAX_SQUARE = 1e8
 SCALES = Number(0.0, 1e12)
 
 
-def operations(model: Latent) -> dict[str, Operation]:
-    """Return the operations before the first round, which also run when a run is resumed."""
-    weights = state_spec_of(model.autoencoder)
-    fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, {"scale": SCALES}))
-    if model.scale is not None:
-        return {FETCH: fetch}
-    total = MAX_SQUARE * COUNT.maximum
-    facts = {"images": IMAGES, "numbers": Whole(1, COUNT.maximum), "sum": Number(-total, total),
-               "squares": Number(0.0, total)}  # fmt: skip
-    agree = Operation(
-        "sends the count, sum and sum of squares of its latents, gets the scale that all silos use",
-        "once",
-        Payload(facts=facts),
-        Payload(facts={"scale": SCALES}),
-        barrier=True,
-    )
-    return {FETCH: fetch, AGREE: agree}
+class LatentLearner(Learner[Latent]):
+    """Trains a U-Net on noised latents.
 
-
-def prepare(silo: Silo, model: Latent) -> Conversation:
-    """Run the silo's half: encode its images once, and agree on the scale.
-
-    Args:
-        silo: The silo; its ``latents`` are set.
-        model: The latent model, with its autoencoder.
+    Before the first round, silos get the frozen autoencoder, encode their images once, and agree on one scale.
     """
-    answer = yield Message(FETCH)
-    encoded = encode(silo, TrainedAutoencoder(model.autoencoder, dict(answer.tensors)))
-    scale = answer.facts["scale"]
-    if not scale:
-        moments = {"images": len(silo.images), **encoded.moments()._asdict()}
-        try:
-            answer = yield Message(AGREE, {}, moments)
-        except Refused as refusal:
-            if refusal.reason is not Reason.STALE_ROUND:
-                raise
-            answer = yield Message(FETCH)  # the others have agreed without this silo
+
+    uses_diffusion: ClassVar[bool] = True
+
+    def train_round(self, local: LocalRound) -> LocalResult:
+        """Train for one round; the first one counts the FLOPs of encoding, too."""
+        silo, rng = local.silo, local.silo.rng(local.number)
+        assert silo.latents is not None, "prepare sets them"
+        batch = partial(silo.latents.to(silo.device_context.device).batch, rng=rng)
+        result = minimize(self, local, denoising_loss(self, local, batch, rng), rng)
+        return result._replace(flops=result.flops + encoding_flops(silo))
+
+    def generator(self, weights: Tensors) -> DiffusionGenerator:
+        """Return the generator of latents, which still lacks its autoencoder."""
+        return DiffusionGenerator(self.model, self.diffusion, weights, ema=self.ema)
+
+    def silo_generator(self, silo: Silo, weights: Tensors) -> DiffusionGenerator | None:
+        """Return the generator with a silo's own weights, and the autoencoder that decodes its latents."""
+        if not weights:
+            return None
+        autoencoder = silo.latents.autoencoder if silo.latents else self.model.load()
+        return replace(self.generator(weights), autoencoder=autoencoder, scale=float(silo.memory[SCALE]))
+
+    def operations(self) -> dict[str, Operation]:
+        """Return the operations before the first round, which also run when a run is resumed."""
+        weights = state_spec_of(self.model.autoencoder)
+        fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, {"scale": SCALES}))
+        if self.model.scale is not None:
+            return {FETCH: fetch}
+        total = MAX_SQUARE * COUNT.maximum
+        facts = {"images": IMAGES, "numbers": Whole(1, COUNT.maximum), "sum": Number(-total, total),
+                 "squares": Number(0.0, total)}  # fmt: skip
+        agree = Operation(
+            "sends the count, sum and sum of squares of its latents, gets the scale that all silos use",
+            "once",
+            Payload(facts=facts),
+            Payload(facts={"scale": SCALES}),
+            barrier=True,
+        )
+        return {FETCH: fetch, AGREE: agree}
+
+    def prepare(self, silo: Silo) -> Conversation:
+        """Encode the silo's images once, and agree on the scale; this sets ``latents`` of the silo."""
+        answer = yield Message(FETCH)
+        encoded = encode(silo, TrainedAutoencoder(self.model.autoencoder, dict(answer.tensors)))
         scale = answer.facts["scale"]
-    silo.latents = replace(encoded, scale=scale)
-    silo.memory |= {SCALE: torch.tensor(scale, dtype=torch.float64)}
+        if not scale:
+            moments = {"images": len(silo.images), **encoded.moments()._asdict()}
+            try:
+                answer = yield Message(AGREE, {}, moments)
+            except Refused as refusal:
+                if refusal.reason is not Reason.STALE_ROUND:
+                    raise
+                answer = yield Message(FETCH)  # the others have agreed without this silo
+            scale = answer.facts["scale"]
+        silo.latents = replace(encoded, scale=scale)
+        silo.memory |= {SCALE: torch.tensor(scale, dtype=torch.float64)}
+
+    def wrap_server(self, inner: Server) -> Server:
+        """Return a server that has the autoencoder and the scale."""
+        return LatentServer(self.model, inner)
+
+    def cost_lines(self) -> list[str]:
+        """Return the size of the autoencoder."""
+        count = sum(spec.size for spec in state_spec_of(self.model.autoencoder).values())
+        return [f"before the first round each silo gets the autoencoder: {count:,} weights, {size_text(4 * count)}"]
 
 
 def encode(silo: Silo, autoencoder: TrainedAutoencoder) -> Latents:

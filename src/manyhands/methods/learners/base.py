@@ -1,0 +1,170 @@
+"""The base of learners: how a silo trains one kind of model, and what draws images with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from manyhands.models.base import Model
+from manyhands.silos.flops import Meter
+from manyhands.silos.training import Training, steps
+
+if TYPE_CHECKING:
+    from manyhands.diffusion.objective import Diffusion
+    from manyhands.messages.operation import Operation
+    from manyhands.methods.base import Conversation, Server, TrainedModel
+    from manyhands.methods.distil import Teacher
+    from manyhands.methods.fedavg.proximal import Proximal
+    from manyhands.silos.silo import Silo
+    from manyhands.tensors import Tensors
+
+M = TypeVar("M", bound=Model)
+
+
+class LocalResult(NamedTuple):
+    """The statistics of a round of local training: the mean loss, the images seen, and the FLOPs."""
+
+    loss: float | None = None
+    seen: int = 0
+    flops: int = 0
+
+
+NOTHING = LocalResult()
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """One round of training at a silo.
+
+    Args:
+        network: The network, with its weights of the start of the round.
+        optimiser: Its optimiser.
+        silo: The silo whose images it is trained on.
+        number: The round.
+        rate: The learning rate of the round.
+        proximal: A term that keeps the weights near those of the start, or None.
+        teacher: A network to distil instead of the usual objective, or None.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    silo: Silo
+    number: int
+    rate: float
+    proximal: Proximal | None = None
+    teacher: Teacher | None = None
+
+
+@dataclass(frozen=True)
+class Learner(ABC, Generic[M]):
+    """How a silo trains one kind of model, and what draws images with it.
+
+    The smallest learner has ``train_round`` and ``generator``. One that must send something before the first round
+    also has ``operations``, ``prepare`` and ``wrap_server``, which are both halves of that conversation.
+
+    Args:
+        model: The specification of the network.
+        training: The local training of a round.
+        diffusion: The noise schedule and the objective of a denoiser.
+        ema: The decay of the average of weights over rounds that images are drawn with; 0 for the last weights.
+
+    Attributes:
+        training_type: The class of ``training``.
+        uses_diffusion: Whether ``diffusion`` is its objective.
+        has_single_loss: Whether it minimizes one loss, to which a method can add terms.
+        can_distil: Whether a ``Teacher`` can take the place of its objective.
+    """
+
+    training_type: ClassVar[type[Training]] = Training
+    uses_diffusion: ClassVar[bool] = False
+    has_single_loss: ClassVar[bool] = True
+    can_distil: ClassVar[bool] = False
+
+    model: M
+    training: Training
+    diffusion: Diffusion
+    ema: float
+
+    @abstractmethod
+    def train_round(self, local: LocalRound) -> LocalResult:
+        """Train a network for one round on a silo's images.
+
+        Args:
+            local: The network and the silo. Its terms are None where this learner does not have what they need.
+        """
+
+    @abstractmethod
+    def generator(self, weights: Tensors) -> TrainedModel:
+        """Return the generator with these weights.
+
+        Args:
+            weights: The weights of the network by name.
+        """
+
+    def silo_generator(self, silo: Silo, weights: Tensors) -> TrainedModel | None:
+        """Return the generator with a silo's own weights, or None where it has none.
+
+        Args:
+            silo: The silo.
+            weights: Its weights by name; empty where it has none.
+        """
+        return self.generator(weights) if weights else None
+
+    def operations(self) -> dict[str, Operation]:
+        """Return the operations before the first round, which also run when a run is resumed."""
+        return {}
+
+    def prepare(self, silo: Silo) -> Conversation:
+        """Run the silo's half of ``operations``.
+
+        Args:
+            silo: The silo that is going to train.
+        """
+        yield from ()
+
+    def wrap_server(self, inner: Server) -> Server:
+        """Return a server that answers ``operations``, too.
+
+        Args:
+            inner: The server of the rounds.
+        """
+        return inner
+
+    def cost_lines(self) -> list[str]:
+        """Return sentences about what is sent before the first round."""
+        return []
+
+
+def minimize(
+    learner: Learner[Any], local: LocalRound, loss: Callable[[Tensor], Tensor], rng: torch.Generator
+) -> LocalResult:
+    """Train for one round on a single loss, with the terms of the method.
+
+    Args:
+        learner: The learner, with its training.
+        local: The round.
+        loss: Returns the loss of a batch of the silo's images, for their numbers, (B,).
+        rng: The random numbers of the order of images.
+    """
+    training, context, proximal = learner.training, local.silo.device_context, local.proximal
+    batches, meter = list(training.batches(len(local.silo.images), rng)), Meter(context.known_flops)
+    total = torch.zeros((), device=context.device)
+    for value in steps(
+        local.network,
+        local.optimiser,
+        batches,
+        (lambda numbers: proximal.added_to(loss(numbers))) if proximal else loss,
+        clip=training.clip,
+        autocast=training.autocasts(context.device),
+        meter=meter,
+        work=(learner.model, local.teacher is not None),
+    ):
+        total += value
+        if proximal:
+            proximal.after_step(local.rate)
+    return LocalResult((total / len(batches)).item(), sum(map(len, batches)), meter.flops)
