@@ -115,7 +115,7 @@ def test_who_was_not_asked_is_not_heard(world: World, op: str, facts: dict[str, 
     assert refusal.reason is Reason.UNKNOWN_SILO
     assert world.stage == "gathering"
     assert world.serving.running is not None
-    assert world.serving.running.enrolled == {"a"}
+    assert world.serving.running.sites.enrolled == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_site_that_asks_for_runs_anew_is_not_counted_until_it_enrols_again(wor
     world.call("a", "hello", declined="")
     world.enrol("b")
     assert world.serving.running is not None
-    assert world.serving.running.enrolled == {"b"}
+    assert world.serving.running.sites.enrolled == {"b"}
     world.enrol("a")
     assert world.stage == "training"
 
@@ -222,7 +222,7 @@ def test_an_answer_that_cannot_be_told_is_a_refusal_to_one_site_and_no_more(worl
     assert isinstance(refusal, Refused)
     assert refusal.reason is Reason.NOT_NOW
     assert isinstance(world.call("b", "hello", declined=""), Message)
-    assert any(line.startswith("a: its answer cannot be told") for line in world.lines)
+    assert any(line.startswith("a: the answer cannot be sent") for line in world.lines)
 
 
 def test_a_flood_of_refusals_leaves_a_few_lines(training: World) -> None:

@@ -1,9 +1,9 @@
-"""A run between sites, as its server has it: who takes part, how far it is, and what is kept of it."""
+"""A run between sites, on its server: it gathers the sites, trains with them, and keeps each closed round."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ import torch
 
 from manyhands.errors import MessageError, Reason, Refused, RunFolderError
 from manyhands.federation.delays import REPEAT_SHARE, SiteDelays
+from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.policy import recipe_text
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.ledger import Ledger
@@ -21,7 +22,6 @@ from manyhands.messages.message import Message, encoded_size
 from manyhands.runs.run_folder import Round, RunFolder, State
 from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.memory import compact_heap, peak_memory, release_memory
-from manyhands.silos.quorum import check_present, has_quorum
 from manyhands.subprocess_task import SubprocessTask
 
 if TYPE_CHECKING:
@@ -38,25 +38,29 @@ OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped"
 
 @dataclass
 class RunSession:
-    """It gathers its sites, trains with them, and gathers them anew whenever one must begin the round again.
+    """It gathers its sites, trains with them, and gathers them again if one of them must repeat the round.
 
-    A round of several barriers can only be begun by all together. It is begun again from the newest round that was
-    closed, so that nothing depends on who was lost when.
+    A round with several barriers can only be repeated by all sites together. They repeat it from the newest round that
+    was closed, so that the weights do not depend on when a site was lost.
+
+    Args:
+        folder: The run folder.
+        recipe: The recipe that the admin submitted.
+        sites: The sites of the run.
+        device: Where the server computes.
+        since: When the sites began to gather, in seconds of the server's clock.
+        stage: How far the run is.
+        why: Why the run ended early.
+        ledger: The bytes of every message.
     """
 
     folder: RunFolder
     recipe: Recipe
-    expected: tuple[str, ...]
+    sites: Enrolment
     device: torch.device
     since: float
     stage: Stage = "gathering"
     why: str = ""
-    roster: dict[str, int] = field(default_factory=dict)
-    held_out: dict[str, int] = field(default_factory=dict)
-    enrolled: set[str] = field(default_factory=set)
-    declined: dict[str, str] = field(default_factory=dict)
-    waiting: dict[str, str] = field(default_factory=dict)
-    absent: set[str] = field(default_factory=set)
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -65,226 +69,195 @@ class RunSession:
         self.server: Server | None = None
         self.delays = SiteDelays(self.recipe.federation.deadline, self.since)
         self._returning: set[str] = set()
-        self._wait = self.recipe.federation.gather
-        self._begun: set[str] = set()
-        self._fresh = True
+        self._gather_seconds = self.recipe.federation.gather
+        self._started: set[str] = set()
+        self._round_untouched = True
         self._clock: RoundTimer | None = None
         self._pending: dict[str, str] = {}
-        self._images: dict[str, int] = {}
         self._export: SubprocessTask[..., None] | None = None
 
     @cached_property
     def offer(self) -> Message:
-        """What sites are told of it; it can be told, or the run could not have been begun."""
+        """The message that offers the run to a site; it was checked when the run was submitted."""
         return Message("hello", facts={"run": self.folder.path.name, "recipe": recipe_text(self.recipe)})
 
     @cached_property
     def plan(self) -> Plan:
-        """The method's; asked for once there is a server, which knows its networks."""
+        """The method's plan; it is made when the server is, because that loads the networks."""
         return self.method.plan()
 
     @property
     def round(self) -> int:
-        """How many rounds are closed."""
+        """The number of rounds that are closed."""
         return self.server.round if self.server else self.folder.kept
 
     @property
-    def awaited(self) -> list[str]:
-        """The sites that a run which gathers waits for."""
-        settled = self.enrolled | self.declined.keys() | self.absent
-        return [site for site in self.roster or self.expected if site not in settled]
+    def muted(self) -> set[str]:
+        """The sites that are ignored until the next round."""
+        return self.delays.muted
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every site that takes part has finished."""
+        if self.coordinator is None or self.server is None or self.server.round < self.method.rounds:
+            return False
+        return not (self.sites.roster.keys() - self.coordinator.done - self.coordinator.absent.keys())
+
+    @property
+    def must_restart_round(self) -> bool:
+        """Whether a site came back that cannot continue alone; one that was left out waits for the next round."""
+        ready = self._returning - self.delays.left_out
+        return self.coordinator is not None and any(
+            self._round_untouched or site not in self.coordinator.absent for site in ready
+        )
 
     def write(self) -> None:
-        """Keep how it stands, for a server that begins anew."""
-        state = {"stage": self.stage, "why": self.why, "expected": self.expected, "roster": self.roster}
-        state |= {"held_out": self.held_out, "declined": self.declined, "waiting": self.waiting}
-        self.folder.write(FILE, state)
+        """Write the stage and the sites to disk, for a server that restarts."""
+        self.folder.write(FILE, {"stage": self.stage, "why": self.why, **self.sites.state()})
 
-    def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | Refused | None:
-        """Take a site in. It is answered when all are there, or at once where it can go on by itself."""
+    def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | None:
+        """Enrol a site; it is answered now if it can continue alone, and otherwise when all sites are ready.
+
+        Raises:
+            Refused: The site cannot take part.
+        """
         if self.stage in OVER:
-            return Refused(Reason.NOT_NOW, f"the run is over: {self.stage} {self.why}".rstrip())
-        if self.roster and site not in self.roster:
-            return Refused(Reason.NOT_NOW, f"the run began without {site}")
-        if self.roster and self.roster[site] != facts["images"]:
-            return Refused(
-                Reason.WRONG_WEIGHT, f"says {facts['images']} images, {self.roster[site]} when the run began"
-            )
-        if facts["images"] > (limit := self.recipe.federation.images):
-            return Refused(Reason.WRONG_WEIGHT, f"says {facts['images']:,} images, federation.images allows {limit:,}")
-        kept = [number for number in facts["kept"] if 0 < number <= self.round]
-        if not kept and any(site not in done.missing for done in self.folder.rounds[: self.round]):
-            if self.recipe.federation.lost == "refuse":
-                return Refused(
-                    Reason.NOT_NOW, f"{site} took part and has kept nothing of it; federation.lost = 'admit' takes it"
-                )
-            self.folder.problem(f"{site} has lost what it kept, and goes on as if it were new")
-        self.declined.pop(site, None)
-        self.waiting.pop(site, None)
-        self.absent.discard(site)
-        self._images[site], self.held_out[site] = facts["images"], facts["held_out"]
-        self.enrolled.add(site)
+            raise Refused(Reason.NOT_NOW, f"the run is over: {self.stage} {self.why}".rstrip())
+        self.sites.check(site, facts["images"], self.recipe.federation.images)
+        self._check_memory(site, facts["kept"])
+        self.sites.add(site, facts["images"], facts["held_out"])
         if self.coordinator is None:
             return None
         if len(self.plan.barriers) > 1:
             self._return(site, now)
             return None
-        return self._begin(site)
+        return self._start_site(site)
+
+    def _check_memory(self, site: str, kept: Sequence[int]) -> None:
+        """Refuse a site that trained before and has lost what it kept, unless the recipe admits it."""
+        if any(0 < number <= self.round for number in kept):
+            return
+        if all(site in done.missing for done in self.folder.rounds[: self.round]):
+            return
+        if self.recipe.federation.lost == "refuse":
+            raise Refused(
+                Reason.NOT_NOW,
+                f"{site} trained before but has lost what it kept; federation.lost = 'admit' would let it continue",
+            )
+        self.folder.problem(f"{site} has lost what it kept, and continues like a new site")
 
     def _return(self, site: str, now: float) -> None:
-        """All begin the round again for a site that comes back, unless it has them do so too often, or too much."""
+        """Have all sites repeat the round for one that comes back, unless it has cost them too much already."""
         assert self.coordinator is not None
         self._returning.add(site)
         if why := self.delays.come_back(site, now):
             self.coordinator.drop(site, why)
 
-    @property
-    def muted(self) -> set[str]:
-        """The sites that are not heard before the next round."""
-        return self.delays.muted
+    def reset_site(self, site: str) -> None:
+        """Forget the open call of a site that began a new session."""
+        self._pending.pop(site, None)
+        if self.coordinator is None:
+            self.sites.enrolled.discard(site)
+
+    def decline(self, site: str, why: str, *, waits: bool) -> None:
+        """Note that a site does not take part, no longer, or not before somebody there has approved the recipe."""
+        self.sites.decline(site, why, waits=waits)
+        if self.coordinator is not None and site in self._started:
+            self.coordinator.drop(site, why)
+        self.write()
+
+    def finish(self, site: str) -> None:
+        """Note that a site has finished its half of the method."""
+        if self.coordinator is not None and site in self._started:
+            self.coordinator.finish(site)
+
+    def is_gathered(self, now: float) -> bool:
+        """Whether training can begin: all sites are ready, or enough of them after the time for gathering."""
+        if self.stage != "gathering" or (self.sites.awaited and now < self.since + self._gather_seconds):
+            return False
+        return self.sites.has_quorum(self.recipe.quorum)
+
+    def start(self, now: float) -> dict[str, Message]:
+        """Train from the newest closed round on, with the sites that are ready; return the answer to each."""
+        self.sites.start()
+        roster = self.sites.roster
+        self.server = self.method.server(self.recipe.seed, roster)
+        self.server.device = self.device
+        release_memory(at_once=not self.server.trains)
+        self.ledger = Ledger()
+        state = self.folder.resume(roster)
+        if state is not None:
+            self.server.resume(state.round, state.stores, state.server)
+            self.ledger.load(state.ledger)
+        self.coordinator = RoundCoordinator(
+            self.server, self.plan, roster, self.recipe.quorum, self.recipe.federation.deadline
+        )
+        self.coordinator.earlier, self.coordinator.late = self._earlier, self.delays.late
+        self.delays.begin(now, self.since)
+        for site in roster.keys() - self.sites.enrolled:
+            self.coordinator.absent[site] = self.sites.reasons.get(site, "was not there")
+        self._clock = RoundTimer(self.ledger, self.server)
+        self._pending, self._returning, self._started = {}, set(), set()
+        self._round_untouched, self.stage = True, "training"
+        self.write()
+        return {site: self._start_site(site) for site in self.sites.enrolled if site in roster}
+
+    def restart_round(self, now: float) -> None:
+        """Gather the sites again; all that take part repeat the open round."""
+        assert self.coordinator is not None
+        self.sites.absent = self.coordinator.absent.keys() - self._returning
+        self.delays.restart_round(self._returning, now)
+        federation = self.recipe.federation
+        self._gather_seconds = min(federation.gather, (1 - REPEAT_SHARE) * federation.deadline)
+        self.stage, self.since, self.coordinator = "gathering", now, None
+        self.sites.enrolled, self._pending = set(), {}
 
     def is_barrier(self, message: Message) -> bool:
-        """Whether others wait for this, too."""
+        """Whether the server answers this message only when all sites have sent theirs."""
         return self.coordinator is not None and message.op in self.plan.barriers
 
     def add_busy_time(self, seconds: float) -> None:
-        """The server was busy for all: nobody is late meanwhile."""
+        """Note that the server was busy: this time makes no site late."""
         self.delays.busy += seconds
 
     def charge(self, spent: Mapping[str, float]) -> bool:
-        """The server was busy with sites, of no use to others: that is the loss of each."""
+        """Charge each site for the time in which the server was busy with it alone."""
         for site, seconds in spent.items():
             self.add_busy_time(seconds)
-            if self.coordinator is not None and site in self.roster:
+            if self.coordinator is not None and site in self.sites.roster:
                 self.coordinator.charge_delay(site, seconds)
                 self.delays.keep_busy(site, seconds)
         return bool(spent)
 
     def check_deadline(self, now: float) -> None:
-        """Go on without those who are silent for too long, while the server listens."""
+        """Continue without the sites that are late; time in which the server was busy does not count."""
         if self.coordinator is not None:
             self.coordinator.check_deadline(now - self.delays.busy)
 
-    def reset_site(self, site: str) -> None:
-        """A site has begun anew: nobody there waits any more for what was called before."""
-        self._pending.pop(site, None)
-        if self.coordinator is None:
-            self.enrolled.discard(site)
+    def call(self, site: str, message: Message, session: str, number: int, now: float) -> None:
+        """Pass a message of the method on to the coordinator.
 
-    def decline(self, site: str, why: str, *, waits: bool) -> None:
-        """A site does not take part, or no longer, or not yet: somebody there has to approve it first."""
-        (self.waiting if waits else self.declined)[site] = why
-        self.enrolled.discard(site)
-        if self.coordinator is not None and site in self._begun:
-            self.coordinator.drop(site, why)
-        self.write()
-
-    def is_gathered(self, now: float) -> bool:
-        """Whether all are there, or those who are have waited long enough."""
-        if self.stage != "gathering" or (self.awaited and now < self.since + self._wait):
-            return False
-        there, silos = len(self.enrolled), len(self.roster or self.expected)
-        if self.awaited and not self.declined and not has_quorum(self.recipe.quorum, there, silos):
-            return False
-        check_present(self.recipe.quorum, there, silos, self.declined | self.waiting, "sites are there")
-        return True
-
-    def start(self, now: float) -> dict[str, Message]:
-        """Go on from the newest round that was closed, with those who are there; what each is told."""
-        self.roster = self.roster or {site: self._images[site] for site in sorted(self.enrolled)}
-        self.server = self.method.server(self.recipe.seed, self.roster)
-        self.server.device = self.device
-        release_memory(at_once=not self.server.trains)
-        self.ledger = Ledger()
-        state = self.folder.resume(self.roster)
-        if state is not None:
-            self.server.resume(state.round, state.stores, state.server)
-            self.ledger.load(state.ledger)
-        self.coordinator = RoundCoordinator(
-            self.server, self.plan, self.roster, self.recipe.quorum, self.recipe.federation.deadline
-        )
-        self.coordinator.earlier, self.coordinator.late = self._earlier, self.delays.late
-        self.delays.begin(now, self.since)
-        for site in self.roster.keys() - self.enrolled:
-            self.coordinator.absent[site] = (self.declined | self.waiting).get(site, "was not there")
-        self._clock = RoundTimer(self.ledger, self.server)
-        self._pending, self._returning, self._begun, self._fresh, self.stage = {}, set(), set(), True, "training"
-        self.write()
-        return {site: self._begin(site) for site in self.enrolled if site in self.roster}
-
-    @property
-    def must_restart_round(self) -> bool:
-        """Whether a site came back that cannot go on by itself: at once, or with the next round if it was left out."""
-        ready = self._returning - self.delays.left_out
-        return self.coordinator is not None and any(
-            self._fresh or site not in self.coordinator.absent for site in ready
-        )
-
-    def restart_round(self, now: float) -> None:
-        """Gather anew: whoever is in the open round begins it again."""
-        assert self.coordinator is not None
-        self.absent = self.coordinator.absent.keys() - self._returning
-        self.delays.restart_round(self._returning, now)
-        self._wait = min(self.recipe.federation.gather, (1 - REPEAT_SHARE) * self.recipe.federation.deadline)
-        self.stage, self.since, self.coordinator = "gathering", now, None
-        self.enrolled, self._pending = set(), {}
-
-    def conclude(self) -> bool:
-        """Keep the end, and write of it what is for people: elsewhere, so that the server goes on answering.
-
-        Whether all is written.
+        Raises:
+            Refused: The message is not allowed, or not now.
         """
-        if self._export is None:
-            if self.stage != "exporting":
-                self.save()
-                self.stop("exporting")
-            known = (self.held_out, self.folder.problems, peak_memory())
-            self._export = SubprocessTask(_export, str(self.folder.path), str(self.device), *known)
-        if self._export.is_done:
-            self._export.result()
-            return True
-        return False
-
-    def stop(self, stage: Stage, why: str = "") -> None:
-        """It is over."""
-        self.stage, self.why, self.coordinator = stage, why, None
-        if self._export is not None:
-            self._export.stop()
-        self.write()
-
-    def call(self, site: str, message: Message, session: str, number: int, now: float) -> Refused | None:
-        """Take a message of the method; a refusal is answered at once."""
         if self.stage == "exporting":
-            return Refused(Reason.NOT_NOW, "the last round is closed")
-        if self.coordinator is None or site not in self._begun:
-            return Refused(Reason.NOT_NOW, "the run waits for its sites")
+            raise Refused(Reason.NOT_NOW, "the last round is closed")
+        if self.coordinator is None or site not in self._started:
+            raise Refused(Reason.NOT_NOW, "the run waits for its sites")
         op = message.op if message.op in self.plan.operations else "refused"
         if op != "refused" and self.plan.operations[op].draws:
-            return Refused(Reason.NOT_NOW, "the server draws for nobody while it trains")
+            raise Refused(Reason.NOT_NOW, "the server draws for nobody while it trains")
         adds = self.server is not None and not self.server.trains
         try:
             self.ledger.add(site, "up", op, encoded_size(message))
             with compact_heap() if adds else nullcontext():
                 self.coordinator.submit(site, message, session, number, now - self.delays.busy)
         except MessageError as error:
-            return Refused(Reason.MALFORMED, str(error))
-        except Refused as refusal:
-            return refusal
-        self._pending[site], self._fresh = session, False
-        return None
-
-    def finish(self, site: str) -> None:
-        """A site has come to its end."""
-        if self.coordinator is not None and site in self._begun:
-            self.coordinator.finish(site)
-
-    def closed(self) -> Iterator[Round]:
-        """The rounds that were closed since; each is kept before anybody is answered."""
-        while self.coordinator is not None and self.coordinator.closed:
-            yield self._keep(self.coordinator.closed.pop(0))
+            raise Refused(Reason.MALFORMED, str(error)) from None
+        self._pending[site], self._round_untouched = session, False
 
     def answers(self) -> dict[str, Message | Refused]:
-        """What there is to be said to those who have called."""
+        """Return the answers that are ready, for the sites that wait for one."""
         answers: dict[str, Message | Refused] = {}
         for site, session in list(self._pending.items()):
             if self.coordinator is None:
@@ -297,29 +270,50 @@ class RunSession:
                 self.ledger.add(site, "down", reply.op, encoded_size(reply))
                 answers[site] = reply
             except MessageError as error:
-                answers[site] = Refused(Reason.NOT_NOW, f"the answer cannot be told: {error}")
+                answers[site] = Refused(Reason.NOT_NOW, f"the answer cannot be encoded: {error}")
             except Refused as refusal:
                 answers[site] = refusal
             del self._pending[site]
         return answers
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all who are there have come to their end."""
-        if self.coordinator is None or self.server is None or self.server.round < self.method.rounds:
-            return False
-        return not (self.roster.keys() - self.coordinator.done - self.coordinator.absent.keys())
+    def closed(self) -> Iterator[Round]:
+        """Yield the rounds that were closed since the last call; each is on disk before any site is answered."""
+        while self.coordinator is not None and self.coordinator.closed:
+            yield self._keep(self.coordinator.closed.pop(0))
 
     def save(self) -> None:
-        """Keep the closed round."""
+        """Write the state after the newest closed round to disk."""
         assert self.server is not None
         state, stores = self.server.state_dict(), self.server.stores()
-        self.folder.save(State(self.server.round, state, {}, self.roster, self.ledger.entries(), stores))
+        self.folder.save(State(self.server.round, state, {}, self.sites.roster, self.ledger.entries(), stores))
 
-    def _begin(self, site: str) -> Message:
+    def conclude(self) -> bool:
+        """Save the final state, and write the model and the report in another process; return whether that is done.
+
+        The server goes on answering meanwhile.
+        """
+        if self._export is None:
+            if self.stage != "exporting":
+                self.save()
+                self.stop("exporting")
+            server_facts = (self.sites.held_out, self.folder.problems, peak_memory())
+            self._export = SubprocessTask(_export, str(self.folder.path), str(self.device), *server_facts)
+        if self._export.is_done:
+            self._export.result()
+            return True
+        return False
+
+    def stop(self, stage: Stage, why: str = "") -> None:
+        """End the training, and note why."""
+        self.stage, self.why, self.coordinator = stage, why, None
+        if self._export is not None:
+            self._export.stop()
+        self.write()
+
+    def _start_site(self, site: str) -> Message:
         assert self.server is not None
-        self._begun.add(site)
-        return Message("enrol", facts={"round": self.server.round, "sites": len(self.enrolled)})
+        self._started.add(site)
+        return Message("enrol", facts={"round": self.server.round, "sites": len(self.sites.enrolled)})
 
     def _keep(self, closed: ClosedRound) -> Round:
         assert self._clock is not None
@@ -330,31 +324,28 @@ class RunSession:
         self.folder.append(done)
         self.save()
         self._clock.start()
-        self._fresh = True
+        self._round_untouched = True
         self.delays.close_round()
         return done
 
     def _earlier(self) -> Tensors:
-        return self.folder.earlier() or self.method.server(self.recipe.seed, self.roster).state_dict()
+        return self.folder.earlier() or self.method.server(self.recipe.seed, self.sites.roster).state_dict()
 
 
 def _export(path: str, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:
-    from manyhands.federation.export import export  # where there is room for it
+    from manyhands.federation.export import export  # only this process needs the memory that its imports take
 
     export(RunFolder(Path(path)), device, held_out, problems, memory)
 
 
 def load_run_session(folder: RunFolder, device: torch.device, now: float) -> RunSession:
-    """A run that a server which ended had begun."""
+    """Load the run that a server kept in this folder; it gathers its sites again unless it is over."""
     from manyhands.runs.recipe import parse_recipe
 
     try:
         state = json.loads((folder.path / FILE).read_text())
         recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
-        expected, roster = tuple(state["expected"]), dict(state["roster"])
-        running = RunSession(folder, recipe, expected, device, now, why=state["why"], roster=roster)
-        running.held_out = dict(state["held_out"])
-        running.declined, running.waiting = dict(state["declined"]), dict(state["waiting"])
+        running = RunSession(folder, recipe, Enrolment.load(state), device, now, why=state["why"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
     if state["stage"] not in OPEN:

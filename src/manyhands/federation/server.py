@@ -1,8 +1,7 @@
-"""The server that sites dial: one thread that takes what they say, one thing after another."""
+"""The server of a federation: one thread that handles the calls of the sites and the admin, one after another."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,28 +11,44 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manyhands.errors import ManyhandsError, MessageError, Reason, RecipeError, Refused, printable
+from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.kit import ADMIN, Kit
 from manyhands.federation.log import PeerLog
-from manyhands.federation.plans import ADMIN_PLAN, PIECE_BYTES, SITE_PLAN
+from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
 from manyhands.federation.policy import recipe_hash, recipe_text
+from manyhands.federation.run_files import file_sizes, read_piece
 from manyhands.federation.run_session import FILE, OPEN, OVER, RunSession, load_run_session
+from manyhands.federation.status import run_state, site_states
 from manyhands.formatting import size_text
 from manyhands.messages.message import MAX_HEADER_BYTES, Message, encoded_size
 from manyhands.runs.recipe import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from manyhands.federation.run_session import Stage
     from manyhands.federation.site_connections import ReceivedCall, SiteConnections
+    from manyhands.runs.run_folder import Round
 
     Log = Callable[[str], None]
+    Answer = Message | Refused | None
 
 TICK = 0.2
+"""Seconds that the server waits for a call when it has nothing else to do."""
 IDLE_SECONDS = 10.0
-"""Seconds after which a site that waits for a run is told that there is none."""
+"""Seconds after which a site that asks for a run is answered that there is none."""
 
 
 class FederationServer:
-    """Offers one run at a time to the sites, and does what the admin says. ``log`` gets a line for people."""
+    """Offers one run at a time to the sites, and handles what the admin asks for.
+
+    Args:
+        kit: The server's kit.
+        connections: The connections of the sites and the admin.
+        out: The folder of the run folders.
+        device: Where the server computes.
+        log: Takes a line for people.
+        peer_log: Takes a line that a site brings about; it limits how many.
+    """
 
     def __init__(
         self, kit: Kit, connections: SiteConnections, out: Path, device: str, log: Log, peer_log: PeerLog | None = None
@@ -49,55 +64,60 @@ class FederationServer:
             "files": self._files,
             "file": self._file,
         }
+        self._site_handlers: dict[str, Callable[[RunSession, str, dict[str, Any]], Message | None]] = {
+            "enrol": self._enrol,
+            "decline": self._decline,
+            "ended": self._ended,
+        }
         for file in sorted(out.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime):
             try:
                 self.running = load_run_session(RunFolder(file.parent), self.device, time.monotonic())
             except ManyhandsError as error:
                 log(str(error))
         if (resumed := self.running) is not None and resumed.stage not in OVER:
-            log(f"goes on with {resumed.folder.path}: {resumed.round} of {resumed.method.rounds} rounds are closed")
+            log(f"{resumed.folder.path}: continues after round {resumed.round} of {resumed.method.rounds}")
 
     def step(self) -> None:
-        """Take a call that came, or let the server work; then say what there is to say."""
-        called = self.connections.next(0 if self._end_run_on_error(self._work) else TICK)
-        if called is not None:
-            self._handle_call(called)
+        """Train, or else wait for a call and handle it; then send the answers that are ready."""
+        call = self.connections.next(0 if self._end_run_on_error(self._train_step) else TICK)
+        if call is not None:
+            self._handle_call(call)
         self._charge()
         self._end_run_on_error(self._advance)
         self._answer_idle_sites(time.monotonic())
 
-    def _work(self, running: RunSession) -> bool:
+    def _train_step(self, running: RunSession) -> bool:
         return running.coordinator is not None and running.coordinator.train_step()
 
-    def _handle_call(self, called: ReceivedCall) -> None:
-        answer: Message | Refused | None
+    def _handle_call(self, call: ReceivedCall) -> None:
+        answer: Answer
         began = time.perf_counter()
         try:
-            answer = self._handle(called)
+            answer = self._handle(call)
         except Refused as refusal:
             answer = refusal
         except RecipeError as error:
             answer = Refused(Reason.NOT_NOW, str(error))
         except Exception as error:
-            is_admin = called.peer == ADMIN
+            is_admin = call.peer == ADMIN
             answer = Refused(Reason.NOT_NOW, str(error) if is_admin else "the run has ended")
             if not is_admin:
                 self._fail_run(error)
-        self._answer(called.peer, answer)
+        self._answer(call.peer, answer)
         seconds, running = time.perf_counter() - began, self.running
-        if answer is None and running is not None and running.is_barrier(called.message):
+        if answer is None and running is not None and running.is_barrier(call.message):
             running.add_busy_time(seconds)
         else:
-            self.connections.spent[called.peer] += seconds
+            self.connections.spent[call.peer] += seconds
 
     def _charge(self) -> None:
-        """What a peer has taken of the server's time is its own loss."""
+        """Charge each site for the time that the server has spent on it."""
         spent, self.connections.spent = self.connections.spent, defaultdict(float)
         self._end_run_on_error(lambda running: running.charge(spent))
         self.connections.muted = frozenset(self.running.muted if self.running is not None else ())
 
     def _end_run_on_error(self, act: Callable[[RunSession], bool]) -> bool:
-        """Whatever ends a run ends it by name, and the server goes on."""
+        """Do something for the run, if there is one; an error ends the run but not the server."""
         if self.running is None or self.running.stage in OVER:
             return False
         try:
@@ -108,11 +128,11 @@ class FederationServer:
 
     def _fail_run(self, error: Exception) -> None:
         if self.running is not None and self.running.stage not in OVER:
-            words = str(error) if isinstance(error, ManyhandsError) else f"{type(error).__name__}: {error}"
-            self._end_run(self.running, "failed", words)
+            why = str(error) if isinstance(error, ManyhandsError) else f"{type(error).__name__}: {error}"
+            self._end_run(self.running, "failed", why)
 
-    def _answer(self, peer: str, answer: Message | Refused | None) -> None:
-        """Answer, whatever is to be said: what cannot be told is a refusal to this one peer."""
+    def _answer(self, peer: str, answer: Answer) -> None:
+        """Answer a peer; an answer that cannot be sent becomes a refusal to this peer alone."""
         if isinstance(answer, Refused) and peer != ADMIN:
             self.peer_log(peer, f"refused: {answer}")
         if answer is None:
@@ -120,84 +140,89 @@ class FederationServer:
         try:
             self.connections.answer(peer, answer)
         except Exception as error:
-            self.peer_log(peer, f"its answer cannot be told: {printable(str(error))}")
-            self.connections.answer(peer, Refused(Reason.NOT_NOW, "what was to be answered cannot be told"))
+            self.peer_log(peer, f"the answer cannot be sent: {printable(str(error))}")
+            self.connections.answer(peer, Refused(Reason.NOT_NOW, "the answer cannot be sent"))
 
-    def _handle(self, called: ReceivedCall) -> Message | Refused | None:
-        peer, session, number, message = called
+    def _handle(self, call: ReceivedCall) -> Answer:
+        peer, session, number, message = call
         if peer == ADMIN:
             ADMIN_PLAN.check(message, "up")
             return self._admin_handlers[message.op](**message.facts)
-        running, now = self.running, time.monotonic()
         if message.op not in SITE_PLAN.operations:
-            if running is None:
+            if self.running is None:
                 raise Refused(Reason.NOT_NOW, "there is no run")
-            return running.call(peer, message, session, number, now)
+            self.running.call(peer, message, session, number, time.monotonic())
+            return None
         SITE_PLAN.check(message, "up")
         facts = dict(message.facts)
         if message.op == "hello":
-            self._idle[peer] = (now, facts["declined"])
-            if running is not None:
-                running.reset_site(peer)
+            self._hello(peer, facts["declined"])
             return None
+        running = self.running
         if running is None or running.folder.path.name != facts["run"]:
             raise Refused(Reason.NOT_NOW, f"there is no run {facts['run']!r} now")
-        if peer not in running.expected:
+        if peer not in running.sites.expected:
             raise Refused(Reason.UNKNOWN_SILO, f"{peer} was not asked to take part in {facts['run']}")
-        if message.op == "enrol":
-            return running.enrol(peer, facts, now)
-        if message.op == "ended":
-            running.finish(peer)
-        else:
-            running.decline(peer, printable(facts["why"]), waits=facts["waits"])
-            self.peer_log(peer, printable(facts["why"]))
-        return Message(message.op)
+        return self._site_handlers[message.op](running, peer, facts)
+
+    def _hello(self, site: str, declined: str) -> None:
+        """Note that a site asks for a run; it is answered when there is one, or after a while."""
+        self._idle[site] = (time.monotonic(), declined)
+        if self.running is not None:
+            self.running.reset_site(site)
+
+    def _enrol(self, running: RunSession, site: str, facts: dict[str, Any]) -> Message | None:
+        return running.enrol(site, facts, time.monotonic())
+
+    def _decline(self, running: RunSession, site: str, facts: dict[str, Any]) -> Message:
+        why = printable(facts["why"])
+        running.decline(site, why, waits=facts["waits"])
+        self.peer_log(site, why)
+        return Message("decline")
+
+    def _ended(self, running: RunSession, site: str, _facts: dict[str, Any]) -> Message:
+        running.finish(site)
+        return Message("ended")
 
     def _advance(self, running: RunSession) -> bool:
-        """All that time and what was said have brought about."""
+        """Do what has become due: begin training, close rounds, send answers, repeat a round, end the run."""
         now = time.monotonic()
         if running.is_gathered(now):
-            begun = running.start(now)
-            self.connections.allow(running.roster, running.plan.bounds("up"))
-            for site, message in begun.items():
-                self._answer(site, message)
-            self.log(f"{running.folder.path.name}: {len(running.enrolled)} sites train from round {running.round + 1}")
+            self._start(running, now)
         running.check_deadline(now)
         for done in running.closed():
-            gone = "".join(f"; {site} is missing: {why}" for site, why in done.missing.items())
-            gone += f"; {done.note}" * bool(done.note)
-            self.log(
-                f"round {done.number + 1}/{done.rounds}: loss {done.loss:.4f}, {done.seconds:.1f} s, "
-                f"{size_text(done.bytes_up)} up, {size_text(done.bytes_down)} down{gone}"
-            )
+            self.log(_round_line(done))
         for site, answer in running.answers().items():
             self._answer(site, answer)
         if running.must_restart_round:
-            self.log("a site came back: all begin the round again")
+            self.log("a site came back: all sites repeat the round")
             running.restart_round(now)
             self._release_sites(running)
         elif (running.is_complete or running.stage == "exporting") and running.conclude():
             self._end_run(running, "ended")
         return True
 
-    def _end_run(self, running: RunSession, stage: Any, why: str = "") -> None:
+    def _start(self, running: RunSession, now: float) -> None:
+        answers = running.start(now)
+        self.connections.allow(running.sites.roster, running.plan.bounds("up"))
+        for site, answer in answers.items():
+            self._answer(site, answer)
+        count = len(running.sites.enrolled)
+        self.log(f"{running.folder.path.name}: {count} sites train from round {running.round + 1}")
+
+    def _end_run(self, running: RunSession, stage: Stage, why: str = "") -> None:
         running.stop(stage, why)
         self.log(f"{running.folder.path}: {stage}{f': {why}' if why else ''}")
         self._release_sites(running)
 
     def _release_sites(self, running: RunSession) -> None:
-        self.connections.forget(running.roster or running.expected)
+        self.connections.forget(running.sites.invited)
         self.connections.allow()
 
     def _answer_idle_sites(self, now: float) -> None:
-        """Tell sites that ask for a run which there is."""
-        running = self.running
+        """Offer the run to the sites that ask for one; after a while, answer that there is none."""
         for site, (since, declined) in list(self._idle.items()):
-            name = running.folder.path.name if running and running.stage in OPEN else ""
-            through = running is not None and running.coordinator is not None and site in running.coordinator.done
-            wanted = running is not None and site in running.expected and name != declined and not through
-            if name and wanted:
-                assert running is not None
+            if (running := self.running) is not None and self._is_offered(running, site, declined):
                 self._answer(site, running.offer)
             elif now > since + IDLE_SECONDS:
                 self._answer(site, Message("hello", facts={"run": "", "recipe": ""}))
@@ -205,40 +230,34 @@ class FederationServer:
                 continue
             del self._idle[site]
 
+    def _is_offered(self, running: RunSession, site: str, declined: str) -> bool:
+        has_finished = running.coordinator is not None and site in running.coordinator.done
+        is_new = running.stage in OPEN and running.folder.path.name != declined
+        return is_new and site in running.sites.expected and not has_finished
+
     def _submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
         if self.running is not None and self.running.stage not in OVER:
             raise Refused(Reason.NOT_NOW, f"{self.running.folder.path.name} is not over; stop it first")
-        submitted, known = parse_recipe(recipe, "recipe"), self.kit.about.sites
-        if odd := [site for site in sites if site not in known]:
-            raise Refused(Reason.UNKNOWN_SILO, f"{odd[0]!r} is not one of {', '.join(known)}")
+        submitted, known_sites = parse_recipe(recipe, "recipe"), self.kit.about.sites
+        if unknown := [site for site in sites if site not in known_sites]:
+            raise Refused(Reason.UNKNOWN_SILO, f"{unknown[0]!r} is not one of {', '.join(known_sites)}")
         if submitted.method.pools:
             raise Refused(Reason.NOT_NOW, f"method {submitted.method.kind!r} needs all images in one place")
         name = _free_name(self.out, submitted.name)
         folder, text = RunFolder(self.out / name), recipe_text(submitted)
-        running = RunSession(folder, submitted, tuple(sites) or known, self.device, time.monotonic())
+        expected = Enrolment(tuple(sites) or known_sites)
+        running = RunSession(folder, submitted, expected, self.device, time.monotonic())
         _check_offer(running.offer)
         with folder.open(submitted.resolved(), resume=False):
             running.write()
         self.running = running
-        self.log(f"{name}: was submitted, {recipe_hash(text)}")
+        self.log(f"{name}: was submitted; the hash of its recipe is {recipe_hash(text)}")
         return Message("submit", facts={"run": name, "hash": recipe_hash(text)})
 
     def _status(self) -> Message:
-        running, sites = self.running, {}
-        for site in self.kit.about.sites:
-            sites[site] = "connected" if site in self.connections.connected else "not connected"
-            if running and (why := (running.declined | running.waiting).get(site)):
-                sites[site] += f", does not take part: {why}"
-            elif running and running.coordinator and site in running.coordinator.absent:
-                sites[site] += f", missing: {running.coordinator.absent[site]}"
-            elif running and site in running.enrolled and running.stage not in OVER:
-                sites[site] += ", takes part"
-        run = running and {
-            "run": running.folder.path.name, "stage": running.stage, "why": running.why, "round": running.round,
-            "rounds": running.method.rounds, "bytes_up": running.ledger.bytes("up"),
-            "bytes_down": running.ledger.bytes("down"), "hash": recipe_hash(recipe_text(running.recipe)),
-        }  # fmt: skip
-        return Message("status", facts={"sites": sites, "run": run or {}})
+        states = site_states(self.kit.about.sites, self.connections.connected, self.running)
+        run = run_state(self.running) if self.running else {}
+        return Message("status", facts={"sites": states, "run": run})
 
     def _stop(self, run: str) -> Message:
         running = self._run_session(run)
@@ -248,22 +267,13 @@ class FederationServer:
         return Message("stop", facts={"run": running.folder.path.name})
 
     def _files(self, run: str) -> Message:
-        root = self._run_session(run).folder.path
-        paths = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
-        shown = {name: path.stat().st_size for name, path in paths.items() if not re.search(r"(^|/)\.", name)}
-        return Message("files", facts={"files": shown})
+        return Message("files", facts={"files": file_sizes(self._run_session(run).folder.path)})
 
     def _file(self, run: str, path: str, at: int) -> Message:
-        root = self._run_session(run).folder.path
-        if path not in self._files(run).facts["files"]:
-            raise Refused(Reason.WRONG_FACTS, f"{path!r} is no file of {root.name}")
-        with (root / path).open("rb") as file:
-            file.seek(at)
-            raw = file.read(PIECE_BYTES)
-        return Message("file", {"bytes": torch.frombuffer(bytearray(raw), dtype=torch.uint8)} if raw else {})
+        return read_piece(self._run_session(run).folder.path, path, at)
 
     def _run_session(self, run: str) -> RunSession:
-        """The run of this name; the newest where none is named."""
+        """Return the run of this name; "" means the newest."""
         if self.running is not None and run in ("", self.running.folder.path.name):
             return self.running
         if run and "/" not in run and (self.out / run / FILE).exists():
@@ -271,19 +281,29 @@ class FederationServer:
         raise Refused(Reason.WRONG_FACTS, f"there is no run {run!r}" if run else "there is no run yet")
 
 
+def _round_line(done: Round) -> str:
+    notes = [f"{site} is missing: {why}" for site, why in done.missing.items()] + [done.note] * bool(done.note)
+    return "; ".join([
+        f"round {done.number + 1}/{done.rounds}: loss {done.loss:.4f}, {done.seconds:.1f} s, "
+        f"{size_text(done.bytes_up)} up, {size_text(done.bytes_down)} down",
+        *notes,
+    ])  # fmt: skip
+
+
 def _check_offer(offer: Message) -> None:
-    """Raise where sites could not be told of a run."""
+    """Raise ``RecipeError`` if the recipe is too large to be offered to sites."""
     try:
         SITE_PLAN.check(offer, "down")
         encoded_size(offer)
     except (Refused, MessageError) as error:
         size = len(offer.facts["recipe"].encode())
-        raise RecipeError(f"recipe: has {size:,} bytes when every field is told, about {MAX_HEADER_BYTES:,} are the "
-                          f"most: {error}") from None  # fmt: skip
+        raise RecipeError(
+            f"recipe: has {size:,} bytes with every field written out; about {MAX_HEADER_BYTES:,} are allowed: {error}"
+        ) from None
 
 
 def _free_name(out: Path, name: str) -> str:
-    """The name of a folder that is not there yet."""
+    """Return the name for a new folder: this name, with a number if it is taken."""
     taken = {path.name for path in out.glob("*")}
     candidates = (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3)))
     return next(candidate for candidate in candidates if candidate not in taken)
