@@ -26,7 +26,7 @@ from manyhands.messages.facts import Flag
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Operation, Payload
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Server
+from manyhands.methods.server import Server
 from manyhands.silos.memory import release_memory
 from manyhands.tensors import Tensors, TensorSpec
 

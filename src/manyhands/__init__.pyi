@@ -22,9 +22,7 @@ from .evaluation.figures import grid as grid
 from .generators.diffusion import DiffusionGenerator as DiffusionGenerator
 from .generators.gan import GanGenerator as GanGenerator
 from .messages.message import Message as Message
-from .methods.base import Accumulated as Accumulated
 from .methods.base import Method as Method
-from .methods.base import Server as Server
 from .methods.baselines import Central as Central
 from .methods.baselines import Local as Local
 from .methods.collafuse.method import CollaFuse as CollaFuse
@@ -34,6 +32,8 @@ from .methods.gans.mdgan import MDGan as MDGan
 from .methods.gans.pflgan import PFLGan as PFLGan
 from .methods.gans.splitgan import SplitGan as SplitGan
 from .methods.huscf.method import HuSCF as HuSCF
+from .methods.server import Accumulated as Accumulated
+from .methods.server import Server as Server
 from .models.autoencoder import Autoencoder as Autoencoder
 from .models.gan import Gan as Gan
 from .models.latent import Latent as Latent

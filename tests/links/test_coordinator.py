@@ -14,7 +14,8 @@ from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, Operation, Payload
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Accumulated, Conversation, Server
+from manyhands.methods.base import Conversation
+from manyhands.methods.server import Accumulated, Server
 from manyhands.tensors import TensorSpec
 
 FACTS = {"round": COUNT, "images": COUNT}

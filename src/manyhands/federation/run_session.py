@@ -27,7 +27,7 @@ from manyhands.subprocess_task import SubprocessTask
 if TYPE_CHECKING:
     from manyhands.links.coordinator import ClosedRound
     from manyhands.messages.plan import Plan
-    from manyhands.methods.base import Server
+    from manyhands.methods.server import Server
     from manyhands.runs.recipe import Recipe
     from manyhands.tensors import Tensors
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeAlias
 
 from manyhands.errors import RunFolderError
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
 from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
 
+TrainedModel: TypeAlias = DiffusionGenerator | GanGenerator | TrainedAutoencoder
+"""What a run leaves behind."""
 
-def load(folder: Path, device: str = "cpu") -> DiffusionGenerator | GanGenerator | TrainedAutoencoder:
+
+def load(folder: Path, device: str = "cpu") -> TrainedModel:
     """Load a trained model.
 
     Args:

@@ -15,7 +15,7 @@ from manyhands.silos.quorum import check_present
 if TYPE_CHECKING:
     from manyhands.messages.message import Message
     from manyhands.messages.plan import Plan
-    from manyhands.methods.base import Server
+    from manyhands.methods.server import Server
     from manyhands.tensors import Tensors
 
 T = TypeVar("T")

@@ -10,14 +10,16 @@ import torch
 from pydantic import Field, model_validator
 
 from manyhands.errors import RecipeError
+from manyhands.generators.load import TrainedModel
 from manyhands.messages import outgoing
 from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, Server, TrainedModel
+from manyhands.methods.base import Conversation
 from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.local_training import LocalTrainingMethod, update_facts, why_unusable
+from manyhands.methods.server import Server
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.spec import Int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from manyhands.messages.message import Message
-from manyhands.methods.base import Accumulated, Server
+from manyhands.methods.server import Accumulated, Server
 from manyhands.tensors import Tensors, add_prefix, strip_prefix
 
 

@@ -20,10 +20,12 @@ from manyhands.formatting import names_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
+from manyhands.generators.load import TrainedModel
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Ledger
-from manyhands.methods.base import Method, Server, TrainedModel
+from manyhands.methods.base import Method
+from manyhands.methods.server import Server
 from manyhands.models.autoencoder import CANNOT_SAMPLE, TrainedAutoencoder
 from manyhands.report import page
 from manyhands.runs import summary

@@ -10,12 +10,13 @@ import torch
 
 from manyhands.errors import RunFolderError
 from manyhands.evaluation.evaluator import Evaluation, Evaluator, ImageSource
-from manyhands.generators.load import load
+from manyhands.generators.load import TrainedModel, load
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message
-from manyhands.methods.base import Method, Server, TrainedModel
+from manyhands.methods.base import Method
+from manyhands.methods.server import Server
 from manyhands.report import page
 from manyhands.runs import summary
 from manyhands.runs.compose import silo_of, silos_of

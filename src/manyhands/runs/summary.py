@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
     from manyhands.evaluation.evaluator import Evaluation
     from manyhands.generators.base import ImageGenerator
+    from manyhands.generators.load import TrainedModel
     from manyhands.messages.ledger import Ledger
-    from manyhands.methods.base import Method, Server, TrainedModel
+    from manyhands.methods.base import Method
+    from manyhands.methods.server import Server
     from manyhands.runs.run_folder import Round, RunFolder
     from manyhands.silos.silo import Silo
 

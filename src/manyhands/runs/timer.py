@@ -14,7 +14,7 @@ from manyhands.silos.quorum import check_senders
 if TYPE_CHECKING:
     from manyhands.links.coordinator import ClosedRound
     from manyhands.messages.ledger import Ledger
-    from manyhands.methods.base import Server
+    from manyhands.methods.server import Server
 
 
 @dataclass

@@ -13,19 +13,21 @@ from manyhands.errors import RecipeError
 from manyhands.formatting import names_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator
+from manyhands.generators.load import TrainedModel
 from manyhands.messages import outgoing
 from manyhands.messages.facts import Flag, Text, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.methods import relay
-from manyhands.methods.base import Conversation, Release, Server, ServerCall, TrainedModel
+from manyhands.methods.base import Conversation, Release, ServerCall
 from manyhands.methods.clustered import ClusteredServer
 from manyhands.methods.collafuse import costs
 from manyhands.methods.collafuse.release import images_per_message
 from manyhands.methods.collafuse.server import CollaFuseServer
 from manyhands.methods.collafuse.silo import converse, noising_of, order_of
 from manyhands.methods.collafuse.spec import CollaFuseSpec
+from manyhands.methods.server import Server
 from manyhands.models.state_spec import state_spec_of
 from manyhands.privacy.accountant import mu_of
 from manyhands.silos.silo import Silo

@@ -14,9 +14,9 @@ from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.message import Message
 from manyhands.methods import relay
-from manyhands.methods.base import Accumulated, Server, ServerWrapper
 from manyhands.methods.collafuse.release import Batch, Store, joined
 from manyhands.methods.collafuse.spec import CollaFuseSpec
+from manyhands.methods.server import Accumulated, Server, ServerWrapper
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.training import load_optimiser_state, optimiser_state, steps

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
 from manyhands.formatting import size_text
+from manyhands.generators.load import TrainedModel
 from manyhands.messages import outgoing
 from manyhands.messages.codec.codec import max_wire_bytes
 from manyhands.messages.facts import Whole
 from manyhands.messages.operation import IMAGES, WORD, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, Server, TrainedModel
+from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.server import FedAvgServer
 from manyhands.methods.fedavg.sharing import ALL, PART_NAMES, SHARED, assigned_parts, possible_uploads
 from manyhands.methods.fedavg.silo import converse
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
+from manyhands.methods.server import Server
 from manyhands.silos.silo import Silo
 from manyhands.tensors import strip_prefix
 

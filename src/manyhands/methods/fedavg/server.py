@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import Reason, Refused
+from manyhands.generators.load import TrainedModel
 from manyhands.messages.message import Message
-from manyhands.methods.base import Accumulated, Server, TrainedModel
 from manyhands.methods.fedavg.broadcast import Broadcast
 from manyhands.methods.fedavg.sharing import assigned_parts
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
+from manyhands.methods.server import Accumulated, Server
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.state_spec import initial_weights
 from manyhands.seed import numpy_rng

@@ -13,9 +13,10 @@ from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
 from manyhands.messages.plan import Plan
 from manyhands.methods import clusters
-from manyhands.methods.base import Conversation, Server
+from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.gan_method import GanMethod
+from manyhands.methods.server import Server
 from manyhands.methods.update_length import LENGTHS, MAX_RATIO, MaxUpdateRatio, UpdateLengths
 from manyhands.silos.silo import Silo
 from manyhands.spec import Int

@@ -13,15 +13,17 @@ from torch import Tensor
 from manyhands.data.images import Images, as_bytes, pooled
 from manyhands.errors import Reason, Refused
 from manyhands.generators.gan import GanGenerator, generator_weights
+from manyhands.generators.load import TrainedModel
 from manyhands.messages.facts import Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import GeneratedImages, OutgoingData, Statistics, Weights
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, Server, TrainedModel
+from manyhands.methods.base import Conversation
 from manyhands.methods.baselines import Local
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans import alike
+from manyhands.methods.server import Server
 from manyhands.models.state_spec import state_spec_of
 from manyhands.seed import seed_of
 from manyhands.silos.flops import Meter

@@ -11,6 +11,7 @@ from manyhands.errors import RecipeError, Refused, printable
 from manyhands.formatting import names_text, size_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.gan import GanGenerator, generator_weights
+from manyhands.generators.load import TrainedModel
 from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
 from manyhands.messages.facts import Whole
@@ -18,7 +19,7 @@ from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, ServerCall, TrainedModel
+from manyhands.methods.base import Conversation, ServerCall
 from manyhands.methods.huscf.order import (
     ADVERSARIAL_BACKWARD,
     ADVERSARIAL_FORWARD,

@@ -13,7 +13,6 @@ from manyhands.errors import Reason, Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
 from manyhands.methods import clusters
-from manyhands.methods.base import Server
 from manyhands.methods.clusters import Assignment
 from manyhands.methods.huscf.middle import MiddlePass
 from manyhands.methods.huscf.order import (
@@ -27,6 +26,7 @@ from manyhands.methods.huscf.order import (
     network_of,
 )
 from manyhands.methods.huscf.spec import HuSCFSpec
+from manyhands.methods.server import Server
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng

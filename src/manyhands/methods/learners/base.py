@@ -16,10 +16,12 @@ from manyhands.silos.training import Training, steps
 
 if TYPE_CHECKING:
     from manyhands.diffusion.objective import Diffusion
+    from manyhands.generators.load import TrainedModel
     from manyhands.messages.operation import Operation
-    from manyhands.methods.base import Conversation, Server, TrainedModel
+    from manyhands.methods.base import Conversation
     from manyhands.methods.distil import Teacher
     from manyhands.methods.fedavg.proximal import Proximal
+    from manyhands.methods.server import Server
     from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
 

@@ -17,9 +17,9 @@ from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
-from manyhands.methods.base import Accumulated, Server, ServerWrapper
 from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize
 from manyhands.methods.learners.denoiser import denoising_loss
+from manyhands.methods.server import Accumulated, Server, ServerWrapper
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.models.state_spec import state_spec_of
