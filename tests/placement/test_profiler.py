@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from manyhands.cli.app import app
 from manyhands.errors import RecipeError
+from manyhands.models.block_cost import block_flops
 from manyhands.models.gan import NETWORKS, Gan
-from manyhands.models.work import block_flops
 from manyhands.placement import profiler
 from manyhands.placement.devices import Profile, load_devices
 from manyhands.placement.link_speed import Link

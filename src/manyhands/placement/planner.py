@@ -20,9 +20,9 @@ from typing import Literal
 import numpy as np
 
 from manyhands.errors import RecipeError
+from manyhands.models.block_cost import PASSES, block_flops, block_memory
 from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.layer_cut import LayerCut, LayerCuts, block_outputs
-from manyhands.models.work import PASSES, block_flops, block_memory
 from manyhands.placement.devices import Fleet
 from manyhands.placement.solver import End, Problem, Side, exact, memory_at
 

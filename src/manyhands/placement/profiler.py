@@ -17,8 +17,8 @@ from torch.utils.benchmark import Timer
 
 from manyhands.errors import RecipeError
 from manyhands.files.write import replace_file
+from manyhands.models.block_cost import PASSES, block_flops
 from manyhands.models.gan import NETWORKS, Gan, run_blocks
-from manyhands.models.work import PASSES, block_flops
 from manyhands.placement.devices import GIGA, Central, Device, Profile
 from manyhands.placement.link_speed import Link
 from manyhands.silos.training import GanTraining

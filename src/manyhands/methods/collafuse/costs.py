@@ -10,7 +10,7 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.diffusion.timestep_cut import cut_words
 from manyhands.formatting import count_text, size_text
 from manyhands.methods.collafuse.spec import CollaFuseSpec
-from manyhands.models import block_cost
+from manyhands.models import network_cost
 from manyhands.privacy.accountant import decibel
 
 
@@ -87,16 +87,16 @@ def costs(method: CollaFuseSpec, silo: str, images: int, sampling: Sampling) -> 
     released = 0 if step == chain.steps else round(method.releases(images) * images)
     return {
         "cut": step,
-        "draw_flops": twice * passes * block_cost.forward_flops(local),
-        "draw_flops_whole": twice * whole_passes * block_cost.forward_flops(whole),
-        "train_flops": seen * block_cost.training_flops(local) if step else 0,
-        "train_flops_whole": seen * block_cost.training_flops(whole),
-        "weights": block_cost.weights(local) if step else 0,
-        "weights_whole": block_cost.weights(whole),
-        "memory": block_cost.training_memory(local, method.training.batch) if step else 0,
-        "memory_whole": block_cost.training_memory(whole, method.training.batch),
+        "draw_flops": twice * passes * network_cost.forward_flops(local),
+        "draw_flops_whole": twice * whole_passes * network_cost.forward_flops(whole),
+        "train_flops": seen * network_cost.training_flops(local) if step else 0,
+        "train_flops_whole": seen * network_cost.training_flops(whole),
+        "weights": network_cost.weights(local) if step else 0,
+        "weights_whole": network_cost.weights(whole),
+        "memory": network_cost.training_memory(local, method.training.batch) if step else 0,
+        "memory_whole": network_cost.training_memory(whole, method.training.batch),
         "bytes": released
         * (4 * whole.channels * whole.size**2 + 8 * (method.labels != "withhold" and whole.classes > 0))
-        + (2 * method.rounds * 4 * block_cost.weights(local) if method.federate_silos else 0),
-        "bytes_fedavg": 2 * method.rounds * 4 * block_cost.weights(whole),
+        + (2 * method.rounds * 4 * network_cost.weights(local) if method.federate_silos else 0),
+        "bytes_fedavg": 2 * method.rounds * 4 * network_cost.weights(whole),
     }

@@ -12,8 +12,8 @@ from manyhands.diffusion.sample import Sampling
 from manyhands.formatting import count_text, size_text
 from manyhands.methods.gans.remote import RemoteGenerator
 from manyhands.methods.gans.remote_server import RemoteServer
+from manyhands.models.block_cost import block_flops
 from manyhands.models.layer_cut import block_outputs
-from manyhands.models.work import block_flops
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, WeightedMean
 

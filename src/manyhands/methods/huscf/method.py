@@ -36,9 +36,9 @@ from manyhands.methods.huscf.order import (
 from manyhands.methods.huscf.server import MAX_DRAWN_IMAGES, HuSCFServer
 from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.methods.huscf.spec import HuSCFSpec
+from manyhands.models.block_cost import training_cost
 from manyhands.models.layer_cut import LayerCuts
 from manyhands.models.state_spec import state_spec_of
-from manyhands.models.work import training_cost
 from manyhands.silos.silo import Silo
 from manyhands.tensors import strip_prefix
 

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manyhands import Diffusion, UNet
-from manyhands.models.block_cost import forward_flops, training_flops, training_memory, weights
+from manyhands.models.network_cost import forward_flops, training_flops, training_memory, weights
 from manyhands.silos.flops import Meter
 
 SPECS = {

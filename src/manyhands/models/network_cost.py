@@ -1,0 +1,88 @@
+"""What training a network costs, computed from its specification alone, without training or allocating it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from manyhands.models.state_spec import state_spec_of
+from manyhands.silos.flops import Meter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from manyhands.models.unet import UNet
+
+COPIES = 4
+"""How many numbers a weight takes in training with Adam: itself, its gradient, and two moments."""
+
+
+@cache
+def weights(spec: UNet) -> int:
+    """Return the number of weights of a network."""
+    return sum(like.size for like in state_spec_of(spec).values())
+
+
+@cache
+def forward_flops(spec: UNet, batch: int = 1) -> int:
+    """Return the floating-point operations of one forward pass of a batch."""
+    meter = Meter({})
+    with FakeTensorMode(), torch.no_grad():
+        network, inputs = _network_and_batch(spec, batch)
+        with meter.work():
+            network(*inputs)
+    return meter.flops
+
+
+@cache
+def training_flops(spec: UNet) -> int:
+    """Return the floating-point operations of one image in training, forward and backward."""
+    meter = Meter({})
+    with FakeTensorMode():
+        network, inputs = _network_and_batch(spec, 1)
+        with meter.work():
+            network(*inputs).sum().backward()
+    return meter.flops
+
+
+@cache
+def training_memory(spec: UNet, batch: int) -> int:
+    """Return the bytes of training in float32: weights, gradients, Adam's moments and saved activations."""
+    with FakeTensorMode():
+        network, inputs = _network_and_batch(spec, batch)
+        return 4 * COPIES * weights(spec) + saved_bytes(network, lambda: network(*inputs))[0]
+
+
+def saved_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """Run a forward pass and count the bytes that it keeps for the backward pass, apart from the weights.
+
+    Args:
+        network: The network, whose weights are not counted.
+        forward: Runs the network and returns its output.
+
+    Returns:
+        The bytes, each counted once, and the output.
+    """
+    kept: list[Tensor] = []  # while they are kept, no other tensor takes their storage
+
+    def keep(saved: Tensor) -> Tensor:
+        kept.append(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        out = forward()
+    weights_here = {weight.untyped_storage()._cdata for weight in network.parameters()}
+    sizes = {saved.untyped_storage()._cdata: saved.untyped_storage().nbytes() for saved in kept}
+    return sum(size for storage, size in sizes.items() if storage not in weights_here), out
+
+
+def _network_and_batch(spec: UNet, batch: int) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Build the network, and a batch for it."""
+    shape = batch, spec.channels, spec.size, spec.size
+    labels = torch.zeros(batch, dtype=torch.long) if spec.classes else None
+    return spec.build(seed=0), (torch.zeros(shape), torch.ones(batch, dtype=torch.long), labels)
