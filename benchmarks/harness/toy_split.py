@@ -64,7 +64,7 @@ class ToySplit(Method):
                 gradient = yield Message("backward", {"x": back.grad})
                 sent.backward(gradient.tensors["x"])
                 optimiser.step()
-            silo.memory |= {**snapshot(nets.state_dict()), "rounds": torch.tensor(number + 1)}
+            silo.memory.keep({**snapshot(nets.state_dict()), "rounds": torch.tensor(number + 1)})
             yield Message("segments", {}, {"loss": loss.item(), "seen": self.steps * self.batch})
 
     def server(self, seed: int, silos: Mapping[str, int]) -> ToyServer:

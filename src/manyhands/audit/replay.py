@@ -17,6 +17,7 @@ from manyhands.methods.huscf.order import ORDER
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.models.layer_cut import LayerCuts
+from manyhands.silos.silo_memory import SiloMemory
 from manyhands.tensors import Tensors, find_not_finite
 
 if TYPE_CHECKING:
@@ -104,11 +105,11 @@ def record_last_round(
     server = method.server(silos[0].seed, {silo.name: len(silo.images) for silo in silos})
     server.device = silos[0].device_context.device
     if not number:
-        return record_batches(method, server, [replace(silo, memory={}) for silo in silos], part)
+        return record_batches(method, server, [replace(silo, memory=SiloMemory()) for silo in silos], part)
     state = folder.state(number)
     server.round = state.round
     server.load_state_dict(state.server)
-    own_silos = [replace(silo, memory=dict(state.memories.get(silo.name, {}))) for silo in silos]
+    own_silos = [replace(silo, memory=SiloMemory(state.memories.get(silo.name, {}))) for silo in silos]
     return record_batches(method, server, own_silos, part)
 
 

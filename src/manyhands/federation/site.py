@@ -32,6 +32,7 @@ from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.summary import ready
 from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import FROM_THE_SEED, DeviceContext
+from manyhands.silos.silo_memory import SiloMemory
 
 if TYPE_CHECKING:
     from manyhands.federation.server_connection import ServerConnection
@@ -229,7 +230,7 @@ class Site:
             if newer > number:  # of a round that was never closed, or of an older run of this name
                 path_of(place, newer).unlink()
         newest = next(iter(generations(place)), None)
-        silo.memory = folder.memory(self.name, newest) if newest is not None else {}
+        silo.memory = SiloMemory(folder.memory(self.name, newest) if newest is not None else {})
         self.log(f"{run}: {sites} sites train from round {number + 1}")
 
         def keep(rounds: int) -> None:

@@ -78,8 +78,11 @@ class Method(Spec, ABC):
     def silo(self, silo: Silo) -> Conversation:
         """Return the silo's half: a generator that yields messages and receives the server's answers.
 
-        Keep what must survive a restart in ``silo.memory``. Hold no context such as ``torch.no_grad`` or autocast over
-        a ``yield``, because other silos run in between.
+        What must survive a restart is kept with ``silo.memory.keep``, before the message that closes the round is
+        yielded; nothing else survives it. A refusal is raised at the ``yield`` as ``Refused``: a silo that handles it
+        yields inside ``with silo.memory.transaction()``, which undoes what was kept for the refused message. Hold no
+        context such as ``torch.no_grad`` or autocast over a ``yield``, because other silos run in between; a
+        transaction concerns this silo alone.
 
         Args:
             silo: The silo that trains: its images, its device, its memory and its random numbers.

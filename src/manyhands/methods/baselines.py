@@ -93,12 +93,14 @@ class Local(LocalTrainingMethod):
             return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
         average = running_average(strip_prefix(silo.memory, "average."), weights, self.ema, updates)
-        silo.memory |= {
-            "updates": torch.tensor(updates + 1),
-            **add_prefix(weights, "weights."),
-            **add_prefix(average, "average."),
-            **(optimiser_state(optimiser) if self.keep_optimiser else {}),
-        }
+        silo.memory.keep(
+            {
+                "updates": torch.tensor(updates + 1),
+                **add_prefix(weights, "weights."),
+                **add_prefix(average, "average."),
+                **(optimiser_state(optimiser) if self.keep_optimiser else {}),
+            }
+        )
         return Message("progress", {}, update_facts(silo, answer, trained))
 
     @property
@@ -117,17 +119,12 @@ class Local(LocalTrainingMethod):
     def _start_distillation(self, silo: Silo) -> None:
         """Keep the trained weights as the teacher, and start the student from them."""
         weights = strip_prefix(silo.memory, "average.")
-        silo.memory = add_prefix(weights, "teacher.") | add_prefix(weights, "weights.") | _other_entries(silo.memory)
+        silo.memory.forget("weights.", "average.", "teacher.", "optimiser.", "updates")
+        silo.memory.keep(add_prefix(weights, "teacher.") | add_prefix(weights, "weights."))
 
     def _teacher(self, silo: Silo) -> Teacher | None:
         weights = strip_prefix(silo.memory, "teacher.")
         return Teacher(self.distil, self.diffusion, self.model, weights) if self.distil and weights else None
-
-
-def _other_entries(memory: Tensors) -> Tensors:
-    """Return the entries of a silo's memory that local training did not make."""
-    trained = ("weights.", "average.", "teacher.", "optimiser.", "updates")
-    return {name: tensor for name, tensor in memory.items() if not name.startswith(trained)}
 
 
 class LocalServer(Server):

@@ -34,6 +34,7 @@ from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.device import chosen_device
 from manyhands.silos.quorum import can_reach_quorum
 from manyhands.silos.silo import FROM_THE_SEED, DeviceContext, Silo, distinct
+from manyhands.silos.silo_memory import SiloMemory
 from manyhands.tensors import Tensors
 
 UNMEASURED = (ManyhandsError, RuntimeError, ValueError)
@@ -80,7 +81,7 @@ class Experiment:
     def __post_init__(self) -> None:
         device_context = DeviceContext(chosen_device(self.device))
         own_silos = [
-            replace(silo, seed=self.seed, device_context=device_context, memory=dict(silo.memory))
+            replace(silo, seed=self.seed, device_context=device_context, memory=SiloMemory(silo.memory))
             for silo in self.silos
         ]
         self.silos = distinct(own_silos)
@@ -236,7 +237,7 @@ class Experiment:
             self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
             for silo in self.silos:
-                silo.memory = dict(state.memories.get(silo.name, {}))
+                silo.memory = SiloMemory(state.memories.get(silo.name, {}))
 
     def _keep(self, folder: RunFolder, done: Round) -> None:
         if done.note:

@@ -32,6 +32,8 @@ from manyhands.tensors import sha256
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from torch import Tensor
+
     from manyhands.tensors import Tensors
 
 
@@ -98,7 +100,7 @@ class State:
 
     round: int
     server: Tensors
-    memories: Mapping[str, Tensors]
+    memories: Mapping[str, Mapping[str, Tensor]]
     roster: dict[str, int]
     ledger: list[dict[str, Any]]
     stores: Mapping[str, Tensors] = field(default_factory=dict)
@@ -252,7 +254,7 @@ class RunFolder:
         write_checkpoint(self.server, state.round, self._sealed("server", state.round, state.server, **facts))
         self._drop_generations(state.round)
 
-    def save_silo(self, silo: str, number: int, memory: Tensors) -> None:
+    def save_silo(self, silo: str, number: int, memory: Mapping[str, Tensor]) -> None:
         """Write the memory of a silo after ``number`` closed rounds."""
         write_checkpoint(self.silo(silo), number, self._sealed(silo, number, memory))
 
@@ -319,7 +321,7 @@ class RunFolder:
             except CheckpointError as error:
                 self.problem(str(error))
 
-    def _sealed(self, whose: str, number: int, tensors: Tensors, **facts: Any) -> Message:
+    def _sealed(self, whose: str, number: int, tensors: Mapping[str, Tensor], **facts: Any) -> Message:
         """A checkpoint that says to whom, which round and which run it belongs, so that no other can replace it."""
         run = hashlib.sha256(self._file("recipe.toml").read_bytes()).hexdigest()
         return Message("checkpoint", tensors, {"of": [whose, number, run], **facts})

@@ -10,13 +10,13 @@ import torch
 
 from manyhands.errors import DataError, RecipeError
 from manyhands.seed import torch_rng
+from manyhands.silos.silo_memory import SiloMemory
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from manyhands.data.images import Images
     from manyhands.data.latents import Latents
-    from manyhands.tensors import Tensors
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 FROM_THE_SEED = "is drawn from the run's seed, and whoever knows that can remove it"
@@ -69,7 +69,7 @@ class Silo:
         images: The images to train on. Those that are marked as held out are moved to ``held_out``.
         seed: The seed of the run.
         device_context: The device, and the networks that silos in this process share.
-        memory: The tensors that a method keeps at the silo between rounds; they are part of its checkpoint.
+        memory: The tensors that a method keeps at the silo between rounds; they are its checkpoint.
         held_out: The images that trained models are evaluated on; nothing trains on them.
         latents: The images as latents, for latent models; they are encoded again when a run is resumed.
         secret: What private noise is drawn from. Without it, noise is drawn from the seed of the run: that is a
@@ -80,7 +80,7 @@ class Silo:
     images: Images
     seed: int = 0
     device_context: DeviceContext = field(default_factory=DeviceContext)
-    memory: Tensors = field(default_factory=dict, repr=False)
+    memory: SiloMemory = field(default_factory=SiloMemory, repr=False)
     held_out: Images | None = None
     latents: Latents | None = field(default=None, repr=False)
     secret: str = field(default="", repr=False)

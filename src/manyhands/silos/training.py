@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -181,7 +181,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
     return snapshot({f"optimiser.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()})
 
 
-def load_optimiser_state(optimiser: torch.optim.Optimizer, kept: Tensors) -> None:
+def load_optimiser_state(optimiser: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
     """Load a state of ``optimiser_state``; without one, the optimiser stays as it is."""
     state: dict[int, Tensors] = {}
     for name, value in kept.items():

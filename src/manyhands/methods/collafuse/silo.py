@@ -68,7 +68,7 @@ def _release_once(method: CollaFuseSpec, silo: Silo, held: int) -> Conversation:
         raise CheckpointError(
             f"{silo.name}: its release would differ from the one it made before; its images or its secret have changed"
         )
-    silo.memory |= {RELEASED: fingerprint}
+    silo.memory.keep({RELEASED: fingerprint})
     yield from release_messages(noising, silo.images, numbers, held)
 
 
@@ -78,7 +78,7 @@ def _warm(method: CollaFuseSpec, silo: Silo, number: int) -> Conversation:
     while answer.facts["round"] < method.warm_start:
         answer = yield Message("progress", {}, update_facts(silo, answer))
     start = yield Message("start")
-    silo.memory |= add_prefix(dict(start.tensors), "weights.")
+    silo.memory.keep(add_prefix(start.tensors, "weights."))
 
 
 def _release_each_round(method: CollaFuseSpec, silo: Silo, local: Conversation) -> Conversation:

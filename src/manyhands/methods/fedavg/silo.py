@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from manyhands.errors import Reason, Refused
@@ -26,17 +28,16 @@ def converse(method: FedAvgSpec, silo: Silo) -> Conversation:
     yield from method.learner.prepare(silo)
     answer, correction = (yield _join(method, silo)), None
     while not answer.facts["done"]:
-        before = silo.memory
-        try:  # an update gets no name: while it waits, a silo must not keep it in memory
-            answer, correction = (yield correction or _reply(method, silo, answer)), None
+        try:
+            with silo.memory.transaction():  # an update gets no name: while it waits, a silo must not hold on to it
+                answer, correction = (yield correction or _reply(method, silo, answer)), None
         except Refused as refusal:
             stale = refusal.reason is Reason.STALE_ROUND
             if correction is not None and not stale:
                 raise
-            silo.memory = before  # as if nothing had been sent
             correction = _join(method, silo) if stale else _withheld(method, silo, answer, str(refusal))
     if answer.tensors:
-        _receive(method, silo, answer)
+        silo.memory.keep(_receive(method, silo, answer).average)
 
 
 def _join(method: FedAvgSpec, silo: Silo) -> Message:
@@ -57,27 +58,42 @@ def _reply(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     return _update(method, silo, answer) if answer.tensors else _withheld(method, silo, answer, RESTING)
 
 
-def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Tensors:
-    """Return the weights as the silo has them now, and keep them where they are needed later."""
+class Received(NamedTuple):
+    """What came from the server.
+
+    Args:
+        weights: The weights as the silo has them now.
+        average: The silo's average over rounds with them in it, which it keeps unless they cannot be trained.
+    """
+
+    weights: Tensors
+    average: Tensors
+
+
+def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Received:
+    """Return the weights that came, and keep them where they are needed later."""
     link, number = method.downlink, answer.facts["round"]
     weights = link.received(answer.facts.get("form", "step"), answer.tensors, strip_prefix(silo.memory, HELD))
     if not (link.tracks or method.kept):
-        return weights
+        return Received(weights, {})
     is_new = number != int(silo.memory.get("holds", -1))
-    silo.memory = silo.memory | add_prefix(weights, HELD) | {"holds": torch.tensor(number)}
-    if (method.personal or method.kept) and is_new:
-        count = int(silo.memory.get("receipts", 0))
-        average = running_average(strip_prefix(silo.memory, AVERAGE), weights, method.ema, count)
-        silo.memory |= add_prefix(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
-    return weights
+    silo.memory.keep(add_prefix(weights, HELD) | {"holds": torch.tensor(number)})
+    averages = is_new and (method.personal or method.kept)
+    return Received(weights, _average_with(method, silo, weights) if averages else {})
+
+
+def _average_with(method: FedAvgSpec, silo: Silo, weights: Tensors) -> Tensors:
+    """Return the entries of the silo's average over rounds with these weights in it."""
+    count = int(silo.memory.get("receipts", 0))
+    average = running_average(strip_prefix(silo.memory, AVERAGE), weights, method.ema, count)
+    return add_prefix(average, AVERAGE) | {"receipts": torch.tensor(count + 1)}
 
 
 def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     """Train one round: load the weights that came, train, and return the message with the new ones."""
-    before = silo.memory
     received = _receive(method, silo, answer)
     network = silo.device_context.network(method.model)
-    network.load_state_dict(received)
+    network.load_state_dict(received.weights)
     number = answer.facts["round"]
     optimiser = method.training.optimiser_of(network, method.progress(number))
     if method.keep_optimiser:
@@ -86,20 +102,12 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     trained = method.train_round(network, optimiser, silo, number, pull)
     weights = snapshot(network.state_dict())
     if why := why_unusable(trained, weights):
-        silo.memory = _with_average_of(before, silo.memory)
         return _withheld(method, silo, answer, why, trained)
     parts = answer.facts.get("send", SHARED[method.share])
     sent = {name: weights[name] for name in method.layout_of(parts)}
     rng = torch_rng(silo.seed, silo.name, "up", number)
-    wire, residual = method.up.encode(sent, received, strip_prefix(silo.memory, RESIDUAL), rng)
+    wire, residual = method.up.encode(sent, received.weights, strip_prefix(silo.memory, RESIDUAL), rng)
     private = {name: tensor for name, tensor in weights.items() if method.personal and name not in sent}
     kept = optimiser_state(optimiser) if method.keep_optimiser else {}
-    silo.memory = silo.memory | kept | add_prefix(residual, RESIDUAL) | add_prefix(private, HELD)
+    silo.memory.keep(received.average | kept | add_prefix(residual, RESIDUAL) | add_prefix(private, HELD))
     return Message("update", wire, update_facts(silo, answer, trained) | _holds(method, silo))
-
-
-def _with_average_of(before: Tensors, memory: Tensors) -> Tensors:
-    """Return the memory with the average of before: weights that cannot be trained must not enter it."""
-    averaged = (AVERAGE, "receipts")
-    kept = {name: tensor for name, tensor in memory.items() if not name.startswith(averaged)}
-    return kept | {name: tensor for name, tensor in before.items() if name.startswith(averaged)}

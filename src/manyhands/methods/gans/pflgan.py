@@ -72,7 +72,7 @@ class PFLGan(GanMethod):
 
     def silo(self, silo: Silo) -> Conversation:
         """Train as ``Local`` does, on the silo's images and on those that it was sent."""
-        pooled_silo = replace(silo)
+        pooled_silo = replace(silo)  # with the same memory
         local = self._local.silo(pooled_silo)
         next(local)
         number = int(silo.memory.get(f"{HANDED}number", torch.tensor(-1)))
@@ -81,9 +81,8 @@ class PFLGan(GanMethod):
             self._receive(silo, answer)
             if answer.facts["done"]:
                 return
-            pooled_silo.images, pooled_silo.memory = self._pool(silo), silo.memory
+            pooled_silo.images = self._pool(silo)
             message = local.send(answer)
-            silo.memory = pooled_silo.memory
             facts = {**message.facts, "images": len(silo.images)}
             answer = yield Message("progress", {} if facts["withheld"] else self._sent(silo, facts["round"]), facts)
 
@@ -159,7 +158,7 @@ class PFLGan(GanMethod):
     def _receive(self, silo: Silo, answer: Message) -> None:
         if answer.tensors:
             handed = dict(answer.tensors) | {"number": torch.tensor(answer.facts["handed"])}
-            silo.memory = silo.memory | add_prefix(handed, HANDED)
+            silo.memory.keep(add_prefix(handed, HANDED))
 
     def _pool(self, silo: Silo) -> Images:
         """Return the silo's images together with those that it was sent."""

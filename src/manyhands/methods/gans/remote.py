@@ -153,14 +153,14 @@ class Critic:
 
     def take(self, weights: Tensors) -> None:
         """Go on from the weights that the server sent, if it sent any; the optimiser's state stays."""
-        self.silo.memory = self.silo.memory | add_prefix(weights, CRITIC)
+        self.silo.memory.keep(add_prefix(weights, CRITIC))
 
     def keep(self, trained: LocalResult) -> str:
         """Keep the result of a round, or return why it cannot be kept."""
         weights = snapshot(self.network.state_dict())
         if why := why_unusable(trained, weights):
             return why
-        self.silo.memory = self.silo.memory | add_prefix(weights, CRITIC) | optimiser_state(self.optimiser)
+        self.silo.memory.keep(add_prefix(weights, CRITIC) | optimiser_state(self.optimiser))
         return ""
 
     def round(self, number: int) -> Generator[Message, Message, LocalResult]:

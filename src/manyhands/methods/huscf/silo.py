@@ -71,7 +71,7 @@ class SiloSegments:
         if bad := find_not_finite(segments):
             raise Refused(Reason.NOT_FINITE, f"{bad} is not finite")
         self.method.check_weights(segments)
-        self.silo.memory = self.silo.memory | optimiser_state(self.optimiser)
+        self.silo.memory.keep(optimiser_state(self.optimiser))
         return segments
 
     def take_mean(self, segments: Tensors) -> None:
@@ -81,8 +81,7 @@ class SiloSegments:
         average = running_average(
             strip_prefix(self.silo.memory, "average."), segments, self.method.ema, self.means_taken
         )
-        entries = {"taken": torch.tensor(self.means_taken + 1)} | add_prefix(average, "average.")
-        self.silo.memory = self.silo.memory | entries
+        self.silo.memory.keep({"taken": torch.tensor(self.means_taken + 1)} | add_prefix(average, "average."))
 
     def round(self, number: int, steps: int) -> Generator[Message, Message, dict[str, Any]]:
         """Train for this many mini-batches, and return the facts of the round: loss, images seen and FLOPs.

@@ -99,7 +99,7 @@ class LatentLearner(Learner[Latent]):
                 answer = yield Message(FETCH)  # the others have agreed without this silo
             scale = answer.facts["scale"]
         silo.latents = replace(encoded, scale=scale)
-        silo.memory |= {SCALE: torch.tensor(scale, dtype=torch.float64)}
+        silo.memory.keep({SCALE: torch.tensor(scale, dtype=torch.float64)})
 
     def wrap_server(self, inner: Server) -> Server:
         """Return a server that has the autoencoder and the scale."""
