@@ -34,6 +34,12 @@ def apply(memory: SiloMemory, made: list[Change]) -> None:
             memory.forget(name)
 
 
+def apply_and_refuse(memory: SiloMemory, made: list[Change]) -> None:
+    with memory.transaction():
+        apply(memory, made)
+        raise Refused(Reason.NOT_FINITE, "no")
+
+
 @given(changes, changes)
 def test_a_refused_transaction_leaves_no_trace_and_another_is_as_if_there_were_none(
     first: list[Change], second: list[Change]
@@ -42,9 +48,8 @@ def test_a_refused_transaction_leaves_no_trace_and_another_is_as_if_there_were_n
     for memory in (refused, through, plain):
         apply(memory, first)
     before = numbers(refused)
-    with pytest.raises(Refused), refused.transaction():
-        apply(refused, second)
-        raise Refused(Reason.NOT_FINITE, "no")
+    with pytest.raises(Refused):
+        apply_and_refuse(refused, second)
     with through.transaction():
         apply(through, second)
     apply(plain, second)
