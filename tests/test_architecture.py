@@ -43,7 +43,8 @@ ENGINES = {
     "pymoo": {"placement"},
     "typer": {"cli"},
     "nvflare": {"links"},
-    "rich": {"runs"},
+    "rich": {"cli", "runs"},
+    "jinja2": {"report"},
 }
 
 

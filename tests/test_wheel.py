@@ -25,7 +25,10 @@ def test_it_holds_the_package_its_types_the_recipes_and_the_pages(wheel: zipfile
     names = set(wheel.namelist())
     sources = ROOT / "src"
     package = {path.relative_to(sources).as_posix() for path in sources.rglob("*.py")}
-    beside = {f"manyhands/{name}" for name in ("py.typed", "__init__.pyi", "report/page.css")}
+    templates = (sources / "manyhands" / "report" / "templates").iterdir()
+    beside = {f"manyhands/{name}" for name in ("py.typed", "__init__.pyi")}
+    beside |= {path.relative_to(sources).as_posix() for path in templates}
+    assert "manyhands/report/templates/page.html" in beside
     recipes = {f"manyhands/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")}
     pages = {f"manyhands/docs/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")}
     assert package

@@ -1,8 +1,29 @@
-"""Formats numbers and lists of names for people."""
+"""Formats numbers, lists of names and tables for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text: on a page, on a terminal, or in a file.
+
+    Args:
+        heads: The head of each column.
+        rows: The rows, each with a cell for every column.
+        left: How many of the first columns hold words; the others hold numbers, which are aligned to the right.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+
+def number_text(value: float | None) -> str:
+    """Format a number with three significant digits; "-" where there is none."""
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def size_text(count: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 from manyhands import compose
 from manyhands.audit.collafuse import Effort
 from manyhands.errors import CheckpointError, DataError
-from manyhands.report.collafuse_audit import rows, words
+from manyhands.report.collafuse_audit import table, words
 from manyhands.runs.audit import audit
 from manyhands.runs.recipe import parse_recipe
 from manyhands.runs.run_folder import RunFolder
@@ -84,8 +84,8 @@ def test_it_is_in_the_report_in_the_page_and_in_words(audited: tuple[RunFolder, 
     page = (folder.path / "report.html").read_text()
     assert "<h2>Disclosure</h2>" in page
     assert "least squares" in page
-    table = rows(report)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    results = table(report)
+    widths = [max(map(len, column)) for column in zip(results.heads, *results.rows, strict=True)]
     assert sum(widths) + 2 * len(widths) - 2 <= 80
     assert "Weak" in " ".join(words(report))
     assert "head 0, head 1. Less: none" in " ".join(words(report))
@@ -109,7 +109,7 @@ def test_a_gan_without_classes_has_no_labels_to_tell(tmp_path: Path) -> None:
     report = audit(ran(tmp_path / "run", model={"kind": "gan", "width": 16, "classes": 0}, rounds=1), effort=LEAST)
     assert "labels" not in report["floor"]
     assert all(head["labels_of_made"] is None for head in report["heads"])
-    assert len(rows(report)) > 8
+    assert len(table(report).rows) > 7
     assert not [line for line in words(report) if line.startswith("Labels")]
     assert "Not tried: class inference, since the images have no classes, or one only." in words(report)
 

@@ -8,7 +8,7 @@ import torch
 from manyhands import Digits, Iid, split
 from manyhands.evaluation import verdict
 from manyhands.evaluation.evaluator import Evaluation, Evaluator
-from manyhands.report.page import figures_table
+from manyhands.report.quality import figures_table
 
 
 def of(times: float) -> str:
@@ -27,14 +27,14 @@ def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_oth
     assert next(iter(report)) == "words"
     assert report["words"].endswith("times that of real images: these are not yet images of this kind")
     assert report["notes"][0].startswith("precision and density: do not quote them")
-    rows = [row[0] for row in figures_table(report)]
+    rows = [row[0] for row in figures_table(report).rows]
     assert "precision (do not quote)" in rows
     assert "recall" in rows
 
     real = evaluator.verdict([evaluator.held.pixels])
     assert real["words"] == "FID is 1.0 times that of real images: about as good as real images"
     assert not [note for note in real["notes"] if note.startswith("precision")]
-    assert "precision" in [row[0] for row in figures_table(real)]
+    assert "precision" in [row[0] for row in figures_table(real).rows]
 
 
 def test_the_farther_the_harder_the_words() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from manyhands.report import clusters
 from manyhands.report.clusters import Weighed
+from manyhands.report.render import environment
 from manyhands.runs.run_folder import Round
 
 
@@ -45,8 +46,9 @@ def test_the_last_round_that_clustered_is_told_and_shown(tmp_path: Path) -> None
     assert clusters.facts(rounds(plain), domains) == {}
     report = clusters.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
     assert (report["count"], report["agreement"]) == (2, 1.0)
-    page = clusters.section({"clusters": report, "domains": domains}, tmp_path / "clusters.png")
+    content = clusters.content({"clusters": report, "domains": domains}, tmp_path / "clusters.png")
+    page = environment().get_template("sections.html").make_module().clusters(content)  # type: ignore[attr-defined]
     assert "2 clusters" in page
     assert "&lt;mnist&gt;" in page
     assert (tmp_path / "clusters.png").stat().st_size > 5000
-    assert clusters.section({"clusters": {}}, tmp_path / "none.png") == ""
+    assert clusters.content({"clusters": {}}, tmp_path / "none.png") is None

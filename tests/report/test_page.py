@@ -17,9 +17,8 @@ from manyhands import Experiment, Sampling
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import verdict
 from manyhands.evaluation.evaluator import Evaluation
-from manyhands.formatting import count_text
+from manyhands.formatting import count_text, number_text
 from manyhands.report import page
-from manyhands.report.markup import number
 from manyhands.runs.compare import Comparison
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.tensorboard import TensorBoardLogger
@@ -56,9 +55,10 @@ def test_it_says_what_a_reader_asks(folder: RunFolder) -> None:
     for name in ("FID", "KID", "coverage", "CAS accuracy", "asked class recognised"):
         assert f"<dt>{name}</dt>" in page
     assert (
-        f"<dd>{number(facts['metrics']['fid'])}<small>&plusmn; {number(facts['evaluation']['spread']['fid'])}" in page
+        f"<dd>{number_text(facts['metrics']['fid'])}<small>&plusmn; {number_text(facts['evaluation']['spread']['fid'])}"
+        in page
     )
-    assert f"real images: {number(facts['floor']['fid'])}" in page
+    assert f"real images: {number_text(facts['floor']['fid'])}" in page
     assert page.index(f"<b>{verdict.of_report(facts)}</b>") < page.index('class="cards"')
     for heading in ("Warnings", "Samples", "Quality over rounds", "Training", "Silos", "Who holds what"):
         assert f"<h2>{heading}</h2>" in page
@@ -78,6 +78,20 @@ def test_what_gives_images_away_is_read_before_anything_else(folder: RunFolder) 
     first = html[html.index("</h1>") :]
     assert first.startswith('</h1><section class="warn" role="note"><p><b>silo-0: This run gives its images away&lt;b')
     assert "gives its images away" not in page.page(folder, folder.report)
+
+
+def test_names_that_are_markup_are_shown_as_text(folder: RunFolder, tmp_path: Path) -> None:
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    for name in ("report.json", "journal.jsonl", "ledger.json"):
+        path = copy.path / name
+        path.write_text(path.read_text().replace("silo-0", "<script>silo</script>"))
+    report = copy.report
+    recipe = (copy.path / "recipe.toml").read_text()
+    (copy.path / "recipe.toml").write_text('name = "<script>run</script>"\n' + re.sub(r"(?m)^name = .*\n", "", recipe))
+    html = page.page(copy, report | {"classes": [f"<script>{name}</script>" for name in report["classes"]]})
+    shown = re.findall(r"&lt;script&gt;(\w+)&lt;/script&gt;", html)
+    assert {"run", "silo", report["classes"][0]} <= set(shown)
+    assert html.count("<script>") == 1, "the page's own"
 
 
 def test_missing_silos_and_withheld_updates_are_warned_of(folder: RunFolder, tmp_path: Path) -> None:
@@ -156,7 +170,7 @@ def test_light_and_dark_and_a_phone(folder: RunFolder, tmp_path: Path) -> None:
 
 
 def test_figures_are_short_and_counts_have_units() -> None:
-    assert [number(x) for x in (0.123456, 12.345, 1234.5, None, 0)] == ["0.123", "12.3", "1,234", "-", "0"]
+    assert [number_text(x) for x in (0.123456, 12.345, 1234.5, None, 0)] == ["0.123", "12.3", "1,234", "-", "0"]
     assert [count_text(x) for x in (12, 3400, 289e9, 1.44e12, 2e18)] == ["12", "3.4 k", "289 G", "1.44 T", "2e+03 P"]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from manyhands import compose
 from manyhands.audit.collafuse import Effort
 from manyhands.errors import DataError, RunFolderError
-from manyhands.report.collafuse_audit import rows, words
+from manyhands.report.collafuse_audit import table, words
 from manyhands.runs.audit import audit, trade
 from manyhands.runs.recipe import parse_recipe
 from manyhands.runs.run_folder import RunFolder
@@ -65,9 +65,9 @@ def test_it_is_in_the_report_in_the_page_and_in_words(audited: tuple[RunFolder, 
     page = (folder.path / "report.html").read_text()
     assert "<h2>Disclosure</h2>" in page
     assert (folder.figures / "disclosure.png").stat().st_size > 10_000
-    assert len(rows(report)) == 4
+    assert len(table(report).rows) == 3
     assert "recovers 0 of 241 images" in " ".join(words(report))
-    assert all(len(row) == len(rows(report)[0]) for row in rows(report))
+    assert all(len(row) == len(table(report).heads) for row in table(report).rows)
 
 
 def test_where_images_are_released_anew_all_of_them_are_attacked_together(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_attributes_that_the_recipe_deals_by_are_inferred_where_there_are_no_cla
     sentences = " ".join(words(report))
     assert "Attribute inference, of bright, round: accuracy" in sentences
     assert "Not tried: class inference, since the images have no classes" in sentences
-    heads, *body = rows(report)
+    heads, body = list(table(report).heads), table(report).rows
     assert heads[-1] == "attributes"
     assert all(len(row) == len(heads) for row in body)
     assert (heads.index("class"), [row[heads.index("class")] for row in body]) == (7, ["-"] * len(body))

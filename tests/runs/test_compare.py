@@ -16,7 +16,6 @@ from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation.evaluator import AT_ONCE, Evaluation
 from manyhands.methods.base import Method
 from manyhands.runs.compare import Comparison, _spent
-from manyhands.runs.progress import _pieces
 from manyhands.runs.run_folder import Round, RunFolder
 from tests.conftest import FEDAVG_ONLY, holding_silos, tiny_fedavg
 
@@ -49,7 +48,7 @@ def test_runs_of_one_protocol_are_ranked_best_first(runs: dict[str, Path]) -> No
     comparison = Comparison([runs["shared"], runs["local"]])
     fids = [RunFolder(runs[entry.name]).report["metrics"]["fid"] for entry in comparison.entries]
     assert fids == sorted(fids)
-    table = {row[0]: row[1:] for row in comparison.table()}
+    table = {row[0]: row[1:] for row in comparison.table().rows}
     assert table["FID"][0].endswith(" *")
     assert not table["FID"][1].endswith(" *")
     assert table["FID"][2] != ""
@@ -83,7 +82,7 @@ def test_runs_of_two_protocols_are_refused_and_the_field_is_named(
     with pytest.raises(ProtocolError, match=field):
         Comparison([runs["shared"], runs[other]])
     shown = Comparison([runs["shared"], runs[other]], unranked=True)
-    assert not any("*" in cell for row in shown.table() for cell in row)
+    assert not any("*" in cell for row in shown.table().rows for cell in row)
     assert [record["rank"] for record in shown.records()] == [None, None]
     assert "Not ranked: protocol." in shown.markdown()
 
@@ -91,12 +90,6 @@ def test_runs_of_two_protocols_are_refused_and_the_field_is_named(
 def test_a_run_that_was_not_evaluated_is_named(runs: dict[str, Path]) -> None:
     with pytest.raises(ProtocolError, match="was not evaluated; `manyhands evaluate"):
         Comparison([runs["shared"], runs["bare"]])
-
-
-def test_a_terminal_gets_a_wide_table_in_pieces() -> None:
-    assert _pieces([10, 10, 10], 80) == [[0, 1, 2]]
-    assert _pieces([10, 30, 30, 30], 80) == [[0, 1, 2], [0, 3]]
-    assert _pieces([10, 100, 5], 80) == [[0, 1], [0, 2]]
 
 
 def test_work_is_the_mean_over_all_silos_also_those_that_rested() -> None:
@@ -168,7 +161,9 @@ def test_what_noise_can_have_is_in_brackets_where_a_run_is_far_from_its_floor(
     comparison = Comparison([tmp_path / "near", tmp_path / "far"], by="precision")
     assert [entry.name for entry in comparison.entries] == ["near", "far"]  # though its precision is higher
     cells = dict(
-        zip(["name", "near", "far"], next(row for row in comparison.table() if row[0] == "precision"), strict=False)
+        zip(
+            ["name", "near", "far"], next(row for row in comparison.table().rows if row[0] == "precision"), strict=False
+        )
     )
     assert cells["far"].startswith("(0.8)")
     assert not cells["near"].startswith("(")

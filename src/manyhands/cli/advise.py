@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from manyhands.cli.console import print_paths, print_table
 from manyhands.cli.options import JsonOption
 from manyhands.errors import RecipeError
 from manyhands.files.strict_json import finite_json
@@ -47,7 +48,6 @@ def advise(
     from manyhands.placement.devices import load_devices
     from manyhands.placement.planner import Planner
     from manyhands.placement.timeline import tables, timeline, timetable
-    from manyhands.runs.progress import print_table
 
     for name, value, choices in (("mode", mode, ("corrected", "authors")), ("solver", solver, ("exact", "genetic"))):
         if value not in choices:
@@ -66,5 +66,6 @@ def advise(
         return
     for table in tables(schedule):
         print_table(table)
-    figure = f"\nfigure   {out / 'timeline.png'}" if out else ""
-    typer.echo(f"an iteration takes {schedule['seconds']:.2f} s{figure}")
+    typer.echo(f"an iteration takes {schedule['seconds']:.2f} s")
+    if out:
+        print_paths({"figure": out / "timeline.png"})

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from manyhands.cli.console import print_paths, print_table
 from manyhands.cli.options import JsonOption, RunArgument
 from manyhands.cli.output import show_trade, wrapped
 from manyhands.errors import RecipeError
@@ -28,10 +29,9 @@ def audit(
     The results go into the run's report. RUN is a run of collafuse or huscf, or a sweep over cuts of collafuse: then
     every cut is attacked.
     """
-    from manyhands.report.collafuse_audit import rows, words
+    from manyhands.report.collafuse_audit import table, words
     from manyhands.runs.audit import audit as attack
     from manyhands.runs.audit import trade
-    from manyhands.runs.progress import print_table
     from manyhands.runs.run_folder import RunFolder
 
     try:
@@ -55,9 +55,8 @@ def audit(
     if as_json:
         typer.echo(finite_json(results))
         return
-    print_table(rows(results))
+    print_table(table(results))
     for line in words(results):
         typer.echo(wrapped(line, ""))
-    if (figure := run_folder / "figures" / "disclosure.png").exists():
-        typer.echo(f"figure   {figure}")
-    typer.echo(f"report   {run_folder / 'report.html'}")
+    paths = {"figure": run_folder / "figures" / "disclosure.png", "report": run_folder / "report.html"}
+    print_paths({name: path for name, path in paths.items() if path.exists()})

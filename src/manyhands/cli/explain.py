@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from manyhands.cli.console import print_page, print_table
 from manyhands.errors import RecipeError
+from manyhands.formatting import TextTable
 
 
 def explain(
@@ -17,14 +19,12 @@ def explain(
     """Print a page of the docs, such as what an error means."""
     known = pages()
     if not name:
-        typer.echo("\n".join(f"{page:24}{_heading(path)}" for page, path in known.items()))
+        print_table(TextTable((), [(page, _heading(path)) for page, path in known.items()], left=2))
         return
     if name not in known:
         from manyhands.spec import suggest
 
         raise RecipeError(f"{name}: there is no such page; {suggest(name, list(known))}")
-    from manyhands.runs.progress import print_page
-
     print_page(known[name].read_text())
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import typer
 
+from manyhands.cli.console import print_paths, print_table
 from manyhands.files.strict_json import finite_json
 
 
 def show_trade(folder: Path, *, quiet: bool) -> None:
     """Print the table of a sweep over cuts, and where its figure is."""
-    from manyhands.report.collafuse_audit import trade_rows
+    from manyhands.report.collafuse_audit import trade_table
     from manyhands.runs.audit import trade
-    from manyhands.runs.progress import print_table
 
     rows = trade(folder)
     if not quiet:
-        print_table(trade_rows(rows), "For each cut: quality, what one release gives away, and what it costs a silo.")
-        typer.echo(f"figure   {folder / 'trade.png'}")
+        print_table(trade_table(rows), "For each cut: quality, what one release gives away, and what it costs a silo.")
+        print_paths({"figure": folder / "trade.png"})
 
 
 def show_comparison(
@@ -27,7 +27,6 @@ def show_comparison(
 ) -> None:
     """Print the table of runs side by side, and which files it was written to."""
     from manyhands.runs.compare import Comparison
-    from manyhands.runs.progress import print_table
 
     comparison = Comparison(folders, by, unranked=unranked)
     files = [] if out is None else comparison.write(out)
@@ -48,8 +47,7 @@ def show_comparison(
 def show_report(folder: Path, *, as_json: bool) -> None:
     """Print the metrics of a finished run, and where its files are."""
     from manyhands.evaluation import verdict
-    from manyhands.report.page import figures_table, measured_words
-    from manyhands.runs.progress import print_table
+    from manyhands.report.quality import figures_table, measured_words
     from manyhands.runs.run_folder import RunFolder
 
     report = RunFolder(folder).report
@@ -64,10 +62,8 @@ def show_report(folder: Path, *, as_json: bool) -> None:
         print_table(figures_table(report), measured_words(report))
         for note in report["evaluation"]["notes"]:
             typer.echo(wrapped(f"warning: {note}", ""), err=True)
-    parts = {"samples": "figures/samples.png", "report": "report.html", "model": "model"}
-    for name, part in parts.items():
-        if (folder / part).exists():
-            typer.echo(f"{name:9}{folder / part}")
+    parts = {"samples": folder / "figures" / "samples.png", "report": folder / "report.html", "model": folder / "model"}
+    print_paths({name: path for name, path in parts.items() if path.exists()})
 
 
 def wrapped(words: str, head: str) -> str:

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import typer
 
+from manyhands.cli.console import print_table
 from manyhands.cli.options import JsonOption
-from manyhands.cli.output import wrapped
 from manyhands.files.strict_json import finite_json
+from manyhands.formatting import TextTable
 from manyhands.runs.shipped import shipped
 
 
 def recipes(as_json: JsonOption = False) -> None:
     """List the recipes that come with Manyhands."""
     descriptions = {path.stem: _description(path) for path in shipped()}
-    lines = [wrapped(description, f"{name:21}") for name, description in descriptions.items()]
-    typer.echo(finite_json(descriptions) if as_json else "\n".join(lines))
+    if as_json:
+        typer.echo(finite_json(descriptions))
+    else:
+        print_table(TextTable((), list(descriptions.items()), left=2))
 
 
 def _description(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from manyhands.formatting import size_text
+from manyhands.formatting import TextTable, size_text
 from manyhands.models.gan import NETWORKS
 from manyhands.models.layer_cut import LayerCuts
 from manyhands.placement.planner import SIDES, Planner
@@ -108,13 +108,13 @@ def bottlenecks(planner: Planner, cuts: Mapping[str, LayerCuts]) -> list[tuple[s
     return [(part, seconds, last[part]) for part, seconds in planner.parts(cuts)]
 
 
-def tables(timetable: Mapping[str, Any]) -> list[list[list[str]]]:
-    """Return two tables of text, of devices and of parts of an iteration; the first row of each is its header."""
-    devices = [HEADS]
+def tables(timetable: Mapping[str, Any]) -> list[TextTable]:
+    """Return two tables, of devices and of parts of an iteration."""
+    devices = []
     for row in timetable["devices"]:
         cuts = [f"{row[network]['head']} | {row[network]['tail']}" for network in NETWORKS]
         seconds = [f"{row[name]:.2f} s" for name in ("work", "wire", "waits")]
         sizes = [size_text(row[name]) for name in ("bytes", "memory")]
         devices.append([row["device"], f"x {row['count']:,}", *cuts, *seconds, *sizes])
     parts = [[row["part"], f"{row['seconds']:.3f}", row["last"]] for row in timetable["parts"]]
-    return [devices, [["part", "seconds", "finishes last"], *parts]]
+    return [TextTable(HEADS, devices, left=2), TextTable(["part", "seconds", "finishes last"], parts)]

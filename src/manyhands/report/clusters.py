@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyhands.evaluation import figures
-from manyhands.report.markup import number, picture, table, text
+from manyhands.formatting import TextTable, number_text
+from manyhands.report.parts import Picture, picture
 
 if TYPE_CHECKING:
     from manyhands.runs.run_folder import Round
 
 Weighed = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The silos as points in a picture, which says how many clusters there are, and a row for each silo."""
+
+    picture: Picture
+    table: TextTable
 
 
 def facts(rounds: Sequence[Round], domains: Mapping[str, str]) -> dict[str, Any]:
@@ -38,11 +48,11 @@ def agreement(weighed: Weighed, domains: Mapping[str, str]) -> float | None:
     return float(adjusted_rand_score([domains[silo] for silo in known], [weighed[silo]["cluster"] for silo in known]))
 
 
-def section(report: Mapping[str, Any], path: Path) -> str:
-    """The section of the page that shows the clusters; empty where there are none."""
+def content(report: Mapping[str, Any], path: Path) -> Clusters | None:
+    """The clusters for the page, with a picture that is drawn at ``path``; None where there are none."""
     clusters, domains = report.get("clusters"), report.get("domains", {})
     if not clusters:
-        return ""
+        return None
     weighed: Weighed = clusters["silos"]
     kinds = {silo: (domains.get(silo, "silos"), int(entry["cluster"])) for silo, entry in weighed.items()}
     figures.clusters(path, {silo: (entry["x"], entry["y"]) for silo, entry in weighed.items() if "x" in entry}, kinds)
@@ -50,14 +60,10 @@ def section(report: Mapping[str, Any], path: Path) -> str:
     about = f"{count} cluster{'s' * (count != 1)}, by the activations of the server's segment on a batch of each silo."
     about += "" if same is None else f" The adjusted Rand index of clusters and domains is {same:.2f} (1: the same)."
     rows = [
-        [silo, kinds[silo][0], str(kinds[silo][1] + 1), number(entry["distance"]), number(entry["weight"])]
+        [silo, kinds[silo][0], str(kinds[silo][1] + 1), number_text(entry["distance"]), number_text(entry["weight"])]
         for silo, entry in weighed.items()
     ]
-    shown = table(["silo", "domain", "cluster", "distance", "weight"], rows, left=2)
-    return (
-        f"<h2>Clusters</h2><p>{text(about)}</p>{picture(path, about)}<details><summary>The cluster of each "
-        f"silo</summary>{shown}</details>"
-    )
+    return Clusters(picture(path, about), TextTable(["silo", "domain", "cluster", "distance", "weight"], rows, left=2))
 
 
 def _is_clustered(weighed: Weighed) -> bool:

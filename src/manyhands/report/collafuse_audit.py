@@ -1,4 +1,4 @@
-"""The results of attacks on a run: rows of a table, sentences, and a section of the report."""
+"""The results of attacks on a run: a table, sentences, and a section of the report."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manyhands.formatting import TextTable, number_text
 from manyhands.report import huscf_audit
-from manyhands.report.markup import number, picture, table, text
+from manyhands.report.disclosure import Disclosure
+from manyhands.report.parts import picture
 
 Report = Mapping[str, Any]
 CROSSINGS = "crossings"
@@ -23,18 +25,18 @@ ABOUT = (
 )
 
 
-def rows(report: Report) -> list[list[str]]:
-    """The heads, then a row for each cut; with several releases of an image, one more row for all of them."""
+def table(report: Report) -> TextTable:
+    """A row for each cut; with several releases of an image, one more row for all of them."""
     if report.get("kind") == CROSSINGS:
-        return huscf_audit.rows(report)
+        return huscf_audit.table(report)
     body = []
     for cut in report["cuts"]:
-        body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number(cut["linkability"]["value"])))
+        body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number_text(cut["linkability"]["value"])))
         if "all_releases" in cut:
             releases = report["releases"]
             with_all = {**cut, "snr_db": cut["snr_db"] + 10 * math.log10(releases)}
             body.append(_row(f"  x {releases:,}", with_all, cut["all_releases"], "-"))
-    return [[*HEADS, *["attributes"] * _has_attributes(report)], *body]
+    return TextTable([*HEADS, *["attributes"] * _has_attributes(report)], body)
 
 
 def _has_attributes(report: Report) -> bool:
@@ -50,23 +52,24 @@ def words(report: Report) -> list[str]:
     guarantee = first["guarantee"]
     lines = [
         f"{report['images']:,} released images were attacked by somebody with {report['public']:,} other images; 1 of "
-        f"m: m is {first['identity']['candidates']:,}, and chance gives {number(first['identity']['chance'])}.",
+        f"m: m is {first['identity']['candidates']:,}, and chance gives {number_text(first['identity']['chance'])}.",
         f"Epsilon at delta {guarantee['delta']:g}: {guarantee['model']}; the unit is {guarantee['unit']} "
-        f"(neighbouring: {guarantee['neighbouring']}), the norm {number(guarantee['norm'])}. Labels are not covered.",
+        f"(neighbouring: {guarantee['neighbouring']}), the norm {number_text(guarantee['norm'])}. Labels are not "
+        "covered.",
     ]
     if "class_inference" in floor:
         clean = floor["class_inference_of_clean_images"]["accuracy"]["value"]
         lines.append(
             f"Class inference: guessing the most frequent class is right for "
-            f"{number(floor['class_inference']['accuracy']['value'])} of the images, a classifier of clean images for "
-            f"{number(clean)}."
+            f"{number_text(floor['class_inference']['accuracy']['value'])} of the images, a classifier of clean images "
+            f"for {number_text(clean)}."
         )
     if _has_attributes(report):
         floor_of_attributes, clean = floor["attribute_inference"], floor["attribute_inference_of_clean_images"]
         lines.append(
             f"Attribute inference, of {', '.join(report['attributes'])}: accuracy "
-            f"{number(floor_of_attributes['accuracy']['value'])} by guessing the more frequent answer, "
-            f"{number(clean['accuracy']['value'])} from clean images (AUC {number(clean['auc']['value'])})."
+            f"{number_text(floor_of_attributes['accuracy']['value'])} by guessing the more frequent answer, "
+            f"{number_text(clean['accuracy']['value'])} from clean images (AUC {number_text(clean['auc']['value'])})."
         )
     lines += huscf_audit.skipped(report)
     if "membership" in report:
@@ -86,29 +89,28 @@ def words(report: Report) -> list[str]:
     return [*(_released(release) for release in report["as_released"]), *lines, _recommended(report)]
 
 
-def section(report: Report, path: Path) -> str:
-    """The section of the report."""
-    if report.get("kind") == CROSSINGS:
-        return huscf_audit.section(report)
-    heads, *body = rows(report)
-    lines = "".join(f"<p>{text(line)}</p>" for line in words(report))
-    drawn = f'<div class="wide">{picture(path, "what releases give away at each cut")}</div>' if path.exists() else ""
-    return f'<h2>Disclosure</h2><p class="dim">{text(ABOUT)}</p>{drawn}{table(heads, body)}{lines}'
+def content(report: Report | None, path: Path) -> Disclosure | None:
+    """The section of the page, with the figure at ``path`` where there is one; None where nothing was attacked."""
+    if not report:
+        return None
+    about = huscf_audit.ABOUT if report.get("kind") == CROSSINGS else ABOUT
+    figure = picture(path, "what releases give away at each cut") if path.exists() else None
+    return Disclosure(about, figure, table(report), words(report))
 
 
 def _row(name: str, cut: Report, scores: Report, linked: str) -> list[str]:
     attacks = scores["reconstruction"].values()
     best, identity = max(attacks, key=lambda attack: attack["explained"]["value"]), scores["identity"]
-    label = number(scores["class_inference"]["accuracy"]["value"]) if "class_inference" in scores else "-"
-    attributes = [number(scores["attribute_inference"]["auc"]["value"])] if "attribute_inference" in scores else []
+    label = number_text(scores["class_inference"]["accuracy"]["value"]) if "class_inference" in scores else "-"
+    attributes = [number_text(scores["attribute_inference"]["auc"]["value"])] if "attribute_inference" in scores else []
     return [
         name,
         f"{cut['snr_db']:.1f}",
-        number(scores["guarantee"]["epsilon"]),
+        number_text(scores["guarantee"]["epsilon"]),
         f"{best['explained']['value']:.2f}",
         f"{best['psnr']['value']:.1f}",
-        number(identity["top_1"]["value"]),
-        number(identity["foretold"]),
+        number_text(identity["top_1"]["value"]),
+        number_text(identity["foretold"]),
         label,
         linked,
         *attributes,
@@ -133,30 +135,30 @@ def _recommended(report: Report) -> str:
     scores = cut["all_releases" if "all_releases" in cut else "one_release"]
     return (
         f"Recommended cut: {cut['share']:.3g} (step {cut['cut']}, {cut['snr_db']:.1f} dB, epsilon "
-        f"{number(scores['guarantee']['epsilon'])}). It is the first at which theory, with a margin of a fifth, "
+        f"{number_text(scores['guarantee']['epsilon'])}). It is the first at which theory, with a margin of a fifth, "
         "expects at most 1 % of images to be picked out of 1,000; the attack picked, out of "
         f"{scores['identity']['candidates']:,}: {_interval(scores['identity']['top_1'])}."
     )
 
 
 def _interval(interval: Report) -> str:
-    return f"{number(interval['value'])} ({number(interval['low'])} to {number(interval['high'])})"
+    return f"{number_text(interval['value'])} ({number_text(interval['low'])} to {number_text(interval['high'])})"
 
 
-def trade_rows(rows: Sequence[Report]) -> list[list[str]]:
-    """The heads, then a row for each cut of a sweep."""
+def trade_table(rows: Sequence[Report]) -> TextTable:
+    """A row for each cut of a sweep."""
     heads = ["cut", "SNR dB", "epsilon", "FID", "explained", f"1 of {rows[0]['of']:,}", "drawing", "training"]
     body = [
         [
             f"{row['cut']:.3g}",
             "-" if row["snr_db"] is None else f"{row['snr_db']:.1f}",
-            number(row["epsilon"]),
-            number(row["fid"]),
+            number_text(row["epsilon"]),
+            number_text(row["fid"]),
             f"{row['explained']:.2f}",
-            number(row["picked"]),
+            number_text(row["picked"]),
             f"{row['draw_share']:.0%}",
             f"{row['train_share']:.0%}",
         ]
         for row in rows
     ]
-    return [heads, *body]
+    return TextTable(heads, body)

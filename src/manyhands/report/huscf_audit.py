@@ -1,15 +1,14 @@
-"""The results of attacks on a cut GAN: rows of a table, sentences, and a section of the report."""
+"""The results of attacks on a cut GAN: a table, and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from manyhands.report.markup import number, table, text
+from manyhands.formatting import TextTable, number_text
 
 Report = Mapping[str, Any]
 HEADS = ["head", "attack", "PSNR dB", "SSIM", "explained", "1 of m", "class"]
-WIDE = 24
 WEAK = 0.5
 """A head counts as weak if this share of the images' variance is recovered, or of the images picked, or more."""
 ABOUT = (
@@ -22,19 +21,19 @@ ABOUT = (
 )
 
 
-def rows(report: Report) -> list[list[str]]:
-    """The heads, what is known without any message, then a row for each attack and control on each head."""
+def table(report: Report) -> TextTable:
+    """What is known without any message, then a row for each attack and control on each head."""
     floor = report["floor"]
     body = [_row("none", "mean image", {"label": floor.get("labels"), **floor["reconstruction"]})]
     later, step = report["later"]["heads"], report["later"]["step"]
     for head in report["heads"]:
         name = f"{head['head']}"
         body += [_row(name, attack, scores) for attack, scores in head["attacks"].items()]
-        body.append([name, "nearest of m".ljust(WIDE), "-", "-", "-", number(head["recognised"]["value"]), "-"])
+        body.append([name, "nearest of m", "-", "-", "-", number_text(head["recognised"]["value"]), "-"])
         body += [_row(name, f"{attack}, step {step}", scores) for attack, scores in later.get(name, {}).items()]
         best = max(head["unknown_head"].values(), key=lambda scores: scores["explained"]["value"])
         body += [_row(name, "unknown weights", best), _row(name, "other images", head["other_images"])]
-    return [HEADS, *body]
+    return TextTable(HEADS, body, left=2)
 
 
 def words(report: Report) -> list[str]:
@@ -51,7 +50,8 @@ def words(report: Report) -> list[str]:
     ]
     if guard is not None:
         lines.append(
-            f"Guard: clipped to the norm {number(guard['clip'])}, with noise {number(guard['noise'])} times that."
+            f"Guard: clipped to the norm {number_text(guard['clip'])}, with noise {number_text(guard['noise'])} times "
+            "that."
         )
     accuracies = [f"{head['labels_of_made']['value']:.0%} at head {head['head']}" for head in _labelled(report)]
     if accuracies:
@@ -73,13 +73,6 @@ def skipped(report: Report) -> list[str]:
     return [
         f"Not tried: {name.replace('_', ' ')}, since {reason}." for name, reason in report.get("skipped", {}).items()
     ]
-
-
-def section(report: Report) -> str:
-    """The section of the report."""
-    heads, *body = rows(report)
-    lines = "".join(f"<p>{text(line)}</p>" for line in words(report))
-    return f'<h2>Disclosure</h2><p class="dim">{text(ABOUT)}</p>{table(heads, body, left=2)}{lines}'
 
 
 def best_of(attacks: Report) -> tuple[str, Report]:
@@ -117,12 +110,12 @@ def _labelled(report: Report) -> list[Report]:
 def _row(head: str, attack: str, scores: Report) -> list[str]:
     return [
         head,
-        attack.ljust(WIDE),
+        attack,
         f"{scores['psnr']['value']:.1f}",
         f"{scores['ssim']['value']:.2f}",
         f"{scores['explained']['value']:.2f}",
-        number(scores["identity"]["top_1"]["value"]) if "identity" in scores else "-",
-        "-" if scores.get("label") is None else number(scores["label"]["value"]),
+        number_text(scores["identity"]["top_1"]["value"]) if "identity" in scores else "-",
+        "-" if scores.get("label") is None else number_text(scores["label"]["value"]),
     ]
 
 

@@ -19,9 +19,8 @@ from manyhands.evaluation.evaluator import AT_ONCE
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors, replace_file
-from manyhands.formatting import count_text, size_text
-from manyhands.report.markup import number
-from manyhands.report.page import NAMES, curve, sampling_words
+from manyhands.formatting import TextTable, count_text, number_text, size_text
+from manyhands.report.quality import NAMES, curve, sampling_words
 from manyhands.runs.run_folder import Round, RunFolder, difference
 from manyhands.spec import suggest
 
@@ -96,14 +95,11 @@ class Comparison:
             self.entries.sort(key=self._rank)
         self.shown = [*known, *COSTS]
 
-    def table(self) -> list[list[str]]:
+    def table(self) -> TextTable:
         """A row for each figure and cost, a column for each entry; the best value of each figure has a star."""
+        seeds = ["seeds", *[str(len(entry.runs)) for entry in self.entries], ""]
         heads = ["", *[entry.name for entry in self.entries], "real images"]
-        return [
-            heads,
-            *[self._row(name) for name in self.shown],
-            ["seeds", *[str(len(e.runs)) for e in self.entries], ""],
-        ]
+        return TextTable(heads, [*[self._row(name) for name in self.shown], seeds])
 
     def verdicts(self) -> list[str]:
         """How far each entry is from real images, in words; with several seeds, by their mean."""
@@ -126,8 +122,9 @@ class Comparison:
 
     def markdown(self) -> str:
         """The verdicts, the table and the note as Markdown."""
-        heads, *rows = self.table()
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in [heads, ["---"] * len(heads), *rows]]
+        table = self.table()
+        rows = [table.heads, ["---"] * len(table.heads), *table.rows]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         lines = [*[f"* {line}" for line in self.verdicts()], "", *[f"| {' | '.join(row)} |" for row in cells]]
         return "\n".join([*lines, "", self.note(), ""])
 
@@ -212,15 +209,15 @@ class Comparison:
         cells = []
         for entry, mean in zip(self.entries, means, strict=True):
             spread = self._spread(entry, name) if name in NAMES else None
-            cell = _cost(name, mean) if name in COSTS else number(mean)
+            cell = _cost(name, mean) if name in COSTS else number_text(mean)
             cell = f"({cell})" if self._doubted(entry, name) else cell
             cells.append(
                 cell
-                + (f" ± {number(spread)}" if spread is not None else "")
+                + (f" ± {number_text(spread)}" if spread is not None else "")
                 + (" *" if mean is not None and mean == best else "")
             )
         floors = [report["floor"][name] for e in self.entries for report in e.reports if name in report["floor"]]
-        return [{**NAMES, **COSTS}[name], *cells, number(floors[0]) if floors and self.ranked else ""]
+        return [{**NAMES, **COSTS}[name], *cells, number_text(floors[0]) if floors and self.ranked else ""]
 
     def _spread(self, entry: Entry, name: str) -> float | None:
         """The deviation, of one kind in the whole table: over the seeds of training, if any entry has several."""

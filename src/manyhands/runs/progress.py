@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.markdown import Markdown
 from rich.text import Text
 
 from manyhands.formatting import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from manyhands.runs.recipe import Recipe
     from manyhands.runs.run_folder import Round
 
@@ -52,43 +49,6 @@ class Progress:
         """Leave the last line on the terminal."""
         if self._live:
             self._live.stop()
-
-
-def print_table(rows: Sequence[Sequence[str]], note: str = "") -> None:
-    """Print a table whose first row is the heads; on a terminal, in as many pieces as its width requires."""
-    console = Console(highlight=False)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pieces = _pieces(widths, console.width) if console.is_terminal else [list(range(len(widths)))]
-    for piece in pieces:
-        for number, row in enumerate(rows):
-            cells = [row[i].ljust(widths[i]) if i == 0 else row[i].rjust(widths[i]) for i in piece]
-            style = "bold" if number == 0 else ""
-            console.print(Text("  ".join(cells).rstrip(), style), soft_wrap=True)
-        if piece is not pieces[-1]:
-            console.print()
-    if note:
-        console.print(note, soft_wrap=not console.is_terminal)
-
-
-def print_page(text: str) -> None:
-    """A page of Markdown on standard output, laid out on a terminal."""
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(Markdown(text, hyperlinks=False))
-    else:
-        console.file.write(text)
-
-
-def _pieces(widths: Sequence[int], width: int) -> list[list[int]]:
-    """The columns of each piece: the first one, and as many others as fit."""
-    pieces: list[list[int]] = []
-    for column in range(1, len(widths)):
-        fits = pieces and sum(widths[i] + 2 for i in [*pieces[-1], column]) - 2 <= width
-        if fits:
-            pieces[-1].append(column)
-        else:
-            pieces.append([0, column])
-    return pieces or [[0]]
 
 
 def round_line(done: Round, pace: float) -> str:

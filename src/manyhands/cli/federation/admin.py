@@ -56,7 +56,10 @@ def status(
     with Admin(kit) as admin:
         for _ in itertools.count():
             report = admin.status()
-            typer.echo(finite_json(report) if as_json else _status_lines(report))
+            if as_json:
+                typer.echo(finite_json(report))
+            else:
+                _show_status(report)
             if not watch or report["run"].get("stage") in ("ended", "stopped", "failed"):
                 break
             time.sleep(2)
@@ -84,13 +87,16 @@ def fetch(
         typer.echo(str(admin.fetch(run, out)))
 
 
-def _status_lines(status: dict[str, Any]) -> str:
-    from manyhands.formatting import size_text
+def _show_status(status: dict[str, Any]) -> None:
+    """Print the state of each site and of the run; every text is made safe, for a server may send anything."""
+    from manyhands.cli.console import print_table
+    from manyhands.formatting import TextTable, size_text
 
-    lines = [f"{site:16} {state}" for site, state in status["sites"].items()]  # a server may send anything, too
+    sites = [[printable(site, MAX_LINE), printable(str(state), MAX_LINE)] for site, state in status["sites"].items()]
+    print_table(TextTable((), sites, left=2))
     if run := status["run"]:
-        lines.append(
+        line = (
             f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
             f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"
         )
-    return "\n".join(printable(line, MAX_LINE) for line in lines)
+        typer.echo(printable(line, MAX_LINE))
