@@ -25,7 +25,7 @@ import numpy as np
 from harness import bench, case_files, claims
 from manyhands import DiffusionGenerator, Evaluator
 from manyhands.runs.compose import silos_of
-from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
 BARS = {"codec_seconds": "<= 1.5", "codec_copies": "<= 2"}

@@ -81,7 +81,7 @@ def train(folder: Path) -> None:
     import torch
 
     from manyhands import compose
-    from manyhands.runs.recipe import parse_recipe
+    from manyhands.runs.recipe_file import parse_recipe
 
     torch.set_num_threads(1)
     for _ in compose(parse_recipe(RECIPE), folder, resume=True):

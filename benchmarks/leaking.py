@@ -18,7 +18,8 @@ from manyhands.audit.collafuse import Effort
 from manyhands.methods.huscf import silo as silo_half
 from manyhands.report.huscf_audit import best_of
 from manyhands.runs.audit import audit
-from manyhands.runs.recipe import Recipe, parse_recipe
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
 BARS = {"leaks_control": ">= 0.95", "leaks_unknown": "<= 0.05", "leaks_tail": ">= 0.95"}

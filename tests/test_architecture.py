@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "manyhands"
 LAYERS = [
-    {"errors", "spec", "seed", "tensors", "formatting", "subprocess_task", "files"},
+    {"errors", "spec", "registry", "seed", "tensors", "formatting", "subprocess_task", "files"},
     {"privacy.accountant", "privacy.noise"},
     {"messages"},
     {"data"},

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 from manyhands.runs.compose import compose
-from manyhands.runs.recipe import load_recipe
+from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
 from manyhands.tensors import snapshot

@@ -16,13 +16,14 @@ import pytest
 
 from harness.pages import PAGES, with_table
 from manyhands import Autoencoder, Diffusion, Latent, Training, UNet
-from manyhands.data.partition import AnyPartition
-from manyhands.data.sources import AnySource
 from manyhands.errors import Reason
 from manyhands.evaluation.evaluator import Evaluation
 from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
 from manyhands.federation.policy import Policy
-from manyhands.runs.recipe import AnyMethod, Data, Recipe, load_recipe, parse_offer
+from manyhands.registry import METHODS, PARTITIONS, SOURCES, imported
+from manyhands.runs.data import Data
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import load_recipe, parse_offer
 from manyhands.runs.shipped import shipped
 from manyhands.spec import Spec
 from tests.command import manyhands
@@ -124,12 +125,12 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_field_of_a_recipe_is_documented() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text() + (ROOT / "docs" / "methods.md").read_text()
-    unions = [kind for union in (AnySource, AnyPartition, AnyMethod) for kind in union.__origin__.__args__]
+    chosen = [imported(path) for table in (SOURCES, PARTITIONS, METHODS) for path in table.classes.values()]
     specs: list[type[Spec]] = [
         Recipe,
         Data,
         Evaluation,
-        *unions,
+        *chosen,
         *(UNet, Latent, Autoencoder, Training, Diffusion),
     ]
     for spec in specs:

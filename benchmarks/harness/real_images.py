@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from manyhands import Digits, Idx, Iid, Silo, split
-from manyhands.runs.recipe import Data
+from manyhands.runs.data import Data
 
 
 def silos(folder: str, count: int = 5, *, toy: bool = False) -> list[Silo] | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Strict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from manyhands.errors import RecipeError
 
 Int = Annotated[int, Strict()]
 """An integer; true, "3" and 3.0 are rejected."""
 Float = Annotated[float, Strict()]
 """A number; an integer is accepted, a string is not."""
+MAX_SHOWN = 300
+"""The most characters of a wrong value that an error shows."""
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -20,10 +25,31 @@ def suggest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 
+class SpecError(RecipeError, ValueError):
+    """A configuration that is built in Python has a wrong field. It is pydantic's error in the form of a recipe's."""
+
+
 class Spec(BaseModel):
-    """A configuration: part of a recipe, or built in Python. Two with equal fields are equal and hash alike."""
+    """A configuration: part of a recipe, or built in Python. Two with equal fields are equal and hash alike.
+
+    Raises:
+        SpecError: A field that it is built with in Python is wrong. ``model_validate`` raises pydantic's own error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def __init__(self, **fields: Any) -> None:
+        __tracebackhide__ = True
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            name = type(self).__name__
+            lines = [
+                f"{name}.{place}: {text}" if place else f"{name}: {text}" for place, text in problems_of(error, fields)
+            ]
+            raise SpecError("\n".join(lines)) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # model_validate need not call it
 
     def cited_parts(self) -> list[object]:
         """The objects whose papers are cited: itself and its fields, or what implements them."""
@@ -38,3 +64,35 @@ class Spec(BaseModel):
                     hint = suggest(str(key), list(cls.model_fields))
                     raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint})
         return fields
+
+
+def problems_of(error: ValidationError, fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what is wrong with fields: for each problem the dotted name of its place, and a sentence."""
+    return [(".".join(_path(problem["loc"], fields)), _sentence(problem)) for problem in error.errors()]
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
+        return f"kind {context['tag']!r} is not known; {suggest(str(context['tag']), known)}"
+    if problem["type"] in {"union_tag_not_found", "model_attributes_type"}:
+        return "a table that names its kind is expected: kind = ..."
+    if problem["type"] in {"unknown_key", "missing", "value_error"}:
+        return text
+    value = repr(problem["input"])
+    shown = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]} ..."
+    return f"{shown} came: {text[0].lower()}{text[1:]}"
+
+
+def _path(loc: Sequence[str | int], fields: Any) -> list[str]:
+    """The place in the fields, without the names that pydantic gives to the choices of a union."""
+    path, value = [], fields
+    for i, step in enumerate(loc):
+        tag = isinstance(value, Mapping) and step not in value and value.get("kind") == step
+        if tag or (i and not isinstance(value, Mapping | list | tuple)):
+            continue
+        path.append(str(step))
+        value = value.get(step) if isinstance(value, Mapping) and isinstance(step, str) else None
+    return path

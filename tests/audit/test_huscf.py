@@ -13,7 +13,7 @@ from manyhands.audit.collafuse import Effort
 from manyhands.errors import CheckpointError, DataError
 from manyhands.report.collafuse_audit import table, words
 from manyhands.runs.audit import audit
-from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow

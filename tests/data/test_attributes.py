@@ -16,7 +16,8 @@ from manyhands import ByAttributes, Images, compose, split
 from manyhands.data.attributes import read_attributes
 from manyhands.data.partition import by_attributes, class_counts
 from manyhands.errors import DataError, RecipeError
-from manyhands.runs.recipe import Recipe, parse_recipe
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import parse_recipe
 
 NAMES = ["Bald", "Bangs", "Eyeglasses", "Young"]
 GROUPS = (("Bald", "Bangs"), ("Eyeglasses",))

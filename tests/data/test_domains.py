@@ -20,7 +20,8 @@ from manyhands.federation import demo
 from manyhands.federation.policy import Policy, recipe_text
 from manyhands.federation.site import Site
 from manyhands.runs.finished import held_silos
-from manyhands.runs.recipe import Recipe, parse_recipe
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.summary import data_of
 from manyhands.tensors import sha256

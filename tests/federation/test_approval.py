@@ -21,7 +21,7 @@ from manyhands.federation.approval import (
     waiting,
 )
 from manyhands.federation.policy import recipe_hash, recipe_text
-from manyhands.runs.recipe import load_recipe
+from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.shipped import recipe_path
 
 TEXT = recipe_text(load_recipe(recipe_path("digits-collafuse")))

@@ -22,7 +22,8 @@ from manyhands.messages.facts import Fact, Listed, Number, Table, Text, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Payload
 from manyhands.runs.compose import silos_of
-from manyhands.runs.recipe import Recipe, load_recipe
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.shipped import recipe_path
 from manyhands.silos.silo import DeviceContext
 from manyhands.tensors import Tensors

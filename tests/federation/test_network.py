@@ -23,7 +23,8 @@ from manyhands.federation.demo import LOOPBACK, Federation, watch
 from manyhands.federation.kit import SERVER, load_kit, new_kits
 from manyhands.runs.compose import compose
 from manyhands.runs.finished import evaluate
-from manyhands.runs.recipe import Recipe, load_recipe
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
 from manyhands.tensors import sha256

@@ -15,7 +15,9 @@ from manyhands.federation.approval import approve, approved
 from manyhands.federation.demo import POLICY
 from manyhands.federation.policy import Policy, describe_run, recipe_hash, recipe_text
 from manyhands.messages.outgoing import Images
-from manyhands.runs.recipe import KINDS, Recipe, load_recipe, parse_recipe, read
+from manyhands.registry import METHODS
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import load_recipe, parse_recipe, read
 from manyhands.runs.shipped import recipe_path, shipped
 from manyhands.runs.sweep import load_sweep
 
@@ -127,7 +129,7 @@ def test_every_method_against_the_default_policy_and_each_single_limit(row: str)
 
 
 def test_the_table_has_every_method_that_is_shipped() -> None:
-    assert {offer(row[:26].strip()).method.model_dump()["kind"] for row in ROWS} == set(KINDS)
+    assert {offer(row[:26].strip()).method.model_dump()["kind"] for row in ROWS} == set(METHODS.classes)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.run_session import RunSession, load_run_session
 from manyhands.messages.message import Message
 from manyhands.runs.compose import silos_of
-from manyhands.runs.recipe import Recipe, load_recipe
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
 from manyhands.silos.silo import DeviceContext, Silo

@@ -17,7 +17,7 @@ from manyhands.federation.log import BURST
 from manyhands.federation.server import FederationServer
 from manyhands.federation.site_connections import ReceivedCall
 from manyhands.messages.message import Bounds, Message
-from manyhands.runs.recipe import load_recipe
+from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.shipped import recipe_path
 
 SITES = ("a", "b", "c")

@@ -17,7 +17,7 @@ from manyhands.federation.site import Site
 from manyhands.federation.usage import Usage
 from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Message, encode
-from manyhands.runs.recipe import load_recipe
+from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.shipped import recipe_path
 
 TEXT = recipe_text(load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2"]))

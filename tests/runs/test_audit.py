@@ -15,7 +15,7 @@ from manyhands.audit.collafuse import Effort
 from manyhands.errors import DataError, RunFolderError
 from manyhands.report.collafuse_audit import table, words
 from manyhands.runs.audit import audit, trade
-from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.sweep import INDEX
 

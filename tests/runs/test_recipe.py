@@ -10,7 +10,9 @@ from PIL import Image
 from manyhands import Central, FedAvg
 from manyhands.errors import DataError, RecipeError
 from manyhands.files.toml_text import MAX_BYTES, parse_toml
-from manyhands.runs.recipe import KINDS, Data, load_recipe, parse_offer, parse_recipe, read_recipe
+from manyhands.registry import METHODS
+from manyhands.runs.data import Data
+from manyhands.runs.recipe_file import load_recipe, parse_offer, parse_recipe, read_recipe
 
 TEXT = """
 [data]
@@ -201,7 +203,7 @@ def test_what_a_cut_gan_cannot_be_is_named(changes: list[str], said: str) -> Non
         load_recipe(HUSCF, changes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", METHODS.classes)
 def test_a_kind_of_method_implies_its_kind_of_model(kind: str) -> None:
     recipe = tomllib.loads(TEXT) | {"name": "short", "data": {"source": "digits", "size": 16}}
     recipe["method"] = {"kind": kind, "rounds": 1, "training": {"steps": 1}} | (

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from manyhands import load_recipe, load_sweep
 from manyhands.cli.app import app
 from manyhands.errors import RecipeError, RunFolderError
-from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.sweep import write_index
 from tests.cli.test_cli import TINY
 from tests.command import manyhands

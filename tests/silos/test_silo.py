@@ -16,10 +16,10 @@ from manyhands import Autoencoder, Experiment, Images, Silo
 from manyhands.data.images import pooled
 from manyhands.data.partition import class_counts
 from manyhands.errors import DataError
-from manyhands.methods.base import Method
+from manyhands.methods.base import AnyMethod, Method
 from manyhands.methods.learners.latent import encode
 from manyhands.models.autoencoder import TrainedAutoencoder
-from manyhands.runs.recipe import KINDS, AnyMethod
+from manyhands.registry import METHODS
 from manyhands.runs.summary import images_of
 from manyhands.tensors import sha256
 from tests.conftest import tiny_images
@@ -77,7 +77,7 @@ def kept(method: Method, parts: list[Images]) -> str:
 
 
 def test_every_method_is_among_those_tried() -> None:
-    assert set(KINDS) <= WAYS.keys()
+    assert set(METHODS.classes) <= WAYS.keys()
 
 
 @each_way

@@ -9,7 +9,7 @@ from manyhands.files.strict_json import finite_json
 def cite(run_folder: RunArgument, as_json: JsonOption = False) -> None:
     """Print the papers that the parts of a run come from."""
     from manyhands.runs.citation import citations
-    from manyhands.runs.recipe import specs_in
+    from manyhands.runs.recipe_file import specs_in
     from manyhands.runs.run_folder import RunFolder
 
     papers = citations(*specs_in(RunFolder(run_folder).recipe, str(run_folder)))

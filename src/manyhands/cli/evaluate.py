@@ -62,7 +62,7 @@ def evaluate(
     from manyhands.runs.run_folder import RunFolder
 
     try:
-        evaluation = Evaluation(images=images, features=features, seeds=seeds, cas=cas)
+        evaluation = Evaluation.model_validate({"images": images, "features": features, "seeds": seeds, "cas": cas})
     except ValidationError as error:
         raise RecipeError(f"--features {features}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     sampling = {name: value for name, value in {"steps": steps, "guidance": guidance}.items() if value is not None}

@@ -19,6 +19,7 @@ from pydantic import Field
 from manyhands.data.idx import read_idx
 from manyhands.data.images import Images, resized
 from manyhands.errors import DataError
+from manyhands.registry import SOURCES, OneOf
 from manyhands.spec import Float, Spec
 
 # everything that Pillow and zipfile raise for a picture that cannot be read
@@ -55,6 +56,9 @@ class Source(Spec, ABC):
     @abstractmethod
     def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
         """Read all images, as ``load`` does, with labels that are positions in ``classes``."""
+
+
+AnySource = Annotated[Source, OneOf(SOURCES, by_name=True)]
 
 
 class Digits(Source):
@@ -251,9 +255,6 @@ class HuggingFace(Source):
         if name not in rows.features:
             raise DataError(f"{self.name}: has no column {name!r}, but {', '.join(rows.features)}")
         return rows.features[name]
-
-
-AnySource = Annotated[Digits | Idx | Folder | Zip | HuggingFace, Field(discriminator="kind")]
 
 
 def _of_array(

@@ -11,7 +11,7 @@ from manyhands.federation.policy import describe_run, recipe_hash
 from manyhands.files.strict_json import strict_json
 from manyhands.files.toml_text import MAX_BYTES
 from manyhands.files.write import disk_errors, new_file, replace_file
-from manyhands.runs.recipe import parse_offer
+from manyhands.runs.recipe_file import parse_offer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -102,7 +102,7 @@ class Federation:
 
 def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
     """A recipe for a few sites: one for each of its domains or three, if ``changes`` do not say otherwise."""
-    from manyhands.runs.recipe import load_recipe, read_recipe
+    from manyhands.runs.recipe_file import load_recipe, read_recipe
 
     data = read_recipe(path, changes).get("data")
     domains = data.get("domains") if isinstance(data, dict) else None

@@ -11,7 +11,7 @@ from manyhands.report import page
 from manyhands.runs import summary
 from manyhands.runs.experiment import NOT_EVALUATED
 from manyhands.runs.finished import restored
-from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.recipe_file import parse_recipe
 
 if TYPE_CHECKING:
     from manyhands.runs.run_folder import RunFolder

@@ -12,7 +12,8 @@ from manyhands.formatting import size_text
 from manyhands.messages import outgoing
 from manyhands.messages.outgoing.kinds import epsilon_text
 from manyhands.privacy.budget import Limits
-from manyhands.runs.recipe import KINDS, Recipe
+from manyhands.registry import METHODS
+from manyhands.runs.recipe import Recipe
 from manyhands.spec import Float, Int, Spec, suggest
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class Policy(Spec):
     @classmethod
     def _known(cls, methods: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for kind in methods or ():
-            if kind not in KINDS:
-                raise ValueError(f"method {kind!r} is not known; {suggest(kind, KINDS)}")
+            if kind not in METHODS.kinds():
+                raise ValueError(f"method {kind!r} is not known; {suggest(kind, METHODS.kinds())}")
         return methods
 
     @property

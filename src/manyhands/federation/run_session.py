@@ -340,7 +340,7 @@ def _export(path: str, device: str, held_out: dict[str, int], problems: list[str
 
 def load_run_session(folder: RunFolder, device: torch.device, now: float) -> RunSession:
     """Load the run that a server kept in this folder; it gathers its sites again unless it is over."""
-    from manyhands.runs.recipe import parse_recipe
+    from manyhands.runs.recipe_file import parse_recipe
 
     try:
         state = json.loads((folder.path / FILE).read_text())

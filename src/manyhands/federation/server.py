@@ -21,7 +21,7 @@ from manyhands.federation.run_session import FILE, OPEN, OVER, RunSession, load_
 from manyhands.federation.status import run_state, site_states
 from manyhands.formatting import size_text
 from manyhands.messages.message import MAX_HEADER_BYTES, Message, encoded_size
-from manyhands.runs.recipe import parse_recipe
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from manyhands.privacy.budget import FILE as LEDGER
 from manyhands.privacy.budget import NO_COST, Budget
 from manyhands.runs.checkpoint import generations, path_of
 from manyhands.runs.compose import silo_of, silos_of
-from manyhands.runs.recipe import Recipe, parse_offer, understood
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import parse_offer, understood
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.summary import ready
 from manyhands.silos.device import chosen_device

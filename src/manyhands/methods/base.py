@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from manyhands.errors import RecipeError
-from manyhands.spec import Int, Spec
+from manyhands.registry import METHODS, OneOf
+from manyhands.spec import Int, Spec, suggest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,15 +65,23 @@ class Method(Spec, ABC):
       Message(...)`` sends a message and resumes with the answer.
     * ``server`` returns the server's half, a ``Server`` that answers these messages.
 
-    Everything else has a default, and is overridden where a method needs it: ``check_silo``, ``silo_generator`` and
-    ``generator_for`` for what images are drawn with, ``cost_lines``, ``costs``, ``upload_bytes`` and ``warnings`` for
-    what users read before they start, ``hides`` and ``release_in`` where noise protects images.
+    Everything else has a default, and is overridden where a method needs it: ``check_silo`` and
+    ``check_partition`` for what it cannot be used on, ``silo_generator`` and ``generator_for`` for what images are
+    drawn with, ``cost_lines``, ``costs``, ``upload_bytes`` and ``warnings`` for what users read before they start,
+    ``hides`` and ``release_in`` where noise protects images.
 
     Set ``pools = True`` for a baseline that is given all images in one silo.
     """
 
     pools: ClassVar[bool] = False
     rounds: Int = Field(ge=1, le=1_000_000, description="The number of rounds of the run.")
+
+    if TYPE_CHECKING:  # a field of each class
+
+        @property
+        def kind(self) -> str:
+            """The name of its kind in a recipe."""
+            ...
 
     @abstractmethod
     def silo(self, silo: Silo) -> Conversation:
@@ -100,6 +109,27 @@ class Method(Spec, ABC):
     @abstractmethod
     def plan(self) -> Plan:
         """Return every operation, with the tensors and facts that it may carry each way and what leaves the silo."""
+
+    @property
+    def image_model(self) -> Model | None:
+        """The field ``model``, for whose images the method is; None for a method without one."""
+        return getattr(self, "model", None)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether its network is also trained without labels, so that samples can be guided."""
+        return False
+
+    def silos_per_round(self, silos: int) -> int:
+        """Return how many of so many silos take part in a round."""
+        return silos
+
+    def check_partition(self, silos: Sequence[str]) -> None:
+        """Raise ``ValueError`` where this method cannot work with the silos of a recipe.
+
+        Args:
+            silos: The names of the silos.
+        """
 
     def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """Return sentences about traffic and cost, for whoever decides whether to run this.
@@ -180,6 +210,16 @@ class Method(Spec, ABC):
             ask: Sends a message to the server, for a method whose silos cannot draw without it.
         """
         return own or shared
+
+
+AnyMethod = Annotated[Method, OneOf(METHODS)]
+
+
+def check_names(named: Iterable[str], silos: Sequence[str]) -> None:
+    """Raise ``ValueError`` for the first name in a method's fields that is the name of no silo."""
+    known = set(silos)
+    if unknown := next((name for name in named if name not in known), None):
+        raise ValueError(f"method names {unknown!r}; {suggest(unknown, list(silos[:20]))}")
 
 
 def check_images(silo: Silo, model: Model, least: int = 1) -> None:

@@ -32,6 +32,12 @@ def one_cluster(images: Mapping[str, int]) -> dict[str, Assignment]:
     return {silo: Assignment(0, 0.0, share) for silo, share in shares.items()}
 
 
+def check_count(count: int | Literal["auto"], silos: Sequence[str]) -> None:
+    """Raise ``ValueError`` where there are fewer silos than clusters."""
+    if count != "auto" and count > len(silos):
+        raise ValueError(f"method.clusters is {count}, partition.silos is only {len(silos)}")
+
+
 def assign_clusters(
     features: Mapping[str, Tensor],
     images: Mapping[str, int],

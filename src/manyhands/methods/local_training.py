@@ -79,6 +79,11 @@ class LocalTrainingMethod(Method, ABC):
         """Check that the images have the model's size, and labels if it is conditional."""
         check_images(silo, self.model, self.training.least)
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether labels are left out of some batches."""
+        return self.diffusion.label_dropout > 0
+
     def progress(self, number: int) -> float:
         """Return the share of the run that is done before a round: 0 in the first round, 1 in the last."""
         return number / max(self.rounds - 1, 1)

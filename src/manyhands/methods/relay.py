@@ -79,7 +79,7 @@ def server_answer(generator: DiffusionGenerator, message: Message, clip: bool) -
 def checked_sampling(message: Message) -> Sampling:
     """Return how a silo wants images to be sampled, or raise ``Refused`` where that is not valid."""
     try:
-        return Sampling(**{name: message.facts[name] for name in ("sampler", "steps", "guidance", "clip")})
+        return Sampling.model_validate({name: message.facts[name] for name in ("sampler", "steps", "guidance", "clip")})
     except ValidationError as error:
         first = error.errors()[0]
         raise Refused(Reason.WRONG_FACTS, f"{first['loc'][0]}: {first['msg'][:200]}") from None

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from manyhands.errors import RecipeError
 from manyhands.models.gan import Gan
-from manyhands.runs.recipe import read
+from manyhands.runs.recipe_file import read
 from manyhands.spec import Float, Int, Spec
 
 GIGA = 1e9
@@ -128,9 +128,9 @@ def load_devices(paths: Sequence[Path]) -> PlacementSpec:
         raise RecipeError(f"{where}: server: is missing; `manyhands profile --server N` measures it")
     batch, model = _one(profiles, "batch"), _one(profiles, "model")
     try:
-        return PlacementSpec(batch=batch, server=server, devices=devices, model=model)
-    except ValueError as error:
-        details = error.errors()  # type: ignore[attr-defined]
+        return PlacementSpec.model_validate({"batch": batch, "server": server, "devices": devices, "model": model})
+    except ValidationError as error:
+        details = error.errors()
         message = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in details)
         raise RecipeError(f"{where}: {message}") from None
 

@@ -21,7 +21,8 @@ from manyhands.report import page
 from manyhands.runs import summary
 from manyhands.runs.compose import silo_of, silos_of
 from manyhands.runs.experiment import NOT_EVALUATED
-from manyhands.runs.recipe import Recipe, parse_recipe, specs_in
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_file import parse_recipe, specs_in
 from manyhands.runs.run_folder import RunFolder, State
 from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import Silo, distinct

@@ -23,10 +23,10 @@ class Progress:
         self.console = Console(file=sys.stderr, highlight=False, quiet=quiet)
         self._seconds: list[float] = []
         self._live: Live | None = None
-        model, silos, rounds = recipe.method.model, recipe.partition.silos, recipe.method.rounds
+        data, silos, rounds = recipe.data, recipe.partition.silos, recipe.method.rounds
         self.console.print(
             f"{recipe.name}: {recipe.method.kind}, {silos} silo{'s' * (silos > 1)}, "
-            f"{rounds} round{'s' * (rounds > 1)}, {model.channels} x {model.size} x {model.size}"
+            f"{rounds} round{'s' * (rounds > 1)}, {data.channels} x {data.size} x {data.size}"
         )
         if self.console.is_terminal and not quiet:
             self._live = Live(Text("first round ..."), console=self.console, auto_refresh=False)

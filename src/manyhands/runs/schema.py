@@ -10,8 +10,6 @@ from manyhands.methods.local_training import AnyModel
 from manyhands.runs.recipe import Recipe
 
 MODELS = {model.__name__ for model in get_args(get_args(AnyModel)[0])}
-BY_NAME = {"source", "up", "down", "server_optimizer"}
-"""Fields that take the name of a kind instead of a table."""
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 SWEEP = {
     "type": "object",
@@ -42,12 +40,7 @@ def _with_short_form(field: str, value: dict[str, Any]) -> dict[str, Any]:
     """The field with the other form in which a recipe may write it."""
     if field == "classes" and "anyOf" in value:  # names; or how many there are
         return {**value, "anyOf": [*value["anyOf"], {"type": "integer", "minimum": 0}]}
-    if field not in BY_NAME:
-        return value
-    kinds = [kind for part in _parts(value) for kind in part.get("discriminator", {}).get("mapping", {})]
-    tables = value.get("anyOf", [{"oneOf": value.get("oneOf")}])
-    rest: dict[str, Any] = {key: value[key] for key in ("description", "default") if key in value}
-    return {**rest, "anyOf": [*tables, {"enum": kinds}]}
+    return value
 
 
 def _tidy(part: dict[str, Any]) -> None:

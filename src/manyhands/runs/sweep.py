@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors, replace_file
-from manyhands.runs.recipe import Recipe, parse_recipe, put, read_recipe
+from manyhands.runs.recipe import Recipe
+from manyhands.runs.recipe_fields import put
+from manyhands.runs.recipe_file import parse_recipe, read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

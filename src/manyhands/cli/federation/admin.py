@@ -30,7 +30,7 @@ def submit(
 ) -> None:
     """Start a run between the sites."""
     from manyhands.federation.admin import Admin
-    from manyhands.runs.recipe import load_recipe
+    from manyhands.runs.recipe_file import load_recipe
     from manyhands.runs.shipped import recipe_path
 
     loaded = load_recipe(recipe_path(recipe), changes or [])

@@ -39,7 +39,7 @@ def join(
     from manyhands.federation.policy import Policy
     from manyhands.federation.secret import check_secret
     from manyhands.federation.supervisor import end_with_supervisor, is_worker, supervise
-    from manyhands.runs.recipe import read
+    from manyhands.runs.recipe_file import read
 
     loaded = load_kit(kit, "site")
     rules = read(Policy, policy, "policy") if policy else Policy()

@@ -7,11 +7,7 @@ leave images out, and only ``by_attributes`` may give one image to several silos
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from manyhands.data.partition.base import Partition, Parts, class_counts
+from manyhands.data.partition.base import AnyPartition, Partition, Parts, class_counts
 from manyhands.data.partition.by_attributes import ByAttributes, by_attributes
 from manyhands.data.partition.by_id import ById, by_id
 from manyhands.data.partition.dirichlet import Dirichlet, dirichlet
@@ -20,10 +16,6 @@ from manyhands.data.partition.iid import Iid, iid
 from manyhands.data.partition.lacking import Lacking, lacking
 from manyhands.data.partition.quantity import Quantity, quantity
 from manyhands.data.partition.shards import Shards, shards
-
-AnyPartition = Annotated[
-    Iid | Dirichlet | Shards | Quantity | ById | ByAttributes | Domains | Lacking, Field(discriminator="kind")
-]
 
 __all__ = [
     "AnyPartition",

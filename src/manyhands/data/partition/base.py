@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.errors import DataError
+from manyhands.registry import PARTITIONS, OneOf
 from manyhands.spec import Int, Spec
 
 Parts = list[np.ndarray]
+NEED_EACH_OTHER = "partition 'domains' and [data.domains] need each other; only one of them is there"
 
 
 class Partition(Spec, ABC):
@@ -47,6 +50,25 @@ class Partition(Spec, ABC):
             return _numbered("silo", self.silos)
         count = self.silos // len(domains)
         return list(domains) if count == 1 else [name for domain in domains for name in _numbered(domain, count)]
+
+    def check_data(self, domains: Sequence[str], *, labelled: bool) -> None:
+        """Raise ``ValueError`` where images of this kind cannot be distributed like this.
+
+        Args:
+            domains: The names of the domains; empty for images of a single source.
+            labelled: False where the recipe says that there are no labels.
+        """
+        if domains:
+            raise ValueError(NEED_EACH_OTHER)
+
+
+AnyPartition = Annotated[Partition, OneOf(PARTITIONS)]
+
+
+def check_labelled(kind: str, *, labelled: bool) -> None:
+    """Raise ``ValueError`` where a kind of partition needs labels and there are none."""
+    if not labelled:
+        raise ValueError(f"partition {kind!r} distributes images by label, but data.classes is 0")
 
 
 def top_up(parts: Parts, rng: np.random.Generator, minimum: int) -> Parts:

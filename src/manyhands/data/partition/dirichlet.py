@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from manyhands.data.images import Images
 from manyhands.data.partition.base import (
     Partition,
     Parts,
+    check_labelled,
     cut_by_shares,
     labels_of,
     top_up,
@@ -43,3 +45,8 @@ class Dirichlet(Partition):
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """Distribute the images; see ``dirichlet``."""
         return dirichlet(labels_of(images), self.silos, rng, self.alpha, self.minimum)
+
+    def check_data(self, domains: Sequence[str], *, labelled: bool) -> None:
+        """Check that there are labels, and no domains."""
+        check_labelled(self.kind, labelled=labelled)
+        super().check_data(domains, labelled=labelled)

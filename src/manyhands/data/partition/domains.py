@@ -10,6 +10,7 @@ from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.partition.base import (
+    NEED_EACH_OTHER,
     Partition,
     Parts,
     domain_of,
@@ -44,6 +45,11 @@ class Domains(Partition):
         if not (self.silos or images.domains):
             raise DataError("the domains of these images have no names: set the number of silos")
         return domains(domain_of(images), self.silos or len(images.domains), rng, self.minimum)
+
+    def check_data(self, domains: Sequence[str], *, labelled: bool) -> None:
+        """Check that there are domains."""
+        if not domains:
+            raise ValueError(NEED_EACH_OTHER)
 
     def names(self, domains: Sequence[str] = ()) -> list[str]:
         """Return the names of the silos, as in ``Partition.names``; without ``silos``, the names of the domains."""

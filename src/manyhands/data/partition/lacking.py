@@ -99,3 +99,6 @@ class Lacking(Partition):
         held = np.zeros(len(images), bool) if images.held is None else images.held.numpy()
         domain, own = domain_of(images), numpy_rng(0, "lacking")
         return lacking(labels, held, domain, self.silos, own, self.lacks, self.sizes, self.each, self.minimum)
+
+    def check_data(self, domains: Sequence[str], *, labelled: bool) -> None:
+        """Take images of one source and of several."""

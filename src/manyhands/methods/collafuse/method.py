@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.methods import relay
-from manyhands.methods.base import Conversation, Release, ServerCall
+from manyhands.methods.base import Conversation, Release, ServerCall, check_names
 from manyhands.methods.clustered import ClusteredServer
 from manyhands.methods.collafuse import costs
 from manyhands.methods.collafuse.release import images_per_message
@@ -66,6 +66,15 @@ class CollaFuse(CollaFuseSpec):
         }
         inner = ClusteredServer(servers, self.clusters)
         return CollaFuseServer(self, seed, cuts, inner if self.clusters else local.server(seed, silos))
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether labels are left out of some batches."""
+        return self.diffusion.label_dropout > 0
+
+    def check_partition(self, silos: Sequence[str]) -> None:
+        """Check the names in cuts and clusters."""
+        check_names((*self.cuts, *(silo for cluster in self.clusters.values() for silo in cluster)), silos)
 
     def _clusters(self, silos: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """Return the clusters, or raise ``RecipeError`` where not every silo is in one."""

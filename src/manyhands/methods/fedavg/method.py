@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import RecipeError
@@ -48,6 +48,15 @@ class FedAvg(FedAvgSpec):
         if (self.participants or 1) > len(silos):
             raise RecipeError(f"participants is {self.participants}, but there are {len(silos)} silos")
         return self.learner.wrap_server(FedAvgServer(self, seed, silos))
+
+    def silos_per_round(self, silos: int) -> int:
+        """Return the number of participants."""
+        return self.participants or silos
+
+    def check_partition(self, silos: Sequence[str]) -> None:
+        """Check that there are as many silos as take part in a round."""
+        if (self.participants or 1) > len(silos):
+            raise ValueError(f"method.participants is {self.participants}, partition.silos is only {len(silos)}")
 
     def plan(self) -> Plan:
         """Weights down and up, once a round; no image and no label."""

@@ -7,21 +7,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from manyhands.messages.codec.codec import BFloat16, Float16, Float32
+from manyhands.messages.codec.codec import Codec, Float32
 from manyhands.messages.codec.updates import Updates
-from manyhands.messages.codec.weights import Weights
 from manyhands.methods.fedavg.broadcast import Downlink
 from manyhands.methods.fedavg.proximal import Mode
-from manyhands.methods.fedavg.server_optimizer import Momentum, ServerAdam
+from manyhands.methods.fedavg.server_optimizer import Momentum, ServerOptimizer
 from manyhands.methods.fedavg.sharing import ALL, SHARED, Share
 from manyhands.methods.local_training import LocalTrainingMethod
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.state_spec import state_spec_of
+from manyhands.registry import CODECS, SERVER_OPTIMIZERS, OneOf
 from manyhands.spec import Float, Int
 from manyhands.tensors import StateSpec
 
-AnyCodec = Annotated[Float32 | Float16 | BFloat16 | Weights | Updates, Field(discriminator="kind")]
-AnyServerOptimizer = Annotated[Momentum | ServerAdam, Field(discriminator="kind")]
+AnyCodec = Annotated[Codec, OneOf(CODECS, by_name=True)]
+AnyServerOptimizer = Annotated[ServerOptimizer, OneOf(SERVER_OPTIMIZERS, by_name=True)]
 Facts = dict[str, Any]
 AVERAGE = "average."
 
@@ -66,11 +66,6 @@ class FedAvgSpec(LocalTrainingMethod, ABC):
     @classmethod
     def _plain_mean(cls, value: AnyServerOptimizer | None) -> AnyServerOptimizer | None:
         return None if value == Momentum(rate=1.0, momentum=0.0) else value
-
-    @field_validator("up", "down", "server_optimizer", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fine_names_match(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -49,6 +49,10 @@ class HFLGan(GanMethod):
     def silo(self, silo: Silo) -> Conversation:
         """Train as in ``FedAvg``."""
         return self._fedavg.silo(silo)
+
+    def check_partition(self, silos: Sequence[str]) -> None:
+        """Check the number of clusters."""
+        clusters.check_count(self.clusters, silos)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> HFLGanServer:
         """Return the server, which stands for the edge servers, too."""

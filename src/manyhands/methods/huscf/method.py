@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import filter as matching
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation, ServerCall
+from manyhands.methods import clusters
+from manyhands.methods.base import Conversation, ServerCall, check_names
 from manyhands.methods.huscf.order import (
     ADVERSARIAL_BACKWARD,
     ADVERSARIAL_FORWARD,
@@ -100,6 +102,11 @@ class HuSCF(HuSCFSpec):
             facts = {"round": number, "images": len(silo.images), **report}
             answer = yield Message("segments", weights, facts)
             segments.take_mean(dict(answer.tensors))
+
+    def check_partition(self, silos: Sequence[str]) -> None:
+        """Check the number of clusters, and the names in cuts."""
+        clusters.check_count(self.clusters, silos)
+        check_names((name for name in self.cuts if not matching(silos, name)), silos)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> HuSCFServer:
         """Return the server, with the middle blocks of the common start."""

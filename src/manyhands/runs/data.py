@@ -1,0 +1,106 @@
+"""The [data] table of a recipe: where the images come from, and what is common to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from manyhands.data.images import Images, join
+from manyhands.data.sources import MAX_CLASSES, AnySource, Source
+from manyhands.errors import DataError
+from manyhands.seed import numpy_rng
+from manyhands.silos.silo import NAME_RULE, is_name
+from manyhands.spec import Float, Int, Spec
+
+
+class Data(Spec):
+    """The images: where they come from, and their common size and channels.
+
+    Which images are kept by ``limit`` and held out by ``held_out`` is random, but does not depend on the run's seed.
+    """
+
+    size: Int = Field(ge=4, le=1024, description="The width and height in pixels to which all images are brought.")
+    channels: Literal[1, 3] = Field(default=1, description="1 for grey images, 3 for RGB.")
+    source: AnySource | None = Field(
+        default=None, description="Where the images come from; None where domains are given instead."
+    )
+    domains: dict[str, AnySource] = Field(
+        default_factory=dict,
+        description="A source for each domain, by the name of the domain, which is also the name of its silo.",
+    )
+    classes: tuple[str, ...] | None = Field(
+        default=None,
+        description="The names of the classes, or their number; 0 means that the images have no labels, None takes the "
+        "classes of the source.",
+    )
+    limit: Int | None = Field(
+        default=None, ge=1, description="Keep only this many images, chosen at random; None keeps all."
+    )
+    origin: str = Field(
+        default="", description="How to obtain the images: a text for the error message where they are missing."
+    )
+    test: AnySource | None = Field(
+        default=None,
+        description="A source of test images, which no silo trains on; None holds out a share of the images instead.",
+    )
+    held_out: Float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="The share of the images that no silo trains on, where there is no test source; they are used for "
+        "evaluation and audits.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_of_classes(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            fields = dict(fields)
+            count = fields.get("classes")
+            if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_CLASSES:
+                fields["classes"] = tuple(map(str, range(count)))
+        return fields
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes names a class twice: {', '.join(self.classes)}")
+        if (self.source is None) == (not self.domains):
+            raise ValueError("either source or domains is expected, and not both")
+        if self.test is not None and self.source is None:
+            raise ValueError("test is for a single source; with domains, a share of each is held out")
+        if bad_names := [name for name in self.domains if not is_name(name)]:
+            raise ValueError(f"domain {bad_names[0]!r} gives its silo its name: {NAME_RULE}")
+        return self
+
+    @property
+    def sources(self) -> list[Source]:
+        """The source, or those of the domains in the order of their names."""
+        return [self.source] if self.source is not None else [self.domains[name] for name in sorted(self.domains)]
+
+    def known_classes(self) -> tuple[str, ...]:
+        """The names of the classes, as declared or as the sources give them."""
+        return self.classes if self.classes is not None else max((s.classes() for s in self.sources), key=len)
+
+    def load(self) -> Images:
+        """Load all images in the declared size; those that are held out are marked."""
+        try:
+            return self._loaded()
+        except DataError as error:
+            raise DataError(f"{error}; to obtain the images: {self.origin}" if self.origin else str(error)) from None
+
+    def _loaded(self) -> Images:
+        classes = self.known_classes()
+        parts = [source.load(self.size, self.channels, classes) for source in self.sources]
+        images = parts[0] if self.source is not None else join(parts, sorted(self.domains))
+        if self.limit is not None and self.limit < len(images):
+            images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
+        if self.test is None:
+            return images.hold_out(self.held_out)
+        test = self.test.load(self.size, self.channels, classes)
+        all_images = join([images, test])
+        return replace(all_images, domain=None, held=torch.arange(len(all_images)) >= len(images))

@@ -1,0 +1,110 @@
+"""The fields of a recipe as plain values: changes of them, and those that others imply."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from manyhands.data.partition import AnyPartition
+from manyhands.errors import RecipeError
+from manyhands.registry import METHODS, Registry
+from manyhands.runs.data import Data
+from manyhands.spec import Spec
+
+FILLED_IN = {"method.model.size", "method.model.channels", "method.model.classes"}
+
+
+def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with fields that others imply: the model's kind, size, channels and classes, and numbers of silos."""
+    complete = {**fields, **_with_silos(fields)}
+    method, data = complete.get("method"), complete.get("data")
+    if not isinstance(method, dict) or (spec := _known_class(METHODS, method)) is None:
+        return complete
+    model, data = method.get("model", {}), data if isinstance(data, dict) else {}
+    if isinstance(model, dict):
+        image_shape = {key: data[key] for key in ("size", "channels") if key in data}
+        model = {"kind": _model_kind(spec), "channels": 1, **image_shape, **model}
+        if "classes" not in model and model["kind"] != "autoencoder":
+            model["classes"] = _count_classes(data)
+        method = {**method, "model": model}
+        if isinstance(silo_model := method.get("silo_model"), dict) and isinstance(model, dict):
+            shared_fields = {key: model[key] for key in ("size", "channels", "classes") if key in model}
+            method["silo_model"] = shared_fields | silo_model
+    if getattr(spec, "pools", False) and "silos" in spec.model_fields:
+        method = {"silos": _count_silos(complete.get("partition")), **method}
+    return {**complete, "method": method}
+
+
+def _with_silos(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The partition with one silo for each domain, where there are domains and no number of silos is given."""
+    data, partition = fields.get("data"), fields.get("partition")
+    domains = data.get("domains") if isinstance(data, dict) else None
+    if not (isinstance(domains, dict) and domains and isinstance(partition, dict)):
+        return {}
+    return {"partition": {"silos": len(domains), **partition}}
+
+
+def _known_class(registry: Registry, table: Mapping[str, Any]) -> type[Spec] | None:
+    """The class of a table's kind; errors are raised when the whole recipe is validated."""
+    try:
+        return registry.load(str(table.get("kind")))
+    except ValueError:
+        return None
+
+
+def _model_kind(method: type[Spec]) -> str:
+    """The kind of model that a kind of method trains; the first where there are several."""
+    model = method.model_fields["model"].annotation
+    kind: str = (get_args(model) or (model,))[0].model_fields["kind"].default
+    return kind
+
+
+def _count_silos(partition: Any) -> int:
+    """The number of silos; errors of the partition are raised when the whole recipe is validated."""
+    try:
+        silos: int = TypeAdapter(AnyPartition).validate_python(partition).silos
+    except ValidationError:
+        return 1
+    return silos
+
+
+def _count_classes(data: Mapping[str, Any]) -> int:
+    try:
+        return len(Data.model_validate(data).known_classes())
+    except ValidationError:
+        return 0  # errors of the data are raised when the whole recipe is validated
+
+
+def change_field(fields: dict[str, Any], change: str) -> None:
+    """Apply a change of the form ``a.b=value``."""
+    path, equals, text = change.partition("=")
+    if not equals or not path or "\n" in change:
+        raise RecipeError(f"--set {change}: is not of the form a.b=value")
+    put(fields, path.strip(), _value(text), f"--set {change}")
+
+
+def _value(text: str) -> Any:
+    """A TOML value, where .4 stands for 0.4, or else a plain word."""
+    for candidate in (text, re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)):
+        try:
+            return tomllib.loads(f"value = {candidate}")["value"]
+        except (ValueError, RecursionError):
+            continue
+    return text.strip()
+
+
+def put(fields: dict[str, Any], name: str, value: Any, where: str) -> None:
+    """Set the value of a dotted name in nested tables."""
+    *parents, last = name.split(".")
+    table = fields
+    for parent in parents:
+        if isinstance(table.get(parent), str):
+            table[parent] = {"kind": table[parent]}  # its short form
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"{where}: {parent} is a value, not a table")
+    table[last] = value

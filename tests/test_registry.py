@@ -1,0 +1,145 @@
+"""A kind is found in one place, which other packages extend; what is wrong with theirs harms nobody else."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyhands import registry
+from manyhands.errors import RecipeError
+from manyhands.registry import CODECS, METHODS, PARTITIONS, SERVER_OPTIMIZERS, SOURCES, Registry, imported
+from manyhands.runs.recipe_file import parse_recipe
+from manyhands.runs.schema import recipe_schema
+
+ALL = (METHODS, SOURCES, PARTITIONS, CODECS, SERVER_OPTIMIZERS)
+RECIPE: dict[str, Any] = {
+    "name": "x",
+    "data": {"source": "digits", "size": 8},
+    "partition": {"kind": "iid"},
+    "method": {"kind": "fedavg", "rounds": 1, "training": {"steps": 1}, "model": {"widths": [8]}},
+}
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a package on the path, as pip would."""
+
+    def put(name: str, text: str, group: str, **entries: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        lines = "".join(f"{kind} = {value}\n" for kind, value in entries.items())
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        registry.registered.cache_clear()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield put  # type: ignore[misc]
+    registry.registered.cache_clear()
+
+
+@pytest.mark.parametrize("table", ALL, ids=lambda table: table.base)
+def test_every_class_has_the_kind_of_its_line(table: Registry) -> None:
+    for kind, path in table.classes.items():
+        spec = table.load(kind)
+        assert spec is imported(path)
+        assert spec.model_fields["kind"].default == kind
+        assert issubclass(spec, imported(table.base))
+
+
+SOURCE = """
+from typing import Literal
+import numpy as np
+import torch
+from manyhands import Images
+from manyhands.data.sources import Source
+
+class Noise(Source):
+    kind: Literal["noise"] = "noise"
+    count: int = 20
+
+    def classes(self):
+        return ("a", "b")
+
+    def _read(self, size, channels, classes):
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (self.count, channels, size, size), dtype=np.uint8)
+        return Images(torch.from_numpy(pixels), torch.arange(self.count) % 2, classes)
+"""
+
+
+def test_a_class_of_another_package_is_taken_checked_and_documented(install: Install) -> None:
+    install("noises", SOURCE, "manyhands.data", noise="noises:Noise")
+    recipe = RECIPE | {"data": {"size": 8, "source": {"kind": "noise", "count": 12}}}
+    parsed = parse_recipe(recipe)
+    assert parsed.method.image_model is not None
+    assert (len(parsed.data.load()), parsed.method.image_model.classes) == (12, 2)
+    assert parse_recipe(parsed.resolved()) == parsed
+    assert parsed.resolved()["data"]["source"] == {"kind": "noise", "count": 12}
+    with pytest.raises(RecipeError, match=r"data\.source: unknown key 'cuont'; did you mean 'count'"):
+        parse_recipe(recipe | {"data": {"size": 8, "source": {"kind": "noise", "cuont": 12}}})
+    with pytest.raises(RecipeError, match=r"data\.source: kind 'niose' is not known; did you mean 'noise'"):
+        parse_recipe(recipe | {"data": {"size": 8, "source": "niose"}})
+    assert "count" in recipe_schema()["$defs"]["Noise"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "why"),
+    [
+        ("nowhere:Noise", "", "which cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("bad:Noise", "1 / 0", "which cannot be imported: ZeroDivisionError: division by zero"),
+        ("bad:Other", "", "which cannot be imported: AttributeError: "),
+        ("bad:Noise", "class Noise: pass", "which is not a subclass of manyhands.data.sources.Source"),
+        ("bad:Noise", "Noise = 3", "which is not a subclass of manyhands.data.sources.Source"),
+        ("bad:Noise", SOURCE.replace('"noise"', '"noises"'), "which needs the field: kind: Literal['noise'] = 'noise'"),
+    ],
+)
+def test_a_package_that_cannot_provide_its_class_is_named_when_it_is_asked_for(
+    install: Install, value: str, text: str, why: str
+) -> None:
+    install("bad", text, "manyhands.data", noise=value)
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(RECIPE | {"data": {"size": 8, "source": "noise"}})
+    line = str(caught.value)
+    assert line.startswith(f"recipe: data.source: kind 'noise' is registered by the package 'bad' as {value}, {why}")
+    assert "\n" not in line
+    assert parse_recipe(RECIPE).data.source is not None
+    assert "Digits" in recipe_schema()["$defs"]
+
+
+def test_a_kind_that_two_packages_have_is_neither_ones(install: Install) -> None:
+    install("mine", SOURCE, "manyhands.data", noise="mine:Noise", digits="mine:Noise")
+    install("yours", SOURCE, "manyhands.data", noise="yours:Noise")
+    with pytest.raises(RecipeError, match=r"kind 'noise' is registered by 'mine' and by 'yours'; uninstall all but"):
+        parse_recipe(RECIPE | {"data": {"size": 8, "source": "noise"}})
+    with pytest.raises(RecipeError, match=r"kind 'digits' is registered by manyhands and by 'mine'; uninstall"):
+        parse_recipe(RECIPE)
+    folder = {"size": 8, "source": {"kind": "folder", "path": "x"}, "classes": ["a"]}
+    assert parse_recipe(RECIPE | {"data": folder}).name == "x"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({}, "a table that names its kind is expected"),
+        (3, "a table that names its kind is expected"),
+        ([], "a table that names its kind is expected"),
+        ({"kind": 3}, "kind '3' is not known"),
+        ({"kind": ["iid"]}, "is not known"),
+        ({"kind": "idi"}, "kind 'idi' is not known; did you mean 'iid'?"),
+        ("iid", "a table that names its kind is expected"),
+    ],
+)
+def test_what_is_no_kind_is_said_so(table: Any, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(RECIPE | {"partition": table})
+    assert str(caught.value).startswith("recipe: partition: ")
+    assert said in str(caught.value)
