@@ -182,7 +182,7 @@ def test_the_run_folder_holds_what_it_should_and_the_report_its_figures(tmp_path
     report = RunFolder(tmp_path).report
     assert report["silos"] == {"s0": 5, "s1": 9, "s2": 3}
     assert report["bytes_up"] == experiment.ledger.bytes("up")
-    assert report["images_seen"] == sum(done.images for done in RunFolder(tmp_path).rounds)
+    assert report["images_seen"] == sum(done.images_seen for done in RunFolder(tmp_path).rounds)
     assert report["parameters"] == sum(tensor.numel() for tensor in weights(tmp_path).values())
     assert {"method", "rounds", "seconds", "bytes_down", "metrics", "floor", "versions"} <= report.keys()
     rows = json.loads((tmp_path / "ledger.json").read_text())

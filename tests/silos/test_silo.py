@@ -72,7 +72,7 @@ def kept(method: Method, parts: list[Images]) -> str:
     silos = [Silo("all", pooled(parts))] if method.pools else [Silo(f"s{i}", part) for i, part in enumerate(parts)]
     rounds = list(experiment := Experiment(method, silos, device="cpu"))
     memory = {f"{silo.name}/{name}": t for silo in experiment.silos for name, t in silo.memory.items()}
-    summary = str([(done.losses, done.images, done.bytes_up) for done in rounds]) + str(experiment.roster)
+    summary = str([(done.losses, done.images_seen, done.bytes_up) for done in rounds]) + str(experiment.roster)
     return sha256(memory | dict(experiment.server.state_dict())) + summary
 
 

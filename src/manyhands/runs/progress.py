@@ -54,7 +54,7 @@ class Progress:
 def round_line(done: Round, pace: float) -> str:
     """One round in at most 80 columns."""
     left = int(pace * (done.rounds - done.number - 1))
-    rate = done.images / done.seconds if done.seconds else 0
+    rate = done.images_seen / done.seconds if done.seconds else 0
     return (
         f"round {done.number + 1}/{done.rounds}  {len(done.losses)} silos  loss {done.loss:.4f}  {rate:,.0f} images/s  "
         f"{size_text(done.bytes_up + done.bytes_down)}  {left // 60}:{left % 60:02d} left"

@@ -45,7 +45,7 @@ class Round:
         number: The number of the round, counted from 0.
         rounds: The number of rounds of the run.
         seconds: How long the round took.
-        images: How many images the silos trained on, with repetitions.
+        images_seen: How many images the silos trained on, with repetitions.
         bytes_up: The bytes that silos sent.
         bytes_down: The bytes that silos received.
         losses: The mean training loss of each silo.
@@ -53,7 +53,7 @@ class Round:
         resting: How many silos were not selected for this round.
         flops: The work of each silo, in FLOP.
         server_flops: The work of the server, in FLOP.
-        server_images: How many released images the server trained on.
+        server_images_seen: How many released images the server trained on, with repetitions.
         server_loss: The mean training loss of the server.
         metrics: The figures, where the round was evaluated.
         weighed: The cluster of each silo, its distance from the others and its weight, for methods that cluster.
@@ -63,7 +63,7 @@ class Round:
     number: int
     rounds: int
     seconds: float
-    images: int
+    images_seen: int
     bytes_up: int
     bytes_down: int
     losses: dict[str, float] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Round:
     resting: int = 0
     flops: dict[str, int] = field(default_factory=dict)
     server_flops: int = 0
-    server_images: int = 0
+    server_images_seen: int = 0
     server_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     weighed: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -56,7 +56,7 @@ def facts(
         "silos": roster,
         "rounds": len(rounds),
         "seconds": sum(done.seconds for done in rounds),
-        "images_seen": sum(done.images + done.server_images for done in rounds),
+        "images_seen": sum(done.images_seen + done.server_images_seen for done in rounds),
         "parameters": sum(t.numel() for t in trained.weights.values()) if trained else 0,
         "bytes_up": ledger.bytes("up"),
         "bytes_down": ledger.bytes("down"),

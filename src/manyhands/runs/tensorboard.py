@@ -40,7 +40,7 @@ class TensorBoardLogger:
             "bytes/down": done.bytes_down,
             "flops/silos": sum(done.flops.values()),
             "flops/server": done.server_flops,
-            "images a second": done.images / done.seconds if done.seconds else 0.0,
+            "images a second": done.images_seen / done.seconds if done.seconds else 0.0,
             **{f"metrics/{name}": value for name, value in done.metrics.items()},
         }
         for name, value in scalars.items():

@@ -99,7 +99,7 @@ def test_a_step_of_the_server_is_as_much_work_at_any_cut_below_1() -> None:
     for done, same in zip(
         *(Experiment(tiny_collafuse(cut=cut), tiny_silos(), device="cpu") for cut in (0, 0.4)), strict=True
     ):
-        assert done.server_images == same.server_images == 24
+        assert done.server_images_seen == same.server_images_seen == 24
         assert done.server_flops == same.server_flops > 0
 
 

@@ -232,7 +232,7 @@ def test_central_sees_as_many_images_as_all_silos_together() -> None:
     options = {"model": tiny_fedavg().model, "training": tiny_fedavg().training, "rounds": 3}
     central = list(Experiment(Central(**options, silos=3), [Silo("pooled", tiny_images(24))], device="cpu"))
     federated = list(Experiment(tiny_fedavg(), tiny_silos([8, 8, 8]), device="cpu"))
-    assert [done.images for done in central] == [done.images for done in federated]
+    assert [done.images_seen for done in central] == [done.images_seen for done in federated]
 
 
 def test_half_precision_on_the_wire_halves_the_bytes_and_stays_close() -> None:

@@ -97,7 +97,7 @@ def test_a_sick_silo_is_left_out_and_the_others_go_on(method: GanMethod, bad: li
 @every_method
 def test_work_and_bytes_are_counted(method: GanMethod) -> None:
     rounds = list(Experiment(method, gan_silos(), device="cpu"))
-    assert all(set(done.flops) == {"s0", "s1", "s2"} and done.images == 36 for done in rounds)
+    assert all(set(done.flops) == {"s0", "s1", "s2"} and done.images_seen == 36 for done in rounds)
     assert any(done.server_flops for done in rounds) == (method.model_dump()["kind"] != "hflgan")
     assert all(done.bytes_up and done.bytes_down for done in rounds)
 

@@ -369,7 +369,7 @@ def test_epochs_are_as_many_steps_whoever_comes_first_and_a_run_that_stopped_goe
 
     options = {"rounds": 3, "training": GanTraining(batch=4, epochs=1, learning_rate=1e-3)}
     rounds = list(whole := Experiment(tiny(**options), silos(), device="cpu"))
-    assert [done.images for done in rounds] == [3 * (3 + 4 + 4)] * 3
+    assert [done.images_seen for done in rounds] == [3 * (3 + 4 + 4)] * 3
     folder: dict[str, Any] = {"device": "cpu", "folder": tmp_path / "run", "evaluation": Evaluation(images=0)}
     for done in Experiment(tiny(**options), silos(), **folder):
         if done.number == 0:
