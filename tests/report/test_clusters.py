@@ -20,7 +20,15 @@ def silos(numbers: list[int]) -> Weighed:
 
 
 def rounds(*weighed: Weighed) -> list[Round]:
-    fields = {"seconds": 1.0, "losses": {}, "images_seen": 0, "bytes_up": 0, "bytes_down": 0, "missing": {}, "rounds": 9}
+    fields = {
+        "seconds": 1.0,
+        "losses": {},
+        "images_seen": 0,
+        "bytes_up": 0,
+        "bytes_down": 0,
+        "missing": {},
+        "rounds": 9,
+    }
     return [
         Round(number=number, weighed={silo: dict(fields) for silo, fields in round_weighed.items()}, **fields)  # type: ignore[arg-type]
         for number, round_weighed in enumerate(weighed)
