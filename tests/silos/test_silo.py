@@ -99,7 +99,7 @@ def test_marks_divide_the_images_of_a_silo_and_it_stays_so() -> None:
         assert bool((each.held_out.pixels == 255).all())
     assert class_counts([silo.images]).sum() == 14
     summary = images_of([silo], ())
-    assert (summary["held_out"], sum(summary["class_counts"]["mayo"])) == ({"mayo": 6}, 14)
+    assert (summary["held_out_counts"], sum(summary["class_counts"]["mayo"])) == ({"mayo": 6}, 14)
 
 
 def test_latents_are_those_of_the_images_that_are_trained_on() -> None:

@@ -102,14 +102,14 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
         typer.echo(finite_json({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
     elif sweep.swept:
         for run, plan in zip(sweep.variants, plans, strict=True):
-            lines = plan["gives_away"] + (plan["sizes"] or plan["plan"])
+            lines = plan["gives_away"] + (plan["cost_lines"] or plan["plan"])
             typer.echo("\n".join([run.folder, *[wrapped(line, "    ") for line in lines]]))
     elif as_json:
         typer.echo(finite_json(plans[0]))
     else:
         first, after = (
             "\n".join(wrapped(line, "# ") for line in lines)
-            for lines in (plans[0]["gives_away"], plans[0]["plan"] + plans[0]["sizes"])
+            for lines in (plans[0]["gives_away"], plans[0]["plan"] + plans[0]["cost_lines"])
         )
         text = tomli_w.dumps(plans[0]["recipe"])
         typer.echo("\n".join([*([f"{first}\n"] if first else []), text, after]))
@@ -119,6 +119,7 @@ def _plan_of(recipe: Recipe) -> dict[str, Any]:
     """The whole recipe and what would leave the silos; what gives images away is separate, to be printed first."""
     from manyhands.messages.outgoing.summary import given_away
 
-    plan, sizes = recipe.method.plan(), recipe.method.cost_lines(recipe.partition.silos, recipe.sampling)
+    plan, cost_lines = recipe.method.plan(), recipe.method.cost_lines(recipe.partition.silos, recipe.sampling)
     first = given_away(plan.outgoing)
-    return {"gives_away": first, "recipe": recipe.resolved(), "plan": plan.words()[len(first) :], "sizes": sizes}
+    lines = plan.words()[len(first) :]
+    return {"gives_away": first, "recipe": recipe.resolved(), "plan": lines, "cost_lines": cost_lines}

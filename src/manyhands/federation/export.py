@@ -40,6 +40,6 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
     run_summary = summary.RunSummary(recipe.method, server, ledger, state.roster, recipe.sampling, recipe.evaluation)
     unseen: dict[str, Any] = {
         "data": "", "domains": {}, "classes": list(classes), "class_counts": {}, "skipped": [],
-        "held_out": {site: held_out.get(site, 0) for site in state.roster},
+        "held_out_counts": {site: held_out.get(site, 0) for site in state.roster},
     }  # fmt: skip
     page.write(folder, summary.facts(run_summary, folder, shared, unseen) | {"peak_memory": memory})

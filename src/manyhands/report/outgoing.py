@@ -39,14 +39,15 @@ def outgoing(facts: Mapping[str, Any], ledger: Sequence[Mapping[str, Any]]) -> O
         for row in facts["leaves"]
     ]
     operations = [
-        Operation(name, row["often"], row["says"], ", ".join(row["tells"])) for name, row in facts["operations"].items()
+        Operation(name, row["often"], row["description"], ", ".join(row["facts"]))
+        for name, row in facts["operations"].items()
     ]
     return Outgoing(
         TextTable(heads, rows, left=5),
         operations,
-        "; ".join(facts.get("sizes", ())),
+        "; ".join(facts.get("cost_lines", ())),
         _bytes(ledger, max(len(facts["silos"]), 1)),
-        f"{', '.join(facts['never'])}; {NO_REASSURANCE}",
+        f"{', '.join(facts['never_sent'])}; {NO_REASSURANCE}",
     )
 
 

@@ -147,7 +147,7 @@ def _story(facts: Mapping[str, Any]) -> Story:
         parameters=f"{facts['parameters']:,}",
         sent=size_text(facts["bytes_up"]),
         received=size_text(facts["bytes_down"]),
-        own=facts["own"],
+        own=facts["own_models"],
         pooled=facts["pooled"],
     )
 

@@ -88,7 +88,7 @@ def holdings(facts: Mapping[str, Any], folder: RunFolder) -> Holdings | None:
         (silo, [HeatCell(f"{count:,}", f"{MAX_HEAT * count / maximum:.2f}") for count in row])
         for silo, row in counts.items()
     ]
-    return Holdings(classes, rows, f"{sum(facts['held_out'].values()):,}")
+    return Holdings(classes, rows, f"{sum(facts['held_out_counts'].values()):,}")
 
 
 def _silo_rows(

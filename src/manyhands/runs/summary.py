@@ -67,16 +67,16 @@ def facts(
         "floor": {},
         **images,
         "operations": {
-            name: {"says": operation.description, "often": operation.often, "tells": list(operation.up.facts)}
+            name: {"description": operation.description, "often": operation.often, "facts": list(operation.up.facts)}
             for name, operation in plan.operations.items()
         },
         "leaves": rows(outgoing),
         "gives_away": given_away(outgoing, silos),
-        "never": list(plan.never_sent),
-        "sizes": method.cost_lines(len(roster), run.sampling),
+        "never_sent": list(plan.never_sent),
+        "cost_lines": method.cost_lines(len(roster), run.sampling),
         "costs": {silo: costs for silo, count in roster.items() if (costs := method.costs(silo, count, run.sampling))},
         "pooled": method.pools,
-        "own": run.server.generator() is None,
+        "own_models": run.server.generator() is None,
         "papers": citations(method, run.sampling, run.evaluation),
         "clusters": clusters.facts(rounds, images["domains"]),
         "problems": folder.problems,
@@ -141,7 +141,7 @@ def images_of(silos: Sequence[Silo], skipped: Sequence[str]) -> dict[str, Any]:
     return {
         "data": data_of(silos),
         "domains": {silo.name: domain for silo in silos if (domain := _domain_of(silo))},
-        "held_out": {silo.name: len(silo.held_out or ()) for silo in silos},
+        "held_out_counts": {silo.name: len(silo.held_out or ()) for silo in silos},
         "classes": list(silos[0].images.classes),
         "class_counts": {silo.name: row for silo, row in zip(silos, counts.tolist(), strict=True)},
         "skipped": list(skipped),
