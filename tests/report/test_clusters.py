@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from manyhands.report import clusters
-from manyhands.report.clusters import Weighed
+from manyhands.report.clusters import Contributions
 from manyhands.report.render import environment
 from manyhands.runs.run_folder import Round
 
 
-def silos(numbers: list[int]) -> Weighed:
+def silos(numbers: list[int]) -> Contributions:
     return {
         f"s{i}": {"cluster": number, "distance": 0.1, "weight": 0.5, "x": float(number), "y": float(i)}
         for i, number in enumerate(numbers)
     }
 
 
-def rounds(*weighed: Weighed) -> list[Round]:
+def rounds(*contributions: Contributions) -> list[Round]:
     fields = {
         "seconds": 1.0,
         "losses": {},
@@ -30,8 +30,10 @@ def rounds(*weighed: Weighed) -> list[Round]:
         "rounds": 9,
     }
     return [
-        Round(number=number, weighed={silo: dict(fields) for silo, fields in round_weighed.items()}, **fields)  # type: ignore[arg-type]
-        for number, round_weighed in enumerate(weighed)
+        Round(
+            number=number, contributions={silo: dict(fields) for silo, fields in round_contributions.items()}, **fields
+        )  # type: ignore[arg-type]
+        for number, round_contributions in enumerate(contributions)
     ]
 
 
@@ -49,7 +51,7 @@ def test_agreement_is_one_whatever_the_clusters_are_called_and_no_more_than_chan
 
 
 def test_the_last_round_that_clustered_is_told_and_shown(tmp_path: Path) -> None:
-    plain: Weighed = {"s0": {"cluster": 0, "distance": 0.0, "weight": 1.0}}
+    plain: Contributions = {"s0": {"cluster": 0, "distance": 0.0, "weight": 1.0}}
     domains = {"s0": "<mnist>", "s1": "fashion"}
     assert clusters.facts(rounds(plain), domains) == {}
     report = clusters.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)

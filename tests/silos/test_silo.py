@@ -69,7 +69,9 @@ def method_of(way: str, folder: Path) -> Method:
 
 def kept(method: Method, parts: list[Images]) -> str:
     """The hash of all that is left of a run, and of what was reported in it."""
-    silos = [Silo("all", pooled(parts))] if method.pools else [Silo(f"s{i}", part) for i, part in enumerate(parts)]
+    silos = (
+        [Silo("all", pooled(parts))] if method.pools_images else [Silo(f"s{i}", part) for i, part in enumerate(parts)]
+    )
     rounds = list(experiment := Experiment(method, silos, device="cpu"))
     memory = {f"{silo.name}/{name}": t for silo in experiment.silos for name, t in silo.memory.items()}
     summary = str([(done.losses, done.images_seen, done.bytes_up) for done in rounds]) + str(experiment.roster)

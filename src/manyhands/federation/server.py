@@ -241,7 +241,7 @@ class FederationServer:
         submitted, known_sites = parse_recipe(recipe, "recipe"), self.kit.about.sites
         if unknown := [site for site in sites if site not in known_sites]:
             raise Refused(Reason.UNKNOWN_SILO, f"{unknown[0]!r} is not one of {', '.join(known_sites)}")
-        if submitted.method.pools:
+        if submitted.method.pools_images:
             raise Refused(Reason.NOT_NOW, f"method {submitted.method.kind!r} needs all images in one place")
         name = _free_name(self.out, submitted.name)
         folder, text = RunFolder(self.out / name), recipe_text(submitted)

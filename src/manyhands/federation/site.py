@@ -202,7 +202,7 @@ class Site:
         dealt = {silo.name: silo for silo in silos_of(recipe)[0]}
         if self.name not in dealt:
             raise RecipeError(f"the recipe deals nothing to {self.name}, but to {names_text(sorted(dealt))}")
-        if recipe.method.hides:
+        if recipe.method.needs_secret:
             self.log(f"simulated: noise {FROM_THE_SEED}")
         return dealt[self.name]
 

@@ -68,12 +68,12 @@ class Method(Spec, ABC):
     Everything else has a default, and is overridden where a method needs it: ``check_silo`` and
     ``check_partition`` for what it cannot be used on, ``silo_generator`` and ``generator_for`` for what images are
     drawn with, ``cost_lines``, ``costs``, ``upload_bytes`` and ``warnings`` for what users read before they start,
-    ``hides`` and ``release_in`` where noise protects images.
+    ``needs_secret`` and ``release_in`` where noise protects images.
 
-    Set ``pools = True`` for a baseline that is given all images in one silo.
+    Set ``pools_images = True`` for a baseline that is given all images in one silo.
     """
 
-    pools: ClassVar[bool] = False
+    pools_images: ClassVar[bool] = False
     rounds: Int = Field(ge=1, le=1_000_000, description="The number of rounds of the run.")
 
     if TYPE_CHECKING:  # a field of each class
@@ -170,8 +170,8 @@ class Method(Spec, ABC):
         return {}
 
     @property
-    def hides(self) -> bool:
-        """Whether noise hides what is sent. Such noise must be drawn from a secret of the silo."""
+    def needs_secret(self) -> bool:
+        """Whether silos add noise to what they send. Such noise must be drawn from a secret of the silo."""
         return False
 
     def release_in(self, silo: Silo, message: Message) -> Release | None:

@@ -164,7 +164,7 @@ class Central(LocalTrainingMethod):
     It is ``FedAvg`` over one silo, and is trained on as many images as all silos together.
     """
 
-    pools = True
+    pools_images = True
 
     kind: Literal["central"] = Field(default="central", description="The name of this method in a recipe.")
     silos: Int = Field(

@@ -57,7 +57,8 @@ class Server(ABC):
         seen: The images that the server itself was trained on so far.
         loss: The mean loss of the server's own training in the last closed round, or None.
         device: The device that the server trains on.
-        weighed: How each silo counted in the last closed round, for the journal and the report.
+        contributions: The weight of each silo in the last closed round and, where silos are clustered, its
+            cluster and its distance from the others; for the journal and the report.
     """
 
     trains: bool = True
@@ -67,7 +68,7 @@ class Server(ABC):
     seen: int = 0
     loss: float | None = None
     device: torch.device = torch.device("cpu")
-    weighed: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    contributions: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
     def handle(self, silo: str, message: Message) -> Message:
         """Answer an operation of a single silo at once.

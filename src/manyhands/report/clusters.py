@@ -14,7 +14,7 @@ from manyhands.report.parts import Picture, picture
 if TYPE_CHECKING:
     from manyhands.runs.run_folder import Round
 
-Weighed = Mapping[str, Mapping[str, float]]
+Contributions = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,16 @@ class Clusters:
 
 def facts(rounds: Sequence[Round], domains: Mapping[str, str]) -> dict[str, Any]:
     """The clusters and weights of silos in the last round that clustered them; empty where no round did."""
-    weighed: Weighed = next((done.weighed for done in reversed(rounds) if _is_clustered(done.weighed)), {})
-    if not weighed:
+    contributions: Contributions = next(
+        (done.contributions for done in reversed(rounds) if _is_clustered(done.contributions)), {}
+    )
+    if not contributions:
         return {}
-    count = len({entry["cluster"] for entry in weighed.values()})
-    return {"silos": weighed, "count": count, "agreement": agreement(weighed, domains)}
+    count = len({entry["cluster"] for entry in contributions.values()})
+    return {"silos": contributions, "count": count, "agreement": agreement(contributions, domains)}
 
 
-def agreement(weighed: Weighed, domains: Mapping[str, str]) -> float | None:
+def agreement(contributions: Contributions, domains: Mapping[str, str]) -> float | None:
     """The adjusted Rand index of clusters and domains: 1 if they are the same, 0 as expected by chance.
 
     References:
@@ -42,10 +44,12 @@ def agreement(weighed: Weighed, domains: Mapping[str, str]) -> float | None:
     """
     from sklearn.metrics import adjusted_rand_score
 
-    known = [silo for silo in weighed if silo in domains]
+    known = [silo for silo in contributions if silo in domains]
     if len({domains[silo] for silo in known}) < 2:
         return None
-    return float(adjusted_rand_score([domains[silo] for silo in known], [weighed[silo]["cluster"] for silo in known]))
+    return float(
+        adjusted_rand_score([domains[silo] for silo in known], [contributions[silo]["cluster"] for silo in known])
+    )
 
 
 def content(report: Mapping[str, Any], path: Path) -> Clusters | None:
@@ -53,18 +57,20 @@ def content(report: Mapping[str, Any], path: Path) -> Clusters | None:
     clusters, domains = report.get("clusters"), report.get("domains", {})
     if not clusters:
         return None
-    weighed: Weighed = clusters["silos"]
-    kinds = {silo: (domains.get(silo, "silos"), int(entry["cluster"])) for silo, entry in weighed.items()}
-    figures.clusters(path, {silo: (entry["x"], entry["y"]) for silo, entry in weighed.items() if "x" in entry}, kinds)
+    contributions: Contributions = clusters["silos"]
+    kinds = {silo: (domains.get(silo, "silos"), int(entry["cluster"])) for silo, entry in contributions.items()}
+    figures.clusters(
+        path, {silo: (entry["x"], entry["y"]) for silo, entry in contributions.items() if "x" in entry}, kinds
+    )
     count, same = clusters["count"], clusters["agreement"]
     about = f"{count} cluster{'s' * (count != 1)}, by the activations of the server's segment on a batch of each silo."
     about += "" if same is None else f" The adjusted Rand index of clusters and domains is {same:.2f} (1: the same)."
     rows = [
         [silo, kinds[silo][0], str(kinds[silo][1] + 1), number_text(entry["distance"]), number_text(entry["weight"])]
-        for silo, entry in weighed.items()
+        for silo, entry in contributions.items()
     ]
     return Clusters(picture(path, about), TextTable(["silo", "domain", "cluster", "distance", "weight"], rows, left=2))
 
 
-def _is_clustered(weighed: Weighed) -> bool:
-    return any("x" in entry for entry in weighed.values())
+def _is_clustered(contributions: Contributions) -> bool:
+    return any("x" in entry for entry in contributions.values())

@@ -31,7 +31,7 @@ def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = 
         folder=folder,
         resume=resume,
         device=recipe.device,
-        quorum=1 if recipe.method.pools else recipe.quorum,
+        quorum=1 if recipe.method.pools_images else recipe.quorum,
         link=recipe.link,
         sampling=recipe.sampling,
         evaluation=recipe.evaluation,
@@ -46,7 +46,7 @@ def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
     Pooled data is what the silos would have together, with an image as often as the partition gives it to a silo.
     """
     images = recipe.data.load()
-    if not recipe.method.pools:
+    if not recipe.method.pools_images:
         return split(images, recipe.partition, recipe.seed), images.skipped
     dealt = np.sort(np.concatenate(_parts(images, recipe.partition, recipe.seed)))
     return [Silo("pooled", images.subset(dealt))], images.skipped

@@ -122,7 +122,7 @@ class Experiment:
 
     def simulated(self) -> list[str]:
         """A warning where the noise that hides what silos send comes from the seed, which is no secret."""
-        names = [silo.name for silo in self.silos if not silo.secret] if self.method.hides else []
+        names = [silo.name for silo in self.silos if not silo.secret] if self.method.needs_secret else []
         warning = f"simulated: the noise of {names_text(names)} {FROM_THE_SEED}; Silo(secret=...) keeps it"
         return [warning] if names else []
 
@@ -214,7 +214,7 @@ class Experiment:
         """A picture of samples; None where it could only show the silos' own images."""
         if not isinstance(trained, TrainedAutoencoder):
             return summary.picture(trained, rows, self._labels_of(trained))
-        return summary.before_and_after(trained, self.silos[0], rows) if self.method.pools else None
+        return summary.before_and_after(trained, self.silos[0], rows) if self.method.pools_images else None
 
     def _labels_of(self, trained: ImageGenerator) -> list[int]:
         """The classes of a picture: all, or those of the first silo where the server takes part in sampling."""

@@ -34,7 +34,7 @@ def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(silo_model := method.get("silo_model"), dict) and isinstance(model, dict):
             shared_fields = {key: model[key] for key in ("size", "channels", "classes") if key in model}
             method["silo_model"] = shared_fields | silo_model
-    if getattr(spec, "pools", False) and "silos" in spec.model_fields:
+    if getattr(spec, "pools_images", False) and "silos" in spec.model_fields:
         method = {"silos": _count_silos(complete.get("partition")), **method}
     return {**complete, "method": method}
 

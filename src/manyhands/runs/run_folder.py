@@ -56,7 +56,7 @@ class Round:
         server_images_seen: How many released images the server trained on, with repetitions.
         server_loss: The mean training loss of the server.
         metrics: The figures, where the round was evaluated.
-        weighed: The cluster of each silo, its distance from the others and its weight, for methods that cluster.
+        contributions: The cluster of each silo, its distance from the others and its weight, for methods that cluster.
         note: What the server did in addition to its work.
     """
 
@@ -74,7 +74,7 @@ class Round:
     server_images_seen: int = 0
     server_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    weighed: dict[str, dict[str, float]] = field(default_factory=dict)
+    contributions: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
 
     @property

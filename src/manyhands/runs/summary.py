@@ -75,7 +75,7 @@ def facts(
         "never_sent": list(plan.never_sent),
         "cost_lines": method.cost_lines(len(roster), run.sampling),
         "costs": {silo: costs for silo, count in roster.items() if (costs := method.costs(silo, count, run.sampling))},
-        "pooled": method.pools,
+        "pooled": method.pools_images,
         "own_models": run.server.generator() is None,
         "papers": citations(method, run.sampling, run.evaluation),
         "clusters": clusters.facts(rounds, images["domains"]),

@@ -53,7 +53,7 @@ class RoundTimer:
             self.server.flops - self.flops,
             self.server.seen - self.seen,
             self.server.loss,
-            weighed={silo: dict(figures) for silo, figures in self.server.weighed.items()},
+            contributions={silo: dict(figures) for silo, figures in self.server.contributions.items()},
             note=closed.note,
         )
         self.up, self.down, self.flops, self.seen = up, down, self.server.flops, self.server.seen

@@ -45,10 +45,10 @@ def test_clusters_are_those_that_move_alike_and_a_mean_over_all_makes_them_one()
     server, assigned, models = experiment.server, [], []
     assert isinstance(server, HFLGanServer)
     for done in experiment:
-        assigned.append([int(done.weighed[f"s{i}"]["cluster"]) for i in range(6)])
+        assigned.append([int(done.contributions[f"s{i}"]["cluster"]) for i in range(6)])
         models.append([server.weights[server.cluster[f"s{i}"]] for i in range(6)])
         for cluster in set(assigned[-1]):
-            shares = [entry["weight"] for entry in done.weighed.values() if entry["cluster"] == cluster]
+            shares = [entry["weight"] for entry in done.contributions.values() if entry["cluster"] == cluster]
             assert sum(shares) == pytest.approx(1)
     assert assigned == [[0] * 6] + [[0, 1, 0, 1, 0, 1]] * 3
     alike = [[same(each[0], other) for other in each] for each in models]

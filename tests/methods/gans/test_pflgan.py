@@ -53,8 +53,8 @@ def test_images_come_of_silos_that_are_alike_and_of_classes_that_they_have() -> 
     method = pflgan(rounds=3, every=2, temperature=0.5, share=1.0, training=training)
     experiment = Experiment(method, silos, device="cpu")
     _, traded, _ = rounds = list(experiment)
-    assert [bool(done.weighed) for done in rounds] == [False, True, False]
-    assert all(entry["distance"] > 1 and 0.5 < entry["weight"] < 1 for entry in traded.weighed.values())
+    assert [bool(done.contributions) for done in rounds] == [False, True, False]
+    assert all(entry["distance"] > 1 and 0.5 < entry["weight"] < 1 for entry in traded.contributions.values())
     server = experiment.server
     assert isinstance(server, PFLGanServer)
     for i, silo in enumerate(silos):

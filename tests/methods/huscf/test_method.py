@@ -266,11 +266,11 @@ def two_domains(count: int = 6, images: int = 40) -> list[Silo]:
 def test_domains_are_found_and_each_has_ends_of_its_own_around_one_middle() -> None:
     method = tiny(rounds=3, training=GanTraining(batch=16, steps=5, learning_rate=1e-3))
     rounds = list(experiment := Experiment(method, two_domains(), device="cpu"))
-    assigned = [{silo: entry["cluster"] for silo, entry in done.weighed.items()} for done in rounds]
+    assigned = [{silo: entry["cluster"] for silo, entry in done.contributions.items()} for done in rounds]
     assert set(assigned[0].values()) == set(assigned[1].values()) == {0}  # the first two rounds are plain
     assert [assigned[2][f"s{i}"] for i in range(6)] == [0, 1, 0, 1, 0, 1]
     for cluster in (0, 1):
-        shares = [entry["weight"] for entry in rounds[2].weighed.values() if entry["cluster"] == cluster]
+        shares = [entry["weight"] for entry in rounds[2].contributions.values() if entry["cluster"] == cluster]
         assert sum(shares) == pytest.approx(1)
     ends = [strip_prefix(silo.memory, "average.") for silo in experiment.silos]
     assert all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])

@@ -105,7 +105,7 @@ class CollaFuse(CollaFuseSpec):
         return Plan(operations | {"denoise": relay.operation(self.server_model)})
 
     @property
-    def hides(self) -> bool:
+    def needs_secret(self) -> bool:
         """Whether images are noised, or labels replaced at random."""
         noised = any(0 < step < self.diffusion.schedule.steps for step in self.cut_steps)
         return noised or (self.sends_labels and self.labels == "randomised")

@@ -156,7 +156,9 @@ class HFLGanServer(Server):
         self.average = running_average(self.average, shared, self.method.ema, self.updates)
         self.updates += 1
         shares = {silo: message.facts["images"] / images[self.cluster[silo]] for silo, message in sent.items()}
-        self.weighed = {silo: {"cluster": self.cluster[silo], "weight": weight} for silo, weight in shares.items()}
+        self.contributions = {
+            silo: {"cluster": self.cluster[silo], "weight": weight} for silo, weight in shares.items()
+        }
 
     def _answer(self, op: str, silo: str) -> Message:
         done = self.round >= self.method.rounds

@@ -201,7 +201,7 @@ class PFLGanServer(Server):
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and send images to silos whose generators came."""
         sent = {silo: messages[silo] for silo in sorted(messages) if messages[silo].tensors}
-        self.weighed = {}
+        self.contributions = {}
         if sent:
             self._draw_for_silos(sent)
         updated = {silo for silo in messages if sent and self._number(silo) == self.round}
@@ -234,8 +234,8 @@ class PFLGanServer(Server):
         apart = alike.distances(examples) if len(examples) > 1 else {}
         for silo, far in apart.items():
             weight = alike.shares(far, self.method.temperature)
-            self.weighed = {
-                **self.weighed,
+            self.contributions = {
+                **self.contributions,
                 silo: {"distance": sum(far.values()) / (len(far) - 1), "weight": weight[silo]},
             }
             most, parts = self.method.share * sent[silo].facts["images"], []

@@ -83,7 +83,7 @@ class HuSCF(HuSCFSpec):
     """
 
     @property
-    def hides(self) -> bool:
+    def needs_secret(self) -> bool:
         """Whether a guard adds noise."""
         return self.guard is not None and self.guard.noise > 0
 

@@ -260,7 +260,7 @@ class HuSCFServer(Server):
     def _end_round(self, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Average what was sent, and answer each silo with its segments of its cluster's mean."""
         sent = {silo: dict(message.tensors) for silo, message in messages.items() if message.tensors}
-        self.weighed = {}
+        self.contributions = {}
         if sent:
             features = {silo: total[None] / count for silo, (total, count) in self._features.items() if silo in sent}
             self._average(sent, features)
@@ -293,7 +293,7 @@ class HuSCFServer(Server):
         self.network.load_state_dict({name: shared[name] for name in own})
         running = {name: shared[name] for name in own if name.endswith(RUNNING_STATISTICS)}
         self.buffers = dict.fromkeys(self.cuts, running) if self._per_cluster else {}
-        self.weighed = {silo: _journal_entry(assignment) for silo, assignment in assignments.items()}
+        self.contributions = {silo: _journal_entry(assignment) for silo, assignment in assignments.items()}
 
     def _segments_of(self, silo: str) -> Tensors:
         """Return the silo's segments of the last mean of its cluster."""
