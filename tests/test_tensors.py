@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyhands.tensors import WeightedMean, find_not_finite, running_average, sha256
+from manyhands.tensors import WeightedMean, find_not_finite, per_image, running_average, sha256, weighted_sum
 
 floats = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 weights = st.integers(1, 2**20)
@@ -62,3 +62,18 @@ def test_the_hash_sees_names_types_shapes_and_bits() -> None:
     hashes = {sha256(each) for each in [base, *others, {"a": -torch.zeros(2, 2)}]}
     assert len(hashes) == 5
     assert sha256(base) == sha256({"a": torch.zeros(2, 2).T})
+
+
+def test_a_sum_of_equal_shares_is_the_mean_and_of_one_it_is_that_one_bit_for_bit() -> None:
+    x = {name: {"a": torch.randn(5, 2), "b": torch.tensor([3])} for name in "pqrs"}
+    mean, total = WeightedMean(), weighted_sum(x, dict.fromkeys("pqrs", 0.25))
+    for tensors in x.values():
+        mean.add(tensors, 1)
+    assert sha256(total) == sha256(mean.value())
+    assert torch.equal(weighted_sum(x, {"q": 1.0})["a"], x["q"]["a"])
+
+
+def test_a_number_for_each_image_multiplies_all_of_it() -> None:
+    x = torch.randn(3, 2, 4, 5)
+    scaled = x * per_image(torch.tensor([0.0, 1.0, 2.0]), x)
+    assert torch.equal(scaled, torch.stack([0 * x[0], x[1], 2 * x[2]]))

@@ -107,6 +107,27 @@ def add_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
+def weighted_sum(sets: Mapping[str, Mapping[str, Tensor]], shares: Mapping[str, float]) -> Tensors:
+    """Add up sets of named tensors, each times its share, in float64; with the single share 1 it is that set.
+
+    ``WeightedMean`` is for whole numbers as weights: its sums are exact.
+
+    Args:
+        sets: The sets, by the name of who they are from.
+        shares: The share of each that counts; together 1, for a mean.
+    """
+    total: Tensors = {}
+    for owner, share in shares.items():
+        for name, tensor in sets[owner].items():
+            total[name] = total.get(name, 0) + tensor.double() * share
+    return {name: tensor.float() for name, tensor in total.items()}
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape one number for each image, (B,), so that it multiplies a batch, (B, C, H, W)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
 class WeightedMean:
     """A weighted mean of sets of named tensors that are added one at a time; a set may lack some names.
 

@@ -71,3 +71,10 @@ def test_a_draw_that_was_cut_off_goes_on_where_it_was_and_no_other_does(
         write_samples(tmp_path / "other", made, labels, 5, made.sampling)
     write_samples(tmp_path / "other", made, labels, 6, made.sampling)
     assert firsts == [0, 0]
+    firsts.clear()
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(tmp_path / "older", made, labels, 5, made.sampling)
+    unfinished = tmp_path / "older" / ".samples.tmp"
+    unfinished.write_bytes(unfinished.read_bytes().replace(b'"images":', b'"images": '))
+    assert write_samples(tmp_path / "older", made, labels, 5, made.sampling)[0].read_bytes() == whole
+    assert firsts == [0, 0], "the header of another version is of another length"

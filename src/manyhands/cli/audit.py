@@ -10,8 +10,6 @@ from manyhands.cli.output import show_trade, wrapped
 from manyhands.errors import RecipeError
 from manyhands.files.strict_json import finite_json
 
-CUTS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
-
 
 def audit(
     run_folder: RunArgument,
@@ -19,7 +17,8 @@ def audit(
         str,
         typer.Option(
             metavar="SHARES",
-            help=f"collafuse: also attack images released at these shares of the noising chain. Default: {CUTS}.",
+            help="collafuse: also attack images released at these shares of the noising chain. Default: 0.1 to 0.9 in "
+            "steps of 0.1.",
         ),
     ] = "",
     as_json: JsonOption = False,
@@ -30,12 +29,12 @@ def audit(
     every cut is attacked.
     """
     from manyhands.report.collafuse_audit import table, words
+    from manyhands.runs.audit import SHARES, trade
     from manyhands.runs.audit import audit as attack
-    from manyhands.runs.audit import trade
     from manyhands.runs.run_folder import RunFolder
 
     try:
-        shares = [float(share) for share in (cuts or CUTS).split(",") if share.strip()]
+        shares = [float(share) for share in cuts.split(",") if share.strip()]
     except ValueError:
         raise RecipeError(f"--cuts {cuts}: is not a list of numbers such as 0.2,0.4") from None
     if bad := [share for share in shares if not 0 < share < 1]:
@@ -51,7 +50,7 @@ def audit(
     folder = RunFolder(run_folder)
     if cuts and folder.recipe.get("method", {}).get("kind") == "huscf":
         raise RecipeError(f"--cuts {cuts}: applies to runs of collafuse only; in a run of huscf every head is attacked")
-    results = attack(folder, shares)
+    results = attack(folder, shares or SHARES)
     if as_json:
         typer.echo(finite_json(results))
         return

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion, Network, noised
 from manyhands.diffusion.schedule import Schedule
+from manyhands.tensors import per_image
 
 Mode = Literal["exact", "authors", "nested"]
 """How images that are already noised up to the cut get more noise. ``exact`` continues the schedule of the images.
@@ -77,7 +78,7 @@ def bridge(schedule: Schedule, t: Tensor, cut: Tensor, like: Tensor, mode: Mode 
     """
     alpha_bar = schedule.alpha_bar().to(like.device)
     ratio = alpha_bar[t] / alpha_bar[cut] if mode == "exact" else alpha_bar[t]
-    r = ratio.reshape(-1, *[1] * (like.dim() - 1))
+    r = per_image(ratio, like)
     return r.sqrt().to(like.dtype), (1 - r).sqrt().to(like.dtype)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from manyhands.spec import Float, Int, Spec
+from manyhands.tensors import per_image
 
 
 class Schedule(Spec):
@@ -50,8 +51,7 @@ class Schedule(Spec):
             like: A batch of the device, type and number of dimensions that the result is to multiply, (B, C, H, W).
         """
         alpha, sigma = _levels(self, like.device, like.dtype)
-        shape = (-1, *[1] * (like.dim() - 1))
-        return alpha[t].reshape(shape), sigma[t].reshape(shape)
+        return per_image(alpha[t], like), per_image(sigma[t], like)
 
     def snr(self) -> Tensor:
         """Return signal power over noise power at the timesteps 0 to T, (T + 1,); infinite at 0."""

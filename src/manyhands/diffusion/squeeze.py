@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from manyhands.diffusion.release import box_norm
+from manyhands.tensors import per_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ def squeezed(x: Tensor, norm: float | None) -> Tensor:
     """
     if norm is None:
         return x
-    return x * shaped(squeezing(_norms(x), norm, box_norm(x[0].numel())), x)
+    return x * per_image(squeezing(_norms(x), norm, box_norm(x[0].numel())).to(x.dtype), x)
 
 
 def stretched(x: Tensor, norm: float | None) -> Tensor:
@@ -42,7 +43,7 @@ def stretched(x: Tensor, norm: float | None) -> Tensor:
         return x
     norms, half = _norms(x), norm / 2
     before = half * (norms.clamp(max=norm) / half) ** math.log2(largest / half)
-    return x * shaped(torch.where(norms <= half, 1.0, before / norms), x)
+    return x * per_image(torch.where(norms <= half, 1.0, before / norms).to(x.dtype), x)
 
 
 def squeezing(norms: Tensor, norm: float | None, largest: float) -> Tensor:
@@ -57,11 +58,6 @@ def squeezing(norms: Tensor, norm: float | None, largest: float) -> Tensor:
         return torch.ones_like(norms)
     half = norm / 2
     return torch.where(norms <= half, 1.0, half * (norms / half) ** (1 / math.log2(largest / half)) / norms)
-
-
-def shaped(factors: Tensor, x: Tensor) -> Tensor:
-    """Reshape one factor for each image, (B,), so that it multiplies a batch, (B, C, H, W)."""
-    return factors.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The Inception network of FID, with the weights that every published FID uses; the user provides their file."""
+"""The Inception network of FID, with the weights that every published FID uses; the user provides their file.
+
+By hand: torchmetrics takes the network from torch-fidelity, which needs torchvision.
+"""
 
 from __future__ import annotations
 

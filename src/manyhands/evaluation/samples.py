@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from manyhands.data.images import as_bytes
 from manyhands.evaluation.figures import grid, picture_of
+from manyhands.files.safetensors_index import LENGTH, index_of, read_index
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors
+from manyhands.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,15 +75,23 @@ def write_samples(
 def _drawn_before(out: Path, header: bytes, request: dict[str, Any]) -> int:
     """How many samples of the same request are written already, in whole batches; the request is kept in a file."""
     text, unfinished = finite_json(request, sort_keys=True), out / ".samples.tmp"
-    same = (out / REQUEST).exists() and unfinished.exists() and (out / REQUEST).read_text() == text
-    if not same:
+    same = (out / REQUEST).exists() and (out / REQUEST).read_text() == text
+    if not same or not _begins_with(unfinished, header):
         unfinished.unlink(missing_ok=True)
         (out / REQUEST).write_text(text)
         return 0
-    shape = json.loads(header[8:])["images"]["shape"]
-    size = 4 * math.prod(shape[1:])
-    complete: int = min(max(unfinished.stat().st_size - len(header), 0) // size, shape[0])
+    images, _ = read_index(header[LENGTH.size :])["images"]
+    count, *shape = (length or 0 for length in images.shape)
+    complete: int = min((unfinished.stat().st_size - len(header)) // (4 * math.prod(shape)), count)
     return complete - complete % BATCH
+
+
+def _begins_with(path: Path, header: bytes) -> bool:
+    """Whether a file was begun with this header, and not by a version that writes another one."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header)) == header
 
 
 def _pictures(out: Path, samples: Path, start: int, generator: ImageGenerator, count: int, *, png: bool) -> list[Path]:
@@ -110,16 +118,11 @@ def _image_size(generator: ImageGenerator) -> int:
 
 
 def _header(generator: ImageGenerator, count: int) -> bytes:
-    """The header of a safetensors file; the library itself can only write tensors that are whole in memory."""
+    """The index of the file of samples; its images are drawn, and written, a batch at a time."""
     model = generator.model
-    shape = [count, model.channels, model.size, model.size]
-    end = 4 * count * model.channels * model.size**2
-    facts = {"images": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
-    if model.classes:
-        facts["labels"] = {"dtype": "I64", "shape": [count], "data_offsets": [end, end + 8 * count]}
-    text = finite_json(facts).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    images = TensorSpec((count, model.channels, model.size, model.size), torch.float32)
+    labels = TensorSpec((count,), torch.int64)
+    return index_of([("images", images), *[("labels", labels)] * bool(model.classes)])
 
 
 def _append(file: BinaryIO, tensor: Tensor) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from manyhands.errors import MessageError
+from manyhands.files.safetensors_index import DTYPE_NAMES, LENGTH, index_of, library_order, read_index
 from manyhands.files.strict_json import strict_json
 from manyhands.tensors import StateSpec, TensorSpec, state_spec
 
@@ -28,14 +29,7 @@ MAX_MESSAGE_BYTES = 1 << 32
 MAX_DEPTH = 16
 """The deepest nesting of facts."""
 _OPERATION = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-_PREFIX, _LENGTH = struct.Struct("<4sI"), struct.Struct("<Q")
-_NAMES = {
-    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
-    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-"""The tensor types of a message with their names in safetensors, in the order in which safetensors writes them."""
-_TYPES = {name: dtype for dtype, name in _NAMES.items()}
-_RANK = {dtype: rank for rank, dtype in enumerate(_NAMES)}
+_PREFIX = struct.Struct("<4sI")
 READ_ERRORS = (
     SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, OSError, struct.error, MemoryError
 )  # fmt: skip
@@ -77,7 +71,7 @@ class Bounds(NamedTuple):
     def of(cls, header: int, index_size: int = 16, tensors: int = 0, tensor_bytes: int = 0) -> Bounds:
         """Compute the bounds of a message from the sizes of its parts."""
         header = min(header, MAX_HEADER_BYTES)
-        size = _PREFIX.size + header + _LENGTH.size + index_size + tensor_bytes
+        size = _PREFIX.size + header + LENGTH.size + index_size + tensor_bytes
         return cls(min(size, MAX_MESSAGE_BYTES), header, index_size, tensors)
 
     @classmethod
@@ -90,8 +84,8 @@ class Bounds(NamedTuple):
         length = _header_bytes(begin)
         if length > self.header:
             raise MessageError(f"its header has {length:,} bytes; at most {self.header:,} are allowed")
-        if len(begin) >= _PREFIX.size + length + _LENGTH.size:
-            self.check_index(*_LENGTH.unpack_from(begin, _PREFIX.size + length))
+        if len(begin) >= _PREFIX.size + length + LENGTH.size:
+            self.check_index(*LENGTH.unpack_from(begin, _PREFIX.size + length))
 
     def check_index(self, length: int, index: bytes = b"") -> None:
         """Raise ``MessageError`` if the index of the tensors is too long or lists too many (one brace for each)."""
@@ -132,15 +126,15 @@ def decode(blob: bytes, bounds: Bounds = UNBOUNDED) -> Message:
     """Decode a message; any bytes that are not a valid message raise ``MessageError`` and nothing else."""
     bounds.check_begin(blob)
     head = head_size(blob)
-    if len(blob) >= head + _LENGTH.size:
-        (length,) = _LENGTH.unpack_from(blob, head)
-        bounds.check_index(length, blob[head + _LENGTH.size : head + _LENGTH.size + min(length, bounds.index_size)])
+    if len(blob) >= head + LENGTH.size:
+        (length,) = LENGTH.unpack_from(blob, head)
+        bounds.check_index(length, blob[head + LENGTH.size : head + LENGTH.size + min(length, bounds.index_size)])
     op, facts = _read_header(blob[_PREFIX.size : head])
     try:
         tensors = safetensors.torch.load(blob[head:])
     except READ_ERRORS as error:
         raise MessageError(f"its tensors cannot be read: {error}") from None
-    if bad := [name for name, tensor in tensors.items() if tensor.dtype not in _NAMES]:
+    if bad := [name for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]:
         raise MessageError(f"{bad[0]!r} is of a type that a message cannot hold: {tensors[bad[0]].dtype}")
     return Message(op, tensors, facts)
 
@@ -189,18 +183,15 @@ class LazyTensors(Mapping[str, Tensor]):
     def __init__(self, file: OpenFile, bounds: Bounds = UNBOUNDED) -> None:
         self.file = file  # a temporary file is deleted when no reference is left
         try:
-            (length,) = _LENGTH.unpack(os.pread(file.fileno(), _LENGTH.size, 0))
+            (length,) = LENGTH.unpack(os.pread(file.fileno(), LENGTH.size, 0))
             bounds.check_index(length)
-            index = os.pread(file.fileno(), length, _LENGTH.size)
+            index = os.pread(file.fileno(), length, LENGTH.size)
             bounds.check_index(length, index)
             with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="pt"):
                 pass  # safetensors has checked all offsets
-            entries = json.loads(index)
-            entries.pop("__metadata__", None)
-            self.state_spec = {
-                name: TensorSpec(tuple(entry["shape"]), _TYPES[entry["dtype"]]) for name, entry in entries.items()
-            }
-            self._offsets = {name: _LENGTH.size + length + entry["data_offsets"][0] for name, entry in entries.items()}
+            entries = read_index(index)
+            self.state_spec = {name: spec for name, (spec, _) in entries.items()}
+            self._offsets = {name: offset for name, (_, offset) in entries.items()}
         except READ_ERRORS as error:
             raise MessageError(f"its tensors cannot be read: {error}") from None
 
@@ -293,11 +284,5 @@ def index_bytes(specs: StateSpec) -> int:
 @lru_cache(maxsize=256)
 def _index(signature: Signature) -> tuple[bytes, tuple[str, ...]]:
     """Return the index of the tensors, exactly as safetensors writes it, and the order of the tensors after it."""
-    order = sorted(signature, key=lambda entry: (_RANK[entry[1]], entry[0]))
-    entries, end = {}, 0
-    for name, dtype, shape in order:
-        begin, end = end, end + TensorSpec(shape, dtype).size * dtype.itemsize
-        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
-    raw = strict_json(entries, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    return _LENGTH.pack(len(raw)) + raw, tuple(name for name, _, _ in order)
+    ordered = library_order([(name, TensorSpec(shape, dtype)) for name, dtype, shape in signature])
+    return index_of(ordered), tuple(name for name, _ in ordered)

@@ -120,6 +120,10 @@ class Method(Spec, ABC):
         """Whether its network is also trained without labels, so that samples can be guided."""
         return False
 
+    def progress(self, number: int) -> float:
+        """Return the share of the run that is done before a round: 0 in the first round, 1 in the last."""
+        return number / max(self.rounds - 1, 1)
+
     def silos_per_round(self, silos: int) -> int:
         """Return how many of so many silos take part in a round."""
         return silos

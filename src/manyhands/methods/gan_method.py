@@ -37,7 +37,3 @@ class GanMethod(Method, ABC):
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Raise ``Refused`` for numbers that are too large to be weights, or not finite."""
         Float32().check(weights, state_spec(weights))
-
-    def progress(self, number: int) -> float:
-        """Return the share of the run that is done before a round: 0 in the first round, 1 in the last."""
-        return number / max(self.rounds - 1, 1)

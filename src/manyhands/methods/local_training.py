@@ -84,10 +84,6 @@ class LocalTrainingMethod(Method, ABC):
         """Whether labels are left out of some batches."""
         return self.diffusion.label_dropout > 0
 
-    def progress(self, number: int) -> float:
-        """Return the share of the run that is done before a round: 0 in the first round, 1 in the last."""
-        return number / max(self.rounds - 1, 1)
-
     def train_round(
         self,
         network: torch.nn.Module,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 
 def epsilon(mu: float, delta: float) -> float:
     """Compute the epsilon of a Gaussian mechanism.
@@ -47,13 +49,6 @@ def decibel(snr: float) -> float:
 
 def _delta(eps: float, mu: float) -> float:
     """The smallest delta of a Gaussian mechanism at this epsilon (Balle, Wang, theorem 8)."""
-    first = _log_normal_below(mu / 2 - eps / mu)
-    second = eps + _log_normal_below(-mu / 2 - eps / mu)
-    return max(math.exp(first) - math.exp(min(second, first)), 0.0)
-
-
-def _log_normal_below(x: float) -> float:
-    """The logarithm of the standard normal distribution function, accurate in the tail, too."""
-    if x > -30:
-        return math.log(math.erfc(-x / math.sqrt(2)) / 2)
-    return -x * x / 2 - math.log(-x) - math.log(2 * math.pi) / 2
+    places = torch.tensor([mu / 2 - eps / mu, -mu / 2 - eps / mu], dtype=torch.float64)
+    first, second = torch.special.log_ndtr(places).tolist()
+    return max(math.exp(first) - math.exp(min(eps + second, first)), 0.0)

@@ -14,11 +14,11 @@ from torch import Tensor
 from manyhands.data.images import as_floats, occurrences
 from manyhands.diffusion.objective import noised
 from manyhands.diffusion.release import box_norm
-from manyhands.diffusion.squeeze import shaped, squeezing
+from manyhands.diffusion.squeeze import squeezing
 from manyhands.errors import Reason, Refused
 from manyhands.messages.message import Message
 from manyhands.privacy.noise import path_noise, randomise_label
-from manyhands.tensors import Tensors
+from manyhands.tensors import Tensors, per_image
 
 if TYPE_CHECKING:
     from manyhands.data.images import Images
@@ -143,7 +143,7 @@ def shrinking(pixels: Tensor, norm: float | None) -> Tensor:
     """
     own = pixels.flatten(1).long().mul(2).sub(255).square().sum(1).double().sqrt() / 255
     factors = [squeezing(single, norm, box_norm(pixels[0].numel())) for single in own.split(1)]
-    return shaped(torch.cat(factors), pixels.double())
+    return per_image(torch.cat(factors), pixels)
 
 
 def images_per_message(pixels: int) -> int:

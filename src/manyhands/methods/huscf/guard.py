@@ -11,6 +11,7 @@ from torch import Tensor
 from manyhands.methods.huscf.order import ADVERSARIAL_FORWARD, FAKE_FORWARD, REAL_FORWARD
 from manyhands.privacy.noise import normal
 from manyhands.spec import Float, Spec
+from manyhands.tensors import per_image
 
 if TYPE_CHECKING:
     from manyhands.silos.silo import Silo
@@ -41,8 +42,7 @@ class Guard(Spec):
             x: The activations of a batch, of shape (B, C, H, W).
         """
         norms = x.flatten(1).norm(dim=1).clamp(min=1e-12)
-        scaled: Tensor = x * (self.clip / norms).clamp(max=1).reshape(-1, *[1] * (x.dim() - 1))
-        return scaled
+        return x * per_image((self.clip / norms).clamp(max=1), x)
 
     def hidden(self, x: Tensor, silo: Silo) -> Tensor:
         """Return what is sent of activations: clipped, and with noise where there is any.

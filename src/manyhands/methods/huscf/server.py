@@ -32,7 +32,7 @@ from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
 from manyhands.silos.training import load_optimiser_state, optimiser_state
-from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
+from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix, weighted_sum
 
 MAX_DRAWN_IMAGES = 4096
 """The most images that a silo may draw in one call."""
@@ -288,8 +288,8 @@ class HuSCFServer(Server):
                 silo: assignment.weight for silo, assignment in assignments.items() if assignment.cluster == number
             }
             if shares:
-                self.means[number] = weighted_mean(whole, shares)
-        shared = weighted_mean(whole, clusters.mean_shares(images, distances, alpha))
+                self.means[number] = weighted_sum(whole, shares)
+        shared = weighted_sum(whole, clusters.mean_shares(images, distances, alpha))
         self.network.load_state_dict({name: shared[name] for name in own})
         running = {name: shared[name] for name in own if name.endswith(RUNNING_STATISTICS)}
         self.buffers = dict.fromkeys(self.cuts, running) if self._per_cluster else {}
@@ -299,15 +299,6 @@ class HuSCFServer(Server):
         """Return the silo's segments of the last mean of its cluster."""
         mean = self.means[self.cluster.get(silo, 0)]
         return {name: tensor for name, tensor in mean.items() if self.cuts[silo].at_home(name)}
-
-
-def weighted_mean(states: Mapping[str, Tensors], shares: Mapping[str, float]) -> Tensors:
-    """Return the weighted mean of the silos' networks; of a single silo it is that network, bit for bit."""
-    total: Tensors = {}
-    for silo, share in shares.items():
-        for name, tensor in states[silo].items():
-            total[name] = total.get(name, 0) + tensor.double() * share
-    return {name: tensor.float() for name, tensor in total.items()}
 
 
 def _journal_entry(assignment: Assignment) -> dict[str, float]:
