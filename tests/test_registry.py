@@ -12,11 +12,11 @@ import pytest
 
 from manyhands import registry
 from manyhands.errors import RecipeError
-from manyhands.registry import CODECS, METHODS, PARTITIONS, SERVER_OPTIMIZERS, SOURCES, Registry, imported
+from manyhands.registry import CODECS, METHODS, MODELS, PARTITIONS, SERVER_OPTIMIZERS, SOURCES, Registry, imported
 from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.schema import recipe_schema
 
-ALL = (METHODS, SOURCES, PARTITIONS, CODECS, SERVER_OPTIMIZERS)
+ALL = (METHODS, MODELS, SOURCES, PARTITIONS, CODECS, SERVER_OPTIMIZERS)
 RECIPE: dict[str, Any] = {
     "name": "x",
     "data": {"source": "digits", "size": 8},

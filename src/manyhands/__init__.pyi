@@ -39,6 +39,7 @@ from .models.gan import Gan as Gan
 from .models.latent import Latent as Latent
 from .models.layer_cut import LayerCut as LayerCut
 from .models.layer_cut import LayerCuts as LayerCuts
+from .models.network import Network as Network
 from .models.unet import UNet as UNet
 from .runs.compose import compose as compose
 from .runs.compose import split as split

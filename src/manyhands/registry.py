@@ -139,6 +139,17 @@ METHODS = Registry(
     },
     "manyhands.methods",
 )
+MODELS = Registry(
+    "manyhands.models.base:Model",
+    {
+        "unet": "manyhands.models.unet:UNet",
+        "latent": "manyhands.models.latent:Latent",
+        "autoencoder": "manyhands.models.autoencoder:Autoencoder",
+        "gan": "manyhands.models.gan:Gan",
+        "network": "manyhands.models.network:Network",
+    },
+    "manyhands.models",
+)
 SOURCES = Registry(
     "manyhands.data.sources:Source",
     {

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion
@@ -21,9 +23,12 @@ from manyhands.files.write import replace_folder
 from manyhands.generators.base import ImageGenerator
 from manyhands.models.autoencoder import FACTS, TrainedAutoencoder
 from manyhands.models.base import Denoiser
-from manyhands.models.kinds import model_of
-from manyhands.tensors import Tensors
+from manyhands.registry import MODELS, OneOf
+from manyhands.spec import problems_of
+from manyhands.tensors import Tensors, snapshot
 
+DENOISER = "denoiser/model.safetensors"
+"""The weights of a denoiser that diffusers does not know."""
 DIFFUSERS_NAME = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled-linear": "scaled_linear"}
 
 
@@ -63,6 +68,14 @@ class DiffusionGenerator(ImageGenerator):
             self._write(fresh)
 
     def _write(self, fresh: Path) -> None:
+        (fresh / FACTS).write_text(finite_json(self._facts(), indent=1))
+        if self.model.is_diffusers:
+            self._write_for_diffusers(fresh)
+        else:
+            (fresh / DENOISER).parent.mkdir()
+            safetensors.torch.save_file(snapshot(self.weights), fresh / DENOISER)
+
+    def _write_for_diffusers(self, fresh: Path) -> None:
         self.network.inner.save_pretrained(fresh / "unet")
         self._scheduler().save_pretrained(fresh / "scheduler")
         index: dict[str, Any] = {
@@ -77,37 +90,33 @@ class DiffusionGenerator(ImageGenerator):
             index["_class_name"] = ["pipeline", "ImagePipeline"]
             shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
         (fresh / "model_index.json").write_text(finite_json(index, indent=1))
-        (fresh / FACTS).write_text(finite_json(self._facts(), indent=1))
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:
+    def from_pretrained(cls, folder: Path | str, device: str = "cpu", model: Denoiser | None = None) -> Self:
         """Load a folder that ``save`` wrote.
 
         Args:
             folder: The folder.
             device: The device to sample on.
+            model: The specification of the denoiser, where it is a ``Network`` from Python, which cannot be stored;
+                None takes the stored one.
 
         Raises:
-            RunFolderError: The folder holds no trained generator.
+            RunFolderError: The folder holds no trained generator, or one of another model.
         """
-        import safetensors.torch
-
         folder = Path(folder)
         try:
             facts = json.loads((folder / FACTS).read_text())
-            raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-            model = model_of(facts["model"])
-            if not isinstance(model, Denoiser):
-                raise ValueError(f"it is {model.noun}")
+            spec = _denoiser(facts["model"], model)
             loaded = cls(
-                model,
+                spec,
                 Diffusion(**facts["diffusion"]),
-                {f"inner.{name}": tensor for name, tensor in raw.items()},
+                _stored_weights(folder, spec),
                 tuple(facts["classes"]),
                 Sampling(**facts["sampling"]),
                 device,
                 facts["ema"],
-                model.load_decoder(folder, device),
+                spec.load_decoder(folder, device),
                 facts["scale"],
             )
             _ = loaded.network  # raises an error if the weights do not fit the model
@@ -184,3 +193,24 @@ class DiffusionGenerator(ImageGenerator):
             clip_sample=clip is not None,
             clip_sample_range=clip or 1.0,
         )
+
+
+def _denoiser(stored: dict[str, Any], model: Denoiser | None) -> Denoiser:
+    """Return the specification that is stored, or the one from Python if that is for the same images and classes."""
+    try:
+        spec = model or OneOf(MODELS).validate(stored)
+    except ValidationError as error:
+        raise ValueError("; ".join(f"model.{place}: {text}" for place, text in problems_of(error, stored))) from None
+    if not isinstance(spec, Denoiser):
+        raise ValueError(f"it holds a model of kind {stored['kind']!r}, no denoiser")
+    for name in ("size", "channels", "classes"):
+        if getattr(spec, name) != stored[name]:
+            raise ValueError(f"its {name} is {stored[name]}, but that of the model is {getattr(spec, name)}")
+    return spec
+
+
+def _stored_weights(folder: Path, model: Denoiser) -> Tensors:
+    if not model.is_diffusers:
+        return safetensors.torch.load_file(folder / DENOISER)
+    raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return {f"inner.{name}": tensor for name, tensor in raw.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -18,16 +18,11 @@ from manyhands.methods.distil import Teacher
 from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.learners.base import NOTHING, Learner, LocalResult, LocalRound
 from manyhands.methods.learners.by_model import learner_type
-from manyhands.models.autoencoder import Autoencoder
-from manyhands.models.gan import Gan
-from manyhands.models.latent import Latent
-from manyhands.models.unet import UNet
+from manyhands.models.base import AnyModel
 from manyhands.silos.silo import Silo
 from manyhands.silos.training import Training
 from manyhands.spec import Float
 from manyhands.tensors import Tensors, find_not_finite
-
-AnyModel = Annotated[UNet | Latent | Autoencoder | Gan, Field(discriminator="kind")]
 
 
 class LocalTrainingMethod(Method, ABC):
@@ -37,7 +32,9 @@ class LocalTrainingMethod(Method, ABC):
     the generator.
     """
 
-    model: AnyModel = Field(description="The network that each silo trains: a U-Net, latent model, autoencoder or GAN.")
+    model: AnyModel = Field(
+        description="The network that each silo trains: a U-Net, latent model, autoencoder, GAN or other model."
+    )
     training: Training = Field(description="The local training of a round: batch, steps or epochs, and optimiser.")
     diffusion: Diffusion = Field(
         default=Diffusion(), description="The noise schedule and the objective; not used by a GAN or an autoencoder."

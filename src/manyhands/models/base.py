@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from manyhands.registry import MODELS, OneOf
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
@@ -93,3 +94,6 @@ class Denoiser(Model, ABC):
             device: The device to decode on.
         """
         return None
+
+
+AnyModel = Annotated[Model, OneOf(MODELS)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from manyhands.data.partition import AnyPartition
 from manyhands.errors import RecipeError
-from manyhands.registry import METHODS, Registry
+from manyhands.registry import METHODS, MODELS, Registry
 from manyhands.runs.data import Data
 from manyhands.spec import Spec
 
@@ -28,7 +28,8 @@ def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model, dict):
         image_shape = {key: data[key] for key in ("size", "channels") if key in data}
         model = {"kind": _model_kind(spec), "channels": 1, **image_shape, **model}
-        if "classes" not in model and model["kind"] != "autoencoder":
+        known = _known_class(MODELS, model)
+        if "classes" not in model and known and "classes" in known.model_fields:
             model["classes"] = _count_classes(data)
         method = {**method, "model": model}
         if isinstance(silo_model := method.get("silo_model"), dict) and isinstance(model, dict):
@@ -57,10 +58,10 @@ def _known_class(registry: Registry, table: Mapping[str, Any]) -> type[Spec] | N
 
 
 def _model_kind(method: type[Spec]) -> str:
-    """The kind of model that a kind of method trains; the first where there are several."""
-    model = method.model_fields["model"].annotation
-    kind: str = (get_args(model) or (model,))[0].model_fields["kind"].default
-    return kind
+    """The kind of model that a kind of method trains; a U-Net where it takes any model."""
+    model: Any = method.model_fields["model"].annotation
+    kind: object = model.model_fields["kind"].default
+    return kind if isinstance(kind, str) else next(iter(MODELS.classes))
 
 
 def _count_silos(partition: Any) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
-from manyhands.methods.local_training import AnyModel
+from manyhands.registry import MODELS
 from manyhands.runs.recipe import Recipe
 
-MODELS = {model.__name__ for model in get_args(get_args(AnyModel)[0])}
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 SWEEP = {
     "type": "object",
@@ -25,13 +24,13 @@ def recipe_schema() -> dict[str, Any]:
     """
     schema = Recipe.model_json_schema()
     schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["data", "partition", "method"]}
-    tables = schema["$defs"]
+    tables, models = schema["$defs"], {spec.__name__ for _, spec in MODELS.loadable()}
     for name, table in tables.items():
-        table["required"] = ["kind"] if "kind" in table["properties"] and name not in MODELS else []
+        table["required"] = ["kind"] if "kind" in table["properties"] and name not in models else []
         table["properties"] = {field: _with_short_form(field, value) for field, value in table["properties"].items()}
     tables["TimestepCut"] = {"anyOf": [SHARE, tables["TimestepCut"]]}
     for part in _parts(schema):
-        _tidy(part)
+        _tidy(part, models)
     schema["properties"]["sweep"] = SWEEP
     return schema
 
@@ -43,11 +42,11 @@ def _with_short_form(field: str, value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _tidy(part: dict[str, Any]) -> None:
+def _tidy(part: dict[str, Any], models: set[str]) -> None:
     """Leaves out what editors do not use; the kind of a model may be filled in, so any of them fits."""
     if "propertyName" in part.get("discriminator", {}):
         del part["discriminator"]
-    if MODELS & {str(choice.get("$ref", "")).rsplit("/", 1)[-1] for choice in part.get("oneOf", [])}:
+    if models & {str(choice.get("$ref", "")).rsplit("/", 1)[-1] for choice in part.get("oneOf", [])}:
         part["anyOf"] = part.pop("oneOf")
     if isinstance(part.get("title"), str):
         del part["title"]
