@@ -55,7 +55,7 @@ def test_two_recipes_whose_hashes_begin_alike_are_two(site: Path) -> None:
     first = keep_offer(site, one)
     assert first[:6] == keep_offer(site, other)[:6]
     assert (site / OFFERS / f"{first}.toml").read_text() == one
-    with pytest.raises(RecipeError, match=f"is the beginning of .*{first}"):
+    with pytest.raises(RecipeError, match=f"several hashes begin like this: .*{first}"):
         find_offer(site, first[:6])
     code, _ = run("approve", str(site), first, "--yes")
     assert code == 0
@@ -70,7 +70,7 @@ def test_what_lies_there_is_never_overwritten_and_what_was_changed_is_not_approv
     path.write_text(TEXT.replace("rounds = ", "rounds = 1"))
     changed = path.read_text()
     for act in (lambda: keep_offer(site, TEXT), lambda: find_offer(site, digest)):
-        with pytest.raises(RecipeError, match="is not the recipe of this hash: it was changed"):
+        with pytest.raises(RecipeError, match="was changed, since its text has another hash"):
             act()
     assert path.read_text() == changed
     assert run("approve", str(site), digest, "--yes")[0] != 0
@@ -104,7 +104,7 @@ def test_on_a_terminal_a_person_is_asked(site: Path, word: str, allowed: bool, m
 @pytest.mark.parametrize("begins", ["", "abc", "../../x", "g" * 12, "0" * 65, "a" * 64])
 def test_what_is_no_hash_of_what_waits_is_refused(site: Path, begins: str) -> None:
     keep_offer(site, TEXT)
-    with pytest.raises(RecipeError, match="give the hash|no recipe of this hash waits"):
+    with pytest.raises(RecipeError, match="give the hash|no recipe with this hash waits"):
         find_offer(site, begins)
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 from manyhands import CollaFuse
 from manyhands.diffusion.release import box_norm
 from manyhands.errors import BudgetError
+from manyhands.federation.conversation import converse
 from manyhands.federation.policy import Policy
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
-from manyhands.federation.site import converse
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Operation
 from manyhands.messages.plan import Plan

@@ -228,7 +228,7 @@ def test_a_site_that_begins_again_after_every_start_costs_so_many_returns_and_no
             break
         driver.turn()
     assert halts == MAX_RETURNS
-    assert "began again 4 times" in running.folder.rounds[0].missing["silo-1"]
+    assert "came back 4 times" in running.folder.rounds[0].missing["silo-1"]
     assert running.folder.rounds[0].losses.keys() == {"silo-0", "silo-2"}
     assert running.must_restart_round  # the next round is begun with it
     running.restart_round(driver.now)
@@ -252,7 +252,7 @@ def test_what_a_return_has_the_others_do_again_is_of_the_same_deadline(tmp_path:
     driver.begin(running.start(90.0))
     running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 91.0)
     assert not running.must_restart_round
-    assert "had the others lose 91 s" in running.coordinator.absent["silo-1"]  # type: ignore[union-attr]
+    assert "cost the others 91 s" in running.coordinator.absent["silo-1"]  # type: ignore[union-attr]
 
 
 def test_what_the_server_does_for_all_makes_nobody_late(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_name_that_is_none_is_declined_once_and_the_site_goes_on(tmp_path: Pat
     answers = [offer(run)] if unsound else [offer(run), Refused(Reason.NOT_NOW, "there is no such run")]
     said = once(tmp_path / "site", Server(*answers), lines.append)
     assert [message.op for message in said] == ["hello", *["decline"] * (not unsound), "hello"]
-    assert ("is no run: wrong facts" if unsound else "a run cannot be called") in "".join(lines)
+    assert ("offer is not valid: wrong facts" if unsound else "is not a valid name of a run") in "".join(lines)
     assert all(len(encode(message)) < 4000 for message in said)
     assert all(line.isprintable() and len(line) < 1000 for line in lines)
     assert not (tmp_path / "site").exists()
@@ -114,7 +114,7 @@ def test_no_run_can_be_called_as_a_file_of_the_site_is(tmp_path: Path) -> None:
     for run in ("approved.txt", "secret", "released.jsonl", "site.json", "offers", "used", "runs"):
         started = Message("enrol", facts={"round": 0, "sites": 1})
         said = once(tmp_path, Server(offer(run), started, Message("decline")))
-        assert said[2].facts["why"].endswith("1 take part, 2 are the fewest")
+        assert said[2].facts["why"].endswith("the run has 1 sites, but min_sites is 2")
         assert (tmp_path / "runs" / run / "recipe.toml").is_file()
     assert approved(tmp_path) == {"a" * 64}
 
@@ -134,7 +134,7 @@ def test_what_is_no_offer_is_refused_by_name_and_the_site_goes_on(tmp_path: Path
     answers = [Message("enrol", facts={"round": 0}), Refused(Reason.MALFORMED, "what was answered is no message")]
     said = once(tmp_path / "site", Server(*answers), lines.append)
     assert [message.op for message in said] == ["hello", "hello", "hello"]
-    assert all("the server offers what is no run: " in line for line in lines)
+    assert all("the server's offer is not valid: " in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_an_answer_to_something_else_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(StopIteration):
             Site("silo-0", policy, tmp_path / answer.op, server, lambda _: None).work()  # type: ignore[arg-type]
         assert [message.op for message in server.heard] == ["hello", "enrol", "enter", "decline", "hello"]
-        assert server.heard[3].facts["why"] == f"unknown operation: '{answer.op}' is no answer to 'enter'"
+        assert server.heard[3].facts["why"] == f"unknown operation: '{answer.op}' is not an answer to 'enter'"
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -171,7 +171,7 @@ def test_a_server_has_no_round_twice_however_it_asks(tmp_path: Path, refuses: bo
     answers += [Refused(Reason.TOO_LONG, "so it says"), again] if refuses else [again]
     said = once(tmp_path, Server(offer(text=recipe_text(recipe)), *answers, Message("decline")))
     assert [message.op for message in said[2:]] == ["join", *["update"] * (1 + refuses), "decline", "hello"]
-    assert said[-2].facts["why"] == "stale round: 1 rounds are closed, and the server asks for one again"
+    assert said[-2].facts["why"] == "stale round: 1 rounds are closed, but the server asks for one again"
 
 
 class ForgetfulServer(Server):
@@ -200,7 +200,7 @@ def test_a_server_has_an_approved_recipe_done_again_four_times_and_no_more(tmp_p
         Site("silo-0", policy, tmp_path, server, lines.append, lambda _: None).work()  # type: ignore[arg-type]
     assert [message.op for message in server.heard].count("update") == APPROVED_RUNS
     assert [message.op for message in server.heard[-3:]] == ["join", "decline", "hello"]
-    assert "this recipe has had its 4 rounds, over all runs" in "".join(lines)
+    assert "this recipe has had its 4 rounds over all runs" in "".join(lines)
 
 
 @pytest.mark.parametrize(("options", "most"), [({}, 36), ({"approve": "limits"}, None), ({"rounds": 50}, 50)])
@@ -238,11 +238,11 @@ def test_no_name_of_a_file_is_told_to_others(tmp_path: Path) -> None:
 
 def test_a_site_is_not_trained_with_alone(tmp_path: Path) -> None:
     said = once(tmp_path, Server(offer(), Message("enrol", facts={"round": 0, "sites": 1}), Message("decline")))
-    assert said[2].facts["why"] == "this site's policy: 1 take part, 2 are the fewest"
+    assert said[2].facts["why"] == "this site's policy: the run has 1 sites, but min_sites is 2"
 
 
 def test_a_site_says_which_images_are_its_own(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="say which images are its own"):
+    with pytest.raises(RecipeError, match="its policy names no images"):
         Site("silo-0", Policy(), tmp_path, Server(), lambda _: None)  # type: ignore[arg-type]
 
 
@@ -252,7 +252,7 @@ def test_what_its_budgets_do_not_allow_is_told_to_others_without_a_figure(tmp_pa
     server, lines = Server(offer(), Message("decline"), SessionGone("the end of the test")), list[str]()
     with pytest.raises(StopIteration):
         Site("silo-0", policy, tmp_path, server, lines.append).work()  # type: ignore[arg-type]
-    assert "this recipe has had 1 rounds, and 20 are the most in all" in "".join(lines)
+    assert "this recipe has had 1 rounds over all runs, and may have 20" in "".join(lines)
     assert server.heard[1].facts["why"] == "its images, its folder or its budget do not allow it; its log says why"
 
 
@@ -262,7 +262,7 @@ def test_what_is_dealt_is_held_against_the_policy_when_its_number_is_known(tmp_p
     for most, taken in ((9, True), (1, False)):
         policy = Policy(approve="limits", labels=True, max_releases=most, data="recipe")
         here = Site("silo-0", policy, tmp_path, Server(), lambda _: None)  # type: ignore[arg-type]
-        with nullcontext() if taken else pytest.raises(RecipeError, match="times, 1 is the most"):
+        with nullcontext() if taken else pytest.raises(RecipeError, match="times, but 1 is allowed"):
             here.check_offer("run", text)
 
 

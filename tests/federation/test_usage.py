@@ -19,7 +19,7 @@ def update(value: float, number: int = 0) -> Message:
 def test_rounds_count_over_all_runs_of_a_recipe_and_not_those_of_another(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         Usage(tmp_path, "a", rounds=3).charge(update(value), closes_round=True)
-    with pytest.raises(BudgetError, match="has had its 3 rounds, over all runs"):
+    with pytest.raises(BudgetError, match="has had its 3 rounds over all runs"):
         Usage(tmp_path, "a", rounds=3).charge(update(4.0), closes_round=True)
     Usage(tmp_path, "b", rounds=3).charge(update(4.0), closes_round=True)
     assert Usage(tmp_path, "a").read().rounds == 3
@@ -48,7 +48,7 @@ def test_bytes_are_counted_as_they_are_sent(tmp_path: Path) -> None:
     usage = Usage(tmp_path, "a", sent=2 * size)
     usage.charge(update(1.0), closes_round=False)
     usage.charge(update(2.0), closes_round=True)
-    with pytest.raises(BudgetError, match="would have left for this recipe, over all runs"):
+    with pytest.raises(BudgetError, match="would have left for this recipe over all runs"):
         usage.charge(update(3.0), closes_round=False)
     assert usage.read() == Used(rounds=1, bytes=2 * size)
 

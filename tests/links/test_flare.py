@@ -70,7 +70,7 @@ def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
     for raw in RAW.values():
         communicator.send(communicator.find_endpoint(SERVER), APP, Carried(raw, b"x"))
     assert until(board, lambda _: len(lines) >= 2 and lines)
-    assert all(each.startswith("a: a frame of it was dropped: ") and len(each) < 200 for each in lines)
+    assert all(each.startswith("a: its frame was dropped: ") and len(each) < 200 for each in lines)
     answers: list[Message] = []
     caller = threading.Thread(target=lambda: answers.append(calls(Message("hello", facts={"declined": ""}))))
     caller.start()

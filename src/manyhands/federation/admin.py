@@ -1,4 +1,4 @@
-"""The admin: submits runs, asks how they stand, stops them, and fetches what was trained."""
+"""The admin: submits runs, asks for their status, stops them, and fetches their run folders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from manyhands.messages.message import Message
 from manyhands.runs.recipe import Recipe
 
 PATIENCE, TRIES = 30, 5
+"""How many silences the admin waits through, and how often a request is repeated in a new session."""
 
 
 class Admin:
-    """A line to the server, under the admin's kit."""
+    """A connection to the server with the admin's kit.
+
+    Args:
+        folder: The folder of the kit.
+    """
 
     def __init__(self, folder: Path) -> None:
         kit = load_kit(folder, "admin")
-        kit.server_fingerprint()  # says what is wrong, where the line would only go on dialling
+        kit.server_fingerprint()  # raises an error, where the connection would only try again and again
         self._where = f"{kit.about.host}:{kit.about.port}"
         self._connection = ServerConnection(kit, patience=PATIENCE, bounds=ADMIN_PLAN.bounds("down"))
 
@@ -33,25 +38,25 @@ class Admin:
         self._connection.close()
 
     def submit(self, recipe: Recipe, sites: list[str]) -> dict[str, Any]:
-        """Start a run; its name and hash."""
+        """Start a run; return its name and the hash of its recipe."""
         return self._ask("submit", recipe=recipe.resolved(), sites=sites)
 
     def status(self) -> dict[str, Any]:
-        """The sites, and how the newest run stands."""
+        """Return the state of each site and of the newest run."""
         return self._ask("status")
 
     def stop(self, run: str) -> dict[str, Any]:
-        """End a run."""
+        """Stop a run; return its name."""
         return self._ask("stop", run=run)
 
     def fetch(self, run: str, out: Path) -> Path:
-        """Bring the server's run folder here."""
+        """Download the server's run folder."""
         files = self._ask("files", run=run)["files"]
         with replace_folder(out) as fresh:
             for path, size in files.items():
                 place = fresh / path
                 if not place.resolve().is_relative_to(fresh.resolve()):
-                    raise KitError(f"{self._where}: names a file outside its folder: {path!r}")
+                    raise KitError(f"{self._where}: the server names a file outside the run folder: {path!r}")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with place.open("wb") as file:
                     while file.tell() < size:
@@ -72,4 +77,4 @@ class Admin:
                 self._connection.new_session()
             except TimeoutError:
                 raise KitError(f"{self._where}: the server does not answer") from None
-        raise KitError(f"{self._where}: somebody else has the admin's name")
+        raise KitError(f"{self._where}: another process uses the admin's kit at the same time")

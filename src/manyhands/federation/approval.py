@@ -1,4 +1,4 @@
-"""What waits at a site for somebody to read it, and what was approved: by the whole hash of a recipe."""
+"""The recipes that wait at a site for an approval, and the hashes of those that a person has approved."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ if TYPE_CHECKING:
 
 OFFERS, APPROVED, ABOUT = "offers", "approved.txt", "site.json"
 MAX_WAITING = 64
+"""The most recipes that wait for an approval."""
 MIN_PREFIX = 6
+"""The fewest digits of a hash that name a recipe."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Offer(NamedTuple):
-    """A recipe as it lies there, and the hash of these very bytes."""
+    """The text of a waiting recipe and its hash."""
 
     digest: str
     text: str
 
 
 def approved(site: Path) -> set[str]:
-    """The hashes that were approved at this site."""
+    """Return the hashes that were approved at this site."""
     path = site / APPROVED
     return set(_HASH.findall(path.read_text())) if path.exists() else set()
 
 
 def approve(site: Path, digests: Iterable[str]) -> None:
-    """Approve recipes, by their whole hashes."""
+    """Approve recipes by their whole hashes."""
     digests = set(digests)
     if bad := [digest for digest in digests if not _HASH.fullmatch(digest)]:
         raise RecipeError(f"{bad[0]}: is not the whole hash of a recipe, which has 64 hexadecimal digits")
@@ -49,13 +51,13 @@ def approve(site: Path, digests: Iterable[str]) -> None:
 
 
 def waiting(site: Path) -> list[str]:
-    """The hashes of what lies there and is not approved."""
+    """Return the hashes of the recipes that wait for an approval."""
     listed = {path.stem for path in (site / OFFERS).glob("*.toml") if _HASH.fullmatch(path.stem)}
     return sorted(listed - approved(site))
 
 
 def keep_offer(site: Path, text: str) -> str:
-    """Put a recipe where somebody can read it, under its hash; what lies there is never overwritten."""
+    """Write a recipe to a file that is named by its hash, and return the hash; no file is ever overwritten."""
     digest = recipe_hash(text)
     path = _path(site, digest)
     if not path.exists():
@@ -67,45 +69,47 @@ def keep_offer(site: Path, text: str) -> str:
 
 
 def find_offer(site: Path, prefix: str) -> Offer:
-    """What waits at a site under a hash, or under the beginning of just one hash."""
+    """Return the waiting recipe with this hash, or with a hash that begins like this if there is only one."""
     prefix = prefix.lower()
     if len(prefix) < MIN_PREFIX or not re.fullmatch(r"[0-9a-f]{,64}", prefix):
         raise RecipeError(f"{printable(prefix)}: give the hash of a recipe, or at least its first {MIN_PREFIX} digits")
     listed = waiting(site) if len(prefix) < 64 or not _path(site, prefix).exists() else [prefix]
     matches = [digest for digest in listed if digest.startswith(prefix)]
     if len(matches) > 1:
-        raise RecipeError(f"{prefix}: is the beginning of {' and of '.join(matches)}; give more of it")
+        raise RecipeError(f"{prefix}: several hashes begin like this: {', '.join(matches)}; give more digits")
     if not matches:
-        raise RecipeError(f"{prefix}: no recipe of this hash waits in {site}; there: {', '.join(listed) or 'none'}")
+        raise RecipeError(
+            f"{prefix}: no recipe with this hash waits in {site}; the waiting ones are: {', '.join(listed) or 'none'}"
+        )
     return _read(_path(site, matches[0]))
 
 
 def note_site(site: Path, name: str, files: int) -> None:
-    """Note for ``describe_offer`` what they depend on beside the recipe, and no recipe can change."""
+    """Write down for ``describe_offer`` what a description needs beside the recipe."""
     replace_file(site / ABOUT, strict_json({"site": name, "files": files}).encode())
 
 
 def count_images(recipe: Recipe, files: int) -> int:
-    """About how many of so many pictures a recipe trains on."""
+    """Return about how many images a recipe trains on at a site with this many files."""
     return files - round(recipe.data.held_out * files)
 
 
 def describe_offer(site: Path, offer: Offer) -> list[str]:
-    """A run as an operator reads it before approving it, made of the very recipe that is about to be approved."""
+    """Describe a run to the operator who is about to approve it, from the text that the hash stands for."""
     recipe = parse_offer(offer.text, f"{OFFERS}/{offer.digest}.toml")
     try:
         about = json.loads((site / ABOUT).read_bytes())
         name, files = str(about["site"]), int(about["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{site}: is no folder that join has written: {error}") from None
+        raise RecipeError(f"{site}: is not a folder that federation join has written: {error}") from None
     return describe(recipe, offer.digest, name, count_images(recipe, files))
 
 
 def describe(recipe: Recipe, digest: str, site: str, images: int) -> list[str]:
-    """Every line is printable, whatever the recipe holds: nothing in it can paint over what an operator reads."""
+    """Describe a run in printable lines, so that no text of a recipe can hide what the operator reads."""
     lines = describe_run(recipe, site, max(images, 1))
     if not images:
-        lines.append("its images are not read before it is approved: the figures above are for one image")
+        lines.append("this site does not read its images before the approval; the figures above are for one image")
     return [*(printable(line, len(line)) for line in lines), f"its hash is {digest}"]
 
 
@@ -120,5 +124,5 @@ def _read(path: Path) -> Offer:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     if recipe_hash(text) != path.stem:
-        raise RecipeError(f"{path}: is not the recipe of this hash: it was changed; delete it")
+        raise RecipeError(f"{path}: was changed, since its text has another hash; delete it")
     return Offer(path.stem, text)

@@ -1,4 +1,4 @@
-"""A whole federation on this machine: a server and its sites, each a process of its own, on loopback only."""
+"""A whole federation on this machine: the server and each site are processes that listen on loopback only."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 LOOPBACK, PATIENCE = "127.0.0.1", 60.0
 POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200\ndata = "recipe"\n'
-"""For sets of images that all have: what can be computed may be, and noise may be as good as none."""
+"""For public images: labels may leave, images may be computable, and noise may be negligible."""
 
 
 def connect_admin(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
-    """A line for the admin, when the server listens that was begun just now."""
+    """Connect the admin as soon as a server that was just started listens."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -40,9 +40,14 @@ def connect_admin(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
 
 
 class Federation:
-    """Kits, processes and logs below a folder; ``with`` starts it and ends it.
+    """A federation whose kits, logs and runs are in one folder; ``with`` starts its processes and ends them.
 
-    Sites dial the server's port, or another one that it is reached ``through``.
+    Args:
+        folder: The folder.
+        sites: The names of the sites.
+        policy: The policy of every site, as TOML.
+        port: The port on which the server listens; 0 means any free one.
+        through: The port to which the sites connect if it is not the server's, as behind a proxy.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Federation:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, party: str) -> None:
-        """Start a party as its operator would."""
+        """Start the process of a party, with the command that its operator would type."""
         kit = str(self.folder / "kits" / party)
         if party == SERVER:
             arguments = ["serve", kit, "--host", LOOPBACK, "--port", str(self.port), "--device", "cpu"]
@@ -66,19 +71,19 @@ class Federation:
             self.processes[party] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def site(self, name: str) -> Path:
-        """What a site keeps."""
+        """Return the folder of what a site keeps."""
         return self.folder / "sites" / name
 
     def kept(self, site: str, run: str) -> Path:
-        """What a site keeps of a run."""
+        """Return the folder of what a site keeps of a run."""
         return self.site(site) / RUNS / run
 
     def log(self, party: str) -> str:
-        """What a party has said."""
+        """Return the log of a party."""
         return (self.folder / f"{party}.log").read_text(errors="replace")
 
     def admin(self) -> Admin:
-        """A line for the admin, when the server listens."""
+        """Connect the admin as soon as the server listens."""
         return connect_admin(self.folder / "kits", self.processes[SERVER])
 
     def __enter__(self) -> Federation:
@@ -93,7 +98,7 @@ class Federation:
         self.end()
 
     def end(self) -> None:
-        """End all that was started; workers end with their supervisor."""
+        """Kill every process; a worker ends with its supervisor."""
         for process in self.processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -101,7 +106,7 @@ class Federation:
 
 
 def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
-    """A recipe for a few sites: one for each of its domains or three, if ``changes`` do not say otherwise."""
+    """Load a recipe for a few sites: one for each of its domains, or three, unless ``changes`` say otherwise."""
     from manyhands.runs.recipe_file import load_recipe, read_recipe
 
     data = read_recipe(path, changes).get("data")
@@ -110,7 +115,7 @@ def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
 
 
 def demo(recipe: Recipe, out: Path, log: Callable[[str], None]) -> Path:
-    """Run a recipe between processes of this machine; the run folder of the server."""
+    """Run a recipe between processes of this machine; return the run folder of the server."""
     sites = recipe.silo_names
     out.mkdir(parents=True, exist_ok=True)
     with Federation(out, sites) as federation, federation.admin() as admin:
@@ -122,12 +127,12 @@ def demo(recipe: Recipe, out: Path, log: Callable[[str], None]) -> Path:
                 log(line)
             last = line
     if status["stage"] != "ended":
-        raise ManyhandsError(f"{out}: the run {status['stage']}: {status['why']}")
+        raise ManyhandsError(f"{out}: the run is {status['stage']}: {status['why']}")
     return out / SERVER / run
 
 
 def watch(admin: Admin, every: float = 0.5) -> Iterator[dict[str, Any]]:
-    """How the newest run stands, until it is over."""
+    """Yield the state of the newest run again and again, until it is over."""
     while True:
         status = admin.status()["run"]
         yield status
@@ -137,7 +142,7 @@ def watch(admin: Admin, every: float = 0.5) -> Iterator[dict[str, Any]]:
 
 
 def free_port() -> int:
-    """One that nobody listens at now."""
+    """Return a port on which nothing listens now."""
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         return int(listener.getsockname()[1])

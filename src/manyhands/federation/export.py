@@ -1,4 +1,4 @@
-"""What a run between sites leaves on its server, as far as the server knows it."""
+"""The model, the picture and the report that a run between sites leaves on its server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
 
 def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:
-    """Write the shared model, a picture of what it draws, and the report.
+    """Write the shared model, a picture of its samples, and the report.
 
-    All comes from the run folder, but for what sites said of held-out images, and the server's problems and memory.
+    Args:
+        folder: The run folder, from which everything else comes.
+        device: Where to draw.
+        held_out: The number of held-out images of each site, as the site states it.
+        problems: The problems of the run, for the report.
+        memory: The most memory that the server took, in bytes.
     """
     recipe, state, ledger = parse_recipe(folder.recipe, str(folder.path)), folder.state(), Ledger()
     for line in problems:
         folder.problem(line)
-    folder.problem(f"{NOT_EVALUATED}: a server has no images to measure on; manyhands evaluate --data brings them")
+    folder.problem(f"{NOT_EVALUATED}: a server has no images to measure on; use manyhands evaluate --data")
     ledger.load(state.ledger)
     server = restored(state, recipe.method, recipe.seed, device)
     classes = recipe.data.known_classes()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from pydantic import Field
 
 from manyhands.errors import KitError, RecipeError
 from manyhands.files.write import disk_errors
@@ -26,18 +27,23 @@ PATIENCE = 10.0
 
 
 class About(Spec):
-    """Whose kit it is, who the other parties are, and where the server listens."""
+    """Whose kit it is, who the sites are, and where the server listens."""
 
-    party: str
-    role: Literal["server", "site", "admin"]
-    host: str
-    port: Int
-    sites: tuple[str, ...]
+    party: str = Field(description="The name of the party that the kit belongs to.")
+    role: Literal["server", "site", "admin"] = Field(description="What the party is in the federation.")
+    host: str = Field(description="The host name or address of the server.")
+    port: Int = Field(description="The TCP port of the server.")
+    sites: tuple[str, ...] = Field(description="The names of all sites.")
 
 
 @dataclass(frozen=True)
 class Kit:
-    """A kit in its folder."""
+    """A kit.
+
+    Args:
+        folder: The folder of the kit.
+        about: What the kit says about its party and the federation.
+    """
 
     folder: Path
     about: About
@@ -163,22 +169,23 @@ def _page(out: Path, server: str, sites: list[str]) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     rows = "\n".join(
-        f"| `{name}/` | whoever runs the site `{name}` | dials the server; trains on its own images, under its own "
-        "policy; nobody can reach it |"
+        f"| `{name}/` | whoever runs the site `{name}` | connects to the server; trains on its own images, under its "
+        "own policy; nobody can connect to it |"
         for name in sites
     )
     return f"""# Kits of a federation
 
-Each kit holds a private key. Give it to its one party by a way that nobody else can read, then delete it here.
+Each kit holds a private key. Send it to its party so that nobody else can read it, then delete it here.
 
-| kit | goes to | may |
+| kit | who gets it | what it is for |
 |---|---|---|
-| `{SERVER}/` | whoever runs the server | listens at {server}; sees what sites send, and what can be computed from it |
+| `{SERVER}/` | whoever runs the server | listens at {server}; sees what the sites send or what that reveals |
 {rows}
-| `{ADMIN}/` | whoever starts runs | submits recipes, stops them, fetches what was trained; no site has to obey |
-| `authority/` | nobody: keep it offline | signs certificates. Whoever has it can be anybody |
+| `{ADMIN}/` | whoever starts runs | submits recipes, stops runs, fetches their results; a site need not take part |
+| `authority/` | nobody: keep it offline | signs certificates; whoever has it can pretend to be any party |
 
-They are valid until {expires:%Y-%m-%d}. The server's fingerprint, which `federation join` shows:
+The certificates are valid until {expires:%Y-%m-%d}. `federation join` prints the fingerprint of the server that it
+reaches, which must be this one:
 
     {fingerprint(certificate.public_bytes(Encoding.DER))}
 """

@@ -1,4 +1,4 @@
-"""What is said to people: every line comes through here, printable and short, and saying it ends nothing."""
+"""Log lines for people: each is printable and short, and no error in writing one ends the process."""
 
 from __future__ import annotations
 
@@ -12,36 +12,41 @@ from typing import TextIO
 from manyhands.errors import printable
 
 MAX_LINE = 4000
-"""Characters of a line, at most."""
+"""The most characters of a line."""
 BURST, WINDOW = 5, 60.0
-"""So many lines that one peer brings about are said in so many seconds."""
+"""The most lines about one peer, and in how many seconds."""
 
 
 def log(line: str, stream: TextIO | None = None) -> None:
-    """Say a line with the time, whatever is in it and whether anybody still listens or not."""
+    """Write a line with the time, whatever characters are in it, and even if the stream is closed."""
     out = stream or sys.stdout
     code = getattr(out, "encoding", None) or "utf-8"
     text = f"{time.strftime('%H:%M:%S')} {printable(line, MAX_LINE)}\n".encode(code, "backslashreplace").decode(code)
-    with suppress(OSError, ValueError):  # whoever read it has gone
+    with suppress(OSError, ValueError):  # nobody reads the stream any more
         out.write(text)
         out.flush()
 
 
 @dataclass
 class PeerLog:
-    """Says lines that peers bring about; of one that brings about too many, how many were left out."""
+    """Logs lines about peers; if there are too many about one peer, only how many were left out.
+
+    Args:
+        log: Takes a line for people.
+        clock: Returns the time in seconds.
+    """
 
     log: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
-    _said: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _counts: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def __call__(self, peer: str, line: str) -> None:
-        """Say a line of a peer, unless it is one too many."""
-        since, count = self._said.get(peer, (self.clock(), 0))
+        """Log a line about a peer, unless there were too many lately."""
+        since, count = self._counts.get(peer, (self.clock(), 0))
         if self.clock() >= since + WINDOW:
             if count > BURST:
                 self.log(f"{peer}: {count - BURST} more such lines were left out")
             since, count = self.clock(), 0
         if count < BURST:
             self.log(f"{peer}: {line}")
-        self._said[peer] = since, count + 1
+        self._counts[peer] = since, count + 1

@@ -1,4 +1,4 @@
-"""What sites and the admin may say to the server that is no method's, and what is answered: as plans, typed."""
+"""The operations between the server and its sites and admin that belong to no method, as plans."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from manyhands.messages.plan import Plan
 from manyhands.tensors import TensorSpec
 
 RUN = Text(80)
-"""The name of a run, or none."""
+"""The name of a run, or an empty text."""
 PIECE_BYTES = 1 << 25
-"""Bytes of a file that are fetched at once."""
+"""The most bytes of a file in one message."""
 RECIPE = Text(MAX_HEADER_BYTES)
 ROUND, SITE, HASH = Whole(0, 1_000_000), Text(64), Text(64)
 NOTHING = Payload()
 
 SITE_PLAN = Plan({
     "hello": Operation(
-        "asks for a run", "again and again",
+        "asks for a run", "repeatedly",
         Payload(facts={"declined": RUN}), Payload(facts={"run": RUN, "recipe": RECIPE}),
     ),
     "enrol": Operation(
@@ -33,9 +33,9 @@ SITE_PLAN = Plan({
         "does not take part, or no longer", "once",
         Payload(facts={"run": RUN, "why": Text(MAX_DETAIL_LENGTH), "waits": Flag()}),
     ),
-    "ended": Operation("has come to its end", "once", Payload(facts={"run": RUN})),
+    "ended": Operation("has finished", "once", Payload(facts={"run": RUN})),
 })  # fmt: skip
-"""What a site says that is no method's."""
+"""The operations of a site."""
 ADMIN_PLAN = Plan({
     "submit": Operation(
         "starts a run", "once a run",
@@ -43,7 +43,7 @@ ADMIN_PLAN = Plan({
         Payload(facts={"run": RUN, "hash": HASH}),
     ),
     "status": Operation(
-        "asks how it stands", "at will", NOTHING,
+        "asks for the status", "at any time", NOTHING,
         Payload(facts={"sites": Table(MAX_HEADER_BYTES), "run": Table(4 * MAX_DETAIL_LENGTH)}),
     ),
     "stop": Operation("ends a run", "once a run", Payload(facts={"run": RUN}), Payload(facts={"run": RUN})),
@@ -57,4 +57,4 @@ ADMIN_PLAN = Plan({
         Payload({"bytes": TensorSpec((None,), torch.uint8, PIECE_BYTES)}, others=({},)),
     ),
 })  # fmt: skip
-"""What the admin says."""
+"""The operations of the admin."""

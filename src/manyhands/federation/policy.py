@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 NO_MORE_THAN_NOISE = 0.0
-"""An SNR in dB: an image with more signal than noise can be recognised."""
+"""The default limit of the SNR in dB: an image with more signal than noise can be recognised."""
 
 APPROVED_RUNS = 4
 """How often a recipe that a person approved may run in full, unless the policy has ``rounds``."""
 
 FROM_RECIPE = "recipe"
-"""The value of ``data`` that stands for the images that the recipe deals to a silo of this name."""
+"""The value of ``data`` with which a site trains on the images that the recipe deals to a silo of its name."""
 
 
 class Policy(Spec):
-    """What runs may ask of this site.
+    """What this site allows runs to do.
 
-    Three kinds of things need a permission: images as they are (``images``), labels (``labels``), and data from which
-    the server can compute either (``computable``). ``max_epsilon`` at ``delta``, ``max_snr_db`` and ``max_releases``
-    bound the noised releases of an image, all of them together and over all runs. They do not bound weights, gradients
-    and losses, for which no epsilon can be given; ``methods`` does.
+    Three kinds of data leave only with a permission: images as they are (``images``), labels (``labels``), and data
+    from which the server can compute either (``computable``). ``max_epsilon`` at ``delta``, ``max_snr_db`` and
+    ``max_releases`` limit the noised releases of an image, all of them together and over all runs. They do not limit
+    weights, gradients and losses, which have no epsilon; use ``methods`` for these.
     """
 
     approve: Literal["hash", "limits"] = Field(
@@ -114,10 +114,10 @@ class Policy(Spec):
 
     @property
     def limits(self) -> Limits:
-        """The limits on all noised releases of an image together, over all runs."""
-        open_to_noise = self._bounds_noise or self.images or self.computable
-        most = self.max_snr_db if open_to_noise else NO_MORE_THAN_NOISE
-        return Limits(self.max_epsilon, most, self.max_releases, self.delta)
+        """The limits of all noised releases of an image together, over all runs."""
+        any_snr = self._bounds_noise or self.images or self.computable
+        max_snr_db = self.max_snr_db if any_snr else NO_MORE_THAN_NOISE
+        return Limits(self.max_epsilon, max_snr_db, self.max_releases, self.delta)
 
     def max_rounds(self, recipe: Recipe) -> int | None:
         """The most rounds of this recipe, over all its runs, or None for no limit."""
@@ -126,61 +126,61 @@ class Policy(Spec):
         return self.rounds
 
     def refusals(self, recipe: Recipe, images: int, site: str = "") -> list[str]:
-        """The reasons why this site does not take part in a run with so many images; empty if it does."""
+        """Return why this site does not take part in a run with this many of its images; empty if it does."""
         method, reasons = recipe.method, []
         kinds = method.plan().outgoing_of(site)
         if self.methods is not None and method.kind not in self.methods:
             reasons.append(f"method {method.kind!r} is not one of {', '.join(self.methods)}")
         if self.rounds is not None and method.rounds > self.rounds:
-            reasons.append(f"it has {method.rounds:,} rounds, {self.rounds:,} are the most")
+            reasons.append(f"the recipe has {method.rounds:,} rounds, but {self.rounds:,} are allowed")
         reasons += [] if kinds else [f"method {method.kind!r} does not state what leaves"]
         reasons += [line for kind in kinds for line in self._against(kind, images)]
         reasons += self._against_all(kinds, images)
         if (sent := method.upload_bytes(images)) > self.bytes if self.bytes is not None else False:
-            reasons.append(f"about {size_text(sent)} would leave, {size_text(self.bytes or 0)} are the most")
+            reasons.append(f"about {size_text(sent)} would leave, but {size_text(self.bytes or 0)} are allowed")
         head = getattr(method, "min_head", None)
         if head is not None and head < self.min_head:
-            reasons.append(f"min_head is {head}, {self.min_head} is the least here")
+            reasons.append(f"min_head is {head}, but must be at least {self.min_head}")
         return list(dict.fromkeys(reasons))
 
     def _against(self, kind: OutgoingData, images: int) -> list[str]:
-        """The reasons why this kind of data may not leave."""
-        may = {"images": self.images, "labels": self.labels}
+        """Return why this kind of data may not leave."""
+        allowed = {"images": self.images, "labels": self.labels}
         if isinstance(kind, outgoing.Images | outgoing.Labels):
             name = "images" if isinstance(kind, outgoing.Images) else "labels"
-            return [] if may[name] else [f"{name} would leave: {kind.description}"]
+            return [] if allowed[name] else [f"{name} would leave: {kind.description}"]
         if isinstance(kind, outgoing.NoisedImages) and self._bounds_noise:
             return []
-        shut = [] if self.computable else [name for name in kind.exposed(images) if not may[name]]
-        return [f"{' and '.join(shut)} could be computed from what leaves: {kind.description}"] if shut else []
+        exposed = [] if self.computable else [name for name in kind.exposed(images) if not allowed[name]]
+        return [f"{' and '.join(exposed)} could be computed from what leaves: {kind.description}"] if exposed else []
 
     @property
     def _bounds_noise(self) -> bool:
-        """Whether this policy itself says how noisy images must be."""
+        """Whether this policy sets how noisy images must be."""
         return self.max_epsilon is not None or self.max_snr_db is not None
 
     def _against_all(self, kinds: Sequence[OutgoingData], images: int) -> list[str]:
-        """The reasons why noised images leave too often, or with too little noise."""
+        """Return why noised images would leave too often or with too little noise."""
         reasons, noised = [], [kind for kind in kinds if isinstance(kind, outgoing.NoisedImages)]
         if noised and self.approve == "limits" and not self._bounds_noise and self.max_releases is None:
-            reasons.append("approve = 'limits' takes noised images only with max_epsilon, max_snr_db or max_releases")
+            reasons.append("approve = 'limits' allows noised images only with max_epsilon, max_snr_db or max_releases")
         extra = sum(kind.randomised or 0 for kind in kinds if isinstance(kind, outgoing.Labels))
         for kind in noised:
             spent, level, count = kind.epsilon(images, self.delta) + extra, kind.snr_db(images), kind.releases(images)
             if self.max_epsilon is not None and spent > self.max_epsilon:
                 reasons.append(
-                    f"an image has epsilon {epsilon_text(spent)} at delta {self.delta:g}, "
-                    f"{self.max_epsilon:g} is the most"
+                    f"an image would have epsilon {epsilon_text(spent)} at delta {self.delta:g}, "
+                    f"but {self.max_epsilon:g} is allowed"
                 )
             if self.max_snr_db is not None and level > self.max_snr_db:
-                reasons.append(f"an image has an SNR of {level:.1f} dB, {self.max_snr_db:g} dB is the most")
+                reasons.append(f"an image would have an SNR of {level:.1f} dB, but {self.max_snr_db:g} dB is allowed")
             if self.max_releases is not None and (count or 0) > self.max_releases:
-                reasons.append(f"an image is released {count:,} times, {self.max_releases:,} is the most")
+                reasons.append(f"an image would be released {count:,} times, but {self.max_releases:,} is allowed")
         return reasons
 
 
 def describe_run(recipe: Recipe, site: str, images: int) -> list[str]:
-    """What an operator reads about a run before approving it."""
+    """Describe a run to an operator who may approve it."""
     method = recipe.method
     words = method.plan().words(site, images)
     return [
@@ -193,10 +193,10 @@ def describe_run(recipe: Recipe, site: str, images: int) -> list[str]:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as it is stored and hashed: every field with its value."""
+    """Return the recipe as it is stored and hashed, with the value of every field."""
     return tomli_w.dumps(recipe.resolved())
 
 
 def recipe_hash(text: str) -> str:
-    """The SHA-256 by which a recipe is approved."""
+    """Return the SHA-256 by which a recipe is approved."""
     return hashlib.sha256(text.encode()).hexdigest()

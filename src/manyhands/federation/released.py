@@ -1,4 +1,4 @@
-"""What a run takes from the budget of a site's images, message by message."""
+"""Charges a site's budget for what each message releases of its images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 
 
 class Released:
-    """``files`` are those of the site's images; where there are none, the images were dealt by the recipe.
+    """The releases of one run.
 
-    An image is known by the bytes of its file, whatever size a recipe wants it at; a dealt one by its pixels.
+    The budget identifies an image by the bytes of its file, whatever size a recipe scales it to. An image that the
+    recipe deals to the site is identified by its pixels.
+
+    Args:
+        budget: The site's budget.
+        limits: The most that may be released of an image, over all runs.
+        silo: The silo whose images they are.
+        method: The method of the run.
+        files: The files of the images; empty if the recipe deals them.
     """
 
     def __init__(self, budget: Budget, limits: Limits, silo: Silo, method: Method, files: Sequence[Path]) -> None:
@@ -29,7 +37,7 @@ class Released:
         self._digests: dict[int, bytes] = {}
 
     def charge(self, message: Message, run: str) -> None:
-        """Note what a message releases, before it is sent; raises where that is more than may be."""
+        """Charge a message before it is sent; raise ``BudgetError`` if it would exceed the limits."""
         release = self.method.release_in(self.silo, message)
         if release is None:
             return

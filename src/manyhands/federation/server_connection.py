@@ -1,4 +1,4 @@
-"""A party that dials: one call at a time, for as long as it takes."""
+"""The connection of a site or the admin to the server: one call at a time, repeated until it is answered."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from manyhands.messages.message import Bounds, Message
 
 IDLE_BOUNDS = SITE_PLAN.bounds("down")
-"""What a site may be answered while it takes part in no run."""
+"""The largest answer to a site that takes part in no run."""
 SILENCE_SECONDS = 2.0
-"""Seconds without a word after which the server is asked again."""
+"""Seconds without a frame after which the server is asked again."""
 
 
 class ServerConnection:
-    """The line of a site, or of the admin, to the server. ``patience`` gives up after so many silences in a row.
+    """A connection to the server.
 
-    An answer within ``bounds`` is taken; whoever begins a run widens them to what its plan allows.
+    Args:
+        kit: The kit of the site or the admin.
+        on_connection_change: Is called with whether the server is connected, whenever that changes.
+        patience: After how many silences in a row a call raises ``TimeoutError``; 0 means never.
+        bounds: The largest answer that is accepted. A site that takes part in a run widens them to its plan.
     """
 
     def __init__(
@@ -44,21 +48,27 @@ class ServerConnection:
         about = kit.about
         self._connection = Connection(
             about.party, kit.startup, about.host, about.port, "client",
-            self._take, lambda peer, there: on_connection_change(there) if peer == SERVER else None,
+            self._take, lambda peer, connected: on_connection_change(connected) if peer == SERVER else None,
         )  # fmt: skip
 
     def _take(self, peer: str, frame: Frame) -> None:
-        """What does not fit is lost, as on a network: a server that floods fills no memory, and is asked again."""
+        """Queue a frame, or drop it if the queue is full: a server cannot fill the memory, and is asked again."""
         if peer == SERVER:
             with suppress(queue.Full):
                 self._frames.put_nowait(frame)
 
     def new_session(self) -> None:
-        """Begin a session."""
+        """Begin a new session."""
         self.session, self._number = secrets.token_hex(8), 0
 
     def __call__(self, message: Message) -> Message:
-        """The answer; a refusal is raised, and so is ``SessionGone`` where all must begin anew."""
+        """Send a message and return the answer.
+
+        Raises:
+            Refused: The server refuses the message.
+            SessionGone: The server has ended the session; a new one is needed.
+            TimeoutError: The server did not answer.
+        """
         self._number += 1
         call, silences = ClientSession(message, self.session, self._number, self.bounds), 0
         self._connection.send(SERVER, call.begin())
@@ -76,5 +86,5 @@ class ServerConnection:
         return answer
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()

@@ -1,4 +1,4 @@
-"""The server's end of all lines: who is there, and what each has called."""
+"""The server's connections to the sites and the admin: who is connected, and what each has called."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
     from manyhands.messages.message import Message
 
 IDLE_BOUNDS = {True: ADMIN_PLAN.bounds("up"), False: SITE_PLAN.bounds("up")}
-"""What the admin, and what a site may say at once when no run is on."""
+"""The largest message of the admin, and of a site while there is no run."""
 Log = Callable[[str, str], None]
 
 
 class ReceivedCall(NamedTuple):
-    """A call that has come whole."""
+    """A call of which all parts have arrived.
+
+    Args:
+        peer: The party that called.
+        session: The name of its session.
+        number: The number of the call in the session.
+        message: The message.
+    """
 
     peer: str
     session: str
@@ -36,10 +43,19 @@ class ReceivedCall(NamedTuple):
 
 
 class SiteConnections:
-    """Listens; whoever has no desk here is not heard. ``there`` are those who are connected.
+    """Listens for the parties of a federation; frames of anybody else are dropped.
 
-    What a peer does wrong is told of by ``log``: who, and what. ``spent`` are the seconds that the frames of each have
-    taken since it was looked at, and of those who are ``muted`` none is looked at.
+    Args:
+        kit: The server's kit.
+        peers: The names of the parties.
+        host: The address to listen on.
+        port: The port to listen on; 0 means the kit's.
+        log: Takes the name of a peer and what it did wrong.
+
+    Attributes:
+        connected: The peers that are connected.
+        muted: The peers whose frames are dropped.
+        spent: How many seconds the frames of each peer have taken since the server last charged it.
     """
 
     def __init__(
@@ -53,17 +69,17 @@ class SiteConnections:
         self._log = log
         self._sessions = {peer: ServerSession(IDLE_BOUNDS[peer == ADMIN]) for peer in peers}
         self._room = {peer: threading.Semaphore(MAX_WAITING_FRAMES) for peer in self._sessions}
-        self._came: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         about = kit.about
         self._connection = Connection(
             about.party, kit.startup, host, port or about.port, "server",
-            self._frame, lambda peer, connected: self._came.put((peer, connected)),
+            self._enqueue, lambda peer, connected: self._arrivals.put((peer, connected)),
         )  # fmt: skip
 
     def next(self, timeout: float) -> ReceivedCall | None:
-        """The next call, if what comes within so many seconds makes one whole."""
+        """Return the next call, or None if no call is complete within this many seconds."""
         try:
-            peer, arrival = self._came.get(timeout=timeout)
+            peer, arrival = self._arrivals.get(timeout=timeout)
         except queue.Empty:
             return None
         if isinstance(arrival, bool):
@@ -72,41 +88,41 @@ class SiteConnections:
         self._room[peer].release()
         began = time.perf_counter()
         try:
-            return self._taken(peer, arrival)
-        except Exception as error:  # a frame of one ends nothing for the others, whatever it brings about
-            self._log(peer, f"a frame of it was dropped: {type(error).__name__}")
+            return self._receive(peer, arrival)
+        except Exception as error:  # a frame of one peer must not end the server for the others
+            self._log(peer, f"its frame was dropped: {type(error).__name__}")
             return None
         finally:
             self.spent[peer] += time.perf_counter() - began
 
     def allow(self, peers: Iterable[str] = (), bounds: Bounds = IDLE_BOUNDS[False]) -> None:
-        """From now on so much may be said at once by these, and by other sites no more than when no run is on."""
+        """Allow these sites messages within ``bounds``, and the other sites only those that need no run."""
         for peer in self._sessions.keys() - {ADMIN}:
             self._sessions[peer].bounds = IDLE_BOUNDS[False]
         for peer in peers:
             self._sessions[peer].bounds = Bounds.largest([bounds, IDLE_BOUNDS[False]])
 
     def answer(self, peer: str, answer: Message | Refused) -> None:
-        """Answer, or refuse, the newest call of a peer."""
+        """Answer or refuse the newest call of a peer."""
         self._connection.send(peer, self._sessions[peer].answer(answer))
 
     def forget(self, peers: Iterable[str]) -> None:
-        """End the sessions of peers: each must begin another one."""
+        """End the sessions of these peers, which must begin new ones."""
         for peer in peers:
             self._connection.send(peer, self._sessions[peer].forget())
 
-    def _taken(self, peer: str, frame: Frame) -> ReceivedCall | None:
+    def _receive(self, peer: str, frame: Frame) -> ReceivedCall | None:
         session = self._sessions[peer]
         if frame.fields["k"] == INVALID:
-            self._log(peer, f"a frame of it was dropped: {printable(frame.fields['why'])}")
+            self._log(peer, f"its frame was dropped: {printable(frame.fields['why'])}")
         frames, message = session.take(frame)
         self._connection.send(peer, frames)
         return None if message is None else ReceivedCall(peer, session.session.name, session.session.number, message)
 
-    def _frame(self, peer: str, frame: Frame) -> None:
+    def _enqueue(self, peer: str, frame: Frame) -> None:
         if peer in self._room and peer not in self.muted and self._room[peer].acquire(blocking=False):
-            self._came.put((peer, frame))
+            self._arrivals.put((peer, frame))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         self._connection.close()

@@ -1,0 +1,69 @@
+"""A site's own images: the folder that its operator names, or in the demo those that a recipe deals to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manyhands.data.sources import Folder
+from manyhands.errors import DataError, RecipeError
+from manyhands.federation.approval import count_images
+from manyhands.federation.policy import FROM_RECIPE
+from manyhands.federation.secret import site_secret
+from manyhands.formatting import names_text
+from manyhands.runs.compose import silo_of, silos_of
+from manyhands.silos.device import chosen_device
+from manyhands.silos.silo import FROM_THE_SEED, DeviceContext
+
+if TYPE_CHECKING:
+    from manyhands.federation.policy import Policy
+    from manyhands.runs.recipe import Recipe
+    from manyhands.silos.silo import Silo
+
+
+class SiteImages:
+    """The images of a site, whatever folder or data set a recipe names.
+
+    Args:
+        name: The site's name.
+        policy: The site's policy, which names the folder.
+        ledger: The folder of the site's secret.
+        log: Takes a line for people.
+    """
+
+    def __init__(self, name: str, policy: Policy, ledger: Path, log: Callable[[str], None]) -> None:
+        self.name, self.policy, self.ledger, self.log = name, policy, ledger, log
+        self.loaded_files: list[Path] = []
+
+    def files(self) -> list[Path]:
+        """List the files of the site's folder, without opening any; empty if a recipe deals the images."""
+        return Folder(path=Path(self.policy.data)).files() if self.policy.data != FROM_RECIPE else []
+
+    def count(self, recipe: Recipe) -> int:
+        """Return about how many images this recipe trains on, without opening any; 0 if it deals them itself."""
+        return count_images(recipe, len(self.files()))
+
+    def load(self, recipe: Recipe) -> Silo:
+        """Load the images, and check that the method can train on them."""
+        silo = self._simulated(recipe) if self.policy.data == FROM_RECIPE else self._own(recipe)
+        context = DeviceContext(chosen_device(self.policy.device))
+        silo = replace(silo, seed=recipe.seed, device_context=context)
+        recipe.method.check_silo(silo)
+        return silo
+
+    def _own(self, recipe: Recipe) -> Silo:
+        self.loaded_files = self.files()
+        silo = replace(silo_of(self.name, self.policy.data, recipe), secret=site_secret(self.ledger))
+        if self.loaded_files != self.files():
+            raise DataError(f"{self.policy.data}: was changed while it was read")
+        return silo
+
+    def _simulated(self, recipe: Recipe) -> Silo:
+        silos = {silo.name: silo for silo in silos_of(recipe)[0]}
+        if self.name not in silos:
+            raise RecipeError(f"the recipe deals no images to {self.name}, only to {names_text(sorted(silos))}")
+        if recipe.method.needs_secret:
+            self.log(f"simulated: noise {FROM_THE_SEED}")
+        return silos[self.name]
