@@ -29,6 +29,11 @@ def test_it_draws_digits(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "d.png").exists()
 
 
+def test_own_data(tmp_path: Path) -> None:
+    example("own_data")(tmp_path / "shapes.png", rounds=1, count=40)
+    assert (tmp_path / "shapes.png").exists()
+
+
 @pytest.mark.slow
 def test_own_folder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

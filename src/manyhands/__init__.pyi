@@ -5,12 +5,14 @@ from .data.partition import Dirichlet as Dirichlet
 from .data.partition import Domains as Domains
 from .data.partition import Iid as Iid
 from .data.partition import Lacking as Lacking
+from .data.partition import Partition as Partition
 from .data.partition import Quantity as Quantity
 from .data.partition import Shards as Shards
 from .data.sources import Digits as Digits
 from .data.sources import Folder as Folder
 from .data.sources import HuggingFace as HuggingFace
 from .data.sources import Idx as Idx
+from .data.sources import Source as Source
 from .data.sources import Zip as Zip
 from .diffusion.objective import Diffusion as Diffusion
 from .diffusion.sample import Sampling as Sampling

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
+from manyhands.data import arrays
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
 
@@ -59,6 +59,67 @@ class Images:
         if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             bad = int(self.labels.min()) if int(self.labels.min()) < 0 else int(self.labels.max())
             raise DataError(f"label {bad} is outside the {len(self.classes)} classes (0 to {len(self.classes) - 1})")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        pixels: Any,
+        labels: Any = None,
+        classes: Sequence[str] | None = None,
+        *,
+        size: int | None = None,
+        channels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Self:
+        """Make images of arrays or tensors.
+
+        Args:
+            pixels: The images, (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, or a list of images.
+            labels: One class number for each image, (N,), or None.
+            classes: The names of the classes; None names them by their numbers, and empty leaves the labels out.
+            size: The side to which all are cropped and resized; None for images that are square and of one size.
+            channels: 1 for grey, 3 for RGB; None keeps the channels of the first.
+            value_range: The values of black and of white; None for uint8 from 0 to 255, and for floats from -1 to 1
+                of which some are negative. For all others it must be given.
+
+        Raises:
+            DataError: They are not such images, or not such labels.
+        """
+        made = torch.from_numpy(arrays.squares(pixels, size, channels, value_range))
+        if labels is None and classes:
+            raise DataError(f"there are names of {len(classes)} classes, but no labels")
+        if labels is None or (classes is not None and not classes):
+            return cls(made)
+        numbers, names = arrays.label_numbers(labels, len(made), classes)
+        return cls(made, torch.from_numpy(numbers), names)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        classes: Sequence[str] | None = None,
+        *,
+        size: int | None = None,
+        channels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Self:
+        """Make images of a map-style ``torch.utils.data.Dataset``, each of whose items is read once.
+
+        Args:
+            dataset: Its items are images, or pairs of an image and a class number; an image is an array, a tensor or a
+                picture of Pillow.
+            classes: The names of the classes; None takes ``dataset.classes``, or else their numbers.
+            size: As in ``from_arrays``.
+            channels: As in ``from_arrays``.
+            value_range: As in ``from_arrays``: (0, 1) for what torchvision's ``ToTensor`` makes.
+
+        Raises:
+            DataError: Its items are not such images or pairs.
+        """
+        images, labels = arrays.items_of(dataset)
+        names = getattr(dataset, "classes", None) if classes is None and labels is not None else classes
+        options: dict[str, Any] = {"size": size, "channels": channels, "value_range": value_range}
+        return cls.from_arrays(images, labels, names if names is None else tuple(names), **options)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -178,37 +239,6 @@ def pooled(parts: Sequence[Images]) -> Images:
         domains=first.domains,
         **known,
     )
-
-
-def resized(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Turn a picture upright, crop it to the central square and resize it.
-
-    Args:
-        image: The picture, of any mode that Pillow reads.
-        size: The side of the result in pixels.
-        channels: 1 for grey, 3 for RGB.
-
-    Returns:
-        The pixels as bytes, (channels, size, size).
-    """
-    picture = _eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    if (picture.width, picture.height) != (side, side):
-        picture = picture.crop((left, top, left + side, top + side))
-    if side != size:
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture, dtype=np.uint8)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow would clamp it at 255."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floats of an unknown range")
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
 
 
 @lru_cache(maxsize=1)

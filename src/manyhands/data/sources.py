@@ -9,7 +9,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from PIL import Image
 from pydantic import Field
 
 from manyhands.data.idx import read_idx
-from manyhands.data.images import Images, resized
+from manyhands.data.images import Images
+from manyhands.data.pictures import resized
 from manyhands.errors import DataError
 from manyhands.registry import SOURCES, OneOf
 from manyhands.spec import Float, Spec
@@ -34,28 +35,32 @@ Entry = tuple[str, int, Callable[[], Image.Image]]
 
 
 class Source(Spec, ABC):
-    """A set of images that one party holds. A subclass says its ``classes`` and how to ``_read`` it."""
+    """A set of images that one party holds. A subclass says its ``classes`` and how to ``load`` it."""
+
+    if TYPE_CHECKING:  # a field of each class
+
+        @property
+        def kind(self) -> str:
+            """The name of its kind in a recipe."""
+            ...
 
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes that the images are labelled with; empty for a source without labels."""
 
+    @abstractmethod
     def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
-        """Read all images.
+        """Read all images. ``Images.from_arrays`` and ``Images.from_dataset`` bring them to this form.
 
         Args:
             size: The side of the square images in pixels; pictures are cropped and resized to it.
             channels: 1 for grey, 3 for RGB.
-            classes: The names of the classes, in the order of the labels; None for the classes of this source.
+            classes: The names of the classes, in the order of the labels; None for the classes of this source, and
+                empty for images without labels.
 
         Returns:
             N images as bytes, (N, channels, size, size), with their labels.
         """
-        return self._read(size, channels, self.classes() if classes is None else classes)
-
-    @abstractmethod
-    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
-        """Read all images, as ``load`` does, with labels that are positions in ``classes``."""
 
 
 AnySource = Annotated[Source, OneOf(SOURCES, by_name=True)]
@@ -74,7 +79,9 @@ class Digits(Source):
         """Return the ten digits."""
         return tuple("0123456789")
 
-    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+    def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
+        """Read all images; see ``Source``."""
+        classes = self.classes() if classes is None else classes
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
@@ -95,7 +102,9 @@ class Idx(Source):
         """Return the numbers from 0 to the largest label in the file, as names."""
         return () if self.labels is None else tuple(map(str, range(int(self._read_labels().max()) + 1)))
 
-    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+    def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
+        """Read all images; see ``Source``."""
+        classes = self.classes() if classes is None else classes
         pixels = read_idx(self.images)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape[1:]:
             raise DataError(f"{self.images}: holds {pixels.dtype} of shape {pixels.shape}, not grey images as bytes")
@@ -136,7 +145,9 @@ class Folder(Source):
         """Return the paths of the pictures in the order in which they are read, without opening one."""
         return self._pictures()
 
-    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+    def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
+        """Read all images; see ``Source``."""
+        classes = self.classes() if classes is None else classes
         entries = [
             (str(path), _class_of(path.relative_to(self.path).as_posix(), classes), _opener(path))
             for path in self._pictures()
@@ -173,7 +184,9 @@ class Zip(Source):
         with self._open() as archive:
             return _class_names(self._pictures(archive).values())
 
-    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+    def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
+        """Read all images; see ``Source``."""
+        classes = self.classes() if classes is None else classes
         with self._open() as archive:
             entries = [
                 (f"{self.path}: {name}", _class_of(inner, classes), _zip_opener(archive, name))
@@ -229,7 +242,9 @@ class HuggingFace(Source):
             raise DataError(f"{self.name}: column {self.label!r} is not a class label but {feature}")
         return tuple(feature.names)
 
-    def _read(self, size: int, channels: int, classes: tuple[str, ...]) -> Images:
+    def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
+        """Read all images; see ``Source``."""
+        classes = self.classes() if classes is None else classes
         rows = self._rows()
         self._column(rows, self.image)
         labels = [0] * len(rows) if self.label is None else self._labels(rows, classes)

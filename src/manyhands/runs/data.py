@@ -95,12 +95,24 @@ class Data(Spec):
 
     def _loaded(self) -> Images:
         classes = self.known_classes()
-        parts = [source.load(self.size, self.channels, classes) for source in self.sources]
+        parts = [self._read(source, classes) for source in self.sources]
         images = parts[0] if self.source is not None else join(parts, sorted(self.domains))
         if self.limit is not None and self.limit < len(images):
             images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
         if self.test is None:
             return images.hold_out(self.held_out)
-        test = self.test.load(self.size, self.channels, classes)
+        test = self._read(self.test, classes)
         all_images = join([images, test])
         return replace(all_images, domain=None, held=torch.arange(len(all_images)) >= len(images))
+
+    def _read(self, source: Source, classes: tuple[str, ...]) -> Images:
+        """The images of a source, which may be of another package."""
+        images = source.load(self.size, self.channels, classes)
+        if not isinstance(images, Images):
+            raise DataError(f"source {source.kind!r}: load returned {type(images).__name__}, Images are expected")
+        shape, expected = tuple(images.pixels.shape[1:]), (self.channels, self.size, self.size)
+        if shape != expected:
+            raise DataError(f"source {source.kind!r}: load returned images of {shape}, {expected} is expected")
+        if images.labels is not None and images.classes != classes:
+            raise DataError(f"source {source.kind!r}: load returned the classes {images.classes}, not {classes}")
+        return images
