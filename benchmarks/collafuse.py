@@ -40,6 +40,7 @@ BARS = {
 }  # fmt: skip
 RECIPES = {"small": "mnist16-collafuse", "paper": "collafuse-celeba", "quick": "digits-collafuse"}
 DATA = {"small": "mnist", "paper": "img_align_celeba.zip", "quick": "nothing"}
+TOY = (*bench.TOY, "sampling.steps=5", "method.rounds=9", "method.training.steps=2", "partition.silos=2")
 NORMS = (0.3, 0.6, 1.0, 1.5)
 """Of images whose norms are 1 in the mean, and 2 at most."""
 PICKED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -71,7 +72,7 @@ def quality(args: argparse.Namespace, scale: str) -> dict[str, Any]:
     root = work if args.quick else case_files.FOLDER
     every = claims.collafuse_cases(scale)
     asked = ["exact 0.2", "light 0.2"] if args.quick else case_files.asked(args.cases, every)
-    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=9", "method.training.steps=2"] if args.quick else []
+    toy = TOY if args.quick else ()
 
     def run(name: str, seed: int) -> bench.Run:
         folder, recipe = work / _place(name, seed), RECIPES[scale]
@@ -175,7 +176,8 @@ def reidentification(args: argparse.Namespace, recipe: str) -> tuple[dict[str, f
         alpha, sigma = schedule.levels(torch.tensor([cut]), private)
         draws = [torch.randn(private.shape, generator=rng) for _ in range(1 if args.quick else DRAWS)]
         hits = [identity.recognised(noised(private, eps, alpha, sigma), private, float(alpha)) for eps in draws]
-        theory = population.expected_identification(clouds, float(sigma / alpha), len(private), rng, FORETOLD)
+        count = FORETOLD // (10 if args.quick else 1)
+        theory = population.expected_identification(clouds, float(sigma / alpha), len(private), rng, count)
         return {"picked": float(torch.stack(hits).float().mean()), "theory": theory}
 
     over = {share: both(round(share * schedule.steps)) for share in PICKED[:: 4 if args.quick else 1]}

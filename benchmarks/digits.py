@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from manyhands import Experiment, compose, load_recipe
 
 RECIPE = bench.ROOT / "recipes" / "digits-fedavg.toml"
 CASE = "digits-fedavg"
+QUICK = ("method.rounds=2", "method.training.steps=3")
 
 
 def measure(args: argparse.Namespace) -> bench.Measured:
@@ -25,7 +27,7 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     classifier, accuracy = real_digits_classifier()
     for seed in [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]:
         began = time.perf_counter()
-        experiment = trained(seed, rounds=2 if args.quick else None)
+        experiment = trained(seed, QUICK if args.quick else ())
         labels = [i % 10 for i in range(50 if args.quick else 500)]
         images = experiment.generator().sample(labels=labels, seed=seed)
         seconds = time.perf_counter() - began
@@ -35,11 +37,10 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     return {"figures": {}, "claims": claims.rows("digits", scale, root)}
 
 
-def trained(seed: int, rounds: int | None) -> Experiment:
+def trained(seed: int, changes: Sequence[str] = ()) -> Experiment:
     """The recipe, run as ``manyhands run`` does."""
-    changes = [f"seed={seed}", *([f"method.rounds={rounds}"] if rounds else [])]
     with tempfile.TemporaryDirectory() as folder:
-        experiment = compose(load_recipe(RECIPE, changes), Path(folder) / "run")
+        experiment = compose(load_recipe(RECIPE, [f"seed={seed}", *changes]), Path(folder) / "run")
         for _ in experiment:
             pass
     return experiment

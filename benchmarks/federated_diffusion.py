@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import product
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from harness import bench, case_files, claims
+from harness.fork_server import printed
 from manyhands import DiffusionGenerator, Evaluator
 from manyhands.runs.compose import silos_of
 from manyhands.runs.recipe_file import parse_recipe
@@ -40,7 +39,7 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     claimed = quality(args, scale, end)
     if args.cases:
         return {"figures": {}, "claims": claimed}
-    codec = codec_cases("16,32" if args.quick else "128,256,256,256")
+    codec = codec_cases("16,32", fresh=False) if args.quick else codec_cases("128,256,256,256")
     return {"figures": codec_figures(codec), "claims": claimed, "codec": codec}
 
 
@@ -51,7 +50,7 @@ def quality(args: argparse.Namespace, scale: str, end: float) -> dict[str, Any]:
     asked = QUICK if args.quick else case_files.asked(args.cases, every)
     work = Path(tempfile.mkdtemp() if args.quick else args.work) / scale
     root = work if args.quick else case_files.FOLDER
-    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2"] if args.quick else []
+    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2", "method.training.steps=3"] if args.quick else []
     runs: list[bench.Run] = [
         (RECIPES[scale], work / place(name, seed), Path(args.data), [f"seed={seed}", *every[name], *toy])
         for seed, name in product(seeds, asked)
@@ -101,13 +100,11 @@ def alone_fid(run: RunFolder, end: float) -> float | None:
     return round(float(np.mean(json.loads(kept.read_text()))), 4)
 
 
-def codec_cases(widths: str) -> dict[str, dict[str, float]]:
+def codec_cases(widths: str, *, fresh: bool = True) -> dict[str, dict[str, float]]:
     """Seconds on one core, and peak memory in updates, of an update at 8 bits, by chance and with feedback."""
     costs = {}
     for what in ("encode", "decode"):
-        child = [sys.executable, "-m", "harness.codec_child", what, widths]
-        said = subprocess.run(child, cwd=bench.PROGRAMS, capture_output=True, text=True, check=True)
-        seconds, copies, weights = map(float, said.stdout.split())
+        seconds, copies, weights = map(float, printed("harness.codec_child", what, widths, fresh=fresh).split())
         costs[what] = {"seconds": round(seconds, 3), "copies": round(copies, 2), "weights": int(weights)}
     return costs
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from harness import bench
-from harness.fork_server import CONTEXT
+from harness.fork_server import context
 
 BARS = {"kill_resume": "== 1"}
 WEIGHTS = Path("model/unet/diffusion_pytorch_model.safetensors")
@@ -31,6 +31,7 @@ RECIPE = {
         "training": {"batch": 8, "steps": 3, "learning_rate": 1e-3},
     },
     "sampling": {"steps": 2},
+    "evaluation": {"images": 60},
 }
 
 
@@ -56,7 +57,7 @@ def kill_and_resume(times: int, seed: int) -> tuple[int, list[int]]:
         length, expected = time.perf_counter() - began, digest(root / "whole")
         for i in range(times):
             killed = root / f"killed-{i}"
-            process = CONTEXT.Process(target=train, args=(killed,))
+            process = context().Process(target=train, args=(killed,))
             process.start()
             process.join(length * (i + rng.random()) / times)  # at random in each portion of the time that it takes
             process.kill()
@@ -70,7 +71,7 @@ def kill_and_resume(times: int, seed: int) -> tuple[int, list[int]]:
 
 def ended(folder: Path) -> bool:
     """Run or go on in a process of its own; whether it ended well."""
-    process = CONTEXT.Process(target=train, args=(folder,))
+    process = context().Process(target=train, args=(folder,))
     process.start()
     process.join()
     return process.exitcode == 0

@@ -33,7 +33,7 @@ def measure(args: argparse.Namespace) -> bench.Measured:
 
 def verdict(changes: list[str], *, quick: bool) -> dict[str, Any]:
     """Train the recipe with these changes, and measure it."""
-    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2"]
+    toy = [*bench.TOY, "sampling.steps=5", "method.rounds=2", "method.training.steps=3"]
     overrides = ["evaluation.images=1000", *(toy if quick else []), *changes]
     recipe = load_recipe(Path(bench.ROOT / "recipes" / "digits-fedavg.toml"), overrides)
     with tempfile.TemporaryDirectory() as folder:

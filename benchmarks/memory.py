@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 
 from harness import bench
+from harness.fork_server import printed
 
 BARS = {"memory": "<= 1.15"}
 
@@ -16,7 +16,7 @@ BARS = {"memory": "<= 1.15"}
 def measure(args: argparse.Namespace) -> bench.Measured:
     """Peak memory of a run with many silos against one with 2: the same network, images in all, and rounds."""
     many = 20 if args.quick else 100
-    peaks = {silos: peak(silos) for silos in (2, many)}
+    peaks = {silos: peak(silos, fresh=not args.quick) for silos in (2, many)}
     return {
         "figures": {"memory": round(peaks[many] / peaks[2], 4)},
         "cases": {f"{silos} silos": f"{kib / 1024:.0f} MiB" for silos, kib in peaks.items()},
@@ -24,10 +24,9 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     }
 
 
-def peak(silos: int) -> int:
+def peak(silos: int, *, fresh: bool) -> int:
     """The peak resident memory of a run in a process of its own, in KiB."""
-    said = subprocess.run([sys.executable, __file__, "--child", str(silos)], capture_output=True, text=True, check=True)
-    return int(json.loads(said.stdout))
+    return int(json.loads(printed("memory", "--child", str(silos), fresh=fresh)))
 
 
 def run(silos: int) -> None:

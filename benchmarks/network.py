@@ -11,7 +11,6 @@ import shutil
 import socket
 import ssl
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ from harness.federations import (
     up,
     worker_of,
 )
+from harness.fork_server import ForkedModule
 from harness.proxy import proxy
 from manyhands import compose, load_recipe
 from manyhands.errors import ManyhandsError
@@ -95,20 +95,11 @@ def rate(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
 def _called(kits: Path, port: int, bare: str, count: int) -> float:
     """The median seconds of an operation."""
 
-    def start(role: str, party: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "harness.network_child",
-            f"{role}{bare}",
-            str(kits / party),
-            str(port),
-            str(count),
-        ]
-        return subprocess.Popen(command, cwd=bench.PROGRAMS, stdout=subprocess.PIPE, text=True)
+    def start(role: str, party: str) -> ForkedModule:
+        return ForkedModule("harness.network_child", f"{role}{bare}", str(kits / party), str(port), str(count))
 
     parties = [start("serve", SERVER), start("call", "a"), start("call", "b")]
-    said = [process.communicate(timeout=300)[0] for process in parties]
+    said = [process.stdout.read() for process in parties]
     return float(max(statistics.median(json.loads(each)[count // 10 :]) for each in said[1:]))
 
 
@@ -220,9 +211,9 @@ def approval(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]
     return {"approval": refused / count}, {}
 
 
-def sockets(_args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+def sockets(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The parties that listen where they should not: any but the server, and it on loopback alone."""
-    with up(3) as (federation, _, sites):
+    with up(1 if args.quick else 3) as (federation, _, sites):
         listening = {party: sorted(_listening(federation, party)) for party in (SERVER, *sites)}
         expected = {party: [f"{LOOPBACK}:{federation.port}"] if party == SERVER else [] for party in listening}
     return {"sockets": float(sum(listening[party] != expected[party] for party in listening))}, {"listening": listening}

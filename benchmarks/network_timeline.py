@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from typing import Any, NamedTuple
 
 from harness import bench
 from harness.federations import alone_seconds, recipe
+from harness.fork_server import ForkedModule
 from manyhands.errors import Refused
 from manyhands.evaluation import figures
 from manyhands.federation.demo import LOOPBACK, connect_admin, free_port, watch
@@ -35,6 +34,8 @@ from manyhands.methods.huscf.order import ORDER
 
 BARS = {"u_gan": ">= 3.5"}
 EACH = frozenset(ORDER)
+LARGE = ("data.size=28", "method.model.width=16", "method.training.batch=32")
+SMALL = ("data.size=16", "method.model.width=4", "method.training.batch=8")
 
 
 class Call(NamedTuple):
@@ -110,16 +111,15 @@ def serve(kit: Path, out: Path) -> None:
 def measure(args: argparse.Namespace) -> bench.Measured:
     """Mini-batches a second of each of two sites, and the picture of one."""
     bench.one_thread_each()
-    steps = 6 if args.quick else 25
-    asked = recipe("digits-huscf", 2, "data.size=28", "method.model.width=16", "method.training.batch=32",
-                   f"method.training.steps={steps}")  # fmt: skip
+    steps, size = (3, SMALL) if args.quick else (25, LARGE)
+    asked = recipe("digits-huscf", 2, *size, f"method.training.steps={steps}")
     names = ["silo-0", "silo-1"]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         new_kits(f"{LOOPBACK}:{free_port()}", names, root / "kits")
         parties = [_start("serve", root / "kits" / SERVER, root)]
         parties += [_start("site", root / "kits" / name, root) for name in names]
-        with connect_admin(root / "kits", parties[0]) as admin:
+        with connect_admin(root / "kits", parties[0]) as admin:  # type: ignore[arg-type] # it has poll
             admin.submit(asked, [])
             *_, last = watch(admin, 0.5)
         assert last["stage"] == "ended", last
@@ -136,8 +136,8 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     return {"figures": {"u_gan": 1 / seconds}, "iteration": {"seconds": seconds, "in one process": one, **parts}}
 
 
-def _start(role: str, kit: Path, out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, __file__, role, str(kit), str(out)], env=os.environ)
+def _start(role: str, kit: Path, out: Path) -> ForkedModule:
+    return ForkedModule("network_timeline", role, str(kit), str(out))
 
 
 def _joined(noted: list[list[Any]], marks: list[list[float]]) -> list[Call]:

@@ -1,7 +1,7 @@
 """Every benchmark at toy size, to see that each still runs: PyTorch is imported once, and each program forks off it.
 
 A program is run as it would be typed, ``benchmarks/NAME.py --quick --json``, in a process of its own with one thread,
-as many at a time as there are cores; it calls ``manyhands`` there, unless the memory of each run is what it measures.
+as many at a time as there are cores; it calls ``manyhands`` there, or in a fork where the memory of a run is measured.
 Their seconds are printed; the exit code is 1 where one failed or did not end.
 """
 
@@ -18,12 +18,12 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 from unittest import mock
 
 from harness import bench
-from harness.fork_server import CONTEXT
+from harness.fork_server import context, printed
 from manyhands.cli.app import app
 
 PROGRAMS = (
@@ -52,7 +52,7 @@ class Running(NamedTuple):
 
     program: str
     began: float
-    process: ForkServerProcess
+    process: BaseProcess
 
     def over(self) -> bool:
         """Whether it has ended; one that hangs is ended here."""
@@ -66,7 +66,7 @@ def run(program: str) -> None:
     """What typing it would do, in this process."""
     path = bench.PROGRAMS / f"{program}.py"
     sys.argv = [str(path), "--quick", "--json"]
-    here = mock.patch.object(bench, "manyhands", call) if program not in APART else contextlib.nullcontext()
+    here = mock.patch.object(bench, "manyhands", forked if program in APART else call)
     with here, contextlib.redirect_stdout(io.StringIO()) as said:
         runpy.run_path(str(path), run_name="__main__")
     json.loads(said.getvalue())
@@ -79,9 +79,14 @@ def call(words: Sequence[str], _threads: int | None) -> str:
     return said.getvalue()
 
 
+def forked(words: Sequence[str], _threads: int | None) -> str:
+    """The same in a process of its own."""
+    return printed("manyhands", *words, fresh=False)
+
+
 def begin(program: str) -> Running:
     """Start one."""
-    process = CONTEXT.Process(target=run, args=(program,))
+    process = context().Process(target=run, args=(program,))
     process.start()
     return Running(program, time.monotonic(), process)
 

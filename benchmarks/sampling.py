@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from harness import bench
+from harness.fork_server import printed
 
 BARS = {"sampling_memory": "<= 1.5", "sampling_held": "<= 0.5"}
-CHILD = """
-import sys
-from pathlib import Path
-from manyhands import Diffusion, DiffusionGenerator, Sampling, UNet
-from manyhands.evaluation.samples import write_samples
-from manyhands.silos.memory import peak_memory
-count, size, widths = int(sys.argv[2]), int(sys.argv[3]), tuple(map(int, sys.argv[4:]))
-model = UNet(size=size, channels=1, classes=10, widths=widths)
-generator = DiffusionGenerator(model, Diffusion(), model.build(0).state_dict(), sampling=Sampling(steps=1))
-write_samples(Path(sys.argv[1]), generator, generator.labels(count), 0, generator.sampling)
-print(peak_memory())
-"""
 
 
 def measure(args: argparse.Namespace) -> bench.Measured:
@@ -30,9 +18,10 @@ def measure(args: argparse.Namespace) -> bench.Measured:
 
     10,000 such samples are only 30 MB, so larger ones are drawn too: how much of what is drawn is held in memory.
     """
-    few = 100 if args.quick else 1000
-    peaks = {(count, 28): peak(count, 28, 16, 32) for count in (few, 10 * few)}
-    peaks |= {(count, 64): peak(count, 64, 8) for count in (few, 8 * few)}
+    few = 50 if args.quick else 1000
+    fresh = not args.quick
+    peaks = {(count, 28): peak(count, 28, 16, 32, fresh=fresh) for count in (few, 10 * few)}
+    peaks |= {(count, 64): peak(count, 64, 8, fresh=fresh) for count in (few, 8 * few)}
     grown = peaks[8 * few, 64] - peaks[few, 64]
     return {
         "figures": {
@@ -44,14 +33,28 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     }
 
 
-def peak(count: int, size: int, *widths: int) -> int:
-    """The peak of a fresh process."""
+def peak(count: int, size: int, *widths: int, fresh: bool) -> int:
+    """The peak of a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", CHILD, folder, *map(str, (count, size, *widths))]
-        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        said = printed("sampling", "--child", folder, *map(str, (count, size, *widths)), fresh=fresh)
         assert (Path(folder) / "samples.safetensors").stat().st_size > 4 * count * size**2
-    return int(said.stdout)
+    return int(said)
+
+
+def draw(folder: Path, count: int, size: int, *widths: int) -> None:
+    """Draw and write samples in this process; prints its peak."""
+    from manyhands import Diffusion, DiffusionGenerator, Sampling, UNet
+    from manyhands.evaluation.samples import write_samples
+    from manyhands.silos.memory import peak_memory
+
+    model = UNet(size=size, channels=1, classes=10, widths=widths)
+    generator = DiffusionGenerator(model, Diffusion(), model.build(0).state_dict(), sampling=Sampling(steps=1))
+    write_samples(folder, generator, generator.labels(count), 0, generator.sampling)
+    print(peak_memory())
 
 
 if __name__ == "__main__":
-    bench.main("sampling", measure, BARS)
+    if sys.argv[1:2] == ["--child"]:
+        draw(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    else:
+        bench.main("sampling", measure, BARS)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 from contextlib import ExitStack
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness.bench import PROGRAMS, Measured, main
+from harness.bench import Measured, main
+from harness.fork_server import ForkedModule
 from harness.shares import Shares
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.models.gan import Gan
@@ -56,20 +55,15 @@ class Child:
     """A process that does what it is told."""
 
     def __init__(self) -> None:
-        command, variables = [sys.executable, "-m", "harness.throttled_child"], os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, cwd=PROGRAMS, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = ForkedModule("harness.throttled_child")
 
     def tell(self, do: str, **arguments: Any) -> None:
         """Without waiting."""
-        assert self.process.stdin
         self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
 
     def hear(self) -> Any:
         """The next answer."""
-        assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit("a throttled process has gone")
