@@ -1,7 +1,8 @@
 # make demo: set up, train five silos on handwritten digits, show where the picture lies
 # make test: set up with the tools of a developer, then lint, types and all tests
-# make fast: the same without the slow tests
-# make coverage: all tests with coverage, which takes half as long again, and the lines and branches that they never run
+# make test-fast: lint, types and the tests of which none takes more than 15 seconds
+# make test-slow: the others alone, which start networks of processes, or run README's blocks and the examples
+# make coverage: the tests of test-fast with coverage, and the lines and branches that they never run
 # make docs: the documentation as a site in build/site; a broken link or a missing reference is an error
 # make package: the source archive and the wheel in dist/, checked
 
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fast coverage lint docs package install dev clean
+.PHONY: demo test test-fast test-slow coverage lint docs package install dev clean
 
 demo: install
 	rm -rf runs/demo
@@ -22,12 +23,15 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
 test: lint
 	$(PYTEST)
 
-fast: lint
+test-fast: lint
 	$(PYTEST) -m 'not slow'
+
+test-slow: dev
+	$(PYTEST) -m slow
 
 coverage: dev
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n logical; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n logical -m 'not slow'; tests=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$tests
 
 lint: dev

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from manyhands import FedAvg, Iid, Images, Local, Silo, Training, UNet, split
+from tests import fixed_work
 
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -61,6 +62,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with most slow tests first: a worker is given whole files, and no long one should be left at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Where all tests are run by several workers, which have ended now: what their minutes may be compared by."""
+    if config.getoption("numprocesses"):
+        terminalreporter.write_sep(
+            "=", f"a fixed piece of work takes {fixed_work.seconds():.2f} s (tests/fixed_work.py)"
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import runpy
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ def test_it_is_short_and_in_three_parts(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 60
     assert text.index("# Setup") < text.index("# Train") < text.index("# Sample")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_what_it_imports_is_there_and_it_does_nothing_before_it_is_called(path: Path, tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        assert callable(example(path.stem))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -27,8 +27,6 @@ from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
 from manyhands.tensors import snapshot
 
-pytestmark = pytest.mark.slow
-
 GOLDEN = Path(__file__).with_name("golden.json")
 SMALL = ["partition.silos=3", "data.limit=120", "evaluation.images=0", "method.rounds=3", "method.training.steps=4"]
 FEDAVG = ["digits-fedavg", "method.model.widths=[8]"]

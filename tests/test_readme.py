@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -13,9 +15,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from harness.pages import PAGES, with_table
 from manyhands import Autoencoder, Diffusion, Latent, Training, UNet
+from manyhands.cli.app import app
 from manyhands.errors import Reason
 from manyhands.evaluation.evaluator import Evaluation
 from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
@@ -38,6 +42,30 @@ SHELL = set("|&;<>$`*?~()")
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.stem)
+def test_what_a_page_says_to_type_and_to_import_is_there(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for line in re.findall(r"^manyhands .*", page.read_text(), re.MULTILINE):
+        _, *words = shlex.split(line, comments=True)
+        understood(words)
+        if words[0] == "run" and "--resume" not in words:
+            planned = manyhands(*words, "--dry-run", where=tmp_path)
+            assert planned.returncode == 0, f"{line}\n{planned.stderr}"
+    for kind, text in blocks(page):
+        for node in ast.walk(ast.parse(text if kind == "python" else "")):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+def understood(words: list[str]) -> None:
+    """Have the command read its words and options, and do nothing; it raises where it does not know one of them."""
+    command = get_command(app)
+    while words and words[0] in (commands := getattr(command, "commands", {})):
+        command, words = commands[words[0]], words[1:]
+    command.make_context("manyhands", list(words))
 
 
 @pytest.mark.slow

@@ -16,8 +16,6 @@ from manyhands.runs.audit import audit
 from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
-
 LITTLE, LEAST = Effort(inverter=40, descent=100), Effort(inverter=2, descent=2)
 LAST = {"generator": {"head": 0, "tail": 4}}
 

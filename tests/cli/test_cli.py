@@ -42,7 +42,6 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.mark.slow
 def test_a_process_of_its_own_has_the_words_and_the_code_of_this_one(ended: Path) -> None:
     arguments = ["run", *TINY]
     apart, here = process(*arguments, where=ended), manyhands(*arguments, where=ended)
@@ -132,7 +131,6 @@ def test_a_run_is_not_measured_against_other_images_than_it_was_trained_on(tmp_p
     assert "the images of its recipe are no longer those that it was trained on" in said.stderr
 
 
-@pytest.mark.slow
 def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
     few = [*TINY, "--set", "evaluation.images=30"]
     said = manyhands("run", *few, "--seeds", "2", "--tensorboard", where=tmp_path)
@@ -197,7 +195,6 @@ def test_an_error_is_printed_in_words_with_its_exit_code(
     assert "see: manyhands explain " in said.stderr
 
 
-@pytest.mark.slow
 def test_an_interrupt_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> None:
     endless = [*TINY, "--set", "method.rounds=1000"]
     running = subprocess.Popen([COMMAND, "run", *endless], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -260,7 +257,6 @@ def test_a_round_fits_in_a_terminal_of_80_columns() -> None:
     assert len(round_line(done, 100)) <= 80
 
 
-@pytest.mark.slow
 def test_an_autoencoder_is_trained_and_a_latent_model_on_top_of_it(tmp_path: Path) -> None:
     short = ["--set", "method.rounds=1", "--set", "method.training.steps=2", "--set", "device=cpu"]
     early = manyhands("run", "digits-latent", *short, where=tmp_path)

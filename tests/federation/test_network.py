@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from manyhands.tensors import sha256
 
 pytestmark = pytest.mark.slow
 
+Runs = Callable[[str], tuple[str, RunFolder]]
 SITES = ["silo-0", "silo-1", "silo-2"]
-SMALL = ["partition.silos=3", "data.limit=120", "evaluation.images=0", "method.rounds=3", "method.training.steps=4"]
+SMALL = ["partition.silos=3", "data.limit=120", "evaluation.images=0", "method.rounds=3", "method.training.steps=2"]
 METHODS = {
     "digits-fedavg": ["method.model.widths=[8]"],
     "digits-huscf": ["method.model.width=4", "method.training.batch=8"],
@@ -62,6 +64,20 @@ def admin(federation: Federation) -> Iterator[Admin]:
         yield line
 
 
+@pytest.fixture(scope="module")
+def run_both(federation: Federation, admin: Admin, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A recipe once between sites and once in one process: the name of the first, the folder of the second."""
+
+    @cache
+    def run(name: str) -> tuple[str, RunFolder]:
+        asked = recipe(name)
+        run = admin.submit(asked, [])["run"]
+        assert ended(admin)["stage"] == "ended", federation.log(SERVER)
+        return run, in_one_process(asked, tmp_path_factory.mktemp(name) / "one")
+
+    return run
+
+
 def worker(federation: Federation, party: str) -> psutil.Process:
     """The process of a party that does the work."""
     supervisor = psutil.Process(federation.processes[party].pid)
@@ -89,13 +105,8 @@ def assert_same(federation: Federation, run: str, expected: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_between_sites_is_the_run_of_one_process(
-    federation: Federation, admin: Admin, name: str, tmp_path: Path
-) -> None:
-    asked = recipe(name)
-    run = admin.submit(asked, [])["run"]
-    assert ended(admin)["stage"] == "ended", federation.log(SERVER)
-    expected = in_one_process(asked, tmp_path / "one")
+def test_a_run_between_sites_is_the_run_of_one_process(federation: Federation, run_both: Runs, name: str) -> None:
+    run, expected = run_both(name)
     assert_same(federation, run, expected)
     assert RunFolder(federation.folder / SERVER / run).ledger == expected.ledger
 
@@ -104,7 +115,7 @@ def test_a_run_between_sites_is_the_run_of_one_process(
 def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
     federation: Federation, admin: Admin, who: str, tmp_path: Path
 ) -> None:
-    asked = recipe("digits-huscf", "method.training.steps=40", f"name='killed-{who}'")
+    asked = recipe("digits-huscf", "method.training.steps=12", f"name='killed-{who}'")
     run = admin.submit(asked, [])["run"]
     for status in watch(admin, 0.05):
         if status["round"] == 1:
@@ -138,11 +149,9 @@ def test_strangers_are_refused(federation: Federation, admin: Admin, tmp_path: P
 
 
 def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
-    federation: Federation, admin: Admin, tmp_path: Path
+    federation: Federation, admin: Admin, run_both: Runs, tmp_path: Path
 ) -> None:
-    asked, few = recipe("digits-fedavg", "method.rounds=1"), Evaluation(images=20, bootstrap=0)
-    run = admin.submit(asked, [])["run"]
-    ended(admin)
+    (run, expected), few = run_both("digits-fedavg"), Evaluation(images=20, bootstrap=0)
     out = admin.fetch(run, tmp_path / "fetched")
     stored = federation.folder / SERVER / run
     for path in stored.rglob("*"):
@@ -150,7 +159,7 @@ def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
             assert (out / path.relative_to(stored)).read_bytes() == path.read_bytes()
     with pytest.raises(RunFolderError, match="whose images are theirs"):
         evaluate(RunFolder(out), few)
-    here = evaluate(in_one_process(asked, tmp_path / "one"), few)
+    here = evaluate(expected, few)
     assert evaluate(RunFolder(out), few, "recipe")["metrics"] == here["metrics"]
 
 

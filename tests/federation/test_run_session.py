@@ -15,12 +15,14 @@ from manyhands.federation.delays import MAX_RETURNS
 from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.run_session import RunSession, load_run_session
 from manyhands.messages.message import Message
-from manyhands.runs.compose import silos_of
+from manyhands.runs.compose import compose, silos_of
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
 from manyhands.silos.silo import DeviceContext, Silo
+from manyhands.silos.silo_memory import SiloMemory
+from manyhands.tensors import Tensors, sha256
 
 SITES = ("silo-0", "silo-1", "silo-2")
 SMALL = ["partition.silos=3", "data.limit=60", "method.rounds=3", "method.training.steps=1", "method.model.widths=[8]"]
@@ -54,6 +56,7 @@ class Driver:
         for silo in silos:
             silo.device_context = DeviceContext()
         self.talks: dict[str, Iterator[Message]] = {}
+        self.kept: dict[tuple[str, int], Tensors] = {}
 
     def gather(self, *names: str) -> None:
         for name in names:
@@ -67,7 +70,34 @@ class Driver:
             self.say(name, next(self.talks[name]))
 
     def say(self, name: str, message: Message) -> None:
+        if self.running.plan.operations[message.op].closes_round:
+            self.kept[name, message.facts["round"] + 1] = dict(self.silos[name].memory)
         self.running.call(name, message, "", 0, self.now)
+
+    def restart_server(self, running: RunSession) -> RunSession:
+        """All gather anew at a server that knows what its folder has; sites go on from what they keep of that round."""
+        self.running = running
+        for name in SITES:
+            self.recall(name)
+        self.gather(*SITES)
+        return running
+
+    def restart_site(self, name: str) -> None:
+        """It goes on by itself where it can; else all begin the round again."""
+        self.recall(name)
+        alone = self.running.enrol(name, enrolment(self.silos[name], self.running.round), self.now)
+        if isinstance(alone, Message):
+            self.begin({name: alone})
+            return
+        assert self.running.must_restart_round
+        self.running.restart_round(self.now)
+        for site in SITES:
+            self.recall(site)
+        self.gather(*SITES)
+
+    def recall(self, name: str) -> None:
+        """What a site's folder has of the newest closed round is all that it remembers."""
+        self.silos[name].memory = SiloMemory(self.kept[name, self.running.round])
 
     def close(self, rounds: int) -> None:
         """Go on until so many rounds are closed."""
@@ -131,6 +161,33 @@ def test_a_restarted_server_goes_on_from_the_last_closed_round(tmp_path: Path) -
     while not again.is_complete:
         other.turn()
     assert again.round == 3
+
+
+HUSCF = ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=1", "method.model.width=4"]
+
+
+@pytest.mark.parametrize("killed", [SITES[1], "server"])
+@pytest.mark.parametrize("name", ["digits-fedavg", "digits-huscf"])
+def test_whoever_is_killed_in_the_second_round_the_weights_are_those_of_one_process(
+    tmp_path: Path, name: str, killed: str
+) -> None:
+    """The law of ``test_network.py``, without processes and without a network."""
+    asked = load_recipe(recipe_path(name), HUSCF if name == "digits-huscf" else [*SMALL, "method.keep_optimiser=true"])
+    driver = Driver(running := begun(tmp_path / "run", asked))
+    driver.gather(*SITES)
+    driver.close(1)
+    if killed == "server":
+        running = driver.restart_server(load_run_session(RunFolder(tmp_path / "run"), torch.device("cpu"), now=1.0))
+    else:
+        driver.restart_site(killed)
+    while not running.is_complete:
+        driver.turn()
+    for _ in compose(asked, tmp_path / "one"):
+        pass
+    expected = RunFolder(tmp_path / "one").state()
+    assert sha256(RunFolder(tmp_path / "run").state().server) == sha256(expected.server)
+    for site in SITES:
+        assert sha256(driver.silos[site].memory) == sha256(expected.memories.get(site, {}))
 
 
 def test_a_site_that_lost_what_it_kept_is_refused_or_admitted_as_the_recipe_says(tmp_path: Path) -> None:
@@ -206,9 +263,6 @@ def test_of_one_barrier_it_goes_on_alone(tmp_path: Path) -> None:
     driver.turn()
     assert isinstance(running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0), Message)
     assert not running.must_restart_round
-
-
-HUSCF = ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=1", "method.model.width=4"]
 
 
 def test_a_site_that_begins_again_after_every_start_costs_so_many_returns_and_no_round(tmp_path: Path) -> None:

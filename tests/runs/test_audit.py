@@ -19,8 +19,6 @@ from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.sweep import INDEX
 
-pytestmark = pytest.mark.slow
-
 LITTLE = Effort(denoiser=5, regressor=5, classifier=20, widths=(8,))
 
 

@@ -82,10 +82,10 @@ def test_a_lost_silo_store_falls_back_to_the_round_that_all_have(tmp_path: Path)
 
 @pytest.mark.slow
 def test_killed_runs_end_in_the_same_weights() -> None:
-    """6 times kill -9 at random moments, spread over the run; benchmarks/kill.py does the same 50 times."""
-    same_weights, moments = kill_and_resume(6, seed=1)
-    assert same_weights == 6
-    assert len(set(moments)) > 2
+    """4 times kill -9 at random moments, spread over the run; benchmarks/kill.py does the same 50 times."""
+    same_weights, moments = kill_and_resume(4, seed=1)
+    assert same_weights == 4
+    assert len(set(moments)) > 1
 
 
 def test_torn_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path) -> None:

@@ -119,7 +119,6 @@ def test_what_is_in_a_folder_is_not_written_over_unasked(path: Path, tmp_path: P
     ]
 
 
-@pytest.mark.slow
 def test_the_command_runs_all_of_it_and_goes_on_where_it_was(tmp_path: Path) -> None:
     args = ["run", *TINY, "--set", "evaluation.images=30", "--set", "sweep.ema=[0, 0.5]", "--out", "out"]
     planned = CliRunner().invoke(app, [*args, "--dry-run"]).stdout
@@ -147,7 +146,6 @@ def test_the_command_runs_all_of_it_and_goes_on_where_it_was(tmp_path: Path) -> 
     assert manyhands(*args, where=tmp_path).returncode == 4
 
 
-@pytest.mark.slow
 def test_a_sweep_that_changes_what_is_measured_is_shown_without_a_rank(tmp_path: Path) -> None:
     few = ["--set", "evaluation.images=30", "--set", "sweep.sampling.steps=[1, 2]", "--seeds", "2", "--json"]
     said = manyhands("run", *TINY, *few, where=tmp_path)
