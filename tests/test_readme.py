@@ -151,6 +151,17 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
+def test_commands_and_options_that_docs_name_are_there() -> None:
+    groups = get_command(app).commands  # type: ignore[attr-defined]
+    commands = groups | {f"federation {name}": command for name, command in groups["federation"].commands.items()}
+    call = re.compile(r"(?:^|`|/bin/)manyhands ((?:federation )?[a-z]+)([^`\n|#]*)", re.MULTILINE)
+    for page in [README, *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        for name, rest in call.findall(page.read_text()):
+            assert name in commands, f"{page.name}: manyhands {name}"
+            options = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
+            assert set(re.findall(r"(?<=\s)--[\w-]+", rest)) <= options, f"{page.name}: manyhands {name}{rest}"
+
+
 def test_every_field_of_a_recipe_is_documented() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text() + (ROOT / "docs" / "methods.md").read_text()
     chosen = [imported(path) for table in (SOURCES, PARTITIONS, METHODS) for path in table.classes.values()]
