@@ -47,7 +47,7 @@ from .runs.compose import compose as compose
 from .runs.compose import split as split
 from .runs.experiment import Experiment as Experiment
 from .runs.recipe_file import load_recipe as load_recipe
-from .runs.run_folder import Round as Round
+from .runs.round import Round as Round
 from .runs.sweep import load_sweep as load_sweep
 from .silos.silo import Silo as Silo
 from .silos.training import GanTraining as GanTraining

@@ -19,7 +19,7 @@ from typer.main import get_command
 from manyhands.cli.app import app as app_of_manyhands
 from manyhands.errors import ManyhandsError
 from manyhands.runs.progress import round_line
-from manyhands.runs.run_folder import Round
+from manyhands.runs.round import Round
 from tests.command import manyhands
 
 COMMAND = str(Path(sys.executable).with_name("manyhands"))

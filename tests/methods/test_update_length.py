@@ -12,7 +12,8 @@ from manyhands import Evaluation, Experiment, Message
 from manyhands.errors import QuorumLost, Reason, Refused
 from manyhands.methods.gans.hflgan import HFLGan
 from manyhands.methods.update_length import UpdateLengths
-from manyhands.runs.run_folder import Round, RunFolder
+from manyhands.runs.round import Round
+from manyhands.runs.run_folder import RunFolder
 from manyhands.tensors import Tensors, sha256, strip_prefix
 from tests.conftest import tiny_fedavg, tiny_silos
 from tests.methods.fedavg.test_method import Bent

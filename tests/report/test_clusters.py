@@ -9,7 +9,7 @@ import pytest
 from manyhands.report import clusters
 from manyhands.report.clusters import Contributions
 from manyhands.report.render import environment
-from manyhands.runs.run_folder import Round
+from manyhands.runs.round import Round
 
 
 def silos(numbers: list[int]) -> Contributions:

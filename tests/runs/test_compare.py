@@ -16,7 +16,8 @@ from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation.evaluator import AT_ONCE, Evaluation
 from manyhands.methods.base import Method
 from manyhands.runs.compare import Comparison, _spent
-from manyhands.runs.run_folder import Round, RunFolder
+from manyhands.runs.round import Round
+from manyhands.runs.run_folder import RunFolder
 from tests.conftest import FEDAVG_ONLY, holding_silos, tiny_fedavg
 
 

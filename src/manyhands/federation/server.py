@@ -27,7 +27,7 @@ from manyhands.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from manyhands.federation.run_session import Stage
     from manyhands.federation.site_connections import ReceivedCall, SiteConnections
-    from manyhands.runs.run_folder import Round
+    from manyhands.runs.round import Round
 
     Log = Callable[[str], None]
     Answer = Message | Refused | None

@@ -12,7 +12,7 @@ from manyhands.formatting import TextTable, number_text
 from manyhands.report.parts import Picture, picture
 
 if TYPE_CHECKING:
-    from manyhands.runs.run_folder import Round
+    from manyhands.runs.round import Round
 
 Contributions = Mapping[str, Mapping[str, float]]
 

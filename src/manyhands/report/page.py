@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from manyhands.report.outgoing import Outgoing
     from manyhands.report.quality import AllFigures, Quality, QualityByRound
     from manyhands.report.silos import Holdings, Silos
-    from manyhands.runs.run_folder import Round, RunFolder
+    from manyhands.runs.round import Round
+    from manyhands.runs.run_folder import RunFolder
 
 MAX_PICTURES, MAX_PICTURE_BYTES = 25, 1_200_000
 

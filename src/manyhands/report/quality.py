@@ -13,7 +13,7 @@ from manyhands.report.charts import Curves, Line, curves
 from manyhands.report.parts import Card, fields
 
 if TYPE_CHECKING:
-    from manyhands.runs.run_folder import Round
+    from manyhands.runs.round import Round
 
 NAMES = {
     "fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "density": "density",

@@ -13,7 +13,8 @@ from manyhands.report.parts import Picture, picture
 from manyhands.report.quality import beside_real
 
 if TYPE_CHECKING:
-    from manyhands.runs.run_folder import Round, RunFolder
+    from manyhands.runs.round import Round
+    from manyhands.runs.run_folder import RunFolder
 
 Ledger = Sequence[Mapping[str, Any]]
 

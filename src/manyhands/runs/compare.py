@@ -21,7 +21,9 @@ from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors, replace_file
 from manyhands.formatting import TextTable, count_text, number_text, size_text
 from manyhands.report.quality import NAMES, curve, sampling_words
-from manyhands.runs.run_folder import Round, RunFolder, difference
+from manyhands.runs.difference import difference
+from manyhands.runs.round import Round
+from manyhands.runs.run_folder import RunFolder
 from manyhands.spec import suggest
 
 COSTS = {

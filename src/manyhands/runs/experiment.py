@@ -29,7 +29,8 @@ from manyhands.methods.server import Server
 from manyhands.models.autoencoder import CANNOT_SAMPLE, TrainedAutoencoder
 from manyhands.report import page
 from manyhands.runs import summary
-from manyhands.runs.run_folder import Round, RunFolder, State
+from manyhands.runs.round import Round, State
+from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.device import chosen_device
 from manyhands.silos.quorum import can_reach_quorum

@@ -23,7 +23,8 @@ from manyhands.runs.compose import silo_of, silos_of
 from manyhands.runs.experiment import NOT_EVALUATED
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import parse_recipe, specs_in
-from manyhands.runs.run_folder import RunFolder, State
+from manyhands.runs.round import State
+from manyhands.runs.run_folder import RunFolder
 from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import Silo, distinct
 

@@ -13,7 +13,7 @@ from manyhands.formatting import size_text
 
 if TYPE_CHECKING:
     from manyhands.runs.recipe import Recipe
-    from manyhands.runs.run_folder import Round
+    from manyhands.runs.round import Round
 
 
 class Progress:

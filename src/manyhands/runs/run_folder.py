@@ -8,7 +8,7 @@ import json
 import os
 import tomllib
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ from manyhands.runs.checkpoint import (
     write_checkpoint,
     write_kept,
 )
+from manyhands.runs.difference import first_difference
+from manyhands.runs.round import Round, State
 from manyhands.tensors import sha256
 
 if TYPE_CHECKING:
@@ -35,75 +37,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyhands.tensors import Tensors
-
-
-@dataclass(frozen=True)
-class Round:
-    """What happened in a round: one line of the journal.
-
-    Args:
-        number: The number of the round, counted from 0.
-        rounds: The number of rounds of the run.
-        seconds: How long the round took.
-        images_seen: How many images the silos trained on, with repetitions.
-        bytes_up: The bytes that silos sent.
-        bytes_down: The bytes that silos received.
-        losses: The mean training loss of each silo.
-        missing: The silos that took no part, with the reason.
-        resting: How many silos were not selected for this round.
-        flops: The work of each silo, in FLOP.
-        server_flops: The work of the server, in FLOP.
-        server_images_seen: How many released images the server trained on, with repetitions.
-        server_loss: The mean training loss of the server.
-        metrics: The figures, where the round was evaluated.
-        contributions: The cluster of each silo, its distance from the others and its weight, for methods that cluster.
-        note: What the server did in addition to its work.
-    """
-
-    number: int
-    rounds: int
-    seconds: float
-    images_seen: int
-    bytes_up: int
-    bytes_down: int
-    losses: dict[str, float] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    resting: int = 0
-    flops: dict[str, int] = field(default_factory=dict)
-    server_flops: int = 0
-    server_images_seen: int = 0
-    server_loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    contributions: dict[str, dict[str, float]] = field(default_factory=dict)
-    note: str = ""
-
-    @property
-    def loss(self) -> float:
-        """The mean loss of the silos; that of the server where no silo has one, and NaN where neither has."""
-        if self.losses:
-            return sum(self.losses.values()) / len(self.losses)
-        return float("nan") if self.server_loss is None else self.server_loss
-
-
-@dataclass(frozen=True)
-class State:
-    """A closed round, as it is written to disk.
-
-    Args:
-        round: How many rounds are closed.
-        server: The tensors of the server.
-        memories: The tensors that each silo keeps.
-        roster: The silos, with their numbers of images.
-        ledger: The entries of the ledger.
-        stores: Tensors of the server that never change, which are written once.
-    """
-
-    round: int
-    server: Tensors
-    memories: Mapping[str, Mapping[str, Tensor]]
-    roster: dict[str, int]
-    ledger: list[dict[str, Any]]
-    stores: Mapping[str, Tensors] = field(default_factory=dict)
 
 
 NEEDED = frozenset({"data", "silos", "rounds", "metrics", "floor", "flops_silos", "problems"})
@@ -353,21 +286,3 @@ class RunFolder:
 
     def _file(self, name: str) -> Path:
         return self.path / name
-
-
-def difference(kept: Any, current: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """The first field in which two recipes differ, and both of its values."""
-    if isinstance(kept, dict) and isinstance(current, dict):
-        for key in sorted(kept.keys() | current.keys(), key=lambda name: (name != "kind", name)):
-            if first := difference(kept.get(key), current.get(key), f"{where}.{key}".strip(".")):
-                return first
-        return None
-    lists = isinstance(kept, list | tuple) and isinstance(current, list | tuple)
-    same = list(kept) == list(current) if lists else kept == current
-    return None if same else (where, kept, current)
-
-
-def first_difference(kept: Any, current: Any, where: str = "") -> str | None:
-    """The first field in which two recipes differ, in words; None where there is none."""
-    field_and_values = difference(kept, current, where)
-    return field_and_values and f"{field_and_values[0]} was {field_and_values[1]!r}, is now {field_and_values[2]!r}"

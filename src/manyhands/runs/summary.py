@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from manyhands.messages.ledger import Ledger
     from manyhands.methods.base import Method
     from manyhands.methods.server import Server
-    from manyhands.runs.run_folder import Round, RunFolder
+    from manyhands.runs.round import Round
+    from manyhands.runs.run_folder import RunFolder
     from manyhands.silos.silo import Silo
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from manyhands.errors import RecipeError
 
 if TYPE_CHECKING:
-    from manyhands.runs.run_folder import Round, RunFolder
+    from manyhands.runs.round import Round
+    from manyhands.runs.run_folder import RunFolder
 
 
 class TensorBoardLogger:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands.errors import printable
 from manyhands.messages.operation import RESTING
-from manyhands.runs.run_folder import Round
+from manyhands.runs.round import Round
 from manyhands.silos.quorum import check_senders
 
 if TYPE_CHECKING:
