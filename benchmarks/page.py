@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import bench
 from harness.browser import CHROMIUM, opened
 from manyhands import Digits, Experiment, FedAvg, Iid, Sampling, Training, UNet, split
-from manyhands.evaluation.evaluator import Evaluation
+from manyhands.evaluation.spec import Evaluation
 
 BARS = {"report": "== 1", "report_megabytes": "<= 3", "report_seconds": "<= 1", "report_errors": "== 0"}
 TIMER = """<script>addEventListener("load", () => setTimeout(() => {

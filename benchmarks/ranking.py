@@ -9,8 +9,9 @@ import torch
 
 from harness import bench, real_images, toy_gan
 from manyhands.data.images import pooled
-from manyhands.evaluation.evaluator import Evaluation, Evaluator
+from manyhands.evaluation.evaluator import Evaluator
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
+from manyhands.evaluation.spec import Evaluation
 
 BARS = {"ranking": "== 1"}
 JUDGES = ("fid", "kid", "coverage", "cas")

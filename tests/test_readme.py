@@ -21,7 +21,7 @@ from harness.pages import PAGES, with_table
 from manyhands import Autoencoder, Diffusion, Latent, Training, UNet
 from manyhands.cli.app import app
 from manyhands.errors import Reason
-from manyhands.evaluation.evaluator import Evaluation
+from manyhands.evaluation.spec import Evaluation
 from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
 from manyhands.federation.policy import Policy
 from manyhands.registry import METHODS, PARTITIONS, SOURCES, imported

@@ -18,9 +18,9 @@ from .diffusion.objective import Diffusion as Diffusion
 from .diffusion.sample import Sampling as Sampling
 from .diffusion.schedule import Schedule as Schedule
 from .errors import ManyhandsError as ManyhandsError
-from .evaluation.evaluator import Evaluation as Evaluation
 from .evaluation.evaluator import Evaluator as Evaluator
 from .evaluation.figures import grid as grid
+from .evaluation.spec import Evaluation as Evaluation
 from .generators.diffusion import DiffusionGenerator as DiffusionGenerator
 from .generators.gan import GanGenerator as GanGenerator
 from .messages.message import Message as Message

@@ -12,8 +12,9 @@ import torch
 from manyhands import Central, Experiment, Iid, Local, Sampling, Shards, Silo, UNet, split
 from manyhands.data.images import Images, as_floats, checked
 from manyhands.errors import DataError
-from manyhands.evaluation import metrics
-from manyhands.evaluation.evaluator import ALARM, Evaluation, Evaluator
+from manyhands.evaluation import metrics, verdict
+from manyhands.evaluation.evaluator import Evaluator
+from manyhands.evaluation.spec import Evaluation
 from manyhands.seed import seed_of
 from tests.conftest import FEDAVG_ONLY, holding_silos, sharp_images, tiny_fedavg
 
@@ -64,9 +65,10 @@ def test_training_images_handed_back_raise_the_alarm(evaluator: Evaluator) -> No
     chosen = [of_class[label][i % 40] for i, label in enumerate(evaluator.labels.tolist())]
     copies = evaluator.measure(evaluator.embed(evaluator.real.pixels[chosen]), cas=False)
     assert copies["memorised"] == 1
-    assert "memorisation: 100%" in evaluator._notes(copies, evaluator.floor())[0]
-    assert not [note for note in evaluator._notes(evaluator.floor(), evaluator.floor()) if "memorisation" in note]
-    assert evaluator.floor()["memorised"] < ALARM
+    floor = evaluator.floor()
+    assert "memorisation: 100%" in verdict.notes(copies, floor, images=80, dimensions=64)[0]
+    assert not [note for note in verdict.notes(floor, floor, images=80, dimensions=64) if "memorisation" in note]
+    assert floor["memorised"] < verdict.ALARM
 
 
 def test_cas_trains_on_the_samples_alone(evaluator: Evaluator) -> None:
@@ -114,15 +116,15 @@ def ended(method: object, silos: list[Silo], every: int = 0, **options: object) 
 
 def test_a_verdict_has_floor_spread_protocol_and_repeats() -> None:
     experiment = ended(tiny_fedavg(), holding_silos())
-    verdict = experiment.evaluate()
-    assert set(verdict["metrics"]) == set(verdict["floor"])
-    assert verdict["spread"]["fid"] > 0
-    assert verdict["spread_of"] == "3 random halves of the samples"
-    protocol = verdict["protocol"]
+    result = experiment.evaluate()
+    assert set(result["metrics"]) == set(result["floor"])
+    assert result["spread"]["fid"] > 0
+    assert result["spread_of"] == "3 random halves of the samples"
+    protocol = result["protocol"]
     assert protocol["images"] == 60
     assert protocol["sampling"]["steps"] == 3
     assert protocol["weights"] == "raw"
-    assert experiment.evaluate()["metrics"] == verdict["metrics"]
+    assert experiment.evaluate()["metrics"] == result["metrics"]
     assert ended(tiny_fedavg(ema=0.5), holding_silos()).evaluate()["protocol"]["weights"] == "average over rounds"
 
 
@@ -130,13 +132,13 @@ def test_several_draws_give_a_mean_and_a_deviation_over_them() -> None:
     experiment = ended(tiny_fedavg(), holding_silos())
     generators, sampling = experiment.generators(), experiment.sampling
     evaluator = Evaluator(FEW.model_copy(update={"seeds": 3}), experiment.silos)
-    verdict = evaluator(generators, sampling)
+    result = evaluator(generators, sampling)
     draws = [evaluator.measure(evaluator.embed(evaluator.draw(generators, sampling, seed))) for seed in range(3)]
     fids = [draw["fid"] for draw in draws]
     assert len(set(fids)) == 3
-    assert verdict["metrics"]["fid"] == pytest.approx(np.mean(fids))
-    assert verdict["spread"]["fid"] == pytest.approx(np.std(fids, ddof=1))
-    assert verdict["protocol"]["seeds"] == [0, 1, 2]
+    assert result["metrics"]["fid"] == pytest.approx(np.mean(fids))
+    assert result["spread"]["fid"] == pytest.approx(np.std(fids, ddof=1))
+    assert result["protocol"]["seeds"] == [0, 1, 2]
 
 
 def test_silos_with_generators_of_their_own_are_judged_by_those() -> None:
@@ -167,14 +169,14 @@ def test_central_and_federated_are_held_against_the_same_images() -> None:
 
 def test_an_unconditional_generator_is_not_asked_for_classes() -> None:
     method = tiny_fedavg(model=UNet(size=4, channels=1, classes=0, widths=(8,)))
-    verdict = ended(method, holding_silos()).evaluate()
-    assert not {"label_match", "cas", "generation_score"} & set(verdict["metrics"])
-    assert "classes" not in verdict["groups"]
+    result = ended(method, holding_silos()).evaluate()
+    assert not {"label_match", "cas", "generation_score"} & set(result["metrics"])
+    assert "classes" not in result["groups"]
     images = replace(sharp_images(200), labels=None, classes=()).hold_out(0.4)
     bare = split(images, Iid(silos=2))
-    verdict = ended(method, bare).evaluate()
-    assert verdict["classifier"]["labels"] is False
-    assert verdict["metrics"]["fid"] > 0
+    result = ended(method, bare).evaluate()
+    assert result["classifier"]["labels"] is False
+    assert result["metrics"]["fid"] > 0
 
 
 def test_samples_that_are_not_images_are_an_error(evaluator: Evaluator) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from manyhands import Digits, Iid, split
 from manyhands.evaluation import verdict
-from manyhands.evaluation.evaluator import Evaluation, Evaluator
+from manyhands.evaluation.evaluator import Evaluator
+from manyhands.evaluation.spec import Evaluation
 from manyhands.report.quality import figures_table
 
 
@@ -59,3 +60,10 @@ def test_where_there_is_no_floor_nothing_is_said(metrics: dict[str, float], floo
     assert verdict.words(metrics, floor) == ""
     assert verdict.caution(metrics, floor) == ""
     assert not verdict.is_far(metrics, floor)
+
+
+def test_too_few_images_for_a_covariance_are_noted() -> None:
+    figures = {"fid": 1.0, "memorised": 0.0}
+    assert verdict.notes(figures, figures, images=65, dimensions=64) == []
+    (note,) = verdict.notes(figures, figures, images=64, dimensions=64)
+    assert note.startswith("FID: 64 images are too few for a full covariance of 64 features")

@@ -18,7 +18,7 @@ pytest.importorskip("nvflare")
 import psutil
 
 from manyhands.errors import KitError, RunFolderError
-from manyhands.evaluation.evaluator import Evaluation
+from manyhands.evaluation.spec import Evaluation
 from manyhands.federation.admin import Admin
 from manyhands.federation.demo import LOOPBACK, Federation, watch
 from manyhands.federation.kit import SERVER, load_kit, new_kits

@@ -16,7 +16,7 @@ from harness.browser import CHROMIUM, opened, screenshot
 from manyhands import Experiment, Sampling
 from manyhands.errors import RunFolderError
 from manyhands.evaluation import verdict
-from manyhands.evaluation.evaluator import Evaluation
+from manyhands.evaluation.spec import Evaluation
 from manyhands.formatting import count_text, number_text
 from manyhands.report import page
 from manyhands.runs.compare import Comparison

@@ -13,9 +13,11 @@ from PIL import Image
 
 from manyhands import Experiment, Local, Sampling
 from manyhands.errors import ProtocolError, RecipeError
-from manyhands.evaluation.evaluator import AT_ONCE, Evaluation
+from manyhands.evaluation.drawing import AT_ONCE
+from manyhands.evaluation.spec import Evaluation
 from manyhands.methods.base import Method
-from manyhands.runs.compare import Comparison, _spent
+from manyhands.runs.compare import Comparison
+from manyhands.runs.compare_figures import _spent
 from manyhands.runs.round import Round
 from manyhands.runs.run_folder import RunFolder
 from tests.conftest import FEDAVG_ONLY, holding_silos, tiny_fedavg

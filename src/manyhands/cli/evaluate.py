@@ -57,7 +57,7 @@ def evaluate(
     """Evaluate a finished run, and write the metrics to its report."""
     from pydantic import ValidationError
 
-    from manyhands.evaluation.evaluator import Evaluation
+    from manyhands.evaluation.spec import Evaluation
     from manyhands.runs.finished import evaluate as measure
     from manyhands.runs.run_folder import RunFolder
 

@@ -3,119 +3,37 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from manyhands.data.images import Images, as_bytes, as_floats, checked, pooled
+from manyhands.data.images import Images, as_floats, checked, pooled
 from manyhands.errors import DataError
 from manyhands.evaluation import features, inception, metrics, verdict
+from manyhands.evaluation.drawing import (
+    ImageSource,
+    are_conditional,
+    distinct_generators,
+    drawn_bytes,
+    sampling_protocol,
+)
 from manyhands.evaluation.features import Embedding, Extractor
+from manyhands.evaluation.spec import Evaluation
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.seed import numpy_rng, seed_of
-from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
     from manyhands.diffusion.sample import Sampling
-    from manyhands.generators.base import ImageGenerator
     from manyhands.silos.silo import Silo
 
 Figures = dict[str, float]
-ImageSource: TypeAlias = "ImageGenerator | TrainedAutoencoder"
 CAS_EPOCHS, CAS_BATCH = 15, 64
-ALARM = 4 * metrics.TAIL
-SHOWN = 8
-AT_ONCE = {"sampler": "at once"}
-"""The entry ``sampling`` of the protocol for a GAN, which draws an image in one step."""
-
-
-class Evaluation(Spec):
-    """What is drawn and measured at the end of a run and, where asked for, during it.
-
-    References:
-        GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
-            arXiv 1706.08500
-        Demystifying MMD GANs, Binkowski et al., 2018, arXiv 1801.01401
-        Improved Precision and Recall Metric for Assessing Generative Models, Kynkaanniemi et al., 2019,
-            arXiv 1904.06991
-        Reliable Fidelity and Diversity Metrics for Generative Models, Naeem et al., 2020, arXiv 2002.09797
-        Improved Techniques for Training GANs, Salimans et al., 2016, arXiv 1606.03498
-        On Training Sample Memorization: Lessons from Benchmarking Generative Modeling with a Large-Scale Competition,
-            Bai et al., 2021, arXiv 2106.03062
-    """
-
-    images: Int = Field(
-        default=500,
-        ge=0,
-        le=1_000_000,
-        description="The number of samples to draw, each with the class of a held-out image, and at most as many as "
-        "there are held-out images; 0 measures nothing.",
-    )
-    every: Int = Field(
-        default=0,
-        ge=0,
-        description="Evaluate each time after this many rounds, and at the end; 0 evaluates at the end only.",
-    )
-    features: str = Field(
-        default="classifier",
-        description="The network whose features are compared: 'classifier' is a small one trained on the real images, "
-        "'inception:PATH' is Inception v3 with the weights in the file PATH.",
-    )
-    reference: Int = Field(
-        default=50_000,
-        ge=metrics.MIN_IMAGES,
-        description="The maximum number of training images that samples are compared with.",
-    )
-    cas: bool = Field(
-        default=False,
-        description="Also train a classifier on the samples alone and test it on the held-out images (classification "
-        "accuracy score, CAS).",
-    )
-    seeds: Int = Field(
-        default=1,
-        ge=1,
-        le=1000,
-        description="How many sets of samples are drawn, with the seeds 0, 1, 2 ...; with several, figures are their "
-        "means, and deviations are taken over them.",
-    )
-    bootstrap: Int = Field(
-        default=10,
-        ge=0,
-        le=1000,
-        description="With a single set of samples, how many random halves of it the deviations are computed from; "
-        "with 0 or 1 there are no deviations.",
-    )
-
-    @field_validator("images")
-    @classmethod
-    def _enough(cls, images: int) -> int:
-        if 0 < images < metrics.MIN_IMAGES:
-            raise ValueError(
-                f"{images} images are too few to measure anything; {metrics.MIN_IMAGES} or more, or 0 for none"
-            )
-        return images
-
-    @field_validator("features")
-    @classmethod
-    def _known(cls, features: str) -> str:
-        if not re.fullmatch(r"classifier|inception:.+", features):
-            raise ValueError(f"{features!r} is neither 'classifier' nor 'inception:PATH'")
-        return features
-
-    @property
-    def inception(self) -> Path | None:
-        """The file with the weights of Inception; None where the small classifier is used."""
-        kind, _, path = self.features.partition(":")
-        return Path(path) if kind == "inception" else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +93,7 @@ class Evaluator:
             sampling: How a diffusion model draws.
             cas: Whether to compute the CAS; None does as ``Evaluation.cas`` says.
         """
-        conditional = _conditional(generators)
+        conditional = are_conditional(generators)
         samples = [self.draw(generators, sampling, seed) for seed in range(self.evaluation.seeds)]
         return self.verdict(samples, conditional=conditional, cas=cas) | {
             "protocol": self.protocol(generators, sampling)
@@ -208,14 +126,14 @@ class Evaluator:
             "floor": floor,
             "groups": self.groups(embedded, conditional=conditional, cas=cas),
             "classifier": {"accuracy": self.classifier.accuracy, "labels": self.labelled},
-            "notes": self._notes(mean, floor),
+            "notes": verdict.notes(mean, floor, len(self.held), self._real.features.shape[1]),
             "seconds": time.perf_counter() - began,
         }
 
     def quick(self, generators: Mapping[str, ImageSource], sampling: Sampling) -> Figures:
         """The figures of one set of samples from all silos together, without CAS."""
         return self.measure(
-            self.embed(self.draw(generators, sampling)), conditional=_conditional(generators), cas=False
+            self.embed(self.draw(generators, sampling)), conditional=are_conditional(generators), cas=False
         )
 
     @property
@@ -236,10 +154,10 @@ class Evaluator:
         images = torch.empty_like(self.held.pixels)
         if missing := [silo for i, silo in enumerate(self.silos) if silo not in generators and i in self.held_silo]:
             raise DataError(f"{', '.join(missing)}: no generator was trained")
-        for silos, generator in _distinct(generators).items():
+        for silos, generator in distinct_generators(generators).items():
             is_own = torch.isin(self.held_silo, torch.tensor([self.silos.index(silo) for silo in silos]))
             if isinstance(generator, TrainedAutoencoder):
-                images[is_own] = _drawn(generator.reconstruct(as_floats(self.held.pixels[is_own])))
+                images[is_own] = drawn_bytes(generator.reconstruct(as_floats(self.held.pixels[is_own])))
                 continue
             labels = (
                 (self.labels[is_own] if generator.model.classes else torch.zeros(int(is_own.sum()))).long().tolist()
@@ -247,7 +165,7 @@ class Evaluator:
             draw_seed = seed if len(silos) == len(self.silos) else seed_of(seed, *silos)
             if labels:
                 parts = generator.stream(labels, seed=draw_seed, sampling=sampling)
-                images[is_own] = torch.cat([_drawn(part) for part, _ in parts])
+                images[is_own] = torch.cat([drawn_bytes(part) for part, _ in parts])
         return images
 
     def embed(self, images: Tensor) -> EmbeddedImages:
@@ -330,7 +248,7 @@ class Evaluator:
             "classifier": self.classifier.name,
             "images": len(self.held),
             "reference": len(self.real),
-            "sampling": _way(generators, sampling),
+            "sampling": sampling_protocol(generators, sampling),
             "weights": " and ".join("average over rounds" if one else "raw" for one in sorted(averaged)),
             "seeds": list(range(self.evaluation.seeds)),
         }
@@ -406,21 +324,6 @@ class Evaluator:
             resamples.append(figures)
         return resamples
 
-    def _notes(self, figures: Figures, floor: Figures) -> list[str]:
-        notes = [caution] if (caution := verdict.caution(figures, floor)) else []
-        share, dimensions = figures["memorised"], self._real.features.shape[1]
-        if share > ALARM:
-            notes.append(
-                f"memorisation: {share:.0%} of the samples are nearer to a training image than 95 % of the held-out "
-                "images are (5 % is expected)"
-            )
-        if self.few:
-            notes.append(
-                f"FID: {len(self.held)} images are too few for a full covariance of {dimensions} features; compare FID "
-                "with its floor, or read KID"
-            )
-        return notes
-
 
 def _mean(by_draw: Sequence[Figures]) -> Figures:
     return {name: float(np.mean([draw[name] for draw in by_draw])) for name in by_draw[0]}
@@ -432,31 +335,3 @@ def _pool(parts: Sequence[Images]) -> tuple[Images, Tensor]:
     holder = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     order = torch.arange(len(images)) if images.rows is None else torch.argsort(images.rows, stable=True)
     return images.subset(order.numpy()), holder[order]
-
-
-def _drawn(images: Tensor) -> Tensor:
-    """Samples in [-1, 1] as bytes; weights that are not finite give samples that are not."""
-    if not bool(images.isfinite().all()):
-        raise DataError("the generator draws images that are not finite: its training diverged")
-    return as_bytes(images)
-
-
-def _way(generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str, Any]:
-    """How samples are drawn: the settings of a diffusion model; ``AT_ONCE`` for GANs; nothing for an autoencoder."""
-    if any(isinstance(generator, TrainedAutoencoder) for generator in generators.values()):
-        return {}
-    is_diffusion = any(getattr(generator, "is_diffusion", True) for generator in generators.values())
-    return sampling.model_dump(mode="json") if is_diffusion else AT_ONCE
-
-
-def _conditional(generators: Mapping[str, ImageSource]) -> bool:
-    """Whether all generators are class-conditional."""
-    return all(generator.model.classes for generator in generators.values())
-
-
-def _distinct(generators: Mapping[str, ImageSource]) -> dict[tuple[str, ...], ImageSource]:
-    """Each generator once, with the names of the silos that use it."""
-    owners: dict[int, list[str]] = {}
-    for silo, generator in generators.items():
-        owners.setdefault(id(generator), []).append(silo)
-    return {tuple(silos): generators[silos[0]] for silos in owners.values()}

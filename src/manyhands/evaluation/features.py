@@ -22,7 +22,7 @@ from manyhands.seed import numpy_rng, seeded_globally
 from manyhands.tensors import Tensors, sha256, snapshot
 
 EPOCHS, MIN_STEPS, MAX_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
-MEASURING = ("features", "inception", "evaluator", "metrics")
+MEASURING = ("features", "inception", "evaluator", "drawing", "metrics")
 VERSIONS = " ".join(f"{name} {version(name)}" for name in ("torch", "torchmetrics", "prdc", "scikit-learn", "numpy"))
 CODE = hashlib.sha256(
     VERSIONS.encode() + b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MEASURING)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from manyhands.evaluation.metrics import TAIL
+
 Figures = Mapping[str, float | None]
 
 NEAR, FAR, NOT_YET = 1.5, 10.0, 20.0
 """Ratios of the FID of samples to that of real images (the floor). A classifier recognised every requested digit in a
 run with 9 times the floor, 94 % with 22 times, 50 % with 64 times; on MNIST, 16 x 16, it was 70 % with 14 times and
 47 % with 25 times (docs/evaluation.md)."""
+ALARM = 4 * TAIL
+"""A larger share of memorised samples than this is warned of."""
 MISLEADING = ("precision", "density")
 """They measure how near samples are to real images, and noise can be near to all of them: the median digit with little
 noise has precision 1.00 and density 1.21 at 250 times the floor, where real images have 0.93 of both."""
@@ -55,6 +59,30 @@ def caution(metrics: Figures, floor: Figures) -> str:
         f"precision and density: do not quote them: at {_shown(times)} times the FID of real images, noise can reach "
         "the same values as real images"
     )
+
+
+def notes(metrics: Figures, floor: Figures, images: int, dimensions: int) -> list[str]:
+    """What a reader of figures must know.
+
+    Args:
+        metrics: The figures of the samples.
+        floor: The figures of real images.
+        images: The number of held-out images.
+        dimensions: The number of features that are compared.
+    """
+    lines = [line] if (line := caution(metrics, floor)) else []
+    share = metrics["memorised"] or 0
+    if share > ALARM:
+        lines.append(
+            f"memorisation: {share:.0%} of the samples are nearer to a training image than 95 % of the held-out "
+            "images are (5 % is expected)"
+        )
+    if images <= dimensions:
+        lines.append(
+            f"FID: {images} images are too few for a full covariance of {dimensions} features; compare FID with its "
+            "floor, or read KID"
+        )
+    return lines
 
 
 def _says(times: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manyhands.evaluation import verdict
-from manyhands.evaluation.evaluator import AT_ONCE
+from manyhands.evaluation.drawing import AT_ONCE
 from manyhands.formatting import TextTable, number_text
 from manyhands.report.charts import Curves, Line, curves
 from manyhands.report.parts import Card, fields

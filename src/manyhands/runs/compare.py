@@ -1,28 +1,24 @@
-"""Compares runs: one table, and figures of quality over what it cost."""
+"""Compares runs in one table, ranked where they were measured alike."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from manyhands.errors import ProtocolError, RecipeError
-from manyhands.evaluation import figures, verdict
-from manyhands.evaluation.evaluator import AT_ONCE
+from manyhands.evaluation import verdict
+from manyhands.evaluation.drawing import AT_ONCE
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors, replace_file
 from manyhands.formatting import TextTable, count_text, number_text, size_text
-from manyhands.report.quality import NAMES, curve, sampling_words
+from manyhands.report.quality import NAMES, sampling_words
+from manyhands.runs.compare_figures import draw
 from manyhands.runs.difference import difference
-from manyhands.runs.round import Round
+from manyhands.runs.entry import Entry, entries_of
 from manyhands.runs.run_folder import RunFolder
 from manyhands.spec import suggest
 
@@ -30,41 +26,6 @@ COSTS = {
     "rounds": "rounds", "images_seen": "images seen", "bytes_up": "sent by silos", "bytes_down": "received by silos",
     "flops_silo": "FLOP of a silo (mean)", "flops_server": "FLOP of the server", "seconds": "seconds",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One recipe with its run, or its runs with several seeds."""
-
-    name: str
-    runs: tuple[RunFolder, ...]
-
-    @cached_property
-    def reports(self) -> list[dict[str, Any]]:
-        """The reports of the runs."""
-        return [run.report for run in self.runs]
-
-    def values(self, name: str) -> list[float]:
-        """A figure or a cost of each run; empty where a run lacks it."""
-        if name == "flops_silo":
-            return [float(np.mean(list(report["flops_silos"].values()))) for report in self.reports]
-        values = [report["metrics"].get(name, report.get(name)) for report in self.reports]
-        return [] if None in values else [float(value) for value in values]
-
-    def mean(self, name: str) -> float | None:
-        """The mean over the seeds."""
-        values = self.values(name)
-        return float(np.mean(values)) if values else None
-
-    def spread(self, name: str) -> float | None:
-        """The standard deviation over the seeds of training; None with one run."""
-        values = self.values(name)
-        return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-    def within(self, name: str) -> float | None:
-        """The deviation within a single run, over its sets of samples or random halves of one."""
-        spread: dict[str, float] = self.reports[0].get("evaluation", {}).get("spread", {})
-        return spread.get(name)
 
 
 class Comparison:
@@ -80,7 +41,7 @@ class Comparison:
         paths = [path.resolve() for path in folders]
         if twice := {path for path in paths if paths.count(path) > 1}:
             raise RecipeError(f"{min(twice)}: is listed twice")
-        self.entries = _entries([RunFolder(path) for path in folders])
+        self.entries = entries_of([RunFolder(path) for path in folders])
         self.by = by
         self.differs = self._difference()
         known = [name for name in NAMES if any(entry.values(name) for entry in self.entries)]
@@ -177,31 +138,7 @@ class Comparison:
         texts = {"table.md": self.markdown(), "table.csv": self.csv(), "table.json": records}
         for name, text in texts.items():
             replace_file(out / name, text.encode())
-        return [out / name for name in texts] + self._draw(out)
-
-    def _draw(self, out: Path) -> list[Path]:
-        paths, label = [], NAMES[self.by]
-        at_end = [entry.reports[0].get("at_end", {}) for entry in self.entries]
-        same_protocol = all(silos.get("protocol") == at_end[0].get("protocol") for silos in at_end)
-        for axis, name in (("rounds", "round"), ("bytes", "bytes sent and received"), ("flops", "FLOP of a silo")):
-            lines = (
-                {entry.name: _mean_curve(entry.runs, self.by, axis) for entry in self.entries} if same_protocol else {}
-            )
-            if any(lines.values()):
-                floor = at_end[0].get("floor", {}).get(self.by)
-                figures.against(out / f"quality-{axis}.png", lines, name, label, floor)
-                paths.append(out / f"quality-{axis}.png")
-        groups = {entry.name: _mean_of_silos(entry.reports, self.by) for entry in self.entries}
-        if any(groups.values()):
-            figures.silos(out / "silos.png", {name: silos for name, silos in groups.items() if silos}, label)
-            paths.append(out / "silos.png")
-        for name in ("partition", "samples"):
-            pictures = {_first_of(entry): entry.runs[0].figures / f"{name}.png" for entry in self.entries}
-            existing = {entry: path for entry, path in pictures.items() if path.exists()}
-            if existing:
-                figures.side_by_side(out / f"{name}.png", existing)
-                paths.append(out / f"{name}.png")
-        return paths
+        return [out / name for name in texts] + draw(self.entries, self.by, out)
 
     def _row(self, name: str) -> list[str]:
         means = [entry.mean(name) for entry in self.entries]
@@ -253,35 +190,6 @@ class Comparison:
         return ""
 
 
-def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
-    """Group the runs: those whose recipes differ only in name and seed are one entry."""
-    groups: list[list[RunFolder]] = []
-    for run in runs:
-        groups_alike = (
-            group
-            for group in groups
-            if not difference(_recipe_without_seed(group[0]), _recipe_without_seed(run))
-            and _seed(run) not in map(_seed, group)
-        )
-        group_of_run = next(groups_alike, None)
-        if group_of_run is None:
-            groups.append([run])
-        else:
-            group_of_run.append(run)
-    names = [group[0].path.resolve().name if len(group) == 1 else group[0].recipe["name"] for group in groups]
-    if len(set(names)) < len(names):
-        names = [str(group[0].path) for group in groups]
-    return [Entry(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
-
-
-def _recipe_without_seed(run: RunFolder) -> dict[str, Any]:
-    return {name: value for name, value in run.recipe.items() if name not in ("name", "seed")}
-
-
-def _seed(run: RunFolder) -> Any:
-    return run.recipe.get("seed")
-
-
 def _protocol(run: RunFolder) -> dict[str, Any]:
     evaluation = run.report.get("evaluation")
     if evaluation is None:
@@ -294,50 +202,6 @@ def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] |
     """The first field in which protocols differ; settings of sampling do not count for a GAN, which has none."""
     settings = one["sampling"] if other["sampling"] == AT_ONCE and one["sampling"] else other["sampling"]
     return difference(one, {**other, "sampling": settings})
-
-
-def _first_of(entry: Entry) -> str:
-    """The name of the run whose picture is shown."""
-    return entry.name if len(entry.runs) == 1 else f"{entry.name}, seed {_seed(entry.runs[0])}"
-
-
-def _mean_curve(runs: Sequence[RunFolder], name: str, axis: str) -> list[tuple[float, float]]:
-    """The mean over the seeds, at the rounds that all of them measured."""
-    curves = [_curve(run, name, axis) for run in runs]
-    return [(float(x), float(y)) for x, y in (np.mean(points, axis=0) for points in zip(*curves, strict=False))]
-
-
-def _mean_of_silos(reports: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[float, float]]:
-    """The mean over the seeds, of the silos that all of them measured."""
-    figures_of_runs = [_silos(report, name) for report in reports]
-    common = [silo for silo in figures_of_runs[0] if all(silo in figures_of_run for figures_of_run in figures_of_runs)]
-    means = {silo: np.mean([figures_of_run[silo] for figures_of_run in figures_of_runs], axis=0) for silo in common}
-    return {silo: (float(mean), float(floor)) for silo, (mean, floor) in means.items()}
-
-
-def _curve(run: RunFolder, name: str, axis: str) -> list[tuple[float, float]]:
-    """A figure over rounds, or over the bytes or the work until then."""
-    rounds = run.rounds
-    report = run.report
-    spent = list(accumulate(_spent(done, axis, len(report["silos"])) for done in rounds))
-    return [(spent[at - 1], value) for at, value in curve(report, rounds, name)]
-
-
-def _spent(done: Round, axis: str, silos: int) -> float:
-    """The bytes of a round, its work as the mean over all silos, including those that rested, or 1 for the round."""
-    if axis == "flops":
-        return sum(done.flops.values()) / silos
-    return done.bytes_up + done.bytes_down if axis == "bytes" else 1
-
-
-def _silos(report: Mapping[str, Any], name: str) -> dict[str, tuple[float, float]]:
-    """A figure of each silo, and the figure of real images."""
-    groups = report.get("evaluation", {}).get("groups", {}).get("silos", {})
-    return {
-        silo: (group["metrics"][name], group["floor"][name])
-        for silo, group in groups.items()
-        if name in group.get("metrics", {})
-    }
 
 
 def _cost(name: str, value: float | None) -> str:

@@ -15,7 +15,9 @@ from manyhands.data.partition import class_counts
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import ManyhandsError, RecipeError
 from manyhands.evaluation import figures, inception
-from manyhands.evaluation.evaluator import Evaluation, Evaluator, ImageSource
+from manyhands.evaluation.drawing import ImageSource
+from manyhands.evaluation.evaluator import Evaluator
+from manyhands.evaluation.spec import Evaluation
 from manyhands.formatting import names_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator

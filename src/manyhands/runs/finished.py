@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from manyhands.errors import RunFolderError
-from manyhands.evaluation.evaluator import Evaluation, Evaluator, ImageSource
+from manyhands.evaluation.drawing import ImageSource
+from manyhands.evaluation.evaluator import Evaluator
+from manyhands.evaluation.spec import Evaluation
 from manyhands.generators.load import TrainedModel, load
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess

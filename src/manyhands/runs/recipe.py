@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from manyhands.data.partition import AnyPartition
 from manyhands.diffusion.sample import Sampling
-from manyhands.evaluation.evaluator import Evaluation
+from manyhands.evaluation.spec import Evaluation
 from manyhands.links.in_process import InProcess
 from manyhands.methods.base import AnyMethod
 from manyhands.runs.data import Data

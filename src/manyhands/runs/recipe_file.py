@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import ManyhandsError, RecipeError
-from manyhands.evaluation.evaluator import Evaluation
+from manyhands.evaluation.spec import Evaluation
 from manyhands.files.toml_text import parse_toml, read_toml
 from manyhands.methods.base import AnyMethod
 from manyhands.runs.data import Data

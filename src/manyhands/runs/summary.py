@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyhands.diffusion.sample import Sampling
-    from manyhands.evaluation.evaluator import Evaluation
+    from manyhands.evaluation.spec import Evaluation
     from manyhands.generators.base import ImageGenerator
     from manyhands.generators.load import TrainedModel
     from manyhands.messages.ledger import Ledger
