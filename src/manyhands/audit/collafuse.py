@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,83 +11,24 @@ import torch
 from torch import Tensor
 
 from manyhands.audit import population
+from manyhands.audit.attackers import SHOWN, Attackers, Effort, ServerDenoiser, trained_attackers
 from manyhands.audit.attacks import attributes, identity, membership, reconstruction
 from manyhands.audit.attacks.distance import reconstruction_scores
-from manyhands.audit.attacks.reconstruction import Attack
 from manyhands.audit.attacks.statistics import Interval, proportion
 from manyhands.data.images import Images, as_floats
-from manyhands.diffusion.objective import Diffusion, Network
+from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.release import box_norm
-from manyhands.diffusion.sample import Denoiser, guided
 from manyhands.errors import RecipeError
-from manyhands.models.unet import UNet
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.seed import torch_rng
-from manyhands.silos.training import Training
 
 if TYPE_CHECKING:
     from manyhands.evaluation.features import Extractor
 
 DELTA = 1e-5
-SHOWN = 256
 CANDIDATES = 1000
 DRAWS = 4
 """The number of draws of noise over which the losses of the membership attack are averaged."""
-
-
-@dataclass(frozen=True)
-class ServerDenoiser:
-    """The server's denoiser.
-
-    Args:
-        network: Its network.
-        cut: The lowest step of the chain that it was trained on.
-        no_label: The label that means "no class", where the network is class-conditional.
-        labels: Whether the server knows the labels of the releases, as a run may allow, and uses them.
-    """
-
-    network: Network
-    cut: int
-    no_label: int | None = None
-    labels: bool = False
-
-    def denoiser(self, diffusion: Diffusion, images: Images) -> Denoiser:
-        """The denoiser as it is used on these images."""
-        if self.no_label is None:
-            return guided(reconstruction.in_parts(self.network), diffusion, None, 0, 1.0)
-        own_labels = images.labels if self.labels else None
-        labels = torch.full((len(images),), self.no_label) if own_labels is None else own_labels
-        return guided(reconstruction.in_parts(self.network), diffusion, labels, self.no_label, 1.0)
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much the attackers train on their public images.
-
-    Args:
-        denoiser: Training steps of the denoiser.
-        regressor: Training steps of the regressor.
-        classifier: Training steps of the classifier of noised images.
-        inverter: Training steps of the network that inverts the head of a cut GAN.
-        descent: The maximum number of steps of gradient descent on the input of such a head.
-        widths: The channels of the attackers' U-Nets.
-        batch: The batch size.
-        learning_rate: The learning rate of the first step; it falls to a twentieth of that.
-    """
-
-    denoiser: int = 400
-    regressor: int = 400
-    classifier: int = 1000
-    inverter: int = 600
-    descent: int = 200
-    widths: tuple[int, ...] = (16, 32)
-    batch: int = 64
-    learning_rate: float = 2e-3
-
-    def training(self, steps: int) -> Training:
-        """Training for this many steps, with a falling learning rate."""
-        fields = {"batch": self.batch, "steps": steps, "learning_rate": self.learning_rate, "learning_rate_end": 0.05}
-        return Training.model_validate(fields)
 
 
 class ActualReleases(NamedTuple):
@@ -97,26 +37,6 @@ class ActualReleases(NamedTuple):
     cut: int
     indices: np.ndarray
     released: Tensor
-
-
-@dataclass(frozen=True)
-class _Attackers:
-    """Everything that is trained or fitted before a release is seen, and the images that are attacked."""
-
-    diffusion: Diffusion
-    private: Images
-    public: Images
-    extractor: Extractor | None
-    server_denoiser: ServerDenoiser | None
-    attacks: dict[str, Attack]
-    guess: Attack
-    questions: dict[str, attributes.Question]
-    clouds: list[population.Cloud]
-    x_0: Tensor = field(repr=False)
-
-    @property
-    def shown(self) -> Images:
-        return self.private.subset(torch.arange(min(SHOWN, len(self.private))).numpy())
 
 
 def attack_releases(
@@ -158,17 +78,17 @@ def attack_releases(
             f"cut {outside[0]}: a step of the chain is expected, 1 to {steps}; at 0 the images themselves leave"
         )
     cuts = sorted(set(cuts))
-    attackers = _attackers(
+    attackers = trained_attackers(
         private,
         public,
         diffusion,
         cuts,
-        releases,
-        server_denoiser,
-        extractor,
-        known_attributes,
-        effort or Effort(),
-        seed,
+        releases=releases,
+        server_denoiser=server_denoiser,
+        extractor=extractor,
+        known_attributes=known_attributes,
+        effort=effort or Effort(),
+        seed=seed,
     )
     norm = box_norm(private.pixels[0].numel()) if clip_norm is None else clip_norm
     by_cut = [_at(attackers, cut, releases, norm, torch_rng(seed, "disclosure", cut)) for cut in cuts]
@@ -179,24 +99,13 @@ def attack_releases(
     if server_denoiser is not None:
         report["membership"] = _membership(attackers, server_denoiser, torch_rng(seed, "membership"))
     report["as_released"] = [
-        {"cut": cut, **_scores(_subset(attackers, indices), x_t, cut, torch_rng(seed, "as released", cut))}
+        {"cut": cut, **_scores(attackers.of(indices), x_t, cut, torch_rng(seed, "as released", cut))}
         for cut, indices, x_t in actual
     ]
     return report | {"recommended": _recommended(attackers, releases, norm, seed), "cuts": by_cut}
 
 
-def _subset(attackers: _Attackers, indices: np.ndarray) -> _Attackers:
-    index_tensor = torch.from_numpy(indices)
-    questions = {
-        name: question._replace(answers=question.answers[index_tensor])
-        for name, question in attackers.questions.items()
-    }
-    return replace(
-        attackers, private=attackers.private.subset(indices), x_0=attackers.x_0[index_tensor], questions=questions
-    )
-
-
-def _recommended(attackers: _Attackers, releases: int, norm: float, seed: int) -> dict[str, Any]:
+def _recommended(attackers: Attackers, releases: int, norm: float, seed: int) -> dict[str, Any]:
     """The first cut at which an image is picked out of 1,000 in at most 1 % of cases, and the attacks there."""
     cut = population.first_hidden_step(attackers.clouds, attackers.diffusion.schedule, CANDIDATES, seed, releases)
     if cut is None:
@@ -217,49 +126,7 @@ def guarantee(snr: float, norm: float, releases: int) -> dict[str, Any]:
     }
 
 
-def _attackers(
-    private: Images,
-    public: Images,
-    diffusion: Diffusion,
-    cuts: Sequence[int],
-    releases: int,
-    server_denoiser: ServerDenoiser | None,
-    extractor: Extractor | None,
-    known_attributes: attributes.KnownAttributes | None,
-    effort: Effort,
-    seed: int,
-) -> _Attackers:
-    schedule, public_images = diffusion.schedule, as_floats(public.pixels)
-    levels = [*cuts, *(_equivalent_step(diffusion, cut, releases) for cut in cuts)]
-    model = UNet(size=public_images.shape[-1], channels=public_images.shape[1], classes=0, widths=effort.widths)
-    denoiser = reconstruction.public_denoiser(
-        public_images, diffusion, model, effort.training(effort.denoiser), torch_rng(seed, "public denoiser")
-    )
-    attacks = {
-        "linear": reconstruction.linear(schedule),
-        "wiener": reconstruction.wiener(schedule, public_images),
-        "regressor": reconstruction.regressor(
-            public_images, schedule, levels, model, effort.training(effort.regressor), torch_rng(seed, "regressor")
-        ),
-        "denoised": reconstruction.denoised(denoiser),
-        "walked": reconstruction.sampled(denoiser, schedule),
-    }
-
-    def reader(answers: Tensor, outputs: int, seed_name: str) -> attributes.NoisyClassifier:
-        rng, all_levels = torch_rng(seed, seed_name), [0, *levels]
-        return attributes.classifier(public_images, answers, outputs, schedule, all_levels, effort.classifier, rng)
-
-    questions = attributes.questions(private, public, known_attributes, reader)
-    clouds = population.clouds(public_images, public.labels)
-    guess, x_0 = reconstruction.mean_of(public_images), as_floats(private.pixels)
-    return _Attackers(diffusion, private, public, extractor, server_denoiser, attacks, guess, questions, clouds, x_0)
-
-
-def _equivalent_step(diffusion: Diffusion, cut: int, releases: int) -> int:
-    return reconstruction.level_of(diffusion.schedule, float(diffusion.schedule.snr()[cut]) * releases)
-
-
-def _at(attackers: _Attackers, cut: int, releases: int, norm: float, rng: torch.Generator) -> dict[str, Any]:
+def _at(attackers: Attackers, cut: int, releases: int, norm: float, rng: torch.Generator) -> dict[str, Any]:
     """One cut: its SNR, what one release there gives away, and what all releases together give away."""
     schedule = attackers.diffusion.schedule
     snr = float(schedule.snr()[cut])
@@ -289,33 +156,21 @@ def _first_then(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from others
 
 
-def _scores(attackers: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
+def _scores(attackers: Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
     """The results of every attack on releases at one noise level."""
     truth = attackers.x_0[:SHOWN]
     guess = attackers.guess(truth, t)
-    attacks = attackers.attacks | _server_attacks(attackers, t)
     scores: dict[str, Any] = {
         "reconstruction": {
             name: reconstruction_scores(attack(x_t[:SHOWN], t), truth, guess, attackers.extractor, rng)
-            for name, attack in attacks.items()
+            for name, attack in attackers.at(t).items()
         },
         "identity": _identity(attackers, x_t, t, rng),
     }
     return scores | {name: question.of(x_t, t, rng) for name, question in attackers.questions.items()}
 
 
-def _server_attacks(attackers: _Attackers, t: int) -> dict[str, Attack]:
-    """Attacks with the server's denoiser, at the noise levels that it was trained for."""
-    if attackers.server_denoiser is None or t < attackers.server_denoiser.cut:
-        return {}
-    denoiser = attackers.server_denoiser.denoiser(attackers.diffusion, attackers.shown)
-    return {
-        "own_denoised": reconstruction.denoised(denoiser),
-        "own_walked": reconstruction.sampled(denoiser, attackers.diffusion.schedule),
-    }
-
-
-def _identity(attackers: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
+def _identity(attackers: Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
     """How often the true image is picked among all candidates, and how often theory expects that."""
     alpha_bar = float(attackers.diffusion.schedule.alpha_bar()[t])
     candidates, sigma = attackers.x_0[:CANDIDATES], math.sqrt((1 - alpha_bar) / alpha_bar)
@@ -330,7 +185,7 @@ def _identity(attackers: _Attackers, x_t: Tensor, t: int, rng: torch.Generator) 
     }
 
 
-def _floor(attackers: _Attackers, seed: int) -> dict[str, Any]:
+def _floor(attackers: Attackers, seed: int) -> dict[str, Any]:
     """What attackers know without any release, and what they would read off the image itself."""
     rng, truth = torch_rng(seed, "floor"), attackers.x_0[:SHOWN]
     guess = attackers.guess(truth, 0)
@@ -342,7 +197,7 @@ def _floor(attackers: _Attackers, seed: int) -> dict[str, Any]:
 
 
 def _membership(
-    attackers: _Attackers, server_denoiser: ServerDenoiser, rng: torch.Generator
+    attackers: Attackers, server_denoiser: ServerDenoiser, rng: torch.Generator
 ) -> dict[str, Interval | Any]:
     """Membership inference: released images against public ones, by the losses of the server's denoiser."""
     schedule = attackers.diffusion.schedule

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from manyhands.audit import huscf, replay
+from manyhands.audit.attackers import Effort, ServerDenoiser
 from manyhands.audit.attacks import algebra
 from manyhands.audit.attacks.attributes import KnownAttributes
-from manyhands.audit.collafuse import ActualReleases, Effort, ServerDenoiser, attack_releases
+from manyhands.audit.collafuse import ActualReleases, attack_releases
 from manyhands.data.images import Images, as_bytes, as_floats, pooled
 from manyhands.data.partition import ByAttributes, Partition
 from manyhands.diffusion.squeeze import squeezed
