@@ -142,6 +142,12 @@ def test_the_public_names_are_there() -> None:
         _ = manyhands.nothing
 
 
+def test_the_public_names_of_the_registry_are_written_by_their_tool() -> None:
+    from tools.public_names import STUB, stub
+
+    assert stub() == STUB.read_text(), "run: python tools/public_names.py"
+
+
 def test_json_is_written_in_one_place_which_writes_only_what_is_json() -> None:
     writers = [path.name for path in SOURCE.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())]
     assert writers == ["strict_json.py"]

@@ -1,19 +1,6 @@
 from .data.images import Images as Images
-from .data.partition import ByAttributes as ByAttributes
-from .data.partition import ById as ById
-from .data.partition import Dirichlet as Dirichlet
-from .data.partition import Domains as Domains
-from .data.partition import Iid as Iid
-from .data.partition import Lacking as Lacking
-from .data.partition import Partition as Partition
-from .data.partition import Quantity as Quantity
-from .data.partition import Shards as Shards
-from .data.sources import Digits as Digits
-from .data.sources import Folder as Folder
-from .data.sources import HuggingFace as HuggingFace
-from .data.sources import Idx as Idx
+from .data.partition.base import Partition as Partition
 from .data.sources import Source as Source
-from .data.sources import Zip as Zip
 from .diffusion.objective import Diffusion as Diffusion
 from .diffusion.sample import Sampling as Sampling
 from .diffusion.schedule import Schedule as Schedule
@@ -24,25 +11,17 @@ from .evaluation.spec import Evaluation as Evaluation
 from .generators.diffusion import DiffusionGenerator as DiffusionGenerator
 from .generators.gan import GanGenerator as GanGenerator
 from .messages.message import Message as Message
+from .messages.operation import Operation as Operation
+from .messages.operation import Payload as Payload
+from .messages.plan import Plan as Plan
 from .methods.base import Method as Method
-from .methods.baselines import Central as Central
-from .methods.baselines import Local as Local
-from .methods.collafuse.method import CollaFuse as CollaFuse
-from .methods.fedavg.method import FedAvg as FedAvg
-from .methods.gans.hflgan import HFLGan as HFLGan
-from .methods.gans.mdgan import MDGan as MDGan
-from .methods.gans.pflgan import PFLGan as PFLGan
-from .methods.gans.splitgan import SplitGan as SplitGan
-from .methods.huscf.method import HuSCF as HuSCF
+from .methods.local_training import LocalTrainingMethod as LocalTrainingMethod
 from .methods.server import Accumulated as Accumulated
 from .methods.server import Server as Server
-from .models.autoencoder import Autoencoder as Autoencoder
-from .models.gan import Gan as Gan
-from .models.latent import Latent as Latent
+from .models.base import Denoiser as Denoiser
+from .models.base import Model as Model
 from .models.layer_cut import LayerCut as LayerCut
 from .models.layer_cut import LayerCuts as LayerCuts
-from .models.network import Network as Network
-from .models.unet import UNet as UNet
 from .runs.compose import compose as compose
 from .runs.compose import split as split
 from .runs.experiment import Experiment as Experiment
@@ -54,3 +33,33 @@ from .silos.training import GanTraining as GanTraining
 from .silos.training import Training as Training
 
 __version__: str
+
+# isort: split
+# Of the registry; python tools/public_names.py writes them.
+from .data.partition.by_attributes import ByAttributes as ByAttributes
+from .data.partition.by_id import ById as ById
+from .data.partition.dirichlet import Dirichlet as Dirichlet
+from .data.partition.domains import Domains as Domains
+from .data.partition.iid import Iid as Iid
+from .data.partition.lacking import Lacking as Lacking
+from .data.partition.quantity import Quantity as Quantity
+from .data.partition.shards import Shards as Shards
+from .data.sources import Digits as Digits
+from .data.sources import Folder as Folder
+from .data.sources import HuggingFace as HuggingFace
+from .data.sources import Idx as Idx
+from .data.sources import Zip as Zip
+from .methods.baselines import Central as Central
+from .methods.baselines import Local as Local
+from .methods.collafuse.method import CollaFuse as CollaFuse
+from .methods.fedavg.method import FedAvg as FedAvg
+from .methods.gans.hflgan import HFLGan as HFLGan
+from .methods.gans.mdgan import MDGan as MDGan
+from .methods.gans.pflgan import PFLGan as PFLGan
+from .methods.gans.splitgan import SplitGan as SplitGan
+from .methods.huscf.method import HuSCF as HuSCF
+from .models.autoencoder import Autoencoder as Autoencoder
+from .models.gan import Gan as Gan
+from .models.latent import Latent as Latent
+from .models.network import Network as Network
+from .models.unet import UNet as UNet

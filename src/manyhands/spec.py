@@ -73,12 +73,6 @@ def problems_of(error: ValidationError, fields: Mapping[str, Any]) -> list[tuple
 
 def _sentence(problem: ErrorDetails) -> str:
     text = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "union_tag_invalid":
-        context = problem["ctx"]
-        known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        return f"kind {context['tag']!r} is not known; {suggest(str(context['tag']), known)}"
-    if problem["type"] in {"union_tag_not_found", "model_attributes_type"}:
-        return "a table that names its kind is expected: kind = ..."
     if problem["type"] in {"unknown_key", "missing", "value_error"}:
         return text
     value = repr(problem["input"])
@@ -90,8 +84,7 @@ def _path(loc: Sequence[str | int], fields: Any) -> list[str]:
     """The place in the fields, without the names that pydantic gives to the choices of a union."""
     path, value = [], fields
     for i, step in enumerate(loc):
-        tag = isinstance(value, Mapping) and step not in value and value.get("kind") == step
-        if tag or (i and not isinstance(value, Mapping | list | tuple)):
+        if i and not isinstance(value, Mapping | list | tuple):
             continue
         path.append(str(step))
         value = value.get(step) if isinstance(value, Mapping) and isinstance(step, str) else None

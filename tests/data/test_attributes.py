@@ -14,7 +14,8 @@ from PIL import Image
 
 from manyhands import ByAttributes, Images, compose, split
 from manyhands.data.attributes import read_attributes
-from manyhands.data.partition import by_attributes, class_counts
+from manyhands.data.partition.base import class_counts
+from manyhands.data.partition.by_attributes import by_attributes
 from manyhands.errors import DataError, RecipeError
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import parse_recipe

@@ -11,19 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyhands import ById, Images
-from manyhands.data.partition import (
-    Domains,
-    Lacking,
-    Parts,
-    by_id,
-    class_counts,
-    dirichlet,
-    domains,
-    iid,
-    quantity,
-    shards,
-)
+from manyhands import ById, Domains, Images, Lacking
+from manyhands.data.partition.base import Parts, class_counts
+from manyhands.data.partition.by_id import by_id
+from manyhands.data.partition.dirichlet import dirichlet
+from manyhands.data.partition.domains import domains
+from manyhands.data.partition.iid import iid
+from manyhands.data.partition.quantity import quantity
+from manyhands.data.partition.shards import shards
 from manyhands.errors import DataError
 from tests.conftest import tiny_images
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from manyhands import Autoencoder, Experiment, Images, Silo
 from manyhands.data.images import pooled
-from manyhands.data.partition import class_counts
+from manyhands.data.partition.base import class_counts
 from manyhands.errors import DataError
 from manyhands.methods.base import AnyMethod, Method
 from manyhands.methods.learners.latent import encode

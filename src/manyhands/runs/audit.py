@@ -17,7 +17,8 @@ from manyhands.audit.attacks import algebra
 from manyhands.audit.attacks.attributes import KnownAttributes
 from manyhands.audit.collafuse import ActualReleases, attack_releases
 from manyhands.data.images import Images, as_bytes, as_floats, pooled
-from manyhands.data.partition import ByAttributes, Partition
+from manyhands.data.partition.base import Partition
+from manyhands.data.partition.by_attributes import ByAttributes
 from manyhands.diffusion.squeeze import squeezed
 from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, figures

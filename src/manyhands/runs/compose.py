@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from manyhands.data.images import Images
-from manyhands.data.partition import Partition, Parts
+from manyhands.data.partition.base import Partition, Parts
 from manyhands.data.sources import Folder
 from manyhands.runs.experiment import Experiment
 from manyhands.runs.recipe import Recipe

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from manyhands.data.partition import class_counts
+from manyhands.data.partition.base import class_counts
 from manyhands.diffusion.sample import Sampling
 from manyhands.errors import ManyhandsError, RecipeError
 from manyhands.evaluation import figures, inception

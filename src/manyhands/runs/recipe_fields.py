@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from manyhands.data.partition import AnyPartition
+from manyhands.data.partition.base import AnyPartition
 from manyhands.errors import RecipeError
+from manyhands.models.base import Model
 from manyhands.registry import METHODS, MODELS, Registry
 from manyhands.runs.data import Data
 from manyhands.spec import Spec
@@ -24,17 +25,7 @@ def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     method, data = complete.get("method"), complete.get("data")
     if not isinstance(method, dict) or (spec := _known_class(METHODS, method)) is None:
         return complete
-    model, data = method.get("model", {}), data if isinstance(data, dict) else {}
-    if isinstance(model, dict):
-        image_shape = {key: data[key] for key in ("size", "channels") if key in data}
-        model = {"kind": _model_kind(spec), "channels": 1, **image_shape, **model}
-        known = _known_class(MODELS, model)
-        if "classes" not in model and known and "classes" in known.model_fields:
-            model["classes"] = _count_classes(data)
-        method = {**method, "model": model}
-        if isinstance(silo_model := method.get("silo_model"), dict) and isinstance(model, dict):
-            shared_fields = {key: model[key] for key in ("size", "channels", "classes") if key in model}
-            method["silo_model"] = shared_fields | silo_model
+    method = method | _models(spec, method, data if isinstance(data, dict) else {})
     if getattr(spec, "pools_images", False) and "silos" in spec.model_fields:
         method = {"silos": _count_silos(complete.get("partition")), **method}
     return {**complete, "method": method}
@@ -57,9 +48,30 @@ def _known_class(registry: Registry, table: Mapping[str, Any]) -> type[Spec] | N
         return None
 
 
-def _model_kind(method: type[Spec]) -> str:
-    """The kind of model that a kind of method trains; a U-Net where it takes any model."""
-    model: Any = method.model_fields["model"].annotation
+def _models(method: type[Spec], fields: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a method's models: the first is for the images of the data, the others for those of the first."""
+    classes = {name: spec for name, field in method.model_fields.items() if (spec := _model_class(field.annotation))}
+    name, *others = classes or [""]
+    table = fields.get(name, {})
+    if not name or not isinstance(table, dict):
+        return {}
+    implied = {"kind": _default_kind(classes[name]), "channels": 1}
+    first = implied | {key: data[key] for key in ("size", "channels") if key in data} | table
+    known = _known_class(MODELS, first)
+    if "classes" not in first and known and "classes" in known.model_fields:
+        first["classes"] = _count_classes(data)
+    shape = {key: first[key] for key in ("size", "channels", "classes") if key in first}
+    return {name: first} | {other: shape | fields[other] for other in others if isinstance(fields.get(other), dict)}
+
+
+def _model_class(annotation: Any) -> type[Model] | None:
+    """The class of models that a field takes; None for a field that takes none."""
+    choices = (annotation, *get_args(annotation))
+    return next((spec for spec in choices if isinstance(spec, type) and issubclass(spec, Model)), None)
+
+
+def _default_kind(model: type[Model]) -> str:
+    """The kind of a class of models; that of a U-Net where a method takes any of them."""
     kind: object = model.model_fields["kind"].default
     return kind if isinstance(kind, str) else next(iter(MODELS.classes))
 

@@ -11,7 +11,7 @@ import torch
 
 from manyhands.audit.given_away import given_away
 from manyhands.data.images import as_floats
-from manyhands.data.partition import class_counts
+from manyhands.data.partition.base import class_counts
 from manyhands.evaluation.features import fingerprint
 from manyhands.messages.outgoing.summary import rows
 from manyhands.models.autoencoder import TrainedAutoencoder
