@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from manyhands import Message, Training, UNet
+
+TINY = UNet(size=4, channels=1, classes=0, widths=(8,))
+WEIGHTS = TINY.build(0).state_dict()
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
@@ -40,6 +47,33 @@ def test_it_draws_digits(tmp_path: Path, name: str) -> None:
 def test_own_data(tmp_path: Path) -> None:
     example("own_data")(tmp_path / "shapes.png", rounds=1, count=40)
     assert (tmp_path / "shapes.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own_method", "own_model"])
+def test_what_is_ones_own_trains_and_is_evaluated(tmp_path: Path, name: str) -> None:
+    example(name)(tmp_path / "d.png", rounds=1)
+    assert (tmp_path / "d.png").exists()
+
+
+@given(seed=st.integers(0, 99), scale=st.sampled_from([1e-3, 1.0, 1e4]))
+@settings(max_examples=10)
+def test_the_median_stays_within_what_honest_silos_sent(seed: int, scale: float) -> None:
+    method = example("own_method").__globals__["Median"](model=TINY, training=Training(steps=1), rounds=2)
+    server, rng = method.server(0, dict.fromkeys("abcde", 4)), torch.Generator().manual_seed(seed)
+    sent = {silo: {n: torch.randn(w.shape, generator=rng) for n, w in WEIGHTS.items()} for silo in "abcde"}
+    sent["c"] = {name: scale * weights for name, weights in sent["c"].items()}
+    facts = {"round": 0, "images": 4, "loss": 1.0, "seen": 1, "flops": 1, "withheld": ""}
+    messages = {silo: Message("update", tensors, facts) for silo, tensors in sent.items()}
+    for silo, message in messages.items():
+        server.validate(silo, message)
+        assert not server.accumulate(silo, message).taken
+    answers = server.handle_barrier("update", messages)
+    honest = [sent[silo] for silo in "abde"]
+    assert answers["a"].tensors.keys() == WEIGHTS.keys()
+    for name, median in answers["a"].tensors.items():
+        every = torch.stack([weights[name] for weights in honest])
+        assert bool(((every.amin(0) - 1e-5 <= median) & (median <= every.amax(0) + 1e-5)).all()), name
 
 
 @pytest.mark.slow

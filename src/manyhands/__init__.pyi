@@ -18,6 +18,7 @@ from .methods.base import Method as Method
 from .methods.local_training import LocalTrainingMethod as LocalTrainingMethod
 from .methods.server import Accumulated as Accumulated
 from .methods.server import Server as Server
+from .methods.server import ServerWrapper as ServerWrapper
 from .models.base import Denoiser as Denoiser
 from .models.base import Model as Model
 from .models.layer_cut import LayerCut as LayerCut

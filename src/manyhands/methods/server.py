@@ -213,6 +213,30 @@ class ServerWrapper(Server):
         """Pass the messages on."""
         return self.inner.handle_barrier(op, messages)
 
+    def train_step(self) -> bool:
+        """Have the inner server train."""
+        return self.inner.train_step()
+
+    def generator(self) -> TrainedModel | None:
+        """Return the inner server's generator."""
+        return self.inner.generator()
+
+    def stores(self) -> Mapping[str, Tensors]:
+        """Return what the inner server stores."""
+        return self.inner.stores()
+
+    def load_stores(self, stores: Mapping[str, Tensors]) -> None:
+        """Restore what the inner server stored."""
+        self.inner.load_stores(stores)
+
+    def state_dict(self) -> Tensors:
+        """Return the inner server's state, where this one has none of its own."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Restore the inner server's state."""
+        self.inner.load_state_dict(state)
+
     def go_back(self, state: Tensors) -> str | None:
         """Have the inner server go back; what this one holds is not what silos train."""
         return self.inner.go_back(self.inner_state(state))
