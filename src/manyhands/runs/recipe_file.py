@@ -90,10 +90,13 @@ def read(kind: type[S], path: Path, file_kind: str) -> S:
 def specs_in(fields: Mapping[str, Any], where: str) -> list[Spec]:
     """The method, data, sampling and evaluation of a run folder's recipe; a run from Python has no data there."""
     kinds: dict[str, Any] = {"method": AnyMethod, "data": Data, "sampling": Sampling, "evaluation": Evaluation}
-    try:
-        return [TypeAdapter(kind).validate_python(fields[name]) for name, kind in kinds.items() if name in fields]
-    except ValidationError as error:
-        raise _recipe_error(where, error, fields) from None
+    specs = []
+    for name, kind in kinds.items():
+        try:
+            specs += [TypeAdapter(kind).validate_python(fields[name])] if name in fields else []
+        except ValidationError as error:
+            raise _recipe_error(f"{where}: {name}", error, fields[name]) from None
+    return specs
 
 
 def _recipe_error(where: str, error: ValidationError, fields: Mapping[str, Any]) -> RecipeError:
