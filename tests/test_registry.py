@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from manyhands import registry
-from manyhands.errors import RecipeError
+from manyhands.errors import RecipeError, RunFolderError
+from manyhands.generators.gan import GanGenerator, generator_weights
+from manyhands.generators.load import load
+from manyhands.models.gan import Gan
+from manyhands.models.state_spec import initial_weights
 from manyhands.registry import CODECS, METHODS, MODELS, PARTITIONS, SERVER_OPTIMIZERS, SOURCES, Registry, imported
 from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.schema import recipe_schema
@@ -141,3 +145,27 @@ def test_what_is_no_kind_is_said_so(table: Any, said: str) -> None:
         parse_recipe(RECIPE | {"partition": table})
     assert str(caught.value).startswith("recipe: partition: ")
     assert said in str(caught.value)
+
+
+GAN = """
+from typing import Literal
+from manyhands import Gan
+
+class Other(Gan):
+    kind: Literal["other"] = "other"
+"""
+
+
+def test_a_gan_of_another_package_is_stored_and_loaded_as_a_gan(install: Install, tmp_path: Path) -> None:
+    install("gans", GAN, "manyhands.models", other="gans:Other")
+    spec = MODELS.load("other")
+    model = spec(size=8, channels=1, classes=0, latent=4, width=4)
+    assert isinstance(model, Gan)
+    GanGenerator(model, generator_weights(initial_weights(model, 0))).save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert isinstance(loaded, GanGenerator)
+    assert loaded.model == model
+    (tmp_path / "gans-1.dist-info" / "entry_points.txt").unlink()
+    registry.registered.cache_clear()
+    with pytest.raises(RunFolderError, match="holds no trained generator: kind 'other' is not known"):
+        load(tmp_path / "model")

@@ -20,6 +20,7 @@ from manyhands.generators.base import ImageGenerator
 from manyhands.models.autoencoder import FACTS
 from manyhands.models.gan import Gan, run_blocks
 from manyhands.models.layer_cut import LayerCut
+from manyhands.registry import MODELS
 from manyhands.tensors import Tensors
 
 WEIGHTS = "gan.safetensors"
@@ -106,7 +107,10 @@ class GanGenerator(ImageGenerator):
             cut = LayerCut(**facts["cut"]) if "cut" in facts else None
             weights = safetensors.torch.load_file(folder / WEIGHTS)
             sampling, classes = Sampling(**facts["sampling"]), tuple(facts["classes"])
-            loaded = cls(Gan(**facts["model"]), weights, cut, classes, sampling, device, facts["ema"])
+            spec = MODELS.load(str(facts["model"]["kind"]))
+            if not issubclass(spec, Gan):
+                raise ValueError(f"it holds a model of kind {facts['model']['kind']!r}, no GAN")
+            loaded = cls(spec(**facts["model"]), weights, cut, classes, sampling, device, facts["ema"])
             _ = loaded.network  # raises an error if the weights do not fit the model
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None

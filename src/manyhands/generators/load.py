@@ -10,6 +10,8 @@ from manyhands.errors import RunFolderError
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
 from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
+from manyhands.models.gan import Gan
+from manyhands.registry import MODELS
 
 TrainedModel: TypeAlias = DiffusionGenerator | GanGenerator | TrainedAutoencoder
 """What a run leaves behind."""
@@ -27,11 +29,12 @@ def load(folder: Path, device: str = "cpu") -> TrainedModel:
     """
     try:
         facts = json.loads((folder / FACTS).read_text())
-        if facts["model"]["kind"] == "gan":
+        spec = MODELS.load(str(facts["model"]["kind"]))
+        if issubclass(spec, Gan):
             return GanGenerator.from_pretrained(folder, device)
-        if facts["model"]["kind"] != "autoencoder":
+        if not issubclass(spec, Autoencoder):
             return DiffusionGenerator.from_pretrained(folder, device)
-        model = Autoencoder(**facts["model"])
+        model = spec(**facts["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
     return TrainedAutoencoder.from_pretrained(folder, model, device, facts["ema"])

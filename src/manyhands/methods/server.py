@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Accumulated(NamedTuple):
     """What ``Server.accumulate`` did with a message of a group operation.
 
-    Args:
+    Attributes:
         message: What of it is kept until the barrier.
         taken: Whether the server has added it up, and so cannot do without it. A silo that restarts and sends it again
             is then answered without another ``accumulate``; where False, the newer message replaces the earlier one.

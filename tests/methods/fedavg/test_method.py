@@ -112,7 +112,7 @@ def test_participants_are_drawn_without_replacement_and_the_others_rest() -> Non
 
 def test_a_silo_with_fewer_images_than_a_batch_works() -> None:
     done = list(Experiment(tiny_fedavg(), tiny_silos([1, 30]), device="cpu"))
-    assert done[0].images == 2 * (1 + 4)
+    assert done[0].images_seen == 2 * (1 + 4)
 
 
 def test_unconditional_models_train_and_labels_are_not_used() -> None:
