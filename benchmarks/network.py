@@ -249,7 +249,12 @@ def _fuzz(kit: Kit, count: int, chance: random.Random) -> int:
     refused: dict[str, str] = {}
     came: queue.SimpleQueue[Frame] = queue.SimpleQueue()
     line = Connection(
-        kit.about.party, kit.startup, LOOPBACK, kit.about.port, "client", lambda _, frame: came.put(frame)
+        kit.about.party,
+        kit.startup,
+        host=LOOPBACK,
+        port=kit.about.port,
+        role="client",
+        on_frame=lambda _, frame: came.put(frame),
     )
     whole = encode(Message("update", {"x": torch.ones(64)}, {"round": 0, "images": 3, "loss": 0.5}))
     frames = {f"s{number}": _mutated(f"s{number}", whole, chance) for number in range(count)}
@@ -318,7 +323,9 @@ def strangers(_args: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
 def _let_in(name: str, startup: Path, port: int) -> bool:
     """Whether somebody hears a word within some seconds of calling; not its own, where it has the server's name."""
     came: list[Frame] = []
-    line = Connection(name, startup, LOOPBACK, port, "client", lambda _, frame: came.append(frame))
+    line = Connection(
+        name, startup, host=LOOPBACK, port=port, role="client", on_frame=lambda _, frame: came.append(frame)
+    )
     call, end = ClientSession(Message("hello", facts={"declined": ""}), "s", 1), time.monotonic() + 4
     asked = call.begin() + call.ask_again()
     while time.monotonic() < end:

@@ -106,6 +106,12 @@ def test_who_must_not_know_whom(path: Path) -> None:
         assert not concrete
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_call_with_many_values_names_them(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [f"{path.name}:{call.lineno}" for call in calls if len(call.args) > 6]
+
+
 def test_nothing_is_pickled_and_torchvision_is_no_requirement() -> None:
     one_by_its_hash = 'torch.load(path, map_location="cpu", weights_only=True)  # a pickle'
     text = "\n".join(path.read_text() for path in FILES).replace(one_by_its_hash, "")

@@ -36,7 +36,13 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
     def down(x: Tensor) -> tuple[Tensor, Tensor]:
         handed = sampling.denoise(server, x, schedule, schedule.steps, method.server_stop(cut), rng)
         return handed, sampling.denoise(
-            silo, handed, schedule, method.silo_start(cut), 0, rng, method.silo_steps(cut, sampling)
+            silo,
+            handed,
+            schedule,
+            t_from=method.silo_start(cut),
+            t_to=0,
+            rng=rng,
+            steps=method.silo_steps(cut, sampling),
         )
 
     alpha_bar = float(schedule.alpha_bar()[cut])

@@ -253,7 +253,15 @@ def test_a_shell_completes_commands_and_recipes(line: str, proposals: list[str])
 
 
 def test_a_round_fits_in_a_terminal_of_80_columns() -> None:
-    done = Round(999, 1000, 123.4, 60_000, 10**9, 10**9, {f"s{i}": 0.1 for i in range(100)})
+    done = Round(
+        number=999,
+        rounds=1000,
+        seconds=123.4,
+        images=60_000,
+        bytes_up=10**9,
+        bytes_down=10**9,
+        losses={f"s{i}": 0.1 for i in range(100)},
+    )
     assert len(round_line(done, 100)) <= 80
 
 

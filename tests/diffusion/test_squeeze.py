@@ -80,5 +80,15 @@ def test_objectives_see_squeezed_images() -> None:
     assert torch.equal(*seen)
     seen.clear()
     for images, diffusion in ((x, within), (squeezed(x, 1.0), plain)):
-        loss(diffusion, network, network, images, None, 0, torch.Generator().manual_seed(0), [5, 0], 1)
+        loss(
+            diffusion,
+            network,
+            network,
+            x_0=images,
+            labels=None,
+            no_label=0,
+            rng=torch.Generator().manual_seed(0),
+            grid=[5, 0],
+            teacher_steps=1,
+        )
     assert torch.equal(seen[0], seen[len(seen) // 2])

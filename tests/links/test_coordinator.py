@@ -23,7 +23,12 @@ PLAN = Plan(
     {
         "ask": Operation("asks", "ever", Payload(), Payload(facts={"count": COUNT})),
         "add": Operation(
-            "adds", "each round", Payload({"x": TensorSpec((2, None), torch.float32)}, FACTS), Payload(), True, True
+            "adds",
+            "each round",
+            Payload({"x": TensorSpec((2, None), torch.float32)}, FACTS),
+            Payload(),
+            barrier=True,
+            closes_round=True,
         ),
     }
 )
@@ -56,7 +61,7 @@ class Summing(Server):
 
 def hub(quorum: int = 1, deadline: float = 10) -> tuple[RoundCoordinator, Summing]:
     server = Summing()
-    return RoundCoordinator(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum, deadline), server
+    return RoundCoordinator(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum=quorum, deadline=deadline), server
 
 
 IMAGES = {"a": 1, "b": 2, "c": 3}

@@ -78,7 +78,17 @@ def images(count: int = 64) -> tuple[Tensor, Tensor]:
 
 def error(diffusion: Diffusion, student: Network, grid: list[int], teacher_steps: int = 4) -> float:
     rng, (x_0, labels) = torch.Generator().manual_seed(1), images()
-    return loss(diffusion, student, teacher_of(diffusion), x_0, labels, NO_LABEL, rng, grid, teacher_steps).item()
+    return loss(
+        diffusion,
+        student,
+        teacher_of(diffusion),
+        x_0=x_0,
+        labels=labels,
+        no_label=NO_LABEL,
+        rng=rng,
+        grid=grid,
+        teacher_steps=teacher_steps,
+    ).item()
 
 
 @pytest.mark.parametrize("diffusion", TARGETS, ids=lambda diffusion: diffusion.target)
@@ -156,7 +166,17 @@ def test_a_linear_student_learns_it(target: str) -> None:
     optimiser, rng = torch.optim.Adam([weights], 0.05), torch.Generator().manual_seed(0)
     x_0, errors = images()[0] * 0.5, []
     for _ in range(300):
-        value = loss(diffusion, student, teacher_of(diffusion), x_0, None, 0, rng, grid, 4)
+        value = loss(
+            diffusion,
+            student,
+            teacher_of(diffusion),
+            x_0=x_0,
+            labels=None,
+            no_label=0,
+            rng=rng,
+            grid=grid,
+            teacher_steps=4,
+        )
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
@@ -168,7 +188,9 @@ def test_a_unet_learns_from_another_and_the_other_stays_as_it_is() -> None:
     teacher, student = (TINY.build(seed).double() for seed in (0, 1))
     rng = torch.Generator().manual_seed(0)
     x_0, labels = torch.zeros(8, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1] * 4)
-    value = loss(Diffusion(), student, teacher, x_0, labels, 2, rng, [200, 100, 0], 2)
+    value = loss(
+        Diffusion(), student, teacher, x_0=x_0, labels=labels, no_label=2, rng=rng, grid=[200, 100, 0], teacher_steps=2
+    )
     value.backward()
     assert all(weight.grad is None for weight in teacher.parameters())
     assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in student.parameters())

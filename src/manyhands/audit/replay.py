@@ -86,13 +86,14 @@ def record_batches(
     batches = {}
     for name, recorder in recorders.items():
         recorder.conversation.close()
-        number, tail_input = (
-            server.cluster.get(name, 0),
-            activations.decode(answers["make"][name].tensors).detach().cpu(),
-        )
+        number = server.cluster.get(name, 0)
+        images, generated, labels = recorder.latest
         batches[name] = RecordedBatch(
-            name, number, step, steps, method.cuts_of(name), initial_weights[number],
-            sent_by_op["made"][name], sent_by_op["real"][name], tail_input, *recorder.latest,
+            silo=name, cluster=number, step=step, steps=steps,
+            cuts=method.cuts_of(name), weights=initial_weights[number],
+            generated_activations=sent_by_op["made"][name], real_activations=sent_by_op["real"][name],
+            tail_input=activations.decode(answers["make"][name].tensors).detach().cpu(),
+            images=images, generated=generated, labels=labels,
         )  # fmt: skip
     return batches
 

@@ -42,7 +42,14 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
             picture, headings = summary.picture(shared, 8, list(range(len(classes))))
             figures.grid(folder.figures / "samples.png", picture, headings)
     folder.write("ledger.json", ledger.entries())
-    run_summary = summary.RunSummary(recipe.method, server, ledger, state.roster, recipe.sampling, recipe.evaluation)
+    run_summary = summary.RunSummary(
+        method=recipe.method,
+        server=server,
+        ledger=ledger,
+        roster=state.roster,
+        sampling=recipe.sampling,
+        evaluation=recipe.evaluation,
+    )
     unseen: dict[str, Any] = {
         "data": "", "domains": {}, "classes": list(classes), "class_counts": {}, "skipped": [],
         "held_out_counts": {site: held_out.get(site, 0) for site in state.roster},

@@ -111,7 +111,7 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
 
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        provision(out, SERVER, host, [*sites, ADMIN], days, FILE, about)
+        provision(out, server=SERVER, host=host, clients=[*sites, ADMIN], days=days, file=FILE, content=about)
         for name in (SERVER, ADMIN, *sites):
             (out / name).chmod(0o700)
         page = out / "README.md"

@@ -191,9 +191,14 @@ class RunSession:
             self.server.resume(state.round, state.stores, state.server)
             self.ledger.load(state.ledger)
         self.coordinator = RoundCoordinator(
-            self.server, self.plan, roster, self.recipe.quorum, self.recipe.federation.deadline
+            self.server,
+            self.plan,
+            roster,
+            quorum=self.recipe.quorum,
+            deadline=self.recipe.federation.deadline,
+            earlier=self._earlier,
+            late=self.delays.late,
         )
-        self.coordinator.earlier, self.coordinator.late = self._earlier, self.delays.late
         self.delays.begin(now, self.since)
         for site in roster.keys() - self.sites.enrolled:
             self.coordinator.absent[site] = self.sites.reasons.get(site, "was not there")
@@ -286,7 +291,16 @@ class RunSession:
         """Write the state after the newest closed round to disk."""
         assert self.server is not None
         state, stores = self.server.state_dict(), self.server.stores()
-        self.folder.save(State(self.server.round, state, {}, self.sites.roster, self.ledger.entries(), stores))
+        self.folder.save(
+            State(
+                round=self.server.round,
+                server=state,
+                memories={},
+                roster=self.sites.roster,
+                ledger=self.ledger.entries(),
+                stores=stores,
+            )
+        )
 
     def conclude(self) -> bool:
         """Save the final state, and write the model and the report in another process; return whether that is done.

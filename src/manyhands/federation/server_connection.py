@@ -47,8 +47,8 @@ class ServerConnection:
         self.new_session()
         about = kit.about
         self._connection = Connection(
-            about.party, kit.startup, about.host, about.port, "client",
-            self._take, lambda peer, connected: on_connection_change(connected) if peer == SERVER else None,
+            about.party, kit.startup, host=about.host, port=about.port, role="client", on_frame=self._take,
+            on_peer_change=lambda peer, connected: on_connection_change(connected) if peer == SERVER else None,
         )  # fmt: skip
 
     def _take(self, peer: str, frame: Frame) -> None:

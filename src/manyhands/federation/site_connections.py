@@ -72,8 +72,8 @@ class SiteConnections:
         self._arrivals: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         about = kit.about
         self._connection = Connection(
-            about.party, kit.startup, host, port or about.port, "server",
-            self._enqueue, lambda peer, connected: self._arrivals.put((peer, connected)),
+            about.party, kit.startup, host=host, port=port or about.port, role="server",
+            on_frame=self._enqueue, on_peer_change=lambda peer, connected: self._arrivals.put((peer, connected)),
         )  # fmt: skip
 
     def next(self, timeout: float) -> ReceivedCall | None:

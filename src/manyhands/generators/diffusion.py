@@ -112,12 +112,12 @@ class DiffusionGenerator(ImageGenerator):
                 spec,
                 Diffusion(**facts["diffusion"]),
                 _stored_weights(folder, spec),
-                tuple(facts["classes"]),
-                Sampling(**facts["sampling"]),
-                device,
-                facts["ema"],
-                spec.load_decoder(folder, device),
-                facts["scale"],
+                classes=tuple(facts["classes"]),
+                sampling=Sampling(**facts["sampling"]),
+                device=device,
+                ema=facts["ema"],
+                autoencoder=spec.load_decoder(folder, device),
+                scale=facts["scale"],
             )
             _ = loaded.network  # raises an error if the weights do not fit the model
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
@@ -164,7 +164,7 @@ class DiffusionGenerator(ImageGenerator):
         known = labels if model.classes else None
         denoiser = guided(self.network, self.diffusion, known, model.classes, sampling.guidance)
         t_from = schedule.steps if t_from is None else t_from
-        return self._bounded(sampling).denoise(denoiser, x, schedule, t_from, t_to, rng, steps)
+        return self._bounded(sampling).denoise(denoiser, x, schedule, t_from=t_from, t_to=t_to, rng=rng, steps=steps)
 
     def _bounded(self, sampling: Sampling) -> Sampling:
         """Return the settings without ``clip`` for latents, which have no bounds."""

@@ -110,7 +110,15 @@ class GanGenerator(ImageGenerator):
             spec = MODELS.load(str(facts["model"]["kind"]))
             if not issubclass(spec, Gan):
                 raise ValueError(f"it holds a model of kind {facts['model']['kind']!r}, no GAN")
-            loaded = cls(spec(**facts["model"]), weights, cut, classes, sampling, device, facts["ema"])
+            loaded = cls(
+                spec(**facts["model"]),
+                weights,
+                cut,
+                classes=classes,
+                sampling=sampling,
+                device=device,
+                ema=facts["ema"],
+            )
             _ = loaded.network  # raises an error if the weights do not fit the model
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None

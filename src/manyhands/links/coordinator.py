@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from manyhands.errors import MessageError, Reason, Refused
@@ -97,6 +97,7 @@ class RoundCoordinator:
     server: Server
     plan: Plan
     roster: Mapping[str, int]
+    _: KW_ONLY
     quorum: int = 1
     deadline: float = 600.0
     earlier: Callable[[], Tensors] | None = None

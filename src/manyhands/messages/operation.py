@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -118,6 +118,7 @@ class Operation:
     often: str
     up: Payload = field(default_factory=Payload)
     down: Payload = field(default_factory=Payload)
+    _: KW_ONLY
     barrier: bool = False
     closes_round: bool = False
     outgoing: tuple[OutgoingData, ...] = ()

@@ -67,7 +67,12 @@ class Local(LocalTrainingMethod):
             | {
                 "join": Operation("says how many images it has", "once", Payload(facts={"images": IMAGES}), down),
                 "progress": Operation(
-                    "tells its loss", f"{self.rounds} times", Payload(facts=round_facts(self.rounds)), down, True, True
+                    "tells its loss",
+                    f"{self.rounds} times",
+                    Payload(facts=round_facts(self.rounds)),
+                    down,
+                    barrier=True,
+                    closes_round=True,
                 ),
             },
         )

@@ -76,7 +76,17 @@ class Teacher:
             x_0, labels = images.batch(numbers)
             condition = labels if classes else None
             teacher_steps = self.distil.teacher_steps
-            return loss(self.diffusion, student, network, x_0, condition, classes, rng, grid, teacher_steps)
+            return loss(
+                self.diffusion,
+                student,
+                network,
+                x_0=x_0,
+                labels=condition,
+                no_label=classes,
+                rng=rng,
+                grid=grid,
+                teacher_steps=teacher_steps,
+            )
 
         return batch_loss
 
@@ -85,6 +95,7 @@ def loss(
     diffusion: Diffusion,
     student: Network,
     teacher: Network,
+    *,
     x_0: Tensor,
     labels: Tensor | None,
     no_label: int,
@@ -114,7 +125,9 @@ def loss(
     labels = diffusion.hidden(labels, no_label, rng)
     alpha, sigma = diffusion.schedule.levels(t, x_0)
     x_t = noised(x_0, eps, alpha, sigma)
-    wanted = teacher_targets(diffusion, teacher, x_t, at, labels, no_label, grid, teacher_steps)
+    wanted = teacher_targets(
+        diffusion, teacher, x_t=x_t, at=at, labels=labels, no_label=no_label, grid=grid, teacher_steps=teacher_steps
+    )
     estimate, _ = diffusion.estimates(student(x_t, t, labels), x_t, alpha, sigma)
     weight = (alpha / sigma).square().clamp(min=1)
     return (weight * (estimate - wanted).square()).mean()
@@ -123,6 +136,7 @@ def loss(
 def teacher_targets(
     diffusion: Diffusion,
     teacher: Network,
+    *,
     x_t: Tensor,
     at: Tensor,
     labels: Tensor | None,

@@ -92,7 +92,17 @@ class LocalTrainingMethod(Method, ABC):
     ) -> LocalResult:
         """Train a network for one round on a silo's images; see ``LocalRound`` for the arguments."""
         rate = self.training.rate(self.progress(number))
-        return self.learner.train_round(LocalRound(network, optimiser, silo, number, rate, proximal, teacher))
+        return self.learner.train_round(
+            LocalRound(
+                network=network,
+                optimiser=optimiser,
+                silo=silo,
+                number=number,
+                rate=rate,
+                proximal=proximal,
+                teacher=teacher,
+            )
+        )
 
 
 def why_unusable(trained: LocalResult, weights: Tensors) -> str:

@@ -130,7 +130,9 @@ class Relay(ImageGenerator):
             return x
         if self.distilled:  # a student's estimate of the clean image may lie outside of [-1, 1]
             sampling = sampling.model_copy(update={"clip": None, "sampler": "ddim"})
-        return self.silo_generator.denoised(x, labels, 0, rng, sampling, self.silo_start, self.silo_steps)
+        return self.silo_generator.denoised(
+            x, labels, t_to=0, rng=rng, sampling=sampling, t_from=self.silo_start, steps=self.silo_steps
+        )
 
     def _at_cut(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
         """Return images as the server's part leaves them, in calls of at most ``MAX_DRAWN_IMAGES``."""

@@ -136,7 +136,9 @@ class Experiment:
             )
         self._ran = True
         earlier = None if self.run_folder is None else self._earlier
-        coordinator = RoundCoordinator(self.server, self.method.plan(), self.roster, self.quorum, earlier=earlier)
+        coordinator = RoundCoordinator(
+            self.server, self.method.plan(), self.roster, quorum=self.quorum, earlier=earlier
+        )
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
         timer = RoundTimer(self.ledger, self.server)
         for closed in self.link.run(coordinator, conversations, self.ledger):
@@ -252,7 +254,16 @@ class Experiment:
         memories = {silo.name: silo.memory for silo in self.silos}
         server = self.server.state_dict()
         ledger, stores = self.ledger.entries(), self.server.stores()
-        folder.save(State(self.server.round, server, memories, self.roster, ledger, stores))
+        folder.save(
+            State(
+                round=self.server.round,
+                server=server,
+                memories=memories,
+                roster=self.roster,
+                ledger=ledger,
+                stores=stores,
+            )
+        )
 
     def _export(self, folder: RunFolder) -> None:
         """Write the trained models, a picture of samples, and the report."""
@@ -267,7 +278,14 @@ class Experiment:
         if first is not None and (picture := self._picture(first, rows=8)):
             figures.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
-        run = summary.RunSummary(self.method, self.server, self.ledger, self.roster, self.sampling, self.evaluation)
+        run = summary.RunSummary(
+            method=self.method,
+            server=self.server,
+            ledger=self.ledger,
+            roster=self.roster,
+            sampling=self.sampling,
+            evaluation=self.evaluation,
+        )
         facts = summary.facts(run, folder, generator_of_report, summary.images_of(self.silos, self.skipped), self.silos)
         page.write(folder, facts | self._verdict(folder))
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """What happened in a round: one line of the journal.
 
@@ -61,7 +61,7 @@ class Round:
         return float("nan") if self.server_loss is None else self.server_loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
     """A closed round, as it is written to disk.
 

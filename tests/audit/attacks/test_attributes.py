@@ -21,7 +21,7 @@ LEVELS = (0, 1, 500, 800, 900, 1000)
 @pytest.fixture(scope="module")
 def attack() -> NoisyClassifier:
     public, labels = striped(400, seed=1)
-    return classifier(public, labels, 2, SCHEDULE, LEVELS, steps=150, rng=rng())
+    return classifier(public, labels, outputs=2, schedule=SCHEDULE, levels=LEVELS, steps=150, rng=rng())
 
 
 def test_classes_are_read_off_light_noise_and_not_off_pure_noise(attack: NoisyClassifier) -> None:
@@ -54,7 +54,7 @@ def test_the_floor_says_the_most_frequent_class() -> None:
 def test_attributes_are_read_off_light_noise_each_by_itself() -> None:
     (public, labels), (x_0, true) = striped(400, seed=1), striped(400)
     known, has = (torch.stack([interval == 0, interval == 1], 1) for interval in (labels, true))
-    attack = classifier(public, known, 2, SCHEDULE, LEVELS, steps=150, rng=rng())
+    attack = classifier(public, known, outputs=2, schedule=SCHEDULE, levels=LEVELS, steps=150, rng=rng())
     scores = [attribute_scores(attack(release(SCHEDULE, x_0, t, rng()), t), has, rng()) for t in (1, 900, 1000)]
     for name in ("accuracy", "auc"):
         values = [interval[name]["value"] for interval in scores]

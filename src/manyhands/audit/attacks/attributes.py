@@ -97,6 +97,7 @@ def questions(
 def classifier(
     public: Tensor,
     answers: Tensor,
+    *,
     outputs: int,
     schedule: Schedule,
     levels: Sequence[int],

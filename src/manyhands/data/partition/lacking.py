@@ -26,6 +26,7 @@ Shares = Sequence[tuple[float, float]]
 
 def lacking(
     labels: np.ndarray,
+    *,
     held: np.ndarray,
     domain: np.ndarray,
     silos: int,
@@ -98,7 +99,17 @@ class Lacking(Partition):
             raise DataError(f"a silo would lack {most} of {len(np.unique(labels))} classes")
         held = np.zeros(len(images), bool) if images.held is None else images.held.numpy()
         domain, own = domain_of(images), numpy_rng(0, "lacking")
-        return lacking(labels, held, domain, self.silos, own, self.lacks, self.sizes, self.each, self.minimum)
+        return lacking(
+            labels,
+            held=held,
+            domain=domain,
+            silos=self.silos,
+            rng=own,
+            lacks=self.lacks,
+            sizes=self.sizes,
+            max_images=self.each,
+            minimum=self.minimum,
+        )
 
     def check_data(self, domains: Sequence[str], *, labelled: bool) -> None:
         """Take images of one source and of several."""

@@ -119,7 +119,14 @@ class CollaFuse(CollaFuseSpec):
         noising = noising_of(self, silo, turn)
         paths, labels = noising.paths(silo.images, numbers, first), noising.label_paths(silo.images, numbers)
         snr = float(self.diffusion.schedule.snr()[self.step_of(silo.name)])
-        return Release(numbers, paths, snr, mu_of(snr, self.bound), self.label_epsilon if labels else 0.0, labels)
+        return Release(
+            numbers=numbers,
+            paths=paths,
+            snr=snr,
+            mu=mu_of(snr, self.bound),
+            label_epsilon=self.label_epsilon if labels else 0.0,
+            label_paths=labels,
+        )
 
     def check_silo(self, silo: Silo) -> None:
         """Check the images; a silo that may draw its own labels only must train on every class that it holds out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -56,6 +56,7 @@ class Noising:
     schedule: Schedule
     cut: int
     secret: str = field(repr=False)
+    _: KW_ONLY
     norm: float | None = None
     labels: Labels = "withhold"
     label_epsilon: float = 1.0

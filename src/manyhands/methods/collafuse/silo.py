@@ -37,12 +37,12 @@ def noising_of(method: CollaFuseSpec, silo: Silo, turn: int = 0) -> Noising:
         method.diffusion.schedule,
         method.step_of(silo.name),
         silo.noise_secret,
-        method.norm,
-        method.labels if method.model.classes else "withhold",
-        method.label_epsilon,
-        turn,
-        method.release == "fresh",
-        silo.held_out,
+        norm=method.norm,
+        labels=method.labels if method.model.classes else "withhold",
+        label_epsilon=method.label_epsilon,
+        turn=turn,
+        fresh=method.release == "fresh",
+        held_out=silo.held_out,
     )
 
 

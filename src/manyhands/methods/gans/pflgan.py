@@ -108,7 +108,13 @@ class PFLGan(GanMethod):
             {
                 "join": Operation("says how many images it has", "once", join, down),
                 "progress": Operation(
-                    says, f"{self.rounds} times", up, down, True, True, self._outgoing if trades else ()
+                    says,
+                    f"{self.rounds} times",
+                    up,
+                    down,
+                    barrier=True,
+                    closes_round=True,
+                    outgoing=self._outgoing if trades else (),
                 ),
             }
         )

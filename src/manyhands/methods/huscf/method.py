@@ -129,7 +129,7 @@ class HuSCF(HuSCFSpec):
                 "in each mini-batch",
                 self._payload(op, up=True),
                 self._payload(op, up=False),
-                True,
+                barrier=True,
                 outgoing=self._outgoing(op),
             )
             for op in ORDER
@@ -137,8 +137,8 @@ class HuSCF(HuSCFSpec):
         segments = Operation(
             "sends its segments of both networks, gets the mean of its cluster", f"{self.rounds} times",
             Payload(first, round_facts(self.rounds), (*others, {})), Payload(first, facts_down, tuple(others)),
-            True, True,
-            (Weights(of="its segments of both networks"),),
+            barrier=True, closes_round=True,
+            outgoing=(Weights(of="its segments of both networks"),),
         )  # fmt: skip
         up, down = (self._payload(GENERATOR_FORWARD, up=up, bits=32, items=MAX_DRAWN_IMAGES) for up in (True, False))
         drawn = Activations(by=HEADS["generator"], on="noise and the labels that it wants drawn")

@@ -39,7 +39,7 @@ class LocalResult(NamedTuple):
 NOTHING = LocalResult()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalRound:
     """One round of training at a silo.
 
