@@ -94,7 +94,9 @@ def bars(rows: Mapping[str, tuple[float, float | None]], unit: str) -> Bars:
         length = round(max(value, 0) * scale, 1)
         mark = None if floor is None else round(BAR_START + floor * scale, 1)
         end = max(BAR_START + length, mark or 0)
-        placed.append(Bar(name[:MAX_NAME], f"{value:.3g}", ROW_HEIGHT * i, length, mark, end))
+        placed.append(
+            Bar(name=name[:MAX_NAME], value=f"{value:.3g}", top=ROW_HEIGHT * i, length=length, mark=mark, end=end)
+        )
     return Bars(unit, placed, width, ROW_HEIGHT * len(rows) + 2)
 
 
