@@ -257,7 +257,7 @@ def test_a_round_fits_in_a_terminal_of_80_columns() -> None:
         number=999,
         rounds=1000,
         seconds=123.4,
-        images=60_000,
+        images_seen=60_000,
         bytes_up=10**9,
         bytes_down=10**9,
         losses={f"s{i}": 0.1 for i in range(100)},

@@ -96,7 +96,7 @@ def test_a_run_that_was_not_evaluated_is_named(runs: dict[str, Path]) -> None:
 
 
 def test_work_is_the_mean_over_all_silos_also_those_that_rested() -> None:
-    done = Round(number=0, rounds=1, seconds=1.0, images=5, bytes_up=10, bytes_down=20, flops={"a": 8, "b": 4})
+    done = Round(number=0, rounds=1, seconds=1.0, images_seen=5, bytes_up=10, bytes_down=20, flops={"a": 8, "b": 4})
     assert _spent(done, "flops", silos=4) == 3
     assert _spent(done, "bytes", silos=4) == 30
 

@@ -51,7 +51,7 @@ class RoundTimer:
             resting=sum(facts.get("withheld") == RESTING for facts in facts_of_silos.values()),
             flops={silo: facts["flops"] for silo, facts in facts_of_silos.items() if facts.get("flops")},
             server_flops=self.server.flops - self.flops,
-            server_images=self.server.seen - self.seen,
+            server_images_seen=self.server.seen - self.seen,
             server_loss=self.server.loss,
             contributions={silo: dict(figures) for silo, figures in self.server.contributions.items()},
             note=closed.note,
