@@ -153,7 +153,15 @@ def trained_attackers(
 
     def reader(answers: Tensor, outputs: int, seed_name: str) -> attributes.NoisyClassifier:
         rng, all_levels = torch_rng(seed, seed_name), [0, *levels]
-        return attributes.classifier(public_images, answers, outputs, schedule, all_levels, effort.classifier, rng)
+        return attributes.classifier(
+            public_images,
+            answers,
+            outputs=outputs,
+            schedule=schedule,
+            levels=all_levels,
+            steps=effort.classifier,
+            rng=rng,
+        )
 
     return Attackers(
         diffusion=diffusion,

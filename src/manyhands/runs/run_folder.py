@@ -270,7 +270,14 @@ class RunFolder:
         silos = kept.facts["silos"]
         memories = {silo: self.memory(silo, number) for silo in silos}
         stores = {name: self._read_store(name, known) for name, known in kept.facts["stores"].items()}
-        return State(number, dict(kept.tensors), memories, kept.facts["roster"], kept.facts["ledger"], stores)
+        return State(
+            round=number,
+            server=dict(kept.tensors),
+            memories=memories,
+            roster=kept.facts["roster"],
+            ledger=kept.facts["ledger"],
+            stores=stores,
+        )
 
     def _drop_generations(self, newest: int) -> None:
         for folder in [self.server, *self.path.glob("silos/*")]:
