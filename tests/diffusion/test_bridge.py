@@ -47,7 +47,7 @@ def test_no_network_does_better_than_the_ordinary_denoiser_at_any_cut(target: st
 
 
 def test_near_the_cut_a_noise_and_its_opposite_vary_far_less_than_two_noises() -> None:
-    diffusion, x_cut = Diffusion(upto=410), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    diffusion, x_cut = Diffusion(max_timestep=410), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def slope(seed: int, *, pairs: bool) -> float:
         push = torch.zeros((), requires_grad=True)

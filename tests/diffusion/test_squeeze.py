@@ -74,7 +74,7 @@ def test_objectives_see_squeezed_images() -> None:
         seen.append(x_t)
         return torch.zeros_like(x_t)
 
-    plain, within = (Diffusion(norm=norm, upto=1) for norm in (None, 1.0))
+    plain, within = (Diffusion(norm=norm, max_timestep=1) for norm in (None, 1.0))
     for images, diffusion in ((x, within), (squeezed(x, 1.0), plain)):
         diffusion.loss(network, images, None, 0, torch.Generator().manual_seed(0))
     assert torch.equal(*seen)

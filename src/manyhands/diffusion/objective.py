@@ -54,7 +54,7 @@ class Diffusion(Spec):
         le=1,
         description="The share of labels that training hides, which classifier-free guidance needs.",
     )
-    upto: Int | None = Field(
+    max_timestep: Int | None = Field(
         default=None, ge=0, description="The last timestep that is trained; None for all timesteps, 0 for none."
     )
     norm: Float | None = Field(
@@ -68,8 +68,8 @@ class Diffusion(Spec):
 
     @model_validator(mode="after")
     def _in_the_schedule(self) -> Self:
-        if (self.upto or 0) > self.schedule.steps:
-            raise ValueError(f"upto is {self.upto}, but the schedule has {self.schedule.steps} steps")
+        if (self.max_timestep or 0) > self.schedule.steps:
+            raise ValueError(f"max_timestep is {self.max_timestep}, but the schedule has {self.schedule.steps} steps")
         return self
 
     def loss(
@@ -106,14 +106,14 @@ class Diffusion(Spec):
         return torch.where(hide, no_label, labels)
 
     def steps(self, count: int, rng: torch.Generator, above: int | Tensor = 0) -> Tensor:
-        """Sample timesteps to train on, (count,), with above < t <= upto.
+        """Sample timesteps to train on, (count,), with above < t <= max_timestep.
 
         Args:
             count: How many timesteps.
             rng: The random numbers; the result is on their device.
             above: The timestep below all of them, or one for each, (count,).
         """
-        last = self.schedule.steps if self.upto is None else self.upto
+        last = self.schedule.steps if self.max_timestep is None else self.max_timestep
         if self.times == "uniform" and isinstance(above, int):
             return torch.randint(above + 1, last + 1, (count,), generator=rng, device=rng.device)
         return (above + 1 + (self._spread(count, rng) * (last - above)).long()).clamp(max=last)

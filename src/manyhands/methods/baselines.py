@@ -82,7 +82,7 @@ class Local(LocalTrainingMethod):
         return self.learner.silo_generator(silo, strip_prefix(silo.memory, "average."))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
-        if self.diffusion.upto == 0:
+        if self.diffusion.max_timestep == 0:
             return Message("progress", {}, update_facts(silo, answer))
         network, number = silo.device_context.network(self.model), answer.facts["round"]
         if number == self.distil_start:

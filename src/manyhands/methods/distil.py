@@ -70,7 +70,9 @@ class Teacher:
         network.load_state_dict(self.weights)
         network.eval()
         images, classes = silo.images.to(silo.device_context.device), self.model.classes
-        grid = self.distil.grid(self.diffusion.schedule.steps if self.diffusion.upto is None else self.diffusion.upto)
+        grid = self.distil.grid(
+            self.diffusion.schedule.steps if self.diffusion.max_timestep is None else self.diffusion.max_timestep
+        )
 
         def batch_loss(numbers: Tensor) -> Tensor:
             x_0, labels = images.batch(numbers)

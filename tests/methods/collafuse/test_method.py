@@ -374,7 +374,7 @@ def test_a_silo_may_have_a_smaller_network() -> None:
             {"silo_model": {"kind": "unet", "size": 8, "channels": 1, "classes": 2}},
             "size, channels and classes of model",
         ),
-        ({"diffusion": {"upto": 4}}, "diffusion.upto follows from the cut"),
+        ({"diffusion": {"max_timestep": 4}}, "diffusion.max_timestep follows from the cut"),
         ({"diffusion": {"norm": 4.0}}, "diffusion.norm follows from method.norm"),
         ({"release": "fresh", "cut": {"epsilon": 50}}, "a cut by epsilon assumes one release"),
         ({"release": "fresh", "warm_start": 1}, "warm_start needs releases"),

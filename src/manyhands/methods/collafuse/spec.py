@@ -105,8 +105,8 @@ class CollaFuseSpec(LocalTrainingMethod, ABC):
         local, model = self.local_model, self.model
         if (local.size, local.channels, local.classes) != (model.size, model.channels, model.classes):
             raise ValueError("silo_model must have the size, channels and classes of model")
-        if self.diffusion.upto is not None:
-            raise ValueError("diffusion.upto follows from the cut; leave it out")
+        if self.diffusion.max_timestep is not None:
+            raise ValueError("diffusion.max_timestep follows from the cut; leave it out")
         if self.diffusion.norm is not None:
             raise ValueError("diffusion.norm follows from method.norm; set that instead")
         if self.warm_start and local != self.server_model:
@@ -158,7 +158,7 @@ class CollaFuseSpec(LocalTrainingMethod, ABC):
         fields = {
             "model": self.local_model,
             "training": self.training,
-            "diffusion": self.diffusion.model_copy(update={"upto": step, "norm": self.norm_at(step)}),
+            "diffusion": self.diffusion.model_copy(update={"max_timestep": step, "norm": self.norm_at(step)}),
             "rounds": self.rounds,
             "ema": self.ema,
             "keep_optimiser": self.keep_optimiser,
