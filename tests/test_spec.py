@@ -17,18 +17,21 @@ FIELDS: dict[str, Any] = {"model": UNet(size=8, channels=1, classes=0, widths=(8
 @pytest.mark.parametrize(
     ("build", "line"),
     [
-        (lambda: FedAvg(**FIELDS, rounds=0), "FedAvg.rounds: 0 came: input should be greater than or equal to 1"),
+        (lambda: FedAvg(**FIELDS, rounds=0), "FedAvg.rounds: is 0, but should be greater than or equal to 1"),
         (lambda: FedAvg(**FIELDS), "FedAvg.rounds: Field required"),
         (lambda: FedAvg(**FIELDS, rounds=1, round=2), "FedAvg: unknown key 'round'; did you mean 'rounds'?"),
         (lambda: FedAvg(**FIELDS, rounds=1, up="int8"), "FedAvg.up: kind 'int8' is not known; known: "),
         (lambda: FedAvg(**FIELDS, rounds=1, up=3), "FedAvg.up: a table that names its kind is expected"),
         (
             lambda: FedAvg(**FIELDS, rounds=1, diffusion={"schedule": {"steps": 0}}),
-            "FedAvg.diffusion.schedule.steps: 0 came: ",
+            "FedAvg.diffusion.schedule.steps: is 0, but should be ",
         ),
-        (lambda: FedAvg(**FIELDS, rounds=1, up={"kind": "updates", "bits": "no"}), "FedAvg.up.bits: 'no' came: "),
+        (
+            lambda: FedAvg(**FIELDS, rounds=1, up={"kind": "updates", "bits": "no"}),
+            "FedAvg.up.bits: is 'no', but should be ",
+        ),
         (lambda: Training(steps=1, epochs=1), "Training: set either steps or epochs"),
-        (lambda: Diffusion(label_dropout=2), "Diffusion.label_dropout: 2 came: "),
+        (lambda: Diffusion(label_dropout=2), "Diffusion.label_dropout: is 2, but should be "),
         (lambda: UNet(size=8, channels=1, classes=0, widths=(12,)), "UNet: width 12 is not a multiple of groups"),
     ],
 )
@@ -64,7 +67,7 @@ def test_plain_values_keep_the_error_of_pydantic_with_its_places() -> None:
     with pytest.raises(ValidationError) as caught:
         FedAvg.model_validate({**FIELDS, "rounds": 1, "up": {"kind": "updates", "bits": "no"}})
     assert caught.value.errors()[0]["loc"] == ("up", "bits")
-    with pytest.raises(ValidationError, match=r"inner\n  Value error, Training.steps: 0 came"):
+    with pytest.raises(ValidationError, match=r"inner\n  Value error, Training.steps: is 0"):
         Outer.model_validate({"inner": 0})
 
 

@@ -21,17 +21,17 @@ def which_method() -> str:
             "`fedavg`",
             "to train the whole network",
             "its weights, each round",
-            "parts of them, perhaps, from its weights: it sees those of each silo",
+            "perhaps parts of them: the server sees the weights of each silo",
             f"weights both ways; {federated['quant4_bytes']['figure']:.1f} x fewer bytes with 4 bits",
             f"FID {_measured(federated['vanilla_iid'])} x that of pooled data",
         ],
         [
             "`collafuse`",
-            "to train a network of its own; to draw, the cut's share of the steps",
+            "to train a network of its own, and to run the last steps of sampling (at cut .4, 40 %)",
             "each image once, with noise",
             f"which of 1,000 candidates an image is: {_percent(cheap)} of them at cut .4, {_percent(recommended)} at "
             f"cut {released['recommended_cut']:.3g}",
-            "4 bytes a pixel, once; more to draw",
+            "4 bytes a pixel, once; more whenever a silo samples",
             f"FID {_measured(cut['quality_alone'])} x that of silos alone, worst of cuts .2 to .6",
         ],
         [
@@ -45,16 +45,16 @@ def which_method() -> str:
         [
             "`mdgan`, `splitgan`",
             f"a discriminator: {_of_fedavg('mdgan 4', 'flops_silo'):.2f} x the work",
-            "gradients at made images; its discriminator",
-            "parts of them, perhaps, from its discriminator",
+            "gradients at generated images; its discriminator",
+            "perhaps parts of them, from its discriminator",
             f"{_of_fedavg('mdgan 4', 'bytes'):.1f} x, {_of_fedavg('splitgan 4', 'bytes'):.1f} x",
             f"CAS {_cas('mdgan 4')}, {_cas('splitgan 4')} where `huscf` has {_cas('huscf 4')} (one seed)",
         ],
         [
             "`pflgan`",
             "to train a whole GAN",
-            "its generator, every few rounds; images that it makes go to other silos",
-            "what its generator draws",
+            "its generator, every few rounds; images that it generates go to other silos",
+            "what its generator can generate",
             f"{_of_fedavg('pflgan 4', 'bytes'):.2f} x",
             f"CAS {_cas('pflgan 4')} (one seed)",
         ],
@@ -72,7 +72,7 @@ def which_method() -> str:
             "losses and counts",
             "nothing of them",
             "none",
-            f"CAS {_cas('local 4')} (one seed); asked for every class of skewed data, FID "
+            f"CAS {_cas('local 4')} (one seed); with skewed data, if each must generate every class, FID "
             f"{_measured(federated['beats_local'])} x that of `fedavg`",
         ],
     ]

@@ -77,7 +77,8 @@ def _sentence(problem: ErrorDetails) -> str:
         return text
     value = repr(problem["input"])
     shown = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]} ..."
-    return f"{shown} came: {text[0].lower()}{text[1:]}"
+    expected = text.removeprefix("Input ")
+    return f"is {shown}, but {expected[0].lower()}{expected[1:]}"
 
 
 def _path(loc: Sequence[str | int], fields: Any) -> list[str]:

@@ -189,13 +189,13 @@ def test_runs_are_measured_by_the_same_images_whoever_trains_and_whatever_the_se
     ("partition", "said"),
     [
         ({"silos": 3}, "partition: silos is 3, but there are 2 groups"),
-        ({"groups": []}, r"partition.groups: \[\] came"),
-        ({"groups": [[]]}, r"partition.groups.0: \[\] came"),
-        ({"groups": "Bald"}, "partition.groups: 'Bald' came"),
-        ({"groups": ["Bald"]}, "partition.groups.0: 'Bald' came"),
-        ({"groups": [[1]]}, "partition.groups.0: 1 came"),
+        ({"groups": []}, r"partition.groups: is \[\], but"),
+        ({"groups": [[]]}, r"partition.groups.0: is \[\], but"),
+        ({"groups": "Bald"}, "partition.groups: is 'Bald', but"),
+        ({"groups": ["Bald"]}, "partition.groups.0: is 'Bald', but"),
+        ({"groups": [[1]]}, "partition.groups.0: is 1, but"),
         ({"each": 1, "minimum": 2}, "each is 1, fewer than the minimum of 2"),
-        ({"each": True}, "partition.each: True came"),
+        ({"each": True}, "partition.each: is True, but"),
     ],
 )
 @pytest.mark.parametrize("kind", ["local", "central"])

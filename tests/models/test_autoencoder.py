@@ -128,9 +128,9 @@ def test_the_first_stage_of_latent_diffusion_has_its_published_size() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"size": 6, "widths": (8, 8, 8)}, "cannot be halved 2 times"),
+        ({"size": 6, "widths": (8, 8, 8)}, "should be a multiple of 4"),
         ({"widths": (8, 12)}, "not a multiple of groups"),
-        ({"size": 4, "widths": (8, 8, 8)}, "cannot be halved"),
+        ({"size": 4, "widths": (8, 8, 8)}, "should be a multiple of 4 and at least 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_told(options: dict[str, object], why: str) -> None:

@@ -71,10 +71,10 @@ def test_a_number_may_begin_with_its_point(path: Path) -> None:
         (["sede=3"], r"unknown key 'sede'; did you mean 'seed'\?"),
         (["method.kind=fedavgg"], r"method: kind 'fedavgg' is not known; did you mean 'fedavg'\?"),
         (["data.source=digit"], r"data.source: kind 'digit' is not known; did you mean 'digits'\?"),
-        (["method.rounds=0"], r"method.rounds: 0 came: input should be greater than or equal to 1"),
-        (["method.ema=nan"], r"method.ema: nan came"),
-        (["method.ema=inf"], r"method.ema: inf came"),
-        (["method.training.learning_rate=-1"], r"method.training.learning_rate: -1 came"),
+        (["method.rounds=0"], r"method.rounds: is 0, but should be greater than or equal to 1"),
+        (["method.ema=nan"], r"method.ema: is nan, but"),
+        (["method.ema=inf"], r"method.ema: is inf, but"),
+        (["method.training.learning_rate=-1"], r"method.training.learning_rate: is -1, but"),
         (["method.training.epochs=2"], r"method.training: set either steps or epochs"),
         (["method.participants=5"], r"participants is 5, partition.silos is only 4"),
         (["quorum=5"], r"quorum is 5, but only 4 silos take part"),
@@ -90,32 +90,32 @@ def test_a_number_may_begin_with_its_point(path: Path) -> None:
         (["method.up={kind='updates',fine=['nothing']}"], r"method: fine has 'nothing', but no weight"),
         (["method.up.bits=4"], r"method.up: a table that names its kind is expected"),
         (["method.up=4"], r"method.up: a table that names its kind is expected"),
-        (["method.proximal=1e39"], r"method.proximal: 1e\+39 came"),
+        (["method.proximal=1e39"], r"method.proximal: is 1e\+39, but"),
         (
             ["method.model.kind=autoencoder", "method.model.widths=[8, 16]", "method.share=up"],
             r"an autoencoder can only be shared with",
         ),
         (["partition.kind=dirichlet"], r"partition.alpha: [Ff]ield required"),
-        (["name=../up"], r"name: '../up' came"),
-        (["method.rounds=true"], r"method.rounds: True came"),
-        (["method.rounds='2'"], r"method.rounds: '2' came"),
-        (["method.rounds=2.0"], r"method.rounds: 2.0 came"),
-        (["data.classes=-3"], r"data.classes: -3 came"),
+        (["name=../up"], r"name: is '../up', but"),
+        (["method.rounds=true"], r"method.rounds: is True, but"),
+        (["method.rounds='2'"], r"method.rounds: is '2', but"),
+        (["method.rounds=2.0"], r"method.rounds: is 2.0, but"),
+        (["data.classes=-3"], r"data.classes: is -3, but"),
         (["data.classes=['a', 'a']"], r"data: classes names a class twice"),
-        (["data.size=1"], r"^[^\n]*data.size: 1 came[^\n]*$"),
+        (["data.size=1"], r"^[^\n]*data.size: is 1, but[^\n]*$"),
         (["method.model.widths=[0]"], r"width 0 is not a multiple"),
         (
             ["method.model.widths=[4]", "method.model.groups=1", "method.model.attention=true"],
             r"not a multiple of head",
         ),
-        (["sampling.steps=1000000000000"], r"sampling.steps: 1000000000000 came"),
+        (["sampling.steps=1000000000000"], r"sampling.steps: is 1000000000000, but"),
         (["method.training.steps=10000000000000000000000"], r"method.training.steps: "),
         (["seed=1\nname='x'"], r"is not of the form"),
         (["seed"], r"--set seed: is not of the form"),
         (["seed.x=1", "seed.x.y=2"], r"--set seed.x.y=2: x is a value, not a table"),
         (
             ["method.kind=collafuse", "method.cut=low"],
-            r"method.cut: 'low' came; expected a share in \[0, 1\], \{ snr_db",
+            r"method.cut: is 'low', but should be a share in \[0, 1\], \{ snr_db",
         ),
         (["method=3"], r"method: "),
         (["data=3"], r"data: "),
@@ -189,7 +189,7 @@ HUSCF = Path(__file__).parents[2] / "recipes" / "digits-huscf.toml"
         (["method.min_head=2"], r"min_head is 2: a head ends before block 2"),
         (["method.clusters=0"], r"method.clusters.*greater than or equal to 1"),
         (["method.clusters=9"], r"method.clusters is 9, partition.silos is only 5"),
-        (["method.training.batch=1"], r"method.training.batch: 1 came"),
+        (["method.training.batch=1"], r"method.training.batch: is 1, but"),
         (["method.training.precision=bfloat16"], r"method.training.precision"),
         (["method.cut={generator={head=1,tail=2},discriminator={head=1,tail=4}}"], r"head must be below block 2"),
         (["method.cut={generator={head=0,tail=4},discriminator={head=0,tail=4}}"], r"images can be computed"),
@@ -216,7 +216,7 @@ def test_a_kind_of_method_implies_its_kind_of_model(kind: str) -> None:
     assert parse_recipe(recipe).method.model == model
     recipe["method"]["model"] = {"kind": "unet" if gan else "gna"}
     with pytest.raises(
-        RecipeError, match=r"method.model.*(input should be 'gan'|input should be 'unet'|did you mean 'gan')"
+        RecipeError, match=r"method.model.*(but should be 'gan'|but should be 'unet'|did you mean 'gan')"
     ):
         parse_recipe(recipe)
 

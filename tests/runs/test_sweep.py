@@ -77,10 +77,10 @@ def test_tables_short_forms_and_lists_can_be_swept_and_keep_apart(path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ema = [0, 1.4]", r"mine.toml: sweep method.ema=1.4: method.ema: 1.4 came"),
+        ("ema = [0, 1.4]", r"mine.toml: sweep method.ema=1.4: method.ema: is 1.4, but"),
         ("emma = [0]", r"sweep method.emma=0: method: unknown key 'emma'; did you mean 'ema'\?"),
-        ("ema = 0.5", r"sweep.ema: 0.5 came, a list of values is expected"),
-        ("ema = []", r"sweep.ema: \[\] came, a list of values is expected"),
+        ("ema = 0.5", r"sweep.ema: is 0.5, but should be a list of values"),
+        ("ema = []", r"sweep.ema: is \[\], but should be a list of values"),
         ("method.rounds.x = [1]", r"sweep method.rounds.x=1: rounds is a value, not a table"),
         ('ema = [0]\n"method.ema" = [0.5]', r"sweep: method.ema is listed twice"),
         ("ema = [0, 0.0]", r"sweep: method.ema=0 and method.ema=0.0 are the same run"),
@@ -88,7 +88,7 @@ def test_tables_short_forms_and_lists_can_be_swept_and_keep_apart(path: Path) ->
         ('data.origin = ["a b", "a/b"]', r"data.origin=a b and data.origin=a/b are one folder"),
         ('data.origin = ["a", "A"]', r"are one folder"),
         (f'data.origin = ["{"x" * 300}"]', r"a name of more than 200 characters"),
-        ("rounds = [nan]", r"method.rounds: nan came"),
+        ("rounds = [nan]", r"method.rounds: is nan, but"),
         ("rounds = [2026-01-01]", r"method.rounds: "),
         (
             f"rounds = {list(range(1, 102))}\nema = {[i / 10 for i in range(10)]}",
@@ -104,7 +104,7 @@ def test_a_wrong_sweep_is_told_by_what_is_wrong_with_it(path: Path, text: str, s
 def test_a_sweep_is_a_table_and_is_not_passed_over(path: Path) -> None:
     with pytest.raises(RecipeError, match="several recipes: load_sweep"):
         load_recipe(swept(path, "ema = [0]"))
-    with pytest.raises(RecipeError, match=r"sweep: 3 came, a table of fields"):
+    with pytest.raises(RecipeError, match=r"sweep: is 3, but should be a table of fields"):
         load_sweep(path, ["sweep=3"])
 
 

@@ -30,7 +30,8 @@ def advise(
         typer.Option(
             metavar="BLOCK",
             min=0,
-            help="Last block of the discriminator's head, at least. The head sees the images. Blocks count from 0.",
+            help="Each device keeps at least blocks 0 to BLOCK of the discriminator: images are easier to compute from "
+            "the output of fewer blocks.",
         ),
     ] = 1,
     solver: Annotated[

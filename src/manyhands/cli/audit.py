@@ -38,9 +38,7 @@ def audit(
     except ValueError:
         raise RecipeError(f"--cuts {cuts}: is not a list of numbers such as 0.2,0.4") from None
     if bad := [share for share in shares if not 0 < share < 1]:
-        raise RecipeError(
-            f"--cuts {cuts}: {bad[0]:g} is not between 0 and 1 (both excluded), where noised images are released"
-        )
+        raise RecipeError(f"--cuts {cuts}: {bad[0]:g} is given, but a cut must be more than 0 and less than 1")
     if (run_folder / "sweep.json").exists():
         if as_json:
             typer.echo(finite_json(trade(run_folder)))

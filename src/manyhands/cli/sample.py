@@ -35,8 +35,7 @@ def sample(
         bool,
         typer.Option(
             "--alone",
-            help="If the denoising chain is cut: sample only from the server's network, or with --silo only from the "
-            "silo's.",
+            help="collafuse: denoise with the server's network alone; with --silo, with the silo's network alone.",
         ),
     ] = False,
     steps: StepsOption = None,

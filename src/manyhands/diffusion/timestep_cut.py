@@ -46,7 +46,9 @@ class TimestepCut(Spec):
         if isinstance(value, Mapping | TimestepCut):
             return value
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{value!r} came; expected a share in [0, 1], {{ snr_db = ... }} or {{ epsilon = ... }}")
+            raise ValueError(
+                f"is {value!r}, but should be a share in [0, 1], {{ snr_db = ... }} or {{ epsilon = ... }}"
+            )
         return {"share": value}
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ class Plan:
             sent, facts = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
             received = operation.down.size
             lines.append(
-                f"{name} ({operation.often}): {operation.description}; sends {sent} and tells {facts}; "
+                f"{name} ({operation.often}): {operation.description}; sends {sent} and the facts {facts}; "
                 f"receives {received}"
             )
         return [*lines, f"in no message: {', '.join(never_sent(kinds))}; {NO_REASSURANCE}"]

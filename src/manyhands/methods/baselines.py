@@ -67,7 +67,7 @@ class Local(LocalTrainingMethod):
             | {
                 "join": Operation("says how many images it has", "once", Payload(facts={"images": IMAGES}), down),
                 "progress": Operation(
-                    "tells its loss",
+                    "sends its loss",
                     f"{self.rounds} times",
                     Payload(facts=round_facts(self.rounds)),
                     down,

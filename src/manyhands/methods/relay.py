@@ -31,7 +31,7 @@ MAX_DRAWN_IMAGES = 256
 
 
 def operation(model: UNet) -> Operation:
-    """Return the operation by which a silo asks the server for half-denoised images.
+    """Return the operation by which a silo asks the server for partly denoised images.
 
     Args:
         model: The server's network.
@@ -49,7 +49,7 @@ def operation(model: UNet) -> Operation:
     }
     classes = "which classes, and " if model.classes else ""
     return Operation(
-        f"asks for images that are half denoised: {classes}how many, down to which step",
+        f"asks for partly denoised images: {classes}how many, and down to which timestep",
         "whenever it draws",
         Payload(labels, facts),
         Payload({"images": TensorSpec(shape, torch.float32, MAX_DRAWN_IMAGES)}),

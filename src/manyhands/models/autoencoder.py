@@ -78,10 +78,10 @@ class Autoencoder(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.size % 2 ** (len(self.widths) - 1) or self.side < 2:
-            raise ValueError(
-                f"size {self.size} cannot be halved {len(self.widths) - 1} times, as {len(self.widths)} widths need"
-            )
+        factor = 2 ** (len(self.widths) - 1)
+        if self.size % factor or self.side < 2:
+            expected = f"a multiple of {factor} and at least {2 * factor}, for {len(self.widths)} widths"
+            raise ValueError(f"size {self.size} should be {expected}")
         if bad := [width for width in self.widths if width % self.groups or not 1 <= width <= 8192]:
             raise ValueError(f"width {bad[0]} is not a multiple of groups = {self.groups}, from 1 to 8192")
         return self

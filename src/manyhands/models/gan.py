@@ -54,7 +54,7 @@ class Gan(Model):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.size % 2**self.halvings:
-            raise ValueError(f"size {self.size} cannot be halved {self.halvings} times")
+            raise ValueError(f"size {self.size} is not a multiple of {2**self.halvings}")
         if self.norm == "group" and self.width % GROUPS:
             raise ValueError(f"width {self.width} is not a multiple of {GROUPS}, the groups of norm = 'group'")
         return self

@@ -123,7 +123,7 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
     """How figures were measured, in words."""
     return (
         f"{protocol['images']:,} samples were compared with {protocol['reference']:,} training images by the features "
-        f"of {protocol['features']}; figures of real images are those of as many held-out ones. Samples were "
+        f"of {protocol['features']}. The figures of real images are of equally many held-out images. Samples were "
         f"{sampling_words(protocol)}, seeds: {', '.join(map(str, protocol['seeds']))}"
     )
 

@@ -126,7 +126,7 @@ class Experiment:
     def simulated(self) -> list[str]:
         """A warning where the noise that hides what silos send comes from the seed, which is no secret."""
         names = [silo.name for silo in self.silos if not silo.secret] if self.method.needs_secret else []
-        warning = f"simulated: the noise of {names_text(names)} {FROM_THE_SEED}; Silo(secret=...) keeps it"
+        warning = f"simulated: the noise of {names_text(names)} {FROM_THE_SEED}; Silo(secret=...) prevents this"
         return [warning] if names else []
 
     def _rounds(self) -> Iterator[Round]:

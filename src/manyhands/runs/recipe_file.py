@@ -70,7 +70,7 @@ def understood(where: str) -> Iterator[None]:
 def parse_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Parse a recipe from plain values; what the data implies for the model is filled in."""
     if not isinstance(fields, Mapping):
-        raise RecipeError(f"{where}: {fields!r} came, a table of fields is expected")
+        raise RecipeError(f"{where}: is {fields!r}, but should be a table of fields")
     complete = filled_in(fields)
     try:
         return Recipe.model_validate(complete)

@@ -90,7 +90,7 @@ def _fields(table: Any, where: str) -> dict[str, list[Any]]:
     for name, values in _flat(table, where):
         full_name = name if "." in name else f"method.{name}"
         if not isinstance(values, list) or not values:
-            raise RecipeError(f"{where}.{name}: {values!r} came, a list of values is expected")
+            raise RecipeError(f"{where}.{name}: is {values!r}, but should be a list of values")
         if full_name in fields:
             raise RecipeError(f"{where}: {full_name} is listed twice")
         fields[full_name] = values
@@ -100,7 +100,7 @@ def _fields(table: Any, where: str) -> dict[str, list[Any]]:
 def _flat(table: Any, where: str) -> list[tuple[str, Any]]:
     """Dotted names and values; TOML reads a dotted name without quotes as nested tables."""
     if not isinstance(table, dict):
-        raise RecipeError(f"{where}: {table!r} came, a table of fields with a list of values each is expected")
+        raise RecipeError(f"{where}: is {table!r}, but should be a table of fields with a list of values each")
     pairs = []
     for name, value in table.items():
         inner = _flat(value, where) if isinstance(value, dict) else [("", value)]

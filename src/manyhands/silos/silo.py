@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from manyhands.data.latents import Latents
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
-FROM_THE_SEED = "is drawn from the run's seed, and whoever knows that can remove it"
+FROM_THE_SEED = "is generated from the run's seed, and anyone who knows the seed can remove the noise"
 """The warning about noise of a silo without a ``secret``."""
 NAME_RULE = "use a-z, 0-9, '.', '_' and '-', at most 63 of them"
 

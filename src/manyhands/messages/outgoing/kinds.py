@@ -149,7 +149,7 @@ class NoisedImages(OutgoingData):
     def computed(self, images: int | None = None) -> str:
         """See ``OutgoingData``; it depends on whether there is more signal than noise, and on epsilon."""
         if self.exposed(images):
-            result = "each image, more or less sharp, since it holds more signal than noise"
+            result = "each image, more or less sharp, because the release contains more signal than noise"
         elif self.epsilon(images) > MAX_EPSILON:
             result = "a rough picture of each image, and which of several images it is"
         else:

@@ -35,9 +35,10 @@ def cost_lines(method: CollaFuseSpec, silos: int, sampling: Sampling) -> list[st
         drawn, whole = cost["draw_flops"], cost["draw_flops_whole"]
         lines.append(f"{name or 'an image'} is released at {words}")
         lines.append(
-            f"at this cut a silo does {drawn / whole:.1%} of the work of drawing an image ({count_text(drawn)}FLOP); "
-            f"its network has {cost['weights']:,.0f} of {cost['weights_whole']:,.0f} weights, and training takes "
-            f"{size_text(cost['memory'])} of memory, {size_text(cost['memory_whole'])} for the whole network"
+            f"at this cut a silo does {drawn / whole:.1%} of the work of generating an image "
+            f"({count_text(drawn)}FLOP); it trains {cost['weights']:,.0f} weights in {size_text(cost['memory'])} of "
+            f"memory, where training the whole network would be {cost['weights_whole']:,.0f} weights in "
+            f"{size_text(cost['memory_whole'])}"
         )
     if method.release == "fresh":
         copies = method.training.steps and method.rounds * method.training.steps * method.training.batch

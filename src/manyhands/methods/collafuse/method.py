@@ -85,17 +85,17 @@ class CollaFuse(CollaFuseSpec):
         return self.clusters
 
     def plan(self) -> Plan:
-        """The release, the operations of the networks below the cut, and half-denoised images for drawing."""
+        """The release, the operations of the networks below the cut, and partly denoised images for sampling."""
         local = self.local_method(max(self.cut_steps)).plan()
         operations = {
             "enter": Operation(
-                "says how many images it has and where it cuts which chain, gets how many of them the server has",
+                "says how many images it has, its schedule and its cut; gets how many of its releases the server has",
                 "once",
                 Payload(facts={"images": IMAGES, "cut": self._any_step, "chain": Text()}),
                 Payload(facts={"held": COUNT, "began": Flag(), "round": Whole(0, self.rounds)}),
             ),
             "release": self._release(),
-            "ready": Operation("has released all its images, waits for the others", "once", barrier=True),
+            "ready": Operation("has released all its images and waits for the other silos", "once", barrier=True),
         }
         if self.warm_start:
             operations["start"] = Operation(

@@ -96,7 +96,7 @@ class PFLGan(GanMethod):
         facts_down = {**next_round_facts(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
         others: tuple[StateSpec, ...] = ({},) if trades else ()
         down = Payload(self.handed_layout if trades else {}, facts_down, others)
-        says = "tells its loss"
+        says = "sends its loss"
         if trades:
             says += (
                 f"; after every {self.every} rounds sends its generator and which classes it has images of, "
