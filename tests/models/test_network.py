@@ -156,7 +156,7 @@ def test_a_run_is_resumed_and_its_folder_says_how_to_load_it(tmp_path: Path) -> 
     how = r"'tests.models.test_network.Small' names a network that was given in Python.*from_pretrained.*Denoiser"
     with pytest.raises(RunFolderError, match=how):
         load(tmp_path / "whole" / "model")
-    with pytest.raises(RecipeError, match=f"model: {how}"):
+    with pytest.raises(RecipeError, match=f"model.module: {how}"):
         loaded_generator(RunFolder(tmp_path / "whole"), None)
     DiffusionGenerator.from_pretrained(tmp_path / "whole" / "model", model=network)
 
