@@ -24,7 +24,7 @@ from manyhands import Experiment, Iid, Training, UNet, load_recipe, split
 from manyhands.audit import population
 from manyhands.audit.attacks import identity
 from manyhands.data.images import as_floats, pooled
-from manyhands.data.sources import Digits
+from manyhands.data.sources.digits import Digits
 from manyhands.diffusion.objective import noised
 from manyhands.methods.collafuse.method import CollaFuse
 from manyhands.runs.compose import silos_of

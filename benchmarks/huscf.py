@@ -28,7 +28,7 @@ from harness import bench, case_files, claims
 from harness.whole_gan import together
 from manyhands import Experiment, Images, Silo
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.methods.huscf.order import ORDER
+from manyhands.methods.huscf.operations import ORDER
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.runs.run_folder import RunFolder

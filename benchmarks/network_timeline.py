@@ -30,7 +30,7 @@ from manyhands.federation.server_connection import ServerConnection
 from manyhands.federation.site import Site
 from manyhands.federation.site_connections import ReceivedCall, SiteConnections
 from manyhands.messages.message import Message
-from manyhands.methods.huscf.order import ORDER
+from manyhands.methods.huscf.operations import ORDER
 
 BARS = {"u_gan": ">= 3.5"}
 EACH = frozenset(ORDER)

@@ -99,8 +99,8 @@ def test_a_class_of_another_package_is_taken_checked_and_documented(install: Ins
         ("nowhere:Noise", "", "which cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("bad:Noise", "1 / 0", "which cannot be imported: ZeroDivisionError: division by zero"),
         ("bad:Other", "", "which cannot be imported: AttributeError: "),
-        ("bad:Noise", "class Noise: pass", "which is not a subclass of manyhands.data.sources.Source"),
-        ("bad:Noise", "Noise = 3", "which is not a subclass of manyhands.data.sources.Source"),
+        ("bad:Noise", "class Noise: pass", "which is not a subclass of manyhands.data.sources.base.Source"),
+        ("bad:Noise", "Noise = 3", "which is not a subclass of manyhands.data.sources.base.Source"),
         ("bad:Noise", SOURCE.replace('"noise"', '"noises"'), "which needs the field: kind: Literal['noise'] = 'noise'"),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, ForkServerContext
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,8 +57,9 @@ class ForkedModule:
     def __init__(self, module: str, *words: str) -> None:
         lines, stdin = multiprocessing.Pipe(duplex=False)
         stdout, printed = multiprocessing.Pipe(duplex=False)
-        self._process = context().Process(target=_run, args=(module, words, lines, printed), daemon=True)
+        self._process = context().Process(target=_run, args=(module, words, lines, printed))
         self._process.start()
+        Finalize(self, self._process.kill, exitpriority=1)  # a daemon would end with us, too, but can start no process
         lines.close()
         printed.close()
         self.stdin, self.stdout = _file(stdin, "w"), _file(stdout, "r")

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from manyhands import Sampling, Schedule
 from manyhands.diffusion.bridge import Mode, bridge, target
+from manyhands.diffusion.norm_bound import squeezed, stretched
 from manyhands.diffusion.objective import Diffusion, noised, x_0_of_eps
-from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.release_privacy import box_norm
 from manyhands.diffusion.sample import Denoiser
-from manyhands.diffusion.squeeze import squeezed, stretched
 from manyhands.methods.collafuse.method import CollaFuse
 
 SHAPE = (1, 2, 2)

@@ -1,6 +1,6 @@
 from .data.images import Images as Images
 from .data.partition.base import Partition as Partition
-from .data.sources import Source as Source
+from .data.sources.base import Source as Source
 from .diffusion.objective import Diffusion as Diffusion
 from .diffusion.sample import Sampling as Sampling
 from .diffusion.schedule import Schedule as Schedule
@@ -45,11 +45,11 @@ from .data.partition.iid import Iid as Iid
 from .data.partition.lacking import Lacking as Lacking
 from .data.partition.quantity import Quantity as Quantity
 from .data.partition.shards import Shards as Shards
-from .data.sources import Digits as Digits
-from .data.sources import Folder as Folder
-from .data.sources import HuggingFace as HuggingFace
-from .data.sources import Idx as Idx
-from .data.sources import Zip as Zip
+from .data.sources.digits import Digits as Digits
+from .data.sources.folder import Folder as Folder
+from .data.sources.huggingface import HuggingFace as HuggingFace
+from .data.sources.idx import Idx as Idx
+from .data.sources.zip import Zip as Zip
 from .methods.baselines import Central as Central
 from .methods.baselines import Local as Local
 from .methods.collafuse.method import CollaFuse as CollaFuse

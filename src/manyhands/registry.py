@@ -151,13 +151,13 @@ MODELS = Registry(
     "manyhands.models",
 )
 SOURCES = Registry(
-    "manyhands.data.sources:Source",
+    "manyhands.data.sources.base:Source",
     {
-        "digits": "manyhands.data.sources:Digits",
-        "idx": "manyhands.data.sources:Idx",
-        "folder": "manyhands.data.sources:Folder",
-        "zip": "manyhands.data.sources:Zip",
-        "huggingface": "manyhands.data.sources:HuggingFace",
+        "digits": "manyhands.data.sources.digits:Digits",
+        "idx": "manyhands.data.sources.idx:Idx",
+        "folder": "manyhands.data.sources.folder:Folder",
+        "zip": "manyhands.data.sources.zip:Zip",
+        "huggingface": "manyhands.data.sources.huggingface:HuggingFace",
     },
     "manyhands.data",
 )

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from manyhands import CollaFuse
-from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.release_privacy import box_norm
 from manyhands.errors import BudgetError
 from manyhands.federation.conversation import converse
 from manyhands.federation.policy import Policy

@@ -99,5 +99,5 @@ def test_noise_that_is_no_secret_is_called_so(secrets: tuple[str, str], named: s
     training, cuts = Training(batch=4, steps=1), {"cut": 0.5, "rounds": 1}
     noised = Experiment(CollaFuse.model_validate({"model": model, "training": training, **cuts}), silos)
     expected = [f"simulated: the noise of {named}"] if named else []
-    assert [line.split(" is drawn")[0] for line in noised.simulated()] == expected
+    assert [line.split(" is generated")[0] for line in noised.simulated()] == expected
     assert Experiment(FedAvg(model=model, training=training, rounds=1), silos).simulated() == []

@@ -20,7 +20,7 @@ from manyhands.messages.message import Message
 from manyhands.methods.base import Method
 from manyhands.runs.checkpoint import drop_generations, generations, read_checkpoint, write_checkpoint
 from manyhands.runs.citation import citations
-from manyhands.runs.difference import first_difference
+from manyhands.runs.recipe_difference import first_difference
 from manyhands.runs.recipe_file import specs_in
 from manyhands.runs.run_folder import RunFolder
 from tests.conftest import tiny_fedavg, tiny_silos

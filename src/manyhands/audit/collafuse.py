@@ -17,7 +17,7 @@ from manyhands.audit.attacks.distance import reconstruction_scores
 from manyhands.audit.attacks.statistics import Interval, proportion
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.release_privacy import box_norm
 from manyhands.errors import RecipeError
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.seed import torch_rng

@@ -10,7 +10,7 @@ import torch
 
 from manyhands.audit.attacks.identity import equidistant
 from manyhands.data.images import as_floats
-from manyhands.diffusion.squeeze import squeezed
+from manyhands.diffusion.norm_bound import squeezed
 from manyhands.formatting import names_text
 from manyhands.messages.outgoing import NoisedImages, Picked
 from manyhands.messages.outgoing.kinds import CANDIDATES

@@ -13,7 +13,7 @@ from manyhands.errors import DataError
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.methods.huscf.order import ORDER
+from manyhands.methods.huscf.operations import ORDER
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.models.layer_cut import LayerCuts

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manyhands.data.pictures import resized
+from manyhands.data.resize import resized
 from manyhands.errors import DataError
 
 Range = tuple[float, float]

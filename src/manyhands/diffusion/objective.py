@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from manyhands.diffusion.norm_bound import squeezed
 from manyhands.diffusion.schedule import Schedule
-from manyhands.diffusion.squeeze import squeezed
 from manyhands.spec import Float, Int, Spec
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]

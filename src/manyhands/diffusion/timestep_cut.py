@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from manyhands.diffusion.release import cut_of_epsilon
+from manyhands.diffusion.release_privacy import cut_of_epsilon
 from manyhands.diffusion.schedule import Schedule
 from manyhands.errors import RecipeError
 from manyhands.messages.outgoing.kinds import epsilon_text

@@ -20,8 +20,8 @@ from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message, encoded_size
 from manyhands.runs.round import Round, State
+from manyhands.runs.round_timer import RoundTimer, check_quorum
 from manyhands.runs.run_folder import RunFolder
-from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.memory import compact_heap, peak_memory, release_memory
 from manyhands.subprocess_task import SubprocessTask
 

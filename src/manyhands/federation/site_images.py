@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyhands.data.sources import Folder
+from manyhands.data.sources.folder import Folder
 from manyhands.errors import DataError, RecipeError
 from manyhands.federation.approval import count_images
 from manyhands.federation.policy import FROM_RECIPE

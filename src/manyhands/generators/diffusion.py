@@ -14,9 +14,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from manyhands.diffusion.norm_bound import stretched
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sample import Sampling, guided
-from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder

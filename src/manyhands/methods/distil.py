@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from manyhands.diffusion.norm_bound import squeezed
 from manyhands.diffusion.objective import Diffusion, Network, noised
 from manyhands.diffusion.sample import denoise, guided, timesteps
-from manyhands.diffusion.squeeze import squeezed
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:

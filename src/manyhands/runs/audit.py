@@ -19,7 +19,7 @@ from manyhands.audit.collafuse import ActualReleases, attack_releases
 from manyhands.data.images import Images, as_bytes, as_floats, pooled
 from manyhands.data.partition.base import Partition
 from manyhands.data.partition.by_attributes import ByAttributes
-from manyhands.diffusion.squeeze import squeezed
+from manyhands.diffusion.norm_bound import squeezed
 from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, figures
 from manyhands.files.strict_json import finite_json

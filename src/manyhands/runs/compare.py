@@ -16,9 +16,9 @@ from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors, replace_file
 from manyhands.formatting import TextTable, count_text, number_text, size_text
 from manyhands.report.quality import NAMES, sampling_words
+from manyhands.runs.compare_entry import Entry, entries_of
 from manyhands.runs.compare_figures import draw
-from manyhands.runs.difference import difference
-from manyhands.runs.entry import Entry, entries_of
+from manyhands.runs.recipe_difference import difference
 from manyhands.runs.run_folder import RunFolder
 from manyhands.spec import suggest
 

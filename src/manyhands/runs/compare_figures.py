@@ -11,7 +11,7 @@ import numpy as np
 
 from manyhands.evaluation import figures
 from manyhands.report.quality import NAMES, curve
-from manyhands.runs.entry import Entry
+from manyhands.runs.compare_entry import Entry
 from manyhands.runs.round import Round
 from manyhands.runs.run_folder import RunFolder
 

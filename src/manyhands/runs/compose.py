@@ -8,7 +8,7 @@ import numpy as np
 
 from manyhands.data.images import Images
 from manyhands.data.partition.base import Partition, Parts
-from manyhands.data.sources import Folder
+from manyhands.data.sources.folder import Folder
 from manyhands.runs.experiment import Experiment
 from manyhands.runs.recipe import Recipe
 from manyhands.seed import numpy_rng

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from manyhands.data.images import Images, join
-from manyhands.data.sources import MAX_CLASSES, AnySource, Source
+from manyhands.data.sources.base import MAX_CLASSES, AnySource, Source
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
 from manyhands.silos.silo import NAME_RULE, is_name

@@ -32,8 +32,8 @@ from manyhands.models.autoencoder import CANNOT_SAMPLE, TrainedAutoencoder
 from manyhands.report import page
 from manyhands.runs import summary
 from manyhands.runs.round import Round, State
+from manyhands.runs.round_timer import RoundTimer, check_quorum
 from manyhands.runs.run_folder import RunFolder
-from manyhands.runs.timer import RoundTimer, check_quorum
 from manyhands.silos.device import chosen_device
 from manyhands.silos.quorum import can_reach_quorum
 from manyhands.silos.silo import FROM_THE_SEED, DeviceContext, Silo, distinct

@@ -27,7 +27,7 @@ from manyhands.runs.checkpoint import (
     write_checkpoint,
     write_kept,
 )
-from manyhands.runs.difference import first_difference
+from manyhands.runs.recipe_difference import first_difference
 from manyhands.runs.round import Round, State
 from manyhands.tensors import sha256
 

@@ -11,7 +11,7 @@ from manyhands.audit.attacks.heads import Head, head_of, random_head
 from manyhands.audit.attacks.inversion import infer_labels, solve_by_descent, solve_linear
 from manyhands.audit.attacks.inverter import inverter
 from manyhands.data.images import Images, as_bytes
-from manyhands.methods.huscf.guard import Guard
+from manyhands.methods.huscf.activation_noise import Guard
 from manyhands.models.gan import Gan
 from tests.audit.crowd import rng
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from harness.gaussian import norm_errors
 from manyhands import DiffusionGenerator, Experiment, Message, Sampling, Silo, Training, UNet
 from manyhands.data.images import as_floats, pooled
-from manyhands.diffusion.squeeze import stretched
+from manyhands.diffusion.norm_bound import stretched
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess
@@ -24,7 +24,7 @@ from manyhands.methods.collafuse.method import CollaFuse
 from manyhands.methods.collafuse.release import joined
 from manyhands.methods.collafuse.server import CollaFuseServer
 from manyhands.methods.collafuse.silo import noising_of
-from manyhands.methods.relay import Relay
+from manyhands.methods.split_sampling import Relay
 from manyhands.seed import torch_rng
 from manyhands.silos.training import steps
 from manyhands.tensors import sha256, strip_prefix

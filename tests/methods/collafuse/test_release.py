@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from manyhands import Images, Message, Schedule
 from manyhands.data.images import as_floats
-from manyhands.diffusion.squeeze import squeezed
+from manyhands.diffusion.norm_bound import squeezed
 from manyhands.errors import Reason, Refused
 from manyhands.methods.collafuse.release import (
     MESSAGE_BYTES,

@@ -1,4 +1,4 @@
-"""GANs refined on images that the generators of silos made which are alike."""
+"""GANs refined on images that the generators of silos made which are similarity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from manyhands import Experiment, Local, Message
 from manyhands.errors import ManyhandsError
 from manyhands.links.coordinator import RoundCoordinator
-from manyhands.methods.gans import alike
+from manyhands.methods.gans import similarity
 from manyhands.methods.gans.pflgan import PFLGan, PFLGanServer
 from manyhands.tensors import strip_prefix
 from tests.methods.huscf.test_method import SMALL, gan_silos, trained, two_domains
@@ -73,18 +73,18 @@ def test_the_distance_is_that_of_gaussians() -> None:
     y = x * spread @ turned + apart
     along = (x @ turned + 0).double()
     expected = float(apart @ apart + ((spread - 1) ** 2).sum())  # all variances lie along the same directions
-    assert float(alike.frechet(along, y)) == pytest.approx(expected)
+    assert float(similarity.frechet(along, y)) == pytest.approx(expected)
     images = {"a": along.reshape(-1, 1, 2, 2), "b": y.reshape(-1, 1, 2, 2)}
-    distances, total = alike.distances(images), float(torch.cat([along, y]).T.cov(correction=0).trace())
+    distances, total = similarity.distances(images), float(torch.cat([along, y]).T.cov(correction=0).trace())
     assert distances["a"]["b"] == pytest.approx(expected / total) == pytest.approx(distances["b"]["a"])
     assert distances["a"]["a"] == distances["b"]["b"] == 0
     flat = {name: torch.full((5, 1, 2, 2), value) for name, value in (("a", 0.0), ("b", 1.0))}
-    assert alike.distances(flat)["a"]["b"] == pytest.approx(4)
+    assert similarity.distances(flat)["a"]["b"] == pytest.approx(4)
 
 
 def test_shares_are_of_one_and_fall_with_distance() -> None:
-    assert alike.shares({"a": 0.0, "b": 0.0}, 1.0) == {"a": 0.5, "b": 0.5}
-    shares = alike.shares({"a": 0.0, "b": 1.0, "c": 900.0}, 1.0)
+    assert similarity.shares({"a": 0.0, "b": 0.0}, 1.0) == {"a": 0.5, "b": 0.5}
+    shares = similarity.shares({"a": 0.0, "b": 1.0, "c": 900.0}, 1.0)
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["a"] > shares["b"] > shares["c"] == pytest.approx(0)
 

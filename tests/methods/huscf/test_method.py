@@ -22,7 +22,7 @@ from manyhands.methods import clusters
 from manyhands.methods.base import Conversation
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.methods.huscf.order import ORDER
+from manyhands.methods.huscf.operations import ORDER
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.layer_cut import LayerCut, LayerCuts

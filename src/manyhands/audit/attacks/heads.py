@@ -13,7 +13,7 @@ from manyhands.models.gan import BatchNorm, Gan, run_blocks
 from manyhands.tensors import Tensors, strip_prefix
 
 if TYPE_CHECKING:
-    from manyhands.methods.huscf.guard import Guard
+    from manyhands.methods.huscf.activation_noise import Guard
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from manyhands.data.idx import read_idx
 from manyhands.data.images import Images
 from manyhands.data.partition.base import (
     Partition,
     Parts,
     rows_of,
 )
+from manyhands.data.sources.idx_file import read_idx
 from manyhands.errors import DataError
 from manyhands.spec import Int
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.release_privacy import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.diffusion.timestep_cut import cut_words
 from manyhands.formatting import count_text, size_text

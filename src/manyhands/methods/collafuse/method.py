@@ -19,9 +19,9 @@ from manyhands.messages.facts import Flag, Text, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
-from manyhands.methods import relay
+from manyhands.methods import split_sampling
 from manyhands.methods.base import Conversation, Release, ServerCall, check_names
-from manyhands.methods.clustered import ClusteredServer
+from manyhands.methods.clustered_server import ClusteredServer
 from manyhands.methods.collafuse import costs
 from manyhands.methods.collafuse.release import images_per_message
 from manyhands.methods.collafuse.server import CollaFuseServer
@@ -102,7 +102,7 @@ class CollaFuse(CollaFuseSpec):
                 "asks for the server's network to start from", "once", down=Payload(state_spec_of(self.server_model))
             )
         operations |= local.operations
-        return Plan(operations | {"denoise": relay.operation(self.server_model)})
+        return Plan(operations | {"denoise": split_sampling.operation(self.server_model)})
 
     @property
     def needs_secret(self) -> bool:
@@ -161,7 +161,7 @@ class CollaFuse(CollaFuseSpec):
                 schedule = generator.diffusion.schedule
                 raise RecipeError(f"{silo}: a network was trained on another schedule: {schedule!r}")
         step, conditional = self.step_of(silo), bool(self.server_model.classes)
-        return relay.Relay(
+        return split_sampling.Relay(
             model=self.model if own or conditional else self.server_model,
             ask=ask,
             cut=step,

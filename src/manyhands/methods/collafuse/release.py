@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from manyhands.data.images import as_floats, occurrences
+from manyhands.diffusion.norm_bound import squeezing
 from manyhands.diffusion.objective import noised
-from manyhands.diffusion.release import box_norm
-from manyhands.diffusion.squeeze import squeezing
+from manyhands.diffusion.release_privacy import box_norm
 from manyhands.errors import Reason, Refused
 from manyhands.messages.message import Message
 from manyhands.privacy.noise import path_noise, randomise_label

@@ -13,7 +13,7 @@ from manyhands.diffusion.bridge import bridge_loss
 from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.message import Message
-from manyhands.methods import relay
+from manyhands.methods import split_sampling
 from manyhands.methods.collafuse.release import Batch, Store, joined
 from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.methods.server import Accumulated, Server, ServerWrapper
@@ -69,7 +69,7 @@ class CollaFuseServer(ServerWrapper):
         if message.op == "start":
             return Message("start", self.latest)
         if message.op == "denoise" and (generator := self.generator()):
-            return relay.server_answer(generator, message, self.method.mode == "exact")
+            return split_sampling.server_answer(generator, message, self.method.mode == "exact")
         return self.inner.handle(silo, message)
 
     def validate(self, silo: str, message: Message) -> None:
@@ -258,13 +258,14 @@ class CollaFuseServer(ServerWrapper):
             raise Refused(Reason.OUT_OF_SEQUENCE, "the server's network has not been trained yet")
         if facts["to"] < self.method.server_stop(self.cuts[silo]):
             raise Refused(Reason.BELOW_CUT, f"{silo} asks for step {facts['to']}, its cut is {self.cuts[silo]}")
-        if not (facts["to"] <= chain and 0 < facts["count"] <= relay.MAX_DRAWN_IMAGES and 0 < facts["steps"] <= chain):
+        drawn = split_sampling.MAX_DRAWN_IMAGES
+        if not (facts["to"] <= chain and 0 < facts["count"] <= drawn and 0 < facts["steps"] <= chain):
             request = f"{facts['count']} images down to step {facts['to']} in {facts['steps']} steps of the chain"
             raise Refused(
                 Reason.WRONG_FACTS,
-                f"{request}: expected 1 to {relay.MAX_DRAWN_IMAGES} images, and at most {chain} steps",
+                f"{request}: expected 1 to {drawn} images, and at most {chain} steps",
             )
-        relay.checked_sampling(message)
+        split_sampling.checked_sampling(message)
         labels = message.tensors.get("labels")
         if labels is None:
             return

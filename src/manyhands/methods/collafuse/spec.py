@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.release_privacy import box_norm
 from manyhands.diffusion.sample import Sampling
 from manyhands.diffusion.timestep_cut import TimestepCut
 from manyhands.methods.baselines import Local

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from manyhands.methods.gans.remote import RemoteGenerator
-from manyhands.methods.gans.remote_server import RemoteServer
+from manyhands.methods.gans.discriminator_silos import RemoteGenerator
+from manyhands.methods.gans.generator_server import RemoteServer
 from manyhands.seed import numpy_rng
 from manyhands.spec import Int
 from manyhands.tensors import Tensors

@@ -1,4 +1,4 @@
-"""PFL-GAN: silos train GANs of their own, also on images from the generators of silos that are alike."""
+"""PFL-GAN: silos train GANs of their own, also on images from the generators of silos that are similarity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.methods.baselines import Local
 from manyhands.methods.gan_method import GanMethod
-from manyhands.methods.gans import alike
+from manyhands.methods.gans import similarity
 from manyhands.methods.server import Server
 from manyhands.models.state_spec import state_spec_of
 from manyhands.seed import seed_of
@@ -227,7 +227,7 @@ class PFLGanServer(Server):
         self.handed = {silo: handed for silo, handed in kept.items() if handed}
 
     def _draw_for_silos(self, sent: Mapping[str, Message]) -> None:
-        """Draw images for each silo from the others' generators, more of those that are more alike."""
+        """Draw images for each silo from the others' generators, more of those that are more similarity."""
         generators, known = {}, {}
         for silo, message in sent.items():
             weights = generator_weights(dict(message.tensors))
@@ -237,9 +237,9 @@ class PFLGanServer(Server):
             silo: self._draw(generators[silo], known[silo], self.method.examples, silo)[0] for silo in generators
         }
         examples = {silo: images for silo, images in examples.items() if bool(images.isfinite().all())}
-        apart = alike.distances(examples) if len(examples) > 1 else {}
+        apart = similarity.distances(examples) if len(examples) > 1 else {}
         for silo, far in apart.items():
-            weight = alike.shares(far, self.method.temperature)
+            weight = similarity.shares(far, self.method.temperature)
             self.contributions = {
                 **self.contributions,
                 silo: {"distance": sum(far.values()) / (len(far) - 1), "weight": weight[silo]},

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from manyhands.diffusion.sample import Sampling
 from manyhands.formatting import count_text, size_text
-from manyhands.methods.gans.remote import RemoteGenerator
-from manyhands.methods.gans.remote_server import RemoteServer
+from manyhands.methods.gans.discriminator_silos import RemoteGenerator
+from manyhands.methods.gans.generator_server import RemoteServer
 from manyhands.models.block_cost import block_flops
 from manyhands.models.layer_cut import block_outputs
 from manyhands.spec import Int

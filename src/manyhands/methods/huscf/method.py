@@ -22,7 +22,7 @@ from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, We
 from manyhands.messages.plan import Plan
 from manyhands.methods import clusters
 from manyhands.methods.base import Conversation, ServerCall, check_names
-from manyhands.methods.huscf.order import (
+from manyhands.methods.huscf.operations import (
     ADVERSARIAL_BACKWARD,
     ADVERSARIAL_FORWARD,
     BACKWARD,

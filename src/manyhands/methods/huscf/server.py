@@ -15,7 +15,7 @@ from manyhands.messages.message import Message
 from manyhands.methods import clusters
 from manyhands.methods.clusters import Assignment
 from manyhands.methods.huscf.middle import MiddlePass
-from manyhands.methods.huscf.order import (
+from manyhands.methods.huscf.operations import (
     ADVERSARIAL_BACKWARD,
     BACKWARD,
     GENERATOR_BACKWARD,

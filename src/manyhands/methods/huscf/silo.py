@@ -12,8 +12,8 @@ from manyhands.errors import Reason, Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
 from manyhands.methods.base import Conversation
-from manyhands.methods.huscf.guard import GUARDED
-from manyhands.methods.huscf.order import (
+from manyhands.methods.huscf.activation_noise import GUARDED
+from manyhands.methods.huscf.operations import (
     ADVERSARIAL_FORWARD,
     BACKWARD,
     FAKE_FORWARD,

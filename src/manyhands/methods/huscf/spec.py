@@ -12,8 +12,8 @@ from manyhands.messages.codec import activations
 from manyhands.messages.codec.activations import Bits
 from manyhands.messages.message import Message
 from manyhands.methods.gan_method import GanMethod
-from manyhands.methods.huscf.guard import Guard
-from manyhands.methods.huscf.order import BACKWARD, GENERATOR_FORWARD, network_of
+from manyhands.methods.huscf.activation_noise import Guard
+from manyhands.methods.huscf.operations import BACKWARD, GENERATOR_FORWARD, network_of
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.models.layer_cut import MAX_CUTS, LayerCut, LayerCuts, block_outputs
 from manyhands.models.state_spec import state_spec_of

@@ -12,8 +12,8 @@ from torch import Tensor
 from manyhands import Experiment, Message
 from manyhands.errors import ManyhandsError
 from manyhands.links.coordinator import RoundCoordinator
+from manyhands.methods.gans.generator_server import RemoteServer
 from manyhands.methods.gans.mdgan import MDGan, ring
-from manyhands.methods.gans.remote_server import RemoteServer
 from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.models.gan import Gan, GanModule, iteration, run_blocks
 from manyhands.seed import torch_rng

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyhands.diffusion.release import box_norm
+from manyhands.diffusion.release_privacy import box_norm
 from manyhands.tensors import per_image
 
 if TYPE_CHECKING:

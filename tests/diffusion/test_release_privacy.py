@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from manyhands import Schedule
-from manyhands.diffusion.release import box_norm, cut_of_epsilon
+from manyhands.diffusion.release_privacy import box_norm, cut_of_epsilon
 from manyhands.errors import RecipeError
 from manyhands.privacy.accountant import epsilon, mu_of
 

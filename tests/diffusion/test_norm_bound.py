@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.data.images import Images, as_floats
+from manyhands.diffusion.norm_bound import squeezed, stretched
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.squeeze import squeezed, stretched
 from manyhands.methods.distil import loss
 from manyhands.runs.audit import _squeezed
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from manyhands.methods.huscf.order import ADVERSARIAL_FORWARD, FAKE_FORWARD, REAL_FORWARD
+from manyhands.methods.huscf.operations import ADVERSARIAL_FORWARD, FAKE_FORWARD, REAL_FORWARD
 from manyhands.privacy.noise import normal
 from manyhands.spec import Float, Spec
 from manyhands.tensors import per_image

@@ -19,7 +19,7 @@ from manyhands.messages.outgoing import Gradients, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.methods.gan_method import GanMethod
-from manyhands.methods.gans.chain import Chain
+from manyhands.methods.gans.split_network import Chain
 from manyhands.methods.learners.base import NOTHING, LocalResult
 from manyhands.methods.local_training import update_facts, why_unusable
 from manyhands.models.gan import GanModule

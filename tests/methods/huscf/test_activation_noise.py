@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from manyhands import Evaluation, Experiment
-from manyhands.methods.huscf.guard import Guard
+from manyhands.methods.huscf.activation_noise import Guard
 from tests.audit.test_replay import Recording
 from tests.methods.huscf.test_method import MIXED, gan_silos, pieces, tiny, trained
 

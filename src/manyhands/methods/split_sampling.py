@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
+from manyhands.diffusion.norm_bound import stretched
 from manyhands.diffusion.sample import Sampling
-from manyhands.diffusion.squeeze import stretched
 from manyhands.errors import Reason, Refused
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator

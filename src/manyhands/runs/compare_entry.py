@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from manyhands.runs.difference import difference
+from manyhands.runs.recipe_difference import difference
 from manyhands.runs.run_folder import RunFolder
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
-from manyhands.methods.gans.remote import JUDGE, LEARN, RemoteGenerator
+from manyhands.methods.gans.discriminator_silos import JUDGE, LEARN, RemoteGenerator
 from manyhands.methods.server import Server
 from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
