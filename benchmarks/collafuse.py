@@ -21,15 +21,15 @@ import torch
 
 from harness import bench, case_files, claims, gaussian, wiretap
 from manyhands import Experiment, Iid, Training, UNet, load_recipe, split
-from manyhands.audit import population
 from manyhands.audit.attacks import identity
+from manyhands.audit.expected_identification import clouds_of, expected_identification, first_hidden_step
 from manyhands.data.images import as_floats, pooled
 from manyhands.data.sources.digits import Digits
 from manyhands.diffusion.objective import noised
 from manyhands.methods.collafuse.method import CollaFuse
 from manyhands.runs.compose import silos_of
 from manyhands.runs.run_folder import RunFolder
-from manyhands.silos.training import steps
+from manyhands.silos.local_training import steps
 
 BARS = {
     "exactness": "<= 0.02", "exactness_authors": ">= 0.02",
@@ -170,18 +170,18 @@ def reidentification(args: argparse.Namespace, recipe: str) -> tuple[dict[str, f
     method = load_recipe(changed).method
     assert isinstance(method, CollaFuse)
     schedule, rng = method.diffusion.schedule, torch.Generator().manual_seed(0)
-    clouds = population.clouds(as_floats(public.pixels), public.labels)
+    clouds = clouds_of(as_floats(public.pixels), public.labels)
 
     def both(cut: int) -> dict[str, float]:
         alpha, sigma = schedule.levels(torch.tensor([cut]), private)
         draws = [torch.randn(private.shape, generator=rng) for _ in range(1 if args.quick else DRAWS)]
         hits = [identity.recognised(noised(private, eps, alpha, sigma), private, float(alpha)) for eps in draws]
         count = FORETOLD // (10 if args.quick else 1)
-        theory = population.expected_identification(clouds, float(sigma / alpha), len(private), rng, count)
+        theory = expected_identification(clouds, float(sigma / alpha), len(private), rng, count)
         return {"picked": float(torch.stack(hits).float().mean()), "theory": theory}
 
     over = {share: both(round(share * schedule.steps)) for share in PICKED[:: 4 if args.quick else 1]}
-    cut = population.first_hidden_step(clouds, schedule, len(private), seed=1)
+    cut = first_hidden_step(clouds, schedule, len(private), seed=1)
     at = both(schedule.steps if cut is None else cut)
     off = max(abs(each["picked"] / each["theory"] - 1) for each in over.values())
     shown = {

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from harness import bench, case_files, claims
 from manyhands.messages.codec.codec import Codec
-from manyhands.messages.codec.updates import Updates
-from manyhands.messages.codec.weights import Weights
+from manyhands.messages.codec.quantised_updates import Updates
+from manyhands.messages.codec.quantised_weights import Weights
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, WeightedMean, round_to_float16
 

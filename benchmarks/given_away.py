@@ -1,8 +1,8 @@
 """What each shipped recipe of CollaFuse gives away by its cut, in theory: ``--save`` puts it into the recipe's header.
 
 SNR and epsilon follow from the chain and the size of images. How many images are picked out of 1,000 by their release
-needs images of the kind (``privacy/population.py``); where they are not at hand, how much 1,000 pictures must differ to
-be told apart follows from the noise alone.
+needs images of the kind (``audit/expected_identification.py``); where they are not at hand, how much 1,000 pictures
+must differ to be told apart follows from the noise alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from harness import bench, case_files
 from harness.tables import header
 from manyhands import load_sweep
-from manyhands.audit import population
+from manyhands.audit.expected_identification import clouds_of, expected_identification
 from manyhands.data.images import as_floats, pooled
 from manyhands.methods.collafuse.method import CollaFuse
 from manyhands.privacy.accountant import decibel, epsilon, mu_of
@@ -77,10 +77,10 @@ def picked(path: Path, data: Path) -> list[float] | None:
         runs = load_sweep(changed).runs()
         silos, _ = silos_of(runs[0].recipe)
     public = pooled([silo.held_out for silo in silos if silo.held_out is not None])
-    clouds = population.clouds(as_floats(public.pixels), public.labels)
+    clouds = clouds_of(as_floats(public.pixels), public.labels)
     cuts = [cut for run in runs if (cut := of_cut(run.recipe)) is not None]
     rng = torch.Generator().manual_seed(0)
-    return [population.expected_identification(clouds, 10 ** (-cut["snr_db"] / 20), CANDIDATES, rng) for cut in cuts]
+    return [expected_identification(clouds, 10 ** (-cut["snr_db"] / 20), CANDIDATES, rng) for cut in cuts]
 
 
 def main() -> None:

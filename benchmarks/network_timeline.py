@@ -20,7 +20,7 @@ from harness import bench
 from harness.federations import alone_seconds, recipe
 from harness.fork_server import ForkedModule
 from manyhands.errors import Refused
-from manyhands.evaluation import figures
+from manyhands.evaluation import plots
 from manyhands.federation.demo import LOOPBACK, connect_admin, free_port, watch
 from manyhands.federation.kit import ADMIN, SERVER, load_kit, new_kits
 from manyhands.federation.policy import Policy
@@ -131,7 +131,7 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     rounds = {name: _iterations(mine, steps * asked.method.rounds) for name, mine in calls.items()}
     parts = _shares(rounds)
     if args.save:
-        figures.timeline(bench.RESULTS / "network_timeline.png", list(_bars(rounds)))
+        plots.timeline(bench.RESULTS / "network_timeline.png", list(_bars(rounds)))
     seconds = statistics.median(end - begin for begin, end, _ in rounds["silo-0"])
     return {"figures": {"u_gan": 1 / seconds}, "iteration": {"seconds": seconds, "in one process": one, **parts}}
 

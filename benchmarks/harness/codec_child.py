@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from manyhands import UNet
-from manyhands.messages.codec.updates import Updates
+from manyhands.messages.codec.quantised_updates import Updates
 
 
 def main(what: str, widths: tuple[int, ...]) -> None:

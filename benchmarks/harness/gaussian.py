@@ -10,7 +10,7 @@ from manyhands.diffusion.bridge import Mode, bridge, target
 from manyhands.diffusion.norm_bound import squeezed, stretched
 from manyhands.diffusion.objective import Diffusion, noised, x_0_of_eps
 from manyhands.diffusion.release_privacy import box_norm
-from manyhands.diffusion.sample import Denoiser
+from manyhands.diffusion.sampling import Denoiser
 from manyhands.methods.collafuse.method import CollaFuse
 
 SHAPE = (1, 2, 2)

@@ -2,11 +2,11 @@ from .data.images import Images as Images
 from .data.partition.base import Partition as Partition
 from .data.sources.base import Source as Source
 from .diffusion.objective import Diffusion as Diffusion
-from .diffusion.sample import Sampling as Sampling
+from .diffusion.sampling import Sampling as Sampling
 from .diffusion.schedule import Schedule as Schedule
 from .errors import ManyhandsError as ManyhandsError
 from .evaluation.evaluator import Evaluator as Evaluator
-from .evaluation.figures import grid as grid
+from .evaluation.plots import grid as grid
 from .evaluation.spec import Evaluation as Evaluation
 from .generators.diffusion import DiffusionGenerator as DiffusionGenerator
 from .generators.gan import GanGenerator as GanGenerator
@@ -15,10 +15,10 @@ from .messages.operation import Operation as Operation
 from .messages.operation import Payload as Payload
 from .messages.plan import Plan as Plan
 from .methods.base import Method as Method
-from .methods.local_training import LocalTrainingMethod as LocalTrainingMethod
 from .methods.server import Accumulated as Accumulated
 from .methods.server import Server as Server
 from .methods.server import ServerWrapper as ServerWrapper
+from .methods.whole_network import WholeNetworkMethod as WholeNetworkMethod
 from .models.base import Denoiser as Denoiser
 from .models.base import Model as Model
 from .models.layer_cut import LayerCut as LayerCut
@@ -29,9 +29,9 @@ from .runs.experiment import Experiment as Experiment
 from .runs.recipe_file import load_recipe as load_recipe
 from .runs.round import Round as Round
 from .runs.sweep import load_sweep as load_sweep
+from .silos.local_training import GanTraining as GanTraining
+from .silos.local_training import Training as Training
 from .silos.silo import Silo as Silo
-from .silos.training import GanTraining as GanTraining
-from .silos.training import Training as Training
 
 __version__: str
 

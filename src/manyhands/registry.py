@@ -181,8 +181,8 @@ CODECS = Registry(
         "float32": "manyhands.messages.codec.codec:Float32",
         "float16": "manyhands.messages.codec.codec:Float16",
         "bfloat16": "manyhands.messages.codec.codec:BFloat16",
-        "weights": "manyhands.messages.codec.weights:Weights",
-        "updates": "manyhands.messages.codec.updates:Updates",
+        "weights": "manyhands.messages.codec.quantised_weights:Weights",
+        "updates": "manyhands.messages.codec.quantised_updates:Updates",
     },
 )
 SERVER_OPTIMIZERS = Registry(

@@ -61,9 +61,20 @@ class Spec(BaseModel):
         if isinstance(fields, dict):
             for key in fields:
                 if key not in cls.model_fields:
-                    hint = suggest(str(key), list(cls.model_fields))
+                    deeper = _path_of_key(str(key), fields)
+                    hint = f"did you mean '{deeper}'?" if deeper else suggest(str(key), list(cls.model_fields))
                     raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint})
         return fields
+
+
+def _path_of_key(key: str, fields: Mapping[str, Any]) -> str:
+    """Return the dotted name of the key in a table of these fields, or "" if no table has it."""
+    for name, table in fields.items():
+        if isinstance(table, Mapping):
+            deeper = key if key in table else _path_of_key(key, table)
+            if deeper:
+                return f"{name}.{deeper}"
+    return ""
 
 
 def problems_of(error: ValidationError, fields: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from manyhands import Images
-from manyhands.audit.attackers import Effort, ServerDenoiser
 from manyhands.audit.attacks.attributes import KnownAttributes
 from manyhands.audit.collafuse import attack_releases, guarantee
+from manyhands.audit.collafuse_attackers import Effort, ServerDenoiser
 from manyhands.errors import RecipeError
-from manyhands.evaluation.figures import disclosure as draw_figure
+from manyhands.evaluation.plots import disclosure as draw_figure
 from manyhands.models.unet import UNet
 from tests.audit.crowd import DIFFUSION
 from tests.conftest import sharp_images

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manyhands import compose
-from manyhands.audit.attackers import Effort
+from manyhands.audit.collafuse_attackers import Effort
 from manyhands.errors import CheckpointError, DataError
 from manyhands.report.collafuse_audit import table, words
 from manyhands.runs.audit import audit

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from manyhands import Diffusion, DiffusionGenerator, Sampling, Schedule, UNet
 from manyhands.cli.app import app
-from manyhands.diffusion.sample import guided
+from manyhands.diffusion.sampling import guided
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.models.unet import UNetModule
 

@@ -10,6 +10,7 @@ import torch
 from manyhands.errors import ManyhandsError, QuorumLost, Reason, Refused
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess
+from manyhands.links.late_silos import LateSilos
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, Operation, Payload
@@ -61,7 +62,7 @@ class Summing(Server):
 
 def hub(quorum: int = 1, deadline: float = 10) -> tuple[RoundCoordinator, Summing]:
     server = Summing()
-    return RoundCoordinator(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum=quorum, deadline=deadline), server
+    return RoundCoordinator(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum=quorum, late=LateSilos(deadline)), server
 
 
 IMAGES = {"a": 1, "b": 2, "c": 3}
@@ -233,7 +234,7 @@ def test_a_silo_has_one_deadline_a_round_however_many_barriers_it_has() -> None:
     for silo in "abc":
         one.submit(silo, Message("pass"), now=14)
     passed(one, 15, 3.0)
-    assert one.late == {"a": 3.0}
+    assert one.late.seconds == {"a": 3.0}
 
 
 def test_a_slow_half_is_not_late_for_a_fast_one_that_is_smaller() -> None:
@@ -242,7 +243,7 @@ def test_a_slow_half_is_not_late_for_a_fast_one_that_is_smaller() -> None:
     one.submit("a", Message("pass"), now=0)
     for silo in "bc":
         one.submit(silo, Message("pass"), now=8)
-    assert one.late == {}
+    assert one.late.seconds == {}
 
 
 def test_what_a_silo_costs_in_other_ways_is_of_the_same_deadline() -> None:

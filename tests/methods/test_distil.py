@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manyhands import Diffusion
 from manyhands.diffusion.objective import Network
-from manyhands.diffusion.sample import denoise, guided, timesteps
+from manyhands.diffusion.sampling import denoise, guided, timesteps
 from manyhands.methods.distil import Distil, jump, loss
 from tests.conftest import TINY
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from manyhands import DiffusionGenerator, Sampling
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.sample import guided
+from manyhands.diffusion.sampling import guided
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.generators.load import load
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from manyhands import Central, DiffusionGenerator, Experiment, FedAvg, Local, Network, Sampling, Training, UNet
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.generators.load import load
-from manyhands.messages.codec.updates import Updates
-from manyhands.messages.codec.weights import Weights
+from manyhands.messages.codec.quantised_updates import Updates
+from manyhands.messages.codec.quantised_weights import Weights
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg.server_optimizer import ServerAdam
 from manyhands.models.base import Denoiser

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from manyhands import compose
-from manyhands.audit.attackers import Effort
+from manyhands.audit.collafuse_attackers import Effort
 from manyhands.errors import DataError, RunFolderError
 from manyhands.report.collafuse_audit import table, words
 from manyhands.runs.audit import audit, trade

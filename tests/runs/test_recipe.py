@@ -68,6 +68,8 @@ def test_a_number_may_begin_with_its_point(path: Path) -> None:
     [
         (["method.bacth=3"], r"mine.toml: method: unknown key 'bacth'; known: "),
         (["method.training.bacth=3"], r"mine.toml: method.training: unknown key 'bacth'; did you mean 'batch'\?"),
+        (["rounds=3"], r"unknown key 'rounds'; did you mean 'method.rounds'\?"),
+        (["steps=3"], r"unknown key 'steps'; did you mean 'method.training.steps'\?"),
         (["sede=3"], r"unknown key 'sede'; did you mean 'seed'\?"),
         (["method.kind=fedavgg"], r"method: kind 'fedavgg' is not known; did you mean 'fedavg'\?"),
         (["data.source=digit"], r"data.source: kind 'digit' is not known; did you mean 'digits'\?"),

@@ -68,7 +68,7 @@ class MedianServer(mh.ServerWrapper):
         return self.inner.handle_barrier(op, messages)
 
 
-class Median(mh.LocalTrainingMethod):
+class Median(mh.WholeNetworkMethod):
     """The median of the silos' weights."""
 
     kind: Literal["toy_median"] = Field(default="toy_median", description="Selects this kind of method.")

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyhands.audit import population
-from manyhands.audit.attackers import SHOWN, Attackers, Effort, ServerDenoiser, trained_attackers
 from manyhands.audit.attacks import attributes, identity, membership, reconstruction
 from manyhands.audit.attacks.distance import reconstruction_scores
 from manyhands.audit.attacks.statistics import Interval, proportion
+from manyhands.audit.collafuse_attackers import SHOWN, Attackers, Effort, ServerDenoiser, trained_attackers
+from manyhands.audit.expected_identification import expected_identification, first_hidden_step
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.release_privacy import box_norm
@@ -107,7 +107,7 @@ def attack_releases(
 
 def _recommended(attackers: Attackers, releases: int, norm: float, seed: int) -> dict[str, Any]:
     """The first cut at which an image is picked out of 1,000 in at most 1 % of cases, and the attacks there."""
-    cut = population.first_hidden_step(attackers.clouds, attackers.diffusion.schedule, CANDIDATES, seed, releases)
+    cut = first_hidden_step(attackers.clouds, attackers.diffusion.schedule, CANDIDATES, seed, releases)
     if cut is None:
         return {"cut": None}
     return _at(attackers, cut, releases, norm, torch_rng(seed, "recommended", cut))
@@ -179,7 +179,7 @@ def _identity(attackers: Attackers, x_t: Tensor, t: int, rng: torch.Generator) -
         "candidates": count,
         "top_1": proportion(identity.recognised(x_t[:CANDIDATES], candidates, alpha_bar**0.5)),
         "equidistant": identity.equidistant(candidates, sigma),
-        "foretold": population.expected_identification(attackers.clouds, sigma, count, rng),
+        "foretold": expected_identification(attackers.clouds, sigma, count, rng),
         "limit": identity.limit(candidates, sigma),
         "chance": 1 / count,
     }

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from manyhands.audit.attackers import SHOWN, Effort
 from manyhands.audit.attacks import identity
 from manyhands.audit.attacks.attributes import WHY_SKIPPED
 from manyhands.audit.attacks.distance import reconstruction_scores
@@ -18,6 +17,7 @@ from manyhands.audit.attacks.heads import Head, head_of, random_head
 from manyhands.audit.attacks.inversion import infer_labels, nearest_candidates, solve_by_descent, solve_linear
 from manyhands.audit.attacks.inverter import Inverter, inverter
 from manyhands.audit.attacks.statistics import Interval, proportion
+from manyhands.audit.collafuse_attackers import SHOWN, Effort
 from manyhands.data.images import Images, as_floats
 from manyhands.models.gan import run_blocks
 from manyhands.seed import torch_rng

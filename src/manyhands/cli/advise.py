@@ -57,10 +57,10 @@ def advise(
     planner = Planner(advice.model, advice, mode, min_head)  # type: ignore[arg-type]
     cuts = planner.cuts(solver, seed)  # type: ignore[arg-type]
     if out:
-        from manyhands.evaluation import figures
+        from manyhands.evaluation import plots
 
         out.mkdir(parents=True, exist_ok=True)
-        figures.timeline(out / "timeline.png", timeline(planner, cuts))
+        plots.timeline(out / "timeline.png", timeline(planner, cuts))
     schedule = timetable(planner, cuts)
     if as_json:
         typer.echo(finite_json(schedule))

@@ -12,7 +12,7 @@ from manyhands.errors import DataError
 from manyhands.models.autoencoder import TrainedAutoencoder
 
 if TYPE_CHECKING:
-    from manyhands.diffusion.sample import Sampling
+    from manyhands.diffusion.sampling import Sampling
     from manyhands.generators.base import ImageGenerator
 
 ImageSource: TypeAlias = "ImageGenerator | TrainedAutoencoder"

@@ -29,7 +29,7 @@ from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.seed import numpy_rng, seed_of
 
 if TYPE_CHECKING:
-    from manyhands.diffusion.sample import Sampling
+    from manyhands.diffusion.sampling import Sampling
     from manyhands.silos.silo import Silo
 
 Figures = dict[str, float]

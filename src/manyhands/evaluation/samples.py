@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from manyhands.data.images import as_bytes
-from manyhands.evaluation.figures import grid, picture_of
+from manyhands.evaluation.plots import grid, picture_of
 from manyhands.files.safetensors_index import LENGTH, index_of, read_index
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from manyhands.diffusion.sample import Sampling
+    from manyhands.diffusion.sampling import Sampling
     from manyhands.generators.base import ImageGenerator
 
 SHOWN, BATCH = 100, 256

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection
 
+from manyhands.links.late_silos import LateSilos
+
 MAX_RETURNS = 3
 """How often all sites repeat a round because one site came back; then the round continues without it."""
 BUSY_SHARE = 0.5
@@ -29,7 +31,7 @@ class SiteDelays:
 
     def __init__(self, deadline: float, now: float) -> None:
         self.deadline, self.started, self.busy = deadline, now, 0.0
-        self.late: dict[str, float] = {}
+        self.late = LateSilos(deadline)
         self.muted: set[str] = set()
         self.left_out: set[str] = set()
         self._returns: Counter[str] = Counter()
@@ -49,7 +51,7 @@ class SiteDelays:
     def come_back(self, site: str, now: float) -> str:
         """Count the return of a site; return why the round continues without it, or "" if it is repeated for it."""
         self._returns[site] += site not in self.left_out
-        lost = self.late.get(site, 0.0) + now - self.started
+        lost = self.late.seconds.get(site, 0.0) + now - self.started
         if self._returns[site] <= MAX_RETURNS and lost <= REPEAT_SHARE * self.deadline and site not in self.left_out:
             return ""
         self.left_out.add(site)
@@ -69,4 +71,4 @@ class SiteDelays:
 
     def _add(self, sites: Collection[str], seconds: float) -> None:
         for site in sites:
-            self.late[site] = self.late.get(site, 0.0) + seconds
+            self.late.add(site, seconds)

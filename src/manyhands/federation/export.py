@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from manyhands.evaluation import figures
+from manyhands.evaluation import plots
 from manyhands.messages.ledger import Ledger
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.report import page
@@ -40,7 +40,7 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
         shared.save(folder.model)
         if not isinstance(shared, TrainedAutoencoder):
             picture, headings = summary.picture(shared, 8, list(range(len(classes))))
-            figures.grid(folder.figures / "samples.png", picture, headings)
+            plots.grid(folder.figures / "samples.png", picture, headings)
     folder.write("ledger.json", ledger.entries())
     run_summary = summary.RunSummary(
         method=recipe.method,

@@ -195,7 +195,6 @@ class RunSession:
             self.plan,
             roster,
             quorum=self.recipe.quorum,
-            deadline=self.recipe.federation.deadline,
             earlier=self._earlier,
             late=self.delays.late,
         )

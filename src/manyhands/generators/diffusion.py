@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manyhands.diffusion.norm_bound import stretched
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.sample import Sampling, guided
+from manyhands.diffusion.sampling import Sampling, guided
 from manyhands.errors import RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder

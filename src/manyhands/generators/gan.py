@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from manyhands.errors import MessageError, Reason, Refused
+from manyhands.links.late_silos import LateSilos
 from manyhands.links.session import Session
 from manyhands.messages.operation import RESTING
 from manyhands.silos.quorum import check_present
@@ -85,11 +86,9 @@ class RoundCoordinator:
         plan: The plan of the method; every call is checked against it.
         roster: The number of images that each silo enrolled.
         quorum: The fewest silos with which a run continues.
-        deadline: The seconds after which a silo is left out of a round: without a call, or late by that much in all,
-            measured each time from when half of the silos had called.
         earlier: Loads the server's state of one round before the latest checkpoint.
         closed: The rounds that have ended and are not yet recorded.
-        late: The seconds that each silo has delayed the others in this round.
+        late: The seconds that each silo has delayed the others in this round, and the deadline.
         absent: The silos that are not waited for, and why.
         done: The silos that have finished.
     """
@@ -99,10 +98,9 @@ class RoundCoordinator:
     roster: Mapping[str, int]
     _: KW_ONLY
     quorum: int = 1
-    deadline: float = 600.0
     earlier: Callable[[], Tensors] | None = None
     closed: list[ClosedRound] = field(default_factory=list)
-    late: dict[str, float] = field(default_factory=dict)
+    late: LateSilos = field(default_factory=LateSilos)
     absent: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
 
@@ -163,26 +161,20 @@ class RoundCoordinator:
     def check_deadline(self, now: float) -> None:
         """Leave out the silos that have exceeded the deadline."""
         self._now = max(now, self._now)
-        present = self._present()
-        if self._opened is None or not (silent := [silo for silo, caller in present.items() if caller.waiting is None]):
+        if self._opened is None:
             return
-        half = self._half_time([caller.arrived for caller in present.values() if caller.waiting], len(present))
-        for silo in silent:
-            late = self.late.get(silo, 0.0) + (self._now - half if half is not None else 0.0)
-            if self._now >= self._opened + self.deadline:
-                self.absent[silo] = f"silent at the deadline of {self.deadline:g} s"
-            elif late >= self.deadline:
-                self.absent[silo] = f"kept the others waiting for {self.deadline:g} s in this round"
-            if silo in self.absent:
-                self.late[silo] = self.deadline
-        if not self.absent.keys().isdisjoint(silent):
+        present = self._present()
+        silent = [silo for silo, caller in present.items() if caller.waiting is None]
+        arrived = [caller.arrived for caller in present.values() if caller.waiting]
+        left_out = self.late.leave_out(silent, arrived, self._opened, self._now)
+        self.absent |= left_out
+        if left_out:
             self._fire_when_complete()
 
     def charge_delay(self, silo: str, seconds: float) -> None:
         """Record that a silo has delayed the others; it is left out of the round if it has used up the deadline."""
-        self.late[silo] = self.late.get(silo, 0.0) + seconds
-        if self.late[silo] >= self.deadline and silo not in self.absent:
-            self.drop(silo, f"delayed the others by {self.deadline:g} s in this round")
+        if self.late.add(silo, seconds) and silo not in self.absent:
+            self.drop(silo, f"delayed the others by {self.late.deadline:g} s in this round")
 
     def train_step(self) -> bool:
         """Let the server do a step of its own training, if it has any, unless a round is not yet recorded."""
@@ -257,7 +249,7 @@ class RoundCoordinator:
     def _fire(self, op: str, group: Mapping[str, Message]) -> None:
         self._opened, number = self._now, self.server.round
         note = self._go_back_if_none_can_train(group) if self.plan.operations[op].closes_round else ""
-        self._note_late([self._callers[silo] for silo in group], list(group))
+        self.late.add_barrier({silo: self._callers[silo].arrived for silo in group})
         replies = self.server.handle_barrier(op, group)
         for silo in group:
             caller = self._callers[silo]
@@ -268,17 +260,6 @@ class RoundCoordinator:
             self.closed.append(ClosedRound(number, facts, missing, note))
             self._refusals, self._not_finite = {}, set()
             self.late.clear()
-
-    def _half_time(self, times: list[float], count: int) -> float | None:
-        """Return when half of ``count`` silos had called, or None if they have not."""
-        index = (count - 1) // 2
-        return sorted(times)[index] if index < len(times) else None
-
-    def _note_late(self, callers: list[_SiloState], silos: list[str]) -> None:
-        half = self._half_time([caller.arrived for caller in callers], len(callers))
-        for silo, caller in zip(silos, callers, strict=True):
-            if half is not None and caller.arrived > half:
-                self.late[silo] = self.late.get(silo, 0.0) + caller.arrived - half
 
     def _go_back_if_none_can_train(self, group: Mapping[str, Message]) -> str:
         """Go back to earlier weights if no silo can train the latest; return a note, or "" if not."""

@@ -15,7 +15,7 @@ from manyhands.spec import Int, Spec, suggest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyhands.diffusion.sample import Sampling
+    from manyhands.diffusion.sampling import Sampling
     from manyhands.generators.base import ImageGenerator
     from manyhands.generators.load import TrainedModel
     from manyhands.messages.message import Message

@@ -18,17 +18,17 @@ from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.local_training import LocalTrainingMethod, update_facts, why_unusable
 from manyhands.methods.server import Server
+from manyhands.methods.whole_network import WholeNetworkMethod, update_facts, why_unusable
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo
-from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.spec import Int
 from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 BEFORE = "before the run"
 
 
-class Local(LocalTrainingMethod):
+class Local(WholeNetworkMethod):
     """No exchange: every silo trains a network of its own, with the same loop and the same budget."""
 
     kind: Literal["local"] = Field(default="local", description="The name of this method in a recipe.")
@@ -163,7 +163,7 @@ class LocalServer(Server):
         return Message(op, {}, {"round": self.round, "done": self.round >= self.rounds, "seed": self.seed})
 
 
-class Central(LocalTrainingMethod):
+class Central(WholeNetworkMethod):
     """All images in one place: the quality that collaboration tries to reach. The pooled data is the only silo.
 
     It is ``FedAvg`` over one silo, and is trained on as many images as all silos together.

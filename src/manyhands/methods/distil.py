@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manyhands.diffusion.norm_bound import squeezed
 from manyhands.diffusion.objective import Diffusion, Network, noised
-from manyhands.diffusion.sample import denoise, guided, timesteps
+from manyhands.diffusion.sampling import denoise, guided, timesteps
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:

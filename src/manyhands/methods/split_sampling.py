@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from manyhands.diffusion.norm_bound import stretched
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import Reason, Refused
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from manyhands.errors import RecipeError
-from manyhands.placement.solver import Levels, Problem, memory_at
+from manyhands.placement.exact_search import Levels, Problem, memory_at
 
 try:
     from pymoo.algorithms.soo.nonconvex.ga import GA

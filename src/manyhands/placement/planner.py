@@ -24,7 +24,7 @@ from manyhands.models.block_cost import PASSES, block_flops, block_memory
 from manyhands.models.gan import NETWORKS, Gan
 from manyhands.models.layer_cut import LayerCut, LayerCuts, block_outputs
 from manyhands.placement.devices import Fleet
-from manyhands.placement.solver import End, Problem, Side, exact, memory_at
+from manyhands.placement.exact_search import End, Problem, Side, exact, memory_at
 
 Mode = Literal["corrected", "authors"]
 Solver = Literal["exact", "genetic"]

@@ -10,8 +10,8 @@ import numpy as np
 from manyhands.formatting import TextTable, size_text
 from manyhands.models.gan import NETWORKS
 from manyhands.models.layer_cut import LayerCuts
+from manyhands.placement.exact_search import End, served_devices
 from manyhands.placement.planner import SIDES, Planner
-from manyhands.placement.solver import End, served_devices
 
 SERVER = "server"
 HEADS = ["device", "", *NETWORKS, "works", "on the wire", "waits", "sends", "memory"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyhands.evaluation import figures
+from manyhands.evaluation import plots
 from manyhands.formatting import TextTable, number_text
 from manyhands.report.parts import Picture, picture
 
@@ -59,7 +59,7 @@ def content(report: Mapping[str, Any], path: Path) -> Clusters | None:
         return None
     contributions: Contributions = clusters["silos"]
     kinds = {silo: (domains.get(silo, "silos"), int(entry["cluster"])) for silo, entry in contributions.items()}
-    figures.clusters(
+    plots.clusters(
         path, {silo: (entry["x"], entry["y"]) for silo, entry in contributions.items() if "x" in entry}, kinds
     )
     count, same = clusters["count"], clusters["agreement"]

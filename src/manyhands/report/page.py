@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands import __version__
 from manyhands.errors import RunFolderError
-from manyhands.evaluation import figures
+from manyhands.evaluation import plots
 from manyhands.files.write import disk_errors
 from manyhands.formatting import TextTable, count_text, number_text, size_text
 from manyhands.report import clusters, collafuse_audit, outgoing, quality, silos
@@ -103,7 +103,7 @@ def write(folder: RunFolder, facts: dict[str, Any]) -> None:
     if by_silo:
         with disk_errors(folder.figures):
             folder.figures.mkdir(exist_ok=True)
-        figures.losses(folder.figures / "loss.png", by_silo)
+        plots.losses(folder.figures / "loss.png", by_silo)
     folder.write("report.html", html)
     folder.write("report.json", facts)
 

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from manyhands.audit import huscf, replay
-from manyhands.audit.attackers import Effort, ServerDenoiser
 from manyhands.audit.attacks import algebra
 from manyhands.audit.attacks.attributes import KnownAttributes
 from manyhands.audit.collafuse import ActualReleases, attack_releases
+from manyhands.audit.collafuse_attackers import Effort, ServerDenoiser
 from manyhands.data.images import Images, as_bytes, as_floats, pooled
 from manyhands.data.partition.base import Partition
 from manyhands.data.partition.by_attributes import ByAttributes
 from manyhands.diffusion.norm_bound import squeezed
 from manyhands.errors import DataError, RunFolderError
-from manyhands.evaluation import features, figures
+from manyhands.evaluation import features, plots
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_file
 from manyhands.generators.diffusion import DiffusionGenerator
@@ -86,7 +86,7 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
         )
         report["exact_algebra"] = _algebra(method, silos, stores)
         report["mode"], report["release"], report["labels"] = method.mode, method.release, method.labels
-        figures.disclosure(folder.figures / "disclosure.png", report)
+        plots.disclosure(folder.figures / "disclosure.png", report)
         page.write(folder, folder.report | {"disclosure": report})
     return report
 
@@ -119,7 +119,7 @@ def trade(folder: Path, effort: Effort | None = None) -> list[dict[str, float | 
         raise RunFolderError(f"{folder}: none of its runs that release noised images has finished")
     report = audit(inner[0], sorted({_share(run) for run in inner}), effort)
     rows = [_trade_row([run for run in runs if _share(run) == share], share, report) for share in _shares(runs)]
-    figures.trade(folder / "trade.png", rows)
+    plots.trade(folder / "trade.png", rows)
     replace_file(folder / "trade.json", finite_json(rows, indent=1).encode())
     return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.models.base import Denoiser
 from manyhands.spec import Spec
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from manyhands.evaluation import figures
+from manyhands.evaluation import plots
 from manyhands.report.quality import NAMES, curve
 from manyhands.runs.compare_entry import Entry
 from manyhands.runs.round import Round
@@ -25,17 +25,17 @@ def draw(entries: Sequence[Entry], by: str, out: Path) -> list[Path]:
         lines = {entry.name: _mean_curve(entry.runs, by, axis) for entry in entries} if same_protocol else {}
         if any(lines.values()):
             floor = at_end[0].get("floor", {}).get(by)
-            figures.against(out / f"quality-{axis}.png", lines, name, label, floor)
+            plots.against(out / f"quality-{axis}.png", lines, name, label, floor)
             paths.append(out / f"quality-{axis}.png")
     groups = {entry.name: _mean_of_silos(entry.reports, by) for entry in entries}
     if any(groups.values()):
-        figures.silos(out / "silos.png", {name: silos for name, silos in groups.items() if silos}, label)
+        plots.silos(out / "silos.png", {name: silos for name, silos in groups.items() if silos}, label)
         paths.append(out / "silos.png")
     for name in ("partition", "samples"):
         pictures = {entry.first_name: entry.runs[0].figures / f"{name}.png" for entry in entries}
         existing = {entry: path for entry, path in pictures.items() if path.exists()}
         if existing:
-            figures.side_by_side(out / f"{name}.png", existing)
+            plots.side_by_side(out / f"{name}.png", existing)
             paths.append(out / f"{name}.png")
     return paths
 

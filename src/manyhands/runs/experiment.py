@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from manyhands.data.partition.base import class_counts
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import ManyhandsError, RecipeError
-from manyhands.evaluation import figures, inception
+from manyhands.evaluation import inception, plots
 from manyhands.evaluation.drawing import ImageSource
 from manyhands.evaluation.evaluator import Evaluator
 from manyhands.evaluation.spec import Evaluation
@@ -207,7 +207,7 @@ class Experiment:
         try:
             first = generators.get(self.silos[0].name)
             if first is not None and (picture := self._picture(first, rows=4)):
-                figures.sheet(folder.round_picture(number), *picture)
+                plots.sheet(folder.round_picture(number), *picture)
             if number == done.rounds or not self.evaluation.images:
                 return done  # the last round is evaluated completely at the end of the run
             return replace(done, metrics=self.evaluator.quick(generators, self.sampling))
@@ -236,7 +236,7 @@ class Experiment:
     def _go_on(self, folder: RunFolder) -> None:
         """Draw the partition, and restore the newest round on disk."""
         counts = class_counts([silo.images for silo in self.silos])
-        figures.partition(folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
+        plots.partition(folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
         state = folder.resume(self.roster)
         if state is not None:
             self.server.resume(state.round, state.stores, state.server)
@@ -276,7 +276,7 @@ class Experiment:
         generator_of_report = shared or next(iter(own.values()), None)
         first = self.generators().get(self.silos[0].name)
         if first is not None and (picture := self._picture(first, rows=8)):
-            figures.grid(folder.figures / "samples.png", *picture)
+            plots.grid(folder.figures / "samples.png", *picture)
         folder.write("ledger.json", self.ledger.entries())
         run = summary.RunSummary(
             method=self.method,

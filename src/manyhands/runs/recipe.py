@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from manyhands.data.partition.base import AnyPartition
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.evaluation.spec import Evaluation
 from manyhands.links.in_process import InProcess
 from manyhands.methods.base import AnyMethod

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import ManyhandsError, RecipeError
 from manyhands.evaluation.spec import Evaluation
 from manyhands.files.toml_text import parse_toml, read_toml

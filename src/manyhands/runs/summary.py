@@ -22,7 +22,7 @@ from manyhands.silos.memory import peak_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyhands.diffusion.sample import Sampling
+    from manyhands.diffusion.sampling import Sampling
     from manyhands.evaluation.spec import Evaluation
     from manyhands.generators.base import ImageGenerator
     from manyhands.generators.load import TrainedModel

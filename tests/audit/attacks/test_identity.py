@@ -9,7 +9,7 @@ import torch
 
 from manyhands.audit.attacks.identity import equidistant, limit, linkability, recognised
 from manyhands.audit.attacks.reconstruction import averaged, release
-from manyhands.audit.population import DOUBT, SELDOM, clouds, expected_identification, first_hidden_step
+from manyhands.audit.expected_identification import DOUBT, SELDOM, clouds_of, expected_identification, first_hidden_step
 from tests.audit.crowd import SCHEDULE, cloud, rng
 
 COUNT = 200
@@ -37,20 +37,20 @@ def test_of_gaussian_images_theory_and_attack_agree(t: int) -> None:
     images, sigma = cloud(COUNT, size=16), level(t)[1]
     share, deviation = rate(images, t), 0.5 / math.sqrt(25 * COUNT)
     assert share == pytest.approx(equidistant(images, sigma), abs=4 * deviation)
-    predicted = expected_identification(clouds(cloud(3000, seed=1, size=16), None), sigma, COUNT, rng())
+    predicted = expected_identification(clouds_of(cloud(3000, seed=1, size=16), None), sigma, COUNT, rng())
     assert share == pytest.approx(predicted, abs=0.05)
     assert share <= limit(images, sigma) + 4 * deviation
 
 
 def test_at_the_noisiest_step_it_is_chance_and_at_the_first_it_is_sure() -> None:
     images, sigma = cloud(COUNT), level(SCHEDULE.steps)[1]
-    share = expected_identification(clouds(images, None), sigma, COUNT, rng())
+    share = expected_identification(clouds_of(images, None), sigma, COUNT, rng())
     for said in (equidistant(images, sigma), limit(images, sigma), rate(images, SCHEDULE.steps), share):
         assert said == pytest.approx(1 / COUNT, abs=2e-3)
     images, sigma = cloud(COUNT, size=8), level(5)[1]
     assert rate(images, 5, 1) == 1
     assert equidistant(images, sigma) == pytest.approx(1)
-    assert expected_identification(clouds(images, None), sigma, COUNT, rng()) == pytest.approx(1, abs=1e-3)
+    assert expected_identification(clouds_of(images, None), sigma, COUNT, rng()) == pytest.approx(1, abs=1e-3)
 
 
 def test_more_noise_identifies_less_and_more_copies_more() -> None:
@@ -65,7 +65,7 @@ def test_more_noise_identifies_less_and_more_copies_more() -> None:
 
 
 def test_the_step_that_hides_is_the_first_which_does_and_more_copies_need_a_later_one() -> None:
-    crowd = clouds(cloud(500, size=8), None)
+    crowd = clouds_of(cloud(500, size=8), None)
     first, later = (first_hidden_step(crowd, SCHEDULE, 1000, seed=0, releases=n) for n in (1, 20))
     assert first is not None
     assert later is not None
@@ -83,8 +83,8 @@ def test_no_rule_beats_the_limit_which_two_candidates_reach() -> None:
 
 def test_clouds_are_one_for_each_class() -> None:
     images, labels = torch.cat([cloud(60), cloud(40, seed=1) + 0.5]), torch.tensor([0] * 60 + [1] * 40)
-    assert [round(part.share, 3) for part in clouds(images, labels)] == [0.6, 0.4]
-    far = expected_identification(clouds(images, labels), 0.3, 100, rng())
+    assert [round(part.share, 3) for part in clouds_of(images, labels)] == [0.6, 0.4]
+    far = expected_identification(clouds_of(images, labels), 0.3, 100, rng())
     assert far == pytest.approx(
         sum(
             (torch.cdist((images + 0.3 * torch.randn(images.shape, generator=rng(i))).flatten(1), images.flatten(1)))

@@ -12,8 +12,8 @@ import torch
 from manyhands.errors import Reason, Refused
 from manyhands.messages.codec.codec import BFloat16, Codec, Float16, Float32
 from manyhands.messages.codec.packing import pack, packed_size, unpack
-from manyhands.messages.codec.updates import Updates
-from manyhands.messages.codec.weights import Weights
+from manyhands.messages.codec.quantised_updates import Updates
+from manyhands.messages.codec.quantised_weights import Weights
 from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, state_spec, zeros
 

@@ -26,7 +26,7 @@ from manyhands.methods.collafuse.server import CollaFuseServer
 from manyhands.methods.collafuse.silo import noising_of
 from manyhands.methods.split_sampling import Relay
 from manyhands.seed import torch_rng
-from manyhands.silos.training import steps
+from manyhands.silos.local_training import steps
 from manyhands.tensors import sha256, strip_prefix
 from tests.conftest import TINY, tiny_images, tiny_silos
 

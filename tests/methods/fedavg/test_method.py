@@ -15,8 +15,8 @@ from manyhands.messages.message import Message
 from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.learners.base import LocalResult
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state, steps
 from manyhands.silos.silo import DeviceContext
-from manyhands.silos.training import load_optimiser_state, optimiser_state, steps
 from manyhands.tensors import sha256
 from tests.conftest import tiny_fedavg, tiny_images, tiny_silos
 

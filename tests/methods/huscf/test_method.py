@@ -18,7 +18,7 @@ from manyhands.generators.base import ImageGenerator
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess
 from manyhands.messages.message import Message
-from manyhands.methods import clusters
+from manyhands.methods import clustering
 from manyhands.methods.base import Conversation
 from manyhands.methods.baselines import Central, Local
 from manyhands.methods.huscf.method import HuSCF
@@ -28,7 +28,7 @@ from manyhands.models.gan import Gan, iteration
 from manyhands.models.layer_cut import LayerCut, LayerCuts
 from manyhands.runs.finished import loaded_generator
 from manyhands.runs.run_folder import RunFolder
-from manyhands.silos.training import GanTraining
+from manyhands.silos.local_training import GanTraining
 from manyhands.tensors import strip_prefix
 
 WIRES: tuple[Literal["count", "bytes"], ...] = ("count", "bytes")
@@ -203,22 +203,24 @@ def blobs(kinds: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kinds", [[0] * 10 + [1] * 10, [0, 1, 2] * 5, [0] * 12])
 def test_clusters_are_found_without_being_told_how_many(kinds: list[int]) -> None:
-    labels = clusters.cluster_labels(blobs(kinds), "auto")
+    labels = clustering.cluster_labels(blobs(kinds), "auto")
     assert [labels[f"s{i:02}"] for i in range(len(kinds))] == kinds
-    assert len(set(clusters.cluster_labels(blobs(kinds), 2).values())) == 2
+    assert len(set(clustering.cluster_labels(blobs(kinds), 2).values())) == 2
 
 
 def test_silos_that_are_alike_are_at_no_distance_and_weigh_what_they_hold() -> None:
     same = dict.fromkeys(["a", "b", "c"], torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)))
-    apart = clusters.distances(same, list(same))
+    apart = clustering.distances(same, list(same))
     assert all(abs(each) < 1e-9 for each in apart.values())
-    assert clusters.mean_shares({"a": 1, "b": 1, "c": 2}, apart, 5.0) == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
+    assert clustering.mean_shares({"a": 1, "b": 1, "c": 2}, apart, 5.0) == pytest.approx(
+        {"a": 0.25, "b": 0.25, "c": 0.5}
+    )
     odd = same | {"c": -3 * same["c"]}
-    apart = clusters.distances(odd, list(odd))
+    apart = clustering.distances(odd, list(odd))
     assert apart["c"] > apart["a"] == pytest.approx(apart["b"])
-    assert clusters.mean_shares({"a": 1, "b": 1, "c": 2}, apart, 5.0)["c"] < 0.5
-    assert clusters.distances(same, ["a"]) == {"a": 0.0}
-    assert clusters.mean_shares({"a": 7}, {"a": 3.0}, 1.0) == {"a": 1.0}
+    assert clustering.mean_shares({"a": 1, "b": 1, "c": 2}, apart, 5.0)["c"] < 0.5
+    assert clustering.distances(same, ["a"]) == {"a": 0.0}
+    assert clustering.mean_shares({"a": 7}, {"a": 3.0}, 1.0) == {"a": 1.0}
 
 
 def test_the_distance_is_kl_of_the_others_from_each() -> None:
@@ -227,7 +229,7 @@ def test_the_distance_is_kl_of_the_others_from_each() -> None:
     }
     p, q = (torch.softmax(features[name].mean(0).reshape(3, 4), 1) for name in "ab")
     expected = torch.nn.functional.kl_div(p.log(), q, reduction="sum") / 3
-    assert clusters.distances(features, ["a", "b"])["a"] == pytest.approx(float(expected), abs=1e-6)
+    assert clustering.distances(features, ["a", "b"])["a"] == pytest.approx(float(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["fedavg", "local", "central"])
@@ -472,17 +474,17 @@ def test_a_cluster_whose_only_silo_says_nothing_keeps_its_number_and_its_ends() 
 
 def test_clusters_keep_the_numbers_that_most_of_their_silos_had() -> None:
     before = {"a": 0, "b": 0, "c": 1, "d": 1, "away": 2}
-    assert sorted(clusters.number_clusters([["c", "d"], ["a", "b"]], before)) == [(0, ["a", "b"]), (1, ["c", "d"])]
-    assert sorted(clusters.number_clusters([["a"], ["b"], ["c", "d"]], before)) == [
+    assert sorted(clustering.number_clusters([["c", "d"], ["a", "b"]], before)) == [(0, ["a", "b"]), (1, ["c", "d"])]
+    assert sorted(clustering.number_clusters([["a"], ["b"], ["c", "d"]], before)) == [
         (0, ["a"]),
         (1, ["c", "d"]),
         (3, ["b"]),
     ]
-    assert sorted(clusters.number_clusters([["a", "b", "c", "d"]], before)) == [(0, ["a", "b", "c", "d"])]
+    assert sorted(clustering.number_clusters([["a", "b", "c", "d"]], before)) == [(0, ["a", "b", "c", "d"])]
 
 
 def test_however_large_alpha_is_somebody_counts() -> None:
-    shares = clusters.mean_shares({"a": 1, "b": 1}, {"a": 1.0, "b": 2.0}, 1e6)
+    shares = clustering.mean_shares({"a": 1, "b": 1}, {"a": 1.0, "b": 2.0}, 1e6)
     assert shares == {"a": 1.0, "b": 0.0}
 
 

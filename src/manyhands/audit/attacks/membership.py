@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manyhands.audit.attacks.statistics import Interval, auc, bootstrap, true_positives
 from manyhands.diffusion.objective import noised
-from manyhands.diffusion.sample import Denoiser
+from manyhands.diffusion.sampling import Denoiser
 from manyhands.diffusion.schedule import Schedule
 
 FALSE_POSITIVES = 0.01

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from manyhands.diffusion.objective import Diffusion, Network, noised, x_0_of_v
-from manyhands.diffusion.sample import Denoiser, denoise, guided, timesteps
+from manyhands.diffusion.sampling import Denoiser, denoise, guided, timesteps
 from manyhands.diffusion.schedule import Schedule
 from manyhands.models.unet import UNet
-from manyhands.silos.training import Training, steps
+from manyhands.silos.local_training import Training, steps
 
 Attack = Callable[[Tensor, int], Tensor]
 """(x_t, t) -> an estimate of x_0 in [-1, 1]; both are (N, C, H, W)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from manyhands.privacy.accountant import decibel, epsilon, mu_of
 
 if TYPE_CHECKING:
-    from manyhands.silos.training import Training
+    from manyhands.silos.local_training import Training
 
 IMAGES, LABELS = "images", "labels"
 DELTA = 1e-5

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from manyhands.diffusion.release_privacy import box_norm
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.diffusion.timestep_cut import cut_words
 from manyhands.formatting import count_text, size_text
 from manyhands.methods.collafuse.spec import CollaFuseSpec

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import RecipeError
 from manyhands.formatting import names_text
 from manyhands.generators.base import ImageGenerator

@@ -19,7 +19,7 @@ from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.methods.server import Accumulated, Server, ServerWrapper
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
-from manyhands.silos.training import load_optimiser_state, optimiser_state, steps
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state, steps
 from manyhands.tensors import Tensors, add_prefix, find_not_finite, running_average, snapshot, strip_prefix
 
 Cuts = dict[str, int]

@@ -10,7 +10,7 @@ from manyhands.messages.message import Message
 from manyhands.methods.base import Conversation
 from manyhands.methods.collafuse.release import Noising, release_hash, release_messages
 from manyhands.methods.collafuse.spec import CollaFuseSpec
-from manyhands.methods.local_training import update_facts
+from manyhands.methods.whole_network import update_facts
 from manyhands.silos.silo import Silo
 from manyhands.tensors import add_prefix, strip_prefix
 

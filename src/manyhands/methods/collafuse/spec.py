@@ -11,21 +11,21 @@ from pydantic import Field, model_validator
 from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.release_privacy import box_norm
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.diffusion.timestep_cut import TimestepCut
 from manyhands.methods.baselines import Local
 from manyhands.methods.collafuse.release import Labels
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg.method import FedAvg
-from manyhands.methods.local_training import LocalTrainingMethod
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
+from manyhands.methods.whole_network import WholeNetworkMethod
 from manyhands.models.layer_cut import MAX_CUTS
 from manyhands.models.unet import UNet
-from manyhands.silos.training import Training
+from manyhands.silos.local_training import Training
 from manyhands.spec import Float, Int
 
 
-class CollaFuseSpec(LocalTrainingMethod, ABC):
+class CollaFuseSpec(WholeNetworkMethod, ABC):
     """The fields of ``CollaFuse``, and the cuts, networks and rounds that follow from them."""
 
     kind: Literal["collafuse"] = Field(default="collafuse", description="The name of this method in a recipe.")

@@ -14,10 +14,10 @@ from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.fedavg.sharing import SHARED
 from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
 from manyhands.methods.learners.base import NOTHING, LocalResult
-from manyhands.methods.local_training import update_facts, why_unusable
+from manyhands.methods.whole_network import update_facts, why_unusable
 from manyhands.seed import torch_rng
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo
-from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 HELD, RESIDUAL = "held.", "left."

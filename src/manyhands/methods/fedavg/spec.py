@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from manyhands.messages.codec.codec import Codec, Float32
-from manyhands.messages.codec.updates import Updates
+from manyhands.messages.codec.quantised_updates import Updates
 from manyhands.methods.fedavg.broadcast import Downlink
 from manyhands.methods.fedavg.proximal import Mode
 from manyhands.methods.fedavg.server_optimizer import Momentum, ServerOptimizer
 from manyhands.methods.fedavg.sharing import ALL, SHARED, Share
-from manyhands.methods.local_training import LocalTrainingMethod
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
+from manyhands.methods.whole_network import WholeNetworkMethod
 from manyhands.models.state_spec import state_spec_of
 from manyhands.registry import CODECS, SERVER_OPTIMIZERS, OneOf
 from manyhands.spec import Float, Int
@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 AVERAGE = "average."
 
 
-class FedAvgSpec(LocalTrainingMethod, ABC):
+class FedAvgSpec(WholeNetworkMethod, ABC):
     """The fields of ``FedAvg``, and the layouts that follow from them."""
 
     kind: Literal["fedavg"] = Field(default="fedavg", description="The name of this method in a recipe.")

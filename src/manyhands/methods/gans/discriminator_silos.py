@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import Refused
 from manyhands.formatting import size_text
 from manyhands.messages.facts import Flag
@@ -21,12 +21,12 @@ from manyhands.methods.base import Conversation
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans.split_network import Chain
 from manyhands.methods.learners.base import NOTHING, LocalResult
-from manyhands.methods.local_training import update_facts, why_unusable
+from manyhands.methods.whole_network import update_facts, why_unusable
 from manyhands.models.gan import GanModule
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo
-from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import StateSpec, Tensors, TensorSpec, add_prefix, snapshot, strip_prefix
 
 CRITIC = "critic."

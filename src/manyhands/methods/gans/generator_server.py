@@ -18,7 +18,7 @@ from manyhands.methods.server import Server
 from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
-from manyhands.silos.training import load_optimiser_state, optimiser_state
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
 from manyhands.messages.plan import Plan
-from manyhands.methods import clusters
+from manyhands.methods import clustering
 from manyhands.methods.base import Conversation
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.gan_method import GanMethod
@@ -52,7 +52,7 @@ class HFLGan(GanMethod):
 
     def check_partition(self, silos: Sequence[str]) -> None:
         """Check the number of clusters."""
-        clusters.check_count(self.clusters, silos)
+        clustering.check_count(self.clusters, silos)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> HFLGanServer:
         """Return the server, which stands for the edge servers, too."""
@@ -136,7 +136,7 @@ class HFLGanServer(Server):
     def _regroup(self, sent: Mapping[str, Tensors]) -> None:
         """Form clusters of silos that moved in similar directions; a silo that sent nothing goes to the first."""
         moved = {silo: direction(self.weights[self.cluster[silo]], weights)[None] for silo, weights in sent.items()}
-        labels = clusters.cluster_labels(moved, self.method.clusters, seed=self.seed % 2**32)
+        labels = clustering.cluster_labels(moved, self.method.clusters, seed=self.seed % 2**32)
         self.cluster = {silo: labels.get(silo, 0) for silo in self.cluster}
         self.weights = {number: self.weights.get(number, self.weights[0]) for number in set(self.cluster.values())}
 

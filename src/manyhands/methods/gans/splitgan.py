@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manyhands.diffusion.sample import Sampling
+from manyhands.diffusion.sampling import Sampling
 from manyhands.formatting import count_text, size_text
 from manyhands.methods.gans.discriminator_silos import RemoteGenerator
 from manyhands.methods.gans.generator_server import RemoteServer

@@ -20,7 +20,7 @@ from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
-from manyhands.methods import clusters
+from manyhands.methods import clustering
 from manyhands.methods.base import Conversation, ServerCall, check_names
 from manyhands.methods.huscf.operations import (
     ADVERSARIAL_BACKWARD,
@@ -45,7 +45,7 @@ from manyhands.silos.silo import Silo
 from manyhands.tensors import strip_prefix
 
 if TYPE_CHECKING:
-    from manyhands.diffusion.sample import Sampling
+    from manyhands.diffusion.sampling import Sampling
 
 DISCRIMINATOR_BACKWARD = "sends the gradient at its tail's input, gets the gradient at its head's output"
 DESCRIPTIONS = {
@@ -105,7 +105,7 @@ class HuSCF(HuSCFSpec):
 
     def check_partition(self, silos: Sequence[str]) -> None:
         """Check the number of clusters, and the names in cuts."""
-        clusters.check_count(self.clusters, silos)
+        clustering.check_count(self.clusters, silos)
         check_names((name for name in self.cuts if not matching(silos, name)), silos)
 
     def server(self, seed: int, silos: Mapping[str, int]) -> HuSCFServer:

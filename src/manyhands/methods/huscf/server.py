@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from manyhands.errors import Reason, Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
-from manyhands.methods import clusters
-from manyhands.methods.clusters import Assignment
+from manyhands.methods import clustering
+from manyhands.methods.clustering import Assignment
 from manyhands.methods.huscf.middle import MiddlePass
 from manyhands.methods.huscf.operations import (
     ADVERSARIAL_BACKWARD,
@@ -31,7 +31,7 @@ from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
-from manyhands.silos.training import load_optimiser_state, optimiser_state
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, strip_prefix, weighted_sum
 
 MAX_DRAWN_IMAGES = 4096
@@ -276,10 +276,10 @@ class HuSCFServer(Server):
         """Average the segments within each cluster, and the middle over all silos."""
         images, alpha = {silo: self.images[silo] for silo in sent}, self.method.alpha
         if self.round < self.method.warm:
-            assignments, distances = clusters.one_cluster(images), dict.fromkeys(sent, 0.0)
+            assignments, distances = clustering.one_cluster(images), dict.fromkeys(sent, 0.0)
         else:
-            assignments = clusters.assign_clusters(features, images, self.method.clusters, alpha, self.cluster)
-            distances = clusters.distances(features, list(sent))
+            assignments = clustering.assign_clusters(features, images, self.method.clusters, alpha, self.cluster)
+            distances = clustering.distances(features, list(sent))
         self.cluster |= {silo: assignment.cluster for silo, assignment in assignments.items()}
         own = snapshot(self.network.state_dict())
         whole = {silo: own | self.buffers.get(silo, {}) | segments for silo, segments in sent.items()}
@@ -289,7 +289,7 @@ class HuSCFServer(Server):
             }
             if shares:
                 self.means[number] = weighted_sum(whole, shares)
-        shared = weighted_sum(whole, clusters.mean_shares(images, distances, alpha))
+        shared = weighted_sum(whole, clustering.mean_shares(images, distances, alpha))
         self.network.load_state_dict({name: shared[name] for name in own})
         running = {name: shared[name] for name in own if name.endswith(RUNNING_STATISTICS)}
         self.buffers = dict.fromkeys(self.cuts, running) if self._per_cluster else {}

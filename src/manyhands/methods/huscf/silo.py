@@ -22,12 +22,12 @@ from manyhands.methods.huscf.operations import (
     network_of,
 )
 from manyhands.methods.huscf.spec import HuSCFSpec
-from manyhands.methods.local_training import why_bad_loss
+from manyhands.methods.whole_network import why_bad_loss
 from manyhands.models.gan import run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo
-from manyhands.silos.training import load_optimiser_state, optimiser_state
 from manyhands.tensors import Tensors, add_prefix, find_not_finite, running_average, snapshot, strip_prefix
 
 

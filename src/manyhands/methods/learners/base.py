@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manyhands.models.base import Model
 from manyhands.silos.flops import Meter
-from manyhands.silos.training import Training, steps
+from manyhands.silos.local_training import Training, steps
 
 if TYPE_CHECKING:
     from manyhands.diffusion.objective import Diffusion

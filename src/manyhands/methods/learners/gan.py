@@ -10,7 +10,7 @@ from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.methods.learners.base import Learner, LocalResult, LocalRound
 from manyhands.models.gan import Gan, iteration
 from manyhands.silos.flops import Meter
-from manyhands.silos.training import GanTraining, Training
+from manyhands.silos.local_training import GanTraining, Training
 
 if TYPE_CHECKING:
     from manyhands.tensors import Tensors

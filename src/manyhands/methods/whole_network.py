@@ -19,13 +19,13 @@ from manyhands.methods.fedavg.proximal import Proximal
 from manyhands.methods.learners.base import NOTHING, Learner, LocalResult, LocalRound
 from manyhands.methods.learners.by_model import learner_type
 from manyhands.models.base import AnyModel
+from manyhands.silos.local_training import Training
 from manyhands.silos.silo import Silo
-from manyhands.silos.training import Training
 from manyhands.spec import Float
 from manyhands.tensors import Tensors, find_not_finite
 
 
-class LocalTrainingMethod(Method, ABC):
+class WholeNetworkMethod(Method, ABC):
     """A network, its objective, and one round of training at a silo.
 
     What differs between kinds of models is in the ``learner``: the objective, what is sent before the first round, and

@@ -30,7 +30,7 @@ class Cloud:
     axes: Tensor
 
 
-def clouds(public: Tensor, labels: Tensor | None) -> list[Cloud]:
+def clouds_of(public: Tensor, labels: Tensor | None) -> list[Cloud]:
     """Fit a mixture of Gaussian clouds to public images (N, C, H, W): one for each class, or one for all."""
     flat = public.flatten(1).double()
     groups = [flat] if labels is None else [flat[labels == label] for label in labels.unique()]

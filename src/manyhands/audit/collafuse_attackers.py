@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyhands.audit import population
 from manyhands.audit.attacks import attributes, reconstruction
 from manyhands.audit.attacks.reconstruction import Attack
+from manyhands.audit.expected_identification import Cloud, clouds_of
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion, Network
-from manyhands.diffusion.sample import Denoiser, guided
+from manyhands.diffusion.sampling import Denoiser, guided
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
-from manyhands.silos.training import Training
+from manyhands.silos.local_training import Training
 
 if TYPE_CHECKING:
     from manyhands.evaluation.features import Extractor
@@ -94,7 +94,7 @@ class Attackers:
     attacks: dict[str, Attack]
     guess: Attack
     questions: dict[str, attributes.Question]
-    clouds: list[population.Cloud]
+    clouds: list[Cloud]
     x_0: Tensor = field(repr=False)
 
     @property
@@ -172,7 +172,7 @@ def trained_attackers(
         attacks=attacks,
         guess=reconstruction.mean_of(public_images),
         questions=attributes.questions(private, public, known_attributes, reader),
-        clouds=population.clouds(public_images, public.labels),
+        clouds=clouds_of(public_images, public.labels),
         x_0=as_floats(private.pixels),
     )
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.sample import Denoiser, Sampling, denoise, guided, timesteps
+from manyhands.diffusion.sampling import Denoiser, Sampling, denoise, guided, timesteps
 from manyhands.diffusion.schedule import Schedule
 
 MEAN = torch.tensor([0.5, -1.0], dtype=torch.float64)
