@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from manyhands.errors import QuorumLost, Refused
-from manyhands.federation.delays import MAX_RETURNS
 from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.run_session import RunSession, load_run_session
+from manyhands.federation.site_delays import MAX_RETURNS
 from manyhands.messages.message import Message
 from manyhands.runs.compose import compose, silos_of
 from manyhands.runs.recipe import Recipe

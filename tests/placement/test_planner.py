@@ -14,7 +14,7 @@ from manyhands.errors import RecipeError
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCut, LayerCuts, every_cut
 from manyhands.placement.devices import Central, Device, Fleet
-from manyhands.placement.genetic import _Space, genetic
+from manyhands.placement.genetic_search import _Space, genetic
 from manyhands.placement.planner import Planner
 from manyhands.placement.timeline import timeline
 
@@ -148,7 +148,7 @@ def test_no_chromosome_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_without_pymoo_the_genetic_solver_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymoo.optimize", None)
-    monkeypatch.delitem(sys.modules, "manyhands.placement.genetic")
+    monkeypatch.delitem(sys.modules, "manyhands.placement.genetic_search")
     with pytest.raises(RecipeError, match=r"pip install 'manyhands\[genetic\]'"):
         Planner(GAN, authors_fleet()).cuts("genetic")
 

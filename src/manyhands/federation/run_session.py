@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from manyhands.errors import MessageError, Reason, Refused, RunFolderError
-from manyhands.federation.delays import REPEAT_SHARE, SiteDelays
 from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.policy import recipe_text
+from manyhands.federation.site_delays import REPEAT_SHARE, SiteDelays
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message, encoded_size

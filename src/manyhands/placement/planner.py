@@ -113,7 +113,7 @@ class Planner:
         if solver == "exact":
             levels = exact(self.problem)
         else:
-            from manyhands.placement.genetic import genetic
+            from manyhands.placement.genetic_search import genetic
 
             levels = genetic(self.problem, seed)
         if levels is None:

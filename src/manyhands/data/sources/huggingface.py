@@ -10,7 +10,7 @@ from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.picture_files import class_of, images_of_entries
+from manyhands.data.sources.image_files import class_of, images_of_entries
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
