@@ -72,7 +72,7 @@ class BatchAttacks:
         return {
             "head": last,
             "silos": [batch.silo for batch in own_batches],
-            "numbers": self._sent(true_head, self.batches[0], "real")[0].numel(),
+            "numbers": self._sent(true_head, self.batches[0], real=True)[0].numel(),
             "attacks": {name: self.scores(estimate) for name, estimate in attacks_with_head.items()},
             "unknown_head": {name: self.scores(estimate) for name, estimate in control_attacks.items()},
             "other_images": self.scores(Estimate(best.images.roll(1, 0), None)),
@@ -152,8 +152,8 @@ class BatchAttacks:
         true_head, networks = self._known(last), dict[int, Inverter]()
         estimates: dict[str, list[Estimate]] = {}
         for batch in self.batches:
-            head, sent = head_of_batch(batch), self._sent(true_head, batch, "real")
-            labels = self._labels(head, self._sent(true_head, batch, "made"), batch)
+            head, sent = head_of_batch(batch), self._sent(true_head, batch, real=True)
+            labels = self._labels(head, self._sent(true_head, batch, real=False), batch)
             start = self._mean.repeat(len(sent), 1, 1, 1)
             if solution := solve_linear(head, sent):
                 estimates.setdefault("least squares", []).append(Estimate(*solution))
@@ -170,13 +170,13 @@ class BatchAttacks:
             estimates.setdefault("inverter", []).append(by_inverter)
         return {name: _joined(batch_estimates) for name, batch_estimates in estimates.items()}
 
-    def _sent(self, true_head: HeadOfBatch, batch: RecordedBatch, op: str) -> Tensor:
+    def _sent(self, true_head: HeadOfBatch, batch: RecordedBatch, *, real: bool) -> Tensor:
         """The activations that were sent; where the silo has another head, those that would have been sent."""
         head = true_head(batch)
         if batch.cuts.discriminator.head == head.last:
-            return batch.real_activations if op == "real" else batch.generated_activations
-        images = batch.images if op == "real" else batch.generated
-        return head.sent(images, batch.labels, self._rng("sent", op, head.last, batch.silo))
+            return batch.real_activations if real else batch.generated_activations
+        images = batch.images if real else batch.generated
+        return head.sent(images, batch.labels, self._rng("sent", "real" if real else "made", head.last, batch.silo))
 
     def _labels(self, head: Head, generated_activations: Tensor, batch: RecordedBatch) -> Tensor | None:
         """Infer the labels of generated images, which the server can draw itself; real images have the same labels."""
@@ -187,7 +187,9 @@ class BatchAttacks:
         )
 
     def _labels_of_made(self, true_head: HeadOfBatch) -> Tensor | None:
-        labels = [self._labels(true_head(batch), self._sent(true_head, batch, "made"), batch) for batch in self.batches]
+        labels = [
+            self._labels(true_head(batch), self._sent(true_head, batch, real=False), batch) for batch in self.batches
+        ]
         return _together(labels)
 
     def _recognised(self, true_head: HeadOfBatch, assumed_head: Head | None = None) -> Interval:
@@ -195,8 +197,8 @@ class BatchAttacks:
         picked = []
         for batch in self.batches:
             head = assumed_head or true_head(batch)
-            labels = self._labels(head, self._sent(true_head, batch, "made"), batch)
-            picked.append(nearest_candidates(head, self._sent(true_head, batch, "real"), self.truth, labels))
+            labels = self._labels(head, self._sent(true_head, batch, real=False), batch)
+            picked.append(nearest_candidates(head, self._sent(true_head, batch, real=True), self.truth, labels))
         return proportion(torch.cat(picked) == torch.arange(len(self.truth)))
 
     def _right(self, labels: Tensor | None) -> Interval | None:

@@ -13,7 +13,7 @@ from manyhands.errors import DataError
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
-from manyhands.methods.huscf.operations import ORDER
+from manyhands.methods.huscf.operations import FAKE_FORWARD, GENERATOR_FORWARD, ORDER, REAL_FORWARD
 from manyhands.methods.huscf.server import HuSCFServer
 from manyhands.methods.huscf.silo import SiloSegments
 from manyhands.models.layer_cut import LayerCuts
@@ -70,7 +70,7 @@ def record_batches(
     step = int(part * steps)
     messages = {name: next(recorder.conversation) for name, recorder in recorders.items()}
     sent_by_op, answers = dict[str, Mapping[str, Tensor]](), dict[str, Mapping[str, Message]]()
-    for op in [*ORDER * step, *ORDER[: ORDER.index("real") + 1]]:
+    for op in [*ORDER * step, *ORDER[: ORDER.index(REAL_FORWARD) + 1]]:
         if silent := [
             name for name, message in messages.items() if message.op != op or find_not_finite(message.tensors)
         ]:
@@ -91,8 +91,8 @@ def record_batches(
         batches[name] = RecordedBatch(
             silo=name, cluster=number, step=step, steps=steps,
             cuts=method.cuts_of(name), weights=initial_weights[number],
-            generated_activations=sent_by_op["made"][name], real_activations=sent_by_op["real"][name],
-            tail_input=activations.decode(answers["make"][name].tensors).detach().cpu(),
+            generated_activations=sent_by_op[FAKE_FORWARD][name], real_activations=sent_by_op[REAL_FORWARD][name],
+            tail_input=activations.decode(answers[GENERATOR_FORWARD][name].tensors).detach().cpu(),
             images=images, generated=generated, labels=labels,
         )  # fmt: skip
     return batches

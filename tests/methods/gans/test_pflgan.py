@@ -1,4 +1,4 @@
-"""GANs refined on images that the generators of silos made which are similarity."""
+"""GANs refined on images that were drawn from the generators of silos whose images are alike."""
 
 from __future__ import annotations
 

@@ -67,11 +67,6 @@ class CollaFuse(CollaFuseSpec):
         inner = ClusteredServer(servers, self.clusters)
         return CollaFuseServer(self, seed, cuts, inner if self.clusters else local.server(seed, silos))
 
-    @property
-    def takes_guidance(self) -> bool:
-        """Whether labels are left out of some batches."""
-        return self.diffusion.label_dropout > 0
-
     def check_partition(self, silos: Sequence[str]) -> None:
         """Check the names in cuts and clusters."""
         check_names((*self.cuts, *(silo for cluster in self.clusters.values() for silo in cluster)), silos)

@@ -1,4 +1,4 @@
-"""PFL-GAN: silos train GANs of their own, also on images from the generators of silos that are similarity."""
+"""PFL-GAN: silos train GANs of their own, also on images from the generators of silos whose images are alike."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class PFLGanServer(Server):
         self.handed = {silo: handed for silo, handed in kept.items() if handed}
 
     def _draw_for_silos(self, sent: Mapping[str, Message]) -> None:
-        """Draw images for each silo from the others' generators, more of those that are more similarity."""
+        """Draw images for each silo from the others' generators, more from those whose images are more alike."""
         generators, known = {}, {}
         for silo, message in sent.items():
             weights = generator_weights(dict(message.tensors))
