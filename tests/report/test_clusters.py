@@ -53,8 +53,8 @@ def test_agreement_is_one_whatever_the_clusters_are_called_and_no_more_than_chan
 def test_the_last_round_that_clustered_is_told_and_shown(tmp_path: Path) -> None:
     plain: Contributions = {"s0": {"cluster": 0, "distance": 0.0, "weight": 1.0}}
     domains = {"s0": "<mnist>", "s1": "fashion"}
-    assert clusters.facts(rounds(plain), domains) == {}
-    report = clusters.facts(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
+    assert clusters.build_section(rounds(plain), domains) == {}
+    report = clusters.build_section(rounds(silos([0, 0]), silos([0, 1]), plain), domains)
     assert (report["count"], report["agreement"]) == (2, 1.0)
     content = clusters.content({"clusters": report, "domains": domains}, tmp_path / "clusters.png")
     page = environment().get_template("sections.html").make_module().clusters(content)  # type: ignore[attr-defined]

@@ -45,9 +45,9 @@ def words(metrics: Figures, floor: Figures, *, few: bool = False) -> str:
     return f"FID is {_shown(times)} times that of real images: {says}"
 
 
-def of_report(facts: Mapping[str, Any]) -> str:
+def of_report(report: Mapping[str, Any]) -> str:
     """The verdict on the run of a report."""
-    return words(facts["metrics"], facts["floor"], few=facts.get("evaluation", {}).get("few", False))
+    return words(report["metrics"], report["floor"], few=report.get("evaluation", {}).get("few", False))
 
 
 def caution(metrics: Figures, floor: Figures) -> str:

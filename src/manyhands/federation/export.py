@@ -54,4 +54,4 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
         "data": "", "domains": {}, "classes": list(classes), "class_counts": {}, "skipped": [],
         "held_out_counts": {site: held_out.get(site, 0) for site in state.roster},
     }  # fmt: skip
-    page.write(folder, summary.facts(run_summary, folder, shared, unseen) | {"peak_memory": memory})
+    page.write(folder, summary.build_report(run_summary, folder, shared, unseen) | {"peak_memory": memory})

@@ -11,7 +11,7 @@ MAX_DOTS, MAX_NAME = 60, 22
 NAMES_END, BAR_START, VALUE_WIDTH, ROW_HEIGHT = 142, 150, 70, 22
 
 
-class Frame(NamedTuple):
+class ChartFrame(NamedTuple):
     """The size of a chart, and the edges of the area in which it draws; places count from the top left."""
 
     width: int = 640
@@ -50,7 +50,7 @@ class Curves(NamedTuple):
     lines: Sequence[Line]
     across: Sequence[Tick]
     upward: Sequence[Tick]
-    frame: Frame = Frame()
+    frame: ChartFrame = ChartFrame()
 
 
 class Bar(NamedTuple):
@@ -77,7 +77,7 @@ class Bars(NamedTuple):
 
 def curves(lines: Sequence[Line], x: str, y: str, *, zero: bool = False) -> Curves:
     """Draw lines over common axes, the horizontal one with whole numbers; ``zero`` starts the vertical one at 0."""
-    frame, all_points = Frame(), [point for line in lines for point in line.points]
+    frame, all_points = ChartFrame(), [point for line in lines for point in line.points]
     across = _Axis([p[0] for p in all_points], frame.left, frame.right, whole=True)
     upward = _Axis([p[1] for p in all_points] + ([0.0] if zero else []), frame.base, frame.top)
     placed = [line._replace(points=[(across.at(x), upward.at(y)) for x, y in line.points]) for line in lines]
@@ -86,7 +86,7 @@ def curves(lines: Sequence[Line], x: str, y: str, *, zero: bool = False) -> Curv
 
 def bars(rows: Mapping[str, tuple[float, float | None]], unit: str) -> Bars:
     """Draw a bar for each row, with a mark at its floor."""
-    width = Frame().width
+    width = ChartFrame().width
     maximum = max([max(value, floor or 0) for value, floor in rows.values()] + [1e-12])
     scale = (width - BAR_START - VALUE_WIDTH) / maximum
     placed = []

@@ -25,7 +25,7 @@ class Clusters:
     table: TextTable
 
 
-def facts(rounds: Sequence[Round], domains: Mapping[str, str]) -> dict[str, Any]:
+def build_section(rounds: Sequence[Round], domains: Mapping[str, str]) -> dict[str, Any]:
     """The clusters and weights of silos in the last round that clustered them; empty where no round did."""
     contributions: Contributions = next(
         (done.contributions for done in reversed(rounds) if _is_clustered(done.contributions)), {}

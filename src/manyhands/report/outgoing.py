@@ -11,7 +11,7 @@ from manyhands.messages.outgoing.summary import NO_REASSURANCE
 
 
 @dataclass(frozen=True)
-class Operation:
+class OperationRow:
     """An operation of the plan, in words."""
 
     name: str
@@ -25,29 +25,29 @@ class Outgoing:
     """The kinds of things that left, the operations, their bytes as planned and as sent, and what was never sent."""
 
     kinds: TextTable
-    operations: Sequence[Operation]
+    operations: Sequence[OperationRow]
     planned: str
     bytes: TextTable
-    never: str
+    never_sent: str
 
 
-def outgoing(facts: Mapping[str, Any], ledger: Sequence[Mapping[str, Any]]) -> Outgoing:
+def outgoing(report: Mapping[str, Any], ledger: Sequence[Mapping[str, Any]]) -> Outgoing:
     """What left the silos of a run."""
     heads = ["what left a silo", "how often", "what can be computed from it", "proven guarantee", "which silos"]
     rows = [
-        [row["what"], row["often"], row["computed"], row["guarantee"], _which(row["silos"], facts["silos"])]
-        for row in facts["leaves"]
+        [row["what"], row["often"], row["computed"], row["guarantee"], _which(row["silos"], report["silos"])]
+        for row in report["leaves"]
     ]
     operations = [
-        Operation(name, row["often"], row["description"], ", ".join(row["facts"]))
-        for name, row in facts["operations"].items()
+        OperationRow(name, row["often"], row["description"], ", ".join(row["facts"]))
+        for name, row in report["operations"].items()
     ]
     return Outgoing(
         TextTable(heads, rows, left=5),
         operations,
-        "; ".join(facts.get("cost_lines", ())),
-        _bytes(ledger, max(len(facts["silos"]), 1)),
-        f"{', '.join(facts['never_sent'])}; {NO_REASSURANCE}",
+        "; ".join(report.get("cost_lines", ())),
+        _bytes(ledger, max(len(report["silos"]), 1)),
+        f"{', '.join(report['never_sent'])}; {NO_REASSURANCE}",
     )
 
 

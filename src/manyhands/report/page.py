@@ -91,10 +91,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "manyhands": __version__, **{name: version(name) for name in names}}
 
 
-def write(folder: RunFolder, facts: dict[str, Any]) -> None:
+def write(folder: RunFolder, report: dict[str, Any]) -> None:
     """Write report.json and, from it, the journal, the ledger and the pictures, report.html: both files, or neither."""
     try:
-        html = page(folder, facts)
+        html = page(folder, report)
     except KeyError as missing:
         raise RunFolderError(
             f"{folder.path}/report.json: was written by another version: it has no {missing}"
@@ -105,51 +105,51 @@ def write(folder: RunFolder, facts: dict[str, Any]) -> None:
             folder.figures.mkdir(exist_ok=True)
         plots.losses(folder.figures / "loss.png", by_silo)
     folder.write("report.html", html)
-    folder.write("report.json", facts)
+    folder.write("report.json", report)
 
 
-def page(folder: RunFolder, facts: Mapping[str, Any]) -> str:
+def page(folder: RunFolder, report: Mapping[str, Any]) -> str:
     """The HTML of the page."""
-    return render("page.html", page=content(folder, facts))
+    return render("page.html", page=content(folder, report))
 
 
-def content(folder: RunFolder, facts: Mapping[str, Any]) -> PageContent:
+def content(folder: RunFolder, report: Mapping[str, Any]) -> PageContent:
     """What the page shows."""
     recipe, rounds, ledger = folder.recipe, folder.rounds, folder.ledger
     return PageContent(
         title=recipe.get("name", "run"),
-        gives_away=facts["gives_away"],
-        story=_story(facts),
-        quality=quality.quality(facts),
-        costs=_costs(facts),
-        warnings=_warnings(facts, rounds),
+        gives_away=report["gives_away"],
+        story=_story(report),
+        quality=quality.quality(report),
+        costs=_costs(report),
+        warnings=_warnings(report, rounds),
         samples=_samples(folder),
-        progress=quality.by_round(facts, rounds),
+        progress=quality.by_round(report, rounds),
         training=silos.training(rounds),
-        silos=silos.silos(facts, rounds, ledger),
-        clusters=clusters.content(facts, folder.figures / "clusters.png"),
-        groups=quality.by_group(facts),
-        holdings=silos.holdings(facts, folder),
-        outgoing=outgoing.outgoing(facts, ledger),
-        disclosure=collafuse_audit.content(facts.get("disclosure"), folder.figures / "disclosure.png"),
-        figures=quality.all_figures(facts),
+        silos=silos.silos(report, rounds, ledger),
+        clusters=clusters.content(report, folder.figures / "clusters.png"),
+        groups=quality.by_group(report),
+        holdings=silos.holdings(report, folder),
+        outgoing=outgoing.outgoing(report, ledger),
+        disclosure=collafuse_audit.content(report.get("disclosure"), folder.figures / "disclosure.png"),
+        figures=quality.all_figures(report),
         recipe=RecipeSection(
-            fields(recipe), ", ".join(f"{name} {value}" for name, value in facts["versions"].items()), facts["papers"]
+            fields(recipe), ", ".join(f"{name} {value}" for name, value in report["versions"].items()), report["papers"]
         ),
     )
 
 
-def _story(facts: Mapping[str, Any]) -> Story:
+def _story(report: Mapping[str, Any]) -> Story:
     return Story(
-        method=facts["method"],
-        rounds=_counted(facts["rounds"], "round"),
-        silos=_counted(len(facts["silos"]), "silo"),
-        images=f"{sum(facts['silos'].values()):,}",
-        parameters=f"{facts['parameters']:,}",
-        sent=size_text(facts["bytes_up"]),
-        received=size_text(facts["bytes_down"]),
-        own=facts["own_models"],
-        pooled=facts["pooled"],
+        method=report["method"],
+        rounds=_counted(report["rounds"], "round"),
+        silos=_counted(len(report["silos"]), "silo"),
+        images=f"{sum(report['silos'].values()):,}",
+        parameters=f"{report['parameters']:,}",
+        sent=size_text(report["bytes_up"]),
+        received=size_text(report["bytes_down"]),
+        own=report["own_models"],
+        pooled=report["pooled"],
     )
 
 
@@ -157,22 +157,22 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _costs(facts: Mapping[str, Any]) -> list[Card]:
-    count = max(len(facts["silos"]), 1)
+def _costs(report: Mapping[str, Any]) -> list[Card]:
+    count = max(len(report["silos"]), 1)
     return [
-        Card("sent by a silo (mean)", size_text(facts["bytes_up"] / count)),
-        Card("received by a silo (mean)", size_text(facts["bytes_down"] / count)),
-        Card("work of a silo (mean), FLOP", count_text(sum(facts["flops_silos"].values()) / count)),
-        Card("work of the server, FLOP", count_text(facts["flops_server"])),
-        Card("training time, seconds", number_text(facts["seconds"])),
-        Card("peak memory, evaluation included", size_text(facts["peak_memory"])),
+        Card("sent by a silo (mean)", size_text(report["bytes_up"] / count)),
+        Card("received by a silo (mean)", size_text(report["bytes_down"] / count)),
+        Card("work of a silo (mean), FLOP", count_text(sum(report["flops_silos"].values()) / count)),
+        Card("work of the server, FLOP", count_text(report["flops_server"])),
+        Card("training time, seconds", number_text(report["seconds"])),
+        Card("peak memory, evaluation included", size_text(report["peak_memory"])),
     ]
 
 
-def _warnings(facts: Mapping[str, Any], rounds: Sequence[Round]) -> list[str]:
+def _warnings(report: Mapping[str, Any], rounds: Sequence[Round]) -> list[str]:
     missing = [f"round {done.number + 1}: {silo}: {why}" for done in rounds for silo, why in done.missing.items()]
-    skipped = [f"skipped: {name}" for name in facts["skipped"]]
-    return [*facts.get("evaluation", {}).get("notes", []), *facts["problems"], *skipped, *missing]
+    skipped = [f"skipped: {name}" for name in report["skipped"]]
+    return [*report.get("evaluation", {}).get("notes", []), *report["problems"], *skipped, *missing]
 
 
 def _samples(folder: RunFolder) -> Samples | None:

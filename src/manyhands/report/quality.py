@@ -52,9 +52,9 @@ class AllFigures:
     protocol: TextTable
 
 
-def quality(facts: Mapping[str, Any]) -> Quality | None:
+def quality(report: Mapping[str, Any]) -> Quality | None:
     """The section that comes first; None where nothing was measured."""
-    metrics, floor, spread = facts["metrics"], facts["floor"], facts.get("evaluation", {}).get("spread", {})
+    metrics, floor, spread = report["metrics"], report["floor"], report.get("evaluation", {}).get("spread", {})
     cards = [
         Card(
             NAMES[name],
@@ -65,38 +65,38 @@ def quality(facts: Mapping[str, Any]) -> Quality | None:
         for name in HEADLINES
         if name in metrics
     ]
-    return Quality(verdict.of_report(facts), cards, measured_words(facts)) if cards else None
+    return Quality(verdict.of_report(report), cards, measured_words(report)) if cards else None
 
 
-def by_round(facts: Mapping[str, Any], rounds: Sequence[Round]) -> QualityByRound | None:
+def by_round(report: Mapping[str, Any], rounds: Sequence[Round]) -> QualityByRound | None:
     """FID over rounds; None where it was measured less than twice."""
-    points, at_end = curve(facts, rounds, "fid"), facts.get("at_end", {})
+    points, at_end = curve(report, rounds, "fid"), report.get("at_end", {})
     if len(points) < 2:
         return None
     lines, floor, protocol = [Line(points, "samples")], at_end.get("floor", {}).get("fid"), at_end.get("protocol")
     if floor is not None:
         lines.append(Line([(points[0][0], floor), (points[-1][0], floor)], "real images", "floor"))
-    differs = protocol and protocol != facts["evaluation"]["protocol"]
+    differs = protocol and protocol != report["evaluation"]["protocol"]
     return QualityByRound(curves(lines, "round", "FID", zero=True), protocol_words(protocol) if differs else "")
 
 
-def all_figures(facts: Mapping[str, Any]) -> AllFigures | None:
+def all_figures(report: Mapping[str, Any]) -> AllFigures | None:
     """Every figure with its protocol; None where nothing was measured."""
-    evaluation = facts.get("evaluation")
+    evaluation = report.get("evaluation")
     if not evaluation:
         return None
     about = "classes" if evaluation["classifier"]["labels"] else "rotations"
     return AllFigures(
-        figures_table(facts),
+        figures_table(report),
         f"The accuracy of the classifier is {evaluation['classifier']['accuracy']:.1%} on the {about} of held-out real "
         "images.",
         fields(evaluation["protocol"]),
     )
 
 
-def by_group(facts: Mapping[str, Any]) -> list[tuple[str, TextTable]]:
+def by_group(report: Mapping[str, Any]) -> list[tuple[str, TextTable]]:
     """A table of the figures of each class, and of each domain, where they were measured."""
-    groups = facts.get("evaluation", {}).get("groups", {})
+    groups = report.get("evaluation", {}).get("groups", {})
     return [
         (f"By {name}", _group_table(name, groups[kind]))
         for kind, name in (("classes", "class"), ("domains", "domain"))
@@ -104,9 +104,9 @@ def by_group(facts: Mapping[str, Any]) -> list[tuple[str, TextTable]]:
     ]
 
 
-def figures_table(facts: Mapping[str, Any]) -> TextTable:
+def figures_table(report: Mapping[str, Any]) -> TextTable:
     """A row for each figure: of the samples, of real images, and its deviation."""
-    metrics, floor, spread = facts["metrics"], facts["floor"], facts.get("evaluation", {}).get("spread", {})
+    metrics, floor, spread = report["metrics"], report["floor"], report.get("evaluation", {}).get("spread", {})
     doubted = verdict.MISLEADING if verdict.is_far(metrics, floor) else ()
     rows = [
         [
@@ -138,17 +138,17 @@ def sampling_words(protocol: Mapping[str, Any]) -> str:
     return f"drawn by {sampling['sampler']} in {sampling['steps']} steps, guidance {sampling['guidance']:g}, {weights}"
 
 
-def measured_words(facts: Mapping[str, Any]) -> str:
+def measured_words(report: Mapping[str, Any]) -> str:
     """How the figures of a report were measured, in sentences."""
-    evaluation = facts["evaluation"]
+    evaluation = report["evaluation"]
     return f"{protocol_words(evaluation['protocol'])}. Deviations (±) are over {evaluation['spread_of']}."
 
 
-def curve(facts: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[tuple[int, float]]:
+def curve(report: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[tuple[int, float]]:
     """A figure by round, always by the same protocol: in the rounds that were evaluated, and at the end."""
-    at_end = facts.get("at_end", {}).get("metrics", {})
+    at_end = report.get("at_end", {}).get("metrics", {})
     points = {done.number + 1: done.metrics[name] for done in rounds if name in done.metrics}
-    return sorted((points | ({facts["rounds"]: at_end[name]} if name in at_end else {})).items())
+    return sorted((points | ({report["rounds"]: at_end[name]} if name in at_end else {})).items())
 
 
 def beside_real(group: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -68,18 +68,18 @@ def training(rounds: Sequence[Round]) -> Curves | None:
     return curves([*lines, Line(mean, "mean of the silos")], "round", "training loss")
 
 
-def silos(facts: Mapping[str, Any], rounds: Sequence[Round], ledger: Ledger) -> Silos:
+def silos(report: Mapping[str, Any], rounds: Sequence[Round], ledger: Ledger) -> Silos:
     """What each silo holds, sent, worked and missed, and how good its images are."""
-    groups = facts.get("evaluation", {}).get("groups", {}).get("silos", {})
+    groups = report.get("evaluation", {}).get("groups", {}).get("silos", {})
     heads = ["silo", "images", "last loss"]
     heads += ["FID (real)", "coverage (real)", "class recognised (real)"] if groups else []
     heads += ["sent", "received", "FLOP", "rounds missed"]
-    return Silos(TextTable(heads, _silo_rows(facts, rounds, ledger, groups)), bool(groups), _chart(groups))
+    return Silos(TextTable(heads, _silo_rows(report, rounds, ledger, groups)), bool(groups), _chart(groups))
 
 
-def holdings(facts: Mapping[str, Any], folder: RunFolder) -> Holdings | None:
+def holdings(report: Mapping[str, Any], folder: RunFolder) -> Holdings | None:
     """Who holds what; None where that is not known, as on the server of a federation."""
-    counts, classes = facts["class_counts"], facts["classes"] or ["images"]
+    counts, classes = report["class_counts"], report["classes"] or ["images"]
     if len(counts) * len(classes) > MAX_CELLS:
         return Holdings((), (), "", picture(folder.figures / "partition.png", "images of each class at each silo"))
     if not counts:
@@ -89,22 +89,22 @@ def holdings(facts: Mapping[str, Any], folder: RunFolder) -> Holdings | None:
         (silo, [HeatCell(f"{count:,}", f"{MAX_HEAT * count / maximum:.2f}") for count in row])
         for silo, row in counts.items()
     ]
-    return Holdings(classes, rows, f"{sum(facts['held_out_counts'].values()):,}")
+    return Holdings(classes, rows, f"{sum(report['held_out_counts'].values()):,}")
 
 
 def _silo_rows(
-    facts: Mapping[str, Any], rounds: Sequence[Round], ledger: Ledger, groups: Mapping[str, Any]
+    report: Mapping[str, Any], rounds: Sequence[Round], ledger: Ledger, groups: Mapping[str, Any]
 ) -> list[list[str]]:
     by_silo, carried = losses(rounds), Counter[tuple[str, str]]()
     for entry in ledger:
         carried[entry["silo"], entry["direction"]] += entry["bytes"]
     rows = []
-    for silo, images in facts["silos"].items():
+    for silo, images in report["silos"].items():
         cells = [f"{images:,}", number_text(by_silo[silo][-1][1]) if silo in by_silo else "-"]
         cells += beside_real(groups.get(silo, {}), ("fid", "coverage", "label_match")) if groups else []
         cells += [size_text(carried[silo, direction]) for direction in ("up", "down")]
         missed = sum(silo in done.missing for done in rounds)
-        rows.append([silo, *cells, count_text(facts["flops_silos"].get(silo, 0)), str(missed)])
+        rows.append([silo, *cells, count_text(report["flops_silos"].get(silo, 0)), str(missed)])
     return rows
 
 

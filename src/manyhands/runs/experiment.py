@@ -286,8 +286,10 @@ class Experiment:
             sampling=self.sampling,
             evaluation=self.evaluation,
         )
-        facts = summary.facts(run, folder, generator_of_report, summary.images_of(self.silos, self.skipped), self.silos)
-        page.write(folder, facts | self._verdict(folder))
+        report = summary.build_report(
+            run, folder, generator_of_report, summary.images_of(self.silos, self.skipped), self.silos
+        )
+        page.write(folder, report | self._verdict(folder))
 
     def _verdict(self, folder: RunFolder) -> dict[str, Any]:
         """The evaluation at the end; where it fails, the run ends without figures and with a warning."""

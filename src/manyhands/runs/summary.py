@@ -45,7 +45,7 @@ class RunSummary(NamedTuple):
     evaluation: Evaluation
 
 
-def facts(
+def build_report(
     run: RunSummary, folder: RunFolder, trained: TrainedModel | None, images: dict[str, Any], silos: Sequence[Silo] = ()
 ) -> dict[str, Any]:
     """The keys of report.json that every run has, evaluated or not; ``images`` are those of ``images_of``."""
@@ -79,7 +79,7 @@ def facts(
         "pooled": method.pools_images,
         "own_models": run.server.generator() is None,
         "papers": citations(method, run.sampling, run.evaluation),
-        "clusters": clusters.facts(rounds, images["domains"]),
+        "clusters": clusters.build_section(rounds, images["domains"]),
         "problems": folder.problems,
         "versions": page.versions(),
     }
