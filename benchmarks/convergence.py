@@ -21,18 +21,21 @@ from manyhands.seed import torch_rng
 from manyhands.tensors import Tensors, WeightedMean, round_to_float16
 
 SILOS, ROWS, COLUMNS = 10, 5, 10
-LEAST, MOST, RATE, STEPS = 0.5, 2.0, 0.04, 100
+MIN_EIGENVALUE, MAX_EIGENVALUE, RATE, STEPS = 0.5, 2.0, 0.04, 100
 MUS = (0.0, 1.0, 5.0, 20.0)
 CASE = "quadratics"
 
 
 class Quadratics:
-    """f_k(w) = (w - c_k)' A_k (w - c_k) / 2 for each silo, with eigenvalues of A_k from ``LEAST`` to ``MOST``."""
+    """f_k(w) = (w - c_k)' A_k (w - c_k) / 2 for each silo.
+
+    The eigenvalues of A_k go from ``MIN_EIGENVALUE`` to ``MAX_EIGENVALUE``.
+    """
 
     def __init__(self, seed: int) -> None:
         rng, size = torch_rng(seed, "quadratics"), ROWS * COLUMNS
         self.a, self.c = torch.empty(SILOS, size, size), torch.randn(SILOS, size, generator=rng)
-        values = torch.linspace(LEAST, MOST, size)
+        values = torch.linspace(MIN_EIGENVALUE, MAX_EIGENVALUE, size)
         for k in range(SILOS):
             turn, _ = torch.linalg.qr(torch.randn(size, size, generator=rng))
             self.a[k] = turn @ torch.diag(values) @ turn.T
@@ -61,7 +64,8 @@ class Quadratics:
 
 def bound(mu: float) -> float:
     """The contraction of a round, at most: mu / (m + mu) + m / (m + mu) (1 - rate (m + mu))^steps."""
-    return mu / (LEAST + mu) + LEAST / (LEAST + mu) * (1 - RATE * (LEAST + mu)) ** STEPS
+    m = MIN_EIGENVALUE
+    return mu / (m + mu) + m / (m + mu) * (1 - RATE * (m + mu)) ** STEPS
 
 
 def contraction(problem: Quadratics, mu: float, rounds: int) -> dict[str, Any]:

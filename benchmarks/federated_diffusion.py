@@ -93,9 +93,9 @@ def alone_fid(run: RunFolder, end: float) -> float | None:
     if not kept.exists():
         recipe = parse_recipe(run.recipe)
         silos, _ = silos_of(recipe)
-        judge = Evaluator(recipe.evaluation, silos)
+        evaluator = Evaluator(recipe.evaluation, silos)
         own = [DiffusionGenerator.from_pretrained(run.silo(silo.name) / "model") for silo in silos]
-        fids = [judge.quick(dict.fromkeys(judge.silos, each), recipe.sampling)["fid"] for each in own]
+        fids = [evaluator.quick(dict.fromkeys(evaluator.silos, each), recipe.sampling)["fid"] for each in own]
         kept.write_text(json.dumps(fids))
     return round(float(np.mean(json.loads(kept.read_text()))), 4)
 

@@ -24,20 +24,21 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     silos = real_images.silos(args.data, toy=args.quick)
     if silos is None:
         return {"figures": dict.fromkeys(BARS), "why": f"{args.data} has no folder mnist"}
-    judge = Evaluator(Evaluation(images=200 if args.quick else 1000), silos)
-    images = judge.real.pixels[torch.argsort(judge.real.labels, stable=True)][:: len(judge.real) // len(judge.held)]  # type: ignore[arg-type]
-    shown = images[: len(judge.held)]
+    evaluator = Evaluator(Evaluation(images=200 if args.quick else 1000), silos)
+    real, count = evaluator.real, len(evaluator.held)
+    by_label = real.pixels[torch.argsort(real.labels, stable=True)]  # type: ignore[arg-type]
+    shown = by_label[:: len(real) // count][:count]
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(1 if args.quick else 6):
         for cas in seconds:
             began = time.perf_counter()
-            judge.verdict([shown], cas=cas)
+            evaluator.verdict([shown], cas=cas)
             seconds[cas].append(time.perf_counter() - began)
     warm = {cas: each[1:] or each for cas, each in seconds.items()}
     return {
         "figures": dict(zip(BARS, (statistics.median(warm[cas]) for cas in (True, False)), strict=True)),
         "cases": {"with CAS": warm[True], "without": warm[False], "first call, with CAS": seconds[True][0]},
-        "protocol": {"images": len(judge.held), "reference": len(judge.real), "silos": len(silos), "classes": 10},
+        "protocol": {"images": count, "reference": len(real), "silos": len(silos), "classes": 10},
         "seeds": [0],
     }
 

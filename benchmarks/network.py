@@ -130,17 +130,17 @@ def _without(asked: Recipe, missing: list[list[str]], folder: Path) -> str:
     experiment = compose(asked, folder)
     server, plan = experiment.server, asked.method.plan()
     for gone in missing:
-        hub = RoundCoordinator(server, plan, experiment.roster)
+        coordinator = RoundCoordinator(server, plan, experiment.roster)
         for name in gone:
-            hub.drop(name, "gone")
+            coordinator.drop(name, "gone")
         for silo in experiment.silos:
             if silo.name in gone:
                 continue
             conversation = asked.method.silo(silo)
-            hub.submit(silo.name, next(conversation))
-            answer = hub.collect(silo.name)
+            coordinator.submit(silo.name, next(conversation))
+            answer = coordinator.collect(silo.name)
             assert answer is not None
-            hub.submit(silo.name, conversation.send(answer))
+            coordinator.submit(silo.name, conversation.send(answer))
             conversation.close()
     return sha256(server.state_dict())
 

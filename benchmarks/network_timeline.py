@@ -1,7 +1,7 @@
 """A GAN that is cut over two sites, and where the time of an iteration goes: who works, what is on the wire, who waits.
 
-Both sites and the server are processes of their own, whose lines note when each call was made, came, was answered and
-was heard.
+Both sites and the server are processes of their own, whose lines note when each call was made, came and was answered,
+and when its answer was received.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Call(NamedTuple):
     made: float
     came: float
     answered: float
-    heard: float
+    received: float
 
 
 class TimedCalls(ServerConnection):
@@ -63,7 +63,7 @@ class TimedCalls(ServerConnection):
         return answer
 
 
-class TimedBoard(SiteConnections):
+class TimedConnections(SiteConnections):
     """Notes when a call had come and when it was answered."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -72,9 +72,9 @@ class TimedBoard(SiteConnections):
 
     def next(self, timeout: float) -> ReceivedCall | None:
         """The same, noted."""
-        if called := super().next(timeout):
-            self.noted.setdefault(called.peer, []).append([time.time()])
-        return called
+        if call := super().next(timeout):
+            self.noted.setdefault(call.peer, []).append([time.time()])
+        return call
 
     def answer(self, peer: str, answer: Message | Refused) -> None:
         """The same, noted."""
@@ -97,15 +97,15 @@ def serve(kit: Path, out: Path) -> None:
     """A server of one run."""
     loaded, out = load_kit(kit, "server"), out / kit.name
     out.mkdir()
-    board = TimedBoard(loaded, [*loaded.about.sites, ADMIN], LOOPBACK)
-    serving = FederationServer(loaded, board, out, "cpu", lambda _: None)
-    while serving.running is None or serving.running.stage not in OVER:
-        serving.step()
-    (out / "noted.json").write_text(json.dumps(board.noted))
+    connections = TimedConnections(loaded, [*loaded.about.sites, ADMIN], LOOPBACK)
+    server = FederationServer(loaded, connections, out, "cpu", lambda _: None)
+    while server.running is None or server.running.stage not in OVER:
+        server.step()
+    (out / "noted.json").write_text(json.dumps(connections.noted))
     end = time.monotonic() + 2
     while time.monotonic() < end:  # the admin asks how it ended
-        serving.step()
-    board.close()
+        server.step()
+    connections.close()
 
 
 def measure(args: argparse.Namespace) -> bench.Measured:
@@ -143,7 +143,7 @@ def _start(role: str, kit: Path, out: Path) -> ForkedModule:
 def _joined(noted: list[list[Any]], marks: list[list[float]]) -> list[Call]:
     """What a site and the server noted of the same calls; the last of each session may be answered by its end."""
     pairs = zip(noted, marks, strict=False)
-    return [Call(op, made, mark[0], mark[1], heard) for (op, made, heard), mark in pairs if len(mark) == 2]
+    return [Call(op, made, mark[0], mark[1], received) for (op, made, received), mark in pairs if len(mark) == 2]
 
 
 def _iterations(calls: list[Call], count: int) -> list[tuple[float, float, list[Call]]]:
@@ -161,7 +161,7 @@ def _shares(rounds: dict[str, list[tuple[float, float, list[Call]]]]) -> dict[st
     """Seconds of an iteration in which a site works, its messages are on the wire, or others are waited for."""
     works, wire, waits = [], [], []
     for begin, end, calls in rounds["silo-0"]:
-        wire.append(sum(call.came - call.made + call.heard - call.answered for call in calls))
+        wire.append(sum(call.came - call.made + call.received - call.answered for call in calls))
         waits.append(sum(call.answered - call.came for call in calls))
         works.append(end - begin - wire[-1] - waits[-1])
     names = ("site works", "on the wire", "server works or waits for the other site")
@@ -177,8 +177,8 @@ def _bars(rounds: dict[str, list[tuple[float, float, list[Call]]]]) -> Iterator[
         for call, following in zip(calls, [*(each.made for each in calls[1:]), end], strict=True):
             what = f"{'gradients' if call.op.endswith('back') else 'activations'}: pass"
             yield name, what, "wire", call.made - zero, call.came - zero
-            yield name, what, "wire", call.answered - zero, call.heard - zero
-            yield name, "site: works", "work", call.heard - zero, following - zero
+            yield name, what, "wire", call.answered - zero, call.received - zero
+            yield name, "site: works", "work", call.received - zero, following - zero
     for pair in zip(*(iterations[middle][2] for iterations in rounds.values()), strict=True):
         begin, end = max(call.came for call in pair), min(call.answered for call in pair)
         yield SERVER, "server: works", "work", begin - zero, end - zero

@@ -32,14 +32,14 @@ PROGRAMS = (
     "bytes", "overhead", "torn",
 )  # fmt: skip
 """The longest first, so that no core is left with one of them at the end."""
-APART = ("fifty_silos",)
+IN_SUBPROCESSES = ("fifty_silos",)
 """Those whose runs are processes of their own."""
-ONE = threading.Lock()
-LIMIT = 600.0
+LOCK = threading.Lock()
+MAX_SECONDS = 600.0
 """Seconds after which a program is taken to hang."""
 
 
-class Ended(NamedTuple):
+class EndedProgram(NamedTuple):
     """How a program ended: 0 is well."""
 
     program: str
@@ -47,7 +47,7 @@ class Ended(NamedTuple):
     code: int | None
 
 
-class Running(NamedTuple):
+class RunningProgram(NamedTuple):
     """A program under way."""
 
     program: str
@@ -56,7 +56,7 @@ class Running(NamedTuple):
 
     def over(self) -> bool:
         """Whether it has ended; one that hangs is ended here."""
-        if self.process.is_alive() and time.monotonic() - self.began > LIMIT:
+        if self.process.is_alive() and time.monotonic() - self.began > MAX_SECONDS:
             self.process.kill()
             self.process.join()
         return not self.process.is_alive()
@@ -66,7 +66,7 @@ def run(program: str) -> None:
     """What typing it would do, in this process."""
     path = bench.PROGRAMS / f"{program}.py"
     sys.argv = [str(path), "--quick", "--json"]
-    here = mock.patch.object(bench, "manyhands", forked if program in APART else call)
+    here = mock.patch.object(bench, "manyhands", forked if program in IN_SUBPROCESSES else call)
     with here, contextlib.redirect_stdout(io.StringIO()) as said:
         runpy.run_path(str(path), run_name="__main__")
     json.loads(said.getvalue())
@@ -74,7 +74,7 @@ def run(program: str) -> None:
 
 def call(words: Sequence[str], _threads: int | None) -> str:
     """What ``bench.manyhands`` does, in this process, one at a time."""
-    with ONE, contextlib.redirect_stdout(io.StringIO()) as said:
+    with LOCK, contextlib.redirect_stdout(io.StringIO()) as said:
         app(words, standalone_mode=False)
     return said.getvalue()
 
@@ -84,22 +84,22 @@ def forked(words: Sequence[str], _threads: int | None) -> str:
     return printed("manyhands", *words, fresh=False)
 
 
-def begin(program: str) -> Running:
+def begin(program: str) -> RunningProgram:
     """Start one."""
     process = context().Process(target=run, args=(program,))
     process.start()
-    return Running(program, time.monotonic(), process)
+    return RunningProgram(program, time.monotonic(), process)
 
 
-def run_all(programs: Sequence[str], parallel: int) -> Iterator[Ended]:
+def run_all(programs: Sequence[str], parallel: int) -> Iterator[EndedProgram]:
     """All of them, so many at a time, as they end."""
-    waiting, running = deque(programs), list[Running]()
+    waiting, running = deque(programs), list[RunningProgram]()
     while waiting or running:
         running += [begin(waiting.popleft()) for _ in range(min(parallel - len(running), len(waiting)))]
         wait([one.process.sentinel for one in running], timeout=1)
         for one in [one for one in running if one.over()]:
             running.remove(one)
-            yield Ended(one.program, time.monotonic() - one.began, one.process.exitcode)
+            yield EndedProgram(one.program, time.monotonic() - one.began, one.process.exitcode)
 
 
 def main(programs: Sequence[str]) -> int:

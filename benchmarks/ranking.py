@@ -14,7 +14,7 @@ from manyhands.evaluation.metrics import LOWER_IS_BETTER
 from manyhands.evaluation.spec import Evaluation
 
 BARS = {"ranking": "== 1"}
-JUDGES = ("fid", "kid", "coverage", "cas")
+METRICS = ("fid", "kid", "coverage", "cas")
 
 
 def measure(args: argparse.Namespace) -> bench.Measured:
@@ -22,23 +22,29 @@ def measure(args: argparse.Namespace) -> bench.Measured:
     silos = real_images.silos(args.data, toy=args.quick)
     if silos is None:
         return {"figures": {"ranking": None}, "why": f"{args.data} has no folder mnist"}
-    judge = Evaluator(Evaluation(images=100 if args.quick else 1000, cas=True), silos)
+    evaluator = Evaluator(Evaluation(images=100 if args.quick else 1000, cas=True), silos)
     images, late = pooled([silo.images for silo in silos]), 20 if args.quick else 4000
-    judged = {}
+    metrics = {}
     for step, drawer in enumerate(toy_gan.training(images, late, seed=0), 1):
         if step in (late // 4, late):
-            judged[f"GAN, {step} steps"] = judge.measure(judge.embed(toy_gan.draw(drawer, judge.labels)))
+            metrics[f"GAN, {step} steps"] = evaluator.measure(evaluator.embed(toy_gan.draw(drawer, evaluator.labels)))
     rng = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, judge.held.pixels.shape, dtype=torch.uint8, generator=rng)
-    early, good = judged.values()
-    ranks = [judge.floor(cas=True), good, early, judge.measure(judge.embed(noise))]
-    right = {name: _falls([marks[name] * (-1 if name in LOWER_IS_BETTER else 1) for marks in ranks]) for name in JUDGES}
-    names = ["real images", *reversed(judged), "noise"]
+    noise = torch.randint(0, 256, evaluator.held.pixels.shape, dtype=torch.uint8, generator=rng)
+    early, good = metrics.values()
+    ranks = [evaluator.floor(cas=True), good, early, evaluator.measure(evaluator.embed(noise))]
+    right = {
+        name: _falls([marks[name] * (-1 if name in LOWER_IS_BETTER else 1) for marks in ranks]) for name in METRICS
+    }
+    names = ["real images", *reversed(metrics), "noise"]
     return {
         "figures": {"ranking": sum(right.values()) / len(right)},
         "cases": dict(zip(names, ranks, strict=True)),
         "right": right,
-        "protocol": {"images": len(judge.held), "reference": len(judge.real), "features": judge.extractor.name},
+        "protocol": {
+            "images": len(evaluator.held),
+            "reference": len(evaluator.real),
+            "features": evaluator.extractor.name,
+        },
         "seeds": [0],
     }
 

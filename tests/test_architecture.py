@@ -100,7 +100,7 @@ def test_who_must_not_know_whom(path: Path) -> None:
     concrete = {module for module in imports(path, typing_too=True) if module.startswith("manyhands.methods.")}
     if noun(path) == "methods":
         assert not known & {"links", "evaluation", "audit"}
-    if noun(path) in {"links", "hub"}:
+    if noun(path) == "links":
         assert concrete <= {"manyhands.methods.base", "manyhands.methods.server"}
     if noun(path) == "evaluation":
         assert not concrete

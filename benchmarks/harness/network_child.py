@@ -1,6 +1,6 @@
 """One party of a benchmark of the network, a process of its own: a megabyte up and one down, again and again.
 
-Either over this project's line and hub, or over gRPC alone, with the same certificates.
+Either over this project's connections and coordinator, or over gRPC alone, with the same certificates.
 """
 
 from __future__ import annotations
@@ -54,27 +54,27 @@ class Summing(Server):
 
 
 def serve(kit: Kit, port: int, count: int) -> None:
-    """The hub, until all have had so many answers."""
+    """The server, until all have had so many answers."""
     sites = kit.about.sites
-    board, hub = (
+    connections, coordinator = (
         SiteConnections(kit, sites, "127.0.0.1", port),
         RoundCoordinator(Summing(), PLAN, dict.fromkeys(sites, 1)),
     )
-    board.allow(sites, PLAN.bounds("up"))
+    connections.allow(sites, PLAN.bounds("up"))
     left, pending = count * len(sites), {}
     while left:
-        called = board.next(1.0)
-        if called is None:
+        call = connections.next(1.0)
+        if call is None:
             continue
-        hub.submit(called.peer, called.message, called.session, called.number)
-        pending[called.peer] = called.session
+        coordinator.submit(call.peer, call.message, call.session, call.number)
+        pending[call.peer] = call.session
         for site, session in list(pending.items()):
-            if (reply := hub.collect(site, session)) is not None:
-                board.answer(site, reply)
+            if (reply := coordinator.collect(site, session)) is not None:
+                connections.answer(site, reply)
                 del pending[site]
                 left -= 1
-    board.next(1.0)  # so that the last answers go out
-    board.close()
+    connections.next(1.0)  # so that the last answers go out
+    connections.close()
 
 
 def call(kit: Kit, count: int) -> list[float]:

@@ -23,7 +23,7 @@ from manyhands.placement.link_speed import answer, measure_link
 from manyhands.placement.profiler import speeds
 from manyhands.silos.silo import DeviceContext, Silo
 
-MOST, PATIENCE = 1 << 28, 120.0
+MAX_MESSAGE_BYTES, TIMEOUT_SECONDS = 1 << 28, 120.0
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def profiled(method: dict[str, Any], span: float, serves: int = 0) -> Any:
 def answering(rates: list[float]) -> Any:
     """Answer so many who measure their links, each at its rate."""
     for rate, plain in zip(rates, _clients(len(rates)), strict=True):
-        answer(Shaped(plain, rate), PATIENCE)
+        answer(Shaped(plain, rate), TIMEOUT_SECONDS)
     return {"answered": len(rates)}
 
 
@@ -74,7 +74,7 @@ def half(port: int, rate: float, name: str, method: dict[str, Any]) -> Any:
             if message.op in ("make", "segments"):
                 began.append(time.perf_counter())
             send(stream, message)
-            reply = receive(stream, MOST, PATIENCE)
+            reply = receive(stream, MAX_MESSAGE_BYTES, TIMEOUT_SECONDS)
             assert reply is not None
             plan.check(reply, "down")
     return {"seconds": [after - before for before, after in itertools.pairwise(began)]}
@@ -84,28 +84,28 @@ def middle(method: dict[str, Any], rates: dict[str, float]) -> Any:
     """The server's half of a run."""
     huscf = HuSCF.model_validate(method)
     roster = {name: len(_silo(name, huscf).images) for name in rates}
-    hub = RoundCoordinator(huscf.server(0, roster), huscf.plan(), roster)
+    coordinator = RoundCoordinator(huscf.server(0, roster), huscf.plan(), roster)
     turn, threads = threading.Condition(), []
 
     def serve(stream: Shaped, name: str) -> None:
-        while (message := receive(stream, MOST, PATIENCE)) is not None:
+        while (message := receive(stream, MAX_MESSAGE_BYTES, TIMEOUT_SECONDS)) is not None:
             with turn:
-                hub.submit(name, message)
+                coordinator.submit(name, message)
                 turn.notify_all()
-                turn.wait_for(lambda: hub.collect(name) is not None, PATIENCE)
-                reply = hub.collect(name)
+                turn.wait_for(lambda: coordinator.collect(name) is not None, TIMEOUT_SECONDS)
+                reply = coordinator.collect(name)
             assert reply is not None
             send(stream, reply)
 
     for plain in _clients(len(rates)):
-        hello = receive(plain, MOST, PATIENCE)
+        hello = receive(plain, MAX_MESSAGE_BYTES, TIMEOUT_SECONDS)
         assert hello is not None
         name = hello.facts["silo"]
         threads.append(threading.Thread(target=serve, args=(Shaped(plain, rates[name]), name)))
         threads[-1].start()
     for thread in threads:
         thread.join()
-    return {"flops": hub.server.flops}
+    return {"flops": coordinator.server.flops}
 
 
 def _silo(name: str, method: HuSCF) -> Silo:

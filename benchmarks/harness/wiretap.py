@@ -50,11 +50,11 @@ class Timed(InProcess):
         """The seconds, so far."""
         return self._seconds
 
-    def run(self, hub: RoundCoordinator, silos: Any, ledger: Ledger) -> Any:
+    def run(self, coordinator: RoundCoordinator, silos: Any, ledger: Ledger) -> Any:
         """With every call to the coordinator timed."""
         for name in ("submit", "collect", "train_step"):
-            setattr(hub, name, self._timed(getattr(hub, name)))
-        yield from super().run(hub, silos, ledger)
+            setattr(coordinator, name, self._timed(getattr(coordinator, name)))
+        yield from super().run(coordinator, silos, ledger)
 
     def _timed(self, call: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from manyhands.errors import Refused
-from manyhands.federation import server
 from manyhands.federation.kit import ADMIN, About, Kit
 from manyhands.federation.plans import SITE_PLAN
 from manyhands.federation.server import FederationServer
@@ -48,7 +47,7 @@ def recipe(kind: str) -> Recipe:
 
 
 class FakeConnections:
-    """What a switchboard is to a server; it asks nobody to wait, but time passes."""
+    """Stands in for ``SiteConnections``; nobody has to wait, but time passes."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -91,18 +90,18 @@ class World:
 
     def __init__(self, path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = FakeClock()
-        monkeypatch.setattr(server, "time", self.clock)
+        monkeypatch.setattr("manyhands.federation.server.time", self.clock)
         self.connections, self.lines, self.recipe = FakeConnections(self.clock), list[str](), recipe
         sites = (*GOOD, BAD)
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=sites)
-        self.serving = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        self.server = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
         self.silos = {silo.name: silo for silo in silos_of(recipe)[0]}
         for silo in self.silos.values():
             silo.device_context = DeviceContext()
         self.talks: dict[str, Any] = {}
         self.count: dict[str, int] = defaultdict(int)
         self.say(ADMIN, Message("submit", facts={"recipe": recipe.resolved(), "sites": []}))
-        self.serving.step()
+        self.server.step()
         self.run = self.connections.said.pop()[1].facts["run"]  # type: ignore[union-attr]
         for site in sites:
             self.enrol(site)
@@ -119,7 +118,7 @@ class World:
 
     def go_on(self) -> None:
         """A step of the server, and what those who do as they should say to what it answers."""
-        self.serving.step()
+        self.server.step()
         for _ in range(len(self.connections.said)):
             site, answer = self.connections.said.popleft()
             if site not in GOOD:
@@ -142,7 +141,7 @@ class World:
 
     @property
     def rounds(self) -> int:
-        running = self.serving.running
+        running = self.server.running
         assert running is not None
         assert running.stage in ("gathering", "training", "exporting"), self.lines[-3:]
         return len(running.folder.rounds)
@@ -216,7 +215,7 @@ def test_whatever_one_site_says_the_others_come_to_their_end(
     kind: str, way: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.serving.running.coordinator is None:  # type: ignore[union-attr]
+    while world.server.running.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     began, said = world.clock.now, words(world)[::way]
     for number in range(100_000):
@@ -237,7 +236,7 @@ def test_a_site_that_goes_says_so_and_costs_the_others_nothing(
     kind: str, goes: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.serving.running.coordinator is None:  # type: ignore[union-attr]
+    while world.server.running.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     began = world.clock.now
     for op, facts in goes.items():
@@ -264,7 +263,7 @@ def test_the_server_draws_for_nobody_while_it_trains(
     kind: str, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.serving.running.coordinator is None:  # type: ignore[union-attr]
+    while world.server.running.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     carried = world.recipe.method.plan().operations[op].up
     world.say(BAD, Message(op, tensors(carried, 0.0), facts(carried.facts, least=True)))
@@ -279,7 +278,7 @@ def check_what_is_kept(world: World) -> None:
     def constant(name: str) -> None:
         raise AssertionError(name)
 
-    running = world.serving.running
+    running = world.server.running
     assert running is not None
     for line in (running.folder.path / "journal.jsonl").read_text().splitlines():
         entry = json.loads(line, parse_constant=constant)

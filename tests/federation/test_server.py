@@ -35,7 +35,7 @@ SMALL = [
 
 
 class FakeConnections:
-    """What a switchboard is to a server."""
+    """Stands in for ``SiteConnections``."""
 
     def __init__(self) -> None:
         self.connected: set[str] = set()
@@ -64,7 +64,7 @@ class World:
     def __init__(self, path: Path) -> None:
         self.connections, self.lines = FakeConnections(), list[str]()
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=SITES)
-        self.serving = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        self.server = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
         recipe = load_recipe(recipe_path("digits-fedavg"), SMALL)
         answer = self.call(ADMIN, "submit", recipe=recipe.resolved(), sites=["a", "b"])
         assert isinstance(answer, Message)
@@ -74,7 +74,7 @@ class World:
         """What is answered at once."""
         self.connections.said.clear()
         self.connections.came.append(ReceivedCall(peer, f"session of {peer}", 1, Message(op, tensors or {}, facts)))
-        self.serving.step()
+        self.server.step()
         return self.connections.said.get(peer)
 
     def enrol(self, site: str) -> Message | Refused | None:
@@ -114,8 +114,8 @@ def test_who_was_not_asked_is_not_heard(world: World, op: str, facts: dict[str, 
     assert isinstance(refusal, Refused)
     assert refusal.reason is Reason.UNKNOWN_SILO
     assert world.stage == "gathering"
-    assert world.serving.running is not None
-    assert world.serving.running.sites.enrolled == {"a"}
+    assert world.server.running is not None
+    assert world.server.running.sites.enrolled == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_what_a_site_says_is_told_on_short_and_plain(training: World) -> None:
 def test_unknown_operations_have_one_line_in_the_ledger(training: World) -> None:
     for i in range(5):
         training.call("a", f"odd-{i}")
-    assert training.serving.running is not None
-    assert {entry["op"] for entry in training.serving.running.ledger.entries()} == {"refused"}
+    assert training.server.running is not None
+    assert {entry["op"] for entry in training.server.running.ledger.entries()} == {"refused"}
 
 
 def test_what_the_lead_asks_for_in_vain_ends_nothing(training: World, tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_site_that_asks_for_runs_anew_is_not_counted_until_it_enrols_again(wor
     world.enrol("a")
     world.call("a", "hello", declined="")
     world.enrol("b")
-    assert world.serving.running is not None
-    assert world.serving.running.sites.enrolled == {"b"}
+    assert world.server.running is not None
+    assert world.server.running.sites.enrolled == {"b"}
     world.enrol("a")
     assert world.stage == "training"
 
@@ -187,8 +187,8 @@ def test_no_more_may_be_said_than_the_stage_of_the_run_needs(world: World) -> No
     sites, bounds = connections.allowed
     assert sites == {"a", "b"}
     assert bounds is not None
-    assert world.serving.running is not None
-    assert bounds == world.serving.running.plan.bounds("up")
+    assert world.server.running is not None
+    assert bounds == world.server.running.plan.bounds("up")
     world.call(ADMIN, "stop", run="")
     assert connections.allowed == (set(), None)
 

@@ -28,10 +28,10 @@ class Server:
     """Answers with what it is told to, one thing after another."""
 
     def __init__(self, *answers: Message | Exception) -> None:
-        self.answers, self.heard = list(answers), list[Message]()
+        self.answers, self.received = list(answers), list[Message]()
 
     def __call__(self, message: Message) -> Message:
-        self.heard.append(message)
+        self.received.append(message)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -60,7 +60,7 @@ def once(path: Path, server: Server, log: Callable[[str], None] = lambda _: None
     server.answers.append(SessionGone("the end of the test"))
     with pytest.raises(StopIteration):
         site(path, server, log).work()
-    return server.heard
+    return server.received
 
 
 NAMES = ["../run", "/tmp/run", "a/b", ".", "..", "\x1b[2J", "R", "a" * 300, "a" * 100_000, "\ud800", "run\n"]
@@ -156,8 +156,8 @@ def test_an_answer_to_something_else_is_refused_by_name(tmp_path: Path) -> None:
         server = Server(offer(text=text), started, answer, Message("decline"), SessionGone("the end of the test"))
         with pytest.raises(StopIteration):
             Site("silo-0", policy, tmp_path / answer.op, server, lambda _: None).work()  # type: ignore[arg-type]
-        assert [message.op for message in server.heard] == ["hello", "enrol", "enter", "decline", "hello"]
-        assert server.heard[3].facts["why"] == f"unknown operation: '{answer.op}' is not an answer to 'enter'"
+        assert [message.op for message in server.received] == ["hello", "enrol", "enter", "decline", "hello"]
+        assert server.received[3].facts["why"] == f"unknown operation: '{answer.op}' is not an answer to 'enter'"
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -198,8 +198,8 @@ def test_a_server_has_an_approved_recipe_done_again_four_times_and_no_more(tmp_p
     lines, policy = list[str](), Policy(labels=True, data="recipe")
     with pytest.raises(StopIteration):
         Site("silo-0", policy, tmp_path, server, lines.append, lambda _: None).work()  # type: ignore[arg-type]
-    assert [message.op for message in server.heard].count("update") == APPROVED_RUNS
-    assert [message.op for message in server.heard[-3:]] == ["join", "decline", "hello"]
+    assert [message.op for message in server.received].count("update") == APPROVED_RUNS
+    assert [message.op for message in server.received[-3:]] == ["join", "decline", "hello"]
     assert "this recipe has had its 4 rounds over all runs" in "".join(lines)
 
 
@@ -233,7 +233,7 @@ def test_no_name_of_a_file_is_told_to_others(tmp_path: Path) -> None:
     with pytest.raises(StopIteration):
         Site("silo-0", policy, tmp_path / "site", server, lines.append).work()  # type: ignore[arg-type]
     assert "SMITH" in "".join(lines)
-    assert "SMITH" not in str(server.heard)
+    assert "SMITH" not in str(server.received)
 
 
 def test_a_site_is_not_trained_with_alone(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_what_its_budgets_do_not_allow_is_told_to_others_without_a_figure(tmp_pa
     with pytest.raises(StopIteration):
         Site("silo-0", policy, tmp_path, server, lines.append).work()  # type: ignore[arg-type]
     assert "this recipe has had 1 rounds over all runs, and may have 20" in "".join(lines)
-    assert server.heard[1].facts["why"] == "its images, its folder or its budget do not allow it; its log says why"
+    assert server.received[1].facts["why"] == "its images, its folder or its budget do not allow it; its log says why"
 
 
 def test_what_is_dealt_is_held_against_the_policy_when_its_number_is_known(tmp_path: Path) -> None:

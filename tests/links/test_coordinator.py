@@ -1,4 +1,4 @@
-"""The hub alone, with a server that sums, and no link."""
+"""The coordinator alone, with a server that sums, and no link."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Summing(Server):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
 
 
-def hub(quorum: int = 1, deadline: float = 10) -> tuple[RoundCoordinator, Summing]:
+def coordinator_and_server(quorum: int = 1, deadline: float = 10) -> tuple[RoundCoordinator, Summing]:
     server = Summing()
     return RoundCoordinator(server, PLAN, {"a": 1, "b": 2, "c": 3}, quorum=quorum, late=LateSilos(deadline)), server
 
@@ -76,13 +76,13 @@ def add(silo: str, number: int = 0, **changed: object) -> Message:
 
 
 def test_messages_are_folded_in_the_order_of_names_whoever_comes_first() -> None:
-    one, server = hub()
+    coordinator, server = coordinator_and_server()
     for silo in "cab":
-        assert one.collect(silo) is None
-        one.submit(silo, add(silo))
+        assert coordinator.collect(silo) is None
+        coordinator.submit(silo, add(silo))
     assert server.order == ["a", "b", "c"]
     assert server.fired == [["a", "b", "c"]]
-    assert all(one.collect(silo) == Message("add") for silo in "abc")
+    assert all(coordinator.collect(silo) == Message("add") for silo in "abc")
 
 
 @pytest.mark.parametrize(
@@ -105,160 +105,160 @@ def test_messages_are_folded_in_the_order_of_names_whoever_comes_first() -> None
     ],
 )
 def test_what_is_not_in_the_plan_is_refused_by_name_and_changes_nothing(reason: Reason, message: Message) -> None:
-    one, server = hub()
-    one.submit("b", add("b"))
+    coordinator, server = coordinator_and_server()
+    coordinator.submit("b", add("b"))
     with pytest.raises(Refused) as refused:
-        one.submit("a", message)
+        coordinator.submit("a", message)
     assert refused.value.reason is reason
     assert server.order == []
     for silo in "ac":
-        one.submit(silo, add(silo))
+        coordinator.submit(silo, add(silo))
     assert server.fired == [["a", "b", "c"]]
-    assert one.closed[0].missing == {}  # it mended what it said
+    assert coordinator.closed[0].missing == {}  # it mended what it said
     with pytest.raises(Refused) as refused:
-        one.submit("a", message if reason is not Reason.STALE_ROUND else add("a", 5))
-    one.drop("a", "gone")
+        coordinator.submit("a", message if reason is not Reason.STALE_ROUND else add("a", 5))
+    coordinator.drop("a", "gone")
     for silo in "bc":
-        one.submit(silo, add(silo, 1))
-    assert one.closed[1].missing == {"a": str(refused.value)}
+        coordinator.submit(silo, add(silo, 1))
+    assert coordinator.closed[1].missing == {"a": str(refused.value)}
 
 
 def test_a_stranger_is_refused() -> None:
-    one, _ = hub()
+    coordinator, _ = coordinator_and_server()
     with pytest.raises(Refused, match="unknown silo"):
-        one.submit("z", add("a"))
+        coordinator.submit("z", add("a"))
     with pytest.raises(Refused, match="unknown silo"):
-        one.collect("z")
+        coordinator.collect("z")
 
 
 def test_a_resend_is_answered_and_never_applied_twice() -> None:
-    one, server = hub()
+    coordinator, server = coordinator_and_server()
     for _ in range(3):
-        one.submit("a", Message("ask"), session="s", sequence=1)
+        coordinator.submit("a", Message("ask"), session="s", sequence=1)
     assert server.asked == 1
-    assert one.collect("a", "s") == Message("ask", {}, {"count": 1})
+    assert coordinator.collect("a", "s") == Message("ask", {}, {"count": 1})
     for _ in range(3):  # a resend of a call that still waits at a barrier
-        one.submit("a", add("a"), session="s", sequence=2)
-    assert one.collect("a", "s") is None
-    one.submit("b", add("b"))
-    one.submit("c", add("c"))
-    one.submit("a", add("a"), session="s", sequence=2)
+        coordinator.submit("a", add("a"), session="s", sequence=2)
+    assert coordinator.collect("a", "s") is None
+    coordinator.submit("b", add("b"))
+    coordinator.submit("c", add("c"))
+    coordinator.submit("a", add("a"), session="s", sequence=2)
     assert server.order == ["a", "b", "c"]
-    assert one.collect("a", "s") == Message("add")
+    assert coordinator.collect("a", "s") == Message("add")
 
 
 def test_a_refused_call_counts_and_its_resend_is_refused_again() -> None:
-    one, server = hub()
-    one.submit("a", Message("ask"), session="s", sequence=1)
+    coordinator, server = coordinator_and_server()
+    coordinator.submit("a", Message("ask"), session="s", sequence=1)
     for _ in range(2):
         with pytest.raises(Refused, match="missing tensor"):
-            one.submit("a", add("a", tensors={}), session="s", sequence=2)
-    one.submit("a", Message("ask"), session="s", sequence=3)
+            coordinator.submit("a", add("a", tensors={}), session="s", sequence=2)
+    coordinator.submit("a", Message("ask"), session="s", sequence=3)
     assert server.asked == 2
 
 
 def test_a_session_that_was_followed_by_another_has_ended() -> None:
-    one, server = hub()
-    one.submit("a", Message("ask"), session="old", sequence=1)
-    one.submit("a", Message("ask"), session="new", sequence=1)
+    coordinator, server = coordinator_and_server()
+    coordinator.submit("a", Message("ask"), session="old", sequence=1)
+    coordinator.submit("a", Message("ask"), session="new", sequence=1)
     for sequence in (1, 2):  # a late packet of the dead session
         with pytest.raises(Refused, match="out of sequence"):
-            one.submit("a", Message("ask"), session="old", sequence=sequence)
+            coordinator.submit("a", Message("ask"), session="old", sequence=sequence)
     with pytest.raises(Refused, match="has ended"):
-        one.collect("a", "old")
+        coordinator.collect("a", "old")
     assert server.asked == 2
 
 
 def test_calls_out_of_sequence_are_refused() -> None:
-    one, _ = hub()
-    one.submit("a", Message("ask"), session="s", sequence=1)
+    coordinator, _ = coordinator_and_server()
+    coordinator.submit("a", Message("ask"), session="s", sequence=1)
     with pytest.raises(Refused, match="out of sequence"):
-        one.submit("a", Message("ask"), session="s", sequence=3)
-    one.submit("a", add("a"), session="s", sequence=2)
+        coordinator.submit("a", Message("ask"), session="s", sequence=3)
+    coordinator.submit("a", add("a"), session="s", sequence=2)
     with pytest.raises(Refused, match="out of sequence"):
-        one.submit("a", add("a"), session="s", sequence=3)
+        coordinator.submit("a", add("a"), session="s", sequence=3)
 
 
 def test_a_silo_that_was_restarted_does_not_count_twice() -> None:
-    one, server = hub()
-    one.submit("a", add("a"), session="old", sequence=1)
-    one.submit("a", Message("ask"), session="new", sequence=1)
-    one.submit("a", add("a"), session="new", sequence=2)
-    one.submit("b", add("b"))
-    one.submit("c", add("c"))
+    coordinator, server = coordinator_and_server()
+    coordinator.submit("a", add("a"), session="old", sequence=1)
+    coordinator.submit("a", Message("ask"), session="new", sequence=1)
+    coordinator.submit("a", add("a"), session="new", sequence=2)
+    coordinator.submit("b", add("b"))
+    coordinator.submit("c", add("c"))
     assert server.order == ["a", "b", "c"]
-    assert one.collect("a", "new") == Message("add")
+    assert coordinator.collect("a", "new") == Message("add")
 
 
 def test_the_silent_are_left_out_at_the_deadline_and_come_back() -> None:
-    one, server = hub(deadline=10)
-    one.submit("b", add("b"), now=100)
-    one.submit("c", add("c"), now=105)
-    one.check_deadline(109)
+    coordinator, server = coordinator_and_server(deadline=10)
+    coordinator.submit("b", add("b"), now=100)
+    coordinator.submit("c", add("c"), now=105)
+    coordinator.check_deadline(109)
     assert server.fired == []
-    one.check_deadline(110)
-    one.check_deadline(110)
+    coordinator.check_deadline(110)
+    coordinator.check_deadline(110)
     assert server.fired == [["b", "c"]]
-    assert "a" in one.closed[0].missing
+    assert "a" in coordinator.closed[0].missing
     with pytest.raises(Refused, match="stale round"):
-        one.submit("a", add("a", 0))
+        coordinator.submit("a", add("a", 0))
     for silo in "abc":
-        one.submit(silo, add(silo, 1))
+        coordinator.submit(silo, add(silo, 1))
     assert server.fired[1] == ["a", "b", "c"]
 
 
 PASSES = Plan({**PLAN.operations, "pass": Operation("passes", "often", barrier=True)})
 
 
-def passed(one: RoundCoordinator, start: float, late: float) -> None:
+def passed(coordinator: RoundCoordinator, start: float, late: float) -> None:
     """A barrier to which a comes so late."""
     for silo in "bc":
-        one.submit(silo, Message("pass"), now=start)
-    one.check_deadline(start + late)
-    if "a" not in one.absent:
-        one.submit("a", Message("pass"), now=start + late)
+        coordinator.submit(silo, Message("pass"), now=start)
+    coordinator.check_deadline(start + late)
+    if "a" not in coordinator.absent:
+        coordinator.submit("a", Message("pass"), now=start + late)
 
 
 def test_a_silo_has_one_deadline_a_round_however_many_barriers_it_has() -> None:
-    one, server = hub(deadline=10)
-    one.plan = PASSES
+    coordinator, server = coordinator_and_server(deadline=10)
+    coordinator.plan = PASSES
     for start in (0, 4, 8):
-        passed(one, start, 3.0)
-        assert one.absent == {}
-    passed(one, 12, 0.9)
-    passed(one, 13, 0.2)
-    assert one.absent == {"a": "kept the others waiting for 10 s in this round"}
+        passed(coordinator, start, 3.0)
+        assert coordinator.absent == {}
+    passed(coordinator, 12, 0.9)
+    passed(coordinator, 13, 0.2)
+    assert coordinator.absent == {"a": "kept the others waiting for 10 s in this round"}
     for silo in "bc":
-        one.submit(silo, add(silo, server.round), now=14)
-    assert one.closed[0].missing == {"a": "kept the others waiting for 10 s in this round"}
+        coordinator.submit(silo, add(silo, server.round), now=14)
+    assert coordinator.closed[0].missing == {"a": "kept the others waiting for 10 s in this round"}
     for silo in "abc":
-        one.submit(silo, Message("pass"), now=14)
-    passed(one, 15, 3.0)
-    assert one.late.seconds == {"a": 3.0}
+        coordinator.submit(silo, Message("pass"), now=14)
+    passed(coordinator, 15, 3.0)
+    assert coordinator.late.seconds == {"a": 3.0}
 
 
 def test_a_slow_half_is_not_late_for_a_fast_one_that_is_smaller() -> None:
-    one, _ = hub(deadline=10)
-    one.plan = PASSES
-    one.submit("a", Message("pass"), now=0)
+    coordinator, _ = coordinator_and_server(deadline=10)
+    coordinator.plan = PASSES
+    coordinator.submit("a", Message("pass"), now=0)
     for silo in "bc":
-        one.submit(silo, Message("pass"), now=8)
-    assert one.late.seconds == {}
+        coordinator.submit(silo, Message("pass"), now=8)
+    assert coordinator.late.seconds == {}
 
 
 def test_what_a_silo_costs_in_other_ways_is_of_the_same_deadline() -> None:
-    one, server = hub(deadline=10)
+    coordinator, server = coordinator_and_server(deadline=10)
     for silo in "bc":
-        one.submit(silo, add(silo), now=0)
-    one.charge_delay("a", 9.0)
+        coordinator.submit(silo, add(silo), now=0)
+    coordinator.charge_delay("a", 9.0)
     assert server.fired == []
-    one.charge_delay("a", 1.0)
+    coordinator.charge_delay("a", 1.0)
     assert server.fired == [["b", "c"]]
-    assert one.closed[0].missing == {"a": "delayed the others by 10 s in this round"}
+    assert coordinator.closed[0].missing == {"a": "delayed the others by 10 s in this round"}
 
 
 def test_what_cannot_be_taken_in_is_refused_to_whoever_sent_it_and_the_others_go_on() -> None:
-    one, server = hub()
+    coordinator, server = coordinator_and_server()
     accumulate = server.accumulate
 
     def broken(silo: str, message: Message) -> Accumulated:
@@ -268,82 +268,82 @@ def test_what_cannot_be_taken_in_is_refused_to_whoever_sent_it_and_the_others_go
 
     server.accumulate = broken  # type: ignore[method-assign]
     for silo in "bca":
-        one.submit(silo, add(silo))
+        coordinator.submit(silo, add(silo))
     with pytest.raises(Refused, match="malformed: RuntimeError: its codes are too few"):
-        one.collect("a")
-    one.drop("a", "it has gone")
+        coordinator.collect("a")
+    coordinator.drop("a", "it has gone")
     assert server.fired == [["b", "c"]]
 
 
 def test_whatever_foreign_values_do_to_a_server_is_a_refusal() -> None:
-    one, server = hub()
+    coordinator, server = coordinator_and_server()
 
     def broken(silo: str, message: Message) -> None:
         raise ZeroDivisionError(f"{silo} said {message.op}")
 
     server.validate = broken  # type: ignore[method-assign]
     with pytest.raises(Refused, match="malformed: ZeroDivisionError"):
-        one.submit("a", add("a"))
+        coordinator.submit("a", add("a"))
 
 
 def test_below_quorum_the_run_stops_with_a_name() -> None:
-    one, server = hub(quorum=2, deadline=10)
-    one.submit("b", add("b"), now=0)
+    coordinator, server = coordinator_and_server(quorum=2, deadline=10)
+    coordinator.submit("b", add("b"), now=0)
     with pytest.raises(QuorumLost, match="a: silent"):
-        one.check_deadline(10)
+        coordinator.check_deadline(10)
     assert server.fired == []
 
 
 def test_who_leaves_is_not_awaited_but_what_it_sent_stands() -> None:
-    one, server = hub()
-    one.submit("a", add("a"))
-    one.drop("a", "cable cut")
-    one.drop("b", "power cut")
-    one.submit("c", add("c"))
+    coordinator, server = coordinator_and_server()
+    coordinator.submit("a", add("a"))
+    coordinator.drop("a", "cable cut")
+    coordinator.drop("b", "power cut")
+    coordinator.submit("c", add("c"))
     assert server.fired == [["a", "c"]]
     assert server.order == ["a", "c"]
-    one.submit("c", add("c", 1))
+    coordinator.submit("c", add("c", 1))
     assert server.fired[1] == ["c"]
 
 
 def test_who_has_ended_is_not_awaited() -> None:
-    one, server = hub()
-    one.submit("a", add("a"))
-    one.submit("b", add("b"))
-    one.finish("c")
+    coordinator, server = coordinator_and_server()
+    coordinator.submit("a", add("a"))
+    coordinator.submit("b", add("b"))
+    coordinator.finish("c")
     assert server.fired == [["a", "b"]]
 
 
 def test_when_everyone_is_silent_the_run_stops() -> None:
-    one, _ = hub(deadline=10)
+    coordinator, _ = coordinator_and_server(deadline=10)
     for silo in "abc":
-        one.submit(silo, add(silo), now=5)
-    one.check_deadline(14)
+        coordinator.submit(silo, add(silo), now=5)
+    coordinator.check_deadline(14)
     with pytest.raises(QuorumLost, match="0 silos are left"):
-        one.check_deadline(15)
+        coordinator.check_deadline(15)
 
 
 def test_a_barrier_is_of_one_operation_and_who_waits_at_another_waits_on() -> None:
     plan = Plan({**PLAN.operations, "other": Operation("x", "y", barrier=True)})
     server = Summing()
-    one = RoundCoordinator(server, plan, IMAGES)
-    one.submit("a", add("a"))
-    one.submit("b", add("b"))
-    one.submit("c", Message("other"))
+    coordinator = RoundCoordinator(server, plan, IMAGES)
+    coordinator.submit("a", add("a"))
+    coordinator.submit("b", add("b"))
+    coordinator.submit("c", Message("other"))
     assert server.fired == [["c"]]  # a round is not closed while one is at work in it
-    assert one.collect("a") is one.collect("b") is None
-    one.submit("c", Message("other"))
+    assert coordinator.collect("a") is coordinator.collect("b") is None
+    coordinator.submit("c", Message("other"))
     assert server.fired == [["c"], ["c"]]
-    assert not one.closed
+    assert not coordinator.closed
 
 
 def test_silos_that_wait_for_one_who_never_calls_do_not_spin() -> None:
     def calls() -> Conversation:
         yield add("a")
 
-    one, _ = hub()
+    coordinator, _ = coordinator_and_server()
     with pytest.raises(ManyhandsError, match="a wait at a barrier that cannot be completed"):
-        list(InProcess().run(one, {"a": calls()}, Ledger()))
+        list(InProcess().run(coordinator, {"a": calls()}, Ledger()))
 
 
 class Keeping(Summing):
@@ -363,13 +363,13 @@ class Keeping(Summing):
 
 def test_of_a_silo_that_was_restarted_the_new_call_counts_where_the_old_was_not_taken_in() -> None:
     server = Keeping()
-    one = RoundCoordinator(server, PLAN, IMAGES)
+    coordinator = RoundCoordinator(server, PLAN, IMAGES)
     message = add("a")
     old = Message("add", {"x": torch.full_like(message.tensors["x"], 7.0)}, message.facts)
-    one.submit("a", old, session="old", sequence=1)
-    one.submit("a", message, session="new", sequence=1)
-    one.submit("b", add("b"))
-    one.submit("c", add("c"))
+    coordinator.submit("a", old, session="old", sequence=1)
+    coordinator.submit("a", message, session="new", sequence=1)
+    coordinator.submit("b", add("b"))
+    coordinator.submit("c", add("c"))
     assert server.got["a"] == float(message.tensors["x"].sum()) != float(old.tensors["x"].sum())
     assert server.fired == [["a", "b", "c"]]
-    assert one.collect("a", "new") == Message("add")
+    assert coordinator.collect("a", "new") == Message("add")

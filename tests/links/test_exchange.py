@@ -17,7 +17,7 @@ from manyhands.links.exchange import ClientSession, ServerSession, SessionGone
 from manyhands.links.frame import FRAME_FIELDS, Frame, read_frame
 from manyhands.messages.message import UNBOUNDED, Bounds, Message, encode
 
-MOST = UNBOUNDED._replace(size=1 << 20)
+BOUNDS = UNBOUNDED._replace(size=1 << 20)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_odd_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an end sends is a frame to the other's door."""
+    """Whatever an end sends is a frame to the other."""
 
     def checked(fields: dict[str, Any], payload: bytes = b"") -> Frame:
         frame = Frame(fields, payload)
@@ -44,18 +44,18 @@ def message(op: str, size: int) -> Message:
 
 
 def exchanged(calls: list[Message], rng: random.Random, loss: float) -> tuple[list[Message], list[Message]]:
-    """What the server heard and what the caller was answered, over a network that loses, repeats and reorders."""
-    desk, heard, answered = ServerSession(MOST), [], []
+    """What the server received and what the client was answered, over a network that loses, repeats and reorders."""
+    server, received, answered = ServerSession(BOUNDS), [], []
     for number, call in enumerate(calls, 1):
-        calling = ClientSession(call, "s", number, MOST)
-        wires: dict[str, list[Frame]] = {"up": calling.begin(), "down": []}
+        client = ClientSession(call, "s", number, BOUNDS)
+        wires: dict[str, list[Frame]] = {"up": client.begin(), "down": []}
         turns = 0
-        while calling.answer is None:
+        while client.answer is None:
             turns += 1
             assert turns < 20_000
             way = rng.choice([name for name, frames in wires.items() if frames] or ["none"])
             if way == "none":
-                wires["up"] += calling.ask_again()
+                wires["up"] += client.ask_again()
                 continue
             frame = wires[way].pop(rng.randrange(len(wires[way])))
             if rng.random() < loss:
@@ -63,15 +63,15 @@ def exchanged(calls: list[Message], rng: random.Random, loss: float) -> tuple[li
             if rng.random() < loss:
                 wires[way].append(frame)
             if way == "down":
-                wires["up"] += calling.take(frame)
+                wires["up"] += client.take(frame)
                 continue
-            frames, whole = desk.take(frame)
+            frames, whole = server.take(frame)
             wires["down"] += frames
             if whole is not None:
-                heard.append(whole)
-                wires["down"] += desk.answer(message(whole.op, int(whole.facts["size"]) + 1))
-        answered.append(calling.answer)
-    return heard, answered
+                received.append(whole)
+                wires["down"] += server.answer(message(whole.op, int(whole.facts["size"]) + 1))
+        answered.append(client.answer)
+    return received, answered
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,34 +80,34 @@ def test_every_call_is_applied_once_and_answered_whatever_the_network_does(
     sizes: list[int], seed: int, loss: float
 ) -> None:
     calls = [message(f"op{i}", size) for i, size in enumerate(sizes)]
-    heard, answered = exchanged(calls, random.Random(seed), loss)
-    assert [encode(each) for each in heard] == [encode(each) for each in calls]
+    received, answered = exchanged(calls, random.Random(seed), loss)
+    assert [encode(each) for each in received] == [encode(each) for each in calls]
     assert [encode(each) for each in answered] == [encode(message(f"op{i}", n + 1)) for i, n in enumerate(sizes)]
 
 
 def test_nobody_is_more_than_a_window_ahead() -> None:
-    calling = ClientSession(message("op", 2000), "s", 1, MOST)
-    assert len(calling.begin()) == exchange.WINDOW_PARTS
-    desk = ServerSession(MOST)
-    frames, _ = desk.take(ClientSession(message("op", 1), "s", 1, MOST).begin()[0])
-    frames = desk.answer(message("op", 2000))
+    client = ClientSession(message("op", 2000), "s", 1, BOUNDS)
+    assert len(client.begin()) == exchange.WINDOW_PARTS
+    server = ServerSession(BOUNDS)
+    frames, _ = server.take(ClientSession(message("op", 1), "s", 1, BOUNDS).begin()[0])
+    frames = server.answer(message("op", 2000))
     assert len(frames) == exchange.WINDOW_PARTS
     lie = Frame({"k": "have", "s": "s", "n": 1, "i": 10**9})
-    assert len(desk.take(lie)[0]) <= 2 * exchange.WINDOW_PARTS
+    assert len(server.take(lie)[0]) <= 2 * exchange.WINDOW_PARTS
 
 
 def test_a_refusal_is_raised_and_told_again_when_asked() -> None:
-    desk, calling = ServerSession(MOST), ClientSession(message("op", 1), "s", 1, MOST)
-    desk.take(calling.begin()[0])
-    desk.answer(Refused(Reason.STALE_ROUND, "is of round 3"))
-    (again,), _ = desk.take(calling.ask_again()[0])
+    server, client = ServerSession(BOUNDS), ClientSession(message("op", 1), "s", 1, BOUNDS)
+    server.take(client.begin()[0])
+    server.answer(Refused(Reason.STALE_ROUND, "is of round 3"))
+    (again,), _ = server.take(client.ask_again()[0])
     with pytest.raises(Refused, match="stale round: is of round 3"):
-        calling.take(again)
+        client.take(again)
 
 
-@pytest.mark.parametrize("announced", [0, -5, MOST.size + 1, 1 << 40])
+@pytest.mark.parametrize("announced", [0, -5, BOUNDS.size + 1, 1 << 40])
 def test_a_size_that_cannot_be_is_refused_before_anything_is_kept(announced: int) -> None:
-    (refused,), whole = ServerSession(MOST).take(
+    (refused,), whole = ServerSession(BOUNDS).take(
         Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": announced}, b"x")
     )
     assert whole is None
@@ -116,29 +116,29 @@ def test_a_size_that_cannot_be_is_refused_before_anything_is_kept(announced: int
 
 @pytest.mark.parametrize("number", [-1, 1, 1 << 60])
 def test_a_part_that_cannot_be_is_refused(number: int) -> None:
-    (refused,), whole = ServerSession(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": number, "size": 1}, b"x"))
+    (refused,), whole = ServerSession(BOUNDS).take(Frame({"k": "part", "s": "s", "n": 1, "i": number, "size": 1}, b"x"))
     assert whole is None
     assert refused.fields["reason"] == Reason.MALFORMED
 
 
 def test_a_session_that_ended_is_gone_for_good() -> None:
-    desk = ServerSession(MOST)
-    old, new = (ClientSession(message("op", 1), session, 1, MOST) for session in ("old", "new"))
+    server = ServerSession(BOUNDS)
+    old, new = (ClientSession(message("op", 1), session, 1, BOUNDS) for session in ("old", "new"))
     (first,) = old.begin()
-    assert desk.take(first)[1] is not None
-    assert desk.take(new.begin()[0])[1] is not None
-    (gone,), whole = desk.take(first)
+    assert server.take(first)[1] is not None
+    assert server.take(new.begin()[0])[1] is not None
+    (gone,), whole = server.take(first)
     assert whole is None
     with pytest.raises(SessionGone):
         old.take(gone)
 
 
 def test_whoever_asks_after_a_restart_is_told_to_begin_anew() -> None:
-    calling = ClientSession(message("op", 1), "s", 7, MOST)
-    calling.begin()
-    (gone,), _ = ServerSession(MOST).take(calling.ask_again()[0])
+    client = ClientSession(message("op", 1), "s", 7, BOUNDS)
+    client.begin()
+    (gone,), _ = ServerSession(BOUNDS).take(client.ask_again()[0])
     with pytest.raises(SessionGone):
-        calling.take(gone)
+        client.take(gone)
 
 
 words = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.binary(max_size=6)
@@ -152,12 +152,12 @@ near = st.fixed_dictionaries({
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(fields | near, st.binary(max_size=300)), max_size=12))
 def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str, Any], bytes]]) -> None:
-    desk, calling = ServerSession(MOST), ClientSession(message("op", 200), "s", 1, MOST)
-    calling.begin()
+    server, client = ServerSession(BOUNDS), ClientSession(message("op", 200), "s", 1, BOUNDS)
+    client.begin()
     for each in frames:
-        desk.take(read_frame(*each))
+        server.take(read_frame(*each))
         try:
-            calling.take(read_frame(*each))
+            client.take(read_frame(*each))
         except (Refused, SessionGone):
             break
 
@@ -165,7 +165,7 @@ def test_no_frame_makes_either_end_fail_but_by_name(frames: list[tuple[dict[str,
 @pytest.mark.parametrize("kind", ["part", "ask", "have", "other"])
 def test_no_answer_is_larger_for_a_frame_of_many_words(kind: str) -> None:
     odd = read_frame({"k": kind, "s": "s" * 65_000, "n": 1, "i": 0, "size": 10}, b"")
-    frames, whole = ServerSession(MOST).take(odd)
+    frames, whole = ServerSession(BOUNDS).take(odd)
     assert (frames, whole) == ([], None)
     assert len(repr(odd)) < 500
 
@@ -196,8 +196,8 @@ GOOD = {"k": "part", "s": "s", "n": 1, "i": 0, "size": 10}
 def test_an_invalid_frame_is_reported_to_its_sender_and_to_nobody_else(fields: dict[str, Any]) -> None:
     odd = read_frame(fields, b"x" * 10)
     assert odd.fields.keys() == {"k", "s", "n", "why"}
-    desk, other = ServerSession(MOST), ClientSession(message("op", 1), "t", 1)
-    (refused,), whole = desk.take(odd)
+    server, other = ServerSession(BOUNDS), ClientSession(message("op", 1), "t", 1)
+    (refused,), whole = server.take(odd)
     assert whole is None
     assert refused.fields["reason"] == Reason.MALFORMED
     assert other.take(odd) == []
@@ -210,7 +210,7 @@ def test_an_invalid_frame_is_reported_to_its_sender_and_to_nobody_else(fields: d
 def test_what_is_not_even_of_a_call_is_dropped(fields: Any) -> None:
     odd = read_frame(fields, object())
     assert odd.fields.keys() == {"k", "why"}
-    assert ServerSession(MOST).take(odd) == ([], None)
+    assert ServerSession(BOUNDS).take(odd) == ([], None)
 
 
 @given(st.sampled_from(sorted(FRAME_FIELDS)), st.data())
@@ -231,28 +231,28 @@ def test_what_says_that_it_weighs_too_much_is_refused_with_its_first_part() -> N
 
 
 def test_a_file_holds_no_more_than_has_come_and_was_announced() -> None:
-    desk, calling = ServerSession(MOST), ClientSession(message("op", 5000), "s", 1)
-    first, second = calling.begin()[:2]
-    desk.take(first)
-    desk.take(second)
-    desk.take(second)
-    assert desk._in is not None
-    assert desk._in._spool is not None
-    desk._in._spool.file.flush()
-    assert os.fstat(desk._in._spool.fileno()).st_size <= 2 * exchange.PART_BYTES
+    server, client = ServerSession(BOUNDS), ClientSession(message("op", 5000), "s", 1)
+    first, second = client.begin()[:2]
+    server.take(first)
+    server.take(second)
+    server.take(second)
+    assert server._in is not None
+    assert server._in._spool is not None
+    server._in._spool.file.flush()
+    assert os.fstat(server._in._spool.fileno()).st_size <= 2 * exchange.PART_BYTES
     more = Frame(second.fields | {"i": 2}, bytes(exchange.PART_BYTES + 1))
-    (refused,), _ = desk.take(more)
+    (refused,), _ = server.take(more)
     assert refused.fields["reason"] == Reason.MALFORMED
-    assert desk._in is None
+    assert server._in is None
 
 
 @pytest.mark.parametrize("op", ["index", "junk"])
 def test_an_answer_that_is_none_is_a_refusal_by_name(op: str) -> None:
-    calling = ClientSession(message("op", 1), "s", 1, Bounds.of(100, 400, 3, 1 << 20))
+    client = ClientSession(message("op", 1), "s", 1, Bounds.of(100, 400, 3, 1 << 20))
     answer = Message("op", {str(i): torch.ones(0) for i in range(20)})
     (part,) = ClientSession(answer, "s", 1).begin()[:1] if op == "index" else [Frame(GOOD, b"0123456789")]
     with pytest.raises(Refused, match="the answer is not a valid message"):
-        calling.take(part)
+        client.take(part)
 
 
 def test_a_message_that_there_is_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +260,8 @@ def test_a_message_that_there_is_no_room_for_is_refused(monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exchange, "Spool", full)
-    frames, _ = ServerSession(MOST).take(Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": MOST.size}, bytes(256)))
+    frames, _ = ServerSession(BOUNDS).take(
+        Frame({"k": "part", "s": "s", "n": 1, "i": 0, "size": BOUNDS.size}, bytes(256))
+    )
     assert frames[0].fields["reason"] == Reason.NOT_NOW
     assert "No space left" in frames[0].fields["detail"]

@@ -37,61 +37,63 @@ RAW = {
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteConnections, ServerConnection, list[str]]]:
+def connected(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[SiteConnections, ServerConnection, list[str]]]:
     out, port, lines = tmp_path_factory.mktemp("kits") / "kits", free_port(), list[str]()
     new_kits(f"{LOOPBACK}:{port}", ["a"], out)
     kit = load_kit(out / SERVER, "server")
-    board = SiteConnections(kit, ["a"], LOOPBACK, port, lambda peer, line: lines.append(f"{peer}: {line}"))
-    connected = threading.Event()
-    calls = ServerConnection(load_kit(out / "a", "site"), lambda _: connected.set())
-    assert connected.wait(30)
-    yield board, calls, lines
+    connections = SiteConnections(kit, ["a"], LOOPBACK, port, lambda peer, line: lines.append(f"{peer}: {line}"))
+    is_connected = threading.Event()
+    calls = ServerConnection(load_kit(out / "a", "site"), lambda _: is_connected.set())
+    assert is_connected.wait(30)
+    yield connections, calls, lines
     calls.close()
-    board.close()
+    connections.close()
 
 
-def until(board: SiteConnections, done: Any) -> Any:
+def until(connections: SiteConnections, done: Any) -> Any:
     """Wait for a result while the server listens."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        called = board.next(0.05)
-        if result := done(called):
+        call = connections.next(0.05)
+        if result := done(call):
             return result
     return None
 
 
 def test_no_frame_ends_a_server_and_whoever_sends_one_is_named(
-    line: tuple[SiteConnections, ServerConnection, list[str]], monkeypatch: pytest.MonkeyPatch
+    connected: tuple[SiteConnections, ServerConnection, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, calls, lines = line
+    connections, calls, lines = connected
     packed = staticmethod(lambda headers: headers if isinstance(headers, bytes) else msgpack.packb(headers))
     monkeypatch.setattr(SfmConnection, "headers_to_bytes", packed)
     communicator = calls._connection._communicator
     for raw in RAW.values():
         communicator.send(communicator.find_endpoint(SERVER), APP, Carried(raw, b"x"))
-    assert until(board, lambda _: len(lines) >= 2 and lines)
+    assert until(connections, lambda _: len(lines) >= 2 and lines)
     assert all(each.startswith("a: its frame was dropped: ") and len(each) < 200 for each in lines)
     answers: list[Message] = []
     caller = threading.Thread(target=lambda: answers.append(calls(Message("hello", facts={"declined": ""}))))
     caller.start()
-    called = until(board, lambda called: called)
-    assert called.message == Message("hello", {}, {"declined": ""})
-    board.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
+    call = until(connections, lambda call: call)
+    assert call.message == Message("hello", {}, {"declined": ""})
+    connections.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
     caller.join(20)
     assert [each.op for each in answers] == ["hello"]
 
 
 def test_a_server_that_floods_fills_no_memory_and_is_heard_again(
-    line: tuple[SiteConnections, ServerConnection, list[str]],
+    connected: tuple[SiteConnections, ServerConnection, list[str]],
 ) -> None:
-    board, calls, _ = line
+    connections, calls, _ = connected
     for number in range(1000):
         calls._take(SERVER, Frame({"k": "gone", "s": "another", "n": number}))
     assert calls._frames.qsize() <= MAX_WAITING_FRAMES
     answers: list[Message] = []
     caller = threading.Thread(target=lambda: answers.append(calls(Message("hello", facts={"declined": ""}))))
     caller.start()
-    assert until(board, lambda called: called)
-    board.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
+    assert until(connections, lambda call: call)
+    connections.answer("a", Message("hello", facts={"run": "", "recipe": ""}))
     caller.join(20)
     assert [each.op for each in answers] == ["hello"]

@@ -54,11 +54,11 @@ def by_coordinator(sent: list[Call]) -> list[Call]:
 
 
 def by_exchange(sent: list[Call]) -> list[Call]:
-    server, heard = ServerSession(PLAN.bounds("up")), []
+    server, received = ServerSession(PLAN.bounds("up")), []
     for name, number in sent:
         frames = ClientSession(Message("ask"), name, number).begin()
-        heard += [(name, number) for frame in frames if server.take(frame)[1] is not None]
-    return heard
+        received += [(name, number) for frame in frames if server.take(frame)[1] is not None]
+    return received
 
 
 @pytest.mark.parametrize(

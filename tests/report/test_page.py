@@ -177,10 +177,10 @@ def test_figures_are_short_and_counts_have_units() -> None:
 def test_tensorboard_has_the_scalars_and_grids_of_the_report(folder: RunFolder) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = TensorBoardLogger(folder)
+    logger = TensorBoardLogger(folder)
     for done in folder.rounds:
-        board.show(done)
-    board.close()
+        logger.show(done)
+    logger.close()
     read = EventAccumulator(str(folder.path / "tensorboard"))
     read.Reload()
     assert [round(event.value, 4) for event in read.Scalars("loss/mean")] == [round(d.loss, 4) for d in folder.rounds]
