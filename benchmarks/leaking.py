@@ -14,7 +14,7 @@ from unittest import mock
 
 from harness import bench
 from manyhands import compose, load_recipe
-from manyhands.audit.collafuse_attackers import Effort
+from manyhands.audit.effort import Effort
 from manyhands.methods.huscf import silo as silo_half
 from manyhands.report.huscf_audit import best_of
 from manyhands.runs.audit import audit

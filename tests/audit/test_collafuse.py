@@ -14,7 +14,8 @@ from PIL import Image
 from manyhands import Images
 from manyhands.audit.attacks.attributes import KnownAttributes
 from manyhands.audit.collafuse import attack_releases, guarantee
-from manyhands.audit.collafuse_attackers import Effort, ServerDenoiser
+from manyhands.audit.collafuse_attackers import ServerDenoiser
+from manyhands.audit.effort import Effort
 from manyhands.errors import RecipeError
 from manyhands.evaluation.plots import disclosure as draw_figure
 from manyhands.models.unet import UNet

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from manyhands import compose
-from manyhands.audit.collafuse_attackers import Effort
+from manyhands.audit.effort import Effort
 from manyhands.errors import CheckpointError, DataError
-from manyhands.report.collafuse_audit import table, words
+from manyhands.report.disclosure import table, words
 from manyhands.runs.audit import audit
 from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder

@@ -13,7 +13,8 @@ from torch import Tensor
 from manyhands.audit.attacks import attributes, identity, membership, reconstruction
 from manyhands.audit.attacks.distance import reconstruction_scores
 from manyhands.audit.attacks.statistics import Interval, proportion
-from manyhands.audit.collafuse_attackers import SHOWN, Attackers, Effort, ServerDenoiser, trained_attackers
+from manyhands.audit.collafuse_attackers import Attackers, ServerDenoiser, trained_attackers
+from manyhands.audit.effort import MAX_RECONSTRUCTED_IMAGES, Effort
 from manyhands.audit.expected_identification import expected_identification, first_hidden_step
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion
@@ -92,7 +93,13 @@ def attack_releases(
     )
     norm = box_norm(private.pixels[0].numel()) if clip_norm is None else clip_norm
     by_cut = [_at(attackers, cut, releases, norm, torch_rng(seed, "disclosure", cut)) for cut in cuts]
-    report = {"images": len(private), "public": len(public), "releases": releases, "floor": _floor(attackers, seed)}
+    report = {
+        "kind": "collafuse",
+        "images": len(private),
+        "public": len(public),
+        "releases": releases,
+        "floor": _floor(attackers, seed),
+    }
     report["skipped"] = {name: why for name, why in attributes.WHY_SKIPPED.items() if name not in attackers.questions}
     if known_attributes is not None:
         report["attributes"] = list(known_attributes.names)
@@ -158,11 +165,13 @@ def _first_then(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
 
 def _scores(attackers: Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
     """The results of every attack on releases at one noise level."""
-    truth = attackers.x_0[:SHOWN]
+    truth = attackers.x_0[:MAX_RECONSTRUCTED_IMAGES]
     guess = attackers.guess(truth, t)
     scores: dict[str, Any] = {
         "reconstruction": {
-            name: reconstruction_scores(attack(x_t[:SHOWN], t), truth, guess, attackers.extractor, rng)
+            name: reconstruction_scores(
+                attack(x_t[:MAX_RECONSTRUCTED_IMAGES], t), truth, guess, attackers.extractor, rng
+            )
             for name, attack in attackers.at(t).items()
         },
         "identity": _identity(attackers, x_t, t, rng),
@@ -187,7 +196,7 @@ def _identity(attackers: Attackers, x_t: Tensor, t: int, rng: torch.Generator) -
 
 def _floor(attackers: Attackers, seed: int) -> dict[str, Any]:
     """What attackers know without any release, and what they would read off the image itself."""
-    rng, truth = torch_rng(seed, "floor"), attackers.x_0[:SHOWN]
+    rng, truth = torch_rng(seed, "floor"), attackers.x_0[:MAX_RECONSTRUCTED_IMAGES]
     guess = attackers.guess(truth, 0)
     floor: dict[str, Any] = {"reconstruction": reconstruction_scores(guess, truth, guess, attackers.extractor, rng)}
     for name, question in attackers.questions.items():

@@ -1,4 +1,4 @@
-"""Who attacks the releases of CollaFuse: what is trained before a release is seen, and with how much effort."""
+"""Who attacks the releases of CollaFuse: what is trained before a release is seen."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from torch import Tensor
 
 from manyhands.audit.attacks import attributes, reconstruction
 from manyhands.audit.attacks.reconstruction import Attack
+from manyhands.audit.effort import MAX_RECONSTRUCTED_IMAGES, Effort
 from manyhands.audit.expected_identification import Cloud, clouds_of
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion, Network
 from manyhands.diffusion.sampling import Denoiser, guided
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
-from manyhands.silos.local_training import Training
 
 if TYPE_CHECKING:
     from manyhands.evaluation.features import Extractor
-
-SHOWN = 256
-"""The number of images that reconstruction attacks try."""
 
 
 @dataclass(frozen=True)
@@ -53,36 +50,6 @@ class ServerDenoiser:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much the attackers train on their public images.
-
-    Args:
-        denoiser: Training steps of the denoiser.
-        regressor: Training steps of the regressor.
-        classifier: Training steps of the classifier of noised images.
-        inverter: Training steps of the network that inverts the head of a cut GAN.
-        descent: The maximum number of steps of gradient descent on the input of such a head.
-        widths: The channels of the attackers' U-Nets.
-        batch: The batch size.
-        learning_rate: The learning rate of the first step; it falls to a twentieth of that.
-    """
-
-    denoiser: int = 400
-    regressor: int = 400
-    classifier: int = 1000
-    inverter: int = 600
-    descent: int = 200
-    widths: tuple[int, ...] = (16, 32)
-    batch: int = 64
-    learning_rate: float = 2e-3
-
-    def training(self, steps: int) -> Training:
-        """Training for this many steps, with a falling learning rate."""
-        fields = {"batch": self.batch, "steps": steps, "learning_rate": self.learning_rate, "learning_rate_end": 0.05}
-        return Training.model_validate(fields)
-
-
-@dataclass(frozen=True)
 class Attackers:
     """Everything that is trained or fitted before a release is seen, and the images that are attacked."""
 
@@ -100,7 +67,7 @@ class Attackers:
     @property
     def shown(self) -> Images:
         """The private images that reconstruction attacks try."""
-        return self.private.subset(torch.arange(min(SHOWN, len(self.private))).numpy())
+        return self.private.subset(torch.arange(min(MAX_RECONSTRUCTED_IMAGES, len(self.private))).numpy())
 
     def of(self, indices: np.ndarray) -> Attackers:
         """The same attackers, of some of the private images only."""

@@ -17,7 +17,7 @@ from manyhands.audit.attacks.heads import Head, head_of, random_head
 from manyhands.audit.attacks.inversion import infer_labels, nearest_candidates, solve_by_descent, solve_linear
 from manyhands.audit.attacks.inverter import Inverter, inverter
 from manyhands.audit.attacks.statistics import Interval, proportion
-from manyhands.audit.collafuse_attackers import SHOWN, Effort
+from manyhands.audit.effort import MAX_RECONSTRUCTED_IMAGES, Effort
 from manyhands.data.images import Images, as_floats
 from manyhands.models.gan import run_blocks
 from manyhands.seed import torch_rng
@@ -213,7 +213,7 @@ def attack_batches(attacked: BatchAttacks, later: Sequence[RecordedBatch]) -> di
     method = attacked.method
     own_heads = [batch.cuts.discriminator.head for batch in attacked.batches]
     return {
-        "kind": "crossings",
+        "kind": "huscf",
         "images": len(attacked.truth),
         "public": len(attacked.public),
         "pixels": attacked.truth[0].numel(),
@@ -235,7 +235,7 @@ def choose_batches(batches: Mapping[str, RecordedBatch]) -> list[RecordedBatch]:
         first_with_head.setdefault(batch.cuts.discriminator.head, name)
     names, count = list(first_with_head.values()), sum(len(batches[name].images) for name in first_with_head.values())
     for name, batch in batches.items():
-        if name not in names and count + len(batch.images) <= SHOWN:
+        if name not in names and count + len(batch.images) <= MAX_RECONSTRUCTED_IMAGES:
             names.append(name)
             count += len(batch.images)
     return [batches[name] for name in sorted(names)]

@@ -28,7 +28,7 @@ def audit(
     The results go into the run's report. RUN is a run of collafuse or huscf, or a sweep over cuts of collafuse: then
     every cut is attacked.
     """
-    from manyhands.report.collafuse_audit import table, words
+    from manyhands.report.disclosure import table, words
     from manyhands.runs.audit import SHARES, trade
     from manyhands.runs.audit import audit as attack
     from manyhands.runs.run_folder import RunFolder

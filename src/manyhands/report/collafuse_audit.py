@@ -1,20 +1,15 @@
-"""The results of attacks on a run: a table, sentences, and a section of the report."""
+"""The results of attacks on the releases of CollaFuse: a table, and sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from manyhands.formatting import TextTable, number_text
 from manyhands.report import huscf_audit
-from manyhands.report.disclosure import Disclosure
-from manyhands.report.parts import picture
 
 Report = Mapping[str, Any]
-CROSSINGS = "crossings"
-"""The ``kind`` of the results of a cut GAN in report.json."""
 HEADS = ["cut", "SNR dB", "epsilon", "explained", "PSNR dB", "1 of m", "theory", "class", "linked"]
 ABOUT = (
     "The attackers have other images of the same kind, the held-out ones. Explained: the share of the images' "
@@ -27,8 +22,6 @@ ABOUT = (
 
 def table(report: Report) -> TextTable:
     """A row for each cut; with several releases of an image, one more row for all of them."""
-    if report.get("kind") == CROSSINGS:
-        return huscf_audit.table(report)
     body = []
     for cut in report["cuts"]:
         body.append(_row(f"{cut['share']:.3g}", cut, cut["one_release"], number_text(cut["linkability"]["value"])))
@@ -45,57 +38,75 @@ def _has_attributes(report: Report) -> bool:
 
 def words(report: Report) -> list[str]:
     """Sentences with what the table does not show."""
-    if report.get("kind") == CROSSINGS:
-        return huscf_audit.words(report)
-    floor, exact = report["floor"], report["exact_algebra"]
-    first = report["cuts"][0]["one_release"]
-    guarantee = first["guarantee"]
-    lines = [
+    return [
+        *(_released(release) for release in report["as_released"]),
+        _attackers(report),
+        _guarantee(report),
+        *_class_inference(report),
+        *_attribute_inference(report),
+        *huscf_audit.skipped(report),
+        *_membership(report),
+        _exact_algebra(report),
+        "The feature distance, in report.json next to PSNR and SSIM, is that of the features of the small classifier "
+        "of the run's own images; it is no LPIPS, and says nothing about what people find similar.",
+        _recommended(report),
+    ]
+
+
+def _attackers(report: Report) -> str:
+    identity = report["cuts"][0]["one_release"]["identity"]
+    return (
         f"{report['images']:,} released images were attacked by somebody with {report['public']:,} other images; 1 of "
-        f"m: m is {first['identity']['candidates']:,}, and chance gives {number_text(first['identity']['chance'])}.",
+        f"m: m is {identity['candidates']:,}, and chance gives {number_text(identity['chance'])}."
+    )
+
+
+def _guarantee(report: Report) -> str:
+    guarantee = report["cuts"][0]["one_release"]["guarantee"]
+    return (
         f"Epsilon at delta {guarantee['delta']:g}: {guarantee['model']}; the unit is {guarantee['unit']} "
         f"(neighbouring: {guarantee['neighbouring']}), the norm {number_text(guarantee['norm'])}. Labels are not "
-        "covered.",
+        "covered."
+    )
+
+
+def _class_inference(report: Report) -> list[str]:
+    if "class_inference" not in report["floor"]:
+        return []
+    guessed, clean = (report["floor"][f"class_inference{of}"]["accuracy"]["value"] for of in ("", "_of_clean_images"))
+    return [
+        f"Class inference: guessing the most frequent class is right for {number_text(guessed)} of the images, a "
+        f"classifier of clean images for {number_text(clean)}."
     ]
-    if "class_inference" in floor:
-        clean = floor["class_inference_of_clean_images"]["accuracy"]["value"]
-        lines.append(
-            f"Class inference: guessing the most frequent class is right for "
-            f"{number_text(floor['class_inference']['accuracy']['value'])} of the images, a classifier of clean images "
-            f"for {number_text(clean)}."
-        )
-    if _has_attributes(report):
-        floor_of_attributes, clean = floor["attribute_inference"], floor["attribute_inference_of_clean_images"]
-        lines.append(
-            f"Attribute inference, of {', '.join(report['attributes'])}: accuracy "
-            f"{number_text(floor_of_attributes['accuracy']['value'])} by guessing the more frequent answer, "
-            f"{number_text(clean['accuracy']['value'])} from clean images (AUC {number_text(clean['auc']['value'])})."
-        )
-    lines += huscf_audit.skipped(report)
-    if "membership" in report:
-        auc, sensitivity = report["membership"]["auc"], report["membership"]["found_at_1_percent"]
-        lines.append(
-            f"Membership inference with the server's network: AUC {_interval(auc)}; at 1 % false positives it finds "
-            f"{_interval(sensitivity)} of the members."
-        )
-    lines.append(
-        f"Exact algebra recovers {exact['sent']['recovered']} of {exact['sent']['of']:,} images from what was sent, "
-        f"and {exact['control']['recovered']} of {exact['control']['of']:,} from a control that sends the noise, too."
-    )
-    lines.append(
-        "The feature distance, in report.json next to PSNR and SSIM, is that of the features of the small classifier "
-        "of the run's own images; it is no LPIPS, and says nothing about what people find similar."
-    )
-    return [*(_released(release) for release in report["as_released"]), *lines, _recommended(report)]
 
 
-def content(report: Report | None, path: Path) -> Disclosure | None:
-    """The section of the page, with the figure at ``path`` where there is one; None where nothing was attacked."""
-    if not report:
-        return None
-    about = huscf_audit.ABOUT if report.get("kind") == CROSSINGS else ABOUT
-    figure = picture(path, "what releases give away at each cut") if path.exists() else None
-    return Disclosure(about, figure, table(report), words(report))
+def _attribute_inference(report: Report) -> list[str]:
+    if not _has_attributes(report):
+        return []
+    guessed, clean = (report["floor"][f"attribute_inference{of}"] for of in ("", "_of_clean_images"))
+    return [
+        f"Attribute inference, of {', '.join(report['attributes'])}: accuracy "
+        f"{number_text(guessed['accuracy']['value'])} by guessing the more frequent answer, "
+        f"{number_text(clean['accuracy']['value'])} from clean images (AUC {number_text(clean['auc']['value'])})."
+    ]
+
+
+def _membership(report: Report) -> list[str]:
+    if "membership" not in report:
+        return []
+    auc, sensitivity = report["membership"]["auc"], report["membership"]["found_at_1_percent"]
+    return [
+        f"Membership inference with the server's network: AUC {_interval(auc)}; at 1 % false positives it finds "
+        f"{_interval(sensitivity)} of the members."
+    ]
+
+
+def _exact_algebra(report: Report) -> str:
+    sent, control = report["exact_algebra"]["sent"], report["exact_algebra"]["control"]
+    return (
+        f"Exact algebra recovers {sent['recovered']} of {sent['of']:,} images from what was sent, and "
+        f"{control['recovered']} of {control['of']:,} from a control that sends the noise, too."
+    )
 
 
 def _row(name: str, cut: Report, scores: Report, linked: str) -> list[str]:

@@ -13,7 +13,7 @@ from manyhands.errors import RunFolderError
 from manyhands.evaluation import plots
 from manyhands.files.write import disk_errors
 from manyhands.formatting import TextTable, count_text, number_text, size_text
-from manyhands.report import clusters, collafuse_audit, outgoing, quality, silos
+from manyhands.report import clusters, disclosure, outgoing, quality, silos
 from manyhands.report.parts import Card, Picture, fields, picture
 from manyhands.report.render import render
 
@@ -131,7 +131,7 @@ def content(folder: RunFolder, report: Mapping[str, Any]) -> PageContent:
         groups=quality.by_group(report),
         holdings=silos.holdings(report, folder),
         outgoing=outgoing.outgoing(report, ledger),
-        disclosure=collafuse_audit.content(report.get("disclosure"), folder.figures / "disclosure.png"),
+        disclosure=disclosure.content(report.get("disclosure"), folder.figures / "disclosure.png"),
         figures=quality.all_figures(report),
         recipe=RecipeSection(
             fields(recipe), ", ".join(f"{name} {value}" for name, value in report["versions"].items()), report["papers"]

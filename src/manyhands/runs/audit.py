@@ -15,7 +15,8 @@ from manyhands.audit import huscf, replay
 from manyhands.audit.attacks import algebra
 from manyhands.audit.attacks.attributes import KnownAttributes
 from manyhands.audit.collafuse import ActualReleases, attack_releases
-from manyhands.audit.collafuse_attackers import Effort, ServerDenoiser
+from manyhands.audit.collafuse_attackers import ServerDenoiser
+from manyhands.audit.effort import Effort
 from manyhands.data.images import Images, as_bytes, as_floats, pooled
 from manyhands.data.partition.base import Partition
 from manyhands.data.partition.by_attributes import ByAttributes
@@ -39,6 +40,7 @@ from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import DeviceContext
 
 if TYPE_CHECKING:
+    from manyhands.runs.recipe import Recipe
     from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
 
@@ -58,54 +60,68 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
         effort: How much the attackers train.
     """
     recipe, silos = held_silos(folder)
-    method = recipe.method
-    if isinstance(method, HuSCF):
-        return _of_cuts(folder, method, [replace(silo, seed=recipe.seed) for silo in silos], effort)
-    if not isinstance(method, CollaFuse):
+    attack = AUDITS.get(recipe.method.kind)
+    if attack is None:
         raise RunFolderError(
-            f"{folder.path}: method {method.kind} releases no images; a run of collafuse or huscf is expected"
+            f"{folder.path}: method {recipe.method.kind} releases no images; a run of {' or '.join(AUDITS)} is expected"
         )
-    last = method.diffusion.schedule.steps
-    silos = [replace(silo, seed=recipe.seed) for silo in silos if 0 < method.step_of(silo.name) < last]
-    private, public = (_squeezed(part, method.norm) for part in _private_and_public(silos))
+    silos = [replace(silo, seed=recipe.seed) for silo in silos]
     with folder.alone():
-        stores = folder.state().stores
-        report = attack_releases(
-            private,
-            public,
-            method.diffusion,
-            _cuts(method, silos, shares),
-            releases=max(1, *(round(method.releases(len(silo.images))) for silo in silos)),
-            server_denoiser=_server_denoiser(folder, method, silos),
-            extractor=features.classifier(private, public),
-            clip_norm=method.bound,
-            actual=_actual(method, silos, stores, len(private)),
-            known_attributes=_attributes(recipe.partition, private, public),
-            effort=effort,
-            seed=recipe.seed,
-        )
-        report["exact_algebra"] = _algebra(method, silos, stores)
-        report["mode"], report["release"], report["labels"] = method.mode, method.release, method.labels
-        plots.disclosure(folder.figures / "disclosure.png", report)
+        report = attack(folder, recipe, silos, shares, effort or Effort())
         page.write(folder, folder.report | {"disclosure": report})
     return report
 
 
-def _of_cuts(folder: RunFolder, method: HuSCF, silos: Sequence[Silo], effort: Effort | None) -> dict[str, Any]:
-    """Attack what crossed the cuts of a GAN in its last round, which is replayed."""
-    public, context = _public(silos), DeviceContext(chosen_device(folder.recipe.get("device", "auto")))
+def _attack_releases(
+    folder: RunFolder, recipe: Recipe, silos: Sequence[Silo], shares: Sequence[float], effort: Effort
+) -> dict[str, Any]:
+    """Attack the noised images that the silos of ``collafuse`` released."""
+    method = recipe.method
+    assert isinstance(method, CollaFuse)
+    last = method.diffusion.schedule.steps
+    silos = [silo for silo in silos if 0 < method.step_of(silo.name) < last]
+    private, public = (_squeezed(part, method.norm) for part in _private_and_public(silos))
+    stores = folder.state().stores
+    report = attack_releases(
+        private,
+        public,
+        method.diffusion,
+        _cuts(method, silos, shares),
+        releases=max(1, *(round(method.releases(len(silo.images))) for silo in silos)),
+        server_denoiser=_server_denoiser(folder, method, silos),
+        extractor=features.classifier(private, public),
+        clip_norm=method.bound,
+        actual=_actual(method, silos, stores, len(private)),
+        known_attributes=_attributes(recipe.partition, private, public),
+        effort=effort,
+        seed=recipe.seed,
+    )
+    report["exact_algebra"] = _algebra(method, silos, stores)
+    report["mode"], report["release"], report["labels"] = method.mode, method.release, method.labels
+    plots.disclosure(folder.figures / "disclosure.png", report)
+    return report
+
+
+def _attack_cuts(
+    folder: RunFolder, recipe: Recipe, silos: Sequence[Silo], _shares: Sequence[float], effort: Effort
+) -> dict[str, Any]:
+    """Attack what crossed the cuts of ``huscf`` in its last round, which is replayed."""
+    method = recipe.method
+    assert isinstance(method, HuSCF)
+    public, context = _public(silos), DeviceContext(chosen_device(recipe.device))
     if len(public) < 2:
         raise DataError(
             f"{len(public)} image is held out, and an attacker needs at least 2: set data.held_out or data.test"
         )
     silos = [replace(silo, device_context=context) for silo in silos]
-    with folder.alone():
-        first, later = (replay.record_last_round(folder, method, silos, part) for part in (0.0, 0.5))
-        batches = huscf.choose_batches(first)
-        attacked = huscf.BatchAttacks(method, batches, public, effort or Effort(), silos[0].seed)
-        report = huscf.attack_batches(attacked, [later[batch.silo] for batch in batches])
-        page.write(folder, folder.report | {"disclosure": report})
-    return report
+    first, later = (replay.record_last_round(folder, method, silos, part) for part in (0.0, 0.5))
+    batches = huscf.choose_batches(first)
+    attacked = huscf.BatchAttacks(method, batches, public, effort, recipe.seed)
+    return huscf.attack_batches(attacked, [later[batch.silo] for batch in batches])
+
+
+AUDITS = {"collafuse": _attack_releases, "huscf": _attack_cuts}
+"""What attacks a run, by the kind of its method."""
 
 
 def trade(folder: Path, effort: Effort | None = None) -> list[dict[str, float | None]]:
