@@ -323,6 +323,16 @@ def test_when_everyone_is_silent_the_run_stops() -> None:
         coordinator.check_deadline(15)
 
 
+def test_when_all_have_finished_nobody_is_late() -> None:
+    coordinator, server = coordinator_and_server(deadline=10)
+    for silo in "abc":
+        coordinator.submit(silo, Message("ask"), now=0)
+        coordinator.finish(silo)
+    coordinator.check_deadline(100)
+    assert coordinator.absent == {}
+    assert server.fired == []
+
+
 def test_a_barrier_is_of_one_operation_and_who_waits_at_another_waits_on() -> None:
     plan = Plan({**PLAN.operations, "other": Operation("x", "y", barrier=True)})
     server = Summing()

@@ -58,5 +58,5 @@ class LateSilos:
 
 def _half_time(times: Collection[float], count: int) -> float | None:
     """Return when half of ``count`` silos had called, or None if they have not."""
-    index = (count - 1) // 2
-    return sorted(times)[index] if index < len(times) else None
+    half = (count + 1) // 2
+    return sorted(times)[half - 1] if 0 < half <= len(times) else None
