@@ -19,7 +19,7 @@ BARS = {"chatty": ">= 0.7", "gradient_difference": "<= 1e-6"}
 
 
 def measure(args: argparse.Namespace) -> bench.Measured:
-    """4 silos with own heads and tails and one middle, over the embedded link and as one graph, in turn."""
+    """4 silos with own heads and tails and one middle, over the link within one process and as one graph, in turn."""
     rounds, steps, batch = (3, 5, 16) if args.quick else (12, 20, 32)
     silos = toy_silos(4, 64)
     rates, split = [], Experiment(ToySplit(rounds=rounds, steps=steps, batch=batch), silos, device="cpu")

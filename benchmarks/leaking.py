@@ -16,6 +16,7 @@ from harness import bench
 from manyhands import compose, load_recipe
 from manyhands.audit.effort import Effort
 from manyhands.methods.huscf import silo as silo_half
+from manyhands.methods.huscf.operations import REAL_FORWARD
 from manyhands.report.huscf_audit import best_of
 from manyhands.runs.audit import audit
 from manyhands.runs.recipe import Recipe
@@ -42,7 +43,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 def leaks(args: argparse.Namespace) -> dict[str, Any]:
-    """Each case: how good its images are, and what an attacker gets of its own head and of made images."""
+    """Each case: how good its images are, and what an attacker gets of its own head and of generated images."""
     work = Path(tempfile.mkdtemp() if args.quick or not getattr(args, "work", "") else args.work) / "leaks"
     effort = Effort(inverter=20, descent=20) if args.quick else None
     asked = ["none", f"noise {NOISES[1]}"] if args.quick else list(cases())
@@ -63,7 +64,7 @@ def _case(name: str, folder: Path, effort: Effort | None, *, quick: bool) -> dic
     """Run it, attack it, and say what came of both. Where real activations alone are noised there is no audit."""
     run, alone = RunFolder(folder), name == "real alone"
     if not run.ended:
-        with mock.patch.object(silo_half, "GUARDED", ("real",)) if alone else mock.patch.dict({}):
+        with mock.patch.object(silo_half, "GUARDED", (REAL_FORWARD,)) if alone else mock.patch.dict({}):
             for _ in compose(_recipe(cases()[name], quick=quick), folder):
                 pass
     said = {key: run.report["metrics"].get(key) for key in ("fid", "label_match")}
@@ -95,8 +96,8 @@ def _recipe(method: dict[str, Any], *, quick: bool) -> Recipe:
 def _head(head: dict[str, Any]) -> dict[str, Any]:
     name, best = best_of(head["attacks"])
     unknown = best_of(head["unknown_head"])[1]["explained"]["value"]
-    labels, recognised = head["labels_of_made"]["value"], head["recognised"]["value"]
-    return _brief(best) | {"by": name, "unknown": unknown, "labels_of_made": labels, "recognised": recognised}
+    labels, recognised = head["labels_of_generated"]["value"], head["recognised"]["value"]
+    return _brief(best) | {"by": name, "unknown": unknown, "labels_of_generated": labels, "recognised": recognised}
 
 
 def _brief(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -86,7 +86,7 @@ DESCRIPTIONS = {
     "kills": "80 x `kill -9`: a site (begun again), its worker, the server's, all: share with the same weights",
     "leaks_control": "share of the variance of images that the server of `huscf` gets back from one-block heads",
     "leaks_unknown": "the same by somebody who has not the weights of the heads, worst of them",
-    "leaks_tail": "the same of made images, by the tail's weights",
+    "leaks_tail": "the same of generated images, by the tail's weights",
     "clusters": "agreement of the clusters found with two domains, 20 silos (adjusted Rand index)",
     "clusters_three": "the same with three domains, not IID",
     "quality_small": "CAS of the pooled GAN above that of `huscf`, points, worst of scenarios 1 and 3, small",

@@ -42,7 +42,7 @@ def errors(mode: Mode, share: float, steps: int = 200, learnt: bool = True) -> d
             t_from=method.silo_start(cut),
             t_to=0,
             rng=rng,
-            steps=method.silo_steps(cut, sampling),
+            steps=method.steps_below_cut(cut, sampling),
         )
 
     alpha_bar = float(schedule.alpha_bar()[cut])

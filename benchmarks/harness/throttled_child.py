@@ -19,6 +19,7 @@ from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.stream import receive, send
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
+from manyhands.methods.huscf.operations import GENERATOR_FORWARD
 from manyhands.placement.link_speed import answer, measure_link
 from manyhands.placement.profiler import speeds
 from manyhands.silos.silo import DeviceContext, Silo
@@ -71,7 +72,7 @@ def half(port: int, rate: float, name: str, method: dict[str, Any]) -> Any:
                 message = conversation.send(reply)  # type: ignore[arg-type]
             except StopIteration:
                 break
-            if message.op in ("make", "segments"):
+            if message.op in (GENERATOR_FORWARD, "segments"):
                 began.append(time.perf_counter())
             send(stream, message)
             reply = receive(stream, MAX_MESSAGE_BYTES, TIMEOUT_SECONDS)

@@ -58,7 +58,7 @@ def test_with_the_heads_weights_images_come_back_and_without_them_nothing(
     for head in report["heads"]:
         assert head["attacks"]["descent"]["explained"]["value"] > 0.9
         assert head["attacks"]["descent"]["identity"]["top_1"]["value"] == 1
-        assert head["labels_of_made"]["value"] == head["recognised"]["value"] == 1
+        assert head["labels_of_generated"]["value"] == head["recognised"]["value"] == 1
         assert head["attacks"]["inverter"]["explained"]["value"] > 0.1
         assert all(scores["explained"]["value"] < 0.05 for scores in head["unknown_head"].values())
         assert head["other_images"]["explained"]["value"] < 0.05
@@ -106,7 +106,7 @@ def test_later_in_a_round_and_behind_a_guard_less_comes_back(audited: tuple[RunF
 def test_a_gan_without_classes_has_no_labels_to_tell(tmp_path: Path) -> None:
     report = audit(ran(tmp_path / "run", model={"kind": "gan", "width": 16, "classes": 0}, rounds=1), effort=LEAST)
     assert "labels" not in report["floor"]
-    assert all(head["labels_of_made"] is None for head in report["heads"])
+    assert all(head["labels_of_generated"] is None for head in report["heads"])
     assert len(table(report).rows) > 7
     assert not [line for line in words(report) if line.startswith("Labels")]
     assert "Not tried: class inference, since the images have no classes, or one only." in words(report)

@@ -55,8 +55,8 @@ def test_it_is_what_went_over_the_wire(tmp_path: Path, fields: dict[str, Any], r
     steps = 5
     for name, batch in batches.items():
         at = (rounds - 1) * steps + int(part * steps)
-        assert torch.equal(batch.real_activations, link.of("real", name)[at])
-        assert torch.equal(batch.generated_activations, link.of("made", name)[at])
+        assert torch.equal(batch.real_activations, link.of("real-forward", name)[at])
+        assert torch.equal(batch.generated_activations, link.of("fake-forward", name)[at])
         assert batch.images.shape == batch.generated.shape == (4, 1, 16, 16)
         own = next(silo.images for silo in silos if silo.name == name)
         pixels, labels = own.batch(torch.arange(len(own)))

@@ -160,7 +160,7 @@ def test_small_steps_arrive_however_coarse_the_way_down_is(up: Any, feedback: bo
     held: Tensors = {}
     answer = server.handle("s0", Message("join", facts={"images": 5, "holds": -1}))
     for number in range(40):
-        held = method.downlink.received(answer.facts["form"], answer.tensors, held)
+        held = method.downlink.received(answer.facts["kind"], answer.tensors, held)
         moved = {name: tensor + 1e-4 for name, tensor in held.items()}
         wire = method.up.encode(moved, held, {}, torch.Generator()).wire
         facts = {"images": 5, "round": number, "holds": number}
@@ -190,13 +190,13 @@ def test_a_silo_that_missed_a_round_is_sent_the_whole_and_a_resting_one_nothing(
     server.round = 3
     server.broadcast.number, server.broadcast.base = 3, server.broadcast.silo_weights
     says = {ready: 2, away: 1}
-    forms = {}
+    kinds = {}
     for silo, holds in says.items():
         answer = server.handle(silo, Message("join", facts={"images": 5, "holds": holds}))
-        forms[silo] = answer.facts["form"]
-    assert forms == {ready: "step", away: "shared"}
+        kinds[silo] = answer.facts["kind"]
+    assert kinds == {ready: "step", away: "shared"}
     whole = server.handle(new, Message("join", facts={"images": 5, "holds": -1}))
-    assert whole.facts["form"] == "whole"
+    assert whole.facts["kind"] == "whole"
     assert set(whole.tensors) == set(parent)
     assert not server.handle(resting, Message("join", facts={"images": 5, "holds": 2})).tensors
 
@@ -334,7 +334,7 @@ def test_plans_say_each_set_of_tensors_that_may_come() -> None:
     assert "holds" in plan.operations["join"].up.facts
     (update,) = [line for line in plan.words() if line.startswith("update (")]
     assert " or " in update
-    assert plan.operations["update"].down.facts.keys() == {"round", "done", "form", "send"}
+    assert plan.operations["update"].down.facts.keys() == {"round", "done", "kind", "send"}
 
 
 def test_personal_generators_are_averages_over_rounds_where_asked() -> None:

@@ -67,12 +67,12 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_what_is_sent_is_received_and_then_the_stream_ends(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = pair
-    sent = Message("made-back", {"x": torch.arange(5.0)}, {"a": 1})
+    sent = Message("fake-backward", {"x": torch.arange(5.0)}, {"a": 1})
     assert send(near, sent) == 4 + len(encode(sent))
     near.close()
     got = receive(far, 1 << 20, 5)
     assert got is not None
-    assert (got.op, got.facts, got.tensors["x"].tolist()) == ("made-back", {"a": 1}, [0, 1, 2, 3, 4])
+    assert (got.op, got.facts, got.tensors["x"].tolist()) == ("fake-backward", {"a": 1}, [0, 1, 2, 3, 4])
     assert receive(far, 1 << 20, 5) is None
 
 

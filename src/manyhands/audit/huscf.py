@@ -76,7 +76,7 @@ class BatchAttacks:
             "attacks": {name: self.scores(estimate) for name, estimate in attacks_with_head.items()},
             "unknown_head": {name: self.scores(estimate) for name, estimate in control_attacks.items()},
             "other_images": self.scores(Estimate(best.images.roll(1, 0), None)),
-            "labels_of_made": self._right(self._labels_of_made(true_head)),
+            "labels_of_generated": self._right(self._labels_of_generated(true_head)),
             "recognised": self._recognised(true_head),
             "recognised_by_unknown": self._recognised(true_head, other_head),
         }
@@ -186,7 +186,7 @@ class BatchAttacks:
             else None
         )
 
-    def _labels_of_made(self, true_head: HeadOfBatch) -> Tensor | None:
+    def _labels_of_generated(self, true_head: HeadOfBatch) -> Tensor | None:
         labels = [
             self._labels(true_head(batch), self._sent(true_head, batch, real=False), batch) for batch in self.batches
         ]

@@ -41,7 +41,7 @@ class Diffusion(Spec):
     error: Literal["squared", "absolute"] = Field(
         default="squared", description="The error of a prediction: squared, or absolute as in Rombach et al."
     )
-    times: Literal["uniform", "sobol"] = Field(
+    timestep_sampling: Literal["uniform", "sobol"] = Field(
         default="uniform",
         description=(
             "How the timesteps of a batch are sampled: independently (uniform), or spread evenly by a scrambled Sobol "
@@ -114,13 +114,13 @@ class Diffusion(Spec):
             above: The timestep below all of them, or one for each, (count,).
         """
         last = self.schedule.steps if self.max_timestep is None else self.max_timestep
-        if self.times == "uniform" and isinstance(above, int):
+        if self.timestep_sampling == "uniform" and isinstance(above, int):
             return torch.randint(above + 1, last + 1, (count,), generator=rng, device=rng.device)
         return (above + 1 + (self._spread(count, rng) * (last - above)).long()).clamp(max=last)
 
     def _spread(self, count: int, rng: torch.Generator) -> Tensor:
         """Sample numbers from 0 to 1, independent or evenly spread, (count,)."""
-        if self.times == "uniform":
+        if self.timestep_sampling == "uniform":
             return torch.rand(count, generator=rng, device=rng.device)
         seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
         return torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count).flatten().to(rng.device)

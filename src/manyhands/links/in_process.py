@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class InProcess(Spec):
     """All silos and the server in one process, without a network."""
 
-    kind: Literal["embedded"] = Field(default="embedded", description="The link: one process, no network.")
+    kind: Literal["in_process"] = Field(default="in_process", description="The link: one process, no network.")
     wire: Literal["count", "bytes"] = Field(
         default="count",
         description='"count" computes the bytes of each message; "bytes" also encodes and decodes it.',

@@ -53,7 +53,7 @@ def words(report: Report) -> list[str]:
             f"Guard: clipped to the norm {number_text(guard['clip'])}, with noise {number_text(guard['noise'])} times "
             "that."
         )
-    accuracies = [f"{head['labels_of_made']['value']:.0%} at head {head['head']}" for head in _labelled(report)]
+    accuracies = [f"{head['labels_of_generated']['value']:.0%} at head {head['head']}" for head in _labelled(report)]
     if accuracies:
         lines.append(
             f"Labels, inferred by trying each on the generated images: {', '.join(accuracies)} are right. Generated "
@@ -104,7 +104,7 @@ def _is_weak(head: Report) -> bool:
 
 
 def _labelled(report: Report) -> list[Report]:
-    return [head for head in report["heads"] if head["labels_of_made"] is not None]
+    return [head for head in report["heads"] if head["labels_of_generated"] is not None]
 
 
 def _row(head: str, attack: str, scores: Report) -> list[str]:

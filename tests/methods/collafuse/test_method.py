@@ -355,7 +355,7 @@ def test_the_networks_of_silos_can_be_averaged() -> None:
 
 def test_a_silo_may_have_a_smaller_network() -> None:
     small = UNet(size=4, channels=1, classes=2, widths=(8,), groups=4)
-    experiment = trained(tiny_collafuse(silo_model=small, finish=1))
+    experiment = trained(tiny_collafuse(silo_model=small, silo_steps=1))
     assert experiment.drawing("s0").sample(2).shape == (2, 1, 4, 4)
 
 
@@ -458,10 +458,10 @@ def test_a_hand_over_is_exact_with_a_norm_and_is_not_if_silos_learn_other_images
     assert min(apart["hand-over"], apart["end"]) > 0.05
 
 
-@pytest.mark.parametrize("options", [{"finish": 2000}, {"distil": {"steps": 4, "rounds": 1}, "cut": 0.002}])
+@pytest.mark.parametrize("options", [{"silo_steps": 2000}, {"distil": {"steps": 4, "rounds": 1}, "cut": 0.002}])
 def test_a_silo_takes_no_more_steps_than_there_are(options: dict[str, Any]) -> None:
     method = tiny_collafuse(**options)
-    assert method.silo_steps(method.step_of("s0"), SHORT) == method.step_of("s0")
+    assert method.steps_below_cut(method.step_of("s0"), SHORT) == method.step_of("s0")
 
 
 def test_a_silo_that_is_tried_on_a_class_that_it_may_not_ask_for_is_told_before_training() -> None:

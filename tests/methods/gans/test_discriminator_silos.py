@@ -34,7 +34,9 @@ def splitgan(**options: Any) -> SplitGan:
 def pieces(experiment: Experiment, silo: int = 0) -> Tensors:
     """The generator, and the discriminator of a silo."""
     assert isinstance(experiment.server, RemoteServer)
-    return snapshot(experiment.server.network.state_dict()) | strip_prefix(experiment.silos[silo].memory, "critic.")
+    return snapshot(experiment.server.network.state_dict()) | strip_prefix(
+        experiment.silos[silo].memory, "discriminator."
+    )
 
 
 def test_of_one_silo_it_is_the_plain_gan_to_the_bit() -> None:
@@ -112,7 +114,7 @@ def test_discriminators_change_places_when_they_are_told_to() -> None:
     moves, orders = [], []
     for _ in experiment:
         assert isinstance(experiment.server, RemoteServer)
-        held = [strip_prefix(silo.memory, "critic.") for silo in experiment.silos]
+        held = [strip_prefix(silo.memory, "discriminator.") for silo in experiment.silos]
         pending = experiment.server.pending
         order = [[same(each, pending[silo.name]) for each in held] for silo in experiment.silos if pending]
         moves.append(bool(pending))
@@ -128,8 +130,8 @@ def test_the_next_round_goes_on_with_the_discriminator_that_came() -> None:
     training = TRAINING | {"learning_rate_end": 0.0}  # nothing is learnt in the second of two rounds
     before: list[Tensors] = []
     for _ in (experiment := Experiment(mdgan(rounds=2, swap=1, training=training), gan_silos(2), device="cpu")):
-        before = before or [strip_prefix(silo.memory, "critic.") for silo in experiment.silos]
-    after = [strip_prefix(silo.memory, "critic.") for silo in experiment.silos]
+        before = before or [strip_prefix(silo.memory, "discriminator.") for silo in experiment.silos]
+    after = [strip_prefix(silo.memory, "discriminator.") for silo in experiment.silos]
     name = "discriminator.4.1.weight"
     assert [[torch.equal(a[name], b[name]) for b in before] for a in after] == [[False, True], [True, False]]
 
@@ -159,7 +161,7 @@ def test_devices_out_of_order_are_refused(devices: tuple[int, ...]) -> None:
 def test_discriminators_are_averaged_after_each_round_but_the_last() -> None:
     for done in (experiment := Experiment(splitgan(), gan_silos(), device="cpu")):
         assert isinstance(experiment.server, RemoteServer)
-        held = [strip_prefix(silo.memory, "critic.") for silo in experiment.silos]
+        held = [strip_prefix(silo.memory, "discriminator.") for silo in experiment.silos]
         if done.number == 0:
             for got in experiment.server.pending.values():
                 for name, tensor in got.items():

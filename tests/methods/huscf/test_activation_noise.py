@@ -37,12 +37,12 @@ def test_what_is_sent_has_the_norm_and_the_noise_that_were_told() -> None:
     (_, clear), (_, clipped) = run(None), run(Guard(clip=3.0))
     noised = run(Guard(clip=3.0, noise=2.0))[1]
     for silo in ("s0", "s1", "s2"):
-        for op in ("made", "real", "fool"):
+        for op in ("fake-forward", "real-forward", "adversarial-forward"):
             norms = torch.cat([x.flatten(1).norm(dim=1) for x in clipped.of(op, silo)])
             assert norms.max() < 3.0001
             assert torch.cat([x.flatten() for x in noised.of(op, silo)]).std() == pytest.approx(6, rel=0.1)
-        assert torch.equal(clear.of("make", silo)[0], noised.of("make", silo)[0])
-        first = (noised.of("real", silo)[0] - clipped.of("real", silo)[0]).flatten()
+        assert torch.equal(clear.of("generator-forward", silo)[0], noised.of("generator-forward", silo)[0])
+        first = (noised.of("real-forward", silo)[0] - clipped.of("real-forward", silo)[0]).flatten()
         assert first.std() == pytest.approx(6, rel=0.1)
 
 

@@ -104,7 +104,16 @@ def test_messages_and_bytes_are_those_of_the_paper() -> None:
     megabytes_of = {"0404": 27.46, "0414": 22.64, "1313": 22.48, "1314": 19.43, "0314": 16.22, "1403": 33.72}
     for text, megabytes in megabytes_of.items():
         up = down = 0
-        for op in ("make", "made", "made-back", "real", "real-back", "fool", "fool-back", "make-back"):
+        for op in (
+            "generator-forward",
+            "fake-forward",
+            "fake-backward",
+            "real-forward",
+            "real-backward",
+            "adversarial-forward",
+            "adversarial-backward",
+            "generator-backward",
+        ):
             up += 4 * 64 * method.passed_tensor(op, cuts(text), up=True).size
             down += 4 * 64 * method.passed_tensor(op, cuts(text), up=False).size
         assert up / 1e6 == pytest.approx(megabytes, abs=0.005) == down / 1e6
@@ -416,13 +425,13 @@ def maps_of(method: HuSCF, op: str, count: int, value: float = 0.0) -> dict[str,
 @pytest.mark.parametrize(
     ("at", "op", "count", "value"),
     [
-        ("make", "draw", 2, 0.0),  # before a round has ended
-        ("make", "make", 5, 0.0),  # more than a batch
-        ("make", "make", 0, 0.0),
-        ("make", "made", 4, 0.0),  # out of turn
-        ("make", "make", 4, 3e38),  # finite, but not for long
-        ("made-back", "made-back", 3, 0.0),  # fewer than went forward
-        ("real", "real", 0, 0.0),
+        ("generator-forward", "draw", 2, 0.0),  # before a round has ended
+        ("generator-forward", "generator-forward", 5, 0.0),  # more than a batch
+        ("generator-forward", "generator-forward", 0, 0.0),
+        ("generator-forward", "fake-forward", 4, 0.0),  # out of turn
+        ("generator-forward", "generator-forward", 4, 3e38),  # finite, but not for long
+        ("fake-backward", "fake-backward", 3, 0.0),  # fewer than went forward
+        ("real-forward", "real-forward", 0, 0.0),
     ],
 )
 def test_what_would_bring_the_server_down_is_refused_and_the_others_go_on(
@@ -431,7 +440,7 @@ def test_what_would_bring_the_server_down_is_refused_and_the_others_go_on(
     method, silos = tiny(), gan_silos(2)
     roster = {silo.name: 9 for silo in silos}
     coordinator = passes(method.server(0, roster), silos, at, method)
-    like = "make" if op == "draw" else op
+    like = "generator-forward" if op == "draw" else op
     with pytest.raises(Refused):
         coordinator.submit("s0", Message(op, maps_of(method, like, count, value)))
     coordinator.drop("s0", "it talks nonsense")
@@ -443,7 +452,7 @@ def test_what_would_bring_the_server_down_is_refused_and_the_others_go_on(
 def test_ends_that_no_weights_are_or_that_come_of_no_batch_are_refused(seen: bool) -> None:
     method, silos = tiny(), gan_silos(2)
     roster = {silo.name: 9 for silo in silos}
-    coordinator = passes(method.server(0, roster), silos, "real-back" if seen else "made", method)
+    coordinator = passes(method.server(0, roster), silos, "real-backward" if seen else "fake-forward", method)
     ends = {
         name: torch.full(like.shape, 3e38 if seen else 0.1)
         for name, like in method.segment_layout(method.default_cuts).items()

@@ -164,7 +164,7 @@ class CollaFuse(CollaFuseSpec):
             silo_start=self.silo_start(step),
             silo_generator=own if isinstance(own, DiffusionGenerator) else None,
             sends_labels=conditional,
-            silo_steps=self.silo_steps(step, last.sampling),
+            silo_steps=self.steps_below_cut(step, last.sampling),
             classes=last.classes,
             sampling=last.sampling,
             device=last.device,

@@ -133,7 +133,9 @@ class CollaFuseServer(ServerWrapper):
         kept = {"server.": weights, "server-average.": average, "server-": optimiser, "inner.": self.inner.state_dict()}
         flat = {name: tensor for prefix, group in kept.items() for name, tensor in add_prefix(group, prefix).items()}
         sent_labels = {
-            f"told.{silo}": torch.tensor(sorted(labels)).long() for silo, labels in self.sent_labels.items() if labels
+            f"sent-labels.{silo}": torch.tensor(sorted(labels)).long()
+            for silo, labels in self.sent_labels.items()
+            if labels
         }
         return {"server-updates": torch.tensor(self.updates)} | flat | sent_labels
 
@@ -142,7 +144,7 @@ class CollaFuseServer(ServerWrapper):
         self.network.load_state_dict(strip_prefix(state, "server."))
         self.latest = strip_prefix(state, "server.")
         self.average = strip_prefix(state, "server-average.") or self.latest
-        self.sent_labels = {silo: set(labels.tolist()) for silo, labels in strip_prefix(state, "told.").items()}
+        self.sent_labels = {silo: set(labels.tolist()) for silo, labels in strip_prefix(state, "sent-labels.").items()}
         self.updates = int(state["server-updates"])
         if optimiser := strip_prefix(state, "server-optimiser."):
             load_optimiser_state(self._optimiser(), add_prefix(optimiser, "optimiser."))

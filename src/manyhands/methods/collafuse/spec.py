@@ -78,7 +78,7 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         description="The round from which on silos train; they start from the server's weights of that round. 0 starts "
         "them at once from their own.",
     )
-    finish: Int | None = Field(
+    silo_steps: Int | None = Field(
         default=None,
         ge=1,
         le=100_000,
@@ -120,8 +120,8 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         members = [silo for silos in self.clusters.values() for silo in silos]
         if self.clusters and (not self.federate_silos or len(set(members)) < len(members)):
             raise ValueError("clusters need federate_silos = true, and a silo may be in one cluster only")
-        if self.distil and (self.finish or self.federate_silos or self.mode == "authors"):
-            raise ValueError("distil cannot be combined with finish, federate_silos or mode 'authors'")
+        if self.distil and (self.silo_steps or self.federate_silos or self.mode == "authors"):
+            raise ValueError("distil cannot be combined with silo_steps, federate_silos or mode 'authors'")
         if self.distil and self.distil.rounds + self.warm_start >= self.rounds:
             raise ValueError(f"distil and warm_start leave none of the {self.rounds} rounds for training")
         if self.release == "fresh" and any(cut.epsilon for cut in (self.cut, *self.cuts.values())):
@@ -209,15 +209,15 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         whole = self.diffusion.schedule.steps
         return step if self.mode != "authors" else min(round(step + step * (1 - step / whole)), whole)
 
-    def silo_steps(self, step: int, sampling: Sampling) -> int | None:
+    def steps_below_cut(self, step: int, sampling: Sampling) -> int | None:
         """Return in how many steps the silo denoises its part; None takes those of the whole chain below the cut.
 
         The authors' mode takes the steps below the cut over the longer way from ``silo_start``.
         """
         if not step:
             return None
-        if self.distil or self.finish:
-            return min(self.distil.steps if self.distil else self.finish or step, step)
+        if self.distil or self.silo_steps:
+            return min(self.distil.steps if self.distil else self.silo_steps or step, step)
         if self.mode != "authors":
             return None
         return len(sampling.between(self.diffusion.schedule, step, 0)) - 1

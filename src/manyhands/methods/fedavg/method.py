@@ -62,7 +62,7 @@ class FedAvg(FedAvgSpec):
         """Weights down and up, once a round; no image and no label."""
         link = self.downlink
         holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
-        facts_down: Facts = {**next_round_facts(self.rounds)} | ({"form": WORD} if link.tracks else {})
+        facts_down: Facts = {**next_round_facts(self.rounds)} | ({"kind": WORD} if link.tracks else {})
         step, *others = link.layouts().values()
         down = Payload(step, facts_down | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
         sent, *other_parts = (self.up.wire_spec(self.layout_of(parts)) for parts in possible_uploads(self.share))

@@ -73,7 +73,7 @@ class Received(NamedTuple):
 def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Received:
     """Return the weights that came, and keep them where they are needed later."""
     link, number = method.downlink, answer.facts["round"]
-    weights = link.received(answer.facts.get("form", "step"), answer.tensors, strip_prefix(silo.memory, HELD))
+    weights = link.received(answer.facts.get("kind", "step"), answer.tensors, strip_prefix(silo.memory, HELD))
     if not (link.tracks or method.kept):
         return Received(weights, {})
     is_new = number != int(silo.memory.get("holds", -1))

@@ -29,8 +29,8 @@ from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo
 from manyhands.tensors import StateSpec, Tensors, TensorSpec, add_prefix, snapshot, strip_prefix
 
-CRITIC = "critic."
-LEARN, JUDGE = "learn.", "judge."
+CRITIC = "discriminator."
+LEARN, JUDGE = "discriminator.", "generator."
 
 
 class RemoteGenerator(GanMethod, ABC):
@@ -95,7 +95,7 @@ class RemoteGenerator(GanMethod, ABC):
         feedback = Operation(
             "sends the gradient of the generator's loss at generated images", "in each mini-batch",
             Payload({"x": self._image()}, items=most), Payload(), barrier=True,
-            outgoing=(Gradients(at="images that the server made"),),
+            outgoing=(Gradients(at="images that the server generated"),),
         )  # fmt: skip
         round_end = Operation(
             self.round_end, f"{self.rounds} times", Payload(critic if sends else {}, round_facts(self.rounds), others),

@@ -60,7 +60,7 @@ DESCRIPTIONS = {
     GENERATOR_BACKWARD: "sends the gradient at the generator's tail, gets the gradient at its head",
 }
 HEADS = {"generator": "its head of the generator", "discriminator": "its head of the discriminator"}
-FAKE_INPUT = "made images, which have the labels of its own"
+FAKE_INPUT = "generated images, which have the labels of its own"
 HEAD_INPUTS = {
     GENERATOR_FORWARD: "noise and the labels of its images",
     FAKE_FORWARD: FAKE_INPUT,

@@ -15,10 +15,10 @@ from manyhands.methods.base import Conversation
 from manyhands.methods.huscf.activation_noise import GUARDED
 from manyhands.methods.huscf.operations import (
     ADVERSARIAL_FORWARD,
-    BACKWARD,
     FAKE_FORWARD,
     GENERATOR_FORWARD,
     REAL_FORWARD,
+    backward_of,
     network_of,
 )
 from manyhands.methods.huscf.spec import HuSCFSpec
@@ -156,7 +156,7 @@ class SiloSegments:
     def _backward(self, op: str, forward: SiloPass) -> Conversation:
         """Send the gradient at the tail's input, and go on from the answer through the head."""
         assert forward.received.grad is not None
-        answer = yield self._message(op + BACKWARD, forward.received.grad)
+        answer = yield self._message(backward_of(op), forward.received.grad)
         with self.meter.work(self.method.model, self.cuts, op, "back", len(forward.sent)):
             forward.sent.backward(activations.decode(answer.tensors).to(forward.sent.device))
 
