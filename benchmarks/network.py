@@ -42,7 +42,7 @@ from harness.proxy import proxy
 from manyhands import compose, load_recipe
 from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve
-from manyhands.federation.demo import LOOPBACK, Federation, free_port, watch
+from manyhands.federation.demo import LOOPBACK, LocalFederation, free_port, watch
 from manyhands.federation.kit import ADMIN, SERVER, Kit, load_kit, new_kits
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
@@ -219,7 +219,7 @@ def sockets(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]
     return {"sockets": float(sum(listening[party] != expected[party] for party in listening))}, {"listening": listening}
 
 
-def _listening(federation: Federation, party: str) -> list[str]:
+def _listening(federation: LocalFederation, party: str) -> list[str]:
     processes = [psutil.Process(federation.processes[party].pid), worker_of(federation, party)]
     every = [each for process in processes if process for each in process.net_connections()]
     places = [each.laddr for each in every if each.status == psutil.CONN_LISTEN]

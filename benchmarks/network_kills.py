@@ -17,7 +17,7 @@ from typing import Any
 
 from harness import bench
 from harness.federations import alone, between, end, ended, recipe, up, worker_of
-from manyhands.federation.demo import Federation
+from manyhands.federation.demo import LocalFederation
 from manyhands.federation.kit import SERVER
 from manyhands.federation.run_session import OVER
 from manyhands.runs.recipe import Recipe
@@ -59,7 +59,7 @@ def _killed(asked: Recipe, expected: dict[str, str], ways: list[str], every: int
                 yield row
 
 
-def _through(federation: Federation) -> str:
+def _through(federation: LocalFederation) -> str:
     """How the newest run ended, whoever was gone for a while."""
     with federation.admin() as admin:
         end = time.monotonic() + 180
@@ -71,18 +71,18 @@ def _through(federation: Federation) -> str:
     return "did not end"
 
 
-def _kill_worker(party: str) -> Callable[[Federation], None]:
-    def kill(federation: Federation) -> None:
+def _kill_worker(party: str) -> Callable[[LocalFederation], None]:
+    def kill(federation: LocalFederation) -> None:
         if worker := worker_of(federation, party):
             worker.kill()
 
     return kill
 
 
-def _kill_party(*parties: str) -> Callable[[Federation], None]:
+def _kill_party(*parties: str) -> Callable[[LocalFederation], None]:
     """Both processes, and begun again as an operator's service would."""
 
-    def kill(federation: Federation) -> None:
+    def kill(federation: LocalFederation) -> None:
         named = parties or (SERVER, *federation.sites)
         for party in named:
             end(federation, party)

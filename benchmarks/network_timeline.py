@@ -98,8 +98,8 @@ def serve(kit: Path, out: Path) -> None:
     loaded, out = load_kit(kit, "server"), out / kit.name
     out.mkdir()
     connections = TimedConnections(loaded, [*loaded.about.sites, ADMIN], LOOPBACK)
-    server = FederationServer(loaded, connections, out, "cpu", lambda _: None)
-    while server.running is None or server.running.stage not in OVER:
+    server = FederationServer(loaded, connections, out=out, device="cpu", log=lambda _: None)
+    while server.run_session is None or server.run_session.stage not in OVER:
         server.step()
     (out / "noted.json").write_text(json.dumps(connections.noted))
     end = time.monotonic() + 2

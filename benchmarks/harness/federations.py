@@ -15,7 +15,7 @@ import psutil
 from harness import bench
 from manyhands import compose, load_recipe
 from manyhands.federation.admin import Admin
-from manyhands.federation.demo import Federation, watch
+from manyhands.federation.demo import LocalFederation, watch
 from manyhands.federation.kit import SERVER
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.run_folder import RunFolder
@@ -54,7 +54,7 @@ def alone_seconds(asked: Recipe, folder: Path) -> float:
     return statistics.median([done.seconds for done in compose(asked, folder)][1:])
 
 
-def between(federation: Federation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
+def between(federation: LocalFederation, run: str, rounds: int, sites: list[str]) -> dict[str, str]:
     """The same of a run between sites."""
     memories = {site: RunFolder(federation.kept(site, run)).memory(site, rounds) for site in sites}
     return weights(
@@ -69,22 +69,22 @@ def ended(admin: Admin) -> dict[str, Any]:
 
 
 @contextmanager
-def up(sites: int, **options: Any) -> Iterator[tuple[Federation, Admin, list[str]]]:
+def up(sites: int, **options: Any) -> Iterator[tuple[LocalFederation, Admin, list[str]]]:
     """A federation of so many sites."""
     names = [f"silo-{i}" for i in range(sites)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        Federation(Path(folder), names, **options) as federation,
+        LocalFederation(Path(folder), names, **options) as federation,
         federation.admin() as admin,
     ):
         yield federation, admin, names
 
 
-def worker_of(federation: Federation, party: str) -> psutil.Process | None:
+def worker_of(federation: LocalFederation, party: str) -> psutil.Process | None:
     return next(iter(psutil.Process(federation.processes[party].pid).children()), None)
 
 
-def end(federation: Federation, party: str) -> None:
+def end(federation: LocalFederation, party: str) -> None:
     """Kill both processes of a party, at once."""
     worker, supervisor = worker_of(federation, party), federation.processes[party]
     for each in (supervisor.pid, *([worker.pid] if worker else [])):

@@ -176,7 +176,7 @@ def test_the_demo_has_a_site_for_each_domain(folder: Path, tmp_path: Path, monke
         asked.append(sites)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "Federation", noted)
+    monkeypatch.setattr(demo, "LocalFederation", noted)
     for changes in ([], ["partition.silos=6"]):
         with pytest.raises(KeyboardInterrupt):
             demo.demo(demo.demo_recipe(path, changes), tmp_path / "out", print)

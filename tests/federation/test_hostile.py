@@ -94,7 +94,8 @@ class World:
         self.connections, self.lines, self.recipe = FakeConnections(self.clock), list[str](), recipe
         sites = (*GOOD, BAD)
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=sites)
-        self.server = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        connections: Any = self.connections
+        self.server = FederationServer(Kit(path, about), connections, out=path, device="cpu", log=self.lines.append)
         self.silos = {silo.name: silo for silo in silos_of(recipe)[0]}
         for silo in self.silos.values():
             silo.device_context = DeviceContext()
@@ -141,10 +142,10 @@ class World:
 
     @property
     def rounds(self) -> int:
-        running = self.server.running
-        assert running is not None
-        assert running.stage in ("gathering", "training", "exporting"), self.lines[-3:]
-        return len(running.folder.rounds)
+        session = self.server.run_session
+        assert session is not None
+        assert session.stage in ("gathering", "training", "exporting"), self.lines[-3:]
+        return len(session.folder.rounds)
 
 
 def facts(expected: dict[str, Fact] | Any, *, least: bool) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def test_whatever_one_site_says_the_others_come_to_their_end(
     kind: str, way: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.server.running.coordinator is None:  # type: ignore[union-attr]
+    while world.server.run_session.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     began, said = world.clock.now, words(world)[::way]
     for number in range(100_000):
@@ -236,7 +237,7 @@ def test_a_site_that_goes_says_so_and_costs_the_others_nothing(
     kind: str, goes: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.server.running.coordinator is None:  # type: ignore[union-attr]
+    while world.server.run_session.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     began = world.clock.now
     for op, facts in goes.items():
@@ -263,7 +264,7 @@ def test_the_server_draws_for_nobody_while_it_trains(
     kind: str, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, recipe(kind), monkeypatch)
-    while world.server.running.coordinator is None:  # type: ignore[union-attr]
+    while world.server.run_session.coordinator is None:  # type: ignore[union-attr]
         world.go_on()
     carried = world.recipe.method.plan().operations[op].up
     world.say(BAD, Message(op, tensors(carried, 0.0), facts(carried.facts, least=True)))
@@ -278,9 +279,9 @@ def check_what_is_kept(world: World) -> None:
     def constant(name: str) -> None:
         raise AssertionError(name)
 
-    running = world.server.running
-    assert running is not None
-    for line in (running.folder.path / "journal.jsonl").read_text().splitlines():
+    session = world.server.run_session
+    assert session is not None
+    for line in (session.folder.path / "journal.jsonl").read_text().splitlines():
         entry = json.loads(line, parse_constant=constant)
         assert set(GOOD) <= entry["losses"].keys() or world.recipe.method.kind == "collafuse"
         assert all(why.isprintable() and len(why) <= 1100 for why in entry["missing"].values())

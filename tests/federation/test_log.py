@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from manyhands.federation.log import BURST, MAX_LINE, WINDOW, PeerLog, log
+from manyhands.federation.log import MAX_LINE_CHARACTERS, MAX_LINES_PER_PEER, WINDOW_SECONDS, PeerLog, log
 
 
 @pytest.mark.parametrize("code", ["utf-8", "ascii", "latin-1"])
@@ -16,7 +16,7 @@ def test_whatever_is_said_can_be_printed(code: str) -> None:
     stream = io.TextIOWrapper(raw, code, write_through=True)
     log("\x1b[2J\ud800\n\u202e é 手" + "x" * 10**6, stream)
     line = raw.getvalue()
-    assert len(line) < 2 * MAX_LINE
+    assert len(line) < 2 * MAX_LINE_CHARACTERS
     assert b"\x1b" not in line
     assert line.count(b"\n") == 1
 
@@ -40,7 +40,7 @@ def test_of_too_many_lines_of_one_peer_the_number_is_said() -> None:
     for i in range(1000):
         peer_log("a", f"line {i}")
     peer_log("b", "another")
-    assert lines == [*(f"a: line {i}" for i in range(BURST)), "b: another"]
-    now[0] = WINDOW
+    assert lines == [*(f"a: line {i}" for i in range(MAX_LINES_PER_PEER)), "b: another"]
+    now[0] = WINDOW_SECONDS
     peer_log("a", "later")
-    assert lines[-2:] == [f"a: {1000 - BURST} more such lines were left out", "a: later"]
+    assert lines[-2:] == [f"a: {1000 - MAX_LINES_PER_PEER} more such lines were left out", "a: later"]

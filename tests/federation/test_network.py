@@ -20,7 +20,7 @@ import psutil
 from manyhands.errors import KitError, RunFolderError
 from manyhands.evaluation.spec import Evaluation
 from manyhands.federation.admin import Admin
-from manyhands.federation.demo import LOOPBACK, Federation, watch
+from manyhands.federation.demo import LOOPBACK, LocalFederation, watch
 from manyhands.federation.kit import SERVER, load_kit, new_kits
 from manyhands.runs.compose import compose
 from manyhands.runs.finished import evaluate
@@ -53,19 +53,19 @@ def in_one_process(recipe: Recipe, folder: Path) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    with Federation(tmp_path_factory.mktemp("federation"), SITES) as started:
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
+    with LocalFederation(tmp_path_factory.mktemp("federation"), SITES) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def admin(federation: Federation) -> Iterator[Admin]:
+def admin(federation: LocalFederation) -> Iterator[Admin]:
     with federation.admin() as line:
         yield line
 
 
 @pytest.fixture(scope="module")
-def run_both(federation: Federation, admin: Admin, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def run_both(federation: LocalFederation, admin: Admin, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A recipe once between sites and once in one process: the name of the first, the folder of the second."""
 
     @cache
@@ -78,7 +78,7 @@ def run_both(federation: Federation, admin: Admin, tmp_path_factory: pytest.Temp
     return run
 
 
-def worker(federation: Federation, party: str) -> psutil.Process:
+def worker(federation: LocalFederation, party: str) -> psutil.Process:
     """The process of a party that does the work."""
     supervisor = psutil.Process(federation.processes[party].pid)
     while not (children := supervisor.children()):
@@ -91,7 +91,7 @@ def ended(admin: Admin) -> dict[str, Any]:
     return last
 
 
-def assert_same(federation: Federation, run: str, expected: RunFolder) -> None:
+def assert_same(federation: LocalFederation, run: str, expected: RunFolder) -> None:
     """All weights, wherever they are kept, to the bit; and every byte counted alike."""
     server = RunFolder(federation.folder / SERVER / run)
     last = expected.kept
@@ -105,7 +105,7 @@ def assert_same(federation: Federation, run: str, expected: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_between_sites_is_the_run_of_one_process(federation: Federation, run_both: Runs, name: str) -> None:
+def test_a_run_between_sites_is_the_run_of_one_process(federation: LocalFederation, run_both: Runs, name: str) -> None:
     run, expected = run_both(name)
     assert_same(federation, run, expected)
     assert RunFolder(federation.folder / SERVER / run).ledger == expected.ledger
@@ -113,7 +113,7 @@ def test_a_run_between_sites_is_the_run_of_one_process(federation: Federation, r
 
 @pytest.mark.parametrize("who", ["silo-1", SERVER])
 def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
-    federation: Federation, admin: Admin, who: str, tmp_path: Path
+    federation: LocalFederation, admin: Admin, who: str, tmp_path: Path
 ) -> None:
     asked = recipe("digits-huscf", "method.training.steps=12", f"name='killed-{who}'")
     run = admin.submit(asked, [])["run"]
@@ -125,7 +125,7 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
     assert_same(federation, run, in_one_process(asked, tmp_path / "one"))
 
 
-def test_only_the_server_listens_and_only_on_loopback(federation: Federation, admin: Admin) -> None:
+def test_only_the_server_listens_and_only_on_loopback(federation: LocalFederation, admin: Admin) -> None:
     admin.status()
     for party in (SERVER, *SITES):
         listening = [
@@ -137,7 +137,7 @@ def test_only_the_server_listens_and_only_on_loopback(federation: Federation, ad
         assert ports == ([(LOOPBACK, federation.port)] if party == SERVER else [])
 
 
-def test_strangers_are_refused(federation: Federation, admin: Admin, tmp_path: Path) -> None:
+def test_strangers_are_refused(federation: LocalFederation, admin: Admin, tmp_path: Path) -> None:
     new_kits(f"{LOOPBACK}:{federation.port}", ["silo-0"], tmp_path / "other")
     with pytest.raises(KitError, match="is not the server of this federation"):
         load_kit(tmp_path / "other" / "silo-0", "site").server_fingerprint()
@@ -149,7 +149,7 @@ def test_strangers_are_refused(federation: Federation, admin: Admin, tmp_path: P
 
 
 def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
-    federation: Federation, admin: Admin, run_both: Runs, tmp_path: Path
+    federation: LocalFederation, admin: Admin, run_both: Runs, tmp_path: Path
 ) -> None:
     (run, expected), few = run_both("digits-fedavg"), Evaluation(images=20, bootstrap=0)
     out = admin.fetch(run, tmp_path / "fetched")
@@ -163,7 +163,7 @@ def test_what_the_server_has_is_fetched_whole_and_can_be_measured(
     assert evaluate(RunFolder(out), few, "recipe")["metrics"] == here["metrics"]
 
 
-def test_a_killed_supervisor_takes_its_worker_with_it(federation: Federation) -> None:
+def test_a_killed_supervisor_takes_its_worker_with_it(federation: LocalFederation) -> None:
     child = worker(federation, "silo-2")
     os.kill(federation.processes["silo-2"].pid, signal.SIGKILL)
     assert psutil.wait_procs([child], timeout=10)[0]

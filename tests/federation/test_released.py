@@ -25,7 +25,7 @@ from manyhands.methods.base import Conversation
 from manyhands.methods.collafuse.release import release_messages
 from manyhands.methods.collafuse.silo import noising_of, order_of
 from manyhands.privacy.accountant import epsilon, mu_of
-from manyhands.privacy.budget import FILE, Budget, Cost, Limits
+from manyhands.privacy.budget import RELEASES_FILE, Budget, Cost, Limits
 from manyhands.silos.silo import Silo
 from tests.conftest import tiny_images
 
@@ -83,9 +83,9 @@ def test_a_release_costs_what_its_cut_says(here: Here) -> None:
 @pytest.mark.parametrize("change", [{}, {"rounds": 2}, {"norm": 1000.0}, {"training": {"batch": 2, "steps": 2}}])
 def test_a_recipe_that_releases_the_same_costs_nothing(here: Here, change: dict[str, object]) -> None:
     here.released(collafuse())
-    before = (here.folder / FILE).read_bytes()
+    before = (here.folder / RELEASES_FILE).read_bytes()
     here.released(collafuse(**change))
-    assert (here.folder / FILE).read_bytes() == before
+    assert (here.folder / RELEASES_FILE).read_bytes() == before
 
 
 def test_fifty_recipes_are_never_more_than_the_ledger_says(here: Here) -> None:
@@ -117,10 +117,10 @@ def test_another_cut_size_or_turn_is_another_release_of_the_same_images(here: He
 def test_past_its_budget_nothing_is_released(here: Here) -> None:
     limits = Limits(epsilon=1.01 * _epsilon(collafuse()))
     here.released(collafuse(), limits)
-    before = (here.folder / FILE).read_bytes()
+    before = (here.folder / RELEASES_FILE).read_bytes()
     with pytest.raises(BudgetError, match=f"{COUNT} of its images would be released at epsilon .*spent: 1 releases"):
         here.released(collafuse(size=8), limits)
-    assert (here.folder / FILE).read_bytes() == before
+    assert (here.folder / RELEASES_FILE).read_bytes() == before
     assert here.released(collafuse(), limits)  # which the server has already
 
 
@@ -147,10 +147,10 @@ def test_labels_that_are_drawn_anew_among_other_classes_are_counted_anew(here: H
     assert here.spent.releases == 1
     here.released(collafuse(labels="randomised", label_epsilon=0.5), limits)  # makes nothing new known
     assert here.spent.labels == pytest.approx(5)
-    before = (here.folder / FILE).read_bytes()
+    before = (here.folder / RELEASES_FILE).read_bytes()
     with pytest.raises(BudgetError, match="epsilon"):
         here.released(method, Limits(epsilon=here.spent.epsilon(1e-5) + 0.5), classes=tuple(map(str, range(9))))
-    assert (here.folder / FILE).read_bytes() == before
+    assert (here.folder / RELEASES_FILE).read_bytes() == before
 
 
 def test_an_image_that_leaves_as_it_is_is_beyond_every_epsilon(here: Here) -> None:

@@ -37,9 +37,9 @@ def begun(path: Path, recipe: Recipe) -> RunSession:
     folder = RunFolder(path)
     with folder.open(recipe.resolved(), resume=False):
         pass
-    running = RunSession(folder, recipe, Enrolment(SITES), torch.device("cpu"), since=0.0)
-    running.write()
-    return running
+    session = RunSession(folder, recipe, Enrolment(SITES), torch.device("cpu"), since=0.0)
+    session.write()
+    return session
 
 
 def enrolment(silo: Silo, *kept: int) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def enrolment(silo: Silo, *kept: int) -> dict[str, Any]:
 class Driver:
     """Sites without a network."""
 
-    def __init__(self, running: RunSession) -> None:
-        self.running, self.now = running, 0.0
-        silos, _ = silos_of(running.recipe)
+    def __init__(self, session: RunSession) -> None:
+        self.session, self.now = session, 0.0
+        silos, _ = silos_of(session.recipe)
         self.silos = {silo.name: silo for silo in silos}
         for silo in silos:
             silo.device_context = DeviceContext()
@@ -60,44 +60,44 @@ class Driver:
 
     def gather(self, *names: str) -> None:
         for name in names:
-            assert self.running.enrol(name, enrolment(self.silos[name], 1, 2, 3), self.now) is None
-        assert self.running.is_gathered(self.now)
-        self.begin(self.running.start(self.now))
+            assert self.session.enrol(name, enrolment(self.silos[name], 1, 2, 3), self.now) is None
+        assert self.session.is_gathered(self.now)
+        self.begin(self.session.start(self.now))
 
     def begin(self, messages: Mapping[str, Message]) -> None:
         for name in messages:
-            self.talks[name] = self.running.method.silo(self.silos[name])
+            self.talks[name] = self.session.method.silo(self.silos[name])
             self.say(name, next(self.talks[name]))
 
     def say(self, name: str, message: Message) -> None:
-        if self.running.plan.operations[message.op].closes_round:
+        if self.session.plan.operations[message.op].closes_round:
             self.kept[name, message.facts["round"] + 1] = dict(self.silos[name].memory)
-        self.running.call(name, message, "", 0, self.now)
+        self.session.call(name, message, "", 0, self.now)
 
-    def restart_server(self, running: RunSession) -> RunSession:
+    def restart_server(self, session: RunSession) -> RunSession:
         """All gather anew at a server that knows what its folder has; sites go on from what they keep of that round."""
-        self.running = running
+        self.session = session
         for name in SITES:
             self.recall(name)
         self.gather(*SITES)
-        return running
+        return session
 
     def restart_site(self, name: str) -> None:
         """It goes on by itself where it can; else all begin the round again."""
         self.recall(name)
-        alone = self.running.enrol(name, enrolment(self.silos[name], self.running.round), self.now)
+        alone = self.session.enrol(name, enrolment(self.silos[name], self.session.round), self.now)
         if isinstance(alone, Message):
             self.begin({name: alone})
             return
-        assert self.running.must_restart_round
-        self.running.restart_round(self.now)
+        assert self.session.must_restart_round
+        self.session.restart_round(self.now)
         for site in SITES:
             self.recall(site)
         self.gather(*SITES)
 
     def recall(self, name: str) -> None:
         """What a site's folder has of the newest closed round is all that it remembers."""
-        self.silos[name].memory = SiloMemory(self.kept[name, self.running.round])
+        self.silos[name].memory = SiloMemory(self.kept[name, self.session.round])
 
     def close(self, rounds: int) -> None:
         """Go on until so many rounds are closed."""
@@ -106,48 +106,48 @@ class Driver:
 
     def turn(self) -> list[int]:
         """The rounds that were closed, when everyone has said what comes next."""
-        rounds = [done.number for done in self.running.closed()]
-        for name, answer in self.running.answers().items():
+        rounds = [done.number for done in self.session.closed()]
+        for name, answer in self.session.answers().items():
             assert isinstance(answer, Message)
             try:
                 self.say(name, self.talks[name].send(answer))  # type: ignore[attr-defined]
             except StopIteration:
-                self.running.finish(name)
+                self.session.finish(name)
         return rounds
 
 
 def test_it_waits_for_those_who_are_asked_and_no_longer_than_it_may(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe("federation.gather=100")))
-    assert not running.is_gathered(0.0)
+    driver = Driver(session := begun(tmp_path / "run", recipe("federation.gather=100")))
+    assert not session.is_gathered(0.0)
     for name in SITES[:2]:
-        running.enrol(name, enrolment(driver.silos[name]), 0.0)
-    assert running.sites.awaited == ["silo-2"]
-    assert not running.is_gathered(99.0)
-    assert running.is_gathered(100.0)
-    assert set(running.start(100.0)) == set(SITES[:2])
+        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+    assert session.sites.awaited == ["silo-2"]
+    assert not session.is_gathered(99.0)
+    assert session.is_gathered(100.0)
+    assert set(session.start(100.0)) == set(SITES[:2])
 
 
 def test_a_site_that_has_yet_to_approve_is_waited_for_and_one_that_declines_is_not(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe()))
+    driver = Driver(session := begun(tmp_path / "run", recipe()))
     for name in SITES[:2]:
-        running.enrol(name, enrolment(driver.silos[name]), 0.0)
-    running.decline("silo-2", "is not approved here", waits=True)
+        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+    session.decline("silo-2", "is not approved here", waits=True)
     assert (
         load_run_session(RunFolder(tmp_path / "run"), torch.device("cpu"), now=0.0).sites.waiting
-        == running.sites.waiting
+        == session.sites.waiting
     )
-    assert not running.is_gathered(1.0)
-    running.decline("silo-2", "this site's policy: labels would leave", waits=False)
-    assert running.is_gathered(1.0)
+    assert not session.is_gathered(1.0)
+    session.decline("silo-2", "this site's policy: labels would leave", waits=False)
+    assert session.is_gathered(1.0)
 
 
 def test_too_few_end_the_run_by_name(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe("quorum=3")))
+    driver = Driver(session := begun(tmp_path / "run", recipe("quorum=3")))
     for name in SITES[:2]:
-        running.enrol(name, enrolment(driver.silos[name]), 0.0)
-    running.decline("silo-2", "its policy", waits=False)
+        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+    session.decline("silo-2", "its policy", waits=False)
     with pytest.raises(QuorumLost, match=r"2 sites are ready, the recipe asks for 3 \(silo-2: its policy\)"):
-        running.is_gathered(1.0)
+        session.is_gathered(1.0)
 
 
 def test_a_restarted_server_goes_on_from_the_last_closed_round(tmp_path: Path) -> None:
@@ -173,14 +173,14 @@ def test_whoever_is_killed_in_the_second_round_the_weights_are_those_of_one_proc
 ) -> None:
     """The law of ``test_network.py``, without processes and without a network."""
     asked = load_recipe(recipe_path(name), HUSCF if name == "digits-huscf" else [*SMALL, "method.keep_optimiser=true"])
-    driver = Driver(running := begun(tmp_path / "run", asked))
+    driver = Driver(session := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
     driver.close(1)
     if killed == "server":
-        running = driver.restart_server(load_run_session(RunFolder(tmp_path / "run"), torch.device("cpu"), now=1.0))
+        session = driver.restart_server(load_run_session(RunFolder(tmp_path / "run"), torch.device("cpu"), now=1.0))
     else:
         driver.restart_site(killed)
-    while not running.is_complete:
+    while not session.is_complete:
         driver.turn()
     for _ in compose(asked, tmp_path / "one"):
         pass
@@ -211,32 +211,32 @@ def test_a_site_that_lost_what_it_kept_is_refused_or_admitted_as_the_recipe_says
     ],
 )
 def test_what_a_site_says_of_itself_must_be_so(tmp_path: Path, changed: dict[str, Any], why: str) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe()))
+    driver = Driver(session := begun(tmp_path / "run", recipe()))
     driver.gather(*SITES)
     with pytest.raises(Refused, match=why):
-        running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | changed, 0.0)
+        session.enrol("silo-0", enrolment(driver.silos["silo-0"]) | changed, 0.0)
 
 
 def test_no_site_enrols_more_images_than_the_recipe_allows(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe("federation.images=20")))
+    driver = Driver(session := begun(tmp_path / "run", recipe("federation.images=20")))
     with pytest.raises(Refused, match="federation.images allows 20"):
-        running.enrol("silo-0", enrolment(driver.silos["silo-0"]) | {"images": 21}, 0.0)
-    assert running.sites.enrolled == set()
+        session.enrol("silo-0", enrolment(driver.silos["silo-0"]) | {"images": 21}, 0.0)
+    assert session.sites.enrolled == set()
 
 
 def test_a_round_is_closed_at_its_deadline_without_the_silent(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30", "federation.gather=0")))
+    driver = Driver(session := begun(tmp_path / "run", recipe("federation.deadline=30", "federation.gather=0")))
     for name in SITES:
-        running.enrol(name, enrolment(driver.silos[name]), 0.0)
-    messages = running.start(0.0)
+        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+    messages = session.start(0.0)
     driver.begin({name: message for name, message in messages.items() if name != "silo-2"})
     assert driver.turn() == []
-    assert running.coordinator is not None
-    running.coordinator.check_deadline(29.0)
+    assert session.coordinator is not None
+    session.coordinator.check_deadline(29.0)
     assert driver.turn() == []
-    running.coordinator.check_deadline(30.0)
+    session.coordinator.check_deadline(30.0)
     assert driver.turn() == [0]
-    assert "silo-2" in running.folder.rounds[0].missing
+    assert "silo-2" in session.folder.rounds[0].missing
 
 
 def test_of_many_barriers_whoever_comes_back_has_all_begin_the_round_again(tmp_path: Path) -> None:
@@ -244,92 +244,92 @@ def test_of_many_barriers_whoever_comes_back_has_all_begin_the_round_again(tmp_p
         recipe_path("digits-huscf"),
         ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=2", "method.model.width=4"],
     )
-    driver = Driver(running := begun(tmp_path / "run", asked))
+    driver = Driver(session := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
     for _ in range(5):
         driver.turn()
-    assert running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0) is None
-    assert running.must_restart_round
-    running.restart_round(1.0)
-    assert running.stage == "gathering"
-    assert running.round == 0
+    assert session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0) is None
+    assert session.must_restart_round
+    session.restart_round(1.0)
+    assert session.stage == "gathering"
+    assert session.round == 0
     driver.gather(*SITES)
     driver.close(1)
 
 
 def test_of_one_barrier_it_goes_on_alone(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe()))
+    driver = Driver(session := begun(tmp_path / "run", recipe()))
     driver.gather(*SITES)
     driver.turn()
-    assert isinstance(running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0), Message)
-    assert not running.must_restart_round
+    assert isinstance(session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0), Message)
+    assert not session.must_restart_round
 
 
 def test_a_site_that_begins_again_after_every_start_costs_so_many_returns_and_no_round(tmp_path: Path) -> None:
     asked = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=600"])
-    driver = Driver(running := begun(tmp_path / "run", asked))
+    driver = Driver(session := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
     halts = 0
     for _ in range(200):
         driver.now += 1
-        running.reset_site("silo-1")
-        running.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), driver.now)
-        if running.must_restart_round:
+        session.reset_site("silo-1")
+        session.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), driver.now)
+        if session.must_restart_round:
             halts += 1
-            running.restart_round(driver.now)
+            session.restart_round(driver.now)
             driver.gather(*SITES)
-        if list(running.closed()):
+        if list(session.closed()):
             break
         driver.turn()
     assert halts == MAX_RETURNS
-    assert "came back 4 times" in running.folder.rounds[0].missing["silo-1"]
-    assert running.folder.rounds[0].losses.keys() == {"silo-0", "silo-2"}
-    assert running.must_restart_round  # the next round is begun with it
-    running.restart_round(driver.now)
+    assert "came back 4 times" in session.folder.rounds[0].missing["silo-1"]
+    assert session.folder.rounds[0].losses.keys() == {"silo-0", "silo-2"}
+    assert session.must_restart_round  # the next round is begun with it
+    session.restart_round(driver.now)
     driver.gather(*SITES)
     driver.close(2)
-    assert running.folder.rounds[1].missing == {}
+    assert session.folder.rounds[1].missing == {}
 
 
 def test_what_a_return_has_the_others_do_again_is_of_the_same_deadline(tmp_path: Path) -> None:
     asked = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=100", "federation.gather=1000"])
-    driver = Driver(running := begun(tmp_path / "run", asked))
+    driver = Driver(session := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
-    running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 40.0)
-    assert running.must_restart_round
-    running.restart_round(40.0)
+    session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 40.0)
+    assert session.must_restart_round
+    session.restart_round(40.0)
     for site in ("silo-0", "silo-2"):
-        running.enrol(site, enrolment(driver.silos[site]), 41.0)
-    assert not running.is_gathered(89.0)
-    assert running.is_gathered(90.0)  # those who must begin again wait half a deadline for it, not gather
-    running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 90.0)
-    driver.begin(running.start(90.0))
-    running.enrol("silo-1", enrolment(driver.silos["silo-1"]), 91.0)
-    assert not running.must_restart_round
-    assert "cost the others 91 s" in running.coordinator.absent["silo-1"]  # type: ignore[union-attr]
+        session.enrol(site, enrolment(driver.silos[site]), 41.0)
+    assert not session.is_gathered(89.0)
+    assert session.is_gathered(90.0)  # those who must begin again wait half a deadline for it, not gather
+    session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 90.0)
+    driver.begin(session.start(90.0))
+    session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 91.0)
+    assert not session.must_restart_round
+    assert "cost the others 91 s" in session.coordinator.absent["silo-1"]  # type: ignore[union-attr]
 
 
 def test_what_the_server_does_for_all_makes_nobody_late(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30")))
+    driver = Driver(session := begun(tmp_path / "run", recipe("federation.deadline=30")))
     driver.gather(*SITES[:2], "silo-2")
-    running.add_busy_time(1000.0)
-    running.check_deadline(1000.0)
-    assert running.coordinator is not None
-    assert running.coordinator.absent == {}
+    session.add_busy_time(1000.0)
+    session.check_deadline(1000.0)
+    assert session.coordinator is not None
+    assert session.coordinator.absent == {}
 
 
 def test_a_site_that_keeps_the_server_busy_is_not_heard_before_the_next_round(tmp_path: Path) -> None:
-    driver = Driver(running := begun(tmp_path / "run", recipe("federation.deadline=30")))
+    driver = Driver(session := begun(tmp_path / "run", recipe("federation.deadline=30")))
     driver.gather(*SITES)
     for _ in range(40):
-        running.charge({"silo-1": 1.0})
-    assert running.muted == {"silo-1"}
-    assert running.coordinator is not None
-    assert running.coordinator.late.seconds["silo-1"] >= 30
+        session.charge({"silo-1": 1.0})
+    assert session.muted == {"silo-1"}
+    assert session.coordinator is not None
+    assert session.coordinator.late.seconds["silo-1"] >= 30
 
 
 def test_a_site_that_comes_after_the_last_round_is_not_told_to_wait(tmp_path: Path) -> None:
-    running = begun(tmp_path, recipe())
-    running.stop("exporting")
+    session = begun(tmp_path, recipe())
+    session.stop("exporting")
     with pytest.raises(Refused, match="last round is closed"):
-        running.call("silo-0", Message("join"), "", 0, 0.0)
+        session.call("silo-0", Message("join"), "", 0, 0.0)

@@ -14,7 +14,7 @@ from manyhands.errors import DiskError, KitError
 from manyhands.federation.kit import About, Kit
 from manyhands.federation.secret import site_secret
 from manyhands.files.write import new_file
-from manyhands.privacy.budget import FILE, Budget, Cost, Limits
+from manyhands.privacy.budget import RELEASES_FILE, Budget, Cost, Limits
 from tests.conftest import tiny_images
 
 
@@ -56,7 +56,7 @@ def test_a_failure_while_it_is_made_leaves_none(tmp_path: Path, step: str, monke
 def test_a_lost_one_is_not_made_anew_over_what_was_released_under_it(tmp_path: Path) -> None:
     Budget(tmp_path, site_secret(tmp_path)).charge([b"image"], [b"noised"], Cost(1, 1, 1), Limits(), run="run")
     (tmp_path / "secret").unlink()
-    with pytest.raises(KitError, match=f"is missing, but {FILE} has releases that were made with it"):
+    with pytest.raises(KitError, match=f"is missing, but {RELEASES_FILE} has releases that were made with it"):
         site_secret(tmp_path)
 
 
@@ -80,7 +80,7 @@ def test_join_ends_before_it_connects_if_the_secret_is_damaged_or_lost(
     with pytest.raises(KitError, match="must be a secret of 64 hexadecimal digits"):
         join(tmp_path, data="recipe", policy=policy, out=site)
     (folder / "secret").unlink()
-    (folder / FILE).write_text("")
+    (folder / RELEASES_FILE).write_text("")
     with pytest.raises(KitError, match="is missing, but"):
         join(tmp_path, data="recipe", policy=policy, out=site)
 

@@ -13,7 +13,7 @@ import torch
 from manyhands.errors import MessageError, Reason, Refused
 from manyhands.federation import plans
 from manyhands.federation.kit import ADMIN, About, Kit
-from manyhands.federation.log import BURST
+from manyhands.federation.log import MAX_LINES_PER_PEER
 from manyhands.federation.server import FederationServer
 from manyhands.federation.site_connections import ReceivedCall
 from manyhands.messages.message import Bounds, Message
@@ -64,7 +64,8 @@ class World:
     def __init__(self, path: Path) -> None:
         self.connections, self.lines = FakeConnections(), list[str]()
         about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=SITES)
-        self.server = FederationServer(Kit(path, about), self.connections, path, "cpu", self.lines.append)  # type: ignore[arg-type]
+        connections: Any = self.connections
+        self.server = FederationServer(Kit(path, about), connections, out=path, device="cpu", log=self.lines.append)
         recipe = load_recipe(recipe_path("digits-fedavg"), SMALL)
         answer = self.call(ADMIN, "submit", recipe=recipe.resolved(), sites=["a", "b"])
         assert isinstance(answer, Message)
@@ -114,8 +115,8 @@ def test_who_was_not_asked_is_not_heard(world: World, op: str, facts: dict[str, 
     assert isinstance(refusal, Refused)
     assert refusal.reason is Reason.UNKNOWN_SILO
     assert world.stage == "gathering"
-    assert world.server.running is not None
-    assert world.server.running.sites.enrolled == {"a"}
+    assert world.server.run_session is not None
+    assert world.server.run_session.sites.enrolled == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,8 @@ def test_what_a_site_says_is_told_on_short_and_plain(training: World) -> None:
 def test_unknown_operations_have_one_line_in_the_ledger(training: World) -> None:
     for i in range(5):
         training.call("a", f"odd-{i}")
-    assert training.server.running is not None
-    assert {entry["op"] for entry in training.server.running.ledger.entries()} == {"refused"}
+    assert training.server.run_session is not None
+    assert {entry["op"] for entry in training.server.run_session.ledger.entries()} == {"refused"}
 
 
 def test_what_the_lead_asks_for_in_vain_ends_nothing(training: World, tmp_path: Path) -> None:
@@ -172,8 +173,8 @@ def test_a_site_that_asks_for_runs_anew_is_not_counted_until_it_enrols_again(wor
     world.enrol("a")
     world.call("a", "hello", declined="")
     world.enrol("b")
-    assert world.server.running is not None
-    assert world.server.running.sites.enrolled == {"b"}
+    assert world.server.run_session is not None
+    assert world.server.run_session.sites.enrolled == {"b"}
     world.enrol("a")
     assert world.stage == "training"
 
@@ -187,8 +188,8 @@ def test_no_more_may_be_said_than_the_stage_of_the_run_needs(world: World) -> No
     sites, bounds = connections.allowed
     assert sites == {"a", "b"}
     assert bounds is not None
-    assert world.server.running is not None
-    assert bounds == world.server.running.plan.bounds("up")
+    assert world.server.run_session is not None
+    assert bounds == world.server.run_session.plan.bounds("up")
     world.call(ADMIN, "stop", run="")
     assert connections.allowed == (set(), None)
 
@@ -228,4 +229,4 @@ def test_an_answer_that_cannot_be_told_is_a_refusal_to_one_site_and_no_more(worl
 def test_a_flood_of_refusals_leaves_a_few_lines(training: World) -> None:
     for _ in range(500):
         training.call("a", "odd")
-    assert sum(line.startswith("a: refused") for line in training.lines) == BURST
+    assert sum(line.startswith("a: refused") for line in training.lines) == MAX_LINES_PER_PEER

@@ -10,7 +10,7 @@ import pytest
 
 from manyhands.errors import BudgetError
 from manyhands.privacy.accountant import epsilon
-from manyhands.privacy.budget import FILE, NO_COST, Budget, Cost, Limits
+from manyhands.privacy.budget import NO_COST, RELEASES_FILE, Budget, Cost, Limits
 
 SECRET = "5" * 64
 ONE = Cost(mu_squared=0.25, snr=0.01, releases=1)
@@ -34,9 +34,9 @@ def test_releases_add_up_as_gaussian_mechanisms_do(tmp_path: Path) -> None:
 def test_the_same_release_costs_nothing_again_and_another_image_has_a_budget_of_its_own(tmp_path: Path) -> None:
     budget = Budget(tmp_path, SECRET)
     budget.charge([b"a", b"b"], [b"x", b"y"], ONE, UNLIMITED, run="one")
-    size = (tmp_path / FILE).stat().st_size
+    size = (tmp_path / RELEASES_FILE).stat().st_size
     budget.charge([b"b", b"a"], [b"y", b"x"], ONE, UNLIMITED, run="two")
-    assert (tmp_path / FILE).stat().st_size == size
+    assert (tmp_path / RELEASES_FILE).stat().st_size == size
     assert budget.worst().releases == 1
     budget.charge(
         [b"a"], [b"y"], ONE, UNLIMITED, run="three"
@@ -50,9 +50,9 @@ def test_releases_of_one_path_tell_what_the_least_noisy_of_them_tells(tmp_path: 
         spent = charged(tmp_path, b"x", cost)
     assert (spent.releases, spent.snr) == (1, pytest.approx(0.04 * 10 ** (3 / 8 / 10), rel=1e-3))
     assert spent.epsilon(1e-5) == pytest.approx(epsilon(2 ** (1 / 16), 1e-5))
-    size = (tmp_path / FILE).stat().st_size
+    size = (tmp_path / RELEASES_FILE).stat().st_size
     charged(tmp_path, b"x", ONE._replace(mu_squared=0.7, snr=0.03))
-    assert (tmp_path / FILE).stat().st_size == size
+    assert (tmp_path / RELEASES_FILE).stat().st_size == size
     assert charged(tmp_path, b"y", louder).snr == pytest.approx(spent.snr + 0.04)
 
 
@@ -74,12 +74,12 @@ def test_what_goes_beyond_a_limit_is_refused_with_what_is_spent_and_left(
 ) -> None:
     for number in range(3):
         charged(tmp_path, f"{number}".encode(), limits=limits)
-    before = (tmp_path / FILE).read_bytes()
+    before = (tmp_path / RELEASES_FILE).read_bytes()
     with pytest.raises(
         BudgetError, match=rf"at {what} .* over all runs; at most .* is allowed .*spent: 3 releases.*left: "
     ):
         charged(tmp_path, b"one more", limits=limits)
-    assert (tmp_path / FILE).read_bytes() == before
+    assert (tmp_path / RELEASES_FILE).read_bytes() == before
     charged(tmp_path, b"0", limits=limits)  # what was sent once may be sent again
 
 
@@ -88,7 +88,7 @@ def test_an_image_as_it_is_has_no_epsilon(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="epsilon inf"):
         charged(tmp_path, b"x", bare, Limits(epsilon=1e6))
     assert math.isinf(charged(tmp_path, b"x", bare).epsilon(1e-5))
-    assert "Infinity" not in (tmp_path / FILE).read_text()
+    assert "Infinity" not in (tmp_path / RELEASES_FILE).read_text()
 
 
 def test_the_epsilon_of_labels_is_added(tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_processes_that_share_a_ledger_know_of_each_other(tmp_path: Path) -> Non
 def test_it_names_no_image_and_nobody_can_tell_one_without_the_secret(tmp_path: Path) -> None:
     charged(tmp_path / "a", b"x")
     Budget(tmp_path / "b", "6" * 64).charge([b"image"], [b"x"], ONE, UNLIMITED, run="run")
-    one, other = ((tmp_path / name / FILE).read_text().splitlines()[1] for name in "ab")
+    one, other = ((tmp_path / name / RELEASES_FILE).read_text().splitlines()[1] for name in "ab")
     assert json.loads(one)["images"] != json.loads(other)["images"]
-    assert (tmp_path / "a" / FILE).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a" / RELEASES_FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped_and_any_other_damage_stops_all(tmp_path: Path) -> None:
     charged(tmp_path, b"x")
-    path = tmp_path / FILE
+    path = tmp_path / RELEASES_FILE
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"run": "run", "cos')
     assert charged(tmp_path, b"y").releases == 2

@@ -14,7 +14,7 @@ from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Message
 from manyhands.runs.recipe import Recipe
 
-PATIENCE, TRIES = 30, 5
+MAX_SILENCES, MAX_SESSIONS = 30, 5
 """How many silences the admin waits through, and how often a request is repeated in a new session."""
 
 
@@ -29,7 +29,7 @@ class Admin:
         kit = load_kit(folder, "admin")
         kit.server_fingerprint()  # raises an error, where the connection would only try again and again
         self._where = f"{kit.about.host}:{kit.about.port}"
-        self._connection = ServerConnection(kit, patience=PATIENCE, bounds=ADMIN_PLAN.bounds("down"))
+        self._connection = ServerConnection(kit, max_silences=MAX_SILENCES, bounds=ADMIN_PLAN.bounds("down"))
 
     def __enter__(self) -> Admin:
         return self
@@ -70,7 +70,7 @@ class Admin:
         return dict(self._send(Message(op, facts=facts)).facts)
 
     def _send(self, message: Message) -> Message:
-        for _ in range(TRIES):
+        for _ in range(MAX_SESSIONS):
             try:
                 return self._connection(message)
             except SessionGone:

@@ -22,14 +22,16 @@ from manyhands.federation.site import RUNS
 if TYPE_CHECKING:
     from manyhands.runs.recipe import Recipe
 
-LOOPBACK, PATIENCE = "127.0.0.1", 60.0
+LOOPBACK = "127.0.0.1"
+CONNECT_SECONDS = 60.0
+"""Seconds in which a server that was just started must listen."""
 POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200\ndata = "recipe"\n'
 """For public images: labels may leave, images may be computable, and noise may be negligible."""
 
 
 def connect_admin(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
     """Connect the admin as soon as a server that was just started listens."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
             return Admin(kits / ADMIN)
@@ -39,7 +41,7 @@ def connect_admin(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
             time.sleep(0.2)
 
 
-class Federation:
+class LocalFederation:
     """A federation whose kits, logs and runs are in one folder; ``with`` starts its processes and ends them.
 
     Args:
@@ -86,7 +88,7 @@ class Federation:
         """Connect the admin as soon as the server listens."""
         return connect_admin(self.folder / "kits", self.processes[SERVER])
 
-    def __enter__(self) -> Federation:
+    def __enter__(self) -> LocalFederation:
         with ExitStack() as stack:
             stack.callback(self.end)
             for party in (SERVER, *self.sites):
@@ -118,7 +120,7 @@ def demo(recipe: Recipe, out: Path, log: Callable[[str], None]) -> Path:
     """Run a recipe between processes of this machine; return the run folder of the server."""
     sites = recipe.silo_names
     out.mkdir(parents=True, exist_ok=True)
-    with Federation(out, sites) as federation, federation.admin() as admin:
+    with LocalFederation(out, sites) as federation, federation.admin() as admin:
         run, last = str(admin.submit(recipe, [])["run"]), ""
         log(f"the server and {len(sites)} sites are processes of this machine; their logs are in {out}")
         for status in watch(admin):

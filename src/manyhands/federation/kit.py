@@ -19,11 +19,12 @@ from manyhands.errors import KitError, RecipeError
 from manyhands.files.write import disk_errors
 from manyhands.spec import Int, Spec
 
-FILE = "kit.json"
+KIT_FILE = "kit.json"
 SERVER, ADMIN = "server", "admin"
 DAYS = 360
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-PATIENCE = 10.0
+HANDSHAKE_SECONDS = 10.0
+"""Seconds after which a server that does not answer is given up."""
 
 
 class About(Spec):
@@ -75,7 +76,7 @@ class Kit:
         address = (self.about.host, self.about.port)
         try:
             with (
-                socket.create_connection(address, timeout=PATIENCE) as connection,
+                socket.create_connection(address, timeout=HANDSHAKE_SECONDS) as connection,
                 context.wrap_socket(connection, server_hostname=self.about.host) as secured,
             ):
                 raw = secured.getpeercert(binary_form=True)
@@ -111,7 +112,7 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
 
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        provision(out, server=SERVER, host=host, clients=[*sites, ADMIN], days=days, file=FILE, content=about)
+        provision(out, server=SERVER, host=host, clients=[*sites, ADMIN], days=days, file=KIT_FILE, content=about)
         for name in (SERVER, ADMIN, *sites):
             (out / name).chmod(0o700)
         page = out / "README.md"
@@ -126,7 +127,7 @@ def load_kit(folder: Path, role: str) -> Kit:
 
     startup = folder / "startup"
     try:
-        kit = Kit(folder, About.model_validate_json((startup / FILE).read_bytes()))
+        kit = Kit(folder, About.model_validate_json((startup / KIT_FILE).read_bytes()))
         certificate = kit.certificate
     except (OSError, ValueError) as error:
         reason = "it has no startup/kit.json" if isinstance(error, FileNotFoundError) else error

@@ -11,9 +11,9 @@ from typing import TextIO
 
 from manyhands.errors import printable
 
-MAX_LINE = 4000
+MAX_LINE_CHARACTERS = 4000
 """The most characters of a line."""
-BURST, WINDOW = 5, 60.0
+MAX_LINES_PER_PEER, WINDOW_SECONDS = 5, 60.0
 """The most lines about one peer, and in how many seconds."""
 
 
@@ -21,7 +21,9 @@ def log(line: str, stream: TextIO | None = None) -> None:
     """Write a line with the time, whatever characters are in it, and even if the stream is closed."""
     out = stream or sys.stdout
     code = getattr(out, "encoding", None) or "utf-8"
-    text = f"{time.strftime('%H:%M:%S')} {printable(line, MAX_LINE)}\n".encode(code, "backslashreplace").decode(code)
+    text = f"{time.strftime('%H:%M:%S')} {printable(line, MAX_LINE_CHARACTERS)}\n".encode(
+        code, "backslashreplace"
+    ).decode(code)
     with suppress(OSError, ValueError):  # nobody reads the stream any more
         out.write(text)
         out.flush()
@@ -43,10 +45,10 @@ class PeerLog:
     def __call__(self, peer: str, line: str) -> None:
         """Log a line about a peer, unless there were too many lately."""
         since, count = self._counts.get(peer, (self.clock(), 0))
-        if self.clock() >= since + WINDOW:
-            if count > BURST:
-                self.log(f"{peer}: {count - BURST} more such lines were left out")
+        if self.clock() >= since + WINDOW_SECONDS:
+            if count > MAX_LINES_PER_PEER:
+                self.log(f"{peer}: {count - MAX_LINES_PER_PEER} more such lines were left out")
             since, count = self.clock(), 0
-        if count < BURST:
+        if count < MAX_LINES_PER_PEER:
             self.log(f"{peer}: {line}")
         self._counts[peer] = since, count + 1

@@ -136,8 +136,8 @@ class Policy(Spec):
         reasons += [] if kinds else [f"method {method.kind!r} does not state what leaves"]
         reasons += [line for kind in kinds for line in self._against(kind, images)]
         reasons += self._against_all(kinds, images)
-        if (sent := method.upload_bytes(images)) > self.bytes if self.bytes is not None else False:
-            reasons.append(f"about {size_text(sent)} would leave, but {size_text(self.bytes or 0)} are allowed")
+        if self.bytes is not None and (sent := method.upload_bytes(images)) > self.bytes:
+            reasons.append(f"about {size_text(sent)} would leave, but {size_text(self.bytes)} are allowed")
         head = getattr(method, "min_head", None)
         if head is not None and head < self.min_head:
             reasons.append(f"min_head is {head}, but must be at least {self.min_head}")

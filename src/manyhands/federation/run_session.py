@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from manyhands.runs.recipe import Recipe
     from manyhands.tensors import Tensors
 
-FILE = "federation.json"
+SESSION_FILE = "federation.json"
 Stage = Literal["gathering", "training", "exporting", "ended", "stopped", "failed"]
 OPEN, OVER = frozenset({"gathering", "training"}), frozenset({"ended", "stopped", "failed"})
 
@@ -114,7 +114,7 @@ class RunSession:
 
     def write(self) -> None:
         """Write the stage and the sites to disk, for a server that restarts."""
-        self.folder.write(FILE, {"stage": self.stage, "why": self.why, **self.sites.state()})
+        self.folder.write(SESSION_FILE, {"stage": self.stage, "why": self.why, **self.sites.state()})
 
     def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | None:
         """Enrol a site; it is answered now if it can continue alone, and otherwise when all sites are ready.
@@ -357,13 +357,13 @@ def load_run_session(folder: RunFolder, device: torch.device, now: float) -> Run
     from manyhands.runs.recipe_file import parse_recipe
 
     try:
-        state = json.loads((folder.path / FILE).read_text())
+        state = json.loads((folder.path / SESSION_FILE).read_text())
         recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
-        running = RunSession(folder, recipe, Enrolment.load(state), device, now, why=state["why"])
+        session = RunSession(folder, recipe, Enrolment.load(state), device, now, why=state["why"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
     if state["stage"] not in OPEN:
-        running.stage = state["stage"]
-    if running.stage == "ended":
-        running.ledger.load(folder.ledger)
-    return running
+        session.stage = state["stage"]
+    if session.stage == "ended":
+        session.ledger.load(folder.ledger)
+    return session

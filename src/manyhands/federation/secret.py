@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from manyhands.errors import KitError
 from manyhands.files.write import new_file
-from manyhands.privacy.budget import FILE as LEDGER
+from manyhands.privacy.budget import RELEASES_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILE = "secret"
+SECRET_FILE = "secret"
 _SECRET = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -24,7 +24,7 @@ def site_secret(folder: Path) -> str:
     """
     if secret := check_secret(folder):
         return secret
-    new_file(folder / FILE, secrets.token_hex(32).encode())
+    new_file(folder / SECRET_FILE, secrets.token_hex(32).encode())
     return check_secret(folder)
 
 
@@ -34,13 +34,13 @@ def check_secret(folder: Path) -> str:
     Raises:
         KitError: The secret is missing although the ledger has releases that were made with it, or it is damaged.
     """
-    path = folder / FILE
+    path = folder / SECRET_FILE
     try:
         content = path.read_bytes().strip()
     except FileNotFoundError:
-        if (folder / LEDGER).exists():
+        if (folder / RELEASES_FILE).exists():
             raise KitError(
-                f"{path}: is missing, but {LEDGER} has releases that were made with it; restore it from a copy"
+                f"{path}: is missing, but {RELEASES_FILE} has releases that were made with it; restore it from a copy"
             ) from None
         return ""
     except OSError as error:

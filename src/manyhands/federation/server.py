@@ -17,7 +17,7 @@ from manyhands.federation.log import PeerLog
 from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.run_files import file_sizes, read_piece
-from manyhands.federation.run_session import FILE, OPEN, OVER, RunSession, load_run_session
+from manyhands.federation.run_session import OPEN, OVER, SESSION_FILE, RunSession, load_run_session
 from manyhands.federation.status import run_state, site_states
 from manyhands.formatting import size_text
 from manyhands.messages.message import MAX_HEADER_BYTES, Message, encoded_size
@@ -51,11 +51,12 @@ class FederationServer:
     """
 
     def __init__(
-        self, kit: Kit, connections: SiteConnections, out: Path, device: str, log: Log, peer_log: PeerLog | None = None
-    ) -> None:
+        self, kit: Kit, connections: SiteConnections, *, out: Path, device: str, log: Log,
+        peer_log: PeerLog | None = None,
+    ) -> None:  # fmt: skip
         self.kit, self.connections, self.out, self.device, self.log = kit, connections, out, torch.device(device), log
         self.peer_log = peer_log or PeerLog(log)
-        self.running: RunSession | None = None
+        self.run_session: RunSession | None = None
         self._idle: dict[str, tuple[float, str]] = {}
         self._admin_handlers: dict[str, Callable[..., Message]] = {
             "submit": self._submit,
@@ -69,12 +70,12 @@ class FederationServer:
             "decline": self._decline,
             "ended": self._ended,
         }
-        for file in sorted(out.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime):
+        for file in sorted(out.glob(f"*/{SESSION_FILE}"), key=lambda file: file.stat().st_mtime):
             try:
-                self.running = load_run_session(RunFolder(file.parent), self.device, time.monotonic())
+                self.run_session = load_run_session(RunFolder(file.parent), self.device, time.monotonic())
             except ManyhandsError as error:
                 log(str(error))
-        if (resumed := self.running) is not None and resumed.stage not in OVER:
+        if (resumed := self.run_session) is not None and resumed.stage not in OVER:
             log(f"{resumed.folder.path}: continues after round {resumed.round} of {resumed.method.rounds}")
 
     def step(self) -> None:
@@ -86,8 +87,8 @@ class FederationServer:
         self._end_run_on_error(self._advance)
         self._answer_idle_sites(time.monotonic())
 
-    def _train_step(self, running: RunSession) -> bool:
-        return running.coordinator is not None and running.coordinator.train_step()
+    def _train_step(self, session: RunSession) -> bool:
+        return session.coordinator is not None and session.coordinator.train_step()
 
     def _handle_call(self, call: ReceivedCall) -> None:
         answer: Answer
@@ -104,32 +105,32 @@ class FederationServer:
             if not is_admin:
                 self._fail_run(error)
         self._answer(call.peer, answer)
-        seconds, running = time.perf_counter() - began, self.running
-        if answer is None and running is not None and running.is_barrier(call.message):
-            running.add_busy_time(seconds)
+        seconds, session = time.perf_counter() - began, self.run_session
+        if answer is None and session is not None and session.is_barrier(call.message):
+            session.add_busy_time(seconds)
         else:
             self.connections.spent[call.peer] += seconds
 
     def _charge(self) -> None:
         """Charge each site for the time that the server has spent on it."""
         spent, self.connections.spent = self.connections.spent, defaultdict(float)
-        self._end_run_on_error(lambda running: running.charge(spent))
-        self.connections.muted = frozenset(self.running.muted if self.running is not None else ())
+        self._end_run_on_error(lambda session: session.charge(spent))
+        self.connections.muted = frozenset(self.run_session.muted if self.run_session is not None else ())
 
     def _end_run_on_error(self, act: Callable[[RunSession], bool]) -> bool:
         """Do something for the run, if there is one; an error ends the run but not the server."""
-        if self.running is None or self.running.stage in OVER:
+        if self.run_session is None or self.run_session.stage in OVER:
             return False
         try:
-            return act(self.running)
+            return act(self.run_session)
         except Exception as error:
             self._fail_run(error)
             return False
 
     def _fail_run(self, error: Exception) -> None:
-        if self.running is not None and self.running.stage not in OVER:
+        if self.run_session is not None and self.run_session.stage not in OVER:
             why = str(error) if isinstance(error, ManyhandsError) else f"{type(error).__name__}: {error}"
-            self._end_run(self.running, "failed", why)
+            self._end_run(self.run_session, "failed", why)
 
     def _answer(self, peer: str, answer: Answer) -> None:
         """Answer a peer; an answer that cannot be sent becomes a refusal to this peer alone."""
@@ -144,100 +145,100 @@ class FederationServer:
             self.connections.answer(peer, Refused(Reason.NOT_NOW, "the answer cannot be sent"))
 
     def _handle(self, call: ReceivedCall) -> Answer:
-        peer, session, number, message = call
+        peer, message = call.peer, call.message
         if peer == ADMIN:
             ADMIN_PLAN.check(message, "up")
             return self._admin_handlers[message.op](**message.facts)
         if message.op not in SITE_PLAN.operations:
-            if self.running is None:
+            if self.run_session is None:
                 raise Refused(Reason.NOT_NOW, "there is no run")
-            self.running.call(peer, message, session, number, time.monotonic())
+            self.run_session.call(peer, message, call.session, call.number, time.monotonic())
             return None
         SITE_PLAN.check(message, "up")
         facts = dict(message.facts)
         if message.op == "hello":
             self._hello(peer, facts["declined"])
             return None
-        running = self.running
-        if running is None or running.folder.path.name != facts["run"]:
+        session = self.run_session
+        if session is None or session.folder.path.name != facts["run"]:
             raise Refused(Reason.NOT_NOW, f"there is no run {facts['run']!r} now")
-        if peer not in running.sites.expected:
+        if peer not in session.sites.expected:
             raise Refused(Reason.UNKNOWN_SILO, f"{peer} was not asked to take part in {facts['run']}")
-        return self._site_handlers[message.op](running, peer, facts)
+        return self._site_handlers[message.op](session, peer, facts)
 
     def _hello(self, site: str, declined: str) -> None:
         """Note that a site asks for a run; it is answered when there is one, or after a while."""
         self._idle[site] = (time.monotonic(), declined)
-        if self.running is not None:
-            self.running.reset_site(site)
+        if self.run_session is not None:
+            self.run_session.reset_site(site)
 
-    def _enrol(self, running: RunSession, site: str, facts: dict[str, Any]) -> Message | None:
-        return running.enrol(site, facts, time.monotonic())
+    def _enrol(self, session: RunSession, site: str, facts: dict[str, Any]) -> Message | None:
+        return session.enrol(site, facts, time.monotonic())
 
-    def _decline(self, running: RunSession, site: str, facts: dict[str, Any]) -> Message:
+    def _decline(self, session: RunSession, site: str, facts: dict[str, Any]) -> Message:
         why = printable(facts["why"])
-        running.decline(site, why, waits=facts["waits"])
+        session.decline(site, why, waits=facts["waits"])
         self.peer_log(site, why)
         return Message("decline")
 
-    def _ended(self, running: RunSession, site: str, _facts: dict[str, Any]) -> Message:
-        running.finish(site)
+    def _ended(self, session: RunSession, site: str, _facts: dict[str, Any]) -> Message:
+        session.finish(site)
         return Message("ended")
 
-    def _advance(self, running: RunSession) -> bool:
+    def _advance(self, session: RunSession) -> bool:
         """Do what has become due: begin training, close rounds, send answers, repeat a round, end the run."""
         now = time.monotonic()
-        if running.is_gathered(now):
-            self._start(running, now)
-        running.check_deadline(now)
-        for done in running.closed():
+        if session.is_gathered(now):
+            self._start(session, now)
+        session.check_deadline(now)
+        for done in session.closed():
             self.log(_round_line(done))
-        for site, answer in running.answers().items():
+        for site, answer in session.answers().items():
             self._answer(site, answer)
-        if running.must_restart_round:
+        if session.must_restart_round:
             self.log("a site came back: all sites repeat the round")
-            running.restart_round(now)
-            self._release_sites(running)
-        elif (running.is_complete or running.stage == "exporting") and running.conclude():
-            self._end_run(running, "ended")
+            session.restart_round(now)
+            self._release_sites(session)
+        elif (session.is_complete or session.stage == "exporting") and session.conclude():
+            self._end_run(session, "ended")
         return True
 
-    def _start(self, running: RunSession, now: float) -> None:
-        answers = running.start(now)
-        self.connections.allow(running.sites.roster, running.plan.bounds("up"))
+    def _start(self, session: RunSession, now: float) -> None:
+        answers = session.start(now)
+        self.connections.allow(session.sites.roster, session.plan.bounds("up"))
         for site, answer in answers.items():
             self._answer(site, answer)
-        count = len(running.sites.enrolled)
-        self.log(f"{running.folder.path.name}: {count} sites train from round {running.round + 1}")
+        count = len(session.sites.enrolled)
+        self.log(f"{session.folder.path.name}: {count} sites train from round {session.round + 1}")
 
-    def _end_run(self, running: RunSession, stage: Stage, why: str = "") -> None:
-        running.stop(stage, why)
-        self.log(f"{running.folder.path}: {stage}{f': {why}' if why else ''}")
-        self._release_sites(running)
+    def _end_run(self, session: RunSession, stage: Stage, why: str = "") -> None:
+        session.stop(stage, why)
+        self.log(f"{session.folder.path}: {stage}{f': {why}' if why else ''}")
+        self._release_sites(session)
 
-    def _release_sites(self, running: RunSession) -> None:
-        self.connections.forget(running.sites.invited)
+    def _release_sites(self, session: RunSession) -> None:
+        self.connections.forget(session.sites.invited)
         self.connections.allow()
 
     def _answer_idle_sites(self, now: float) -> None:
         """Offer the run to the sites that ask for one; after a while, answer that there is none."""
         for site, (since, declined) in list(self._idle.items()):
-            if (running := self.running) is not None and self._is_offered(running, site, declined):
-                self._answer(site, running.offer)
+            if (session := self.run_session) is not None and self._is_offered(session, site, declined):
+                self._answer(site, session.offer)
             elif now > since + IDLE_SECONDS:
                 self._answer(site, Message("hello", facts={"run": "", "recipe": ""}))
             else:
                 continue
             del self._idle[site]
 
-    def _is_offered(self, running: RunSession, site: str, declined: str) -> bool:
-        has_finished = running.coordinator is not None and site in running.coordinator.done
-        is_new = running.stage in OPEN and running.folder.path.name != declined
-        return is_new and site in running.sites.expected and not has_finished
+    def _is_offered(self, session: RunSession, site: str, declined: str) -> bool:
+        has_finished = session.coordinator is not None and site in session.coordinator.done
+        is_new = session.stage in OPEN and session.folder.path.name != declined
+        return is_new and site in session.sites.expected and not has_finished
 
     def _submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
-        if self.running is not None and self.running.stage not in OVER:
-            raise Refused(Reason.NOT_NOW, f"{self.running.folder.path.name} is not over; stop it first")
+        if self.run_session is not None and self.run_session.stage not in OVER:
+            raise Refused(Reason.NOT_NOW, f"{self.run_session.folder.path.name} is not over; stop it first")
         submitted, known_sites = parse_recipe(recipe, "recipe"), self.kit.about.sites
         if unknown := [site for site in sites if site not in known_sites]:
             raise Refused(Reason.UNKNOWN_SILO, f"{unknown[0]!r} is not one of {', '.join(known_sites)}")
@@ -246,37 +247,37 @@ class FederationServer:
         name = _free_name(self.out, submitted.name)
         folder, text = RunFolder(self.out / name), recipe_text(submitted)
         expected = Enrolment(tuple(sites) or known_sites)
-        running = RunSession(folder, submitted, expected, self.device, time.monotonic())
-        _check_offer(running.offer)
+        session = RunSession(folder, submitted, expected, self.device, time.monotonic())
+        _check_offer(session.offer)
         with folder.open(submitted.resolved(), resume=False):
-            running.write()
-        self.running = running
+            session.write()
+        self.run_session = session
         self.log(f"{name}: was submitted; the hash of its recipe is {recipe_hash(text)}")
         return Message("submit", facts={"run": name, "hash": recipe_hash(text)})
 
     def _status(self) -> Message:
-        states = site_states(self.kit.about.sites, self.connections.connected, self.running)
-        run = run_state(self.running) if self.running else {}
+        states = site_states(self.kit.about.sites, self.connections.connected, self.run_session)
+        run = run_state(self.run_session) if self.run_session else {}
         return Message("status", facts={"sites": states, "run": run})
 
     def _stop(self, run: str) -> Message:
-        running = self._run_session(run)
-        if running.stage in OVER:
-            raise Refused(Reason.NOT_NOW, f"{running.folder.path.name} is over: {running.stage}")
-        self._end_run(running, "stopped", "by the admin")
-        return Message("stop", facts={"run": running.folder.path.name})
+        session = self._find_session(run)
+        if session.stage in OVER:
+            raise Refused(Reason.NOT_NOW, f"{session.folder.path.name} is over: {session.stage}")
+        self._end_run(session, "stopped", "by the admin")
+        return Message("stop", facts={"run": session.folder.path.name})
 
     def _files(self, run: str) -> Message:
-        return Message("files", facts={"files": file_sizes(self._run_session(run).folder.path)})
+        return Message("files", facts={"files": file_sizes(self._find_session(run).folder.path)})
 
     def _file(self, run: str, path: str, at: int) -> Message:
-        return read_piece(self._run_session(run).folder.path, path, at)
+        return read_piece(self._find_session(run).folder.path, path, at)
 
-    def _run_session(self, run: str) -> RunSession:
+    def _find_session(self, run: str) -> RunSession:
         """Return the run of this name; "" means the newest."""
-        if self.running is not None and run in ("", self.running.folder.path.name):
-            return self.running
-        if run and "/" not in run and (self.out / run / FILE).exists():
+        if self.run_session is not None and run in ("", self.run_session.folder.path.name):
+            return self.run_session
+        if run and "/" not in run and (self.out / run / SESSION_FILE).exists():
             return load_run_session(RunFolder(self.out / run), self.device, time.monotonic())
         raise Refused(Reason.WRONG_FACTS, f"there is no run {run!r}" if run else "there is no run yet")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from manyhands.links.frame import Frame
     from manyhands.messages.message import Bounds, Message
 
-IDLE_BOUNDS = SITE_PLAN.bounds("down")
+IDLE_ANSWER_BOUNDS = SITE_PLAN.bounds("down")
 """The largest answer to a site that takes part in no run."""
 SILENCE_SECONDS = 2.0
 """Seconds without a frame after which the server is asked again."""
@@ -28,7 +28,7 @@ class ServerConnection:
     Args:
         kit: The kit of the site or the admin.
         on_connection_change: Is called with whether the server is connected, whenever that changes.
-        patience: After how many silences in a row a call raises ``TimeoutError``; 0 means never.
+        max_silences: After how many silences in a row a call raises ``TimeoutError``; 0 means never.
         bounds: The largest answer that is accepted. A site that takes part in a run widens them to its plan.
     """
 
@@ -36,14 +36,14 @@ class ServerConnection:
         self,
         kit: Kit,
         on_connection_change: Callable[[bool], None] = lambda _: None,
-        patience: int = 0,
-        bounds: Bounds = IDLE_BOUNDS,
+        max_silences: int = 0,
+        bounds: Bounds = IDLE_ANSWER_BOUNDS,
     ) -> None:
         from manyhands.links.flare import Connection
 
         self.bounds = bounds
         self._frames: queue.Queue[Frame] = queue.Queue(MAX_WAITING_FRAMES)
-        self._patience = patience
+        self._max_silences = max_silences
         self.new_session()
         about = kit.about
         self._connection = Connection(
@@ -77,7 +77,7 @@ class ServerConnection:
                 frame = self._frames.get(timeout=SILENCE_SECONDS)
             except queue.Empty:
                 silences += 1
-                if silences == self._patience:
+                if silences == self._max_silences:
                     raise TimeoutError from None
                 self._connection.send(SERVER, call.ask_again())
                 continue

@@ -16,14 +16,13 @@ from manyhands.federation.plans import SITE_PLAN
 from manyhands.federation.policy import Policy, recipe_hash
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
-from manyhands.federation.server_connection import IDLE_BOUNDS
+from manyhands.federation.server_connection import IDLE_ANSWER_BOUNDS
 from manyhands.federation.site_images import SiteImages
 from manyhands.federation.usage import Usage
 from manyhands.files.write import disk_errors
 from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Bounds, Message
-from manyhands.privacy.budget import FILE as LEDGER
-from manyhands.privacy.budget import NO_COST, Budget
+from manyhands.privacy.budget import NO_COST, RELEASES_FILE, Budget
 from manyhands.runs.checkpoint import generations, path_of
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import parse_offer, understood
@@ -40,9 +39,9 @@ RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 """The name of a recipe, with a number if the server had a run of that name before."""
 KEPT_ROUNDS = 3
 """How many rounds a site keeps: the one that is closed, the one that it has sent, and the one before."""
-PATIENCE, MAX_WAIT = 3, 60.0
+DECLINED_AT_ONCE, MAX_PAUSE_SECONDS = 3, 60.0
 """How many runs in a row are declined at once; before each further one the site waits, longer each time."""
-MAX_LINES = 20
+MAX_REASON_LINES = 20
 """The most lines of the reasons why a run is declined."""
 
 
@@ -74,8 +73,8 @@ class Site:
             raise RecipeError(f"{name}: its policy names no images; set data to the folder of this site's images")
         self.name, self.policy, self.out, self.connection = name, policy, out, connection
         self.log, self.pause = log, pause
-        self.ledger = Path(policy.ledger) if policy.ledger else out
-        self.images = SiteImages(name, policy, self.ledger, log)
+        self.budget_folder = Path(policy.ledger) if policy.ledger else out
+        self.images = SiteImages(name, policy, self.budget_folder, log)
         self._declined: dict[str, str] = {}
         self._declined_in_a_row = 0
 
@@ -114,8 +113,8 @@ class Site:
         """Decline a run and say why; ``waits_for`` is the hash of a recipe that somebody may still approve, or ""."""
         self._declined = {run: waits_for}
         lines = str(error).splitlines()
-        more = len(lines) - MAX_LINES
-        for line in [*lines[:MAX_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
+        more = len(lines) - MAX_REASON_LINES
+        for line in [*lines[:MAX_REASON_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
             self.log(f"{run}: {printable(line)}")
         why = "its images, its folder or its budget do not allow it; its log says why"
         if isinstance(error, SHARED_ERRORS):
@@ -127,8 +126,8 @@ class Site:
     def _wait_a_while(self) -> None:
         """Ask less and less often a server that offers only what is declined."""
         self._declined_in_a_row += 1
-        if self._declined_in_a_row > PATIENCE:
-            self.pause(min(2.0 ** (self._declined_in_a_row - PATIENCE), MAX_WAIT))
+        if self._declined_in_a_row > DECLINED_AT_ONCE:
+            self.pause(min(2.0 ** (self._declined_in_a_row - DECLINED_AT_ONCE), MAX_PAUSE_SECONDS))
 
     def _still_declined(self) -> str:
         """Return the run that this site declines, or "" if there is none or its recipe was approved meanwhile."""
@@ -177,21 +176,21 @@ class Site:
         note_site(self.out, self.name, len(self.images.files()))
         for line in describe(recipe, digest, self.name, images):
             self.log(f"  {line}")
-        if (self.ledger / LEDGER).exists() and (spent := self._budget().worst()) != NO_COST:
+        if (self.budget_folder / RELEASES_FILE).exists() and (spent := self._budget().worst()) != NO_COST:
             self.log(f"  released of one image before, over all runs: at most {spent.words(self.policy.delta)}")
         self.log(f"  to allow it: manyhands federation approve {self.out} {digest}")
         raise NotApproved(f"{digest} is not approved here")
 
     def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:
         """Return the usage of this recipe; raise ``BudgetError`` if a new run would exceed the policy."""
-        usage = Usage(self.ledger, recipe_hash(text), self.policy.max_rounds(recipe), self.policy.bytes)
+        usage = Usage(self.budget_folder, recipe_hash(text), self.policy.max_rounds(recipe), self.policy.bytes)
         upload = recipe.method.upload_bytes(images)
         if not folder.path.exists() and (refusals := usage.refusals(recipe.method.rounds, upload)):
             raise BudgetError(f"this site's policy: {'; '.join(refusals)}")
         return usage
 
     def _budget(self) -> Budget:
-        return Budget(self.ledger, site_secret(self.ledger))
+        return Budget(self.budget_folder, site_secret(self.budget_folder))
 
     def _take_part(self, run: str, recipe: Recipe, silo: Silo, folder: RunFolder, usage: Usage) -> None:
         """Enrol, hold the silo's half of the method, and save the silo's own model."""
@@ -216,11 +215,11 @@ class Site:
             usage.charge(message, closes_round=closes_round, run=run)
 
         plan = recipe.method.plan()
-        self.connection.bounds = Bounds.largest([IDLE_BOUNDS, plan.bounds("down")])
+        self.connection.bounds = Bounds.largest([IDLE_ANSWER_BOUNDS, plan.bounds("down")])
         try:
             converse(recipe.method.silo(silo), plan, self.connection, keep, charge)
         finally:
-            self.connection.bounds = IDLE_BOUNDS
+            self.connection.bounds = IDLE_ANSWER_BOUNDS
         keep(recipe.method.rounds)
         if own := recipe.method.silo_generator(silo):
             ready(own, recipe.sampling, silo.images.classes, str(silo.device_context.device)).save(place / "model")

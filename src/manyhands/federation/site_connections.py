@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from manyhands.federation.kit import Kit
     from manyhands.messages.message import Message
 
-IDLE_BOUNDS = {True: ADMIN_PLAN.bounds("up"), False: SITE_PLAN.bounds("up")}
+IDLE_CALL_BOUNDS = {True: ADMIN_PLAN.bounds("up"), False: SITE_PLAN.bounds("up")}
 """The largest message of the admin, and of a site while there is no run."""
 Log = Callable[[str, str], None]
 
@@ -67,7 +67,7 @@ class SiteConnections:
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self._log = log
-        self._sessions = {peer: ServerSession(IDLE_BOUNDS[peer == ADMIN]) for peer in peers}
+        self._sessions = {peer: ServerSession(IDLE_CALL_BOUNDS[peer == ADMIN]) for peer in peers}
         self._room = {peer: threading.Semaphore(MAX_WAITING_FRAMES) for peer in self._sessions}
         self._arrivals: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         about = kit.about
@@ -95,12 +95,12 @@ class SiteConnections:
         finally:
             self.spent[peer] += time.perf_counter() - began
 
-    def allow(self, peers: Iterable[str] = (), bounds: Bounds = IDLE_BOUNDS[False]) -> None:
+    def allow(self, peers: Iterable[str] = (), bounds: Bounds = IDLE_CALL_BOUNDS[False]) -> None:
         """Allow these sites messages within ``bounds``, and the other sites only those that need no run."""
         for peer in self._sessions.keys() - {ADMIN}:
-            self._sessions[peer].bounds = IDLE_BOUNDS[False]
+            self._sessions[peer].bounds = IDLE_CALL_BOUNDS[False]
         for peer in peers:
-            self._sessions[peer].bounds = Bounds.largest([bounds, IDLE_BOUNDS[False]])
+            self._sessions[peer].bounds = Bounds.largest([bounds, IDLE_CALL_BOUNDS[False]])
 
     def answer(self, peer: str, answer: Message | Refused) -> None:
         """Answer or refuse the newest call of a peer."""

@@ -29,12 +29,12 @@ class SiteImages:
     Args:
         name: The site's name.
         policy: The site's policy, which names the folder.
-        ledger: The folder of the site's secret.
+        budget_folder: The folder of the site's secret and releases.
         log: Takes a line for people.
     """
 
-    def __init__(self, name: str, policy: Policy, ledger: Path, log: Callable[[str], None]) -> None:
-        self.name, self.policy, self.ledger, self.log = name, policy, ledger, log
+    def __init__(self, name: str, policy: Policy, budget_folder: Path, log: Callable[[str], None]) -> None:
+        self.name, self.policy, self.budget_folder, self.log = name, policy, budget_folder, log
         self.loaded_files: list[Path] = []
 
     def files(self) -> list[Path]:
@@ -55,7 +55,7 @@ class SiteImages:
 
     def _own(self, recipe: Recipe) -> Silo:
         self.loaded_files = self.files()
-        silo = replace(silo_of(self.name, self.policy.data, recipe), secret=site_secret(self.ledger))
+        silo = replace(silo_of(self.name, self.policy.data, recipe), secret=site_secret(self.budget_folder))
         if self.loaded_files != self.files():
             raise DataError(f"{self.policy.data}: was changed while it was read")
         return silo

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 WORKER = "MANYHANDS_WORKER"
-FIRST_WAIT, MAX_WAIT = 0.2, 10.0
+MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.2, 10.0
 GRACE = 2.0
 """Seconds that a worker has to close its connections and end; then it is killed, which loses nothing."""
 HEALTHY_SECONDS = 30.0
@@ -30,7 +30,7 @@ def end_with_supervisor() -> None:
 
 def supervise(arguments: Sequence[str]) -> int:
     """Run this command as a worker, restart it when it crashes, and return its exit code when it ends by itself."""
-    wait, random = FIRST_WAIT, secrets.SystemRandom()
+    wait, random = MIN_WAIT_SECONDS, secrets.SystemRandom()
     while True:
         began = time.monotonic()
         worker = subprocess.Popen(
@@ -43,7 +43,7 @@ def supervise(arguments: Sequence[str]) -> int:
             raise
         if code >= 0 and code != 1:
             return code
-        wait = FIRST_WAIT if time.monotonic() - began > HEALTHY_SECONDS else min(2 * wait, MAX_WAIT)
+        wait = MIN_WAIT_SECONDS if time.monotonic() - began > HEALTHY_SECONDS else min(2 * wait, MAX_WAIT_SECONDS)
         time.sleep(wait * random.uniform(0.5, 1))
 
 

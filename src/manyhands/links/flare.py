@@ -75,7 +75,7 @@ class Connection(MessageReceiver, EndpointMonitor):
     """
 
     def __init__(
-        self, name: str, startup: Path, host: str, port: int, role: Literal["server", "client"], on_frame: OnFrame,
+        self, name: str, startup: Path, *, host: str, port: int, role: Literal["server", "client"], on_frame: OnFrame,
         on_peer_change: OnPeerChange = lambda *_: None,
     ) -> None:  # fmt: skip
         self._on_frame, self._on_peer_change = on_frame, on_peer_change
@@ -148,7 +148,7 @@ class _KitSigner(Builder):
 
 
 def provision(
-    out: Path, server: str, host: str, clients: Sequence[str], days: int, file: str, content: Callable[[str], str]
+    out: Path, *, server: str, host: str, clients: Sequence[str], days: int, file: str, content: Callable[[str], str]
 ) -> None:
     """Create a kit for each party, signed by a new certificate authority, whose keys stay in ``out/authority``.
 

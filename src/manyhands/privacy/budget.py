@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-FILE = "released.jsonl"
+RELEASES_FILE = "released.jsonl"
 HASH_BYTES = 16
 """Bytes of a hash in the file."""
 SEVERAL_RELEASES_FACTOR = 2 ** (1 / 8)
@@ -129,7 +129,7 @@ class Budget:
     """
 
     def __init__(self, folder: Path, secret: str) -> None:
-        self.path, self._key = folder / FILE, secret.encode()[:64]
+        self.path, self._key = folder / RELEASES_FILE, secret.encode()[:64]
         self._read = 0
         self._released: defaultdict[bytes, dict[bytes, PathCost]] = defaultdict(dict)
 

@@ -11,7 +11,7 @@ import typer
 
 from manyhands.cli.options import JsonOption, RecipeArgument, SetOption
 from manyhands.errors import RecipeError, printable
-from manyhands.federation.log import MAX_LINE
+from manyhands.federation.log import MAX_LINE_CHARACTERS
 from manyhands.files.strict_json import finite_json
 
 AdminOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the admin's kit.")]
@@ -52,6 +52,7 @@ def status(
 ) -> None:
     """Show which sites are connected, and how far the newest run is."""
     from manyhands.federation.admin import Admin
+    from manyhands.federation.run_session import OVER
 
     with Admin(kit) as admin:
         for _ in itertools.count():
@@ -60,7 +61,7 @@ def status(
                 typer.echo(finite_json(report))
             else:
                 _show_status(report)
-            if not watch or report["run"].get("stage") in ("ended", "stopped", "failed"):
+            if not watch or report["run"].get("stage") in OVER:
                 break
             time.sleep(2)
 
@@ -92,11 +93,14 @@ def _show_status(status: dict[str, Any]) -> None:
     from manyhands.cli.console import print_table
     from manyhands.formatting import TextTable, size_text
 
-    sites = [[printable(site, MAX_LINE), printable(str(state), MAX_LINE)] for site, state in status["sites"].items()]
+    sites = [
+        [printable(site, MAX_LINE_CHARACTERS), printable(str(state), MAX_LINE_CHARACTERS)]
+        for site, state in status["sites"].items()
+    ]
     print_table(TextTable((), sites, left=2))
     if run := status["run"]:
         line = (
             f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
             f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"
         )
-        typer.echo(printable(line, MAX_LINE))
+        typer.echo(printable(line, MAX_LINE_CHARACTERS))

@@ -61,7 +61,9 @@ def serve(
     connections = SiteConnections(loaded, [*loaded.about.sites, ADMIN], host, port, peer_log)
     log(f"listening on {host}:{port or loaded.about.port}")
     try:
-        server = FederationServer(loaded, connections, out, chosen_device(device), log, peer_log)
+        server = FederationServer(
+            loaded, connections, out=out, device=chosen_device(device), log=log, peer_log=peer_log
+        )
         while True:
             server.step()
     finally:
