@@ -299,7 +299,7 @@ def test_a_part_that_was_not_asked_for_is_refused() -> None:
     server = method.server(0, ["s0", "s1"])
     silo = next(silo for silo, parts in server._assigned.items() if "up" in parts)
     other = next(parts for name, parts in server._assigned.items() if name != silo)
-    tensors = {name: server.weights[name] for name in method.layout_of(other)}
+    tensors = {name: server.weights[name] for name in method.spec_of(other)}
     with pytest.raises(Refused):
         server.validate(silo, Message("update", tensors, {"holds": 0}))
 

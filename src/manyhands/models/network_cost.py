@@ -25,7 +25,7 @@ COPIES = 4
 @cache
 def weights(spec: UNet) -> int:
     """Return the number of weights of a network."""
-    return sum(like.size for like in state_spec_of(spec).values())
+    return sum(tensor.size for tensor in state_spec_of(spec).values())
 
 
 @cache

@@ -455,7 +455,7 @@ def test_ends_that_no_weights_are_or_that_come_of_no_batch_are_refused(seen: boo
     coordinator = passes(method.server(0, roster), silos, "real-backward" if seen else "fake-forward", method)
     ends = {
         name: torch.full(like.shape, 3e38 if seen else 0.1)
-        for name, like in method.segment_layout(method.default_cuts).items()
+        for name, like in method.segment_spec(method.default_cuts).items()
     }  # type: ignore[arg-type]
     facts = {"round": 0, "images": 9, "loss": 0.1, "seen": 4, "flops": 1, "withheld": ""}
     with pytest.raises(Refused, match="reaches beyond" if seen else "no real batch"):

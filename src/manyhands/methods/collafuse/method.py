@@ -195,16 +195,16 @@ class CollaFuse(CollaFuseSpec):
     def _release(self) -> Operation:
         pixels = (self.model.channels, self.model.size, self.model.size)
         most = images_per_message(math.prod(pixels))
-        layout = {"images": TensorSpec((None, *pixels), torch.float32, most)}
+        released = {"images": TensorSpec((None, *pixels), torch.float32, most)}
         if self.sends_labels:
-            layout["labels"] = TensorSpec((None,), torch.int64, most)
+            released["labels"] = TensorSpec((None,), torch.int64, most)
         pictures = "its images as they are" if self.cut_steps == [0] else "its images, noised up to its cut"
         labels = {"share": ", with their labels", "randomised": ", with labels that are partly replaced at random"}
         often = "once an image" if self.release == "once" else f"{self.rounds} times, with new noise each time"
         return Operation(
             f"releases {pictures}{labels[self.labels] if self.sends_labels else ''}",
             often,
-            Payload(layout, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
+            Payload(released, {"first": COUNT, "cut": self._any_step, "turn": Whole(0, self.rounds)}),
             Payload(facts={"held": COUNT}),
             outgoing=tuple(kind for name in ("", *self.cuts) for kind in self.released_by(name)),
         )

@@ -41,7 +41,7 @@ class Downlink:
         """The codec for a silo that does not have the weights of the last round."""
         return Float16() if self.codec.relative else self.codec
 
-    def layouts(self) -> dict[DownlinkKind, StateSpec]:
+    def wire_specs(self) -> dict[DownlinkKind, StateSpec]:
         """Return the tensors that may come down, by kind."""
         step: dict[DownlinkKind, StateSpec] = {"step": self.codec.wire_spec(self.shared)}
         if not self.tracks:

@@ -63,9 +63,9 @@ class FedAvg(FedAvgSpec):
         link = self.downlink
         holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
         facts_down: Facts = {**next_round_facts(self.rounds)} | ({"kind": WORD} if link.tracks else {})
-        step, *others = link.layouts().values()
+        step, *others = link.wire_specs().values()
         down = Payload(step, facts_down | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
-        sent, *other_parts = (self.up.wire_spec(self.layout_of(parts)) for parts in possible_uploads(self.share))
+        sent, *other_parts = (self.up.wire_spec(self.spec_of(parts)) for parts in possible_uploads(self.share))
         up = Payload(sent, {**round_facts(self.rounds), **holds}, (*other_parts, {}))
         participants = f"{self.participants} silos a round" if self.participants else "every silo, every round"
         return Plan(
@@ -93,9 +93,9 @@ class FedAvg(FedAvgSpec):
     def cost_lines(self, silos: int, sampling: Sampling) -> list[str]:
         """Return the size of each part of the network, and the traffic of a round against plain float32."""
         count = min(self.participants or silos, silos)
-        parts = {part: sum(spec.size for spec in self.layout_of(part).values()) for part in ALL.split("+")}
+        parts = {part: sum(spec.size for spec in self.spec_of(part).values()) for part in ALL.split("+")}
         total = sum(parts.values())
-        shared = max_wire_bytes(self.up, self.layout_of(SHARED[self.share]))
+        shared = max_wire_bytes(self.up, self.spec_of(SHARED[self.share]))
         up = shared / 2 if self.share == "usplit" else shared
         down = self.downlink.bytes(count / silos)
         shares = ", ".join(f"{size / total:.1%} {part}" for part, size in parts.items() if 0 < size < total)

@@ -57,7 +57,7 @@ class FedAvgServer(Server):
             return
         if silo not in self._assigned:
             raise Refused(Reason.NOT_ASKED, f"{silo} does not take part in round {self.round}")
-        self.method.up.check(message.tensors, self.method.layout_of(self._assigned[silo]))
+        self.method.up.check(message.tensors, self.method.spec_of(self._assigned[silo]))
         update, images, relative = self._decoded(silo, message), message.facts["images"], self.method.up.relative
         self.lengths.check(silo, update, self.broadcast.silo_weights, images, relative=relative)
 
@@ -106,7 +106,7 @@ class FedAvgServer(Server):
         self._assigned = self._draw_participants()
 
     def _decoded(self, silo: str, message: Message) -> Mapping[str, Tensor]:
-        return self.method.up.decode(message.tensors, zeros(self.method.layout_of(self._assigned[silo])))
+        return self.method.up.decode(message.tensors, zeros(self.method.spec_of(self._assigned[silo])))
 
     def _moved(self, mean: Tensors) -> Tensors:
         """Return the server's weights after the mean update of the silos."""

@@ -104,7 +104,7 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     if why := why_unusable(trained, weights):
         return _withheld(method, silo, answer, why, trained)
     parts = answer.facts.get("send", SHARED[method.share])
-    sent = {name: weights[name] for name in method.layout_of(parts)}
+    sent = {name: weights[name] for name in method.spec_of(parts)}
     rng = torch_rng(silo.seed, silo.name, "up", number)
     wire, residual = method.up.encode(sent, received.weights, strip_prefix(silo.memory, RESIDUAL), rng)
     private = {name: tensor for name, tensor in weights.items() if method.personal and name not in sent}

@@ -27,7 +27,7 @@ AVERAGE = "average."
 
 
 class FedAvgSpec(WholeNetworkMethod, ABC):
-    """The fields of ``FedAvg``, and the layouts that follow from them."""
+    """The fields of ``FedAvg``, and the specifications that follow from them."""
 
     kind: Literal["fedavg"] = Field(default="fedavg", description="The name of this method in a recipe.")
     participants: Int | None = Field(
@@ -92,14 +92,14 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
     @property
     def downlink(self) -> Downlink:
         """How weights travel to silos."""
-        return Downlink(self.down, state_spec_of(self.model), self.layout_of(SHARED[self.share]))
+        return Downlink(self.down, state_spec_of(self.model), self.spec_of(SHARED[self.share]))
 
     @property
     def personal(self) -> bool:
         """Whether parts of the network stay at their silo."""
         return SHARED[self.share] != ALL
 
-    def layout_of(self, parts: str) -> StateSpec:
+    def spec_of(self, parts: str) -> StateSpec:
         """Return the names, shapes and types of the weights of some parts, joined by "+"."""
         wanted = parts.split("+")
         return {name: spec for name, spec in state_spec_of(self.model).items() if self.model.part_of(name) in wanted}

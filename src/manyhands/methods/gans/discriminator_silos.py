@@ -79,8 +79,8 @@ class RemoteGenerator(GanMethod, ABC):
 
     def plan(self) -> Plan:
         """Generated images down and gradients up in each mini-batch; nothing of real images and labels."""
-        critic, facts_down = self.critic_layout, next_round_facts(self.rounds)
-        one, both = self._fake_layout(LEARN), self._fake_layout(LEARN) | self._fake_layout(JUDGE)
+        critic, facts_down = self.discriminator_spec, next_round_facts(self.rounds)
+        one, both = self._fake_spec(LEARN), self._fake_spec(LEARN) | self._fake_spec(JUDGE)
         sends, most = any(self.sends(number) for number in range(self.rounds)), self.training.batch
         others: tuple[StateSpec, ...] = ({},) if sends else ()
         join = Operation(
@@ -109,7 +109,7 @@ class RemoteGenerator(GanMethod, ABC):
         """Return the traffic of a mini-batch, and the size of a discriminator."""
         image = 4 * self.model.channels * self.model.size**2
         down = min(self.made_at_once, silos, 2) * self.training.batch * (image + 8 * bool(self.model.classes))
-        critic = sum(spec.size * spec.dtype.itemsize for spec in self.critic_layout.values())
+        critic = sum(spec.size * spec.dtype.itemsize for spec in self.discriminator_spec.values())
         return [
             f"a mini-batch of {self.training.batch} at each silo: {size_text(self.training.batch * image)} up and "
             f"{size_text(down)} down",
@@ -123,14 +123,14 @@ class RemoteGenerator(GanMethod, ABC):
         return super().upload_bytes(images) + batches * image
 
     @property
-    def critic_layout(self) -> StateSpec:
+    def discriminator_spec(self) -> StateSpec:
         """The names, shapes and types of a discriminator's weights."""
         return {name: spec for name, spec in state_spec_of(self.model).items() if name.startswith("discriminator.")}
 
     def _image(self) -> TensorSpec:
         return TensorSpec((None, self.model.channels, self.model.size, self.model.size), torch.float32)
 
-    def _fake_layout(self, purpose: str) -> dict[str, TensorSpec]:
+    def _fake_spec(self, purpose: str) -> dict[str, TensorSpec]:
         labels = {f"{purpose}labels": TensorSpec((None,), torch.int64)} if self.model.classes else {}
         return {f"{purpose}images": self._image()} | labels
 

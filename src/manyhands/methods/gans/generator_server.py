@@ -62,8 +62,8 @@ class RemoteServer(Server, ABC):
         """Send a silo that joins the discriminator that waits for it, or the common start if it has none."""
         if not (self.pending.get(silo) or message.facts["holds"]):
             start = self.method.model.build(self.seed).state_dict()
-            layout = self.method.critic_layout
-            self.pending[silo] = {name: tensor for name, tensor in snapshot(start).items() if name in layout}
+            spec = self.method.discriminator_spec
+            self.pending[silo] = {name: tensor for name, tensor in snapshot(start).items() if name in spec}
         return Message("join", self.pending.get(silo, {}), self._facts())
 
     def validate(self, silo: str, message: Message) -> None:

@@ -95,7 +95,7 @@ class PFLGan(GanMethod):
         trades = any(self.trades(number) for number in range(self.rounds))
         facts_down = {**next_round_facts(self.rounds), "seed": SEED, "handed": Whole(-1, self.rounds)}
         others: tuple[StateSpec, ...] = ({},) if trades else ()
-        down = Payload(self.handed_layout if trades else {}, facts_down, others)
+        down = Payload(self.handed_spec if trades else {}, facts_down, others)
         says = "sends its loss"
         if trades:
             says += (
@@ -103,7 +103,7 @@ class PFLGan(GanMethod):
                 "gets images from the generators of other silos"
             )
         join = Payload(facts={"images": IMAGES, "holds": Whole(-1, self.rounds)})
-        up = Payload(self.sent_layout if trades else {}, round_facts(self.rounds), others)
+        up = Payload(self.sent_spec if trades else {}, round_facts(self.rounds), others)
         return Plan(
             {
                 "join": Operation("says how many images it has", "once", join, down),
@@ -136,14 +136,14 @@ class PFLGan(GanMethod):
         return (weights, GeneratedImages(to="the server and other silos", often=often), *classes)
 
     @property
-    def sent_layout(self) -> StateSpec:
+    def sent_spec(self) -> StateSpec:
         """The tensors that a silo sends: its generator, and which classes it has images of."""
         known = {"known": TensorSpec((self.model.classes,), torch.bool)} if self.model.classes else {}
-        layout = state_spec_of(self.model)
-        return {name: spec for name, spec in layout.items() if name.startswith("generator.")} | known
+        weights = state_spec_of(self.model)
+        return {name: spec for name, spec in weights.items() if name.startswith("generator.")} | known
 
     @property
-    def handed_layout(self) -> StateSpec:
+    def handed_spec(self) -> StateSpec:
         """The tensors that a silo gets: generated images as bytes, and their labels."""
         image = TensorSpec((None, self.model.channels, self.model.size, self.model.size), torch.uint8)
         return {"images": image} | ({"labels": TensorSpec((None,), torch.int64)} if self.model.classes else {})

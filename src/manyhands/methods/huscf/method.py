@@ -116,7 +116,7 @@ class HuSCF(HuSCFSpec):
 
     def plan(self) -> Plan:
         """Activations and their gradients in each mini-batch, segments after each round; no image, no label."""
-        first, *others = [self.segment_layout(cuts) for cuts in self.all_cuts]
+        first, *others = [self.segment_spec(cuts) for cuts in self.all_cuts]
         steps = Whole(self.training.steps or 1, self.training.iterations(IMAGES.maximum))
         facts_down = {**next_round_facts(self.rounds), "steps": steps}
         join = Operation(
@@ -178,10 +178,10 @@ class HuSCF(HuSCFSpec):
     def _costs(self, cuts: LayerCuts) -> dict[str, float]:
         batch = self.training.batch
         costs: dict[str, float] = {"bytes": sum(self._message_bytes(op, cuts) for op in ORDER)}
-        parts = {"": (cuts.has, self.segment_layout(cuts)), "_whole": (lambda *_: True, state_spec_of(self.model))}
-        for suffix, (has_block, layout) in parts.items():
+        parts = {"": (cuts.has, self.segment_spec(cuts)), "_whole": (lambda *_: True, state_spec_of(self.model))}
+        for suffix, (has_block, specs) in parts.items():
             work, memory = training_cost(self.model, batch, has_block)
-            weights = sum(spec.size for spec in layout.values())
+            weights = sum(spec.size for spec in specs.values())
             costs |= {f"work{suffix}": work, f"memory{suffix}": memory, f"weights{suffix}": weights}
         return costs
 
@@ -205,6 +205,6 @@ class HuSCF(HuSCFSpec):
         return replace(own, ask=lambda x: ask(Message("draw", {"x": x})).tensors["x"])
 
     def _payload(self, op: str, *, up: bool, bits: Bits | None = None, items: int = 0) -> Payload:
-        specs = dict.fromkeys(self.passed_tensor(op, cuts, up=up) for cuts in self.all_cuts)
-        layouts = [activations.wire_spec(spec, bits or self.bits) for spec in specs]
-        return Payload(layouts[0], others=tuple(layouts[1:]), items=items or self.training.batch)
+        passed = dict.fromkeys(self.passed_tensor(op, cuts, up=up) for cuts in self.all_cuts)
+        first, *others = [activations.wire_spec(spec, bits or self.bits) for spec in passed]
+        return Payload(first, others=tuple(others), items=items or self.training.batch)

@@ -96,7 +96,7 @@ class HuSCFSpec(GanMethod, ABC):
         """All cuts that the recipe names, each once."""
         return list({str(cuts): cuts for cuts in (self.default_cuts, *self.cuts.values())}.values())
 
-    def segment_layout(self, cuts: LayerCuts) -> StateSpec:
+    def segment_spec(self, cuts: LayerCuts) -> StateSpec:
         """Return the names, shapes and types of the weights of a silo's segments."""
         return {name: spec for name, spec in state_spec_of(self.model).items() if cuts.at_home(name)}
 
