@@ -12,7 +12,7 @@ from torch import Tensor
 from manyhands import Experiment, Message
 from manyhands.errors import ManyhandsError
 from manyhands.links.coordinator import RoundCoordinator
-from manyhands.methods.gans.generator_server import RemoteServer
+from manyhands.methods.gans.generator_server import GeneratorServer
 from manyhands.methods.gans.mdgan import MDGan, ring
 from manyhands.methods.gans.splitgan import SplitGan
 from manyhands.models.gan import Gan, GanModule, iteration, run_blocks
@@ -33,7 +33,7 @@ def splitgan(**options: Any) -> SplitGan:
 
 def pieces(experiment: Experiment, silo: int = 0) -> Tensors:
     """The generator, and the discriminator of a silo."""
-    assert isinstance(experiment.server, RemoteServer)
+    assert isinstance(experiment.server, GeneratorServer)
     return snapshot(experiment.server.network.state_dict()) | strip_prefix(
         experiment.silos[silo].memory, "discriminator."
     )
@@ -58,9 +58,9 @@ def test_of_one_silo_it_is_the_plain_gan_to_the_bit() -> None:
 def together(method: MDGan) -> tuple[GanModule, dict[str, GanModule]]:
     """One round in one process and one graph: the generator's loss is the mean of what all say."""
     spec, silos = method.model, gan_silos()
-    forge, critics = spec.build(0), {silo.name: spec.build(0) for silo in silos}
+    forge, discriminators = spec.build(0), {silo.name: spec.build(0) for silo in silos}
     ours = method.training.optimiser_of(forge, 0)
-    theirs = {name: method.training.optimiser_of(each, 0) for name, each in critics.items()}
+    theirs = {name: method.training.optimiser_of(each, 0) for name, each in discriminators.items()}
     noise = torch_rng(0, "made", 0)
     batches = [list(method.training.batches(9, silo.rng(0))) for silo in silos]
     for numbers in zip(*batches, strict=True):
@@ -71,7 +71,7 @@ def together(method: MDGan) -> tuple[GanModule, dict[str, GanModule]]:
             made.append((run_blocks(forge.generator, z, y), y))
         losses = []
         for i, silo in enumerate(silos):
-            blocks, (x, labels) = critics[silo.name].discriminator, silo.images.batch(numbers[i])
+            blocks, (x, labels) = discriminators[silo.name].discriminator, silo.images.batch(numbers[i])
             learn, y = made[(i % method.batches + 1) % method.batches]
             theirs[silo.name].zero_grad()
             spec.discriminator_loss(run_blocks(blocks, learn.detach(), y), real=False).backward()
@@ -81,18 +81,18 @@ def together(method: MDGan) -> tuple[GanModule, dict[str, GanModule]]:
         ours.zero_grad()
         (sum(losses) / len(losses)).backward()  # type: ignore[union-attr]
         ours.step()
-    return forge, critics
+    return forge, discriminators
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_many_silos_learn_as_in_one_process(batches: int) -> None:
     model = SMALL.model_copy(update={"norm": "group", "width": 16})  # under batch norms rounding would grow
     method = mdgan(model=model, batches=batches)
-    forge, critics = together(method)
+    forge, discriminators = together(method)
     experiment = trained(method, gan_silos())
     for i in range(3):
-        tensors, critic = pieces(experiment, i), critics[f"s{i}"]
-        for network, parts in (("generator", forge), ("discriminator", critic)):
+        tensors, discriminator = pieces(experiment, i), discriminators[f"s{i}"]
+        for network, parts in (("generator", forge), ("discriminator", discriminator)):
             for name, tensor in getattr(parts, network).state_dict(prefix=f"{network}.").items():
                 assert torch.allclose(tensor, tensors[name], atol=1e-5), name
 
@@ -113,7 +113,7 @@ def test_discriminators_change_places_when_they_are_told_to() -> None:
     experiment = Experiment(mdgan(rounds=5, swap=2), gan_silos(), device="cpu")
     moves, orders = [], []
     for _ in experiment:
-        assert isinstance(experiment.server, RemoteServer)
+        assert isinstance(experiment.server, GeneratorServer)
         held = [strip_prefix(silo.memory, "discriminator.") for silo in experiment.silos]
         pending = experiment.server.pending
         order = [[same(each, pending[silo.name]) for each in held] for silo in experiment.silos if pending]
@@ -160,7 +160,7 @@ def test_devices_out_of_order_are_refused(devices: tuple[int, ...]) -> None:
 
 def test_discriminators_are_averaged_after_each_round_but_the_last() -> None:
     for done in (experiment := Experiment(splitgan(), gan_silos(), device="cpu")):
-        assert isinstance(experiment.server, RemoteServer)
+        assert isinstance(experiment.server, GeneratorServer)
         held = [strip_prefix(silo.memory, "discriminator.") for silo in experiment.silos]
         if done.number == 0:
             for got in experiment.server.pending.values():
@@ -184,7 +184,7 @@ def test_bytes_are_those_of_images_and_gradients() -> None:
             assert entry["bytes"] < steps * 100 + 200
 
 
-def test_a_silo_judges_what_it_got_and_no_more() -> None:
+def test_a_silo_sends_gradients_of_what_it_got_and_of_no_more() -> None:
     method = mdgan()
     coordinator = RoundCoordinator(method.server(0, ["s0"]), method.plan(), {"s0": 9})
     image = torch.zeros(4, 1, 16, 16)
@@ -201,5 +201,5 @@ def test_a_silo_judges_what_it_got_and_no_more() -> None:
         with pytest.raises(ManyhandsError):
             coordinator.submit("s0", Message("feedback", {"x": wrong}))
     coordinator.submit("s0", Message("feedback", {"x": image}))
-    with pytest.raises(ManyhandsError, match="has no images to judge"):
+    with pytest.raises(ManyhandsError, match="has no images left"):
         coordinator.submit("s0", Message("feedback", {"x": image}))

@@ -90,7 +90,7 @@ class Broadcast:
     A codec that sends differences (from ``base``) makes up for that in the next round, so that no error adds up.
 
     Args:
-        link: How weights travel.
+        downlink: How weights travel.
         seed: The seed of the run.
         weights: The server's weights.
         base: The silos' shared weights of the last round, for a codec that sends differences.
@@ -98,44 +98,44 @@ class Broadcast:
     """
 
     def __init__(
-        self, link: Downlink, seed: int, weights: Tensors, base: Tensors | None = None, number: int = 0
+        self, downlink: Downlink, seed: int, weights: Tensors, base: Tensors | None = None, number: int = 0
     ) -> None:
-        self.link, self.seed, self.number = link, seed, number
+        self.downlink, self.seed, self.number = downlink, seed, number
         self.weights, self.base = weights, base or {}
         self._wires: dict[DownlinkKind, Tensors] = {}
-        if link.codec.relative and not self.base:
+        if downlink.codec.relative and not self.base:
             self.silo_weights = round_to_float16(weights)
             return
-        shared = {name: weights[name] for name in link.shared}
-        step = link.codec.encode(shared, self.base, {}, torch_rng(seed, "down", number)).wire
+        shared = {name: weights[name] for name in downlink.shared}
+        step = downlink.codec.encode(shared, self.base, {}, torch_rng(seed, "down", number)).wire
         self._wires["step"] = step
-        self.silo_weights = weights | link.received("step", step, self.base or {})
-        if link.codec.loses_rounding:
+        self.silo_weights = weights | downlink.received("step", step, self.base or {})
+        if downlink.codec.loses_rounding:
             self.weights = self.silo_weights
 
     def next(self, moved: Mapping[str, Tensor]) -> Broadcast:
         """Return the broadcast of the next round, with weights clamped to the range of 16-bit floats."""
         weights = self.weights | {name: _bounded(tensor) for name, tensor in moved.items()}
-        base = {name: self.silo_weights[name] for name in self.link.shared} if self.link.codec.relative else {}
-        return Broadcast(self.link, self.seed, weights, base, self.number + 1)
+        base = {name: self.silo_weights[name] for name in self.downlink.shared} if self.downlink.codec.relative else {}
+        return Broadcast(self.downlink, self.seed, weights, base, self.number + 1)
 
     def restarted(self) -> Broadcast:
         """Return the next round's broadcast after a run went back: the weights themselves, no difference."""
-        return Broadcast(self.link, self.seed, self.weights, None, self.number + 1)
+        return Broadcast(self.downlink, self.seed, self.weights, None, self.number + 1)
 
     def kind(self, holds: int) -> DownlinkKind:
         """Return what a silo is sent that has the weights of round ``holds`` (-1: none)."""
-        kind = self.link.kind(holds, self.number)
-        return "shared" if kind == "step" and self.link.codec.relative and not self.base else kind
+        kind = self.downlink.kind(holds, self.number)
+        return "shared" if kind == "step" and self.downlink.codec.relative and not self.base else kind
 
     def wire(self, kind: DownlinkKind) -> Tensors:
         """Return the encoded tensors of a kind; they are encoded once for all silos."""
         if kind not in self._wires:
             weights = self.silo_weights
             if kind == "shared":
-                weights = {name: weights[name] for name in self.link.shared}
+                weights = {name: weights[name] for name in self.downlink.shared}
             rng = torch_rng(self.seed, kind, self.number)
-            self._wires[kind] = self.link.absolute.encode(weights, {}, {}, rng).wire
+            self._wires[kind] = self.downlink.absolute.encode(weights, {}, {}, rng).wire
         return self._wires[kind]
 
 

@@ -60,10 +60,9 @@ class FedAvg(FedAvgSpec):
 
     def plan(self) -> Plan:
         """Weights down and up, once a round; no image and no label."""
-        link = self.downlink
-        holds: Facts = {"holds": Whole(-1, self.rounds)} if link.tracks else {}
-        facts_down: Facts = {**next_round_facts(self.rounds)} | ({"kind": WORD} if link.tracks else {})
-        step, *others = link.wire_specs().values()
+        holds: Facts = {"holds": Whole(-1, self.rounds)} if self.downlink.tracks else {}
+        facts_down: Facts = {**next_round_facts(self.rounds)} | ({"kind": WORD} if self.downlink.tracks else {})
+        step, *others = self.downlink.wire_specs().values()
         down = Payload(step, facts_down | ({"send": WORD} if self.share == "usplit" else {}), (*others, {}))
         sent, *other_parts = (self.up.wire_spec(self.spec_of(parts)) for parts in possible_uploads(self.share))
         up = Payload(sent, {**round_facts(self.rounds), **holds}, (*other_parts, {}))

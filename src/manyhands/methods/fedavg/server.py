@@ -125,7 +125,7 @@ class FedAvgServer(Server):
         facts: Facts = {"round": self.round, "done": done}
         if self.method.share == "usplit":
             facts["send"] = self._assigned.get(silo, "")
-        if self.broadcast.link.tracks:
+        if self.broadcast.downlink.tracks:
             facts["kind"] = kind
         takes_part = silo in self._assigned or (done and (self.method.personal or self.method.kept))
         return Message(message.op, self.broadcast.wire(kind) if takes_part else {}, facts)

@@ -72,9 +72,9 @@ class Received(NamedTuple):
 
 def _receive(method: FedAvgSpec, silo: Silo, answer: Message) -> Received:
     """Return the weights that came, and keep them where they are needed later."""
-    link, number = method.downlink, answer.facts["round"]
-    weights = link.received(answer.facts.get("kind", "step"), answer.tensors, strip_prefix(silo.memory, HELD))
-    if not (link.tracks or method.kept):
+    downlink, number = method.downlink, answer.facts["round"]
+    weights = downlink.received(answer.facts.get("kind", "step"), answer.tensors, strip_prefix(silo.memory, HELD))
+    if not (downlink.tracks or method.kept):
         return Received(weights, {})
     is_new = number != int(silo.memory.get("holds", -1))
     silo.memory.keep(add_prefix(weights, HELD) | {"holds": torch.tensor(number)})

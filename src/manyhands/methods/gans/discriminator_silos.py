@@ -29,11 +29,12 @@ from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo
 from manyhands.tensors import StateSpec, Tensors, TensorSpec, add_prefix, snapshot, strip_prefix
 
-CRITIC = "discriminator."
-LEARN, JUDGE = "discriminator.", "generator."
+DISCRIMINATOR = "discriminator."
+FOR_DISCRIMINATOR, FOR_GENERATOR = "discriminator.", "generator."
+"""Which network a batch of generated images trains: the prefixes of its tensors."""
 
 
-class RemoteGenerator(GanMethod, ABC):
+class DiscriminatorSilosMethod(GanMethod, ABC):
     """In each mini-batch the server generates images, and silos send the gradient of the generator's loss at them.
 
     Silos train their discriminators on generated images and on their own. The server draws noise and labels, and steps
@@ -59,33 +60,36 @@ class RemoteGenerator(GanMethod, ABC):
 
     def silo(self, silo: Silo) -> Conversation:
         """Join, then train the discriminator a mini-batch at a time; after a round it may be another one."""
-        holds = bool(strip_prefix(silo.memory, CRITIC))
+        holds = bool(strip_prefix(silo.memory, DISCRIMINATOR))
         answer = yield Message("join", facts={"images": len(silo.images), "holds": holds})
-        critic = Critic(self, silo)
-        critic.take(dict(answer.tensors))
+        discriminator = SiloDiscriminator(self, silo)
+        discriminator.take(dict(answer.tensors))
         while not answer.facts["done"]:
             number, sent, trained, why = answer.facts["round"], Tensors(), NOTHING, ""
             try:
-                trained = yield from critic.round(number)
-                why = critic.keep(trained)
+                trained = yield from discriminator.round(number)
+                why = discriminator.keep(trained)
             except Refused as refusal:
                 why = str(refusal)
             if why:
                 trained = trained._replace(loss=None)
             elif self.sends(number):
-                sent = strip_prefix(silo.memory, CRITIC)
+                sent = strip_prefix(silo.memory, DISCRIMINATOR)
             answer = yield Message("discriminator", sent, update_facts(silo, answer, trained, why))
-            critic.take(dict(answer.tensors))
+            discriminator.take(dict(answer.tensors))
 
     def plan(self) -> Plan:
         """Generated images down and gradients up in each mini-batch; nothing of real images and labels."""
-        critic, facts_down = self.discriminator_spec, next_round_facts(self.rounds)
-        one, both = self._fake_spec(LEARN), self._fake_spec(LEARN) | self._fake_spec(JUDGE)
+        spec, facts_down = self.discriminator_spec, next_round_facts(self.rounds)
+        one, both = (
+            self._fake_spec(FOR_DISCRIMINATOR),
+            self._fake_spec(FOR_DISCRIMINATOR) | self._fake_spec(FOR_GENERATOR),
+        )
         sends, most = any(self.sends(number) for number in range(self.rounds)), self.training.batch
         others: tuple[StateSpec, ...] = ({},) if sends else ()
         join = Operation(
             "says how many images it has and whether it has a discriminator already, gets one if not",
-            "once", Payload(facts={"images": IMAGES, "holds": Flag()}), Payload(critic, facts_down, ({},)),
+            "once", Payload(facts={"images": IMAGES, "holds": Flag()}), Payload(spec, facts_down, ({},)),
         )  # fmt: skip
         images = Operation(
             "asks for images that the server generates, with the labels that it drew for them", "in each mini-batch",
@@ -98,8 +102,8 @@ class RemoteGenerator(GanMethod, ABC):
             outgoing=(Gradients(at="images that the server generated"),),
         )  # fmt: skip
         round_end = Operation(
-            self.round_end, f"{self.rounds} times", Payload(critic if sends else {}, round_facts(self.rounds), others),
-            Payload(critic if sends else {}, facts_down, others), barrier=True, closes_round=True,
+            self.round_end, f"{self.rounds} times", Payload(spec if sends else {}, round_facts(self.rounds), others),
+            Payload(spec if sends else {}, facts_down, others), barrier=True, closes_round=True,
             outgoing=(Weights(of="its discriminator", training=self.training),) if sends else (),
         )  # fmt: skip
         operations = {"join": join, "images": images, "feedback": feedback, "discriminator": round_end}
@@ -109,11 +113,11 @@ class RemoteGenerator(GanMethod, ABC):
         """Return the traffic of a mini-batch, and the size of a discriminator."""
         image = 4 * self.model.channels * self.model.size**2
         down = min(self.made_at_once, silos, 2) * self.training.batch * (image + 8 * bool(self.model.classes))
-        critic = sum(spec.size * spec.dtype.itemsize for spec in self.discriminator_spec.values())
+        size = sum(spec.size * spec.dtype.itemsize for spec in self.discriminator_spec.values())
         return [
             f"a mini-batch of {self.training.batch} at each silo: {size_text(self.training.batch * image)} up and "
             f"{size_text(down)} down",
-            f"a discriminator: {size_text(critic)}",
+            f"a discriminator: {size_text(size)}",
         ]
 
     def upload_bytes(self, images: int) -> int:
@@ -135,7 +139,7 @@ class RemoteGenerator(GanMethod, ABC):
         return {f"{purpose}images": self._image()} | labels
 
 
-class Critic:
+class SiloDiscriminator:
     """A silo's discriminator, and its side of an iteration.
 
     Args:
@@ -143,7 +147,7 @@ class Critic:
         silo: The silo that trains.
     """
 
-    def __init__(self, method: RemoteGenerator, silo: Silo) -> None:
+    def __init__(self, method: DiscriminatorSilosMethod, silo: Silo) -> None:
         self.method, self.silo, self.device = method, silo, silo.device_context.device
         self.network: GanModule = method.model.build(0).keep(lambda network, _: network == "discriminator")
         self.network.to(self.device)
@@ -153,20 +157,20 @@ class Critic:
 
     def take(self, weights: Tensors) -> None:
         """Go on from the weights that the server sent, if it sent any; the optimiser's state stays."""
-        self.silo.memory.keep(add_prefix(weights, CRITIC))
+        self.silo.memory.keep(add_prefix(weights, DISCRIMINATOR))
 
     def keep(self, trained: LocalResult) -> str:
         """Keep the result of a round, or return why it cannot be kept."""
         weights = snapshot(self.network.state_dict())
         if why := why_unusable(trained, weights):
             return why
-        self.silo.memory.keep(add_prefix(weights, CRITIC) | optimiser_state(self.optimiser))
+        self.silo.memory.keep(add_prefix(weights, DISCRIMINATOR) | optimiser_state(self.optimiser))
         return ""
 
     def round(self, number: int) -> Generator[Message, Message, LocalResult]:
         """Train a round from the kept weights; the result is not kept yet."""
         silo, method, before = self.silo, self.method, self.meter.flops
-        self.network.load_state_dict(strip_prefix(silo.memory, CRITIC))
+        self.network.load_state_dict(strip_prefix(silo.memory, DISCRIMINATOR))
         self.network.train()
         self.optimiser.state.clear()
         load_optimiser_state(self.optimiser, silo.memory)
@@ -187,17 +191,16 @@ class Critic:
             labels: Their labels, of shape (B,), or None for a model without classes.
         """
         answer = yield Message("images", {}, {"count": len(x)})
-        fake, fake_labels = self._batch(answer, LEARN)
-        judged, judged_labels = (
-            self._batch(answer, JUDGE) if f"{JUDGE}images" in answer.tensors else (fake, fake_labels)
-        )
-        with self.meter.work(self.method.model, "critic", len(x)):
-            loss = self._learn((fake, fake_labels, False), (x, labels, True))
-            gradient = self._judge(judged, judged_labels)
+        fake, fake_labels = self._batch(answer, FOR_DISCRIMINATOR)
+        has_another = f"{FOR_GENERATOR}images" in answer.tensors
+        shown, shown_labels = self._batch(answer, FOR_GENERATOR) if has_another else (fake, fake_labels)
+        with self.meter.work(self.method.model, "discriminator", len(x)):
+            loss = self._train((fake, fake_labels, False), (x, labels, True))
+            gradient = self._generator_gradient(shown, shown_labels)
         yield Message("feedback", {"x": gradient})
         return loss
 
-    def _learn(self, *batches: tuple[Tensor, Tensor | None, bool]) -> Tensor:
+    def _train(self, *batches: tuple[Tensor, Tensor | None, bool]) -> Tensor:
         loss = torch.zeros((), device=self.device)
         self.optimiser.zero_grad(set_to_none=True)
         for x, labels, real in batches:
@@ -208,7 +211,7 @@ class Critic:
         self.optimiser.step()
         return loss
 
-    def _judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def _generator_gradient(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = x.detach().requires_grad_()
         forward = self.chain.forward(x, labels)
         forward.backward(self.method.model.generator_loss(forward.output))

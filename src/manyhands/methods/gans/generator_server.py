@@ -13,7 +13,7 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
-from manyhands.methods.gans.discriminator_silos import JUDGE, LEARN, RemoteGenerator
+from manyhands.methods.gans.discriminator_silos import FOR_DISCRIMINATOR, FOR_GENERATOR, DiscriminatorSilosMethod
 from manyhands.methods.server import Server
 from manyhands.models.gan import GanModule, run_blocks
 from manyhands.seed import torch_rng
@@ -23,20 +23,30 @@ from manyhands.tensors import Tensors, add_prefix, running_average, snapshot, st
 
 
 class FakeBatch(NamedTuple):
-    """Generated images, of shape (B, C, H, W) and still attached to the generator, and their labels."""
+    """A batch of generated images.
+
+    Args:
+        images: The images, of shape (B, C, H, W), still attached to the generator.
+        labels: Their labels, of shape (B,), or None for a model without classes.
+    """
 
     images: Tensor
     labels: Tensor | None
 
 
-class Judgement(NamedTuple):
-    """What a silo must judge: the number of a batch, and how many images of it."""
+class FeedbackDue(NamedTuple):
+    """For what a silo owes gradients.
+
+    Args:
+        batch: The number of the batch of generated images.
+        size: How many images of it the silo was sent.
+    """
 
     batch: int
     size: int
 
 
-class RemoteServer(Server, ABC):
+class GeneratorServer(Server, ABC):
     """Has the generator, and the discriminators that their silos have not fetched yet.
 
     Args:
@@ -45,13 +55,13 @@ class RemoteServer(Server, ABC):
         silos: The names of all silos.
     """
 
-    def __init__(self, method: RemoteGenerator, seed: int, silos: Collection[str]) -> None:
+    def __init__(self, method: DiscriminatorSilosMethod, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         self.pending: dict[str, Tensors] = {}
         self.average: Tensors = {}
         self.meter = Meter({})
         self._fakes: list[FakeBatch] = []
-        self._judgements: dict[str, Judgement] = {}
+        self._feedback_due: dict[str, FeedbackDue] = {}
         self._rng: torch.Generator | None = None
 
     @abstractmethod
@@ -79,17 +89,19 @@ class RemoteServer(Server, ABC):
                 Reason.WRONG_FACTS,
                 f"{silo} asks for {message.facts['count']} images, expected 1 to {self.method.training.batch}",
             )
-        if message.op == "images" and self._judgements:
-            raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} asks for images while others still judge the last ones")
+        if message.op == "images" and self._feedback_due:
+            raise Refused(
+                Reason.OUT_OF_SEQUENCE, f"{silo} asks for images before others have sent gradients of the last ones"
+            )
         if message.op == "feedback":
             self.method.check_weights(message.tensors)
-            judgement, count = self._judgements.get(silo), len(message.tensors["x"])
-            if judgement is None:
-                raise Refused(Reason.OUT_OF_SEQUENCE, f"{silo} sends gradients, but has no images to judge")
-            if count != judgement.size:
+            due, count = self._feedback_due.get(silo), len(message.tensors["x"])
+            if due is None:
                 raise Refused(
-                    Reason.WRONG_SHAPE, f"{silo} sends gradients of {count} images, expected {judgement.size}"
+                    Reason.OUT_OF_SEQUENCE, f"{silo} sends gradients, but has no images left to send them for"
                 )
+            if count != due.size:
+                raise Refused(Reason.WRONG_SHAPE, f"{silo} sends gradients of {count} images, expected {due.size}")
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Generate images, take a step by the silos' gradients, or close a round."""
@@ -104,7 +116,7 @@ class RemoteServer(Server, ABC):
         latest = snapshot(self.network.state_dict())
         self.average = running_average(self.average, latest, self.method.ema, self.round)
         self.round, self.flops, self._rng = self.round + 1, self.meter.flops, None
-        self._fakes, self._judgements = [], {}
+        self._fakes, self._feedback_due = [], {}
         return {silo: Message(op, self.pending.get(silo, {}), self._facts()) for silo in messages}
 
     def generator(self) -> GanGenerator:
@@ -139,15 +151,15 @@ class RemoteServer(Server, ABC):
         return self.method.training.optimiser_of(self.network, 0.0)
 
     def _generate(self, counts: Mapping[str, int]) -> Mapping[str, Message]:
-        """Generate the batches, and send each silo one to train on and one to judge, or one for both."""
+        """Generate the batches, and send each silo one to train each of the networks on, or one for both."""
         most, batches = max(counts.values()), min(self.method.made_at_once, len(counts))
         self._fakes = [self._batch(most) for _ in range(batches)]
-        self._judgements = {silo: Judgement(place % batches, counts[silo]) for place, silo in enumerate(counts)}
+        self._feedback_due = {silo: FeedbackDue(place % batches, counts[silo]) for place, silo in enumerate(counts)}
         answers = {}
-        for silo, (batch, count) in self._judgements.items():
-            tensors = _tensors(self._fakes[batch], count, JUDGE if batches > 1 else LEARN)
+        for silo, (batch, count) in self._feedback_due.items():
+            tensors = _tensors(self._fakes[batch], count, FOR_GENERATOR if batches > 1 else FOR_DISCRIMINATOR)
             if batches > 1:
-                tensors |= _tensors(self._fakes[(batch + 1) % batches], count, LEARN)
+                tensors |= _tensors(self._fakes[(batch + 1) % batches], count, FOR_DISCRIMINATOR)
             answers[silo] = Message("images", tensors)
         return answers
 
@@ -168,7 +180,7 @@ class RemoteServer(Server, ABC):
             group["lr"] = training.rate(self.method.progress(self.round))
         totals: dict[int, Tensor] = {}
         for silo, gradient in gradients.items():
-            batch, count = self._judgements.pop(silo)
+            batch, count = self._feedback_due.pop(silo)
             total = totals.setdefault(batch, torch.zeros_like(self._fakes[batch].images))
             total[:count] += gradient.to(self.device) / len(gradients)
         self.optimiser.zero_grad(set_to_none=True)
@@ -176,7 +188,7 @@ class RemoteServer(Server, ABC):
             with self.meter.work(self.method.model, "learn", len(total)):
                 self._fakes[batch].images.backward(total)
         self.optimiser.step()
-        self._fakes, self._judgements = [], {}
+        self._fakes, self._feedback_due = [], {}
 
     def _facts(self) -> dict[str, object]:
         return {"round": self.round, "done": self.round >= self.method.rounds}

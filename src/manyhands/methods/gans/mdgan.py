@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from manyhands.methods.gans.discriminator_silos import RemoteGenerator
-from manyhands.methods.gans.generator_server import RemoteServer
+from manyhands.methods.gans.discriminator_silos import DiscriminatorSilosMethod
+from manyhands.methods.gans.generator_server import GeneratorServer
 from manyhands.seed import numpy_rng
 from manyhands.spec import Int
 from manyhands.tensors import Tensors
 
 
-class MDGan(RemoteGenerator):
+class MDGan(DiscriminatorSilosMethod):
     """One generator on the server and a discriminator at each silo, which are swapped between silos.
 
     In each mini-batch the server generates several batches of images. A silo trains its discriminator on one of them,
@@ -49,7 +49,7 @@ class MDGan(RemoteGenerator):
         return MDGanServer(self, seed, silos)
 
 
-class MDGanServer(RemoteServer):
+class MDGanServer(GeneratorServer):
     """Passes discriminators on to other silos."""
 
     def closed(self, sent: Mapping[str, Tensors]) -> dict[str, Tensors]:

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from manyhands.diffusion.sampling import Sampling
 from manyhands.formatting import count_text, size_text
-from manyhands.methods.gans.discriminator_silos import RemoteGenerator
-from manyhands.methods.gans.generator_server import RemoteServer
+from manyhands.methods.gans.discriminator_silos import DiscriminatorSilosMethod
+from manyhands.methods.gans.generator_server import GeneratorServer
 from manyhands.models.block_cost import block_flops
 from manyhands.models.layer_cut import block_outputs
 from manyhands.spec import Int
@@ -21,7 +21,7 @@ PASSES = 3
 """How often a batch goes forward and backward through a discriminator in an iteration."""
 
 
-class SplitGan(RemoteGenerator):
+class SplitGan(DiscriminatorSilosMethod):
     """One generator on the server; each silo's discriminator is split over its own devices and averaged each round.
 
     All silos train on the same generated images.
@@ -69,7 +69,7 @@ class SplitGan(RemoteGenerator):
         return [*super().cost_lines(silos, sampling), *lines]
 
 
-class SplitGanServer(RemoteServer):
+class SplitGanServer(GeneratorServer):
     """Averages discriminators."""
 
     def closed(self, sent: Mapping[str, Tensors]) -> dict[str, Tensors]:
