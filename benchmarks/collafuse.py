@@ -83,7 +83,7 @@ def quality(args: argparse.Namespace, scale: str) -> dict[str, Any]:
         bench.run_all([run(name, seed) for seed, name in product(_seeds(args), asked)], args.parallel, args.budget)
     for name, seed in product(asked, _seeds(args)):
         at = RunFolder(work / _place(name, seed))
-        if at.ended:
+        if at.is_ended:
             record = case_files.of_run(at.path, of(at.report), at.report)
             case_files.keep(root, "collafuse", scale, name, seed, record)
     return claims.rows("collafuse", scale, root)

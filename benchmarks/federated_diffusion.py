@@ -59,7 +59,7 @@ def quality(args: argparse.Namespace, scale: str, end: float) -> dict[str, Any]:
         bench.run_all(runs, args.parallel, args.budget)
     for name, seed in product(asked, seeds):
         at = RunFolder(work / place(name, seed))
-        if not at.ended:
+        if not at.is_ended:
             continue
         record = case_files.of_run(at.path, of(at.report), at.report)
         case_files.keep(root, "federated_diffusion", scale, name, seed, record)

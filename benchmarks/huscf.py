@@ -83,7 +83,7 @@ def quality(args: argparse.Namespace) -> dict[str, Any]:
         bench.run_all([run(name, seed) for seed, name in product(_seeds(args), asked)], args.parallel, args.budget)
     for name, seed in product(asked, _seeds(args)):
         at = RunFolder(work / _place(name, seed))
-        if at.ended:
+        if at.is_ended:
             record = case_files.of_run(at.path, of(at.report) | {"passed": _passed(at)}, at.report)
             case_files.keep(root, "huscf", scale, name, seed, record)
     return claims.rows("huscf", scale, root)

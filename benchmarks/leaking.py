@@ -63,7 +63,7 @@ def leaks(args: argparse.Namespace) -> dict[str, Any]:
 def _case(name: str, folder: Path, effort: Effort | None, *, quick: bool) -> dict[str, Any]:
     """Run it, attack it, and say what came of both. Where real activations alone are noised there is no audit."""
     run, alone = RunFolder(folder), name == "real alone"
-    if not run.ended:
+    if not run.is_ended:
         with mock.patch.object(silo_half, "GUARDED", (REAL_FORWARD,)) if alone else mock.patch.dict({}):
             for _ in compose(_recipe(cases()[name], quick=quick), folder):
                 pass

@@ -22,8 +22,8 @@ def main(out: Path = Path("collafuse.png"), rounds: int = 20) -> None:
     print("\n".join(method.cost_lines(5, sampling)))
 
     # Train: each image is released once, noised; after that nothing but losses goes up
-    for done in experiment:
-        print(f"round {done.number + 1}: loss {done.loss:.3f}, {done.bytes_up:,} bytes up")
+    for closed_round in experiment:
+        print(f"round {closed_round.number + 1}: loss {closed_round.loss:.3f}, {closed_round.bytes_up:,} bytes up")
 
     # Sample: silo-0 asks the server for half-denoised images, and finishes them at home
     verdict = experiment.evaluate()

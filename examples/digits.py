@@ -14,8 +14,8 @@ def main(out: Path = Path("digits.png"), rounds: int = 20) -> None:
     experiment = Experiment(method, split(digits, Iid(silos=5)))
 
     # Train
-    for done in experiment:
-        print(f"round {done.number + 1}: loss {done.loss:.3f}")
+    for closed_round in experiment:
+        print(f"round {closed_round.number + 1}: loss {closed_round.loss:.3f}")
 
     # Sample
     verdict = experiment.evaluate()

@@ -46,8 +46,8 @@ def main(out: Path = Path("shapes.png"), rounds: int = 8, count: int = 200) -> N
     experiment = Experiment(method, [Silo("arrays", arrays), Silo("dataset", dataset)], sampling=Sampling(steps=20))
 
     # Train
-    for done in experiment:
-        print(f"round {done.number + 1}: loss {done.loss:.3f}")
+    for closed_round in experiment:
+        print(f"round {closed_round.number + 1}: loss {closed_round.loss:.3f}")
 
     # Sample
     grid(out, experiment.generator().sample(labels=[0, 1] * 5), headings=SHAPES)

@@ -14,8 +14,10 @@ def main(pictures: Path, run: Path, size: int = 32, rounds: int = 50) -> None:
     silos = split(images, Dirichlet(silos=4, alpha=0.5, minimum=2))
 
     # Train: the run folder keeps a checkpoint of every round, and resume goes on from the last
-    for done in Experiment(method, silos, folder=run, resume=True):
-        print(f"round {done.number + 1}: loss {done.loss:.3f}, missing {done.missing or 'none'}")
+    for closed_round in Experiment(method, silos, folder=run, resume=True):
+        print(
+            f"round {closed_round.number + 1}: loss {closed_round.loss:.3f}, missing {closed_round.missing or 'none'}"
+        )
 
     # Sample: the run folder has a grid, a report, and a model that diffusers loads
     print(run / "figures" / "samples.png")

@@ -44,8 +44,8 @@ def main(out: Path = Path("plain.png"), rounds: int = 10) -> None:
     method = mh.FedAvg(model=model, training=mh.Training(steps=60, learning_rate=3e-3), rounds=rounds, ema=0.8)
     experiment = mh.Experiment(method, mh.split(digits, mh.Iid(silos=5)))
 
-    for done in experiment:  # Train
-        print(f"round {done.number + 1}: loss {done.loss:.3f}")
+    for closed_round in experiment:  # Train
+        print(f"round {closed_round.number + 1}: loss {closed_round.loss:.3f}")
 
     print(f"FID {experiment.evaluate()['metrics']['fid']:.2f}")  # Sample
     mh.grid(out, experiment.generator().sample(labels=list(range(10))), headings=digits.classes)

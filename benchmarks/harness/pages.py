@@ -12,7 +12,7 @@ TABLES = {
     "which method": readme_tables.which_method,
     "eight claims": readme_tables.eight_claims,
     "figures": tables.figures,
-    "trade": tables.trade,
+    "tradeoff": tables.tradeoff,
     "cases": tables.cases,
     "collafuse": tables.cuts,
     "huscf": tables.rivals,
@@ -21,7 +21,7 @@ PAGES = {
     ROOT / "README.md": ("which method", "eight claims"),
     DOCS / "which-method.md": ("which method",),
     DOCS / "claims.md": ("figures",),
-    DOCS / "server-learns.md": ("trade",),
+    DOCS / "server-learns.md": ("tradeoff",),
     DOCS / "methods.md": ("cases", "collafuse", "huscf"),
 }
 

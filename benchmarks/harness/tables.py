@@ -184,7 +184,7 @@ def _mean(table: case_files.Table, case: str, name: str, form: str, of: int = 0)
     return "-" if figure is None else f"{figure:{form}}"
 
 
-def trade() -> str:
+def tradeoff() -> str:
     """Quality and privacy at the same cuts of CollaFuse, for docs/server-learns.md."""
     from manyhands.diffusion.schedule import Schedule
     from manyhands.privacy.accountant import decibel, epsilon, mu_of

@@ -86,7 +86,7 @@ def test_images_without_labels_are_told_by_which_way_up_they_are(
 
 def test_any_size_fits_the_classifier() -> None:
     for size, channels in ((4, 1), (28, 1), (33, 3)):
-        network = features.Network(size, channels, 3)
+        network = features.FeatureNetwork(size, channels, 3)
         assert network(torch.zeros(2, channels, size, size))[0].shape == (2, features.WIDTH)
 
 
@@ -104,7 +104,7 @@ def test_inception_names_the_file_that_is_missing_and_where_it_comes_from(tmp_pa
 def test_inception_has_the_names_and_sizes_of_the_published_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = inception.Network()
+    network = inception.InceptionNetwork()
     state = network.state_dict()
     assert sum(p.numel() for p in network.parameters()) == 23_850_960  # 21.8 M, and the head of 1,008 classes
     assert state["Mixed_7c.branch3x3dbl_3b.conv.weight"].shape == (384, 384, 3, 1)

@@ -14,10 +14,11 @@ from manyhands import compose
 from manyhands.audit.effort import Effort
 from manyhands.errors import DataError, RunFolderError
 from manyhands.report.disclosure import table, words
-from manyhands.runs.audit import audit, trade
+from manyhands.runs.audit import audit
 from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.sweep import INDEX
+from manyhands.runs.tradeoff import tradeoff
 
 LITTLE = Effort(denoiser=5, regressor=5, classifier=20, widths=(8,))
 
@@ -143,12 +144,12 @@ def test_a_sweep_over_cuts_becomes_one_table_and_one_picture(tmp_path: Path) -> 
         ran(tmp_path / f"cut-{cut}", cut=cut)
         index.append({"values": {"method.cut": cut}, "seed": 0, "folder": f"cut-{cut}"})
     (tmp_path / INDEX).write_text(json.dumps(index))
-    table = trade(tmp_path, LITTLE)
+    table = tradeoff(tmp_path, LITTLE)
     assert [row["cut"] for row in table] == [0, 0.5, 1]
     assert [row["draw_share"] for row in table] == pytest.approx([0, 2 / 3, 1])
     assert table[0]["explained"] == table[0]["picked"] == 1
     assert 1 > (table[1]["explained"] or 0) > 0 == table[2]["explained"]
-    assert json.loads((tmp_path / "trade.json").read_text()) == table
-    assert (tmp_path / "trade.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "tradeoff.json").read_text()) == table
+    assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
     with pytest.raises(RunFolderError, match="holds no sweep over cuts"):
-        trade(tmp_path / "cut-1")
+        tradeoff(tmp_path / "cut-1")

@@ -37,7 +37,7 @@ def test_without_a_sweep_it_is_the_recipe_itself(path: Path) -> None:
     for text in (TEXT, TEXT + "[sweep]\n"):
         path.write_text(text)
         sweep = load_sweep(path, ["seed=3"])
-        assert not sweep.swept
+        assert not sweep.is_swept
         assert sweep.name == "mine"
         path.write_text(TEXT)
         assert [run.recipe for run in sweep.runs()] == [load_recipe(path, ["seed=3"])]

@@ -6,7 +6,7 @@ import typer
 
 from manyhands.cli.console import print_paths, print_table
 from manyhands.cli.options import JsonOption, RunArgument
-from manyhands.cli.output import show_trade, wrapped
+from manyhands.cli.output import show_tradeoff, wrapped
 from manyhands.errors import RecipeError
 from manyhands.files.strict_json import finite_json
 
@@ -29,9 +29,10 @@ def audit(
     every cut is attacked.
     """
     from manyhands.report.disclosure import table, words
-    from manyhands.runs.audit import SHARES, trade
+    from manyhands.runs.audit import SHARES
     from manyhands.runs.audit import audit as attack
     from manyhands.runs.run_folder import RunFolder
+    from manyhands.runs.tradeoff import tradeoff
 
     try:
         shares = [float(share) for share in cuts.split(",") if share.strip()]
@@ -41,9 +42,9 @@ def audit(
         raise RecipeError(f"--cuts {cuts}: {bad[0]:g} is given, but a cut must be more than 0 and less than 1")
     if (run_folder / "sweep.json").exists():
         if as_json:
-            typer.echo(finite_json(trade(run_folder)))
+            typer.echo(finite_json(tradeoff(run_folder)))
         else:
-            show_trade(run_folder, quiet=False)
+            show_tradeoff(run_folder, quiet=False)
         return
     folder = RunFolder(run_folder)
     if cuts and folder.recipe.get("method", {}).get("kind") == "huscf":

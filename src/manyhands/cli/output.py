@@ -11,15 +11,17 @@ from manyhands.cli.console import print_paths, print_table
 from manyhands.files.strict_json import finite_json
 
 
-def show_trade(folder: Path, *, quiet: bool) -> None:
+def show_tradeoff(folder: Path, *, quiet: bool) -> None:
     """Print the table of a sweep over cuts, and where its figure is."""
-    from manyhands.report.collafuse_audit import trade_table
-    from manyhands.runs.audit import trade
+    from manyhands.report.collafuse_audit import tradeoff_table
+    from manyhands.runs.tradeoff import tradeoff
 
-    rows = trade(folder)
+    rows = tradeoff(folder)
     if not quiet:
-        print_table(trade_table(rows), "For each cut: quality, what one release gives away, and what it costs a silo.")
-        print_paths({"figure": folder / "trade.png"})
+        print_table(
+            tradeoff_table(rows), "For each cut: quality, what one release gives away, and what it costs a silo."
+        )
+        print_paths({"figure": folder / "tradeoff.png"})
 
 
 def show_comparison(

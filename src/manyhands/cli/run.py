@@ -7,7 +7,7 @@ import typer
 
 from manyhands.cli.interrupt import Interrupted
 from manyhands.cli.options import JsonOption, RecipeArgument, SetOption
-from manyhands.cli.output import show_comparison, show_report, show_trade, wrapped
+from manyhands.cli.output import show_comparison, show_report, show_tradeoff, wrapped
 from manyhands.errors import RecipeError
 from manyhands.files.strict_json import finite_json
 from manyhands.runs.shipped import recipe_path
@@ -48,14 +48,14 @@ def run(
     if len(runs) > 1 and not all(run.recipe.evaluation.images for run in runs):
         raise RecipeError("--seeds and [sweep] compare runs by their metrics, but evaluation.images is 0")
     folder = out or Path("runs") / sweep.name
-    if sweep.swept:
+    if sweep.is_swept:
         write_index(folder, runs, resume=resume)
     for run in runs:
         _train(run.recipe, folder / run.folder, resume=resume, quiet=as_json, tensorboard=tensorboard)
     if len(runs) > 1:
-        show_comparison([folder / run.folder for run in runs], unranked=sweep.swept, as_json=as_json)
+        show_comparison([folder / run.folder for run in runs], unranked=sweep.is_swept, as_json=as_json)
         if "method.cut" in sweep.variants[0].values:
-            show_trade(folder, quiet=as_json)
+            show_tradeoff(folder, quiet=as_json)
     else:
         show_report(folder / runs[0].folder, as_json=as_json)
 
@@ -77,9 +77,9 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, tensorboa
 
         watchers.append(TensorBoardLogger(RunFolder(folder)))
     try:
-        for done in experiment:
+        for closed_round in experiment:
             for watcher in watchers:
-                watcher.show(done)
+                watcher.show(closed_round)
     except Interrupted:
         raise Interrupted(
             f"; {RunFolder(folder).kept} rounds are kept in {folder}; --resume continues the run"
@@ -97,10 +97,10 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
     import tomli_w
 
     plans = [_plan_of(run.recipe) for run in sweep.variants]
-    if sweep.swept and as_json:
+    if sweep.is_swept and as_json:
         places = [{"folder": run.folder, "values": run.values} for run in sweep.variants]
         typer.echo(finite_json({"runs": [place | plan for place, plan in zip(places, plans, strict=True)]}))
-    elif sweep.swept:
+    elif sweep.is_swept:
         for run, plan in zip(sweep.variants, plans, strict=True):
             lines = plan["gives_away"] + (plan["cost_lines"] or plan["plan"])
             typer.echo("\n".join([run.folder, *[wrapped(line, "    ") for line in lines]]))

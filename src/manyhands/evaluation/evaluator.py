@@ -116,8 +116,8 @@ class Evaluator:
         by_draw = [self.measure(view, conditional=conditional, cas=cas) for view in embedded]
         mean, floor = _mean(by_draw), self.floor(conditional=conditional, cas=cas)
         return {
-            "words": verdict.words(mean, floor, few=self.few),
-            "few": self.few,
+            "words": verdict.words(mean, floor, few=self.is_few),
+            "few": self.is_few,
             "metrics": mean,
             "spread": self._spread(by_draw, embedded[0], conditional=conditional),
             "spread_of": f"{len(by_draw)} draws"
@@ -137,7 +137,7 @@ class Evaluator:
         )
 
     @property
-    def few(self) -> bool:
+    def is_few(self) -> bool:
         """Whether there are fewer held-out images than a covariance of all features needs."""
         return len(self.held) <= self._real.features.shape[1]
 
@@ -296,7 +296,7 @@ class Evaluator:
         if among is not None:
             pixels, labels = pixels[among], labels[among]
         steps = CAS_EPOCHS * math.ceil(len(pixels) / CAS_BATCH)
-        network = features.trained(pixels, labels, len(self.real.classes), steps=steps, batch=CAS_BATCH)
+        network = features.train_features(pixels, labels, len(self.real.classes), steps=steps, batch=CAS_BATCH)
         tested = slice(None) if among is None else among
         predicted = features.embed(network, self.held.pixels[tested]).logits.argmax(1)
         return metrics.classification(predicted, self.labels[tested])

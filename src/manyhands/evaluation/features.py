@@ -51,7 +51,7 @@ class Embedding:
     logits: Tensor
 
 
-class Network(nn.Module):
+class FeatureNetwork(nn.Module):
     """A small convolutional classifier: 32, 64, 64 ... channels, pooled to at most 7 x 7, and 128 features.
 
     ``scale`` divides the features so that those of the training images have a mean square of 1; figures of different
@@ -84,7 +84,7 @@ class Network(nn.Module):
 class Classifier:
     """A classifier trained on real images; ``accuracy`` is its accuracy on held-out ones."""
 
-    network: Network
+    network: FeatureNetwork
     name: str
     accuracy: float
 
@@ -101,10 +101,12 @@ def embed(network: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, ba
     return Embedding(torch.cat(features), torch.cat(logits))
 
 
-def trained(pixels: Tensor, labels: Tensor, classes: int, *, steps: int, batch: int, seed: int = 0) -> Network:
+def train_features(
+    pixels: Tensor, labels: Tensor, classes: int, *, steps: int, batch: int, seed: int = 0
+) -> FeatureNetwork:
     """Train a classifier from scratch, with Adam and a learning rate that falls linearly from 1e-3 to 0."""
     with seeded_globally(seed, "classifier"):
-        network = Network(pixels.shape[-1], pixels.shape[1], classes)
+        network = FeatureNetwork(pixels.shape[-1], pixels.shape[1], classes)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
     rng = numpy_rng(seed, "classifier batches")
     batch_size, order = min(batch, len(pixels)), torch.empty(0, dtype=torch.long)
@@ -127,14 +129,14 @@ def classifier(train: Images, held: Images) -> Classifier:
     pixels, labels, classes = _task(train)
     key = f"{fingerprint(train, held)} {classes}"
     cached = recall("classifier", key)
-    network = Network(pixels.shape[-1], pixels.shape[1], classes)
+    network = FeatureNetwork(pixels.shape[-1], pixels.shape[1], classes)
     if cached is not None:
         accuracy = float(cached.pop("accuracy"))
         network.load_state_dict(cached)
         network.eval()
     else:
         steps = min(max(EPOCHS * len(pixels) // BATCH, MIN_STEPS), MAX_STEPS)
-        network = trained(pixels, labels, classes, steps=steps, batch=BATCH)
+        network = train_features(pixels, labels, classes, steps=steps, batch=BATCH)
         some = pixels[:: max(1, len(pixels) // 5000)]
         network.scale = embed(network, some).features.square().mean().sqrt()
         accuracy = _accuracy(network, held)
@@ -188,7 +190,7 @@ def _task(images: Images) -> tuple[Tensor, Tensor, int]:
     return torch.cat(turned), torch.arange(4).repeat_interleave(len(images)), 4
 
 
-def _accuracy(network: Network, held: Images) -> float:
+def _accuracy(network: FeatureNetwork, held: Images) -> float:
     pixels, labels, _ = _task(held)
     return (embed(network, pixels).logits.argmax(1) == labels).double().mean().item()
 

@@ -38,7 +38,7 @@ class Inception:
         Rethinking the Inception Architecture for Computer Vision, Szegedy et al., 2016, arXiv 1512.00567
     """
 
-    network: Network
+    network: InceptionNetwork
     device: str = "cpu"
     name: str = f"inception {SHA256[:8]}"
 
@@ -53,15 +53,15 @@ class Inception:
 
 
 def load(path: Path, device: str = "cpu") -> Inception:
-    """Read the weights, after ``verify`` has checked them."""
-    verify(path)
-    network = Network()
+    """Read the weights, after ``check_weights_file`` has checked them."""
+    check_weights_file(path)
+    network = InceptionNetwork()
     weights = torch.load(path, map_location="cpu", weights_only=True)  # a pickle, but only one with the hash above
     network.load_state_dict(weights)
     return Inception(network.eval().to(device), device)
 
 
-def verify(path: Path) -> None:
+def check_weights_file(path: Path) -> None:
     """Raise ``DataError`` where the file is missing or holds other weights."""
     if not path.is_file():
         raise DataError(
@@ -89,7 +89,7 @@ def enlarged(images: Tensor) -> Tensor:
     return images
 
 
-class Network(nn.Module):
+class InceptionNetwork(nn.Module):
     """Inception v3 of 2015-12-05; its modules have the names that the file of weights uses."""
 
     def __init__(self) -> None:

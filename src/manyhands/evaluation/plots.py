@@ -155,7 +155,7 @@ def disclosure(path: Path, report: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
-def trade(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def tradeoff(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Over the cut: the quality of samples, what releases give away, and the work of a silo."""
     figure, (quality, disclosed, work) = _row_of_axes((11, 3.4), 3)
     cuts = [row["cut"] for row in rows]

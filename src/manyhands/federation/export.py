@@ -36,7 +36,7 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
     classes = recipe.data.known_classes()
     shared = server.generator()
     if shared is not None:
-        shared = summary.ready(shared, recipe.sampling, classes, device)
+        shared = summary.prepare_for_sampling(shared, recipe.sampling, classes, device)
         shared.save(folder.model)
         if not isinstance(shared, TrainedAutoencoder):
             picture, headings = summary.picture(shared, 8, list(range(len(classes))))

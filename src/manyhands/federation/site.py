@@ -27,7 +27,7 @@ from manyhands.runs.checkpoint import generations, path_of
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import parse_offer, understood
 from manyhands.runs.run_folder import RunFolder
-from manyhands.runs.summary import ready
+from manyhands.runs.summary import prepare_for_sampling
 from manyhands.silos.silo_memory import SiloMemory
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ class Site:
             self.connection.bounds = IDLE_ANSWER_BOUNDS
         keep(recipe.method.rounds)
         if own := recipe.method.silo_generator(silo):
-            ready(own, recipe.sampling, silo.images.classes, str(silo.device_context.device)).save(place / "model")
+            device = str(silo.device_context.device)
+            prepare_for_sampling(own, recipe.sampling, silo.images.classes, device).save(place / "model")
         self.connection(Message("ended", facts={"run": run}))
         self.log(f"{run}: this site has finished")
 

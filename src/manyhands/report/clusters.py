@@ -28,7 +28,8 @@ class Clusters:
 def build_section(rounds: Sequence[Round], domains: Mapping[str, str]) -> dict[str, Any]:
     """The clusters and weights of silos in the last round that clustered them; empty where no round did."""
     contributions: Contributions = next(
-        (done.contributions for done in reversed(rounds) if _is_clustered(done.contributions)), {}
+        (closed_round.contributions for closed_round in reversed(rounds) if _is_clustered(closed_round.contributions)),
+        {},
     )
     if not contributions:
         return {}

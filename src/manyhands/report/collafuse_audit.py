@@ -156,7 +156,7 @@ def _interval(interval: Report) -> str:
     return f"{number_text(interval['value'])} ({number_text(interval['low'])} to {number_text(interval['high'])})"
 
 
-def trade_table(rows: Sequence[Report]) -> TextTable:
+def tradeoff_table(rows: Sequence[Report]) -> TextTable:
     """A row for each cut of a sweep."""
     heads = ["cut", "SNR dB", "epsilon", "FID", "explained", f"1 of {rows[0]['of']:,}", "drawing", "training"]
     body = [

@@ -170,7 +170,11 @@ def _costs(report: Mapping[str, Any]) -> list[Card]:
 
 
 def _warnings(report: Mapping[str, Any], rounds: Sequence[Round]) -> list[str]:
-    missing = [f"round {done.number + 1}: {silo}: {why}" for done in rounds for silo, why in done.missing.items()]
+    missing = [
+        f"round {closed_round.number + 1}: {silo}: {why}"
+        for closed_round in rounds
+        for silo, why in closed_round.missing.items()
+    ]
     skipped = [f"skipped: {name}" for name in report["skipped"]]
     return [*report.get("evaluation", {}).get("notes", []), *report["problems"], *skipped, *missing]
 

@@ -147,7 +147,9 @@ def measured_words(report: Mapping[str, Any]) -> str:
 def curve(report: Mapping[str, Any], rounds: Sequence[Round], name: str) -> list[tuple[int, float]]:
     """A figure by round, always by the same protocol: in the rounds that were evaluated, and at the end."""
     at_end = report.get("at_end", {}).get("metrics", {})
-    points = {done.number + 1: done.metrics[name] for done in rounds if name in done.metrics}
+    points = {
+        closed_round.number + 1: closed_round.metrics[name] for closed_round in rounds if name in closed_round.metrics
+    }
     return sorted((points | ({report["rounds"]: at_end[name]} if name in at_end else {})).items())
 
 

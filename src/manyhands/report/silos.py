@@ -53,15 +53,15 @@ class Holdings:
 def losses(rounds: Iterable[Round]) -> dict[str, list[tuple[int, float]]]:
     """The loss of each silo in each round; rounds are counted from 1."""
     by_silo: dict[str, list[tuple[int, float]]] = {}
-    for done in rounds:
-        for silo, loss in done.losses.items():
-            by_silo.setdefault(silo, []).append((done.number + 1, loss))
+    for closed_round in rounds:
+        for silo, loss in closed_round.losses.items():
+            by_silo.setdefault(silo, []).append((closed_round.number + 1, loss))
     return by_silo
 
 
 def training(rounds: Sequence[Round]) -> Curves | None:
     """The loss over rounds, of the silos and their mean; None where there are fewer than two rounds."""
-    mean = [(done.number + 1, done.loss) for done in rounds if done.losses]
+    mean = [(closed_round.number + 1, closed_round.loss) for closed_round in rounds if closed_round.losses]
     if len(mean) < 2:
         return None
     lines = [Line(points, "", "thin") for points in list(losses(rounds).values())[:MAX_LINES]]
@@ -103,7 +103,7 @@ def _silo_rows(
         cells = [f"{images:,}", number_text(by_silo[silo][-1][1]) if silo in by_silo else "-"]
         cells += beside_real(groups.get(silo, {}), ("fid", "coverage", "label_match")) if groups else []
         cells += [size_text(carried[silo, direction]) for direction in ("up", "down")]
-        missed = sum(silo in done.missing for done in rounds)
+        missed = sum(silo in closed_round.missing for closed_round in rounds)
         rows.append([silo, *cells, count_text(report["flops_silos"].get(silo, 0)), str(missed)])
     return rows
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +21,6 @@ from manyhands.data.partition.by_attributes import ByAttributes
 from manyhands.diffusion.norm_bound import squeezed
 from manyhands.errors import DataError, RunFolderError
 from manyhands.evaluation import features, plots
-from manyhands.files.strict_json import finite_json
-from manyhands.files.write import replace_file
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.load import load
 from manyhands.messages.message import Message
@@ -34,7 +30,6 @@ from manyhands.methods.huscf.method import HuSCF
 from manyhands.report import page
 from manyhands.runs.finished import held_silos
 from manyhands.runs.run_folder import RunFolder
-from manyhands.runs.sweep import INDEX
 from manyhands.seed import torch_rng
 from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import DeviceContext
@@ -122,65 +117,6 @@ def _attack_cuts(
 
 AUDITS = {"collafuse": _attack_releases, "huscf": _attack_cuts}
 """What attacks a run, by the kind of its method."""
-
-
-def trade(folder: Path, effort: Effort | None = None) -> list[dict[str, float | None]]:
-    """Compare the cuts of a sweep by quality, disclosure and work of a silo; writes trade.json and trade.png.
-
-    The attacks run once, on the first run that releases noised images.
-    """
-    runs = [run for run in _swept(folder) if run.ended and "costs" in run.report]
-    inner = [run for run in runs if 0 < _share(run) < 1]
-    if not inner:
-        raise RunFolderError(f"{folder}: none of its runs that release noised images has finished")
-    report = audit(inner[0], sorted({_share(run) for run in inner}), effort)
-    rows = [_trade_row([run for run in runs if _share(run) == share], share, report) for share in _shares(runs)]
-    plots.trade(folder / "trade.png", rows)
-    replace_file(folder / "trade.json", finite_json(rows, indent=1).encode())
-    return rows
-
-
-def _swept(folder: Path) -> list[RunFolder]:
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        return [RunFolder(folder / run["folder"]) for run in index if "method.cut" in run["values"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{folder}: holds no sweep over cuts: {error}") from None
-
-
-def _shares(runs: Sequence[RunFolder]) -> list[float]:
-    return sorted({_share(run) for run in runs})
-
-
-def _share(run: RunFolder) -> float:
-    """The cut of a run as a share of its chain; the lowest if the silos differ."""
-    steps = run.recipe["method"]["diffusion"]["schedule"]["steps"]
-    return float(min(costs["cut"] for costs in run.report["costs"].values()) / steps)
-
-
-def _trade_row(runs: Sequence[RunFolder], share: float, audit_report: Mapping[str, Any]) -> dict[str, float | None]:
-    """The row of one cut; figures of several seeds are means. At cut 0 everything is given away, at cut 1 nothing."""
-    reports = [run.report for run in runs]
-    costs = next(iter(reports[0]["costs"].values()))
-    cut = next((cut for cut in audit_report["cuts"] if abs(cut["share"] - share) < 1e-9), None)
-    scores = cut["one_release"] if cut else None
-    chance, best = audit_report["cuts"][0]["one_release"]["identity"]["chance"], None
-    if scores:
-        best = max(attack["explained"]["value"] for attack in scores["reconstruction"].values())
-    fids = [report["metrics"]["fid"] for report in reports if "fid" in report["metrics"]]
-    return {
-        "cut": share,
-        "snr_db": cut["snr_db"] if cut else None,
-        "epsilon": scores["guarantee"]["epsilon"] if scores else None,
-        "fid": float(np.mean(fids)) if fids else None,
-        "fid_deviation": float(np.std(fids, ddof=1)) if len(fids) > 1 else None,
-        "fid_real": reports[0]["floor"].get("fid"),
-        "explained": best if scores else float(share == 0),
-        "picked": scores["identity"]["top_1"]["value"] if scores else 1.0 if share == 0 else chance,
-        "of": audit_report["cuts"][0]["one_release"]["identity"]["candidates"],
-        "draw_share": costs["draw_flops"] / costs["draw_flops_whole"],
-        "train_share": costs["train_flops"] / costs["train_flops_whole"],
-    }
 
 
 def _private_and_public(silos: Sequence[Silo]) -> tuple[Images, Images]:

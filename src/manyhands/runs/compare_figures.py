@@ -58,15 +58,15 @@ def _curve(run: RunFolder, name: str, axis: str) -> list[tuple[float, float]]:
     """A figure over rounds, or over the bytes or the work until then."""
     rounds = run.rounds
     report = run.report
-    spent = list(accumulate(_spent(done, axis, len(report["silos"])) for done in rounds))
+    spent = list(accumulate(_spent(closed_round, axis, len(report["silos"])) for closed_round in rounds))
     return [(spent[at - 1], value) for at, value in curve(report, rounds, name)]
 
 
-def _spent(done: Round, axis: str, silos: int) -> float:
+def _spent(closed_round: Round, axis: str, silos: int) -> float:
     """The bytes of a round, its work as the mean over all silos, including those that rested, or 1 for the round."""
     if axis == "flops":
-        return sum(done.flops.values()) / silos
-    return done.bytes_up + done.bytes_down if axis == "bytes" else 1
+        return sum(closed_round.flops.values()) / silos
+    return closed_round.bytes_up + closed_round.bytes_down if axis == "bytes" else 1
 
 
 def _silos(report: Mapping[str, Any], name: str) -> dict[str, tuple[float, float]]:

@@ -63,7 +63,7 @@ class Experiment:
         recipe: The resolved recipe that is written to the run folder; empty writes one of the other arguments.
         skipped: Names of images that could not be read, for the report.
         ledger: Counts the bytes of training.
-        drawn: Counts the bytes of sampling, for methods whose silos use the server for it.
+        sampling_ledger: Counts the bytes of sampling, for methods whose silos use the server for it.
     """
 
     method: Method
@@ -79,7 +79,7 @@ class Experiment:
     recipe: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
-    drawn: Ledger = field(default_factory=Ledger)
+    sampling_ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
         device_context = DeviceContext(chosen_device(self.device))
@@ -91,7 +91,7 @@ class Experiment:
         for silo in self.silos:
             self.method.check_silo(silo)
         if self.evaluation.images and self.evaluation.inception:
-            inception.verify(self.evaluation.inception)  # before the run, not after it
+            inception.check_weights_file(self.evaluation.inception)  # before the run, not after it
         self.roster = {silo.name: len(silo.images) for silo in self.silos}
         if not can_reach_quorum(self.quorum, len(self.roster)):
             raise RecipeError(f"quorum is {self.quorum}, but there are {len(self.roster)} silos")
@@ -114,12 +114,12 @@ class Experiment:
             self._go_on(self.run_folder)
             for line in (*self.method.warnings(self.roster), *_lacking(self.silos), *self.simulated()):
                 self.run_folder.problem(line)
-            if self.run_folder.ended and self.server.round >= self.method.rounds:
+            if self.run_folder.is_ended and self.server.round >= self.method.rounds:
                 return
-            for closed in self._rounds():
-                done = self._evaluate_round(self.run_folder, closed)
-                self._keep(self.run_folder, done)
-                yield done
+            for closed_round in self._rounds():
+                evaluated = self._evaluate_round(self.run_folder, closed_round)
+                self._keep(self.run_folder, evaluated)
+                yield evaluated
             self._save(self.run_folder)  # once more, since the ledger now has the last answers
             self._export(self.run_folder)
 
@@ -142,9 +142,9 @@ class Experiment:
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
         timer = RoundTimer(self.ledger, self.server)
         for closed in self.link.run(coordinator, conversations, self.ledger):
-            done = timer.round_of(closed, self.method.rounds)
-            check_quorum(done, closed, self.quorum)
-            yield done
+            entry = timer.round_of(closed, self.method.rounds)
+            check_quorum(entry, closed, self.quorum)
+            yield entry
             timer.start()
 
     def _earlier(self) -> Tensors:
@@ -162,7 +162,7 @@ class Experiment:
             )
         if trained is None:
             raise RecipeError(f"there is no generator of {'the server' if silo is None else silo}")
-        ready = self._ready(trained)
+        ready = self._prepared(trained)
         if isinstance(ready, TrainedAutoencoder):
             raise RecipeError(CANNOT_SAMPLE)
         if isinstance(ready, GanGenerator) and ready.cut:
@@ -172,12 +172,12 @@ class Experiment:
     def generators(self) -> dict[str, ImageSource]:
         """The generator that each silo uses after training."""
         shared = self.server.generator()
-        ready = None if shared is None else self._ready(shared)
+        ready = None if shared is None else self._prepared(shared)
         coordinator, generators = RoundCoordinator(self.server, self.method.plan(), self.roster), {}
         for silo in self.silos:
             own = self.method.silo_generator(silo)
-            call = self.link.server_call(coordinator, silo.name, self.drawn)
-            generator = self.method.generator_for(silo.name, ready, None if own is None else self._ready(own), call)
+            call = self.link.server_call(coordinator, silo.name, self.sampling_ledger)
+            generator = self.method.generator_for(silo.name, ready, None if own is None else self._prepared(own), call)
             if generator is not None:
                 generators[silo.name] = generator
         return generators
@@ -198,22 +198,22 @@ class Experiment:
         """The evaluator, made when it is first needed, since it embeds all real images."""
         return Evaluator(self.evaluation, self.silos, str(self.silos[0].device_context.device))
 
-    def _evaluate_round(self, folder: RunFolder, done: Round) -> Round:
+    def _evaluate_round(self, folder: RunFolder, closed_round: Round) -> Round:
         """The round with its figures, and a picture of samples, if it is one that is evaluated."""
-        every, number = self.evaluation.every, done.number + 1
+        every, number = self.evaluation.every, closed_round.number + 1
         generators = self.generators() if every and number % every == 0 else {}
         if not generators:
-            return done
+            return closed_round
         try:
             first = generators.get(self.silos[0].name)
             if first is not None and (picture := self._picture(first, rows=4)):
                 plots.sheet(folder.round_picture(number), *picture)
-            if number == done.rounds or not self.evaluation.images:
-                return done  # the last round is evaluated completely at the end of the run
-            return replace(done, metrics=self.evaluator.quick(generators, self.sampling))
+            if number == closed_round.rounds or not self.evaluation.images:
+                return closed_round  # the last round is evaluated completely at the end of the run
+            return replace(closed_round, metrics=self.evaluator.quick(generators, self.sampling))
         except UNMEASURED as error:
             folder.problem(f"round {number} was not measured: {error}")
-            return done
+            return closed_round
 
     def _picture(self, trained: ImageSource, rows: int) -> tuple[Tensor, tuple[str, ...]] | None:
         """A picture of samples; None where it could only show the silos' own images."""
@@ -228,8 +228,8 @@ class Experiment:
             return list(range(len(images.classes)))
         return [int(label) for label in images.labels.unique()]
 
-    def _ready(self, trained: TrainedModel) -> TrainedModel:
-        return summary.ready(
+    def _prepared(self, trained: TrainedModel) -> TrainedModel:
+        return summary.prepare_for_sampling(
             trained, self.sampling, self.silos[0].images.classes, str(self.silos[0].device_context.device)
         )
 
@@ -244,10 +244,10 @@ class Experiment:
             for silo in self.silos:
                 silo.memory = SiloMemory(state.memories.get(silo.name, {}))
 
-    def _keep(self, folder: RunFolder, done: Round) -> None:
-        if done.note:
-            folder.problem(f"round {done.number + 1}: {done.note}")
-        folder.append(done)
+    def _keep(self, folder: RunFolder, closed_round: Round) -> None:
+        if closed_round.note:
+            folder.problem(f"round {closed_round.number + 1}: {closed_round.note}")
+        folder.append(closed_round)
         self._save(folder)
 
     def _save(self, folder: RunFolder) -> None:
@@ -270,9 +270,9 @@ class Experiment:
         shared = self.server.generator()
         own = {silo.name: generator for silo in self.silos if (generator := self.method.silo_generator(silo))}
         for name, generator in own.items():
-            self._ready(generator).save(folder.silo(name) / "model")
+            self._prepared(generator).save(folder.silo(name) / "model")
         if shared is not None:
-            self._ready(shared).save(folder.model)
+            self._prepared(shared).save(folder.model)
         generator_of_report = shared or next(iter(own.values()), None)
         first = self.generators().get(self.silos[0].name)
         if first is not None and (picture := self._picture(first, rows=8)):

@@ -32,14 +32,14 @@ class Progress:
             self._live = Live(Text("first round ..."), console=self.console, auto_refresh=False)
             self._live.start(refresh=True)
 
-    def show(self, done: Round) -> None:
+    def show(self, closed_round: Round) -> None:
         """Show a round."""
-        self._seconds.append(done.seconds)
-        for silo, reason in done.missing.items():
-            self.console.print(f"round {done.number + 1}: without {silo}: {reason}", soft_wrap=True)
-        if done.note:
-            self.console.print(f"round {done.number + 1}: {done.note}", soft_wrap=True)
-        line = round_line(done, sum(self._seconds[-5:]) / len(self._seconds[-5:]))
+        self._seconds.append(closed_round.seconds)
+        for silo, reason in closed_round.missing.items():
+            self.console.print(f"round {closed_round.number + 1}: without {silo}: {reason}", soft_wrap=True)
+        if closed_round.note:
+            self.console.print(f"round {closed_round.number + 1}: {closed_round.note}", soft_wrap=True)
+        line = round_line(closed_round, sum(self._seconds[-5:]) / len(self._seconds[-5:]))
         if self._live:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
         else:
@@ -51,11 +51,12 @@ class Progress:
             self._live.stop()
 
 
-def round_line(done: Round, pace: float) -> str:
+def round_line(closed_round: Round, pace: float) -> str:
     """One round in at most 80 columns."""
-    left = int(pace * (done.rounds - done.number - 1))
-    rate = done.images_seen / done.seconds if done.seconds else 0
+    left = int(pace * (closed_round.rounds - closed_round.number - 1))
+    rate = closed_round.images_seen / closed_round.seconds if closed_round.seconds else 0
     return (
-        f"round {done.number + 1}/{done.rounds}  {len(done.losses)} silos  loss {done.loss:.4f}  {rate:,.0f} images/s  "
-        f"{size_text(done.bytes_up + done.bytes_down)}  {left // 60}:{left % 60:02d} left"
+        f"round {closed_round.number + 1}/{closed_round.rounds}  {len(closed_round.losses)} silos  "
+        f"loss {closed_round.loss:.4f}  {rate:,.0f} images/s  "
+        f"{size_text(closed_round.bytes_up + closed_round.bytes_down)}  {left // 60}:{left % 60:02d} left"
     )

@@ -39,7 +39,7 @@ class RoundTimer:
         facts_of_silos: dict[str, dict[str, Any]] = {silo: dict(facts) for silo, facts in closed.facts.items()}
         reasons = {silo: printable(facts.get("withheld", "")) for silo, facts in facts_of_silos.items()}
         withheld = {silo: reason for silo, reason in reasons.items() if reason not in ("", RESTING)}
-        done = Round(
+        entry = Round(
             number=closed.round,
             rounds=rounds,
             seconds=time.perf_counter() - self.began,
@@ -57,11 +57,11 @@ class RoundTimer:
             note=closed.note,
         )
         self.up, self.down, self.flops, self.seen = up, down, self.server.flops, self.server.seen
-        return done
+        return entry
 
 
-def check_quorum(done: Round, closed: ClosedRound, quorum: int) -> None:
+def check_quorum(entry: Round, closed: ClosedRound, quorum: int) -> None:
     """Raise where fewer silos than the quorum could send anything, unless the server has just repeated the round."""
     if not closed.note:
-        senders = len(closed.facts) - len(done.missing.keys() & closed.facts.keys()) - done.resting
-        check_senders(quorum, senders, done.number, done.missing)
+        senders = len(closed.facts) - len(entry.missing.keys() & closed.facts.keys()) - entry.resting
+        check_senders(quorum, senders, entry.number, entry.missing)

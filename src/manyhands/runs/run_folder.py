@@ -137,7 +137,7 @@ class RunFolder:
         return next(iter(generations(self.server)), 0)
 
     @property
-    def ended(self) -> bool:
+    def is_ended(self) -> bool:
         """Whether a run has ended here: its report is written last."""
         return (self.path / "report.json").exists()
 
@@ -170,10 +170,10 @@ class RunFolder:
         text = content if isinstance(content, str) else finite_json(content, indent=1)
         replace_file(self._file(name), text.encode())
 
-    def append(self, done: Round) -> None:
+    def append(self, closed_round: Round) -> None:
         """Append a line to the journal, before the checkpoint is written; a line too many is removed at resume."""
         with disk_errors(self._file("journal.jsonl")), self._file("journal.jsonl").open("a") as file:
-            file.write(finite_json(asdict(done)) + "\n")
+            file.write(finite_json(asdict(closed_round)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -288,7 +288,9 @@ class RunFolder:
         return any(not path.name.startswith(".") for path in self.path.iterdir())
 
     def _cut_journal(self, rounds: int) -> None:
-        lines = [finite_json(asdict(done)) + "\n" for done in self.rounds if done.number < rounds]
+        lines = [
+            finite_json(asdict(closed_round)) + "\n" for closed_round in self.rounds if closed_round.number < rounds
+        ]
         self.write("journal.jsonl", "".join(lines))
 
     def _file(self, name: str) -> Path:

@@ -56,13 +56,13 @@ def build_report(
         "method": method.model_dump()["kind"],
         "silos": roster,
         "rounds": len(rounds),
-        "seconds": sum(done.seconds for done in rounds),
-        "images_seen": sum(done.images_seen + done.server_images_seen for done in rounds),
+        "seconds": sum(closed_round.seconds for closed_round in rounds),
+        "images_seen": sum(closed_round.images_seen + closed_round.server_images_seen for closed_round in rounds),
         "parameters": sum(t.numel() for t in trained.weights.values()) if trained else 0,
         "bytes_up": ledger.bytes("up"),
         "bytes_down": ledger.bytes("down"),
-        "flops_silos": {silo: sum(done.flops.get(silo, 0) for done in rounds) for silo in roster},
-        "flops_server": sum(done.server_flops for done in rounds),
+        "flops_silos": {silo: sum(closed_round.flops.get(silo, 0) for closed_round in rounds) for silo in roster},
+        "flops_server": sum(closed_round.server_flops for closed_round in rounds),
         "peak_memory": peak_memory(),
         "metrics": {"loss": _loss(rounds)},
         "floor": {},
@@ -129,8 +129,10 @@ def _loss(rounds: Sequence[Round]) -> float | None:
     return rounds[-1].loss if rounds and not math.isnan(rounds[-1].loss) else None
 
 
-def ready(trained: TrainedModel, sampling: Sampling, classes: tuple[str, ...], device: str) -> TrainedModel:
-    """A trained model with everything that sampling needs."""
+def prepare_for_sampling(
+    trained: TrainedModel, sampling: Sampling, classes: tuple[str, ...], device: str
+) -> TrainedModel:
+    """Return a trained model with everything that sampling needs."""
     if isinstance(trained, TrainedAutoencoder):
         return replace(trained, device=device)
     return replace(trained, sampling=sampling, classes=classes, device=device)

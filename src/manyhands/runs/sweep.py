@@ -43,7 +43,7 @@ class Sweep(NamedTuple):
     variants: list[Variant]
 
     @property
-    def swept(self) -> bool:
+    def is_swept(self) -> bool:
         """Whether the recipe has a [sweep]."""
         return bool(self.variants[0].values)
 
@@ -69,7 +69,7 @@ def load_sweep(path: Path | str, changes: Sequence[str] = ()) -> Sweep:
         raise RecipeError(f"{path}: sweep: has {count:,} combinations, {MAX_RUNS:,} are the maximum")
     combinations = itertools.product(*fields.values())
     variants = [_variant(recipe_fields, dict(zip(fields, values, strict=True)), path) for values in combinations]
-    _distinct(variants, path)
+    _check_distinct(variants, path)
     return Sweep(str(recipe_fields["name"]), variants)
 
 
@@ -120,7 +120,7 @@ def _variant(recipe_fields: Mapping[str, Any], values: dict[str, Any], path: Pat
     return Variant(parse_recipe(fields, where), values, folder)
 
 
-def _distinct(variants: Sequence[Variant], path: Path) -> None:
+def _check_distinct(variants: Sequence[Variant], path: Path) -> None:
     """Check that no two combinations have the same folder or are the same run."""
     seen: dict[str, Variant] = {}
     for variant in variants:

@@ -31,18 +31,18 @@ class TensorBoardLogger:
         """The writer, opened with the first round, when the folder is this run's; repeated rounds are overwritten."""
         return self._open(str(self.folder.path / "tensorboard"), purge_step=self.folder.kept)
 
-    def show(self, done: Round) -> None:
+    def show(self, closed_round: Round) -> None:
         """Log the losses, bytes, work and figures of a round, and its picture where there is one."""
-        step = done.number + 1
+        step = closed_round.number + 1
         scalars = {
-            "loss/mean": done.loss,
-            **{f"loss/{silo}": loss for silo, loss in done.losses.items()},
-            "bytes/up": done.bytes_up,
-            "bytes/down": done.bytes_down,
-            "flops/silos": sum(done.flops.values()),
-            "flops/server": done.server_flops,
-            "images a second": done.images_seen / done.seconds if done.seconds else 0.0,
-            **{f"metrics/{name}": value for name, value in done.metrics.items()},
+            "loss/mean": closed_round.loss,
+            **{f"loss/{silo}": loss for silo, loss in closed_round.losses.items()},
+            "bytes/up": closed_round.bytes_up,
+            "bytes/down": closed_round.bytes_down,
+            "flops/silos": sum(closed_round.flops.values()),
+            "flops/server": closed_round.server_flops,
+            "images a second": closed_round.images_seen / closed_round.seconds if closed_round.seconds else 0.0,
+            **{f"metrics/{name}": value for name, value in closed_round.metrics.items()},
         }
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)

@@ -169,7 +169,7 @@ def test_silos_draw_across_the_cut_and_each_half_alone() -> None:
     assert images.shape == (3, 1, 4, 4)
     assert torch.equal(images, relay.sample(labels=[0, 1, 0], seed=3))
     assert not torch.equal(images, relay.sample(labels=[0, 1, 0], seed=4))
-    assert {row["op"] for row in experiment.drawn.entries()} == {"denoise"}
+    assert {row["op"] for row in experiment.sampling_ledger.entries()} == {"denoise"}
     assert experiment.generator().sample(2).shape == experiment.generator("s0").sample(2).shape
     first = next(relay.stream([0, 1] * 4, batch=2, first=2))[0]
     assert torch.equal(first, torch.cat([x for x, _ in relay.stream([0, 1] * 4, batch=2)])[2:4])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from manyhands.audit.attacks.statistics import Interval, auc, bootstrap, mean
 from manyhands.diffusion.objective import noised
 from manyhands.diffusion.schedule import Schedule
-from manyhands.evaluation.features import Network
+from manyhands.evaluation.features import FeatureNetwork
 from manyhands.seed import seeded_globally
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class KnownAttributes(NamedTuple):
 class NoisyClassifier:
     """A classifier of noised images with the noise level as input: one network for all levels."""
 
-    def __init__(self, schedule: Schedule, network: Network) -> None:
+    def __init__(self, schedule: Schedule, network: FeatureNetwork) -> None:
         self._schedule = schedule
         self._network = network
 
@@ -111,7 +111,7 @@ def classifier(
     """
     levels_tensor = torch.tensor(sorted(set(levels)))
     with seeded_globally(int(torch.randint(2**31, (), generator=rng)), "attributes"):
-        network = Network(public.shape[-1], public.shape[1] + 1, outputs)
+        network = FeatureNetwork(public.shape[-1], public.shape[1] + 1, outputs)
     optimiser = torch.optim.Adam(network.parameters(), 2e-3, fused=True)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
