@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from manyhands.formatting import number_text
 from manyhands.messages import outgoing
 from manyhands.messages.operation import Operation, Payload
-from manyhands.messages.outgoing.kinds import CANDIDATES, epsilon_text
+from manyhands.messages.outgoing.kinds import CANDIDATES
 from manyhands.messages.outgoing.summary import FACT_MEANINGS, TECHNICAL_FACTS, for_silo, given_away, never_sent, rows
 from manyhands.messages.plan import Plan
 from manyhands.privacy.accountant import epsilon, mu_of
@@ -122,7 +123,7 @@ def test_what_is_released_anew_nobody_knows_how_often_is_so_once_a_round_at_leas
     fresh, faint = outgoing.Fresh(20, Training(batch=8, steps=3)), {"snr": 3e-3, "norm": 8.0}
     said = outgoing.NoisedImages(**NOISED, fresh=fresh).gives_away()
     assert "13.0 dB, 20 or more releases of each together" in said
-    assert f"an epsilon of {epsilon_text(epsilon(mu_of(1.0, 8.0, 20), 1e-5))} at" in said
+    assert f"an epsilon of {number_text(epsilon(mu_of(1.0, 8.0, 20), 1e-5))} at" in said
     assert not outgoing.NoisedImages(**faint).gives_away()
     assert outgoing.NoisedImages(**faint, fresh=fresh).gives_away()
 

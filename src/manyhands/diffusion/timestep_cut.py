@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from manyhands.diffusion.release_privacy import cut_of_epsilon
 from manyhands.diffusion.schedule import Schedule
 from manyhands.errors import RecipeError
-from manyhands.messages.outgoing.kinds import epsilon_text
+from manyhands.formatting import number_text
 from manyhands.privacy.accountant import decibel, epsilon, mu_of
 from manyhands.spec import Float, Spec
 
@@ -95,5 +95,5 @@ def cut_words(schedule: Schedule, step: int, norm: float, delta: float) -> str:
     shown = epsilon(mu_of(snr, norm), delta)
     return (
         f"step {step} of {schedule.steps} (share {step / schedule.steps:.3g}), SNR {decibel(snr):.1f} dB, epsilon "
-        f"{epsilon_text(shown)} at delta {delta:g} (local, one image replaced by any other)"
+        f"{number_text(shown)} at delta {delta:g} (local, one image replaced by any other)"
     )

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import tomli_w
 from pydantic import Field, field_validator
 
-from manyhands.formatting import size_text
+from manyhands.formatting import number_text, size_text
 from manyhands.messages import outgoing
-from manyhands.messages.outgoing.kinds import epsilon_text
 from manyhands.privacy.budget import Limits
 from manyhands.registry import METHODS
 from manyhands.runs.recipe import Recipe
@@ -169,7 +168,7 @@ class Policy(Spec):
             spent, level, count = kind.epsilon(images, self.delta) + extra, kind.snr_db(images), kind.releases(images)
             if self.max_epsilon is not None and spent > self.max_epsilon:
                 reasons.append(
-                    f"an image would have epsilon {epsilon_text(spent)} at delta {self.delta:g}, "
+                    f"an image would have epsilon {number_text(spent)} at delta {self.delta:g}, "
                     f"but {self.max_epsilon:g} is allowed"
                 )
             if self.max_snr_db is not None and level > self.max_snr_db:

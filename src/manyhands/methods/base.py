@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from manyhands.errors import RecipeError
+from manyhands.formatting import names_text
 from manyhands.registry import METHODS, OneOf
 from manyhands.spec import Int, Spec, suggest
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from manyhands.methods.server import Server
     from manyhands.models.base import Model
     from manyhands.silos.silo import Silo
+
+WEIGHTS, AVERAGE = "weights.", "average."
+"""The prefixes of a network's weights and of their average over rounds, in a silo's memory and a server's state."""
 
 Conversation = Generator["Message", "Message", None]
 """A silo's half of a method: it yields the messages that it sends, and receives the answers."""
@@ -224,6 +228,13 @@ def check_names(named: Iterable[str], silos: Sequence[str]) -> None:
     known = set(silos)
     if unknown := next((name for name in named if name not in known), None):
         raise ValueError(f"method names {unknown!r}; {suggest(unknown, list(silos[:20]))}")
+
+
+def check_cuts(unknown: Collection[str], silos: Collection[str]) -> None:
+    """Raise ``RecipeError`` if there are names in a method's ``cuts`` that are the name of no silo."""
+    if unknown:
+        name = next(iter(unknown))
+        raise RecipeError(f"cuts names {name!r}, which is none of the silos ({names_text(sorted(silos))})")
 
 
 def check_images(silo: Silo, model: Model, least: int = 1) -> None:

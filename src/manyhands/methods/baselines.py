@@ -15,11 +15,12 @@ from manyhands.messages import outgoing
 from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation
+from manyhands.methods.base import AVERAGE, WEIGHTS, Conversation
 from manyhands.methods.distil import Distil, Teacher
 from manyhands.methods.fedavg.method import FedAvg
+from manyhands.methods.round_report import update_facts, why_unusable
 from manyhands.methods.server import Server
-from manyhands.methods.whole_network import WholeNetworkMethod, update_facts, why_unusable
+from manyhands.methods.whole_network import WholeNetworkMethod
 from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo
 from manyhands.spec import Int
@@ -79,7 +80,7 @@ class Local(WholeNetworkMethod):
 
     def silo_generator(self, silo: Silo) -> TrainedModel | None:
         """Return the network that the silo has trained."""
-        return self.learner.silo_generator(silo, strip_prefix(silo.memory, "average."))
+        return self.learner.silo_generator(silo, strip_prefix(silo.memory, AVERAGE))
 
     def _round(self, silo: Silo, answer: Message) -> Message:
         if self.diffusion.max_timestep == 0:
@@ -87,7 +88,7 @@ class Local(WholeNetworkMethod):
         network, number = silo.device_context.network(self.model), answer.facts["round"]
         if number == self.distil_start:
             self._start_distillation(silo)
-        start = strip_prefix(silo.memory, "weights.") or snapshot(self.model.build(answer.facts["seed"]).state_dict())
+        start = strip_prefix(silo.memory, WEIGHTS) or snapshot(self.model.build(answer.facts["seed"]).state_dict())
         network.load_state_dict(start)
         optimiser = self.training.optimiser_of(network, self.progress(number))
         if self.keep_optimiser:
@@ -97,12 +98,12 @@ class Local(WholeNetworkMethod):
         if why := why_unusable(trained, weights):
             return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
-        average = running_average(strip_prefix(silo.memory, "average."), weights, self.ema, updates)
+        average = running_average(strip_prefix(silo.memory, AVERAGE), weights, self.ema, updates)
         silo.memory.keep(
             {
                 "updates": torch.tensor(updates + 1),
-                **add_prefix(weights, "weights."),
-                **add_prefix(average, "average."),
+                **add_prefix(weights, WEIGHTS),
+                **add_prefix(average, AVERAGE),
                 **(optimiser_state(optimiser) if self.keep_optimiser else {}),
             }
         )
@@ -123,9 +124,9 @@ class Local(WholeNetworkMethod):
 
     def _start_distillation(self, silo: Silo) -> None:
         """Keep the trained weights as the teacher, and start the student from them."""
-        weights = strip_prefix(silo.memory, "average.")
-        silo.memory.forget("weights.", "average.", "teacher.", "optimiser.", "updates")
-        silo.memory.keep(add_prefix(weights, "teacher.") | add_prefix(weights, "weights."))
+        weights = strip_prefix(silo.memory, AVERAGE)
+        silo.memory.forget(WEIGHTS, AVERAGE, "teacher.", "optimiser.", "updates")
+        silo.memory.keep(add_prefix(weights, "teacher.") | add_prefix(weights, WEIGHTS))
 
     def _teacher(self, silo: Silo) -> Teacher | None:
         weights = strip_prefix(silo.memory, "teacher.")

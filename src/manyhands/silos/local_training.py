@@ -85,6 +85,11 @@ class Training(Spec):
         end = self.learning_rate_end
         return self.learning_rate * (end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2)
 
+    def set_rate(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
+        """Give an optimiser the learning rate after a share ``progress`` of the run."""
+        for group in optimiser.param_groups:
+            group["lr"] = self.rate(progress)
+
     def optimiser_of(self, network: nn.Module, progress: float) -> torch.optim.Optimizer:
         """Return a new optimiser of the network's weights, with the learning rate at ``progress``."""
         kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from manyhands.formatting import number_text
 from manyhands.privacy.accountant import decibel, epsilon, mu_of
 
 if TYPE_CHECKING:
@@ -18,11 +19,6 @@ MAX_EPSILON = 10.0
 MAX_PICKED, CANDIDATES = 0.01, 1000
 """A release gives its images away if a larger share of them is picked out of at least ``CANDIDATES`` candidates."""
 NO_EPSILON = "no epsilon can be given"
-
-
-def epsilon_text(epsilon: float) -> str:
-    """Format an epsilon for people."""
-    return f"{epsilon:,.0f}" if epsilon >= 1000 else f"{epsilon:.3g}"
 
 
 class Picked(NamedTuple):
@@ -163,7 +159,7 @@ class NoisedImages(OutgoingData):
         """See ``OutgoingData``: epsilon, its delta, and what it protects."""
         epsilon, unknown = self.epsilon(images, self.delta), self.releases(images) is None
         of = " of one release" if unknown else ""
-        return f"epsilon {epsilon_text(epsilon)}{of} at delta {self.delta:g} (local, one image replaced by any other)"
+        return f"epsilon {number_text(epsilon)}{of} at delta {self.delta:g} (local, one image replaced by any other)"
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Images, if all releases of one together have more signal than noise."""
@@ -199,7 +195,7 @@ class NoisedImages(OutgoingData):
         more = "" if known_count else " or more"
         together = f", {count:,}{more} releases of each together" if self.fresh and (count > 1 or more) else ""
         noised = f"they leave noised to an SNR of {decibel(self.snr * count):.1f} dB{together}"
-        that = f"That is an epsilon of {epsilon_text(total)} at delta {DELTA:g}"
+        that = f"That is an epsilon of {number_text(total)} at delta {DELTA:g}"
         return f"This run gives its images away: {noised}. {that}; {proof}."
 
 

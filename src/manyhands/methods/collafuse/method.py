@@ -10,7 +10,6 @@ import torch
 
 from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import RecipeError
-from manyhands.formatting import names_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.load import TrainedModel
@@ -20,7 +19,7 @@ from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
 from manyhands.methods import split_sampling
-from manyhands.methods.base import Conversation, Release, ServerCall, check_names
+from manyhands.methods.base import Conversation, Release, ServerCall, check_cuts, check_names
 from manyhands.methods.clustered_server import ClusteredServer
 from manyhands.methods.collafuse import costs
 from manyhands.methods.collafuse.release import images_per_message
@@ -56,8 +55,7 @@ class CollaFuse(CollaFuseSpec):
 
     def server(self, seed: int, silos: Mapping[str, int]) -> Server:
         """Return the server, with a freshly initialised network."""
-        if unknown := sorted(self.cuts.keys() - set(silos)):
-            raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({names_text(sorted(silos))})")
+        check_cuts(sorted(self.cuts.keys() - set(silos)), silos)
         cuts = {silo: self.step_of(silo) for silo in silos}
         local = self.local_method(max(cuts.values()))
         servers = {

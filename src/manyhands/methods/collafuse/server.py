@@ -193,8 +193,7 @@ class CollaFuseServer(ServerWrapper):
         training, data = method.server_rounds(len(self.cuts)), self._data()
         pairs = method.mode == "exact" and bool(data.cuts.any())
         optimiser = self._optimiser()
-        for group in optimiser.param_groups:
-            group["lr"] = training.rate(method.progress(self.round))
+        training.set_rate(optimiser, method.progress(self.round))
 
         def loss(numbers: Tensor) -> Tensor:
             labels = None if data.labels is None else data.labels[numbers]

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from manyhands.errors import CheckpointError, Reason, Refused
 from manyhands.messages.message import Message
-from manyhands.methods.base import Conversation
+from manyhands.methods.base import WEIGHTS, Conversation
 from manyhands.methods.collafuse.release import Noising, release_hash, release_messages
 from manyhands.methods.collafuse.spec import CollaFuseSpec
-from manyhands.methods.whole_network import update_facts
+from manyhands.methods.round_report import update_facts
 from manyhands.silos.silo import Silo
 from manyhands.tensors import add_prefix, strip_prefix
 
@@ -55,7 +55,7 @@ def _enter(method: CollaFuseSpec, silo: Silo) -> Conversation:
         yield from _release_once(method, silo, answer.facts["held"])
     if not answer.facts["began"]:
         yield from _ready()
-    if method.warm_start and not strip_prefix(silo.memory, "weights."):
+    if method.warm_start and not strip_prefix(silo.memory, WEIGHTS):
         yield from _warm(method, silo, answer.facts["round"])
 
 
@@ -78,7 +78,7 @@ def _warm(method: CollaFuseSpec, silo: Silo, number: int) -> Conversation:
     while answer.facts["round"] < method.warm_start:
         answer = yield Message("progress", {}, update_facts(silo, answer))
     start = yield Message("start")
-    silo.memory.keep(add_prefix(start.tensors, "weights."))
+    silo.memory.keep(add_prefix(start.tensors, WEIGHTS))
 
 
 def _release_each_round(method: CollaFuseSpec, silo: Silo, local: Conversation) -> Conversation:

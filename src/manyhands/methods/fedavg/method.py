@@ -13,12 +13,12 @@ from manyhands.messages.codec.codec import max_wire_bytes
 from manyhands.messages.facts import Whole
 from manyhands.messages.operation import IMAGES, WORD, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation
-from manyhands.methods.fedavg.proximal import Proximal
+from manyhands.methods.base import AVERAGE, Conversation
 from manyhands.methods.fedavg.server import FedAvgServer
 from manyhands.methods.fedavg.sharing import ALL, PART_NAMES, SHARED, assigned_parts, possible_uploads
 from manyhands.methods.fedavg.silo import converse
-from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
+from manyhands.methods.fedavg.spec import Facts, FedAvgSpec
+from manyhands.methods.proximal import Proximal
 from manyhands.methods.server import Server
 from manyhands.silos.silo import Silo
 from manyhands.tensors import strip_prefix

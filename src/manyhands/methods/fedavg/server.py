@@ -10,9 +10,10 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.generators.load import TrainedModel
 from manyhands.messages.message import Message
+from manyhands.methods.base import AVERAGE, WEIGHTS
 from manyhands.methods.fedavg.broadcast import Broadcast
 from manyhands.methods.fedavg.sharing import assigned_parts
-from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
+from manyhands.methods.fedavg.spec import Facts, FedAvgSpec
 from manyhands.methods.server import Accumulated, Server
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.state_spec import initial_weights
@@ -91,7 +92,7 @@ class FedAvgServer(Server):
     def state_dict(self) -> Tensors:
         """Return the model, its average over rounds, and the state of optimizer and codec."""
         average = self.average if self.method.ema else {}
-        kept = {"weights.": self.weights, "base.": self.broadcast.base, AVERAGE: average, "memory.": self.memory}
+        kept = {WEIGHTS: self.weights, "base.": self.broadcast.base, AVERAGE: average, "memory.": self.memory}
         kept |= {LENGTHS: self.lengths.state_dict()}
         flat = {name: tensor for prefix, group in kept.items() for name, tensor in add_prefix(group, prefix).items()}
         return {"updates": torch.tensor(self.updates)} | flat
@@ -99,7 +100,7 @@ class FedAvgServer(Server):
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``."""
         self.updates, self.memory = int(state["updates"]), strip_prefix(state, "memory.")
-        weights, base = strip_prefix(state, "weights."), strip_prefix(state, "base.")
+        weights, base = strip_prefix(state, WEIGHTS), strip_prefix(state, "base.")
         self.broadcast = Broadcast(self.method.downlink, self.seed, weights, base, self.round)
         self.average = strip_prefix(state, AVERAGE) or self.broadcast.silo_weights
         self.lengths.load_state_dict(strip_prefix(state, LENGTHS))

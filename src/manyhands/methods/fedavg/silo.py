@@ -9,12 +9,12 @@ import torch
 from manyhands.errors import Reason, Refused
 from manyhands.messages.message import Message
 from manyhands.messages.operation import RESTING
-from manyhands.methods.base import Conversation
-from manyhands.methods.fedavg.proximal import Proximal
+from manyhands.methods.base import AVERAGE, Conversation
 from manyhands.methods.fedavg.sharing import SHARED
-from manyhands.methods.fedavg.spec import AVERAGE, Facts, FedAvgSpec
+from manyhands.methods.fedavg.spec import Facts, FedAvgSpec
 from manyhands.methods.learners.base import NOTHING, LocalResult
-from manyhands.methods.whole_network import update_facts, why_unusable
+from manyhands.methods.proximal import Proximal
+from manyhands.methods.round_report import update_facts, why_unusable
 from manyhands.seed import torch_rng
 from manyhands.silos.local_training import load_optimiser_state, optimiser_state
 from manyhands.silos.silo import Silo

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from manyhands.messages.codec.codec import Codec, Float32
 from manyhands.messages.codec.quantised_updates import Updates
 from manyhands.methods.fedavg.broadcast import Downlink
-from manyhands.methods.fedavg.proximal import Mode
 from manyhands.methods.fedavg.server_optimizer import Momentum, ServerOptimizer
 from manyhands.methods.fedavg.sharing import ALL, SHARED, Share
+from manyhands.methods.proximal import Mode
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.methods.whole_network import WholeNetworkMethod
 from manyhands.models.state_spec import state_spec_of
@@ -23,7 +23,6 @@ from manyhands.tensors import StateSpec
 AnyCodec = Annotated[Codec, OneOf(CODECS, by_name=True)]
 AnyServerOptimizer = Annotated[ServerOptimizer, OneOf(SERVER_OPTIMIZERS, by_name=True)]
 Facts = dict[str, Any]
-AVERAGE = "average."
 
 
 class FedAvgSpec(WholeNetworkMethod, ABC):

@@ -21,7 +21,7 @@ from manyhands.methods.base import Conversation
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans.split_network import Chain
 from manyhands.methods.learners.base import NOTHING, LocalResult
-from manyhands.methods.whole_network import update_facts, why_unusable
+from manyhands.methods.round_report import update_facts, why_unusable
 from manyhands.models.gan import GanModule
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
@@ -174,8 +174,7 @@ class SiloDiscriminator:
         self.network.train()
         self.optimiser.state.clear()
         load_optimiser_state(self.optimiser, silo.memory)
-        for group in self.optimiser.param_groups:
-            group["lr"] = method.training.rate(method.progress(number))
+        method.training.set_rate(self.optimiser, method.progress(number))
         images, total = silo.images.to(self.device), torch.zeros((), device=self.device)
         batches = list(method.training.batches(len(images), silo.rng(number)))
         for numbers in batches:

@@ -13,6 +13,7 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
+from manyhands.methods.base import AVERAGE, WEIGHTS
 from manyhands.methods.gans.discriminator_silos import FOR_DISCRIMINATOR, FOR_GENERATOR, DiscriminatorSilosMethod
 from manyhands.methods.server import Server
 from manyhands.models.gan import GanModule, run_blocks
@@ -126,15 +127,15 @@ class GeneratorServer(Server, ABC):
 
     def state_dict(self) -> Tensors:
         """Return the generator, its optimiser and average, and the discriminators that wait for their silos."""
-        flat = add_prefix(snapshot(self.network.state_dict()), "weights.") | add_prefix(self.average, "average.")
+        flat = add_prefix(snapshot(self.network.state_dict()), WEIGHTS) | add_prefix(self.average, AVERAGE)
         for silo, held in self.pending.items():
             flat |= add_prefix(held, f"pending.{silo}/")
         return flat | optimiser_state(self.optimiser)
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``."""
-        self.network.load_state_dict(strip_prefix(state, "weights."))
-        self.average = strip_prefix(state, "average.")
+        self.network.load_state_dict(strip_prefix(state, WEIGHTS))
+        self.average = strip_prefix(state, AVERAGE)
         load_optimiser_state(self.optimiser, state)
         pending = {silo: strip_prefix(state, f"pending.{silo}/") for silo in self.silos}
         self.pending = {silo: held for silo, held in pending.items() if held}
@@ -176,8 +177,7 @@ class GeneratorServer(Server, ABC):
     def _learn(self, gradients: Mapping[str, Tensor]) -> None:
         """Take one step by the mean of the silos' gradients."""
         training = self.method.training
-        for group in self.optimiser.param_groups:
-            group["lr"] = training.rate(self.method.progress(self.round))
+        training.set_rate(self.optimiser, self.method.progress(self.round))
         totals: dict[int, Tensor] = {}
         for silo, gradient in gradients.items():
             batch, count = self._feedback_due.pop(silo)

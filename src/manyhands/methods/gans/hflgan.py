@@ -13,7 +13,7 @@ from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.messages.message import Message
 from manyhands.messages.plan import Plan
 from manyhands.methods import clustering
-from manyhands.methods.base import Conversation
+from manyhands.methods.base import AVERAGE, WEIGHTS, Conversation
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.server import Server
@@ -118,15 +118,15 @@ class HFLGanServer(Server):
         """Return the models, the cluster of each silo, and the average."""
         models = {f"{n}/{name}": tensor for n, weights in self.weights.items() for name, tensor in weights.items()}
         cluster = {silo: torch.tensor(number) for silo, number in self.cluster.items()}
-        kept = {"updates": torch.tensor(self.updates)} | add_prefix(self.average, "average.")
+        kept = {"updates": torch.tensor(self.updates)} | add_prefix(self.average, AVERAGE)
         kept |= add_prefix(self.lengths.state_dict(), LENGTHS)
-        return kept | add_prefix(models, "weights.") | add_prefix(cluster, "cluster.")
+        return kept | add_prefix(models, WEIGHTS) | add_prefix(cluster, "cluster.")
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``."""
-        self.updates, self.average = int(state["updates"]), strip_prefix(state, "average.")
+        self.updates, self.average = int(state["updates"]), strip_prefix(state, AVERAGE)
         self.cluster = {silo: int(number) for silo, number in strip_prefix(state, "cluster.").items()}
-        numbers = {int(name.partition("/")[0]) for name in strip_prefix(state, "weights.")}
+        numbers = {int(name.partition("/")[0]) for name in strip_prefix(state, WEIGHTS)}
         self.weights = {number: strip_prefix(state, f"weights.{number}/") for number in sorted(numbers)}
         self.lengths.load_state_dict(strip_prefix(state, LENGTHS))
 

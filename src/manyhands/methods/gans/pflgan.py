@@ -19,7 +19,7 @@ from manyhands.messages.message import Message
 from manyhands.messages.operation import IMAGES, SEED, Operation, Payload, next_round_facts, round_facts
 from manyhands.messages.outgoing import GeneratedImages, OutgoingData, Statistics, Weights
 from manyhands.messages.plan import Plan
-from manyhands.methods.base import Conversation
+from manyhands.methods.base import AVERAGE, Conversation
 from manyhands.methods.baselines import Local
 from manyhands.methods.gan_method import GanMethod
 from manyhands.methods.gans import similarity
@@ -156,7 +156,7 @@ class PFLGan(GanMethod):
     def _sent(self, silo: Silo, number: int) -> Tensors:
         if not self.trades(number):
             return {}
-        weights = generator_weights(strip_prefix(silo.memory, "average."))
+        weights = generator_weights(strip_prefix(silo.memory, AVERAGE))
         if not self.model.classes or silo.images.labels is None:
             return weights
         return weights | {"known": torch.bincount(silo.images.labels, minlength=self.model.classes) > 0}

@@ -8,8 +8,8 @@ from fnmatch import filter as matching
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from manyhands.errors import RecipeError, Refused, printable
-from manyhands.formatting import names_text, size_text
+from manyhands.errors import Refused, printable
+from manyhands.formatting import size_text
 from manyhands.generators.base import ImageGenerator
 from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.generators.load import TrainedModel
@@ -21,7 +21,7 @@ from manyhands.messages.operation import IMAGES, Operation, Payload, next_round_
 from manyhands.messages.outgoing import Activations, Gradients, OutgoingData, Weights
 from manyhands.messages.plan import Plan
 from manyhands.methods import clustering
-from manyhands.methods.base import Conversation, ServerCall, check_names
+from manyhands.methods.base import AVERAGE, Conversation, ServerCall, check_cuts, check_names
 from manyhands.methods.huscf.operations import (
     ADVERSARIAL_BACKWARD,
     ADVERSARIAL_FORWARD,
@@ -110,8 +110,7 @@ class HuSCF(HuSCFSpec):
 
     def server(self, seed: int, silos: Mapping[str, int]) -> HuSCFServer:
         """Return the server, with the middle blocks of the common start."""
-        if unknown := [name for name in self.cuts if not any(fnmatchcase(silo, name) for silo in silos)]:
-            raise RecipeError(f"cuts names {unknown[0]!r}, which is none of the silos ({names_text(sorted(silos))})")
+        check_cuts([name for name in self.cuts if not any(fnmatchcase(silo, name) for silo in silos)], silos)
         return HuSCFServer(self, seed, silos)
 
     def plan(self) -> Plan:
@@ -193,7 +192,7 @@ class HuSCF(HuSCFSpec):
 
     def silo_generator(self, silo: Silo) -> GanGenerator | None:
         """Return the generator's segments as the silo has them; they draw with the server's middle."""
-        weights = generator_weights(strip_prefix(silo.memory, "average."))
+        weights = generator_weights(strip_prefix(silo.memory, AVERAGE))
         return GanGenerator(self.model, weights, self.cuts_of(silo.name).generator, ema=self.ema) if weights else None
 
     def generator_for(

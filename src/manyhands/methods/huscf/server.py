@@ -13,6 +13,7 @@ from manyhands.errors import Reason, Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
 from manyhands.methods import clustering
+from manyhands.methods.base import AVERAGE
 from manyhands.methods.clustering import Assignment
 from manyhands.methods.huscf.middle import MiddlePass
 from manyhands.methods.huscf.operations import (
@@ -146,7 +147,7 @@ class HuSCFServer(Server):
         means = [add_prefix(tensors, f"mean.{number}/") for number, tensors in self.means.items()]
         cluster = {f"cluster.{silo}": torch.tensor(number) for silo, number in self.cluster.items()}
         optimiser = add_prefix(optimiser_state(self.optimiser), "server-")
-        middle = add_prefix(snapshot(self.network.state_dict()), "middle.") | add_prefix(self.average, "average.")
+        middle = add_prefix(snapshot(self.network.state_dict()), "middle.") | add_prefix(self.average, AVERAGE)
         middle |= add_prefix(self.lengths.state_dict(), LENGTHS)
         groups = (*buffers, *means)
         return middle | optimiser | cluster | {name: tensor for group in groups for name, tensor in group.items()}
@@ -154,7 +155,7 @@ class HuSCFServer(Server):
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``."""
         self.network.load_state_dict(strip_prefix(state, "middle."))
-        self.average = strip_prefix(state, "average.")
+        self.average = strip_prefix(state, AVERAGE)
         load_optimiser_state(self.optimiser, add_prefix(strip_prefix(state, "server-optimiser."), "optimiser."))
         buffers = {silo: strip_prefix(state, f"buffers.{silo}/") for silo in self.cuts}
         self.buffers = {silo: tensors for silo, tensors in buffers.items() if tensors}
@@ -185,8 +186,7 @@ class HuSCFServer(Server):
         network, answers = network_of(op), dict[str, Tensor]()
         blocks = getattr(self.network, network)
         self._passes[op] = []
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.method.training.rate(self.method.progress(self.round))
+        self.method.training.set_rate(self.optimiser, self.method.progress(self.round))
         for silos in self._groups(batch):
             cuts = {silo: self.cuts[silo].of(network) for silo in silos}
             sent = {silo: batch[silo] for silo in silos}

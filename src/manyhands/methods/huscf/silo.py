@@ -11,7 +11,7 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
-from manyhands.methods.base import Conversation
+from manyhands.methods.base import AVERAGE, Conversation
 from manyhands.methods.huscf.activation_noise import GUARDED
 from manyhands.methods.huscf.operations import (
     ADVERSARIAL_FORWARD,
@@ -22,7 +22,7 @@ from manyhands.methods.huscf.operations import (
     network_of,
 )
 from manyhands.methods.huscf.spec import HuSCFSpec
-from manyhands.methods.whole_network import why_bad_loss
+from manyhands.methods.round_report import why_bad_loss
 from manyhands.models.gan import run_blocks
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
@@ -78,10 +78,8 @@ class SiloSegments:
         """Go on from the mean of the silo's cluster, and take it into the average over rounds."""
         self.start = segments
         self.network.load_state_dict(segments)
-        average = running_average(
-            strip_prefix(self.silo.memory, "average."), segments, self.method.ema, self.means_taken
-        )
-        self.silo.memory.keep({"taken": torch.tensor(self.means_taken + 1)} | add_prefix(average, "average."))
+        average = running_average(strip_prefix(self.silo.memory, AVERAGE), segments, self.method.ema, self.means_taken)
+        self.silo.memory.keep({"taken": torch.tensor(self.means_taken + 1)} | add_prefix(average, AVERAGE))
 
     def round(self, number: int, steps: int) -> Generator[Message, Message, dict[str, Any]]:
         """Train for this many mini-batches, and return the facts of the round: loss, images seen and FLOPs.
@@ -92,8 +90,7 @@ class SiloSegments:
         training = training.model_copy(update={"steps": steps, "epochs": None})
         rng = silo.rng(number)
         self.wire_rng = torch_rng(silo.seed, silo.name, number, "wire", device=silo.device_context.device)
-        for group in self.optimiser.param_groups:
-            group["lr"] = training.rate(self.method.progress(number))
+        training.set_rate(self.optimiser, self.method.progress(number))
         images, total, seen = (
             silo.images.to(silo.device_context.device),
             torch.zeros((), device=silo.device_context.device),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from manyhands.messages.operation import Operation
     from manyhands.methods.base import Conversation
     from manyhands.methods.distil import Teacher
-    from manyhands.methods.fedavg.proximal import Proximal
+    from manyhands.methods.proximal import Proximal
     from manyhands.methods.server import Server
     from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
