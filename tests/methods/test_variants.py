@@ -12,11 +12,11 @@ import torch
 from manyhands import Experiment, Sampling, Silo, Training, UNet
 from manyhands.errors import Reason, Refused
 from manyhands.messages.message import Message
+from manyhands.methods.base import AVERAGE
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.fedavg.server_optimizer import Momentum, ServerAdam
 from manyhands.methods.fedavg.sharing import ALL, assigned_parts
 from manyhands.methods.fedavg.silo import HELD, RESIDUAL
-from manyhands.methods.fedavg.spec import AVERAGE
 from manyhands.methods.proximal import Proximal
 from manyhands.models.state_spec import state_spec_of
 from manyhands.seed import numpy_rng
