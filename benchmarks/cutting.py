@@ -13,7 +13,7 @@ import torch
 from harness.bench import ROOT, Measured, main
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCuts, every_cut
-from manyhands.placement.devices import Central, Device, Fleet, load_devices
+from manyhands.placement.devices import Device, Fleet, ServerMachine, load_devices
 from manyhands.placement.planner import Planner
 
 BARS = {
@@ -74,7 +74,9 @@ def devices(rng: np.random.Generator, kinds: int) -> Fleet:
         )
         for i in range(kinds)
     }  # fmt: skip
-    return Fleet(server=Central(gflops=float(rng.uniform(10, 1000)), rate=float(10 ** rng.uniform(6, 9))), devices=made)
+    return Fleet(
+        server=ServerMachine(gflops=float(rng.uniform(10, 1000)), rate=float(10 ** rng.uniform(6, 9))), devices=made
+    )
 
 
 def _against_genetic(seed: int) -> float:

@@ -16,7 +16,7 @@ from harness.shares import Shares
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCuts, every_cut
-from manyhands.placement.devices import Central, Device, PlacementSpec
+from manyhands.placement.devices import Device, PlacementSpec, ServerMachine
 from manyhands.placement.planner import Planner
 from manyhands.silos.local_training import GanTraining
 
@@ -106,7 +106,9 @@ class Farm:
             links.append(child.hear())
         self.server.hear()
         devices = {f"s{i}": Device(**each, **link) for i, (each, link) in enumerate(zip(speeds, links, strict=True))}
-        return PlacementSpec(batch=method.training.batch, model=method.model, server=Central(**server), devices=devices)
+        return PlacementSpec(
+            batch=method.training.batch, model=method.model, server=ServerMachine(**server), devices=devices
+        )
 
     def seconds(self, method: HuSCF, mix: list[Slow]) -> list[float]:
         """Each iteration of a run but the first, as the slowest silo has it."""

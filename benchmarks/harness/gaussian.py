@@ -10,7 +10,7 @@ from manyhands.diffusion.bridge import Mode, bridge, target
 from manyhands.diffusion.norm_bound import squeezed, stretched
 from manyhands.diffusion.objective import Diffusion, noised, x_0_of_eps
 from manyhands.diffusion.release_privacy import box_norm
-from manyhands.diffusion.sampling import Denoiser
+from manyhands.diffusion.sampling import DenoisingFunction
 from manyhands.methods.collafuse.method import CollaFuse
 
 SHAPE = (1, 2, 2)
@@ -67,7 +67,7 @@ def _data() -> tuple[Tensor, Tensor]:
     return torch.tensor([0.3, -0.2, 0.5, 0.0], dtype=torch.float64), root
 
 
-def _server(mode: Mode, schedule: Schedule, cut: int, mean: Tensor, root: Tensor, *, learnt: bool) -> Denoiser:
+def _server(mode: Mode, schedule: Schedule, cut: int, mean: Tensor, root: Tensor, *, learnt: bool) -> DenoisingFunction:
     """The denoiser that the method's pairs lead to."""
     diffusion, known = Diffusion(schedule=schedule, target="eps"), {}
     alpha, sigma = (float(x) ** 0.5 for x in (schedule.alpha_bar()[cut], 1 - schedule.alpha_bar()[cut]))
@@ -99,7 +99,7 @@ def _server(mode: Mode, schedule: Schedule, cut: int, mean: Tensor, root: Tensor
     return denoise
 
 
-def _analytic(schedule: Schedule, mean: Tensor, root: Tensor) -> Denoiser:
+def _analytic(schedule: Schedule, mean: Tensor, root: Tensor) -> DenoisingFunction:
     """What is to be expected of the noise in a noised image."""
 
     def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ def _weights(x: Tensor, points: Tensor, alpha: float, sigma: float) -> Tensor:
     return (-apart / (2 * sigma**2)).softmax(1)
 
 
-def _of_points(schedule: Schedule, points: Tensor) -> Denoiser:
+def _of_points(schedule: Schedule, points: Tensor) -> DenoisingFunction:
     """What is to be expected of the noise in one of these points, noised."""
 
     def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def _of_points(schedule: Schedule, points: Tensor) -> Denoiser:
     return denoise
 
 
-def _bridged(schedule: Schedule, cut: int, points: Tensor) -> Denoiser:
+def _bridged(schedule: Schedule, cut: int, points: Tensor) -> DenoisingFunction:
     """What is to be expected of the method's own target, for who has releases of these points."""
     diffusion = Diffusion(schedule=schedule, target="eps")
     a, s = float(schedule.alpha_bar()[cut]) ** 0.5, (1 - float(schedule.alpha_bar()[cut])) ** 0.5

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.sampling import Denoiser, Sampling, denoise, guided, timesteps
+from manyhands.diffusion.sampling import DenoisingFunction, Sampling, denoise, guided, timesteps
 from manyhands.diffusion.schedule import Schedule
 
 MEAN = torch.tensor([0.5, -1.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 
 
-def gaussian(schedule: Schedule) -> Denoiser:
+def gaussian(schedule: Schedule) -> DenoisingFunction:
     """The exact E[x_0 | x_t] and E[eps | x_t] where x_0 is normal with MEAN and COVARIANCE."""
 
     def denoise(x: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from manyhands import Diffusion
-from manyhands.diffusion.objective import Network
+from manyhands.diffusion.objective import NoisePredictor
 from manyhands.diffusion.sampling import denoise, guided, timesteps
 from manyhands.methods.distil import Distil, jump, loss
 from tests.conftest import TINY
@@ -33,7 +33,7 @@ def mean_of(labels: Tensor | None) -> Tensor:
     return MEAN[:1] if labels is None else MEAN[labels].reshape(-1, 1)
 
 
-def teacher_of(diffusion: Diffusion) -> Network:
+def teacher_of(diffusion: Diffusion) -> NoisePredictor:
     """The exact denoiser of normal images, each class with a mean of its own."""
 
     def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -54,7 +54,7 @@ def slope(diffusion: Diffusion, at: list[int]) -> float:
     return product
 
 
-def student_of(diffusion: Diffusion, grid: list[int], slopes: dict[int, float], push: float = 0) -> Network:
+def student_of(diffusion: Diffusion, grid: list[int], slopes: dict[int, float], push: float = 0) -> NoisePredictor:
     """What takes every x_s of the grid in one step to alpha' mean + slope (x_s - alpha mean)."""
     after = dict(pairwise(grid))
 
@@ -76,7 +76,7 @@ def images(count: int = 64) -> tuple[Tensor, Tensor]:
     return x_0, labels
 
 
-def error(diffusion: Diffusion, student: Network, grid: list[int], teacher_steps: int = 4) -> float:
+def error(diffusion: Diffusion, student: NoisePredictor, grid: list[int], teacher_steps: int = 4) -> float:
     rng, (x_0, labels) = torch.Generator().manual_seed(1), images()
     return loss(
         diffusion,

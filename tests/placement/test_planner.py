@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from manyhands.errors import RecipeError
 from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCut, LayerCuts, every_cut
-from manyhands.placement.devices import Central, Device, Fleet
+from manyhands.placement.devices import Device, Fleet, ServerMachine
 from manyhands.placement.genetic_search import _Space, genetic
 from manyhands.placement.planner import Planner
 from manyhands.placement.timeline import timeline
@@ -32,7 +32,7 @@ def authors_fleet() -> Fleet:
         name: Device(count=14 + (name in ("dev1", "dev2")), gflops=gflops, rate=rate)
         for name, (gflops, rate) in AUTHORS.items()
     }
-    return Fleet(server=Central(gflops=672, rate=1e9), devices=kinds)
+    return Fleet(server=ServerMachine(gflops=672, rate=1e9), devices=kinds)
 
 
 def in_bits(cuts: LayerCuts) -> str:
@@ -74,7 +74,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
         memory = draw(st.one_of(st.none(), st.floats(40e6, 250e6)))
         return Device(count=draw(st.integers(1, 20)), gflops=speed, rate=rate, memory=memory)
 
-    server = Central(gflops=draw(st.floats(10, 1000)), rate=10 ** draw(st.floats(6, 9)))
+    server = ServerMachine(gflops=draw(st.floats(10, 1000)), rate=10 ** draw(st.floats(6, 9)))
     return Fleet(server=server, devices={name: one() for name in ("a", "b")})
 
 
@@ -95,9 +95,9 @@ def test_nothing_is_better_than_the_exact_cuts(fleet: Fleet, mode: str, min_head
 
 def test_equal_devices_gain_nothing_by_different_cuts() -> None:
     one = Device(count=6, gflops=3, rate=2e7)
-    together = Planner(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices={"a": one}))
+    together = Planner(GAN, Fleet(server=ServerMachine(gflops=50, rate=1e9), devices={"a": one}))
     apart = {name: one.model_copy(update={"count": 2}) for name in ("a", "b", "c")}
-    each = Planner(GAN, Fleet(server=Central(gflops=50, rate=1e9), devices=apart))
+    each = Planner(GAN, Fleet(server=ServerMachine(gflops=50, rate=1e9), devices=apart))
     assert each.seconds(each.cuts()) == pytest.approx(together.seconds(together.cuts()))
 
 
@@ -156,7 +156,7 @@ def test_without_pymoo_the_genetic_solver_says_how_to_get_it(monkeypatch: pytest
 def test_one_that_is_too_small_is_named_with_what_it_lacks() -> None:
     small = Device(gflops=1, rate=1e6, memory=10e6)
     fleet = Fleet(
-        server=Central(gflops=10, rate=1e6), devices={"a": small.model_copy(update={"memory": None}), "b": small}
+        server=ServerMachine(gflops=10, rate=1e6), devices={"a": small.model_copy(update={"memory": None}), "b": small}
     )
     planner = Planner(GAN, fleet)
     least = planner.memory(LayerCuts(generator=every_cut(GAN)[0], discriminator=LayerCut(head=1, tail=4)))
@@ -179,7 +179,7 @@ def test_cuts_that_are_none_are_told() -> None:
 
 
 def test_what_was_measured_of_a_link_counts() -> None:
-    one, server = Device(gflops=3, rate=2e7), Central(gflops=50, rate=1e9)
+    one, server = Device(gflops=3, rate=2e7), ServerMachine(gflops=50, rate=1e9)
 
     def seconds(**changes: float) -> float:
         planner = Planner(GAN, Fleet(server=server, devices={"a": one.model_copy(update=changes)}))

@@ -15,8 +15,8 @@ from manyhands.audit.attacks.reconstruction import Attack
 from manyhands.audit.effort import MAX_RECONSTRUCTED_IMAGES, Effort
 from manyhands.audit.expected_identification import Cloud, clouds_of
 from manyhands.data.images import Images, as_floats
-from manyhands.diffusion.objective import Diffusion, Network
-from manyhands.diffusion.sampling import Denoiser, guided
+from manyhands.diffusion.objective import Diffusion, NoisePredictor
+from manyhands.diffusion.sampling import DenoisingFunction, guided
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
 
@@ -35,12 +35,12 @@ class ServerDenoiser:
         labels: Whether the server knows the labels of the releases, as a run may allow, and uses them.
     """
 
-    network: Network
+    network: NoisePredictor
     cut: int
     no_label: int | None = None
     labels: bool = False
 
-    def denoiser(self, diffusion: Diffusion, images: Images) -> Denoiser:
+    def denoiser(self, diffusion: Diffusion, images: Images) -> DenoisingFunction:
         """The denoiser as it is used on these images."""
         if self.no_label is None:
             return guided(reconstruction.in_parts(self.network), diffusion, None, 0, 1.0)

@@ -35,7 +35,12 @@ class Candidates:
         return as_floats(pixels[:: max(len(pixels) // CANDIDATES, 1)][:CANDIDATES])
 
     def picked(self, kind: OutgoingData, count: int) -> Picked | None:
-        """How many are picked out by such releases, where a silo has so many images; None where that is not known."""
+        """Return the share of releases of a silo whose image can be picked out of the candidates, or None if not known.
+
+        Args:
+            kind: What left the silo.
+            count: The number of images of the silo.
+        """
         if not (isinstance(kind, NoisedImages) and self.silos):
             return None
         images = squeezed(self.images, kind.norm) if kind.squeezed else self.images

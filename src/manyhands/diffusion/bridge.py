@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from manyhands.diffusion.objective import Diffusion, Network, noised
+from manyhands.diffusion.objective import Diffusion, NoisePredictor, noised
 from manyhands.diffusion.schedule import Schedule
 from manyhands.tensors import per_image
 
@@ -19,7 +19,7 @@ learns to sample noised images."""
 
 def bridge_loss(
     diffusion: Diffusion,
-    network: Network,
+    network: NoisePredictor,
     x_cut: Tensor,
     cut: Tensor,
     labels: Tensor | None,

@@ -13,7 +13,7 @@ from manyhands.diffusion.norm_bound import squeezed
 from manyhands.diffusion.schedule import Schedule
 from manyhands.spec import Float, Int, Spec
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+NoisePredictor = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t, t, labels) -> the prediction: (B, C, H, W), (B,) and (B,) or None -> (B, C, H, W)."""
 
 
@@ -74,7 +74,7 @@ class Diffusion(Spec):
 
     def loss(
         self,
-        network: Network,
+        network: NoisePredictor,
         x_0: Tensor,
         labels: Tensor | None,
         no_label: int,

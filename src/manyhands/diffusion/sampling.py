@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from manyhands.diffusion.objective import Diffusion, Network
+from manyhands.diffusion.objective import Diffusion, NoisePredictor
 from manyhands.diffusion.schedule import Schedule
 from manyhands.spec import Float, Int, Spec
 
-Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+DenoisingFunction = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(x_t, t) -> estimates of the clean images and of the noise, all of shape (B, C, H, W)."""
 
 
@@ -50,7 +50,7 @@ class Sampling(Spec):
 
     def denoise(
         self,
-        denoiser: Denoiser,
+        denoiser: DenoisingFunction,
         x: Tensor,
         schedule: Schedule,
         t_from: int,
@@ -88,7 +88,7 @@ def timesteps(t_from: int, t_to: int, steps: int) -> list[int]:
 
 @torch.no_grad()
 def denoise(
-    denoiser: Denoiser,
+    denoiser: DenoisingFunction,
     x: Tensor,
     schedule: Schedule,
     at: Sequence[int],
@@ -122,7 +122,9 @@ def denoise(
     return x
 
 
-def guided(network: Network, diffusion: Diffusion, labels: Tensor | None, no_label: int, scale: float) -> Denoiser:
+def guided(
+    network: NoisePredictor, diffusion: Diffusion, labels: Tensor | None, no_label: int, scale: float
+) -> DenoisingFunction:
     """Make a denoiser of a network, by classifier-free guidance.
 
     Args:
@@ -142,7 +144,7 @@ def guided(network: Network, diffusion: Diffusion, labels: Tensor | None, no_lab
 
 
 def _guided_output(
-    network: Network, x: Tensor, t: Tensor, labels: Tensor | None, no_label: int, scale: float
+    network: NoisePredictor, x: Tensor, t: Tensor, labels: Tensor | None, no_label: int, scale: float
 ) -> Tensor:
     if labels is None or scale == 1:
         return network(x, t, labels)

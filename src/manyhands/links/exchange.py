@@ -35,7 +35,11 @@ class SessionGone(ManyhandsError):  # noqa: N818 - the name of the event
 
 
 class SendBuffer:
-    """The parts of a message to send; tensors are read when a part is sent, so they must not change until then."""
+    """The parts of a message to send.
+
+    Args:
+        message: The message. Its tensors are read when a part is sent, so they must not change until then.
+    """
 
     def __init__(self, message: Message) -> None:
         self._pieces = list(pieces(message))

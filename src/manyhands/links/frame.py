@@ -1,4 +1,8 @@
-"""A frame, which is what a connection carries; whatever arrives is checked and becomes a frame of known fields."""
+"""A frame, which is what a connection carries; whatever arrives is checked and becomes a frame of known fields.
+
+Short names of fields: ``k`` is the kind of the frame, ``s`` the name of the session, ``n`` the number of the call in
+the session, and ``i`` the number of a part of the message, or how many parts the receiver has.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long each silo has kept the others waiting in the open round; with a deadline used up, it is left out of it."""
+"""How long each silo has kept the others waiting in a round. After one deadline in all, it is left out of the round."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Method(Spec, ABC):
         return False
 
     def progress(self, number: int) -> float:
-        """Return the share of the run that is done before a round: 0 in the first round, 1 in the last."""
+        """Return how far the run is at the start of a round: 0 in the first round, 1 in the last."""
         return number / max(self.rounds - 1, 1)
 
     def silos_per_round(self, silos: int) -> int:
@@ -237,19 +237,19 @@ def check_cuts(unknown: Collection[str], silos: Collection[str]) -> None:
         raise RecipeError(f"cuts names {name!r}, which is none of the silos ({names_text(sorted(silos))})")
 
 
-def check_images(silo: Silo, model: Model, least: int = 1) -> None:
+def check_images(silo: Silo, model: Model, min_images: int = 1) -> None:
     """Raise ``RecipeError`` where a silo's images do not fit a model.
 
     Args:
         silo: The silo whose images are checked.
         model: The size, channels and classes that are expected.
-        least: The fewest images that can be trained on.
+        min_images: The fewest images that can be trained on.
     """
     images = silo.images
     if not len(images):
         raise RecipeError(f"{silo.name}: has no images")
-    if len(images) < least:
-        raise RecipeError(f"{silo.name}: has {len(images)} images, expected at least {least}")
+    if len(images) < min_images:
+        raise RecipeError(f"{silo.name}: has {len(images)} images, expected at least {min_images}")
     if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
         shape = " x ".join(map(str, images.pixels.shape[1:]))
         raise RecipeError(f"{silo.name}: has images of {shape}, the model is for {model.channels} x {model.size}")

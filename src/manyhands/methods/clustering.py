@@ -18,7 +18,14 @@ TINY = 1e-9
 
 
 class Assignment(NamedTuple):
-    """The cluster of a silo, its distance from the rest of it, its share in the mean, and its point on a plane."""
+    """The cluster of a silo.
+
+    Args:
+        cluster: The number of the cluster.
+        distance: The distance of the silo's features from those of the rest of the cluster.
+        weight: The silo's share in the mean of the cluster, from 0 to 1.
+        position: The silo's point on a plane for the report, or None.
+    """
 
     cluster: int
     distance: float

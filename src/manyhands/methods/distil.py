@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from manyhands.diffusion.norm_bound import squeezed
-from manyhands.diffusion.objective import Diffusion, Network, noised
+from manyhands.diffusion.objective import Diffusion, NoisePredictor, noised
 from manyhands.diffusion.sampling import denoise, guided, timesteps
 from manyhands.spec import Int, Spec
 
@@ -58,7 +58,7 @@ class Teacher:
     model: Model
     weights: Tensors
 
-    def lesson(self, student: Network, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
+    def lesson(self, student: NoisePredictor, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Return a function that gives the student's loss on a batch of the silo's images, for their numbers.
 
         Args:
@@ -95,8 +95,8 @@ class Teacher:
 
 def loss(
     diffusion: Diffusion,
-    student: Network,
-    teacher: Network,
+    student: NoisePredictor,
+    teacher: NoisePredictor,
     *,
     x_0: Tensor,
     labels: Tensor | None,
@@ -137,7 +137,7 @@ def loss(
 
 def teacher_targets(
     diffusion: Diffusion,
-    teacher: Network,
+    teacher: NoisePredictor,
     *,
     x_t: Tensor,
     at: Tensor,

@@ -32,7 +32,7 @@ class GanMethod(Method, ABC):
 
     def check_silo(self, silo: Silo) -> None:
         """Check that the images fit the model, and that there are at least two, as normalisation needs."""
-        check_images(silo, self.model, self.training.least)
+        check_images(silo, self.model, self.training.min_images)
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Raise ``Refused`` for numbers that are too large to be weights, or not finite."""

@@ -69,7 +69,7 @@ class WholeNetworkMethod(Method, ABC):
 
     def check_silo(self, silo: Silo) -> None:
         """Check that the images have the model's size, and labels if it is conditional."""
-        check_images(silo, self.model, self.training.least)
+        check_images(silo, self.model, self.training.min_images)
 
     @property
     def takes_guidance(self) -> bool:

@@ -46,7 +46,7 @@ class Device(Machine):
     memory: Float | None = Field(default=None, gt=0, description="The bytes of memory for training; None for no limit.")
 
 
-class Central(Machine):
+class ServerMachine(Machine):
     """The server."""
 
     rate: Float | None = Field(
@@ -60,7 +60,7 @@ class Fleet(Spec):
     """A server and its devices."""
 
     batch: Int = Field(default=64, ge=1, description="The images that each device trains on in an iteration.")
-    server: Central = Field(description="The server.")
+    server: ServerMachine = Field(description="The server.")
     devices: dict[str, Device] = Field(min_length=1, description="The kinds of devices by name.")
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class Profile(Spec):
 
     batch: Int = Field(default=64, ge=1, description="The images that each device trains on in an iteration.")
     model: Gan = Field(default=Gan(size=28, channels=1, classes=10), description="The GAN that is to be cut.")
-    server: Central | None = Field(default=None, description="The server; None where another file has it.")
+    server: ServerMachine | None = Field(default=None, description="The server; None where another file has it.")
     devices: dict[str, Device] = Field(default_factory=dict, description="The kinds of devices by name.")
 
 

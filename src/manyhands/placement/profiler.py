@@ -19,7 +19,7 @@ from manyhands.errors import RecipeError
 from manyhands.files.write import replace_file
 from manyhands.models.block_cost import PASSES, block_flops
 from manyhands.models.gan import NETWORKS, Gan, run_blocks
-from manyhands.placement.devices import GIGA, Central, Device, Profile
+from manyhands.placement.devices import GIGA, Device, Profile, ServerMachine
 from manyhands.placement.link_speed import Link
 from manyhands.silos.local_training import GanTraining
 
@@ -145,7 +145,7 @@ def profile_machine(
     }
     shared: dict[str, Any] = {"batch": work.batch, "model": work.model}
     if serves:
-        return Profile(**shared, server=Central(**speed, rate=_short(link.rate) if link else None))
+        return Profile(**shared, server=ServerMachine(**speed, rate=_short(link.rate) if link else None))
     assert link is not None
     way = {"rate": _short(link.rate), "latency": _short(link.latency), "down": _short(link.down) if link.down else None}
     return Profile(**shared, devices={name: Device(**speed, **way, memory=_short(memory or free_memory(device)))})

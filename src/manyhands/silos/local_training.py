@@ -18,7 +18,8 @@ from manyhands.tensors import Tensors, snapshot
 class Training(Spec):
     """The training of a silo in one round: a number of steps or of epochs with an optimiser."""
 
-    least: ClassVar[int] = 1
+    min_images: ClassVar[int] = 1
+    """The fewest images that a silo, and a batch of it, may have."""
 
     batch: Int = Field(default=64, ge=1, le=1_000_000, description="The number of images of a batch.")
     steps: Int | None = Field(
@@ -113,7 +114,7 @@ class Training(Spec):
         if self.epochs is not None:
             for _ in range(self.epochs):
                 parts = torch.split(torch.randperm(count, generator=rng, device=rng.device), size)
-                yield from (part for part in parts if len(part) >= min(self.least, count))
+                yield from (part for part in parts if len(part) >= min(self.min_images, count))
             return
         remaining = torch.empty(0, dtype=torch.long, device=rng.device)
         for _ in range(self.steps or 0):
@@ -133,7 +134,7 @@ class GanTraining(Training):
     betas: tuple[Float, Float] = Field(
         default=(0.5, 0.999), description="The decay of Adam's first and second moments."
     )
-    least: ClassVar[int] = 2
+    min_images: ClassVar[int] = 2
 
     batch: Int = Field(default=64, ge=2, le=1_000_000, description="The number of images of a batch.")
     clip: None = Field(default=None, description="A GAN is trained without gradient clipping.")

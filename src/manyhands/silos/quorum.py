@@ -13,7 +13,9 @@ def can_reach_quorum(quorum: int, silos: int) -> bool:
 
 
 def has_quorum(quorum: int, present: int, silos: int) -> bool:
-    """Return whether a run goes on with those who are present; all who are left are enough, nobody never is.
+    """Return whether enough silos are present for a run to go on.
+
+    If fewer silos than the quorum are left, all of them are enough. At least one must be present.
 
     Args:
         quorum: The fewest silos that the recipe asks for.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manyhands.audit.attacks.statistics import Interval, auc, bootstrap, true_positives
 from manyhands.diffusion.objective import noised
-from manyhands.diffusion.sampling import Denoiser
+from manyhands.diffusion.sampling import DenoisingFunction
 from manyhands.diffusion.schedule import Schedule
 
 FALSE_POSITIVES = 0.01
@@ -22,7 +22,7 @@ def levels_above(cut: int, schedule: Schedule, count: int = 5) -> list[int]:
 
 
 @torch.no_grad()
-def losses(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, levels: Sequence[int], eps: Tensor) -> Tensor:
+def losses(denoiser: DenoisingFunction, schedule: Schedule, x_0: Tensor, levels: Sequence[int], eps: Tensor) -> Tensor:
     """The mean squared error of the noise that a denoiser predicts for each image, over levels and draws of noise.
 
     ``eps`` (draws, C, H, W) is the same for all images, so that only the images differ.

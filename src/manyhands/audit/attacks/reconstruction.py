@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from manyhands.diffusion.objective import Diffusion, Network, noised, x_0_of_v
-from manyhands.diffusion.sampling import Denoiser, denoise, guided, timesteps
+from manyhands.diffusion.objective import Diffusion, NoisePredictor, noised, x_0_of_v
+from manyhands.diffusion.sampling import DenoisingFunction, denoise, guided, timesteps
 from manyhands.diffusion.schedule import Schedule
 from manyhands.models.unet import UNet
 from manyhands.silos.local_training import Training, steps
@@ -78,7 +78,7 @@ def mean_of(public: Tensor) -> Attack:
     return lambda x_t, _: centre.expand_as(x_t)
 
 
-def denoised(denoiser: Denoiser) -> Attack:
+def denoised(denoiser: DenoisingFunction) -> Attack:
     """A denoiser's estimate in one step: the posterior mean, which minimises the squared error."""
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ def denoised(denoiser: Denoiser) -> Attack:
     return attack
 
 
-def sampled(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
+def sampled(denoiser: DenoisingFunction, schedule: Schedule, most: int = 10) -> Attack:
     """Denoise from t down to the image in at most ``most`` DDIM steps, which gives a sharp and likely image.
 
     References:
@@ -105,7 +105,7 @@ def sampled(denoiser: Denoiser, schedule: Schedule, most: int = 10) -> Attack:
 
 def public_denoiser(
     public: Tensor, diffusion: Diffusion, model: UNet, training: Training, rng: torch.Generator
-) -> Denoiser:
+) -> DenoisingFunction:
     """Train an unconditional denoiser of the whole chain on public images."""
     network = model.build(_seed(rng))
     _fit(network, training, len(public), lambda indices: diffusion.loss(network, public[indices], None, 0, rng), rng)
@@ -131,7 +131,7 @@ def regressor(
     return denoised(guided(in_parts(network), Diffusion(schedule=schedule, target="v"), None, 0, 1.0))
 
 
-def in_parts(network: Network, size: int = 256) -> Network:
+def in_parts(network: NoisePredictor, size: int = 256) -> NoisePredictor:
     """The same network without gradients, applied to at most ``size`` images at a time."""
 
     def batched(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:

@@ -58,12 +58,13 @@ class CollaFuse(CollaFuseSpec):
         check_cuts(sorted(self.cuts.keys() - set(silos)), silos)
         cuts = {silo: self.step_of(silo) for silo in silos}
         local = self.local_method(max(cuts.values()))
+        if not self.clusters:
+            return CollaFuseServer(self, seed, cuts, local.server(seed, silos))
         servers = {
             name: local.server(seed, {silo: silos[silo] for silo in members})
             for name, members in self._clusters(silos).items()
         }
-        inner = ClusteredServer(servers, self.clusters)
-        return CollaFuseServer(self, seed, cuts, inner if self.clusters else local.server(seed, silos))
+        return CollaFuseServer(self, seed, cuts, ClusteredServer(servers, self.clusters))
 
     def check_partition(self, silos: Sequence[str]) -> None:
         """Check the names in cuts and clusters."""
@@ -72,7 +73,7 @@ class CollaFuse(CollaFuseSpec):
     def _clusters(self, silos: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """Return the clusters, or raise ``RecipeError`` where not every silo is in one."""
         members = {silo for silos_of_one in self.clusters.values() for silo in silos_of_one}
-        if self.clusters and members != set(silos):
+        if members != set(silos):
             odd = min(members ^ set(silos))
             raise RecipeError(f"clusters: {odd!r} is {'none of the silos' if odd in members else 'in no cluster'}")
         return self.clusters

@@ -176,8 +176,14 @@ def release_hash(noising: Noising, images: Images, numbers: Tensor) -> str:
     return digest.hexdigest()
 
 
-class Batch(NamedTuple):
-    """Released images, of shape (B, C, H, W), the cut of each, and their labels where those were sent."""
+class ReleasedImages(NamedTuple):
+    """The released images that the server trains on.
+
+    Args:
+        images: The noised images, of shape (B, C, H, W).
+        cuts: The step of the cut of each, of shape (B,).
+        labels: Their labels, of shape (B,), or None where none were sent.
+    """
 
     images: Tensor
     cuts: Tensor
@@ -239,10 +245,10 @@ class Store:
         return {label for part in self.parts if "labels" in part for label in part["labels"].unique().tolist()}
 
 
-def joined(stores: list[Store], device: torch.device) -> Batch:
+def joined(stores: list[Store], device: torch.device) -> ReleasedImages:
     """Return all that silos have released as one batch on a device."""
     releases = [store.tensors() for store in stores]
     cuts = torch.cat([torch.full((store.count,), store.cut) for store in stores])
     labels = torch.cat([release["labels"] for release in releases]) if "labels" in releases[0] else None
     images = torch.cat([release["images"] for release in releases])
-    return Batch(images.to(device), cuts.to(device), None if labels is None else labels.to(device))
+    return ReleasedImages(images.to(device), cuts.to(device), None if labels is None else labels.to(device))

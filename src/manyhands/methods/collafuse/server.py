@@ -14,7 +14,7 @@ from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.message import Message
 from manyhands.methods import split_sampling
-from manyhands.methods.collafuse.release import Batch, Store, joined
+from manyhands.methods.collafuse.release import ReleasedImages, Store, joined
 from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.methods.server import Accumulated, Server, ServerWrapper
 from manyhands.seed import torch_rng
@@ -22,7 +22,7 @@ from manyhands.silos.flops import Meter
 from manyhands.silos.local_training import load_optimiser_state, optimiser_state, steps
 from manyhands.tensors import Tensors, add_prefix, find_not_finite, running_average, snapshot, strip_prefix
 
-Cuts = dict[str, int]
+CutSteps = dict[str, int]
 
 
 class CollaFuseServer(ServerWrapper):
@@ -35,7 +35,7 @@ class CollaFuseServer(ServerWrapper):
         inner: The server of the networks below the cuts.
     """
 
-    def __init__(self, method: CollaFuseSpec, seed: int, cuts: Cuts, inner: Server) -> None:
+    def __init__(self, method: CollaFuseSpec, seed: int, cuts: CutSteps, inner: Server) -> None:
         super().__init__(inner)
         self.method, self.seed, self.cuts = method, seed, cuts
         self.held: dict[str, Store] = {}
@@ -48,7 +48,7 @@ class CollaFuseServer(ServerWrapper):
         self.updates = 0
         self.optimiser: torch.optim.Optimizer | None = None
         self.meter = Meter({})
-        self._batch: Batch | None = None
+        self._batch: ReleasedImages | None = None
         self._sources: list[str] = []
         self._steps: Iterator[Tensor] | None = None
         self._losses: list[Tensor] = []
@@ -197,16 +197,24 @@ class CollaFuseServer(ServerWrapper):
 
         def loss(numbers: Tensor) -> Tensor:
             labels = None if data.labels is None else data.labels[numbers]
-            x_cut, cuts, no_label = data.images[numbers], data.cuts[numbers], method.server_model.classes
-            batch = x_cut, cuts, labels, no_label, rng, method.mode
-            return bridge_loss(method.diffusion, self.network, *batch, pairs=pairs)
+            return bridge_loss(
+                method.diffusion,
+                self.network,
+                x_cut=data.images[numbers],
+                cut=data.cuts[numbers],
+                labels=labels,
+                no_label=method.server_model.classes,
+                rng=rng,
+                mode=method.mode,
+                pairs=pairs,
+            )
 
         batches = list((training.halved() if pairs else training).batches(len(data.images), rng))
         self.seen += sum(map(len, batches)) * (2 if pairs else 1)
         options: dict[str, Any] = {"clip": training.clip, "autocast": training.autocasts(self.device)}
         yield from steps(self.network, optimiser, batches, loss, **options, meter=self.meter, work=method.server_model)
 
-    def _data(self) -> Batch:
+    def _data(self) -> ReleasedImages:
         if self._batch is None:
             self._batch = joined([self.held[silo] for silo in self._sources], self.device)
         return self._batch

@@ -32,7 +32,12 @@ class Chain:
 
 
 class ChainPass:
-    """A forward pass: its output, and at each border what one part sent and the next part received."""
+    """A forward pass of a batch of B images.
+
+    Args:
+        output: What came out of the last part, of shape (B, *).
+        borders: At each border, what one part sent and what the next part received, both of shape (B, *).
+    """
 
     def __init__(self, output: Tensor, borders: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.output, self.borders = output, borders

@@ -113,10 +113,10 @@ class HuSCFServer(Server):
         if message.op != ORDER[self._position]:
             raise Refused(Reason.OUT_OF_SEQUENCE, f"{message.op} came, expected {ORDER[self._position]}")
         self.method.check_pass(message, self.cuts[silo])
-        count, most = len(message.tensors["x"]), self.method.training.batch
-        least = self.method.training.least
-        if not least <= count <= most:
-            raise Refused(Reason.WRONG_SHAPE, f"{count} images in a batch, expected {least} to {most}")
+        count, training = len(message.tensors["x"]), self.method.training
+        if not training.min_images <= count <= training.batch:
+            expected = f"{training.min_images} to {training.batch}"
+            raise Refused(Reason.WRONG_SHAPE, f"{count} images in a batch, expected {expected}")
         if message.op.endswith(BACKWARD):
             passes = self._passes[forward_of(message.op)]
             inputs = next((passing.inputs[silo] for passing in passes if silo in passing.inputs), None)

@@ -162,7 +162,13 @@ class SiloSegments:
 
 
 class SiloPass(NamedTuple):
-    """One forward pass of a batch: what the head sent, what the tail received, and what came out of the tail."""
+    """One forward pass of a batch of B images.
+
+    Args:
+        sent: What the head sent, of shape (B, *), attached to the head.
+        received: What the tail received, of shape (B, *); after the loss's backward pass it has a gradient.
+        output: What came out of the tail: images, of shape (B, C, H, W), or the discriminator's logits.
+    """
 
     sent: Tensor
     received: Tensor

@@ -29,7 +29,13 @@ M = TypeVar("M", bound=Model)
 
 
 class LocalResult(NamedTuple):
-    """The statistics of a round of local training: the mean loss, the images seen, and the FLOPs."""
+    """The statistics of a round of local training.
+
+    Args:
+        loss: The mean loss, or None where nothing was trained or the loss must not be reported.
+        seen: How many images were trained on; repeated ones count again.
+        flops: The floating-point operations.
+    """
 
     loss: float | None = None
     seen: int = 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from manyhands.tensors import Tensors
 
-Batch = Callable[["Tensor"], "tuple[Tensor, Tensor | None]"]
+BatchFunction = Callable[["Tensor"], "tuple[Tensor, Tensor | None]"]
 """Returns what a network is trained on for the numbers of images, (B,): images or latents and their labels."""
 
 
@@ -39,7 +39,7 @@ class DenoiserLearner(Learner[Denoiser]):
 
 
 def denoising_loss(
-    learner: Learner[Any], local: LocalRound, batch: Batch, rng: torch.Generator
+    learner: Learner[Any], local: LocalRound, batch: BatchFunction, rng: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
     """Return a function that gives the loss of a denoiser on a batch, for the numbers of its images, (B,).
 

@@ -33,7 +33,8 @@ class GanLearner(Learner[Gan]):
             x, labels = images.batch(numbers)
             z = torch.randn(len(x), model.latent, generator=rng, device=x.device)
             with meter.work(model, "iteration", len(x)):
-                total += iteration(model, networks, local.optimiser, x, labels if model.classes else None, z)[0]
+                condition = labels if model.classes else None
+                total += iteration(model, networks, local.optimiser, x=x, labels=condition, z=z)[0]
         return LocalResult(total.item() / len(batches), sum(map(len, batches)), meter.flops)
 
     def generator(self, weights: Tensors) -> GanGenerator:
