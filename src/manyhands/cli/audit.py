@@ -32,6 +32,7 @@ def audit(
     from manyhands.runs.audit import SHARES
     from manyhands.runs.audit import audit as attack
     from manyhands.runs.run_folder import RunFolder
+    from manyhands.runs.sweep import INDEX
     from manyhands.runs.tradeoff import tradeoff
 
     try:
@@ -40,7 +41,7 @@ def audit(
         raise RecipeError(f"--cuts {cuts}: is not a list of numbers such as 0.2,0.4") from None
     if bad := [share for share in shares if not 0 < share < 1]:
         raise RecipeError(f"--cuts {cuts}: {bad[0]:g} is given, but a cut must be more than 0 and less than 1")
-    if (run_folder / "sweep.json").exists():
+    if (run_folder / INDEX).exists():
         if as_json:
             typer.echo(finite_json(tradeoff(run_folder)))
         else:

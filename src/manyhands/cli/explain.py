@@ -9,6 +9,7 @@ import typer
 from manyhands.cli.console import print_page, print_table
 from manyhands.errors import RecipeError
 from manyhands.formatting import TextTable
+from manyhands.runs.shipped import shipped_folder
 
 
 def explain(
@@ -29,9 +30,8 @@ def explain(
 
 
 def pages() -> dict[str, Path]:
-    """The pages by their names, first those of errors: inside an installed package, or those of the checkout."""
-    inside, beside = Path(__file__).parents[1] / "docs", Path(__file__).parents[3] / "docs"
-    folder = inside if inside.is_dir() else beside
+    """The pages by their names, first those of errors."""
+    folder = shipped_folder("docs")
     paths = [*sorted((folder / "errors").glob("*.md")), *sorted(folder.glob("*.md"))]
     return {path.stem: path for path in paths if path.stem != "index"}
 

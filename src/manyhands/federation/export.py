@@ -31,8 +31,7 @@ def export(folder: RunFolder, device: str, held_out: dict[str, int], problems: l
     for line in problems:
         folder.problem(line)
     folder.problem(f"{NOT_EVALUATED}: a server has no images to measure on; use manyhands evaluate --data")
-    ledger.load(state.ledger)
-    server = restored(state, recipe.method, recipe.seed, device)
+    server = restored(state, recipe.method, recipe.seed, device, ledger)
     classes = recipe.data.known_classes()
     shared = server.generator()
     if shared is not None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from manyhands.messages.plan import Plan
     from manyhands.methods.server import Server
     from manyhands.runs.recipe import Recipe
-    from manyhands.tensors import Tensors
 
 SESSION_FILE = "federation.json"
 Stage = Literal["gathering", "training", "exporting", "ended", "stopped", "failed"]
@@ -188,14 +187,13 @@ class RunSession:
         self.ledger = Ledger()
         state = self.folder.resume(roster)
         if state is not None:
-            self.server.resume(state.round, state.stores, state.server)
-            self.ledger.load(state.ledger)
+            state.restore(self.server, self.ledger)
         self.coordinator = RoundCoordinator(
             self.server,
             self.plan,
             roster,
             quorum=self.recipe.quorum,
-            earlier=self._earlier,
+            earlier=partial(self.folder.earlier, self.method, self.recipe.seed, roster),
             late=self.delays.late,
         )
         self.delays.begin(now, self.since)
@@ -289,17 +287,7 @@ class RunSession:
     def save(self) -> None:
         """Write the state after the newest closed round to disk."""
         assert self.server is not None
-        state, stores = self.server.state_dict(), self.server.stores()
-        self.folder.save(
-            State(
-                round=self.server.round,
-                server=state,
-                memories={},
-                roster=self.sites.roster,
-                ledger=self.ledger.entries(),
-                stores=stores,
-            )
-        )
+        self.folder.save(State.of(self.server, self.sites.roster, self.ledger, {}))
 
     def conclude(self) -> bool:
         """Save the final state, and write the model and the report in another process; return whether that is done.
@@ -341,9 +329,6 @@ class RunSession:
         self._round_untouched = True
         self.delays.close_round()
         return done
-
-    def _earlier(self) -> Tensors:
-        return self.folder.earlier() or self.method.server(self.recipe.seed, self.sites.roster).state_dict()
 
 
 def _export(path: str, device: str, held_out: dict[str, int], problems: list[str], memory: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from manyhands.silos.device import chosen_device
 from manyhands.silos.quorum import can_reach_quorum
 from manyhands.silos.silo import FROM_THE_SEED, DeviceContext, Silo, distinct
 from manyhands.silos.silo_memory import SiloMemory
-from manyhands.tensors import Tensors
 
 UNMEASURED = (ManyhandsError, RuntimeError, ValueError)
 """The errors that evaluation may raise: our own, and those of PyTorch and the metrics' libraries about odd numbers."""
@@ -135,7 +134,8 @@ class Experiment:
                 "this experiment has run already; make another one, with resume=True to continue in its folder"
             )
         self._ran = True
-        earlier = None if self.run_folder is None else self._earlier
+        folder = self.run_folder
+        earlier = None if folder is None else partial(folder.earlier, self.method, self.seed, self.roster)
         coordinator = RoundCoordinator(
             self.server, self.method.plan(), self.roster, quorum=self.quorum, earlier=earlier
         )
@@ -146,11 +146,6 @@ class Experiment:
             check_quorum(entry, closed, self.quorum)
             yield entry
             timer.start()
-
-    def _earlier(self) -> Tensors:
-        """The state of the server before its newest round on disk; its initial state where there is none."""
-        assert self.run_folder is not None
-        return self.run_folder.earlier() or self.method.server(self.seed, self.roster).state_dict()
 
     def generator(self, silo: str | None = None) -> DiffusionGenerator | GanGenerator:
         """The trained generator: the shared one, or with ``silo`` the complete one that this silo has for itself."""
@@ -239,8 +234,7 @@ class Experiment:
         plots.partition(folder.figures / "partition.png", [silo.name for silo in self.silos], counts)
         state = folder.resume(self.roster)
         if state is not None:
-            self.server.resume(state.round, state.stores, state.server)
-            self.ledger.load(state.ledger)
+            state.restore(self.server, self.ledger)
             for silo in self.silos:
                 silo.memory = SiloMemory(state.memories.get(silo.name, {}))
 
@@ -252,18 +246,7 @@ class Experiment:
 
     def _save(self, folder: RunFolder) -> None:
         memories = {silo.name: silo.memory for silo in self.silos}
-        server = self.server.state_dict()
-        ledger, stores = self.ledger.entries(), self.server.stores()
-        folder.save(
-            State(
-                round=self.server.round,
-                server=server,
-                memories=memories,
-                roster=self.roster,
-                ledger=ledger,
-                stores=stores,
-            )
-        )
+        folder.save(State.of(self.server, self.roster, self.ledger, memories))
 
     def _export(self, folder: RunFolder) -> None:
         """Write the trained models, a picture of samples, and the report."""

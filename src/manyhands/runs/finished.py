@@ -135,13 +135,13 @@ def _kept(path: Path, device: str) -> TrainedModel | None:
 def _restored(folder: RunFolder, method: Method, device: str) -> RoundCoordinator:
     """The server of a finished run, ready to answer requests."""
     state = folder.state()
-    server = restored(state, method, int(folder.recipe.get("seed", 0)), device)
+    server = restored(state, method, int(folder.recipe.get("seed", 0)), device, Ledger())
     return RoundCoordinator(server, method.plan(), state.roster)
 
 
-def restored(state: State, method: Method, seed: int, device: str) -> Server:
-    """The server of a run, with its state from disk."""
+def restored(state: State, method: Method, seed: int, device: str, ledger: Ledger) -> Server:
+    """The server of a run, with its state from disk; the ledger gets its entries."""
     server = method.server(seed, state.roster)
     server.device = torch.device(device)
-    server.resume(state.round, state.stores, state.server)
+    state.restore(server, ledger)
     return server

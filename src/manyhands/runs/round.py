@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from manyhands.messages.ledger import Ledger
+    from manyhands.methods.server import Server
     from manyhands.tensors import Tensors
 
 
@@ -80,3 +82,29 @@ class State:
     roster: dict[str, int]
     ledger: list[dict[str, Any]]
     stores: Mapping[str, Tensors] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, server: Server, roster: dict[str, int], ledger: Ledger, memories: Mapping[str, Mapping[str, Tensor]]
+    ) -> State:
+        """The state after the newest round that a server has closed.
+
+        Args:
+            server: The server.
+            roster: The silos, with their numbers of images.
+            ledger: The ledger of the run.
+            memories: The tensors that each silo keeps, as far as this process has them.
+        """
+        return cls(
+            round=server.round,
+            server=server.state_dict(),
+            memories=memories,
+            roster=roster,
+            ledger=ledger.entries(),
+            stores=server.stores(),
+        )
+
+    def restore(self, server: Server, ledger: Ledger) -> None:
+        """Give a server and a ledger what they had when the round was closed."""
+        server.resume(self.round, self.stores, self.server)
+        ledger.load(self.ledger)

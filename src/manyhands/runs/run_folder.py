@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from manyhands.methods.base import Method
     from manyhands.tensors import Tensors
 
 
@@ -214,10 +215,12 @@ class RunFolder:
         self._cut_journal(0)
         return None
 
-    def earlier(self) -> Tensors | None:
-        """The server's tensors in the generation before the newest; None where there is no such generation."""
+    def earlier(self, method: Method, seed: int, roster: Mapping[str, int]) -> Tensors:
+        """The server's tensors in the generation before the newest; its initial ones where there is none."""
         older = generations(self.server)[1:2]
-        return dict(self._unsealed(self.server, "server", older[0]).tensors) if older else None
+        if not older:
+            return method.server(seed, roster).state_dict()
+        return dict(self._unsealed(self.server, "server", older[0]).tensors)
 
     def _store(self, name: str, tensors: Tensors) -> str:
         """Write a store of the server, if it is not on disk yet; every checkpoint contains its hash."""

@@ -1,4 +1,4 @@
-"""The recipes that are part of the package."""
+"""The recipes and pages that are part of the package."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from pathlib import Path
 from manyhands.errors import RecipeError
 
 
+def shipped_folder(name: str) -> Path:
+    """The folder with this name in the installed package, or in the checkout that the package is run from."""
+    inside, beside = Path(__file__).parents[1] / name, Path(__file__).parents[3] / name
+    return inside if inside.is_dir() else beside
+
+
 def shipped() -> list[Path]:
-    """The recipes in the installed package, or in the checkout that the package is run from."""
-    inside, beside = Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes"
-    return sorted((inside if inside.is_dir() else beside).glob("*.toml"))
+    """The recipes of the package."""
+    return sorted(shipped_folder("recipes").glob("*.toml"))
 
 
 def recipe_path(name: str) -> Path:
