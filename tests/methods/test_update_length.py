@@ -11,6 +11,7 @@ import torch
 from manyhands import Evaluation, Experiment, Message
 from manyhands.errors import QuorumLost, Reason, Refused
 from manyhands.methods.gans.hflgan import HFLGan
+from manyhands.methods.huscf.operations import GENERATOR_FORWARD
 from manyhands.methods.update_length import UpdateLengths
 from manyhands.runs.round import Round
 from manyhands.runs.run_folder import RunFolder
@@ -146,7 +147,7 @@ def test_a_cut_gan_goes_back_with_its_middle_and_leaves_one_silo_out(tmp_path: P
     assert gone in {"s0", "s1", "s2"}
     assert all(torch.equal(t, before[name]) for name, t in pieces(experiment).items())
     with pytest.raises(Refused, match="left out"):
-        experiment.server.validate(gone, Message("make", {}))
+        experiment.server.validate(gone, Message(GENERATOR_FORWARD, {}))
 
 
 def test_the_length_of_others_is_the_median_and_whoever_is_longest_by_weight_is_the_mover() -> None:
