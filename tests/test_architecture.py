@@ -46,6 +46,19 @@ ENGINES = {
     "rich": {"cli", "runs"},
     "jinja2": {"report"},
 }
+UPWARD_TYPES = {
+    ("audit.replay", "runs.run_folder"),
+    ("data.latents", "models.autoencoder"),
+    ("messages.outgoing.kinds", "silos.local_training"),
+    ("models.base", "methods.learners.base"),
+    ("report.clusters", "runs.round"),
+    ("report.page", "runs.round"),
+    ("report.page", "runs.run_folder"),
+    ("report.quality", "runs.round"),
+    ("report.silos", "runs.round"),
+    ("report.silos", "runs.run_folder"),
+}
+"""Who imports a type from above, under TYPE_CHECKING only: these and no others."""
 
 
 def imports(path: Path, *, typing_too: bool = False) -> set[str]:
@@ -86,6 +99,16 @@ def test_imports_point_downward(path: Path) -> None:
             assert level(module.removeprefix("manyhands.")) <= level(module_of(path)), f"{path.name} imports {module}"
         engine = module.split(".")[0]
         assert noun(path) in ENGINES.get(engine, {noun(path)}), f"{path.name} imports {module}"
+
+
+def test_types_are_imported_from_above_only_where_that_is_listed() -> None:
+    upward = set()
+    for path in FILES:
+        for module in imports(path, typing_too=True):
+            name = module.removeprefix("manyhands.")
+            if name != module and level(name) > level(module_of(path)):
+                upward.add((module_of(path), name))
+    assert upward == UPWARD_TYPES
 
 
 def test_the_layers_are_those_that_contributing_tells_of() -> None:
@@ -166,3 +189,10 @@ def test_every_test_that_a_page_names_is_there() -> None:
             assert f"def {name}(" in tests, f"{page.name}: {name}"
         for path in re.findall(r"`(tests/[\w/]+\.py)`", page.read_text()):
             assert (ROOT / path).is_file(), f"{page.name}: {path}"
+
+
+def test_every_module_that_contributing_names_is_there() -> None:
+    folders = ("src", "tests", "benchmarks", "tools", "examples")
+    modules = [path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for name in re.findall(r"[\w/]+\.py\b", (ROOT / "CONTRIBUTING.md").read_text()):
+        assert any(f"/{module}".endswith(f"/{name}") for module in modules), name
