@@ -30,7 +30,7 @@ from manyhands.federation.server_connection import ServerConnection
 from manyhands.federation.site import Site
 from manyhands.federation.site_connections import ReceivedCall, SiteConnections
 from manyhands.messages.message import Message
-from manyhands.methods.huscf.operations import ORDER
+from manyhands.methods.huscf.operations import BACKWARD, ORDER
 
 BARS = {"u_gan": ">= 3.5"}
 EACH = frozenset(ORDER)
@@ -175,7 +175,7 @@ def _bars(rounds: dict[str, list[tuple[float, float, list[Call]]]]) -> Iterator[
     for name, iterations in rounds.items():
         _, end, calls = iterations[middle]
         for call, following in zip(calls, [*(each.made for each in calls[1:]), end], strict=True):
-            what = f"{'gradients' if call.op.endswith('back') else 'activations'}: pass"
+            what = f"{'gradients' if call.op.endswith(BACKWARD) else 'activations'}: pass"
             yield name, what, "wire", call.made - zero, call.came - zero
             yield name, what, "wire", call.answered - zero, call.received - zero
             yield name, "site: works", "work", call.received - zero, following - zero
