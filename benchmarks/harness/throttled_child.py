@@ -20,7 +20,6 @@ from manyhands.links.stream import receive, send
 from manyhands.messages.message import Message
 from manyhands.methods.huscf.method import HuSCF
 from manyhands.methods.huscf.operations import GENERATOR_FORWARD
-from manyhands.methods.huscf.operations import GENERATOR_FORWARD
 from manyhands.placement.link_speed import answer, measure_link
 from manyhands.placement.profiler import speeds
 from manyhands.silos.silo import DeviceContext, Silo
