@@ -51,7 +51,20 @@ class ServerDenoiser:
 
 @dataclass(frozen=True)
 class Attackers:
-    """Everything that is trained or fitted before a release is seen, and the images that are attacked."""
+    """Everything that is trained or fitted before a release is seen, and the images that are attacked.
+
+    Args:
+        diffusion: The noise schedule and the target of the denoiser.
+        private: The images that are attacked.
+        public: The images of the attackers.
+        extractor: A network for the feature distance; None leaves this out.
+        server_denoiser: The denoiser of the server, where it attacks.
+        attacks: The reconstruction attacks, by name.
+        guess: What is guessed without any release.
+        questions: What is inferred about an image: its class, its attributes.
+        clouds: The public images of each class, as theory needs them.
+        x_0: The private images in [-1, 1] (N, C, H, W).
+    """
 
     diffusion: Diffusion
     private: Images

@@ -32,7 +32,19 @@ MAX_PICTURES, MAX_PICTURE_BYTES = 25, 1_200_000
 
 @dataclass(frozen=True)
 class Story:
-    """The run in one sentence: who trained what, on how much, and what it sent."""
+    """The run in one sentence: who trained what, on how much, and what it sent.
+
+    Args:
+        method: The kind of the method.
+        rounds: How many rounds, with the noun.
+        silos: How many silos, with the noun.
+        images: How many training images.
+        parameters: How many parameters a model has.
+        sent: The bytes that the silos sent.
+        received: The bytes that the silos received.
+        own: Whether each silo has a model of its own.
+        pooled: Whether all images were in one place.
+    """
 
     method: str
     rounds: str
@@ -47,7 +59,12 @@ class Story:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures of samples, and the round of each; without rounds, the one picture is of the trained model."""
+    """Pictures of samples, and the round of each; without rounds, the one picture is of the trained model.
+
+    Args:
+        pictures: The pictures, in the order of the rounds.
+        rounds: The round of each picture.
+    """
 
     pictures: Sequence[Picture]
     rounds: Sequence[int] = ()
@@ -55,7 +72,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class RecipeSection:
-    """The recipe, the versions with which it ran, and the papers to cite."""
+    """The recipe, the versions with which it ran, and the papers to cite.
+
+    Args:
+        fields: The fields of the recipe.
+        versions: The versions, in words.
+        papers: The papers to cite.
+    """
 
     fields: TextTable
     versions: str
@@ -64,7 +87,27 @@ class RecipeSection:
 
 @dataclass(frozen=True)
 class PageContent:
-    """What the page shows, section by section, for ``templates/page.html``; None where a run has no such section."""
+    """What the page shows, section by section, for ``templates/page.html``; None where a run has no such section.
+
+    Args:
+        title: The name of the run.
+        gives_away: Sentences on images that the run gives away.
+        story: The run in one sentence.
+        quality: The most important figures.
+        costs: What the run cost.
+        warnings: What went wrong, a line each.
+        samples: Samples over rounds.
+        progress: FID over rounds.
+        training: The loss over rounds.
+        silos: A row for each silo.
+        clusters: Which silos were clustered together.
+        groups: The figures of classes and of domains, with a heading each.
+        holdings: Who holds what.
+        outgoing: What left the silos.
+        disclosure: What attacks found.
+        figures: Every figure, with its protocol.
+        recipe: The recipe, versions and papers.
+    """
 
     title: str
     gives_away: Sequence[str]

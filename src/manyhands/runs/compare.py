@@ -170,13 +170,9 @@ class Comparison:
 
     def _rank(self, entry: Entry) -> float:
         mean = entry.mean(self.by)
-        return (
-            float("inf")
-            if mean is None or self._doubted(entry, self.by)
-            else mean
-            if self.by in LOWER_IS_BETTER
-            else -mean
-        )
+        if mean is None or self._doubted(entry, self.by):
+            return float("inf")
+        return mean if self.by in LOWER_IS_BETTER else -mean
 
     def _difference(self) -> str:
         """The first field of the protocol in which two runs differ, in words; empty where there is none."""

@@ -15,7 +15,12 @@ from manyhands.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe with its run, or its runs with several seeds."""
+    """One recipe with its run, or its runs with several seeds.
+
+    Args:
+        name: The name by which it is shown.
+        runs: The run folders, one for each seed.
+    """
 
     name: str
     runs: tuple[RunFolder, ...]

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows each round: number, silos, loss, images per second, bytes, time left."""
+    """Shows each round: number, silos, loss, images per second, bytes, time left.
+
+    Args:
+        recipe: The recipe of the run.
+        quiet: Whether nothing is printed.
+    """
 
     def __init__(self, recipe: Recipe, *, quiet: bool = False) -> None:
         self.console = Console(file=sys.stderr, highlight=False, quiet=quiet)

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class RoundTimer:
-    """Measures from one closed round to the next."""
+    """Measures from one closed round to the next.
+
+    Args:
+        ledger: The ledger of the run, for the bytes of a round.
+        server: The server, for its work and what it trained on.
+    """
 
     ledger: Ledger
     server: Server

@@ -45,7 +45,11 @@ NEEDED = frozenset({"data", "silos", "rounds", "metrics", "floor", "flops_silos"
 
 
 class RunFolder:
-    """``runs/<name>/``, with a folder for the server and one for each silo, as they are separate on a network."""
+    """``runs/<name>/``, with a folder for the server and one for each silo, as they are separate on a network.
+
+    Args:
+        path: The folder; it need not exist yet.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 
 
 class RunSummary(NamedTuple):
-    """What is known of a run, in one process as between sites."""
+    """What is known of a run, in one process as between sites.
+
+    Args:
+        method: How the silos trained.
+        server: The server, with its final state.
+        ledger: The bytes of training.
+        roster: The silos, with their numbers of images.
+        sampling: How a diffusion model draws.
+        evaluation: What is drawn and measured.
+    """
 
     method: Method
     server: Server

@@ -24,7 +24,13 @@ MAX_RUNS, MAX_NAME_LENGTH = 1000, 200
 
 
 class Variant(NamedTuple):
-    """One combination of a sweep: its recipe, the values of the fields, and its folder within that of the sweep."""
+    """One combination of a sweep: its recipe, the values of the fields, and its folder within that of the sweep.
+
+    Args:
+        recipe: The recipe.
+        values: The value of each field of the sweep.
+        folder: The name of its folder; empty for the folder of the sweep itself.
+    """
 
     recipe: Recipe
     values: dict[str, Any]
@@ -37,7 +43,12 @@ class Variant(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """All variants of a recipe; without a [sweep] there is one, which has no folder of its own."""
+    """All variants of a recipe; without a [sweep] there is one, which has no folder of its own.
+
+    Args:
+        name: The name of the recipe.
+        variants: The variants, in the order of their values.
+    """
 
     name: str
     variants: list[Variant]

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class TensorBoardLogger:
-    """Writes each round into ``tensorboard/`` of a run folder."""
+    """Writes each round into ``tensorboard/`` of a run folder.
+
+    Args:
+        folder: The run folder.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
