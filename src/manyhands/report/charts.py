@@ -12,7 +12,16 @@ NAMES_END, BAR_START, VALUE_WIDTH, ROW_HEIGHT = 142, 150, 70, 22
 
 
 class ChartFrame(NamedTuple):
-    """The size of a chart, and the edges of the area in which it draws; places count from the top left."""
+    """The size of a chart, and the edges of the area in which it draws; places count from the top left.
+
+    Args:
+        width: The width of the chart.
+        height: Its height.
+        left: The left edge of the area.
+        right: Its right edge.
+        top: Its upper edge.
+        base: Its lower edge.
+    """
 
     width: int = 640
     height: int = 260
@@ -23,7 +32,13 @@ class ChartFrame(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line through points; ``kind`` is a class of the page's style: main, thin or floor."""
+    """A line through points; ``kind`` is a class of the page's style: main, thin or floor.
+
+    Args:
+        points: The points of the line.
+        name: Its name; empty where it is not named.
+        kind: Its class in the page's style.
+    """
 
     points: Points
     name: str = ""
@@ -36,14 +51,28 @@ class Line(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A number on an axis, and its place."""
+    """A number on an axis, and its place.
+
+    Args:
+        place: The place on the page.
+        text: The number.
+    """
 
     place: float
     text: str
 
 
 class Curves(NamedTuple):
-    """Lines over common axes; their points are places on the page."""
+    """Lines over common axes; their points are places on the page.
+
+    Args:
+        x: The name of the horizontal axis.
+        y: The name of the vertical axis.
+        lines: The lines.
+        across: The ticks of the horizontal axis.
+        upward: The ticks of the vertical axis.
+        frame: The size of the chart.
+    """
 
     x: str
     y: str
@@ -54,7 +83,16 @@ class Curves(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A row of a bar chart: where it is, how long its bar is, and where the mark of its floor is."""
+    """A row of a bar chart: where it is, how long its bar is, and where the mark of its floor is.
+
+    Args:
+        name: The name of the row.
+        value: Its value.
+        top: The place of the row.
+        length: The length of the bar.
+        mark: The place of the mark; None without one.
+        end: Where bar and mark end.
+    """
 
     name: str
     value: str
@@ -65,7 +103,16 @@ class Bar(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """A bar for each name."""
+    """A bar for each name.
+
+    Args:
+        unit: What the bars show.
+        rows: The bars.
+        width: The width of the chart.
+        height: Its height.
+        names_end: Where the names end.
+        start: Where the bars start.
+    """
 
     unit: str
     rows: Sequence[Bar]

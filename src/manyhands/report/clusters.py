@@ -19,7 +19,12 @@ Contributions = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Clusters:
-    """The silos as points in a picture, which says how many clusters there are, and a row for each silo."""
+    """The silos as points in a picture, which says how many clusters there are, and a row for each silo.
+
+    Args:
+        picture: The picture.
+        table: The rows.
+    """
 
     picture: Picture
     table: TextTable

@@ -12,7 +12,14 @@ from manyhands.messages.outgoing.summary import NO_REASSURANCE
 
 @dataclass(frozen=True)
 class OperationRow:
-    """An operation of the plan, in words."""
+    """An operation of the plan, in words.
+
+    Args:
+        name: The name of the operation.
+        often: How often it happens.
+        description: What it does.
+        facts: The names of the facts that a silo sends with it.
+    """
 
     name: str
     often: str
@@ -22,7 +29,15 @@ class OperationRow:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """The kinds of things that left, the operations, their bytes as planned and as sent, and what was never sent."""
+    """The kinds of things that left, the operations, their bytes as planned and as sent, and what was never sent.
+
+    Args:
+        kinds: The kinds of things that left.
+        operations: The operations of the plan.
+        planned: The bytes as planned.
+        bytes: The bytes as sent.
+        never_sent: What was never sent.
+    """
 
     kinds: TextTable
     operations: Sequence[OperationRow]

@@ -10,14 +10,26 @@ from manyhands.formatting import TextTable
 
 
 class Picture(NamedTuple):
-    """An image that is embedded in the page: its description, and its PNG file in base64."""
+    """An image that is embedded in the page: its description, and its PNG file in base64.
+
+    Args:
+        about: The description.
+        png: The PNG file in base64.
+    """
 
     about: str
     png: str
 
 
 class Card(NamedTuple):
-    """A figure in large type: its name, its value, and, of a measured one, its deviation and that of real images."""
+    """A figure in large type: its name, its value, and, of a measured one, its deviation and that of real images.
+
+    Args:
+        name: The name.
+        value: The value.
+        spread: The deviation; empty without one.
+        floor: The value of real images; empty without one.
+    """
 
     name: str
     value: str

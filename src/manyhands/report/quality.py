@@ -28,7 +28,13 @@ OF_GROUPS = ("fid", "precision", "recall", "coverage", "label_match")
 
 @dataclass(frozen=True)
 class Quality:
-    """The most important figures, the verdict on them, and how they were measured."""
+    """The most important figures, the verdict on them, and how they were measured.
+
+    Args:
+        verdict: The verdict in words.
+        cards: The figures.
+        measured: How they were measured.
+    """
 
     verdict: str
     cards: Sequence[Card]
@@ -37,7 +43,12 @@ class Quality:
 
 @dataclass(frozen=True)
 class QualityByRound:
-    """FID over rounds; ``protocol`` says how it was measured, where that differs from the figures at the end."""
+    """FID over rounds; ``protocol`` says how it was measured, where that differs from the figures at the end.
+
+    Args:
+        chart: The curve.
+        protocol: How it was measured; empty where that is as at the end.
+    """
 
     chart: Curves
     protocol: str
@@ -45,7 +56,13 @@ class QualityByRound:
 
 @dataclass(frozen=True)
 class AllFigures:
-    """Every figure, how good the classifier is whose features they use, and the protocol."""
+    """Every figure, how good the classifier is whose features they use, and the protocol.
+
+    Args:
+        table: The figures.
+        classifier: How good the classifier is.
+        protocol: The fields of the protocol.
+    """
 
     table: TextTable
     classifier: str

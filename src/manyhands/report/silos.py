@@ -25,7 +25,13 @@ MAX_HEAT = 0.65
 
 @dataclass(frozen=True)
 class Silos:
-    """A row for each silo; ``measured`` says whether the rows have figures of quality."""
+    """A row for each silo; ``measured`` says whether the rows have figures of quality.
+
+    Args:
+        table: The rows.
+        measured: Whether the rows have figures of quality.
+        chart: FID of each silo; None where it was not measured.
+    """
 
     table: TextTable
     measured: bool
@@ -34,7 +40,12 @@ class Silos:
 
 @dataclass(frozen=True)
 class HeatCell:
-    """A number of images, and the opacity of the cell that shows it, in [0, 1]."""
+    """A number of images, and the opacity of the cell that shows it, in [0, 1].
+
+    Args:
+        images: The number of images.
+        heat: The opacity.
+    """
 
     images: str
     heat: str
@@ -42,7 +53,14 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class Holdings:
-    """How many images of each class each silo holds: as cells, or where there are too many of them, as a picture."""
+    """How many images of each class each silo holds: as cells, or where there are too many of them, as a picture.
+
+    Args:
+        classes: The names of the classes.
+        rows: Each silo with its cells.
+        held_out: How many images are held out.
+        picture: The picture, where there are too many cells.
+    """
 
     classes: Sequence[str]
     rows: Sequence[tuple[str, Sequence[HeatCell]]]
