@@ -27,16 +27,17 @@ def which_method() -> str:
         ],
         [
             "`collafuse`",
-            "train a network of its own, and run the last denoising steps of each sample: their share is the *cut* (.4 is 40 %)",
+            "train a network of its own, and run the last denoising steps of a sample; their share is the *cut* "
+            "(.4: 40 %)",
             "each image once, with noise",
             f"to pick the true image out of 1,000: right in {_percent(cheap)} of cases at cut .4, in "
             f"{_percent(recommended)} at cut {released['recommended_cut']:.3g}",
             "4 bytes a pixel, once; more each time a silo generates images",
-            f"{_times_fid(cut['quality_alone'], 'silos that train alone')}, at the worst of cuts .2 to .6: no gain shown",
+            f"{_times_fid(cut['quality_alone'], 'silos that train alone')}, worst of cuts .2 to .6: no gain",
         ],
         [
             "`huscf`",
-            f"train the outer blocks of a GAN: {_of_fedavg('huscf 4', 'flops_silo'):.2f} x the work, less with other cuts",
+            f"train the outer blocks of a GAN: {_of_fedavg('huscf 4', 'flops_silo'):.2f} x the work, by the cuts",
             "activations and gradients, each mini-batch",
             "**all images and labels**: it can compute them",
             f"{_of_fedavg('huscf 4', 'bytes'):.0f} x `fedavg`; in 8 bits {gan['traffic']['figure']:.1f} x fewer bytes",

@@ -108,7 +108,7 @@ def test_a_run_is_measured_and_evaluate_measures_it_again(ended: Path) -> None:
     assert said.returncode == 0, said.stderr
     assert re.search(r"^FID +\S+ +\S+ +\S+$", said.stdout, re.MULTILINE)
     assert re.search(r"^CAS accuracy", said.stdout, re.MULTILINE)
-    assert re.match(r"FID is \S+ times that of real images: ", said.stdout)
+    assert re.match(r"FID is \S+ times that between real images: ", said.stdout)
     report = json.loads(manyhands(*again, "--json", where=ended).stdout)
     assert report["evaluation"]["protocol"]["images"] == 100
     assert report["evaluation"]["protocol"]["sampling"]["steps"] == 3
@@ -140,7 +140,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
     assert all(list((folder / "tensorboard").iterdir()) for folder in folders)
     assert re.search(r"^seeds +2$", said.stdout, re.MULTILINE)
     assert re.search(r"^FID +\S+ ± \S+ +\S+$", said.stdout, re.MULTILINE)
-    assert re.match(r"digits-fedavg: FID is \S+ times that of real images: ", said.stdout)
+    assert re.match(r"digits-fedavg: FID is \S+ times that between real images: ", said.stdout)
     both = manyhands("compare", *map(str, folders), "--out", "side", "--json", where=tmp_path)
     comparison = json.loads(both.stdout)
     assert comparison["runs"][0]["seeds"] == 2
@@ -179,7 +179,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
         (
             ["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-9"],
             4,
-            "silo-9 has no generator; these silos have one: silo-0",
+            "there is no generator of a silo 'silo-9'; there are those of silo-0",
         ),
         (["cite", "runs/none"], 4, "there is no such folder"),
         (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not available"),

@@ -159,7 +159,7 @@ def test_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_that_is_no_class_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'b' is not one of the 1 classes"):
+    with pytest.raises(DataError, match="its folder 'b' is none of the classes"):
         Folder(path=write_pictures(tmp_path / "p")).load(8, 1, ("a",))
 
 

@@ -26,20 +26,20 @@ def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_oth
     assert metrics["density"] > floor["density"]
     assert metrics["label_match"] < 0.2
     assert next(iter(report)) == "words"
-    assert report["words"].endswith("times that of real images: these are not yet images of this kind")
+    assert report["words"].endswith("times that between real images: these are not yet images of this kind")
     assert report["notes"][0].startswith("precision and density: do not quote them")
     rows = [row[0] for row in figures_table(report).rows]
     assert "precision (do not quote)" in rows
     assert "recall" in rows
 
     real = evaluator.verdict([evaluator.held.pixels])
-    assert real["words"] == "FID is 1.0 times that of real images: about as good as real images"
+    assert real["words"] == "FID is 1.0 times that between real images: about as good as real images"
     assert not [note for note in real["notes"] if note.startswith("precision")]
     assert "precision" in [row[0] for row in figures_table(real).rows]
 
 
 def test_the_farther_the_harder_the_words() -> None:
-    assert of(23) == "FID is 23 times that of real images: these are not yet images of this kind"
+    assert of(23) == "FID is 23 times that between real images: these are not yet images of this kind"
     ends = [of(times).split(": ")[1] for times in (1, 1.6, 9.9, 10.1, 20.1, 5000)]
     assert len(dict.fromkeys(ends)) == 4
     assert ends[1] == ends[2]

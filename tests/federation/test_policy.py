@@ -142,7 +142,7 @@ def test_the_table_has_every_method_that_is_shipped() -> None:
         ({}, "collafuse with labels", "labels would leave"),
         ({}, "collafuse at cut 0", "images would leave: its images, as they are"),
         ({}, "collafuse, hostile cut", "could be computed from what leaves: its images, noised to an SNR of 43.8 dB"),
-        ({}, "huscf", "images and labels could be computed from what leaves: the activations of its head of the"),
+        ({}, "huscf", "images and labels could be computed from what leaves: the activations of the first blocks of"),
         ({"images": True}, "huscf", "labels could be computed from what leaves"),
         ({}, "central", "images would leave"),
         ({}, "fedavg, one step a round", "images could be computed from what leaves: the weights"),
@@ -228,7 +228,7 @@ def test_an_operator_reads_first_what_is_given_away_then_what_leaves_how_often_a
     words = "\n".join(lines)
     assert "this site would send about" in words
     assert words.index("leaves (") < words.index("in no message:")
-    assert "no epsilon can be given" in "\n".join(describe_run(recipe("digits-fedavg"), "a", IMAGES))
+    assert "none (no differential privacy)" in "\n".join(describe_run(recipe("digits-fedavg"), "a", IMAGES))
 
 
 def test_an_operator_reads_of_its_own_cut_alone() -> None:

@@ -50,7 +50,7 @@ def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
     assert len(set(kinds)) == len(kinds)
     words = offer("huscf").method.plan().words()
     assert words[0].startswith(
-        "This run gives its images away. What leaves: the activations of its head of the discriminator"
+        "This run gives its images away. What leaves: the activations of the first blocks of its discriminator"
     )
     assert "the server can compute its images and labels" in words[0]
 
@@ -74,7 +74,7 @@ def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
 def test_nothing_is_said_to_stay_that_leaves_or_can_be_computed(case: str, absent: tuple[str, ...]) -> None:
     assert offer(case).method.plan().never_sent == absent
     assert (
-        offer(case).method.plan().words()[-1].endswith("this says nothing about what can be computed from what leaves")
+        offer(case).method.plan().words()[-1].endswith("this is no guarantee: content may be computed from what leaves")
     )
 
 

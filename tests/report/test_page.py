@@ -66,7 +66,7 @@ def test_it_says_what_a_reader_asks(folder: RunFolder) -> None:
     assert left.index("the weights of its network, which the server can read") < left.index(
         "No message contains: images"
     )
-    assert "this says nothing about what can be computed from what leaves" in left
+    assert "this is no guarantee: content may be computed from what leaves" in left
     assert "60 samples were compared with 180 training images" in page
     assert "McMahan" in page
     assert page.count("<img") == 4, "a picture for each evaluated round"

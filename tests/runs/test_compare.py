@@ -172,7 +172,10 @@ def test_what_noise_can_have_is_in_brackets_where_a_run_is_far_from_its_floor(
     assert not cells["near"].startswith("(")
     assert "*" not in cells["far"]
     assert "Do not quote values in brackets" in comparison.note()
-    assert comparison.verdicts()[1] == "far: FID is 30 times that of real images: these are not yet images of this kind"
+    assert (
+        comparison.verdicts()[1]
+        == "far: FID is 30 times that between real images: these are not yet images of this kind"
+    )
 
 
 def test_deviations_of_one_table_are_of_one_kind(runs: dict[str, Path]) -> None:

@@ -30,8 +30,8 @@ def advise(
         typer.Option(
             metavar="BLOCK",
             min=0,
-            help="Each device keeps at least blocks 0 to BLOCK of the discriminator: images are easier to compute from "
-            "the output of fewer blocks.",
+            help="Each device keeps at least blocks 0 to BLOCK of the discriminator. Higher is safer: images are "
+            "easy to compute from the output of few blocks.",
         ),
     ] = 1,
     solver: Annotated[
@@ -42,7 +42,7 @@ def advise(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write timeline.png to this folder.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the layer cuts that make a split GAN train fastest.
+    """Find where to cut a GAN between devices and server.
 
     For each device, it prints which blocks the device keeps, so that an iteration takes as little time as possible.
     """

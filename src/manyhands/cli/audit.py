@@ -17,16 +17,16 @@ def audit(
         str,
         typer.Option(
             metavar="SHARES",
-            help="collafuse: also attack images released at these shares of the noising chain. Default: 0.1 to 0.9 in "
-            "steps of 0.1.",
+            help="collafuse: also attack images that are noised up to these shares of the timesteps (0: clean, 1: pure "
+            "noise). Default: 0.1 to 0.9 in steps of 0.1.",
         ),
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Measure by attacks what the server can learn from a run.
 
-    The results go into the run's report. RUN is a run of collafuse or huscf, or a sweep over cuts of collafuse: then
-    every cut is attacked.
+    The results go into the run's report. RUN is a run of collafuse or huscf. It may be a sweep of
+    collafuse over several values of method.cut: then each of them is attacked.
     """
     from manyhands.report.disclosure import table, words
     from manyhands.runs.audit import SHARES

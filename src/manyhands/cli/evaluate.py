@@ -16,8 +16,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="DIR",
-            help="Evaluate on the images of this folder, or on those of the recipe (--data recipe). Default: on the "
-            "held-out images of the run's silos.",
+            help="Evaluate on the images of this folder; the word recipe stands for the images that the recipe names. "
+            "Default: the held-out images of the run's silos.",
         ),
     ] = "",
     images: Annotated[

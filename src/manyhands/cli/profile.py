@@ -22,7 +22,10 @@ def profile(
     ] = None,
     peer: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Measure the link to the machine that runs profile --serve there."),
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Also measure the link to this address, where another machine runs manyhands profile --serve.",
+        ),
     ] = None,
     rate: Annotated[
         float | None,
@@ -40,7 +43,7 @@ def profile(
             "--server",
             metavar="N",
             min=0,
-            help="Measure this machine as the server of N devices. 0: measure it as a device.",
+            help="Measure this machine as the server that N devices share. 0: measure it as a device.",
         ),
     ] = 0,
     device: DeviceOption = "auto",
@@ -48,8 +51,8 @@ def profile(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Do not measure, but answer one machine that does (with --peer). A port alone can be reached only "
-            "from this machine.",
+            help="Only be the other end for a machine that measures its link with --peer. A port alone can be reached "
+            "only from this machine.",
         ),
     ] = None,
     seconds: Annotated[

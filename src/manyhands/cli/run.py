@@ -24,7 +24,10 @@ def run(
     ] = None,
     changes: SetOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the last checkpoint; start from round 1 if there is none.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue from the last checkpoint, or start. Repeat the --set of the first call."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the whole recipe and what would leave the silos; do not train.")

@@ -88,7 +88,7 @@ def cut_words(schedule: Schedule, step: int, norm: float, delta: float) -> str:
         delta: The delta of the epsilon.
     """
     if step == 0:
-        return "cut 0: as they are, nothing is hidden"
+        return "cut 0: images are sent without any noise"
     if step == schedule.steps:
         return "cut 1: nothing is released"
     snr = float(schedule.snr()[step])

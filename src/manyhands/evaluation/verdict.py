@@ -42,7 +42,7 @@ def words(metrics: Figures, floor: Figures, *, few: bool = False) -> str:
     if times is None:
         return ""
     says = "there are too few images to say how good these are" if few and times <= NOT_YET else _says(times)
-    return f"FID is {_shown(times)} times that of real images: {says}"
+    return f"FID is {_shown(times)} times that between real images: {says}"
 
 
 def of_report(report: Mapping[str, Any]) -> str:
@@ -56,8 +56,8 @@ def caution(metrics: Figures, floor: Figures) -> str:
     if times is None or times <= FAR:
         return ""
     return (
-        f"precision and density: do not quote them: at {_shown(times)} times the FID of real images, noise can reach "
-        "the same values as real images"
+        f"precision and density: do not quote them: at {_shown(times)} times the FID between real images, even pure "
+        "noise may score like real images"
     )
 
 

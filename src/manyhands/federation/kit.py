@@ -99,7 +99,8 @@ def new_kits(server: str, sites: list[str], out: Path, days: int = DAYS) -> Path
     host, port = _address(server)
     if bad := [name for name in sites if not _NAME.fullmatch(name) or name in (SERVER, ADMIN, "authority")]:
         raise RecipeError(
-            f"--sites: {bad[0]!r}: use a-z, 0-9, '_' and '-', but not {SERVER!r}, {ADMIN!r} or 'authority'"
+            f"--sites: {bad[0]!r}: use a-z, 0-9, '_' and '-', and commas between names, but not "
+            f"{SERVER!r}, {ADMIN!r} or 'authority'"
         )
     if not sites or len(set(sites)) < len(sites):
         raise RecipeError("--sites: must name each site once, such as --sites a,b,c")
@@ -131,7 +132,7 @@ def load_kit(folder: Path, role: str) -> Kit:
         certificate = kit.certificate
     except (OSError, ValueError) as error:
         reason = "it has no startup/kit.json" if isinstance(error, FileNotFoundError) else error
-        raise KitError(f"{folder}: holds no kit: {reason}") from None
+        raise KitError(f"{folder}: holds no kit: {reason}; kits are made with `manyhands federation new`") from None
     if kit.about.role != role:
         raise KitError(
             f"{folder}: is the kit of {kit.about.party}, whose role is {kit.about.role}; a kit of role {role} is needed"
@@ -180,7 +181,7 @@ Each kit holds a private key. Send it to its party so that nobody else can read 
 
 | kit | who gets it | what it is for |
 |---|---|---|
-| `{SERVER}/` | whoever runs the server | listens at {server}; sees what the sites send or what that reveals |
+| `{SERVER}/` | whoever runs the server | listens at {server}; sees what sites send, and what follows from it |
 {rows}
 | `{ADMIN}/` | whoever starts runs | submits recipes, stops runs, fetches their results; a site need not take part |
 | `authority/` | nobody: keep it offline | signs certificates; whoever has it can pretend to be any party |

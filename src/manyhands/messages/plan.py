@@ -74,10 +74,10 @@ class Plan:
         kinds = self.outgoing_of(silo) if silo else self.outgoing
         lines = [*given_away(kinds, images), *describe(kinds, images)]
         for name, operation in self.operations.items():
-            sent, facts = operation.up.size, ", ".join(operation.up.facts) or "nothing else"
+            sent, facts = operation.up.size, ", ".join(operation.up.facts) or "none"
             received = operation.down.size
             lines.append(
-                f"{name} ({operation.often}): {operation.description}; sends {sent} and the facts {facts}; "
+                f"{name} ({operation.often}): {operation.description}; sends {sent} (facts beside it: {facts}); "
                 f"receives {received}"
             )
         return [*lines, f"in no message: {', '.join(never_sent(kinds))}; {NO_REASSURANCE}"]

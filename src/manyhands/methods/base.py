@@ -247,7 +247,9 @@ def check_images(silo: Silo, model: Model, min_images: int = 1) -> None:
     """
     images = silo.images
     if not len(images):
-        raise RecipeError(f"{silo.name}: has no images")
+        raise RecipeError(
+            f"{silo.name}: has no images; a partition with fewer silos, or a larger alpha of 'dirichlet', gives it some"
+        )
     if len(images) < min_images:
         raise RecipeError(f"{silo.name}: has {len(images)} images, expected at least {min_images}")
     if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):

@@ -56,7 +56,9 @@ class UNet(Denoiser):
     def _fits(self) -> Self:
         halvings = len(self.widths) - 1
         if self.size % 2**halvings:
-            raise ValueError(f"size {self.size} is not a multiple of {2**halvings}, as {len(self.widths)} widths need")
+            raise ValueError(
+                f"size {self.size} is not a multiple of {2**halvings}: {len(self.widths)} widths halve it as often"
+            )
         if bad := [width for width in self.widths if width % self.groups or not 1 <= width <= 8192]:
             raise ValueError(f"width {bad[0]} is not a multiple of groups = {self.groups}, from 1 to 8192")
         if bad := [level for level in self.attended if level not in range(len(self.widths))]:

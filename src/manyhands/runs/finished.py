@@ -108,7 +108,9 @@ def loaded_generator(folder: RunFolder, silo: str | None, *, alone: bool = False
     generators = kept_generators(folder, method, InProcess())
     device = chosen_device(folder.recipe.get("device", "auto"))
     if silo is not None and silo not in generators:
-        raise RunFolderError(f"{folder.path}: {silo} has no generator; these silos have one: {', '.join(generators)}")
+        raise RunFolderError(
+            f"{folder.path}: there is no generator of a silo {silo!r}; there are those of {', '.join(generators)}"
+        )
     if alone:
         trained: ImageSource | None = _kept(folder.model if silo is None else folder.silo(silo) / "model", device)
         if trained is None:

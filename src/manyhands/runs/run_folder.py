@@ -107,7 +107,10 @@ class RunFolder:
                     "with --out"
                 )
             if differs := first_difference(recipe_of_run, recipe):
-                raise RunFolderError(f"{self.path}: was started with another recipe: {differs}")
+                raise RunFolderError(
+                    f"{self.path}: was started with another recipe: {differs}; --resume needs the --set options of the "
+                    "first call"
+                )
         elif self.path.exists() and (not self.path.is_dir() or self._has_files()):
             raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another folder with --out")
 

@@ -12,8 +12,11 @@ from manyhands.errors import RecipeError
 
 
 def approve(
-    site: Annotated[Path, typer.Argument(metavar="SITE", help="The --out folder of federation join.")],
-    recipe: Annotated[str, typer.Argument(metavar="HASH", help="The hash of a waiting recipe, or its first digits.")],
+    site: Annotated[Path, typer.Argument(metavar="SITE_DIR", help="The --out folder of federation join.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="HASH", help="The hash of a waiting recipe, which join printed, or its first digits."),
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
     """Show what a recipe would send from this site, and approve it.

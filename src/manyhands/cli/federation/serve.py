@@ -28,7 +28,7 @@ def serve(
             metavar="PORT",
             min=0,
             max=65535,
-            help="Port to listen on, if a router forwards the port in the kits to another one. 0: the port in the "
+            help="Port to listen on, where a router forwards the port in the kits to another one. 0: the port in the "
             "kits.",
         ),
     ] = 0,

@@ -70,6 +70,6 @@ def class_of(inner: str, classes: tuple[str, ...]) -> int:
     name = inner.rsplit("/", 1)[0] if "/" in inner else ""
     if name not in classes:
         known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-        where = f"{name!r} is not one of the {len(classes)} classes" if name else "is in none of the class folders"
-        raise DataError(f"{inner}: {where} ({known})")
+        where = f"its folder {name!r} is none of the classes" if name else "is in none of the class folders"
+        raise DataError(f"{inner}: {where} (the recipe or the other folders name {known})")
     return classes.index(name)

@@ -18,7 +18,7 @@ MAX_EPSILON = 10.0
 """A release with a larger epsilon gives its images away, unless the share of ``Picked`` is known: it decides then."""
 MAX_PICKED, CANDIDATES = 0.01, 1000
 """A release gives its images away if a larger share of them is picked out of at least ``CANDIDATES`` candidates."""
-NO_EPSILON = "no epsilon can be given"
+NO_EPSILON = "none (no differential privacy)"
 
 
 class Picked(NamedTuple):
@@ -255,7 +255,7 @@ class Gradients(OutgoingData):
 
     def computed(self, images: int | None = None) -> str:
         """See ``OutgoingData``."""
-        return "how its network, trained on its images, rates its input; no attack from there to an image is known here"
+        return "how its network, trained on its images, rates its input; no attack that recovers an image is known"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +320,7 @@ class Weights(OutgoingData):
             return "nothing from those of one silo; from the mean of all silos, what the mean has learnt"
         if self.exposed(images):
             return "at least some of its images: after a single step the weights reveal the gradient"
-        return "images like its own, those that it has memorised, and with errors whether an image was trained on"
+        return "similar images, images that it memorised, and a guess whether an image was in the training set"
 
     def exposed(self, images: int | None = None) -> tuple[str, ...]:
         """Images, if a round is a single step."""

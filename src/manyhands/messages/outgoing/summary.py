@@ -9,14 +9,14 @@ from typing import Any
 from manyhands.messages.operation import Operation
 from manyhands.messages.outgoing.kinds import IMAGES, LABELS, Labels, NoisedImages, OutgoingData, Statistics, Weights
 
-NO_REASSURANCE = "this says nothing about what can be computed from what leaves"
+NO_REASSURANCE = "this is no guarantee: content may be computed from what leaves"
 FACT_MEANINGS = {
     "images": "how many images it has",
     "cut": "its cut",
     "loss": "its mean loss",
     "seen": "how many images it saw",
     "flops": "how much work that was",
-    "withheld": "why it withholds its update",
+    "withheld": "the reason, if it withholds its update",
     "numbers": "how many numbers its latents are",
     "sum": "the sum of its latents",
     "squares": "the sum of their squares",

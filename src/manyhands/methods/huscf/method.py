@@ -59,8 +59,8 @@ DESCRIPTIONS = {
     ADVERSARIAL_BACKWARD: DISCRIMINATOR_BACKWARD,
     GENERATOR_BACKWARD: "sends the gradient at the generator's tail, gets the gradient at its head",
 }
-HEADS = {"generator": "its head of the generator", "discriminator": "its head of the discriminator"}
-FAKE_INPUT = "generated images, which have the labels of its own"
+HEADS = {name: f"the first blocks of its {name}" for name in ("generator", "discriminator")}
+FAKE_INPUT = "generated images, drawn for the labels of its own images"
 HEAD_INPUTS = {
     GENERATOR_FORWARD: "noise and the labels of its images",
     FAKE_FORWARD: FAKE_INPUT,
@@ -157,8 +157,8 @@ class HuSCF(HuSCFSpec):
         for cuts in self.all_cuts:
             own = self._costs(cuts)
             lines.append(
-                f"a silo cut at {cuts} has {own['weights']:,.0f} of {own['weights_whole']:,.0f} weights and does "
-                f"{own['work'] / own['work_whole']:.1%} of the work; training takes {size_text(own['memory'])} of "
+                f"a silo with the cuts {cuts} has {own['weights']:,.0f} of {own['weights_whole']:,.0f} weights and "
+                f"does {own['work'] / own['work_whole']:.1%} of the work; training takes {size_text(own['memory'])} of "
                 f"memory, {size_text(own['memory_whole'])} for the whole network; it sends {size_text(own['bytes'])} "
                 f"in an iteration of {batch} images and receives as much"
             )
