@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manyhands.audit.attacks.distance import BEST, feature_distance, psnr, reconstruction_scores, ssim
-from manyhands.evaluation.features import Classifier, Network
+from manyhands.evaluation.features import Classifier, FeatureNetwork
 from tests.audit.crowd import cloud, rng
 
 
@@ -27,7 +27,7 @@ def test_psnr_of_a_known_error() -> None:
 
 def test_the_image_itself_is_nearest_and_noise_moves_away() -> None:
     x = cloud(40, size=8).clamp(-1, 1)
-    network = Network(8, 1, 2).eval()
+    network = FeatureNetwork(8, 1, 2).eval()
     extractor = Classifier(network, "untrained", 0.5)
     guess = x.mean(0).expand_as(x)
     scores = [
