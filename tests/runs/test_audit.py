@@ -132,7 +132,7 @@ def test_another_method_and_a_run_that_has_not_ended_are_refused(tmp_path: Path)
     }  # fmt: skip
     for _ in compose(parse_recipe(recipe), tmp_path / "plain"):
         pass
-    with pytest.raises(RunFolderError, match="method fedavg releases no images"):
+    with pytest.raises(RunFolderError, match="is a run of fedavg; only runs of collafuse and huscf can be audited"):
         audit(RunFolder(tmp_path / "plain"))
     with pytest.raises(RunFolderError, match="there is no such folder"):
         audit(RunFolder(tmp_path / "none"))

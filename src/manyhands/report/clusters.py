@@ -75,7 +75,10 @@ def content(report: Mapping[str, Any], path: Path) -> Clusters | None:
         [silo, kinds[silo][0], str(kinds[silo][1] + 1), number_text(entry["distance"]), number_text(entry["weight"])]
         for silo, entry in contributions.items()
     ]
-    return Clusters(picture(path, about), TextTable(["silo", "domain", "cluster", "distance", "weight"], rows, left=2))
+    return Clusters(
+        picture(path, about),
+        TextTable(["silo", "domain", "cluster", "distance to the mean", "weight in the mean"], rows, left=2),
+    )
 
 
 def _is_clustered(contributions: Contributions) -> bool:

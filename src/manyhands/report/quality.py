@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 NAMES = {
     "fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "density": "density",
-    "coverage": "coverage", "inception_score": "Inception score", "generation_score": "generation score",
-    "label_match": "asked class recognised", "mifid": "MIFID", "memorised": "memorised", "cas": "CAS accuracy",
+    "coverage": "coverage", "inception_score": "Inception score", "generation_score": "Inception score, balanced",
+    "label_match": "asked class recognised", "mifid": "MIFID", "memorised": "near a training image",
+    "cas": "CAS accuracy",
     "cas_precision": "CAS precision", "cas_recall": "CAS recall", "cas_f1": "CAS F1", "cas_fpr": "CAS false positives",
 }  # fmt: skip
 """The figures in the order in which they are shown, with the names that people read."""

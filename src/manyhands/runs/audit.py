@@ -58,7 +58,7 @@ def audit(folder: RunFolder, shares: Sequence[float] = SHARES, effort: Effort | 
     attack = AUDITS.get(recipe.method.kind)
     if attack is None:
         raise RunFolderError(
-            f"{folder.path}: method {recipe.method.kind} releases no images; a run of {' or '.join(AUDITS)} is expected"
+            f"{folder.path}: is a run of {recipe.method.kind}; only runs of {' and '.join(AUDITS)} can be audited"
         )
     silos = [replace(silo, seed=recipe.seed) for silo in silos]
     with folder.alone():

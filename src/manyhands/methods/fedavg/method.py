@@ -97,14 +97,14 @@ class FedAvg(FedAvgSpec):
         shared = max_wire_bytes(self.up, self.spec_of(SHARED[self.share]))
         up = shared / 2 if self.share == "usplit" else shared
         down = self.downlink.bytes(count / silos)
-        shares = ", ".join(f"{size / total:.1%} {part}" for part, size in parts.items() if 0 < size < total)
+        shares = ", ".join(f"{size / total:.1%} {PART_NAMES[part]}" for part, size in parts.items() if 0 < size < total)
         plain = up + down == 8 * total
         saving = "all weights in float32" if plain else f"{8 * total / (up + down):.2f} x fewer bytes than in float32"
         return [
             f"{total:,} weights: {shares}" if shares else f"{total:,} weights",
             *self.learner.cost_lines(),
-            f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} up and {size_text(count * down)} "
-            f"down, {saving}",
+            f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} sent and "
+            f"{size_text(count * down)} received by them, {saving}",
             f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
         ]
 
