@@ -15,7 +15,7 @@ from manyhands import load_recipe, load_sweep
 from manyhands.cli.app import app
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.runs.recipe_file import parse_recipe
-from manyhands.runs.sweep import write_index
+from manyhands.runs.sweep import check_parents, write_index
 from tests.cli.test_cli import TINY
 from tests.command import manyhands
 from tests.runs.test_recipe import TEXT
@@ -117,6 +117,28 @@ def test_what_is_in_a_folder_is_not_written_over_unasked(path: Path, tmp_path: P
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == [
         {"values": {"method.ema": 0}, "seed": 0, "folder": "ema-0"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("held", "text", "seeds", "message"),
+    [
+        ("recipe.toml", "", 2, "out: holds another run already; choose another folder"),
+        ("recipe.toml", "ema = [0]", 1, "out: holds another run already"),
+        ("sweep.json", "", 2, "out: holds another sweep already"),
+        ("seed-0/recipe.toml", "ema = [0]", 1, "out: is not empty and holds no sweep"),
+        ("sweep.json ema-0/recipe.toml", "ema = [0]", 2, "ema-0: holds another run already"),
+    ],
+)
+def test_several_runs_are_not_put_around_another_run(
+    path: Path, tmp_path: Path, held: str, text: str, seeds: int, message: str
+) -> None:
+    runs, out = load_sweep(swept(path, text) if text else path).runs(seeds), tmp_path / "out"
+    check_parents(out, runs)
+    for name in held.split():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    with pytest.raises(RunFolderError, match=message):
+        check_parents(out, runs)
 
 
 def test_the_command_runs_all_of_it_and_goes_on_where_it_was(tmp_path: Path) -> None:

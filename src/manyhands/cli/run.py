@@ -41,7 +41,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train a generator as a recipe says, and evaluate it."""
-    from manyhands.runs.sweep import load_sweep, write_index
+    from manyhands.runs.sweep import check_parents, load_sweep, write_index
 
     sweep = load_sweep(recipe_path(recipe), changes or [])
     if dry_run:
@@ -51,6 +51,7 @@ def run(
     if len(runs) > 1 and not all(run.recipe.evaluation.images for run in runs):
         raise RecipeError("--seeds and [sweep] compare runs by their metrics, but evaluation.images is 0")
     folder = out or Path("runs") / sweep.name
+    check_parents(folder, runs)
     if sweep.is_swept:
         write_index(folder, runs, resume=resume)
     for run in runs:

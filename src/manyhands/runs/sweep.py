@@ -84,6 +84,17 @@ def load_sweep(path: Path | str, changes: Sequence[str] = ()) -> Sweep:
     return Sweep(str(recipe_fields["name"]), variants)
 
 
+def check_parents(folder: Path, runs: Sequence[Variant]) -> None:
+    """Check that the folders above those of the runs hold no other run, and a sweep's nothing but that sweep."""
+    for above in dict.fromkeys(above for run in runs for above in Path(run.folder).parents):
+        place, of_sweep = folder / above, bool(runs[0].values) and above == Path()
+        names = {path.name for path in place.iterdir() if not path.name.startswith(".")} if place.is_dir() else set()
+        if "recipe.toml" in names or (names and (INDEX in names) != of_sweep):
+            kind = "run" if "recipe.toml" in names else "sweep" if INDEX in names else ""
+            found = f"holds another {kind} already" if kind else "is not empty and holds no sweep"
+            raise RunFolderError(f"{place}: {found}; choose another folder with --out")
+
+
 def write_index(folder: Path, runs: Sequence[Variant], *, resume: bool) -> None:
     """Write sweep.json, which lists the runs and their folders."""
     path = folder / INDEX
