@@ -21,6 +21,40 @@ TYPES = {"integer": "whole number", "number": "number", "string": "text", "boole
 FIELDS = "# Fields of recipes\n\nMade from the code; [Recipes](../recipes.md) explains how a recipe is written.\n"
 COMMANDS = "# Commands\n\nMade from the code: `manyhands COMMAND --help` prints the same.\n"
 PYTHON = "# Python\n\nThe public names, all of which are imported from `manyhands`.\n"
+EXTENSIONS = (
+    "# Python, for extensions\n\nWhat authors of methods, models, sources and partitions use beside the [public "
+    "names](python.md). Each name is imported from the module above it. [Write a method](../write-a-method.md) shows "
+    "how they fit together.\n"
+)
+OF_EXTENSIONS = {
+    "messages.facts": ["Fact", "Whole", "Number", "Text", "Flag", "Listed", "Table"],
+    "messages.operation": ["round_facts", "next_round_facts", "IMAGES", "COUNT", "SEED", "FLOPS", "RESTING"],
+    "messages.outgoing.kinds": [
+        "OutgoingData",
+        "Images",
+        "NoisedImages",
+        "Activations",
+        "Gradients",
+        "Labels",
+        "Weights",
+        "GeneratedImages",
+        "Statistics",
+        "Fresh",
+    ],
+    "tensors": ["TensorSpec", "snapshot", "WeightedMean", "add_prefix", "strip_prefix", "find_not_finite"],
+    "methods.base": ["Conversation", "ServerCall", "Release"],
+    "methods.round_report": ["update_facts", "why_unusable", "why_bad_loss"],
+    "methods.learners.base": ["Learner", "LocalRound", "LocalResult", "minimize"],
+    "silos.silo_memory": ["SiloMemory"],
+    "silos.silo": ["DeviceContext"],
+    "silos.local_training": ["steps", "optimiser_state", "load_optimiser_state"],
+    "silos.flops": ["Meter"],
+    "generators.base": ["ImageGenerator"],
+    "data.partition.base": ["top_up", "cut_by_shares", "labels_of", "domain_of", "check_labelled"],
+    "seed": ["torch_rng", "numpy_rng", "seeded_globally"],
+    "errors": ["Refused", "Reason", "RecipeError", "DataError"],
+}
+"""What an extension uses beside the public names, by module."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -29,6 +63,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/recipes.md": fields_page(),
         "reference/commands.md": commands_page(),
         "reference/python.md": python_page(),
+        "reference/extensions.md": extensions_page(),
         **{made: (ROOT / name).read_text() for name, made in PROJECT.items()},
         **{f"examples/{path.stem}.md": example_page(path) for path in sorted((ROOT / "examples").glob("*.py"))},
     }
@@ -166,7 +201,18 @@ def python_page() -> str:
         if isinstance(line, ast.ImportFrom) and line.module:
             for name in line.names:
                 sections.setdefault(line.module.split(".")[0], []).append(f"::: manyhands.{line.module}.{name.name}")
-    return PYTHON + "".join(f"\n## {folder}\n\n" + "\n\n".join(names) + "\n" for folder, names in sections.items())
+    return PYTHON + reference(sections)
+
+
+def extensions_page() -> str:
+    """What extensions use beside the public names, by module."""
+    modules = {f"manyhands.{module}": names for module, names in OF_EXTENSIONS.items()}
+    return EXTENSIONS + reference({module: [f"::: {module}.{name}" for name in modules[module]] for module in modules})
+
+
+def reference(sections: dict[str, list[str]]) -> str:
+    """Sections of names, each of which mkdocstrings replaces with its signature and docstring."""
+    return "".join(f"\n## {heading}\n\n" + "\n\n".join(names) + "\n" for heading, names in sections.items())
 
 
 def example_page(path: Path) -> str:

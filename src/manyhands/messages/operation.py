@@ -19,8 +19,12 @@ from manyhands.tensors import StateSpec, TensorSpec, find_not_finite, state_spec
 
 IMAGES = Whole(1, 1 << 40)
 """The number of images of a silo."""
-COUNT, SEED = Whole(0, (1 << 53) - 1), Whole(0, (1 << 63) - 1)
+COUNT = Whole(0, (1 << 53) - 1)
+"""A count, exact as a float in any JSON."""
+SEED = Whole(0, (1 << 63) - 1)
+"""A seed."""
 FLOPS = Whole(0, 10**21)
+"""A number of floating-point operations."""
 MAX_LOSS = 1e12
 """The largest loss that is accepted; a larger one means that training has diverged."""
 WORD = Text(64)
