@@ -123,6 +123,7 @@ NAN = np.full((2, 8, 8), np.nan, np.float32)
         (GREY, {"labels": ["a"] * 6}, "labels are of type <U1, whole numbers"),
         (GREY, {"labels": [[0], [0, 1]] * 3}, "labels are of several shapes"),
         (GREY, {"labels": [-1] * 6}, "label -1 is outside the 0 classes|label -1 is outside"),
+        (GREY, {"labels": [0] * 5 + [10**9]}, "label 1000000000 is given, but a label must be less than 65536 unless"),
         (GREY, {"labels": [2] * 6, "classes": ("a", "b")}, r"label 2 is outside the 2 classes \(0 to 1\)"),
     ],
 )

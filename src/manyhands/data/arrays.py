@@ -13,6 +13,7 @@ from manyhands.data.resize import resized
 from manyhands.errors import DataError
 
 Range = tuple[float, float]
+MAX_CLASSES = 65_536
 GREY_MODES = {"1", "L", "LA", "I", "I;16"}
 
 
@@ -55,6 +56,8 @@ def label_numbers(labels: Any, count: int, classes: Sequence[str] | None) -> tup
     if numbers.dtype.kind not in "iu":
         raise DataError(f"labels are of type {numbers.dtype}, whole numbers from 0 on are expected")
     low, high = int(numbers.min()), int(numbers.max())
+    if classes is None and high >= MAX_CLASSES:
+        raise DataError(f"label {high} is given, but a label must be less than {MAX_CLASSES} unless classes are given")
     names = tuple(map(str, range(high + 1))) if classes is None else tuple(classes)
     if low < 0 or high >= len(names):
         raise DataError(f"label {low if low < 0 else high} is outside the {len(names)} classes (0 to {len(names) - 1})")

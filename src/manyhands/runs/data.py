@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from manyhands.data.arrays import MAX_CLASSES
 from manyhands.data.images import Images, join
-from manyhands.data.sources.base import MAX_CLASSES, AnySource, Source
+from manyhands.data.sources.base import AnySource, Source
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
 from manyhands.silos.silo import NAME_RULE, is_name

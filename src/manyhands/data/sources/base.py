@@ -15,8 +15,6 @@ from manyhands.errors import DataError
 from manyhands.registry import SOURCES, OneOf
 from manyhands.spec import Spec
 
-MAX_CLASSES = 65_536
-
 
 class Source(Spec, ABC):
     """A set of images that one party holds. A subclass says its ``classes`` and how to ``load`` it."""

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from manyhands.data.arrays import MAX_CLASSES
 from manyhands.data.images import Images
-from manyhands.data.sources.base import MAX_CLASSES, Source, images_of_array
+from manyhands.data.sources.base import Source, images_of_array
 from manyhands.data.sources.idx_file import read_idx
 from manyhands.errors import DataError
 
