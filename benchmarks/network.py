@@ -48,7 +48,7 @@ from manyhands.federation.policy import Policy, recipe_hash, recipe_text
 from manyhands.federation.site import Site
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.exchange import ClientSession
-from manyhands.links.flare import Connection
+from manyhands.links.flare import FlareConnection
 from manyhands.links.frame import Frame
 from manyhands.messages.message import Message, encode
 from manyhands.runs.recipe import Recipe
@@ -248,14 +248,7 @@ def _fuzz(kit: Kit, count: int, chance: random.Random) -> int:
     """How many of so many messages were refused by name; what is not answered is sent again, as any caller does."""
     refused: dict[str, str] = {}
     came: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-    line = Connection(
-        kit.about.party,
-        kit.startup,
-        host=LOOPBACK,
-        port=kit.about.port,
-        role="client",
-        on_frame=lambda _, frame: came.put(frame),
-    )
+    line = kit.connect(LOOPBACK)(lambda _, frame: came.put(frame), lambda *_: None)
     whole = encode(Message("update", {"x": torch.ones(64)}, {"round": 0, "images": 3, "loss": 0.5}))
     frames = {f"s{number}": _mutated(f"s{number}", whole, chance) for number in range(count)}
     end = time.monotonic() + 60
@@ -323,9 +316,10 @@ def strangers(_args: argparse.Namespace) -> tuple[dict[str, float], dict[str, An
 def _let_in(name: str, startup: Path, port: int) -> bool:
     """Whether somebody hears a word within some seconds of calling; not its own, where it has the server's name."""
     came: list[Frame] = []
-    line = Connection(
-        name, startup, host=LOOPBACK, port=port, role="client", on_frame=lambda _, frame: came.append(frame)
-    )
+    line = FlareConnection(
+        lambda _, frame: came.append(frame), lambda *_: None,
+        name=name, startup=startup, host=LOOPBACK, port=port, role="client",
+    )  # fmt: skip
     call, end = ClientSession(Message("hello", facts={"declined": ""}), "s", 1), time.monotonic() + 4
     asked = call.begin() + call.ask_again()
     while time.monotonic() < end:

@@ -85,7 +85,7 @@ class TimedConnections(SiteConnections):
 def site(kit: Path, out: Path) -> None:
     """A site that takes part in one run."""
     loaded, out = load_kit(kit, "site"), out / kit.name
-    calls = TimedCalls(loaded)
+    calls = TimedCalls(loaded.connect())
     policy = Policy(approve="limits", labels=True, computable=True, data="recipe")
     worker = Site(loaded.about.party, policy, out, calls, lambda _: None)
     worker.work(lambda: all(op != "ended" for op, *_ in calls.noted))
@@ -97,8 +97,8 @@ def serve(kit: Path, out: Path) -> None:
     """A server of one run."""
     loaded, out = load_kit(kit, "server"), out / kit.name
     out.mkdir()
-    connections = TimedConnections(loaded, [*loaded.about.sites, ADMIN], LOOPBACK)
-    server = FederationServer(loaded, connections, out=out, device="cpu", log=lambda _: None)
+    connections = TimedConnections(loaded.connect(LOOPBACK), [*loaded.about.sites, ADMIN])
+    server = FederationServer(loaded.about.sites, connections, out=out, device="cpu", log=lambda _: None)
     while server.run_session is None or server.run_session.stage not in OVER:
         server.step()
     (out / "noted.json").write_text(json.dumps(connections.noted))

@@ -57,7 +57,7 @@ def serve(kit: Kit, port: int, count: int) -> None:
     """The server, until all have had so many answers."""
     sites = kit.about.sites
     connections, coordinator = (
-        SiteConnections(kit, sites, "127.0.0.1", port),
+        SiteConnections(kit.connect("127.0.0.1", port), sites),
         RoundCoordinator(Summing(), PLAN, dict.fromkeys(sites, 1)),
     )
     connections.allow(sites, PLAN.bounds("up"))
@@ -79,7 +79,7 @@ def serve(kit: Kit, port: int, count: int) -> None:
 
 def call(kit: Kit, count: int) -> list[float]:
     """The seconds of each call."""
-    calls, taken, x = ServerConnection(kit, bounds=PLAN.bounds("down")), [], torch.ones(NUMBERS)
+    calls, taken, x = ServerConnection(kit.connect(), bounds=PLAN.bounds("down")), [], torch.ones(NUMBERS)
     for _ in range(count):
         began = time.perf_counter()
         answer = calls(Message("sum", {"x": x}, {"last": False}))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from manyhands.errors import Refused
-from manyhands.federation.kit import ADMIN, About, Kit
+from manyhands.federation.kit import ADMIN
 from manyhands.federation.plans import SITE_PLAN
 from manyhands.federation.server import FederationServer
 from manyhands.federation.site_connections import ReceivedCall
@@ -93,9 +93,8 @@ class World:
         monkeypatch.setattr("manyhands.federation.server.time", self.clock)
         self.connections, self.lines, self.recipe = FakeConnections(self.clock), list[str](), recipe
         sites = (*GOOD, BAD)
-        about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=sites)
         connections: Any = self.connections
-        self.server = FederationServer(Kit(path, about), connections, out=path, device="cpu", log=self.lines.append)
+        self.server = FederationServer(sites, connections, out=path, device="cpu", log=self.lines.append)
         self.silos = {silo.name: silo for silo in silos_of(recipe)[0]}
         for silo in self.silos.values():
             silo.device_context = DeviceContext()

@@ -12,7 +12,7 @@ import torch
 
 from manyhands.errors import MessageError, Reason, Refused
 from manyhands.federation import plans
-from manyhands.federation.kit import ADMIN, About, Kit
+from manyhands.federation.kit import ADMIN
 from manyhands.federation.log import MAX_LINES_PER_PEER
 from manyhands.federation.server import FederationServer
 from manyhands.federation.site_connections import ReceivedCall
@@ -63,9 +63,8 @@ class World:
 
     def __init__(self, path: Path) -> None:
         self.connections, self.lines = FakeConnections(), list[str]()
-        about = About(party="server", role="server", host="127.0.0.1", port=8002, sites=SITES)
         connections: Any = self.connections
-        self.server = FederationServer(Kit(path, about), connections, out=path, device="cpu", log=self.lines.append)
+        self.server = FederationServer(SITES, connections, out=path, device="cpu", log=self.lines.append)
         recipe = load_recipe(recipe_path("digits-fedavg"), SMALL)
         answer = self.call(ADMIN, "submit", recipe=recipe.resolved(), sites=["a", "b"])
         assert isinstance(answer, Message)

@@ -43,9 +43,11 @@ def connected(
     out, port, lines = tmp_path_factory.mktemp("kits") / "kits", free_port(), list[str]()
     new_kits(f"{LOOPBACK}:{port}", ["a"], out)
     kit = load_kit(out / SERVER, "server")
-    connections = SiteConnections(kit, ["a"], LOOPBACK, port, lambda peer, line: lines.append(f"{peer}: {line}"))
+    connections = SiteConnections(
+        kit.connect(LOOPBACK, port), ["a"], lambda peer, line: lines.append(f"{peer}: {line}")
+    )
     is_connected = threading.Event()
-    calls = ServerConnection(load_kit(out / "a", "site"), lambda _: is_connected.set())
+    calls = ServerConnection(load_kit(out / "a", "site").connect(), lambda _: is_connected.set())
     assert is_connected.wait(30)
     yield connections, calls, lines
     calls.close()

@@ -29,7 +29,7 @@ class Admin:
         kit = load_kit(folder, "admin")
         kit.server_fingerprint()  # raises an error, where the connection would only try again and again
         self._where = f"{kit.about.host}:{kit.about.port}"
-        self._connection = ServerConnection(kit, max_silences=MAX_SILENCES, bounds=ADMIN_PLAN.bounds("down"))
+        self._connection = ServerConnection(kit.connect(), max_silences=MAX_SILENCES, bounds=ADMIN_PLAN.bounds("down"))
 
     def __enter__(self) -> Admin:
         return self

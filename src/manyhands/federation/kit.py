@@ -9,8 +9,9 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cryptography import x509
 from pydantic import Field
@@ -18,6 +19,9 @@ from pydantic import Field
 from manyhands.errors import KitError, RecipeError
 from manyhands.files.write import disk_errors
 from manyhands.spec import Int, Spec
+
+if TYPE_CHECKING:
+    from manyhands.links.frame import Connect
 
 KIT_FILE = "kit.json"
 SERVER, ADMIN = "server", "admin"
@@ -67,6 +71,19 @@ class Kit:
         """This party's certificate."""
         kind = "server" if self.about.role == "server" else "client"
         return x509.load_pem_x509_certificate((self.startup / f"{kind}.crt").read_bytes())
+
+    def connect(self, host: str = "", port: int = 0) -> Connect:
+        """Return what opens this party's connection; a server listens at ``host`` and ``port``, if not at the kit's."""
+        from manyhands.links.flare import FlareConnection
+
+        return partial(
+            FlareConnection,
+            name=self.about.party,
+            startup=self.startup,
+            host=host or self.about.host,
+            port=port or self.about.port,
+            role="server" if self.about.role == "server" else "client",
+        )
 
     def server_fingerprint(self) -> str:
         """The SHA-256 of the server's certificate, after the TLS handshake has verified it."""

@@ -12,7 +12,7 @@ import torch
 
 from manyhands.errors import ManyhandsError, MessageError, Reason, RecipeError, Refused, printable
 from manyhands.federation.enrolment import Enrolment
-from manyhands.federation.kit import ADMIN, Kit
+from manyhands.federation.kit import ADMIN
 from manyhands.federation.log import PeerLog
 from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
 from manyhands.federation.policy import recipe_hash, recipe_text
@@ -42,7 +42,7 @@ class FederationServer:
     """Offers one run at a time to the sites, and handles what the admin asks for.
 
     Args:
-        kit: The server's kit.
+        sites: The names of the sites.
         connections: The connections of the sites and the admin.
         out: The folder of the run folders.
         device: Where the server computes.
@@ -51,10 +51,11 @@ class FederationServer:
     """
 
     def __init__(
-        self, kit: Kit, connections: SiteConnections, *, out: Path, device: str, log: Log,
+        self, sites: Sequence[str], connections: SiteConnections, *, out: Path, device: str, log: Log,
         peer_log: PeerLog | None = None,
     ) -> None:  # fmt: skip
-        self.kit, self.connections, self.out, self.device, self.log = kit, connections, out, torch.device(device), log
+        self.sites, self.connections, self.out, self.log = tuple(sites), connections, out, log
+        self.device = torch.device(device)
         self.peer_log = peer_log or PeerLog(log)
         self.run_session: RunSession | None = None
         self._idle: dict[str, tuple[float, str]] = {}
@@ -239,7 +240,7 @@ class FederationServer:
     def _submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
         if self.run_session is not None and self.run_session.stage not in OVER:
             raise Refused(Reason.NOT_NOW, f"{self.run_session.folder.path.name} is not over; stop it first")
-        submitted, known_sites = parse_recipe(recipe, "recipe"), self.kit.about.sites
+        submitted, known_sites = parse_recipe(recipe, "recipe"), self.sites
         if unknown := [site for site in sites if site not in known_sites]:
             raise Refused(Reason.UNKNOWN_SILO, f"{unknown[0]!r} is not one of {', '.join(known_sites)}")
         if submitted.method.pools_images:
@@ -256,7 +257,7 @@ class FederationServer:
         return Message("submit", facts={"run": name, "hash": recipe_hash(text)})
 
     def _status(self) -> Message:
-        states = site_states(self.kit.about.sites, self.connections.connected, self.run_session)
+        states = site_states(self.sites, self.connections.connected, self.run_session)
         run = run_state(self.run_session) if self.run_session else {}
         return Message("status", facts={"sites": states, "run": run})
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from manyhands.federation.kit import SERVER, Kit
+from manyhands.federation.kit import SERVER
 from manyhands.federation.plans import SITE_PLAN
 from manyhands.links.exchange import MAX_WAITING_FRAMES, ClientSession
 
 if TYPE_CHECKING:
-    from manyhands.links.frame import Frame
+    from manyhands.links.frame import Connect, Frame
     from manyhands.messages.message import Bounds, Message
 
 IDLE_ANSWER_BOUNDS = SITE_PLAN.bounds("down")
@@ -26,7 +26,7 @@ class ServerConnection:
     """A connection to the server.
 
     Args:
-        kit: The kit of the site or the admin.
+        connect: Opens the connection.
         on_connection_change: Is called with whether the server is connected, whenever that changes.
         max_silences: After how many silences in a row a call raises ``TimeoutError``; 0 means never.
         bounds: The largest answer that is accepted. A site that takes part in a run widens them to its plan.
@@ -34,22 +34,18 @@ class ServerConnection:
 
     def __init__(
         self,
-        kit: Kit,
+        connect: Connect,
         on_connection_change: Callable[[bool], None] = lambda _: None,
         max_silences: int = 0,
         bounds: Bounds = IDLE_ANSWER_BOUNDS,
     ) -> None:
-        from manyhands.links.flare import Connection
-
         self.bounds = bounds
         self._frames: queue.Queue[Frame] = queue.Queue(MAX_WAITING_FRAMES)
         self._max_silences = max_silences
         self.new_session()
-        about = kit.about
-        self._connection = Connection(
-            about.party, kit.startup, host=about.host, port=about.port, role="client", on_frame=self._take,
-            on_peer_change=lambda peer, connected: on_connection_change(connected) if peer == SERVER else None,
-        )  # fmt: skip
+        self._connection = connect(
+            self._take, lambda peer, connected: on_connection_change(connected) if peer == SERVER else None
+        )
 
     def _take(self, peer: str, frame: Frame) -> None:
         """Queue a frame, or drop it if the queue is full: a server cannot fill the memory, and is asked again."""

@@ -18,7 +18,7 @@ from manyhands.messages.message import Bounds
 
 if TYPE_CHECKING:
     from manyhands.errors import Refused
-    from manyhands.federation.kit import Kit
+    from manyhands.links.frame import Connect
     from manyhands.messages.message import Message
 
 IDLE_CALL_BOUNDS = {True: ADMIN_PLAN.bounds("up"), False: SITE_PLAN.bounds("up")}
@@ -46,10 +46,8 @@ class SiteConnections:
     """Listens for the parties of a federation; frames of anybody else are dropped.
 
     Args:
-        kit: The server's kit.
+        connect: Opens the connection.
         peers: The names of the parties.
-        host: The address to listen on.
-        port: The port to listen on; 0 means the kit's.
         log: Takes the name of a peer and what it did wrong.
 
     Attributes:
@@ -58,11 +56,7 @@ class SiteConnections:
         spent: How many seconds the frames of each peer have taken since the server last charged it.
     """
 
-    def __init__(
-        self, kit: Kit, peers: Iterable[str], host: str, port: int = 0, log: Log = lambda _peer, _line: None
-    ) -> None:
-        from manyhands.links.flare import Connection
-
+    def __init__(self, connect: Connect, peers: Iterable[str], log: Log = lambda _peer, _line: None) -> None:
         self.connected: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
@@ -70,11 +64,7 @@ class SiteConnections:
         self._sessions = {peer: ServerSession(IDLE_CALL_BOUNDS[peer == ADMIN]) for peer in peers}
         self._room = {peer: threading.Semaphore(MAX_WAITING_FRAMES) for peer in self._sessions}
         self._arrivals: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
-        about = kit.about
-        self._connection = Connection(
-            about.party, kit.startup, host=host, port=port or about.port, role="server",
-            on_frame=self._enqueue, on_peer_change=lambda peer, connected: self._arrivals.put((peer, connected)),
-        )  # fmt: skip
+        self._connection = connect(self._enqueue, lambda peer, connected: self._arrivals.put((peer, connected)))
 
     def next(self, timeout: float) -> ReceivedCall | None:
         """Return the next call, or None if no call is complete within this many seconds."""

@@ -39,7 +39,7 @@ from nvflare.lighter.utils import sign_folders, verify_folder_signature
 
 from manyhands.errors import RecipeError
 from manyhands.links.exchange import PART_BYTES
-from manyhands.links.frame import Frame, read_frame
+from manyhands.links.frame import Frame, OnFrame, OnPeerChange, read_frame
 
 APP = 0x4D48
 ORG, ROOT, SIGNATURE = "manyhands", "rootCA.pem", "signature.json"
@@ -57,11 +57,8 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1), ("grpc.so_reuseport", 0), ("grpc.enable_http_proxy", 0),
 ]  # fmt: skip
 
-OnFrame = Callable[[str, Frame], None]
-OnPeerChange = Callable[[str, bool], None]
 
-
-class Connection(MessageReceiver, EndpointMonitor):
+class FlareConnection(MessageReceiver, EndpointMonitor):
     """A connection that carries frames between this party and its peers; a client reconnects for ever.
 
     Args:
@@ -70,13 +67,13 @@ class Connection(MessageReceiver, EndpointMonitor):
         host: The host of the server.
         port: The port of the server.
         role: Whether this party is the server or a client.
-        on_frame: Called in another thread with the name of a peer and a frame from it.
-        on_peer_change: Called with the name of a peer and whether it is connected, when that changes.
+        on_frame: See ``OnFrame``.
+        on_peer_change: See ``OnPeerChange``.
     """
 
     def __init__(
-        self, name: str, startup: Path, *, host: str, port: int, role: Literal["server", "client"], on_frame: OnFrame,
-        on_peer_change: OnPeerChange = lambda *_: None,
+        self, on_frame: OnFrame, on_peer_change: OnPeerChange, *,
+        name: str, startup: Path, host: str, port: int, role: Literal["server", "client"],
     ) -> None:  # fmt: skip
         self._on_frame, self._on_peer_change = on_frame, on_peer_change
         credentials = {

@@ -6,8 +6,8 @@ the session, and ``i`` the number of a part of the message, or how many parts th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from manyhands.errors import MAX_DETAIL_LENGTH, Reason, Refused, printable
 from manyhands.messages.facts import Fact, Text, Whole, check_facts
@@ -38,6 +38,24 @@ class Frame(NamedTuple):
 
     fields: dict[str, Any]
     payload: bytes = b""
+
+
+class Connection(Protocol):
+    """Carries frames between this party and its peers, whatever the network is."""
+
+    def send(self, peer: str, frames: Sequence[Frame]) -> bool:
+        """Send frames; return False if the peer is not connected."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+OnFrame = Callable[[str, Frame], None]
+"""Called in another thread with the name of a peer and a frame from it."""
+OnPeerChange = Callable[[str, bool], None]
+"""Called with the name of a peer and whether it is connected, when that changes."""
+Connect = Callable[[OnFrame, OnPeerChange], Connection]
+"""Opens a connection."""
 
 
 def read_frame(fields: Any, payload: Any) -> Frame:

@@ -61,7 +61,9 @@ def join(
         if "no server answers" not in str(error):
             raise
         log(f"{error}; trying again until it does")
-    connection = ServerConnection(loaded, lambda up: log("connected" if up else "connection lost; reconnecting"))
+    connection = ServerConnection(
+        loaded.connect(), lambda up: log("connected" if up else "connection lost; reconnecting")
+    )
     try:
         Site(about.party, rules, out, connection, log).work()
     finally:

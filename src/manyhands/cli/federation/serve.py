@@ -58,11 +58,11 @@ def serve(
     release_memory(at_once=True)
     out.mkdir(parents=True, exist_ok=True)
     peer_log = PeerLog(log)
-    connections = SiteConnections(loaded, [*loaded.about.sites, ADMIN], host, port, peer_log)
+    connections = SiteConnections(loaded.connect(host, port), [*loaded.about.sites, ADMIN], peer_log)
     log(f"listening on {host}:{port or loaded.about.port}")
     try:
         server = FederationServer(
-            loaded, connections, out=out, device=chosen_device(device), log=log, peer_log=peer_log
+            loaded.about.sites, connections, out=out, device=chosen_device(device), log=log, peer_log=peer_log
         )
         while True:
             server.step()
