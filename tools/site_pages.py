@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = {"CONTRIBUTING.md": "project/contributing.md", "CHANGELOG.md": "project/changelog.md"}
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "benchmarks" / "harness" / "toy_split.py"]
 TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "none"}
 FIELDS = "# Fields of recipes\n\nMade from the code; [Recipes](../recipes.md) explains how a recipe is written.\n"
 COMMANDS = "# Commands\n\nMade from the code: `manyhands COMMAND --help` prints the same.\n"
@@ -41,7 +42,7 @@ OF_EXTENSIONS = {
         "Statistics",
         "Fresh",
     ],
-    "tensors": ["TensorSpec", "snapshot", "WeightedMean", "add_prefix", "strip_prefix", "find_not_finite"],
+    "tensors": ["TensorSpec", "snapshot", "sha256", "WeightedMean", "add_prefix", "strip_prefix", "find_not_finite"],
     "methods.base": ["Conversation", "ServerCall", "Release"],
     "methods.round_report": ["update_facts", "why_unusable", "why_bad_loss"],
     "methods.learners.base": ["Learner", "LocalRound", "LocalResult", "minimize"],
@@ -65,7 +66,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/python.md": python_page(),
         "reference/extensions.md": extensions_page(),
         **{made: (ROOT / name).read_text() for name, made in PROJECT.items()},
-        **{f"examples/{path.stem}.md": example_page(path) for path in sorted((ROOT / "examples").glob("*.py"))},
+        **{f"examples/{path.stem}.md": example_page(path) for path in EXAMPLES},
     }
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
@@ -87,7 +88,7 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
         if not path.startswith("../"):
             return match.group(0)
         path = path.removeprefix("../")
-        path = PROJECT.get(path, re.sub(r"^(examples/.*)\.py$", r"\1.md", path))
+        path = PROJECT.get(path, re.sub(r"^(?:examples|benchmarks/harness)/(.*)\.py$", r"examples/\1.md", path))
         return f"[{words}]({posixpath.relpath(path, here or '.')}{anchor})" if files.get_file_from_path(path) else words
 
     return re.sub(r"(?<!\\)\[([^\]\n]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)", link, markdown)
@@ -146,14 +147,7 @@ def type_words(field: dict[str, Any]) -> str:
         return f"list of {type_words(items)}"
     if field.get("type") == "object" and isinstance(field.get("additionalProperties"), dict):
         return f"table of {type_words(field['additionalProperties'])}"
-    words = {
-        "integer": "whole number",
-        "number": "number",
-        "string": "text",
-        "boolean": "true or false",
-        "null": "none",
-    }
-    return words.get(field.get("type", ""), "table") + range_words(field)
+    return TYPES.get(field.get("type", ""), "table") + range_words(field)
 
 
 def range_words(field: dict[str, Any]) -> str:
@@ -217,4 +211,4 @@ def reference(sections: dict[str, list[str]]) -> str:
 
 def example_page(path: Path) -> str:
     """An example as a page."""
-    return f"# examples/{path.name}\n\n```python\n{path.read_text()}```\n"
+    return f"# {path.relative_to(ROOT)}\n\n```python\n{path.read_text()}```\n"
