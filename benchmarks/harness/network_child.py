@@ -25,6 +25,7 @@ from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.facts import Flag
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Operation, Payload
+from manyhands.messages.outgoing import Statistics
 from manyhands.messages.plan import Plan
 from manyhands.methods.server import Server
 from manyhands.silos.memory import release_memory
@@ -33,7 +34,7 @@ from manyhands.tensors import Tensors, TensorSpec
 NUMBERS = 250_000
 MEGABYTE = {"x": TensorSpec((NUMBERS,), torch.float32)}
 PLAN = Plan({"sum": Operation("sends a megabyte, gets one", "again and again", Payload(MEGABYTE, {"last": Flag()}),
-                              Payload(MEGABYTE), barrier=True)})  # fmt: skip
+                              Payload(MEGABYTE), barrier=True, outgoing=(Statistics(of=("ones",)),))})  # fmt: skip
 OPTIONS = [("grpc.max_send_message_length", 1 << 22), ("grpc.max_receive_message_length", 1 << 22)]
 
 

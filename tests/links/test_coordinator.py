@@ -14,6 +14,7 @@ from manyhands.links.late_silos import LateSilos
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, Operation, Payload
+from manyhands.messages.outgoing import Statistics
 from manyhands.messages.plan import Plan
 from manyhands.methods.base import Conversation
 from manyhands.methods.server import Accumulated, Server
@@ -30,6 +31,7 @@ PLAN = Plan(
             Payload(),
             barrier=True,
             closes_round=True,
+            outgoing=(Statistics(of=("numbers",)),),
         ),
     }
 )

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
+from manyhands.errors import RecipeError
 from manyhands.formatting import number_text
 from manyhands.messages import outgoing
 from manyhands.messages.operation import Operation, Payload
@@ -18,6 +20,7 @@ from manyhands.runs.recipe import Recipe
 from manyhands.runs.shipped import shipped
 from manyhands.runs.sweep import load_sweep
 from manyhands.silos.local_training import Training
+from manyhands.tensors import TensorSpec
 from tests.federation.test_policy import CUT, OFFERS, ROWS, offer, recipe
 from tests.federation.test_policy import TOLD as NO_LABELS
 
@@ -32,16 +35,11 @@ NOISED: dict[str, Any] = {"snr": 1.0, "norm": 8.0}
 def test_whatever_an_operation_carries_up_is_stated(recipe: Recipe) -> None:
     plan = recipe.method.plan()
     for name, operation in plan.operations.items():
-        carries = any((operation.up.tensors, *operation.up.others))
-        assert operation.outgoing or not carries or _releases_nothing(recipe), name
+        assert operation.outgoing or not operation.up.has_tensors, name
         assert set(operation.up.facts) <= FACT_MEANINGS.keys() | TECHNICAL_FACTS, name
     said = " ".join(kind.description for kind in plan.outgoing)
     assert "how many images it has" in said
     assert all(kind.often and kind.computed(IMAGES) and kind.guarantee(IMAGES) for kind in plan.outgoing)
-
-
-def _releases_nothing(recipe: Recipe) -> bool:
-    return recipe.method.cut_steps == [recipe.method.diffusion.schedule.steps]  # type: ignore[attr-defined]
 
 
 def test_what_gives_most_away_is_told_first_and_each_thing_once() -> None:
@@ -146,6 +144,14 @@ def test_layers_that_the_server_does_not_know_tell_it_nothing() -> None:
 def test_a_fact_that_nobody_has_words_for_is_told_by_its_name() -> None:
     plan = Plan({"tell": Operation("tells", "once", Payload(facts={"round": int, "blood_group": str}))})
     assert plan.outgoing == (outgoing.Statistics(of=("blood_group",), often="once"),)
+
+
+def test_an_operation_that_sends_tensors_must_name_their_kinds() -> None:
+    sent = {"x": TensorSpec((2,), torch.float32)}
+    for up in (Payload(sent), Payload(others=(sent,))):
+        with pytest.raises(RecipeError, match="plan: 'tell' sends tensors, but its `outgoing` is empty"):
+            Plan({"tell": Operation("tells", "once", up)})
+    assert Plan({"tell": Operation("tells", "once", down=Payload(sent))})
 
 
 def test_silos_of_which_the_same_is_told_stand_together() -> None:

@@ -80,6 +80,11 @@ class Payload:
             raise Refused(Reason.NOT_FINITE, f"{name} contains a NaN or an infinity")
 
     @property
+    def has_tensors(self) -> bool:
+        """Whether such a message may contain tensors."""
+        return any((self.tensors, *self.others))
+
+    @property
     def tensor_bytes(self) -> int:
         """The bytes of the tensors in the largest alternative; with an open length, those of one item."""
         specs = (self.tensors, *self.others)
@@ -114,7 +119,7 @@ class Operation:
         down: What the answer may contain.
         barrier: Whether the server answers all silos together, when the last of them has called.
         closes_round: Whether the answer ends a round.
-        outgoing: What leaves the silo with it, besides its facts.
+        outgoing: What leaves the silo with it, besides its facts; a plan needs it where ``up`` has tensors.
         draws: Whether it generates images: the server answers it only between rounds or after the last one.
     """
 

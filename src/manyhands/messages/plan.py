@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from manyhands.errors import Reason, Refused
+from manyhands.errors import Reason, RecipeError, Refused
 from manyhands.messages.ledger import Direction
 from manyhands.messages.message import Bounds, Message
 from manyhands.messages.operation import Operation
@@ -27,10 +27,21 @@ class Plan:
     Args:
         operations: The operations, by name.
         before: What has left the silos before the run.
+
+    Raises:
+        RecipeError: An operation sends tensors, and does not say what kind of data they are.
     """
 
     operations: Mapping[str, Operation]
     before: tuple[OutgoingData, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, operation in self.operations.items():
+            if operation.up.has_tensors and not operation.outgoing:
+                raise RecipeError(
+                    f"plan: {name!r} sends tensors, but its `outgoing` is empty; it must name the kinds of data, since "
+                    "sites decide on them"
+                )
 
     @property
     def outgoing(self) -> tuple[OutgoingData, ...]:

@@ -16,6 +16,7 @@ from manyhands.links.stream import Stream, receive, send
 from manyhands.messages.facts import Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Operation, Payload
+from manyhands.messages.outgoing import Statistics
 from manyhands.messages.plan import Plan
 from manyhands.tensors import TensorSpec
 
@@ -29,6 +30,7 @@ FLOATS = TensorSpec((None,), torch.float32, MAX_TEST_BYTES)
 PLAN = Plan({"link": Operation(
     "sends zeros, gets as many as it asks for", "while a link is measured",
     Payload({"x": FLOATS}, {"answer": Whole(0, MAX_TEST_BYTES)}), Payload({"x": FLOATS}),
+    outgoing=(Statistics(of=("zeros",)),),
 )})  # fmt: skip
 
 

@@ -80,7 +80,7 @@ class CollaFuse(CollaFuseSpec):
 
     def plan(self) -> Plan:
         """The release, the operations of the networks below the cut, and partly denoised images for sampling."""
-        local = self.local_method(max(self.cut_steps)).plan()
+        local, release = self.local_method(max(self.cut_steps)).plan(), self._release()
         operations = {
             "enter": Operation(
                 "says how many images it has, its schedule and its cut; gets how many of its releases the server has",
@@ -88,7 +88,7 @@ class CollaFuse(CollaFuseSpec):
                 Payload(facts={"images": IMAGES, "cut": self._any_step, "chain": Text()}),
                 Payload(facts={"held": COUNT, "began": Flag(), "round": Whole(0, self.rounds)}),
             ),
-            "release": self._release(),
+            **({"release": release} if release.outgoing else {}),
             "ready": Operation("has released all its images and waits for the other silos", "once", barrier=True),
         }
         if self.warm_start:
