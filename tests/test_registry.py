@@ -101,6 +101,7 @@ def test_a_class_of_another_package_is_taken_checked_and_documented(install: Ins
         ("bad:Other", "", "which cannot be imported: AttributeError: "),
         ("bad:Noise", "class Noise: pass", "which is not a subclass of manyhands.data.sources.base.Source"),
         ("bad:Noise", "Noise = 3", "which is not a subclass of manyhands.data.sources.base.Source"),
+        ("bad:Noise", SOURCE.replace("def load", "def read"), "which lacks load"),
         ("bad:Noise", SOURCE.replace('"noise"', '"noises"'), "which needs the field: kind: Literal['noise'] = 'noise'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from manyhands.formatting import names_text
 from manyhands.spec import Spec, suggest
 
 
@@ -65,6 +67,8 @@ class Registry:
         base = imported(self.base)
         if not (isinstance(spec, type) and issubclass(spec, base)):
             raise ValueError(f"{where}, which is not a subclass of {base.__module__}.{base.__name__}")
+        if inspect.isabstract(spec):
+            raise ValueError(f"{where}, which lacks {names_text(sorted(spec.__abstractmethods__))}")
         field = spec.model_fields.get("kind")
         if field is None or field.default != kind:
             raise ValueError(f"{where}, which needs the field: kind: Literal[{kind!r}] = {kind!r}")
