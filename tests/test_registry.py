@@ -88,7 +88,10 @@ def test_a_class_of_another_package_is_taken_checked_and_documented(install: Ins
     assert parsed.resolved()["data"]["source"] == {"kind": "noise", "count": 12}
     with pytest.raises(RecipeError, match=r"data\.source: unknown key 'cuont'; did you mean 'count'"):
         parse_recipe(recipe | {"data": {"size": 8, "source": {"kind": "noise", "cuont": 12}}})
-    with pytest.raises(RecipeError, match=r"data\.source: kind 'niose' is not known; did you mean 'noise'"):
+    unknown = (
+        r"data\.source: kind 'niose' is not known; did you mean 'noise'\? .or install the package that provides it"
+    )
+    with pytest.raises(RecipeError, match=unknown):
         parse_recipe(recipe | {"data": {"size": 8, "source": "niose"}})
     assert "count" in recipe_schema()["$defs"]["Noise"]["properties"]
 
@@ -98,6 +101,7 @@ def test_a_class_of_another_package_is_taken_checked_and_documented(install: Ins
     [
         ("nowhere:Noise", "", "which cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("bad:Noise", "1 / 0", "which cannot be imported: ZeroDivisionError: division by zero"),
+        ("bad:Noise", "import sys; sys.exit(3)", "which cannot be imported: SystemExit: 3"),
         ("bad:Other", "", "which cannot be imported: AttributeError: "),
         ("bad:Noise", "class Noise: pass", "which is not a subclass of manyhands.data.sources.base.Source"),
         ("bad:Noise", "Noise = 3", "which is not a subclass of manyhands.data.sources.base.Source"),

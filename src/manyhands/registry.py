@@ -43,7 +43,8 @@ class Registry:
         """
         others = registered(self.group).get(kind, [])
         if not others and kind not in self.classes:
-            raise ValueError(f"kind {kind!r} is not known; {suggest(kind, self.kinds())}")
+            hint = " (or install the package that provides it)" if self.group else ""
+            raise ValueError(f"kind {kind!r} is not known; {suggest(kind, self.kinds())}{hint}")
         if len(others) + (kind in self.classes) > 1:
             owners = [*(["manyhands"] if kind in self.classes else []), *map(_package, others)]
             raise ValueError(f"kind {kind!r} is registered by {' and by '.join(owners)}; uninstall all but one of them")
@@ -62,7 +63,7 @@ class Registry:
         where = f"kind {kind!r} is registered by the package {_package(entry)} as {entry.value}"
         try:
             spec = entry.load()
-        except Exception as error:  # whatever the other package raises
+        except (Exception, SystemExit) as error:  # whatever the other package raises
             raise ValueError(f"{where}, which cannot be imported: {type(error).__name__}: {error}") from error
         base = imported(self.base)
         if not (isinstance(spec, type) and issubclass(spec, base)):
