@@ -163,7 +163,7 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
             "no Inception weights here; download http",
         ),
         (["compare", "runs/digits-fedavg", "runs/none"], 4, "there is no such folder"),
-        (["compare", "runs/digits-fedavg", "--by", "fidd"], 2, "did you mean 'fid'"),
+        (["compare", "runs/digits-fedavg"], 2, "needs two or more runs"),
         (["run", "digits-fedavgg"], 2, "did you mean 'digits-fedavg'?"),
         (["run", "none.toml"], 2, "no such recipe"),
         (["run", *TINY, "--set", "method.traning.x=1"], 2, "did you mean 'training'?"),
@@ -180,6 +180,14 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
             ["sample", "runs/digits-fedavg", "--out", "x", "--silo", "silo-9"],
             4,
             "there is no generator of a silo 'silo-9'; there are those of silo-0",
+        ),
+        (["sample", "runs/digits-fedavg", "--out", "x", "--alone"], 2, "--alone: changes nothing here"),
+        (["run", *TINY, "--out", "runs/digits-fedavg/report.json"], 4, "report.json: is a file; choose a folder"),
+        (["federation", "--demo", "digits-fedavg", "--out", "runs/digits-fedavg/report.json"], 2, "is a file; give a"),
+        (
+            ["federation", "--demo", "digits-fedavg", "--set", "data.source={kind='folder', path='gone'}"],
+            2,
+            "data.classes is missing",
         ),
         (["cite", "runs/none"], 4, "there is no such folder"),
         (["run", *TINY, "--out", "x", "--set", "device=cuda"], 2, "device 'cuda' is not available"),
@@ -213,6 +221,16 @@ def test_an_interrupt_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> 
     assert (tmp_path / "runs" / "digits-fedavg" / "server" / f"checkpoint-{kept:06d}.mh").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("command", ["recipes", "schema"])
+def test_an_output_that_is_full_is_said_in_words(command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run([COMMAND, command], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert said.returncode == 7
+    assert said.stderr.startswith("error: standard output: cannot be written: No space left on device")
+    assert "Traceback" not in said.stderr
+
+
 def test_the_help_page_does_not_import_torch() -> None:
     code = "import sys; sys.argv = ['manyhands', '--help']\nfrom manyhands.cli.app import app\n"
     code += (
@@ -231,6 +249,8 @@ def test_every_error_has_a_page_that_is_printed(tmp_path: Path) -> None:
     listed = manyhands("explain", where=tmp_path).stdout
     assert all(f"{kind.page} " in listed for kind in kinds)
     assert "did you mean 'recipe'?" in manyhands("explain", "recip", where=tmp_path).stderr
+    assert manyhands("explain", "errors", where=tmp_path).stdout.startswith("# Errors and exit codes")
+    assert manyhands("explain", "index", where=tmp_path).stdout.startswith("# Manyhands")
 
 
 def test_every_command_and_every_option_has_a_help_text_that_is_a_sentence() -> None:
@@ -244,9 +264,15 @@ def test_every_command_and_every_option_has_a_help_text_that_is_a_sentence() -> 
 
 
 @pytest.mark.parametrize(
-    ("line", "proposals"), [("manyhands ru", ["run"]), ("manyhands run digits-fed", ["digits-fedavg"])]
+    ("line", "proposals"),
+    [
+        ("manyhands ru", ["run"]),
+        ("manyhands run digits-fed", ["digits-fedavg"]),
+        ("manyhands explain quo", ["quorum"]),
+        ("manyhands advise --mode au", ["authors"]),
+    ],
 )
-def test_a_shell_completes_commands_and_recipes(line: str, proposals: list[str]) -> None:
+def test_a_shell_completes_commands_and_what_they_are_told(line: str, proposals: list[str]) -> None:
     words = {"_MANYHANDS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     completed = subprocess.run([COMMAND], env=os.environ | words, capture_output=True, text=True, check=False)
     assert completed.stdout.split() == proposals

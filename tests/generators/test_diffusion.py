@@ -127,12 +127,13 @@ def test_guidance_and_ddpm_draw_too() -> None:
         assert torch.isfinite(generator(3, schedule=Schedule(steps=50)).sample(3, sampling=sampling)).all()
 
 
-@pytest.mark.parametrize("facts", ["{}", "[]", "no json", '{"model": {"size": 8}}'])
+@pytest.mark.parametrize("facts", ["{}", "[]", "3", '{"model": 3}', "no json", '{"model": {"size": 8}}'])
 def test_a_damaged_generator_is_named(tmp_path: Path, facts: str) -> None:
     generator(3).save(tmp_path / "model")
     (tmp_path / "model" / "manyhands.json").write_text(facts)
-    with pytest.raises(RunFolderError, match="no trained generator"):
+    with pytest.raises(RunFolderError, match="no trained generator") as caught:
         DiffusionGenerator.from_pretrained(tmp_path / "model")
+    assert "subscriptable" not in str(caught.value)
 
 
 def test_weights_of_another_network_are_noticed(tmp_path: Path) -> None:

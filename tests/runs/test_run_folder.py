@@ -285,5 +285,5 @@ def test_a_disk_that_is_full_at_the_export_is_named_and_leaves_nothing_half_done
 
 def test_an_out_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunFolderError, match="is not empty and holds no run"):
+    with pytest.raises(RunFolderError, match="is a file; choose a folder with --out"):
         run(tmp_path / "file")

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from manyhands.cli.console import print_paths, print_table
-from manyhands.cli.options import JsonOption
+from manyhands.cli.options import JsonOption, completion
 from manyhands.errors import RecipeError
 from manyhands.files.strict_json import finite_json
+
+MODES, SOLVERS = ("corrected", "authors"), ("exact", "genetic")
 
 
 def advise(
@@ -23,6 +25,7 @@ def advise(
         typer.Option(
             metavar="MODE",
             help="Cost model: corrected, or authors (as published, with the mistakes of the authors' code).",
+            autocompletion=completion(lambda: MODES),
         ),
     ] = "corrected",
     min_head: Annotated[
@@ -36,7 +39,11 @@ def advise(
     ] = 1,
     solver: Annotated[
         str,
-        typer.Option(metavar="SOLVER", help="exact, or genetic (the search algorithm of the HuSCF-GAN authors)."),
+        typer.Option(
+            metavar="SOLVER",
+            help="exact, or genetic (the search algorithm of the HuSCF-GAN authors).",
+            autocompletion=completion(lambda: SOLVERS),
+        ),
     ] = "exact",
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the genetic solver.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write timeline.png to this folder.")] = None,
@@ -50,7 +57,7 @@ def advise(
     from manyhands.placement.planner import Planner
     from manyhands.placement.timeline import tables, timeline, timetable
 
-    for name, value, choices in (("mode", mode, ("corrected", "authors")), ("solver", solver, ("exact", "genetic"))):
+    for name, value, choices in (("mode", mode, MODES), ("solver", solver, SOLVERS)):
         if value not in choices:
             raise RecipeError(f"--{name} {value}: must be {choices[0]} or {choices[1]}")
     advice = load_devices(devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from manyhands.cli.recipes import recipes
 from manyhands.cli.run import run
 from manyhands.cli.sample import sample
 from manyhands.cli.schema import schema
-from manyhands.errors import ManyhandsError
+from manyhands.errors import DiskError, ManyhandsError
 from manyhands.federation.supervisor import is_worker
 
 app = typer.Typer(
@@ -51,7 +52,10 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except ManyhandsError as error:
         typer.echo(f"error: {error}\n       see: manyhands explain {error.page}", err=True)
         sys.exit(error.exit_code)
@@ -63,4 +67,9 @@ def main() -> NoReturn:
         os._exit(INTERRUPTED)  # at a normal exit libraries wait for seconds; files on disk survive a kill
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename:
+            raise
+        typer.echo(f"error: standard output: cannot be written: {error.strerror}", err=True)
+        os._exit(DiskError.exit_code)  # a normal exit would try to write it again
     sys.exit(0)

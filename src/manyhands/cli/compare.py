@@ -7,6 +7,7 @@ import typer
 
 from manyhands.cli.options import JsonOption
 from manyhands.cli.output import show_comparison
+from manyhands.errors import RecipeError
 
 
 def compare(
@@ -26,4 +27,6 @@ def compare(
 
     Runs that differ only in their seed become one column, with mean and standard deviation.
     """
+    if len(run_folders) < 2:
+        raise RecipeError(f"compare: needs two or more runs, but only {run_folders[0]} is given")
     show_comparison(run_folders, out, by, unranked=unranked, as_json=as_json)

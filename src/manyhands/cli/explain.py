@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from manyhands.cli.console import print_page, print_table
+from manyhands.cli.options import completion
 from manyhands.errors import RecipeError
 from manyhands.formatting import TextTable
 from manyhands.runs.shipped import shipped_folder
@@ -14,7 +15,12 @@ from manyhands.runs.shipped import shipped_folder
 
 def explain(
     name: Annotated[
-        str, typer.Argument(metavar="[PAGE]", help="Name of the page. Without it, print a list of all pages.")
+        str,
+        typer.Argument(
+            metavar="[PAGE]",
+            help="Name of the page. Without it, print a list of all pages.",
+            autocompletion=completion(lambda: pages()),
+        ),
     ] = "",
 ) -> None:
     """Print a page of the docs, such as what an error means."""
@@ -30,10 +36,11 @@ def explain(
 
 
 def pages() -> dict[str, Path]:
-    """The pages by their names, first those of errors."""
+    """The pages by their names, first those of errors, whose list is called ``errors``."""
     folder = shipped_folder("docs")
-    paths = [*sorted((folder / "errors").glob("*.md")), *sorted(folder.glob("*.md"))]
-    return {path.stem: path for path in paths if path.stem != "index"}
+    errors = {path.stem: path for path in sorted((folder / "errors").glob("*.md"))}
+    errors["errors"] = errors.pop("index")
+    return errors | {path.stem: path for path in sorted(folder.glob("*.md"))}
 
 
 def _heading(path: Path) -> str:

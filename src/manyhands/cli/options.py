@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,18 @@ import typer
 
 from manyhands.runs.shipped import shipped
 
+
+def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """How a shell completes an argument that is one of these names."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
         help="A TOML file, or the name of a shipped recipe (see manyhands recipes).",
-        autocompletion=lambda incomplete: [path.stem for path in shipped() if path.stem.startswith(incomplete)],
+        autocompletion=completion(lambda: (path.stem for path in shipped())),
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
@@ -34,7 +41,11 @@ GuidanceOption = Annotated[
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option(metavar="DEVICE", help="Where to compute: auto, cpu, cuda or mps. auto takes a GPU if there is one."),
+    typer.Option(
+        metavar="DEVICE",
+        help="Where to compute: auto, cpu, cuda or mps. auto takes a GPU if there is one.",
+        autocompletion=completion(lambda: ("auto", "cpu", "cuda", "mps")),
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")

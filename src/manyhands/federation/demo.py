@@ -109,9 +109,11 @@ class LocalFederation:
 
 def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
     """Load a recipe for a few sites: one for each of its domains, or three, unless ``changes`` say otherwise."""
-    from manyhands.runs.recipe_file import load_recipe, read_recipe
+    from manyhands.runs.recipe_file import check_lists_classes, load_recipe, read_recipe
 
-    data = read_recipe(path, changes).get("data")
+    fields = read_recipe(path, changes)
+    check_lists_classes(fields, str(path))
+    data = fields.get("data")
     domains = data.get("domains") if isinstance(data, dict) else None
     return load_recipe(path, [f"partition.silos={len(domains) if domains else 3}", *changes])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from manyhands.errors import RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
 from manyhands.generators.base import ImageGenerator
-from manyhands.models.autoencoder import FACTS, TrainedAutoencoder
+from manyhands.models.autoencoder import FACTS, TrainedAutoencoder, stored_facts
 from manyhands.models.base import Denoiser
 from manyhands.registry import MODELS, OneOf
 from manyhands.spec import problems_of
@@ -106,7 +105,7 @@ class DiffusionGenerator(ImageGenerator):
         """
         folder = Path(folder)
         try:
-            facts = json.loads((folder / FACTS).read_text())
+            facts = stored_facts(folder)
             spec = _denoiser(facts["model"], model)
             loaded = cls(
                 spec,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from manyhands.errors import RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
 from manyhands.generators.base import ImageGenerator
-from manyhands.models.autoencoder import FACTS
+from manyhands.models.autoencoder import FACTS, stored_facts
 from manyhands.models.gan import Gan, run_blocks
 from manyhands.models.layer_cut import LayerCut
 from manyhands.registry import MODELS
@@ -103,7 +102,7 @@ class GanGenerator(ImageGenerator):
 
         folder = Path(folder)
         try:
-            facts = json.loads((folder / FACTS).read_text())
+            facts = stored_facts(folder)
             cut = LayerCut(**facts["cut"]) if "cut" in facts else None
             weights = safetensors.torch.load_file(folder / WEIGHTS)
             sampling, classes = Sampling(**facts["sampling"]), tuple(facts["classes"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TypeAlias
 
 from manyhands.errors import RunFolderError
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
-from manyhands.models.autoencoder import FACTS, Autoencoder, TrainedAutoencoder
+from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder, stored_facts
 from manyhands.models.gan import Gan
 from manyhands.registry import MODELS
 
@@ -28,7 +27,7 @@ def load(folder: Path, device: str = "cpu") -> TrainedModel:
         RunFolderError: The folder holds no trained model.
     """
     try:
-        facts = json.loads((folder / FACTS).read_text())
+        facts = stored_facts(folder)
         spec = MODELS.load(str(facts["model"]["kind"]))
         if issubclass(spec, Gan):
             return GanGenerator.from_pretrained(folder, device)

@@ -29,6 +29,14 @@ CANNOT_SAMPLE = (
 )
 
 
+def stored_facts(folder: Path) -> dict[str, Any]:
+    """Read the specifications of a stored model; it is a ``ValueError`` where they are none."""
+    facts = json.loads((folder / FACTS).read_text())
+    if not (isinstance(facts, dict) and isinstance(facts.get("model"), dict)):
+        raise ValueError(f"{FACTS} holds no table 'model'")
+    return facts
+
+
 class Autoencoder(Model):
     """An autoencoder of square images, whose latents have a smaller side and ``latent`` channels.
 

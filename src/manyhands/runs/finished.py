@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from manyhands.errors import RunFolderError
+from manyhands.errors import RecipeError, RunFolderError
 from manyhands.evaluation.drawing import ImageSource
 from manyhands.evaluation.evaluator import Evaluator
 from manyhands.evaluation.spec import Evaluation
@@ -111,23 +111,21 @@ def loaded_generator(folder: RunFolder, silo: str | None, *, alone: bool = False
         raise RunFolderError(
             f"{folder.path}: there is no generator of a silo {silo!r}; there are those of {', '.join(generators)}"
         )
+    chosen = [generators[silo]] if silo else list({id(one): one for one in generators.values()}.values())
+    if alone and len(chosen) == 1 and type(method).generator_for is Method.generator_for:
+        raise RecipeError("--alone: changes nothing here, because the silos sample without the server anyway")
     if alone:
         trained: ImageSource | None = _kept(folder.model if silo is None else folder.silo(silo) / "model", device)
         if trained is None:
             raise RunFolderError(f"{folder.path}: {silo or 'the server'} has no network of its own")
         return trained
-    distinct_generators = (
-        list({id(generator): generator for generator in generators.values()}.values())
-        if silo is None
-        else [generators[silo]]
-    )
-    if len(distinct_generators) != 1:
-        if not distinct_generators:
+    if len(chosen) != 1:
+        if not chosen:
             raise RunFolderError(f"{folder.path}: there is no generator yet; has the run ended?")
         raise RunFolderError(
             f"{folder.path}: each silo has a generator of its own; choose one with --silo: {', '.join(generators)}"
         )
-    return distinct_generators[0]
+    return chosen[0]
 
 
 def _kept(path: Path, device: str) -> TrainedModel | None:

@@ -49,11 +49,16 @@ def read_recipe(path: Path | str, changes: Sequence[str] = ()) -> dict[str, Any]
 def parse_offer(text: str, where: str) -> Recipe:
     """Parse a recipe that another party offers, without opening, listing or fetching anything that it names."""
     fields = parse_toml(text, where)
+    check_lists_classes(fields, where)
+    with understood(where):
+        return parse_recipe(fields, where)
+
+
+def check_lists_classes(fields: Mapping[str, Any], where: str) -> None:
+    """Check that a recipe between sites lists its classes, so that none need read images to know them."""
     data = fields.get("data")
     if isinstance(data, dict) and "classes" not in data and data.get("source") not in ("digits", {"kind": "digits"}):
         raise RecipeError(f"{where}: data.classes is missing; between sites a recipe must list the classes")
-    with understood(where):
-        return parse_recipe(fields, where)
 
 
 @contextmanager

@@ -111,7 +111,9 @@ class RunFolder:
                     f"{self.path}: was started with another recipe: {differs}; --resume needs the --set options of the "
                     "first call"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or self._has_files()):
+        elif self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path}: is a file; choose a folder with --out")
+        elif self.path.exists() and self._has_files():
             raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another folder with --out")
 
     @cached_property

@@ -30,10 +30,11 @@ def submit(
 ) -> None:
     """Start a run between the sites."""
     from manyhands.federation.admin import Admin
-    from manyhands.runs.recipe_file import load_recipe
+    from manyhands.runs.recipe_file import check_lists_classes, load_recipe
     from manyhands.runs.shipped import recipe_path
 
     loaded = load_recipe(recipe_path(recipe), changes or [])
+    check_lists_classes(loaded.resolved(), recipe)
     with Admin(kit) as admin:
         submitted = admin.submit(loaded, [name for name in sites.split(",") if name])
     if as_json:

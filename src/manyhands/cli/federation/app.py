@@ -48,8 +48,8 @@ def _demo(
     from manyhands.federation.demo import demo, demo_recipe
     from manyhands.runs.shipped import recipe_path
 
-    if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"--out {out}: is not empty; give a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
     loaded = demo_recipe(recipe_path(recipe), changes or [])
     run = demo(loaded, out, log)
     typer.echo(f"the server's run folder is {run}, its report {run / 'report.html'}")

@@ -100,12 +100,13 @@ class FedAvg(FedAvgSpec):
         shares = ", ".join(f"{size / total:.1%} {PART_NAMES[part]}" for part, size in parts.items() if 0 < size < total)
         plain = up + down == 8 * total
         saving = "all weights in float32" if plain else f"{8 * total / (up + down):.2f} x fewer bytes than in float32"
+        rounds = "the only round" if self.rounds == 1 else f"all {self.rounds:,} rounds"
         return [
             f"{total:,} weights: {shares}" if shares else f"{total:,} weights",
             *self.learner.cost_lines(),
             f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} sent and "
             f"{size_text(count * down)} received by them, {saving}",
-            f"all {self.rounds:,} rounds: {size_text(self.rounds * count * (up + down))}",
+            f"{rounds}: {size_text(self.rounds * count * (up + down))}",
         ]
 
     def silo_generator(self, silo: Silo) -> TrainedModel | None:
