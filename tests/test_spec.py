@@ -32,7 +32,7 @@ FIELDS: dict[str, Any] = {"model": UNet(size=8, channels=1, classes=0, widths=(8
         ),
         (lambda: Training(steps=1, epochs=1), "Training: set either steps or epochs"),
         (lambda: Diffusion(label_dropout=2), "Diffusion.label_dropout: is 2, but should be "),
-        (lambda: UNet(size=8, channels=1, classes=0, widths=(12,)), "UNet: width 12 is not a multiple of groups"),
+        (lambda: UNet(size=8, channels=1, classes=0, widths=(12,)), "UNet: width 12 must be a multiple of groups"),
     ],
 )
 def test_a_wrong_field_is_named(build: Any, line: str) -> None:

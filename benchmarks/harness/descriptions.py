@@ -103,10 +103,10 @@ HIGHLIGHTS = {
     "digits.digits": "five silos, `fedavg`: share of 500 samples that an SVM classifies as the digit asked for",
     "federated_diffusion.vanilla_iid": "`fedavg` of ten silos: FID over pooled data's, with equal images and steps",
     "federated_diffusion.quant4_fid": "`fedavg`, weights in 4 bits (`updates`): FID over that with 32 bits",
-    "federated_diffusion.beats_local_together": "skewed silos alone, asked for their own classes: FID over `fedavg`'s",
+    "federated_diffusion.beats_local_together": "skewed silos gain: FID alone, on own classes, over `fedavg`'s",
     "collafuse.quality_alone": "`collafuse`, cuts .2 to .6: worst FID over that of silos alone",
     "collafuse.silo_compute_small_fid": "`collafuse`, silos sample with a tenth of the work: FID over the full work's",
     "huscf.quality_small": "`huscf`, 16 x 16: points of CAS below a GAN of pooled data, worst of two scenarios",
-    "network_kills.kills": "80 x `kill -9` of site, worker, server: share of runs that end with the same weights",
+    "network_kills.kills": "80 runs with a `kill -9` of site, worker or server: share with an unharmed run's weights",
 }
 """README's eight claims, each in words that need no row before it."""

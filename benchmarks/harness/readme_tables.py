@@ -30,14 +30,14 @@ def which_method() -> str:
             "train a network of its own, and run the last denoising steps of a sample; their share is the *cut* "
             "(.4: 40 %)",
             "each image once, with noise",
-            f"to pick the true image out of 1,000: right in {_percent(cheap)} of cases at cut .4, in "
+            f"which image it got: it picks the right one of 1,000 in {_percent(cheap)} of cases at cut .4, in "
             f"{_percent(recommended)} at cut {released['recommended_cut']:.3g}",
             "4 bytes a pixel, once; more each time a silo generates images",
-            f"{_times_fid(cut['quality_alone'], 'silos that train alone')}, worst of cuts .2 to .6: no gain",
+            f"no gain: at the worst cut from .2 to .6, {_times_fid(cut['quality_alone'], 'silos that train alone')}",
         ],
         [
             "`huscf`",
-            f"train the outer blocks of a GAN: {_of_fedavg('huscf 4', 'flops_silo'):.2f} x the work, by the cuts",
+            f"train the outer blocks of a GAN: {_of_fedavg('huscf 4', 'flops_silo'):.2f} x the work with these cuts",
             "activations and gradients, each mini-batch",
             "**all images and labels**: it can compute them",
             f"{_of_fedavg('huscf 4', 'bytes'):.0f} x `fedavg`; in 8 bits {gan['traffic']['figure']:.1f} x fewer bytes",
@@ -73,7 +73,7 @@ def which_method() -> str:
             "losses and counts",
             "nothing of them",
             "none",
-            f"CAS {_cas('local 4')} (one seed); with skewed data, asked for all classes, those that a silo lacks too: "
+            f"CAS {_cas('local 4')} (one seed); with skewed data, if each generates all classes, also those it lacks, "
             f"{_times_fid(federated['beats_local'], '`fedavg`')}",
         ],
     ]

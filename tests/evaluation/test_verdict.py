@@ -26,7 +26,9 @@ def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_oth
     assert metrics["density"] > floor["density"]
     assert metrics["label_match"] < 0.2
     assert next(iter(report)) == "words"
-    assert report["words"].endswith("times that between real images: these are not yet images of this kind")
+    assert report["words"].endswith(
+        "times that between real images: the samples do not look like the training images yet"
+    )
     assert report["notes"][0].startswith("precision and density: do not quote them")
     rows = [row[0] for row in figures_table(report).rows]
     assert "precision (do not quote)" in rows
@@ -39,7 +41,7 @@ def test_noise_has_precision_and_density_of_real_images_and_the_verdict_says_oth
 
 
 def test_the_farther_the_harder_the_words() -> None:
-    assert of(23) == "FID is 23 times that between real images: these are not yet images of this kind"
+    assert of(23) == "FID is 23 times that between real images: the samples do not look like the training images yet"
     ends = [of(times).split(": ")[1] for times in (1, 1.6, 9.9, 10.1, 20.1, 5000)]
     assert len(dict.fromkeys(ends)) == 4
     assert ends[1] == ends[2]

@@ -91,7 +91,7 @@ def test_a_folder_without_a_generator_is_an_error(tmp_path: Path) -> None:
 def test_a_network_that_cannot_be_is_an_error() -> None:
     for options, said in [
         ({"size": 28, "widths": (8,) * 4}, "not a multiple of 8"),
-        ({"widths": (8, 12)}, "not a multiple of groups"),
+        ({"widths": (8, 12)}, "must be a multiple of groups"),
         ({"widths": ()}, "at least 1"),
     ]:
         with pytest.raises(ValidationError, match=said):

@@ -129,7 +129,7 @@ def test_the_first_stage_of_latent_diffusion_has_its_published_size() -> None:
     ("options", "why"),
     [
         ({"size": 6, "widths": (8, 8, 8)}, "should be a multiple of 4"),
-        ({"widths": (8, 12)}, "not a multiple of groups"),
+        ({"widths": (8, 12)}, "must be a multiple of groups"),
         ({"size": 4, "widths": (8, 8, 8)}, "should be a multiple of 4 and at least 8"),
     ],
 )

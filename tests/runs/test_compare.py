@@ -111,7 +111,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_column(runs: dict[str, Pat
 
 
 def test_a_figure_that_nobody_has_is_named(runs: dict[str, Path]) -> None:
-    with pytest.raises(RecipeError, match="--by fidd: none of the runs has it; did you mean 'fid'"):
+    with pytest.raises(RecipeError, match="--by fidd: no run has such a figure; did you mean 'fid'"):
         Comparison([runs["shared"]], by="fidd")
 
 
@@ -174,7 +174,7 @@ def test_what_noise_can_have_is_in_brackets_where_a_run_is_far_from_its_floor(
     assert "Do not quote values in brackets" in comparison.note()
     assert (
         comparison.verdicts()[1]
-        == "far: FID is 30 times that between real images: these are not yet images of this kind"
+        == "far: FID is 30 times that between real images: the samples do not look like the training images yet"
     )
 
 

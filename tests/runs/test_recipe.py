@@ -83,7 +83,7 @@ def test_a_number_may_begin_with_its_point(path: Path) -> None:
         (["quorum=3", "method.participants=2"], r"quorum is 3, but only 2 silos take part"),
         (["sampling.guidance=2", "method.diffusion.label_dropout=0"], r"label_dropout > 0"),
         (["method.model.size=16"], r"method.model is for 1 x 16, data is 1 x 8"),
-        (["method.model.widths=[8, 12]"], r"method.model: width 12 is not a multiple of groups"),
+        (["method.model.widths=[8, 12]"], r"method.model: width 12 must be a multiple of groups"),
         (["partition.kind=domains"], r"need each other"),
         (
             ["partition.kind=dirichlet", "partition.alpha=1", "data.classes=0"],
@@ -105,15 +105,15 @@ def test_a_number_may_begin_with_its_point(path: Path) -> None:
         (["data.classes=-3"], r"data.classes: is -3, but"),
         (["data.classes=['a', 'a']"], r"data: classes names a class twice"),
         (["data.size=1"], r"^[^\n]*data.size: is 1, but[^\n]*$"),
-        (["method.model.widths=[0]"], r"width 0 is not a multiple"),
+        (["method.model.widths=[0]"], r"width 0 must be a multiple"),
         (
             ["method.model.widths=[4]", "method.model.groups=1", "method.model.attention=true"],
             r"not a multiple of head",
         ),
         (["sampling.steps=1000000000000"], r"sampling.steps: is 1000000000000, but"),
         (["method.training.steps=10000000000000000000000"], r"method.training.steps: "),
-        (["seed=1\nname='x'"], r"is not of the form"),
-        (["seed"], r"--set seed: is not of the form"),
+        (["seed=1\nname='x'"], r"has no value; write FIELD=VALUE"),
+        (["seed"], r"--set seed: has no value; write FIELD=VALUE"),
         (["seed.x=1", "seed.x.y=2"], r"--set seed.x.y=2: x is a value, not a table"),
         (
             ["method.kind=collafuse", "method.cut=low"],

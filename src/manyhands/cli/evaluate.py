@@ -16,7 +16,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="DIR",
-            help="Evaluate on the images of this folder; the word recipe stands for the images that the recipe names. "
+            help="Evaluate on the images of this folder. --data recipe: on the images that the recipe names. "
             "Default: the held-out images of the run's silos.",
         ),
     ] = "",

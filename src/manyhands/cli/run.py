@@ -33,7 +33,8 @@ def run(
         bool, typer.Option("--dry-run", help="Print the whole recipe and what would leave the silos; do not train.")
     ] = False,
     seeds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Train N times, with seeds seed, seed + 1, ..., and compare.")
+        int,
+        typer.Option(metavar="N", min=1, help="Train with N seeds, the recipe's and the next ones, and compare."),
     ] = 1,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log to the folder tensorboard/ of the run.")

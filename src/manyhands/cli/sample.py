@@ -35,7 +35,7 @@ def sample(
         bool,
         typer.Option(
             "--alone",
-            help="collafuse: denoise with the server's network alone; with --silo, with the silo's network alone.",
+            help="Only collafuse: use the server's network alone or, with --silo, that silo's network alone.",
         ),
     ] = False,
     steps: StepsOption = None,

@@ -79,15 +79,15 @@ def notes(metrics: Figures, floor: Figures, images: int, dimensions: int) -> lis
         )
     if images <= dimensions:
         lines.append(
-            f"FID: {images} images are too few for a full covariance of {dimensions} features; compare FID with its "
-            "floor, or read KID"
+            f"FID: {images} images are too few for a full covariance of {dimensions} features; compare FID with that "
+            "between real images, or use KID"
         )
     return lines
 
 
 def _says(times: float) -> str:
     if times > NOT_YET:
-        return "these are not yet images of this kind"
+        return "the samples do not look like the training images yet"
     if times > FAR:
         return "far from real images"
     return "not as good as real images" if times > NEAR else "about as good as real images"

@@ -200,7 +200,7 @@ Each kit holds a private key. Send it to its party so that nobody else can read 
 |---|---|---|
 | `{SERVER}/` | whoever runs the server | listens at {server}; sees what sites send, and what follows from it |
 {rows}
-| `{ADMIN}/` | whoever starts runs | submits recipes, stops runs, fetches their results; a site need not take part |
+| `{ADMIN}/` | whoever starts runs | submits recipes, stops runs, fetches their results; cannot force a site in |
 | `authority/` | nobody: keep it offline | signs certificates; whoever has it can pretend to be any party |
 
 The certificates are valid until {expires:%Y-%m-%d}. `federation join` prints the fingerprint of the server that it

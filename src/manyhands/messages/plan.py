@@ -88,7 +88,7 @@ class Plan:
             sent, facts = operation.up.size, ", ".join(operation.up.facts) or "none"
             received = operation.down.size
             lines.append(
-                f"{name} ({operation.often}): {operation.description}; sends {sent} (facts beside it: {facts}); "
+                f"{name} ({operation.often}): {operation.description}; sends {sent} (fields in the message: {facts}); "
                 f"receives {received}"
             )
         return [*lines, f"in no message: {', '.join(never_sent(kinds))}; {NO_REASSURANCE}"]

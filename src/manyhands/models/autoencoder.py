@@ -91,7 +91,7 @@ class Autoencoder(Model):
             expected = f"a multiple of {factor} and at least {2 * factor}, for {len(self.widths)} widths"
             raise ValueError(f"size {self.size} should be {expected}")
         if bad := [width for width in self.widths if width % self.groups or not 1 <= width <= 8192]:
-            raise ValueError(f"width {bad[0]} is not a multiple of groups = {self.groups}, from 1 to 8192")
+            raise ValueError(f"width {bad[0]} must be a multiple of groups = {self.groups}, and at most 8192")
         return self
 
     def build(self, seed: int) -> AutoencoderModule:

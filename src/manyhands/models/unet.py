@@ -60,7 +60,7 @@ class UNet(Denoiser):
                 f"size {self.size} is not a multiple of {2**halvings}: {len(self.widths)} widths halve it as often"
             )
         if bad := [width for width in self.widths if width % self.groups or not 1 <= width <= 8192]:
-            raise ValueError(f"width {bad[0]} is not a multiple of groups = {self.groups}, from 1 to 8192")
+            raise ValueError(f"width {bad[0]} must be a multiple of groups = {self.groups}, and at most 8192")
         if bad := [level for level in self.attended if level not in range(len(self.widths))]:
             raise ValueError(f"attention names level {bad[0]}, but the levels are 0 to {halvings}")
         if bad := [self.widths[i] for i in {*self.attended, halvings} if self.attention and self.widths[i] % self.head]:

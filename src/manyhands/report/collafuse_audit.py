@@ -104,8 +104,8 @@ def _membership(report: Report) -> list[str]:
 def _exact_algebra(report: Report) -> str:
     sent, control = report["exact_algebra"]["sent"], report["exact_algebra"]["control"]
     return (
-        f"Exact algebra recovers {sent['recovered']} of {sent['of']:,} images from what was sent, and "
-        f"{control['recovered']} of {control['of']:,} from a control that sends the noise, too."
+        f"Exact algebra recovers {sent['recovered']} of {sent['of']:,} images from what was sent. To check that the "
+        f"attack works, it was also given the noise: then it recovers {control['recovered']:,} of {control['of']:,}."
     )
 
 
@@ -147,8 +147,9 @@ def _recommended(report: Report) -> str:
     return (
         f"Recommended cut: {cut['share']:.3g} (step {cut['cut']}, {cut['snr_db']:.1f} dB, epsilon "
         f"{number_text(scores['guarantee']['epsilon'])}). It is the first at which theory, with a margin of a fifth, "
-        "expects at most 1 % of images to be picked out of 1,000; the attack picked, out of "
-        f"{scores['identity']['candidates']:,}: {_interval(scores['identity']['top_1'])}."
+        "expects at most 1 % of images to be picked out of 1,000; the attack, among "
+        f"{scores['identity']['candidates']:,} candidates, picked the right one in this share of cases: "
+        f"{_interval(scores['identity']['top_1'])}."
     )
 
 

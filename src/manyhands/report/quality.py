@@ -141,7 +141,7 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
     """How figures were measured, in words."""
     return (
         f"{protocol['images']:,} samples were compared with {protocol['reference']:,} training images by the features "
-        f"of {protocol['features']}. The figures of real images are of equally many held-out images. Samples were "
+        f"of {protocol['features']}. Real images: as many held-out images, measured in the same way. Samples were "
         f"{sampling_words(protocol)}, seeds: {', '.join(map(str, protocol['seeds']))}"
     )
 

@@ -46,7 +46,7 @@ class Comparison:
         self.differs = self._difference()
         known = [name for name in NAMES if any(entry.values(name) for entry in self.entries)]
         if by not in known:
-            raise RecipeError(f"--by {by}: none of the runs has it; {suggest(by, known)}")
+            raise RecipeError(f"--by {by}: no run has such a figure; {suggest(by.lower(), known)}")
         self.several = any(len(entry.runs) > 1 for entry in self.entries)
         self.ranked = not self.differs
         if self.differs and not unranked:

@@ -63,5 +63,5 @@ def round_line(closed_round: Round, pace: float) -> str:
     return (
         f"round {closed_round.number + 1}/{closed_round.rounds}  {len(closed_round.losses)} silos  "
         f"loss {closed_round.loss:.4f}  {rate:,.0f} images/s  "
-        f"{size_text(closed_round.bytes_up + closed_round.bytes_down)} sent  {left // 60}:{left % 60:02d} left"
+        f"{size_text(closed_round.bytes_up + closed_round.bytes_down)} traffic  {left // 60}:{left % 60:02d} left"
     )

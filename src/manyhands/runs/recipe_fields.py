@@ -96,7 +96,7 @@ def change_field(fields: dict[str, Any], change: str) -> None:
     """Apply a change of the form ``a.b=value``."""
     path, equals, text = change.partition("=")
     if not equals or not path or "\n" in change:
-        raise RecipeError(f"--set {change}: is not of the form a.b=value")
+        raise RecipeError(f"--set {change}: has no value; write FIELD=VALUE, such as seed=1 or method.rounds=5")
     put(fields, path.strip(), _value(text), f"--set {change}")
 
 

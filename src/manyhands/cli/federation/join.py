@@ -24,7 +24,8 @@ def join(
     policy: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A TOML file that says what runs may do here. Default: each recipe needs an approval."
+            metavar="FILE",
+            help="A TOML file with what this site allows runs to do. Default: each recipe needs an approval.",
         ),
     ] = None,
     out: Annotated[

@@ -28,8 +28,8 @@ def serve(
             metavar="PORT",
             min=0,
             max=65535,
-            help="Port to listen on, where a router forwards the port in the kits to another one. 0: the port in the "
-            "kits.",
+            help="Port to listen on, if it differs from the port in the kits since a router forwards that one. 0: the "
+            "port in the kits.",
         ),
     ] = 0,
     device: DeviceOption = "auto",

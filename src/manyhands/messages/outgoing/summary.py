@@ -16,7 +16,7 @@ FACT_MEANINGS = {
     "loss": "its mean loss",
     "seen": "how many images it saw",
     "flops": "how much work that was",
-    "withheld": "the reason, if it withholds its update",
+    "withheld": "why it withholds its update, if it does",
     "numbers": "how many numbers its latents are",
     "sum": "the sum of its latents",
     "squares": "the sum of their squares",
@@ -59,7 +59,7 @@ def describe(kinds: Iterable[OutgoingData], images: int | None = None) -> Iterat
     for kind in kinds:
         silo = f" {kind.silo}" if kind.silo else f" all but {', '.join(kind.except_silos)}" if kind.except_silos else ""
         computed, guarantee = kind.computed(images), kind.guarantee(images)
-        yield f"leaves{silo} ({kind.often}): {kind.description}. From it: {computed}; {guarantee}"
+        yield f"leaves{silo} ({kind.often}): {kind.description}. From it: {computed}. Proven guarantee: {guarantee}"
 
 
 def never_sent(kinds: Sequence[OutgoingData]) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class FedAvg(FedAvgSpec):
                 ),
                 "update": Operation(
                     f"sends {'its model' if not self.personal else 'the shared parts'} after local training, gets the "
-                    f"mean ({participants})",
+                    f"mean of the silos' ({participants})",
                     f"{self.rounds} times",
                     up,
                     down,
@@ -102,7 +102,7 @@ class FedAvg(FedAvgSpec):
         saving = "all weights in float32" if plain else f"{8 * total / (up + down):.2f} x fewer bytes than in float32"
         rounds = "the only round" if self.rounds == 1 else f"all {self.rounds:,} rounds"
         return [
-            f"{total:,} weights: {shares}" if shares else f"{total:,} weights",
+            f"{total:,} weights: {shares} of the network" if shares else f"{total:,} weights",
             *self.learner.cost_lines(),
             f"a round of {count} silo{'s' * (count != 1)}: {size_text(count * up)} sent and "
             f"{size_text(count * down)} received by them, {saving}",
