@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from pydantic import Field, ValidationError, field_validator
 
 from manyhands import Diffusion, FedAvg, Latent, Training, UNet
@@ -18,9 +19,23 @@ FIELDS: dict[str, Any] = {"model": UNet(size=8, channels=1, classes=0, widths=(8
     ("build", "line"),
     [
         (lambda: FedAvg(**FIELDS, rounds=0), "FedAvg.rounds: is 0, but should be greater than or equal to 1"),
-        (lambda: FedAvg(**FIELDS), "FedAvg.rounds: Field required"),
+        (lambda: FedAvg(**FIELDS), "FedAvg.rounds: is missing"),
         (lambda: FedAvg(**FIELDS, rounds=1, round=2), "FedAvg: unknown key 'round'; did you mean 'rounds'?"),
         (lambda: FedAvg(**FIELDS, rounds=1, up="int8"), "FedAvg.up: kind 'int8' is not known; known: "),
+        (lambda: FedAvg(UNet, 3), "FedAvg: takes its fields by name: "),
+        (
+            lambda: FedAvg(**FIELDS | {"model": torch.nn.Identity()}, rounds=1),
+            "FedAvg.model: a table that names its kind is expected: kind = ...; from Python, Network(module=...)",
+        ),
+        (lambda: setattr(Training(steps=1), "steps", 2), "Training.steps: cannot be changed; make another Training"),
+        (lambda: Training(steps=1, betas=(0.9,)), "Training.betas.1: is missing"),
+        (lambda: Training(steps=1.5), "Training.steps: is 1.5, but should be a whole number"),
+        (lambda: UNet(size=8, channels=1, classes=0, widths=-1), "UNet.widths: is -1, but should be a list"),
+        (lambda: UNet(size=8, channels=1, classes=0, widths=()), "UNet.widths: is (), but should have 1 or more"),
+        (
+            lambda: Diffusion(times=3),
+            "Diffusion: unknown key 'times'; known: ",
+        ),
         (lambda: FedAvg(**FIELDS, rounds=1, up=3), "FedAvg.up: a table that names its kind is expected"),
         (
             lambda: FedAvg(**FIELDS, rounds=1, diffusion={"schedule": {"steps": 0}}),

@@ -95,7 +95,8 @@ class OneOf:
         if self.by_name and isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping) or "kind" not in value:
-            raise ValueError("a table that names its kind is expected: kind = ...")
+            hint = "; from Python, Network(module=...) takes a torch module" * hasattr(value, "forward")
+            raise ValueError(f"a table that names its kind is expected: kind = ...{hint}")
         return self.registry.load(str(value["kind"])).model_validate(value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

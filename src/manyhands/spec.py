@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -17,11 +17,23 @@ Float = Annotated[float, Strict()]
 """A number; an integer is accepted, a string is not."""
 MAX_SHOWN = 300
 """The most characters of a wrong value that an error shows."""
+EXPECTED = {
+    "tuple_type": "should be a list",
+    "dict_type": "should be a table",
+    "model_type": "should be a table",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "string_type": "should be a text",
+    "too_short": "should have {min_length} or more entries",
+    "too_long": "should have {max_length} or fewer entries",
+    "string_pattern_mismatch": "should be of the form {pattern}",
+}
+"""What is expected, where the words of pydantic for a type of error are not plain."""
 
 
 def suggest(name: str, known: list[str]) -> str:
     """Suggest the known name that is most similar to ``name``, or list all known names."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 
@@ -38,18 +50,29 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *unnamed: Any, **fields: Any) -> None:
         __tracebackhide__ = True
+        name = type(self).__name__
+        if unnamed:
+            raise SpecError(f"{name}: takes its fields by name: {', '.join(type(self).model_fields)}")
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            name = type(self).__name__
             lines = [
                 f"{name}.{place}: {text}" if place else f"{name}: {text}" for place, text in problems_of(error, fields)
             ]
             raise SpecError("\n".join(lines)) from None
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # model_validate need not call it
+
+    if not TYPE_CHECKING:  # for a type checker, its fields cannot be assigned to
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                super().__setattr__(name, value)
+            except ValidationError:
+                kind = type(self).__name__
+                raise SpecError(f"{kind}.{name}: cannot be changed; make another {kind} instead") from None
 
     def cited_parts(self) -> list[object]:
         """The objects whose papers are cited: itself and its fields, or what implements them."""
@@ -84,11 +107,13 @@ def problems_of(error: ValidationError, fields: Mapping[str, Any]) -> list[tuple
 
 def _sentence(problem: ErrorDetails) -> str:
     text = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] in {"unknown_key", "missing", "value_error"}:
+    if problem["type"] == "missing":
+        return "is missing"
+    if problem["type"] in {"unknown_key", "value_error"}:
         return text
     value = repr(problem["input"])
     shown = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]} ..."
-    expected = text.removeprefix("Input ")
+    expected = EXPECTED.get(problem["type"], "").format(**problem.get("ctx", {})) or text.removeprefix("Input ")
     return f"is {shown}, but {expected[0].lower()}{expected[1:]}"
 
 

@@ -207,14 +207,17 @@ class Other(Small):
     [
         (3, "is of type int, a torch.nn.Module or a function without arguments that makes one is expected"),
         ("a.b", "'a.b' names a network that was given in Python"),
-        (lambda: 3, "returns a int, a torch.nn.Module is expected"),
+        (lambda: 3, "returns a value of type int, a torch.nn.Module is expected"),
         (nn.Identity(), "Identity has no parameter that can be trained"),
         (nn.Conv2d(1, 1, 1), r"Conv2d.forward takes \(input: .*, \(x_t, t, labels\) is expected"),
         (
             Other("shape"),
             r"Other returns shape \(2, 1, 2, 4\), a tensor of shape \(2, 1, 4, 4\), that of x_t, is expected",
         ),
-        (Other("tuple"), r"Other returns a tuple, a tensor of shape \(2, 1, 4, 4\), that of x_t, is expected"),
+        (
+            Other("tuple"),
+            r"Other returns a value of type tuple, a tensor of shape \(2, 1, 4, 4\), that of x_t, is expected",
+        ),
         (Other("dtype"), "of Other is torch.float16, torch.float32 is expected"),
         (Other("batch norm"), "norm.num_batches_tracked of Other is torch.int64.*track_running_stats=False"),
         (Other("frozen"), "Other has no parameter that can be trained"),

@@ -83,9 +83,8 @@ class Network(Denoiser):
         with seeded_globally(seed, "network"):
             network = copy.deepcopy(self.module())
         if not isinstance(network, nn.Module):
-            raise ValueError(
-                f"{name_of(self.module)} returns a {type(network).__name__}, a torch.nn.Module is expected"
-            )
+            kind = type(network).__name__
+            raise ValueError(f"{name_of(self.module)} returns a value of type {kind}, a torch.nn.Module is expected")
         return network
 
 
@@ -123,7 +122,7 @@ def check_call(network: nn.Module, shape: tuple[int, int, int], classes: int) ->
     out = _tried(network, batch, f"{name} was called {where}")
     expected = f"a tensor of shape {tuple(x_t.shape)}, that of x_t, is expected"
     if not isinstance(out, Tensor):
-        raise ValueError(f"{name} returns a {type(out).__name__}, {expected}")
+        raise ValueError(f"{name} returns a value of type {type(out).__name__}, {expected}")
     if out.shape != x_t.shape:
         raise ValueError(f"{name} returns shape {tuple(out.shape)}, {expected}")
 
