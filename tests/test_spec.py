@@ -31,7 +31,7 @@ FIELDS: dict[str, Any] = {"model": UNet(size=8, channels=1, classes=0, widths=(8
         (lambda: Training(steps=1, betas=(0.9,)), "Training.betas.1: is missing"),
         (lambda: Training(steps=1.5), "Training.steps: is 1.5, but should be a whole number"),
         (lambda: UNet(size=8, channels=1, classes=0, widths=-1), "UNet.widths: is -1, but should be a list"),
-        (lambda: UNet(size=8, channels=1, classes=0, widths=()), "UNet.widths: is (), but should have 1 or more"),
+        (lambda: UNet(size=8, channels=1, classes=0, widths=()), "UNet.widths: is (), but should have 1 items or more"),
         (
             lambda: Diffusion(times=3),
             "Diffusion: unknown key 'times'; known: ",

@@ -24,8 +24,8 @@ EXPECTED = {
     "int_type": "should be a whole number",
     "float_type": "should be a number",
     "string_type": "should be a text",
-    "too_short": "should have {min_length} or more entries",
-    "too_long": "should have {max_length} or fewer entries",
+    "too_short": "should have {min_length} items or more",
+    "too_long": "should have at most {max_length} items",
     "string_pattern_mismatch": "should be of the form {pattern}",
 }
 """What is expected, where the words of pydantic for a type of error are not plain."""
