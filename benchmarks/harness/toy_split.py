@@ -65,7 +65,7 @@ class ToySplit(Method):
                 sent.backward(gradient.tensors["x"])
                 optimiser.step()
             silo.memory.keep({**snapshot(nets.state_dict()), "rounds": torch.tensor(number + 1)})
-            yield Message("segments", {}, {"loss": loss.item(), "seen": self.steps * self.batch})
+            yield Message("segments", {}, {"round": number, "loss": loss.item(), "seen": self.steps * self.batch})
 
     def server(self, seed: int, silos: Mapping[str, int]) -> ToyServer:
         """The middle."""
@@ -74,7 +74,7 @@ class ToySplit(Method):
     def plan(self) -> Plan:
         """Activations and their gradients; no image, no label."""
         maps = Payload({"x": MAPS})
-        statistics = Payload(facts={"loss": Number(-1e6, 1e6), "seen": COUNT})
+        statistics = Payload(facts={"round": COUNT, "loss": Number(-1e6, 1e6), "seen": COUNT})
         often, made = "each mini-batch", (Activations(by="its head", on="its images", images=True),)
         back = (Gradients(at="what its tail gets"),)
         return Plan(

@@ -11,7 +11,7 @@ import torch
 from manyhands.errors import RecipeError
 from manyhands.formatting import number_text
 from manyhands.messages import outgoing
-from manyhands.messages.operation import Operation, Payload
+from manyhands.messages.operation import COUNT, Operation, Payload
 from manyhands.messages.outgoing.kinds import CANDIDATES
 from manyhands.messages.outgoing.summary import FACT_MEANINGS, TECHNICAL_FACTS, for_silo, given_away, never_sent, rows
 from manyhands.messages.plan import Plan
@@ -152,6 +152,15 @@ def test_an_operation_that_sends_tensors_must_name_their_kinds() -> None:
         with pytest.raises(RecipeError, match="plan: 'tell' sends tensors, but its `outgoing` is empty"):
             Plan({"tell": Operation("tells", "once", up)})
     assert Plan({"tell": Operation("tells", "once", down=Payload(sent))})
+
+
+def test_an_operation_that_closes_a_round_is_a_barrier_and_says_which_round() -> None:
+    up = Payload(facts={"round": COUNT})
+    for operation in (Operation("ends", "each round", up, closes_round=True),
+                      Operation("ends", "each round", barrier=True, closes_round=True)):  # fmt: skip
+        with pytest.raises(RecipeError, match=r"plan: 'end' closes a round, so it must be a barrier, and `up` must have"):
+            Plan({"end": operation})
+    assert Plan({"end": Operation("ends", "each round", up, barrier=True, closes_round=True)})
 
 
 def test_silos_of_which_the_same_is_told_stand_together() -> None:

@@ -118,7 +118,7 @@ class Operation:
         up: What its message to the server may contain.
         down: What the answer may contain.
         barrier: Whether the server answers all silos together, when the last of them has called.
-        closes_round: Whether the answer ends a round.
+        closes_round: Whether the answer ends a round; then it is a barrier, and ``up`` has the fact ``round``.
         outgoing: What leaves the silo with it, besides its facts; a plan needs it where ``up`` has tensors.
         draws: Whether it generates images: the server answers it only between rounds or after the last one.
     """

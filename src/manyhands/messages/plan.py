@@ -29,7 +29,8 @@ class Plan:
         before: What has left the silos before the run.
 
     Raises:
-        RecipeError: An operation sends tensors, and does not say what kind of data they are.
+        RecipeError: An operation sends tensors and does not say what kind of data they are, or it closes a round and is
+            no barrier, or has no fact ``round``, which a site counts by.
     """
 
     operations: Mapping[str, Operation]
@@ -37,11 +38,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, operation in self.operations.items():
-            if operation.up.has_tensors and not operation.outgoing:
-                raise RecipeError(
-                    f"plan: {name!r} sends tensors, but its `outgoing` is empty; it must name the kinds of data, since "
-                    "sites decide on them"
-                )
+            if problem := _problem_of(operation):
+                raise RecipeError(f"plan: {name!r} {problem}")
 
     @property
     def outgoing(self) -> tuple[OutgoingData, ...]:
@@ -92,3 +90,12 @@ class Plan:
                 f"receives {received}"
             )
         return [*lines, f"in no message: {', '.join(never_sent(kinds))}; {NO_REASSURANCE}"]
+
+
+def _problem_of(operation: Operation) -> str:
+    """What an operation lacks, as the end of a sentence that begins with its name; "" for nothing."""
+    if operation.up.has_tensors and not operation.outgoing:
+        return "sends tensors, but its `outgoing` is empty; it must name the kinds of data, since sites decide on them"
+    if operation.closes_round and not (operation.barrier and "round" in operation.up.facts):
+        return "closes a round, so it must be a barrier, and `up` must have the fact 'round', as in round_facts(rounds)"
+    return ""
