@@ -385,3 +385,22 @@ def test_of_a_silo_that_was_restarted_the_new_call_counts_where_the_old_was_not_
     assert server.got["a"] == float(message.tensors["x"].sum()) != float(old.tensors["x"].sum())
     assert server.fired == [["a", "b", "c"]]
     assert coordinator.collect("a", "new") == Message("add")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "answered", "why"),
+    [(0, 2, "must add 1 to self.round; it added 0"), (2, 2, "it added 2"), (1, 1, "no answer for silo-1; every silo")],
+)
+def test_a_server_that_forgets_to_count_a_round_or_to_answer_a_silo_is_told(
+    rounds: int, answered: int, why: str
+) -> None:
+    class Forgetful(Summing):
+        def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
+            self.round += rounds
+            return {silo: Message(op) for silo in list(messages)[:answered]}
+
+    coordinator = RoundCoordinator(Forgetful(), PLAN, {"silo-0": 3, "silo-1": 3})
+    add = Message("add", {"x": torch.ones(2, 1)}, {"round": 0, "images": 3})
+    coordinator.submit("silo-0", add)
+    with pytest.raises(ManyhandsError, match=rf"Forgetful\.handle_barrier\('add'\) .*{why}"):
+        coordinator.submit("silo-1", add)

@@ -158,7 +158,9 @@ def test_an_operation_that_closes_a_round_is_a_barrier_and_says_which_round() ->
     up = Payload(facts={"round": COUNT})
     for operation in (Operation("ends", "each round", up, closes_round=True),
                       Operation("ends", "each round", barrier=True, closes_round=True)):  # fmt: skip
-        with pytest.raises(RecipeError, match=r"plan: 'end' closes a round, so it must be a barrier, and `up` must have"):
+        with pytest.raises(
+            RecipeError, match=r"plan: 'end' closes a round, so it must be a barrier, and `up` must have"
+        ):
             Plan({"end": operation})
     assert Plan({"end": Operation("ends", "each round", up, barrier=True, closes_round=True)})
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from manyhands.errors import MessageError, Reason, Refused
+from manyhands.errors import ManyhandsError, MessageError, Reason, Refused
+from manyhands.formatting import names_text
 from manyhands.links.late_silos import LateSilos
 from manyhands.links.session import Session
 from manyhands.messages.operation import RESTING
@@ -251,6 +252,7 @@ class RoundCoordinator:
         note = self._go_back_if_none_can_train(group) if self.plan.operations[op].closes_round else ""
         self.late.add_barrier({silo: self._callers[silo].arrived for silo in group})
         replies = self.server.handle_barrier(op, group)
+        self._check_handled(op, group, replies, rounds=self.server.round - number)
         for silo in group:
             caller = self._callers[silo]
             caller.waiting, caller.accumulated, caller.taken, caller.reply = None, False, False, replies[silo]
@@ -260,6 +262,14 @@ class RoundCoordinator:
             self.closed.append(ClosedRound(number, facts, missing, note))
             self._refusals, self._not_finite = {}, set()
             self.late.clear()
+
+    def _check_handled(self, op: str, group: Iterable[str], replies: Collection[str], *, rounds: int) -> None:
+        """Raise ``ManyhandsError`` where the server's half forgot a silo, or did not count the round that it closed."""
+        where = f"{type(self.server).__name__}.handle_barrier({op!r})"
+        if missing := [silo for silo in group if silo not in replies]:
+            raise ManyhandsError(f"{where} returned no answer for {names_text(missing)}; every silo needs one")
+        if self.plan.operations[op].closes_round and rounds != 1:
+            raise ManyhandsError(f"{where} closes a round, so it must add 1 to self.round; it added {rounds}")
 
     def _go_back_if_none_can_train(self, group: Mapping[str, Message]) -> str:
         """Go back to earlier weights if no silo can train the latest; return a note, or "" if not."""
