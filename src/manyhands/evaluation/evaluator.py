@@ -90,7 +90,7 @@ class Evaluator:
 
         Args:
             generators: The generator of each silo, by its name.
-            sampling: How a diffusion model draws.
+            sampling: How a diffusion model samples.
             cas: Whether to compute the CAS; None does as ``Evaluation.cas`` says.
         """
         conditional = are_conditional(generators)

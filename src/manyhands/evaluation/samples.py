@@ -46,7 +46,7 @@ def write_samples(
         generator: The generator that draws.
         labels: The class of each sample.
         seed: The seed of the samples.
-        sampling: How a diffusion model draws.
+        sampling: How a diffusion model samples.
         png: Whether to write a PNG for each sample, too.
         of: The name of the run that the generator is from.
     """

@@ -12,7 +12,7 @@ from manyhands.spec import Int, Spec
 
 
 class Evaluation(Spec):
-    """What is drawn and measured at the end of a run and, where asked for, during it.
+    """What is generated and measured at the end of a run and, where asked for, during it.
 
     References:
         GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017,
@@ -30,7 +30,7 @@ class Evaluation(Spec):
         default=500,
         ge=0,
         le=1_000_000,
-        description="The number of samples to draw, each with the class of a held-out image, and at most as many as "
+        description="The number of samples, each with the class of a held-out image, and at most as many as "
         "there are held-out images; 0 measures nothing.",
     )
     every: Int = Field(

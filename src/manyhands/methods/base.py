@@ -71,7 +71,7 @@ class Method(Spec, ABC):
 
     Everything else has a default, and is overridden where a method needs it: ``check_silo`` and
     ``check_partition`` for what it cannot be used on, ``silo_generator`` and ``generator_for`` for what images are
-    drawn with, ``cost_lines``, ``costs``, ``upload_bytes`` and ``warnings`` for what users read before they start,
+    sampled with, ``cost_lines``, ``costs``, ``upload_bytes`` and ``warnings`` for what users read before they start,
     ``needs_secret`` and ``release_in`` where noise protects images.
 
     Set ``pools_images = True`` for a baseline that is given all images in one silo.
@@ -144,7 +144,7 @@ class Method(Spec, ABC):
 
         Args:
             silos: The number of silos.
-            sampling: How images are drawn.
+            sampling: How images are sampled.
         """
         return []
 
@@ -168,12 +168,12 @@ class Method(Spec, ABC):
         return []
 
     def costs(self, silo: str, images: int, sampling: Sampling) -> dict[str, float]:
-        """Return what training and drawing cost a silo, where that differs from the cost of the whole network.
+        """Return what training and sampling cost a silo, where that differs from the cost of the whole network.
 
         Args:
             silo: The name of the silo.
             images: The number of its images.
-            sampling: How images are drawn.
+            sampling: How images are sampled.
         """
         return {}
 
@@ -209,13 +209,13 @@ class Method(Spec, ABC):
     def generator_for(
         self, silo: str, shared: TrainedModel | None, own: TrainedModel | None, ask: ServerCall
     ) -> TrainedModel | ImageGenerator | None:
-        """Return what this silo draws images with: by default its own generator if it has one, else the shared one.
+        """Return what this silo generates images with: by default its own generator if it has one, else the shared one.
 
         Args:
             silo: The name of the silo.
             shared: The server's generator, if there is one.
             own: The generator that the silo keeps for itself, if there is one.
-            ask: Sends a message to the server, for a method whose silos cannot draw without it.
+            ask: Sends a message to the server, for a method whose silos cannot generate images without it.
         """
         return own or shared
 

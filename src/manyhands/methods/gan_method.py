@@ -26,7 +26,7 @@ class GanMethod(Method, ABC):
         default=0.0,
         ge=0,
         lt=1,
-        description="The decay of the average of weights over rounds that images are drawn with; 0 uses the last "
+        description="The decay of the average of weights over rounds that images are sampled with; 0 uses the last "
         "weights.",
     )
 

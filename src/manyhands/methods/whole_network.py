@@ -38,7 +38,7 @@ class WholeNetworkMethod(Method, ABC):
         default=0.0,
         ge=0,
         lt=1,
-        description="The decay of the average of weights over rounds that images are drawn with; 0 uses the last "
+        description="The decay of the average of weights over rounds that images are sampled with; 0 uses the last "
         "weights.",
     )
 
@@ -59,7 +59,7 @@ class WholeNetworkMethod(Method, ABC):
 
     @property
     def learner(self) -> Learner[Any]:
-        """How silos train the model, and what draws images with it."""
+        """How silos train the model, and what generates images with it."""
         return learner_type(type(self.model))(self.model, self.training, self.diffusion, self.ema)
 
     def cited_parts(self) -> list[object]:

@@ -57,8 +57,8 @@ class Experiment:
         device: "auto", "cpu", "cuda" or "mps".
         quorum: The minimum number of silos that must send something in a round; with fewer, the run stops.
         link: How messages are carried.
-        sampling: How a diffusion model draws.
-        evaluation: What is drawn and measured.
+        sampling: How a diffusion model samples.
+        evaluation: What is generated and measured.
         recipe: The resolved recipe that is written to the run folder; empty writes one of the other arguments.
         skipped: Names of images that could not be read, for the report.
         ledger: Counts the bytes of training.

@@ -332,7 +332,7 @@ class Weights(OutgoingData):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImages(OutgoingData):
-    """Images that the silo's generator draws.
+    """Images that the silo's generator samples.
 
     Args:
         to: Who receives them, in words.

@@ -29,7 +29,7 @@ class FedAvg(FedAvgSpec):
 
     The mean is weighted by the silos' numbers of images. The model may be a U-Net, a latent model, an autoencoder or a
     GAN, of which both networks are averaged. Silos go on from the weights that they were sent last; the average over
-    rounds (``ema``) is for drawing images only.
+    rounds (``ema``) is for sampling images only.
 
     References:
         Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., 2017,

@@ -32,7 +32,7 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
     participants: Int | None = Field(
         default=None,
         ge=1,
-        description="How many silos take part in a round, drawn without replacement; None takes all.",
+        description="How many silos take part in a round, sampled without replacement; None takes all.",
     )
     keep_optimiser: bool = Field(
         default=False, description="Whether a silo keeps its optimiser's state from round to round."

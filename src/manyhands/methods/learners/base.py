@@ -1,4 +1,4 @@
-"""The base of learners: how a silo trains one kind of model, and what draws images with it."""
+"""The base of learners: how a silo trains one kind of model, and what generates images with it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class LocalRound:
 
 @dataclass(frozen=True)
 class Learner(ABC, Generic[M]):
-    """How a silo trains one kind of model, and what draws images with it.
+    """How a silo trains one kind of model, and what generates images with it.
 
     The smallest learner has ``train_round`` and ``generator``. One that must send something before the first round
     also has ``operations``, ``prepare`` and ``wrap_server``, which are both halves of that conversation.
@@ -79,7 +79,7 @@ class Learner(ABC, Generic[M]):
         model: The specification of the network.
         training: The local training of a round.
         diffusion: The noise schedule and the objective of a denoiser.
-        ema: The decay of the average of weights over rounds that images are drawn with; 0 for the last weights.
+        ema: The decay of the average of weights over rounds that images are sampled with; 0 for the last weights.
 
     Attributes:
         training_type: The class of ``training``.
