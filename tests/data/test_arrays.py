@@ -116,6 +116,15 @@ NAN = np.full((2, 8, 8), np.nan, np.float32)
         (NAN, {"value_range": (0, 1)}, "image 0 has values that are not finite"),
         (np.zeros((2, 8, 10), np.uint8), {}, "image 0 is 8 x 10, not 8 x 8: give the size"),
         ([GREY[0], GREY[1, :4, :4]], {}, "image 1 is 4 x 4, not 8 x 8: give the size"),
+        (GREY, {"size": 0}, "size is 0, a whole number from 1 on"),
+        (GREY, {"size": 8.5}, "size is 8.5, a whole number"),
+        (GREY, {"channels": 2}, "channels is 2, 1 for grey or 3 for RGB is expected"),
+        (GREY, {"value_range": 3}, "value_range is 3, the values of black and of white"),
+        (3, {}, "images are of type int, an array, a tensor or a list"),
+        (None, {}, "images are of type NoneType"),
+        (GREY, {"labels": [0] * 6, "classes": ("a", "a")}, "classes names a class twice: a, a"),
+        (GREY, {"labels": [0] * 6, "classes": (1, 2)}, r"classes are \(1, 2\), a list of names"),
+        (GREY, {"labels": [0] * 6, "classes": "ab"}, "classes are 'ab', a list of names"),
         (GREY, {"classes": ("a",)}, "there are names of 1 classes, but no labels"),
         (GREY, {"labels": [0] * 5}, r"labels have the shape \(5,\), one for each of the 6 images is expected"),
         (GREY, {"labels": np.eye(6, dtype=int)}, r"labels have the shape \(6, 6\)"),
@@ -132,6 +141,14 @@ def test_a_wrong_array_is_told_by_what_it_is_and_what_was_expected(
 ) -> None:
     with pytest.raises(DataError, match=f"^{said}"):
         Images.from_arrays(pixels, **options)
+
+
+def test_a_share_and_numbers_of_images_are_checked() -> None:
+    images = Images.from_arrays(GREY)
+    assert torch.equal(images.subset([2, 0]).pixels, images.subset(np.array([2, 0])).pixels)
+    for share in (-0.1, 1.5):
+        with pytest.raises(DataError, match="the share to hold out is"):
+            images.hold_out(share)
 
 
 @pytest.mark.parametrize(

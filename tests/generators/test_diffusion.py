@@ -69,6 +69,8 @@ def test_labels_are_the_classes_in_turn_and_bad_ones_an_error() -> None:
     for bad in ([3], [-1], [1.7]):
         with pytest.raises(RecipeError, match="is not in 0 to 2"):
             generator(3).sample(labels=bad)
+    with pytest.raises(RecipeError, match="label 1 is given, but this model has no classes"):
+        generator(0).sample(labels=[1])
 
 
 def test_nothing_and_contradictions_cannot_be_drawn() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from chatty import Unsplit, difference
 from harness.toy_split import ToySplit, toy_silos
-from manyhands import Experiment
+from manyhands import Experiment, Iid, Silo, split
+from manyhands.data.images import as_floats
+from manyhands.errors import ManyhandsError
+from manyhands.evaluation.plots import grid
 from manyhands.links.in_process import InProcess
 from manyhands.tensors import sha256
 
@@ -27,6 +32,25 @@ def test_many_steps_end_in_the_weights_of_the_whole_network_over_any_wire() -> N
         assert [done.number for done in split] == [0, 1]
         for name, tensor in unsplit.middle.state_dict().items():
             assert torch.allclose(split.server.state_dict()[name], tensor, atol=1e-6)
+
+
+def test_what_an_experiment_is_made_of_is_checked(tmp_path: Path) -> None:
+    silos, method = toy_silos(2, 8), ToySplit(rounds=1, steps=1, batch=4)
+    images = silos[0].images
+    wrong: dict[str, Callable[[], object]] = {
+        "a Silo is expected, not an object of type Images": lambda: Experiment(method, [images]),  # type: ignore[list-item]
+        "a Method is expected, not an object of type Iid": lambda: Experiment(Iid(), silos),  # type: ignore[arg-type]
+        "seed is -1, a whole number from 0 on": lambda: Experiment(method, silos, seed=-1),
+        "s: its images are of type Tensor": lambda: Silo("s", images.pixels),  # type: ignore[arg-type]
+        "an object such as Iid": lambda: split(images, Iid),  # type: ignore[arg-type]
+        r"images are \(2, 2\), not N x C": lambda: grid(tmp_path / "grid.png", torch.zeros(2, 2)),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(ManyhandsError, match=message):
+            call()
+    grid(tmp_path / "floats.png", as_floats(images.pixels))
+    grid(tmp_path / "bytes.png", images.pixels)
+    assert (tmp_path / "floats.png").read_bytes() == (tmp_path / "bytes.png").read_bytes()
 
 
 def test_each_call_is_counted(tmp_path: Path) -> None:

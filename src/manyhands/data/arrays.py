@@ -26,6 +26,11 @@ def squares(items: Sequence[Any], size: int | None, channels: int | None, value_
         channels: 1 for grey, 3 for RGB; None for the channels of the first image.
         value_range: The values of black and of white in arrays; None where they follow from their type.
     """
+    _check_options(size, channels, value_range)
+    if not (isinstance(items, Sequence) or getattr(items, "ndim", 0)):
+        raise DataError(
+            f"images are of type {type(items).__name__}, an array, a tensor or a list of images is expected"
+        )
     if not len(items):
         raise DataError("there are no images")
     pictures = _pictures(items, value_range)
@@ -55,6 +60,8 @@ def label_numbers(labels: Any, count: int, classes: Sequence[str] | None) -> tup
         raise DataError(f"labels have the shape {numbers.shape}, one for each of the {count} images is expected")
     if numbers.dtype.kind not in "iu":
         raise DataError(f"labels are of type {numbers.dtype}, whole numbers from 0 on are expected")
+    if classes is not None:
+        _check_names(classes)
     low, high = int(numbers.min()), int(numbers.max())
     if classes is None and high >= MAX_CLASSES:
         raise DataError(f"label {high} is given, but a label must be less than {MAX_CLASSES} unless classes are given")
@@ -78,6 +85,22 @@ def items_of(dataset: Any) -> tuple[list[Any], list[Any] | None]:
             length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
             raise DataError(f"item {number} is a {type(item).__name__}{length}, an image and its label are expected")
     return [image for image, _ in items], [label for _, label in items]
+
+
+def _check_options(size: Any, channels: Any, value_range: Any) -> None:
+    if size is not None and not (isinstance(size, int | np.integer) and size > 0):
+        raise DataError(f"size is {size!r}, a whole number from 1 on is expected")
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels is {channels!r}, 1 for grey or 3 for RGB is expected")
+    if value_range is not None and not (isinstance(value_range, Sequence) and len(value_range) == 2):
+        raise DataError(f"value_range is {value_range!r}, the values of black and of white are expected, as in (0, 1)")
+
+
+def _check_names(classes: Sequence[str]) -> None:
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"classes are {classes!r}, a list of names is expected")
+    if len(set(classes)) < len(classes):
+        raise DataError(f"classes names a class twice: {', '.join(classes)}")
 
 
 def _pictures(items: Sequence[Any], value_range: Range | None) -> list[Image.Image]:

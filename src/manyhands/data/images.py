@@ -117,9 +117,10 @@ class Images:
             DataError: Its items are not such images or pairs.
         """
         images, labels = arrays.items_of(dataset)
-        names = getattr(dataset, "classes", None) if classes is None and labels is not None else classes
+        if classes is None and labels is not None and hasattr(dataset, "classes"):
+            classes = tuple(map(str, dataset.classes))
         options: dict[str, Any] = {"size": size, "channels": channels, "value_range": value_range}
-        return cls.from_arrays(images, labels, names if names is None else tuple(names), **options)
+        return cls.from_arrays(images, labels, classes, **options)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -129,9 +130,9 @@ class Images:
         size = " x ".join(str(length) for length in self.pixels.shape)
         return f"{type(self).__name__}({size}, {len(self.classes)} classes)"
 
-    def subset(self, numbers: np.ndarray) -> Self:
+    def subset(self, numbers: np.ndarray | Sequence[int]) -> Self:
         """Return the images with these numbers."""
-        index = torch.from_numpy(numbers)
+        index = torch.as_tensor(numbers)
         rows = torch.arange(len(self)) if self.rows is None else self.rows
         labels = None if self.labels is None else self.labels[index]
         domain = None if self.domain is None else self.domain[index]
@@ -146,6 +147,8 @@ class Images:
         Args:
             share: The share to hold out, from 0 to 1.
         """
+        if not 0 <= share <= 1:
+            raise DataError(f"the share to hold out is {share:g}, 0 to 1 is expected")
         rng, held = numpy_rng(0, "held out"), torch.zeros(len(self), dtype=torch.bool)
         zeros = torch.zeros(len(self), dtype=torch.long)
         kinds = torch.stack([zeros if column is None else column for column in (self.labels, self.domain)], 1)
@@ -175,7 +178,9 @@ def as_floats(pixels: Tensor) -> Tensor:
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Convert floats in [-1, 1] to bytes from 0 to 255, of the same shape; values outside are clamped."""
+    """Convert floats in [-1, 1] to bytes from 0 to 255, of the same shape; values outside are clamped, bytes kept."""
+    if images.dtype == torch.uint8:
+        return images
     return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from manyhands.data.images import as_bytes
+from manyhands.errors import DataError
 from manyhands.files.write import disk_errors
 
 Points = Sequence[tuple[float, float]]
@@ -32,6 +33,8 @@ def grid(path: Path, images: Tensor, headings: Sequence[str] = (), columns: int 
         headings: A heading for each column.
         columns: The number of columns; 0 takes that of the headings, or makes the grid about square.
     """
+    if images.dim() != 4 or not len(images):
+        raise DataError(f"{path}: images are {tuple(images.shape)}, not N x C x H x W")
     columns = columns or len(headings) or math.ceil(len(images) ** 0.5)
     tiles = [_enlarged(picture_of(image), TILE) for image in as_bytes(images)]
     step, top = tiles[0].width + GAP, GAP + (HEAD if headings else 0)

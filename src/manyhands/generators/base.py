@@ -67,8 +67,11 @@ class ImageGenerator(ABC):
         known = max(self.model.classes, 1)
         chosen = list(labels) if labels is not None else [i % known for i in range(known if count is None else count)]
         if bad := [label for label in chosen if label not in range(known)]:
-            raise RecipeError(f"label {bad[0]} is not in 0 to {known - 1}")
-        if not chosen or (labels is not None and count not in (None, len(chosen))):
+            known_labels = f"not in 0 to {known - 1}" if self.model.classes else "given, but this model has no classes"
+            raise RecipeError(f"label {bad[0]} is {known_labels}")
+        if not chosen:
+            raise RecipeError("cannot sample without a label or with a count of 0")
+        if labels is not None and count not in (None, len(chosen)):
             raise RecipeError(f"cannot sample {count} images of {len(chosen)} labels")
         return [int(label) for label in chosen]
 

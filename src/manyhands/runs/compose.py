@@ -9,6 +9,7 @@ import numpy as np
 from manyhands.data.images import Images
 from manyhands.data.partition.base import Partition, Parts
 from manyhands.data.sources.folder import Folder
+from manyhands.errors import RecipeError
 from manyhands.runs.experiment import Experiment
 from manyhands.runs.recipe import Recipe
 from manyhands.seed import numpy_rng
@@ -67,6 +68,8 @@ def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
         partition: How they are distributed.
         seed: The seed of the partition.
     """
+    if not isinstance(partition, Partition):
+        raise RecipeError(f"the partition is {partition!r}, an object such as Iid(silos=3) is expected")
     parts, names = _parts(images, partition, seed), partition.names(images.domains)
     return [Silo(name, images.subset(part)) for name, part in zip(names, parts, strict=True)]
 

@@ -81,6 +81,7 @@ class Experiment:
     sampling_ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
+        self._check_types()
         device_context = DeviceContext(chosen_device(self.device))
         own_silos = [
             replace(silo, seed=self.seed, device_context=device_context, memory=SiloMemory(silo.memory))
@@ -98,6 +99,13 @@ class Experiment:
         self.server.device = device_context.device
         self.run_folder = None if self.folder is None else RunFolder(Path(self.folder))
         self._ran = False
+
+    def _check_types(self) -> None:
+        for kind, values in ((Method, [self.method]), (Silo, self.silos)):
+            if wrong := [value for value in values if not isinstance(value, kind)]:
+                raise RecipeError(f"a {kind.__name__} is expected, not an object of type {type(wrong[0]).__name__}")
+        if not (isinstance(self.seed, int) and self.seed >= 0):
+            raise RecipeError(f"seed is {self.seed!r}, a whole number from 0 on is expected")
 
     def __iter__(self) -> Iterator[Round]:
         """Run to the end; each round is written to the folder before it is yielded."""

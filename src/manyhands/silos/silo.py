@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from manyhands.data.images import Images
 from manyhands.errors import DataError, RecipeError
 from manyhands.seed import torch_rng
 from manyhands.silos.silo_memory import SiloMemory
@@ -15,7 +16,6 @@ from manyhands.silos.silo_memory import SiloMemory
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from manyhands.data.images import Images
     from manyhands.data.latents import Latents
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
@@ -88,6 +88,11 @@ class Silo:
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise RecipeError(f"silo name {self.name!r}: {NAME_RULE}")
+        if not isinstance(self.images, Images):
+            raise DataError(
+                f"{self.name}: its images are of type {type(self.images).__name__}, Images are expected: "
+                "Images.from_arrays(...)"
+            )
         if not isinstance(self.secret, str):
             raise RecipeError(f"{self.name}: its secret is of type {type(self.secret).__name__}, not str")
         if self.images.held is not None:
