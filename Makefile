@@ -5,6 +5,7 @@
 # make coverage: the tests of test-fast with coverage, and the lines and branches that they never run
 # make docs: the documentation as a site in build/site; a broken link or a missing reference is an error
 # make package: the source archive and the wheel in dist/, checked
+# make clean: remove .venv, build/ and dist/; what was trained, in runs/, stays
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -69,4 +70,4 @@ dev: .venv/installed-dev
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv build dist

@@ -104,6 +104,8 @@ def run_all(programs: Sequence[str], parallel: int) -> Iterator[EndedProgram]:
 
 def main(programs: Sequence[str]) -> int:
     """Run them; the exit code."""
+    if unknown := sorted(name for name in programs if not (bench.PROGRAMS / f"{name}.py").is_file()):
+        raise SystemExit(f"{unknown[0]}: there is no such benchmark; known: {', '.join(sorted(PROGRAMS))}")
     os.environ["OMP_NUM_THREADS"] = "1"
     failed = []
     for program, seconds, code in run_all(programs, os.cpu_count() or 1):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
+import quick
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 PARTS_OF = {"huscf": {"cutting", "leaking", "throttled"}}
 """The one program that also runs others as parts of its own."""
@@ -18,6 +22,11 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             modules.add(str(node.module))
     return modules
+
+
+def test_a_benchmark_that_is_not_there_is_named() -> None:
+    with pytest.raises(SystemExit, match="nosuch: there is no such benchmark; known: bytes, "):
+        quick.main(["nosuch"])
 
 
 def test_programs_share_by_the_harness_alone() -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+LOG = get_plugin_logger("links")
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = {"CONTRIBUTING.md": "project/contributing.md", "CHANGELOG.md": "project/changelog.md"}
 EXAMPLES = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "benchmarks" / "harness" / "toy_split.py"]
@@ -88,6 +90,8 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
         if not path.startswith("../"):
             return match.group(0)
         path = path.removeprefix("../")
+        if not (ROOT / path).exists():
+            LOG.warning(f"{page.file.src_uri} links to {target}, which is not in the repository")
         path = PROJECT.get(path, re.sub(r"^(?:examples|benchmarks/harness)/(.*)\.py$", r"examples/\1.md", path))
         return f"[{words}]({posixpath.relpath(path, here or '.')}{anchor})" if files.get_file_from_path(path) else words
 

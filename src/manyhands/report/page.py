@@ -135,7 +135,10 @@ def versions() -> dict[str, str]:
 
 
 def write(folder: RunFolder, report: dict[str, Any]) -> None:
-    """Write report.json and, from it, the journal, the ledger and the pictures, report.html: both files, or neither."""
+    """Write report.json and report.html, or neither of them where a fact is missing.
+
+    The page shows the facts together with the journal, the ledger and the pictures of the folder.
+    """
     try:
         html = page(folder, report)
     except KeyError as missing:
