@@ -184,6 +184,30 @@ def test_a_denoiser_that_is_registered_runs_from_a_recipe_and_loads_from_its_fol
     assert_equal(loaded.weights, shared.weights)
 
 
+class Wrong(SmallDenoiser):
+    made: Any
+
+    def build(self, seed: int) -> nn.Module:
+        if self.made is None:
+            raise OSError("no weights")
+        return self.made  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [
+        (None, r"build\(seed\) raised OSError: no weights"),
+        ("x", r"build\(seed\) returns a value of type str, a torch.nn.Module is expected"),
+        (nn.BatchNorm2d(1), "num_batches_tracked of BatchNorm2d is torch.int64"),
+        (nn.Conv2d(1, 1, 1), r"Conv2d.forward takes \(input: .*, \(x_t, t, labels\) is expected"),
+    ],
+)
+def test_the_network_of_a_registered_denoiser_is_tried_before_training(made: Any, error: str) -> None:
+    method = FedAvg(model=Wrong(**SHAPE, made=made), training=TRAINING, rounds=1)
+    with pytest.raises(RecipeError, match=f"method.model: a model of kind 'small': {error}"):
+        Experiment(method, tiny_silos())
+
+
 class Other(Small):
     """A wrong module, in one of several ways."""
 

@@ -13,6 +13,7 @@ from manyhands.federation.approval import count_images
 from manyhands.federation.policy import FROM_RECIPE
 from manyhands.federation.secret import site_secret
 from manyhands.formatting import names_text
+from manyhands.models.network import check_denoiser
 from manyhands.runs.compose import silo_of, silos_of
 from manyhands.silos.device import chosen_device
 from manyhands.silos.silo import FROM_THE_SEED, DeviceContext
@@ -50,6 +51,7 @@ class SiteImages:
         silo = self._simulated(recipe) if self.policy.data == FROM_RECIPE else self._own(recipe)
         context = DeviceContext(chosen_device(self.policy.device))
         silo = replace(silo, seed=recipe.seed, device_context=context)
+        check_denoiser(recipe.method.image_model)
         recipe.method.check_silo(silo)
         return silo
 

@@ -10,7 +10,8 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 from torch import Tensor, nn
 
-from manyhands.models.base import Denoiser
+from manyhands.errors import RecipeError
+from manyhands.models.base import Denoiser, Model
 from manyhands.seed import seeded_globally
 from manyhands.spec import Int
 
@@ -86,6 +87,35 @@ class Network(Denoiser):
             kind = type(network).__name__
             raise ValueError(f"{name_of(self.module)} returns a value of type {kind}, a torch.nn.Module is expected")
         return network
+
+
+def check_denoiser(model: Model | None) -> None:
+    """Raise ``RecipeError`` where a denoiser of another package builds no network that can be trained as one.
+
+    It is the trial of ``Network``. Our own denoisers need none, and a ``Network`` was tried when it was made.
+
+    Args:
+        model: The model of a method, if it has one.
+    """
+    if not isinstance(model, Denoiser) or type(model).__module__.startswith("manyhands."):
+        return
+    try:
+        network = _built(model)
+        check_weights(network)
+        check_call(network, model.noise_shape, model.classes)
+    except ValueError as error:
+        raise RecipeError(f"method.model: {model.noun}: {error}") from error
+
+
+def _built(model: Denoiser) -> nn.Module:
+    try:
+        with seeded_globally(0, "network"):
+            network: object = model.build(seed=0)
+    except Exception as error:  # whatever the other package raises
+        raise ValueError(f"build(seed) raised {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"build(seed) returns a value of type {type(network).__name__}, a torch.nn.Module is expected")
+    return network
 
 
 def check_weights(network: nn.Module) -> None:

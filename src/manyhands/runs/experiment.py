@@ -29,6 +29,7 @@ from manyhands.messages.ledger import Ledger
 from manyhands.methods.base import Method
 from manyhands.methods.server import Server
 from manyhands.models.autoencoder import CANNOT_SAMPLE, TrainedAutoencoder
+from manyhands.models.network import check_denoiser
 from manyhands.report import page
 from manyhands.runs import summary
 from manyhands.runs.round import Round, State
@@ -88,6 +89,7 @@ class Experiment:
             for silo in self.silos
         ]
         self.silos = distinct(own_silos)
+        check_denoiser(self.method.image_model)
         for silo in self.silos:
             self.method.check_silo(silo)
         if self.evaluation.images and self.evaluation.inception:
