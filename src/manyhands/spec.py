@@ -50,14 +50,12 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    def __init__(self, *unnamed: Any, **fields: Any) -> None:
+    def __init__(self, **fields: Any) -> None:
         __tracebackhide__ = True
-        name = type(self).__name__
-        if unnamed:
-            raise SpecError(f"{name}: takes its fields by name: {', '.join(type(self).model_fields)}")
         try:
             super().__init__(**fields)
         except ValidationError as error:
+            name = type(self).__name__
             lines = [
                 f"{name}.{place}: {text}" if place else f"{name}: {text}" for place, text in problems_of(error, fields)
             ]
@@ -65,7 +63,12 @@ class Spec(BaseModel):
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # model_validate need not call it
 
-    if not TYPE_CHECKING:  # for a type checker, its fields cannot be assigned to
+    if not TYPE_CHECKING:  # a type checker rejects values without a name, and assignments
+
+        def __new__(cls, *unnamed: Any, **_: Any) -> Spec:  # noqa: D102 - how a class is made is said in its docstring
+            if unnamed:
+                raise SpecError(f"{cls.__name__}: takes its fields by name: {', '.join(cls.model_fields)}")
+            return super().__new__(cls)
 
         def __setattr__(self, name: str, value: Any) -> None:
             try:
