@@ -50,6 +50,7 @@ UPWARD_TYPES = {
     ("audit.replay", "runs.run_folder"),
     ("data.latents", "models.autoencoder"),
     ("messages.outgoing.kinds", "silos.local_training"),
+    ("models.base", "generators.base"),
     ("models.base", "methods.learners.base"),
     ("report.clusters", "runs.round"),
     ("report.page", "runs.round"),

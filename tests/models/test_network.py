@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from manyhands import Central, DiffusionGenerator, Experiment, FedAvg, Local, Network, Sampling, Training, UNet
 from manyhands.errors import RecipeError, RunFolderError
+from manyhands.evaluation.drawing import sampling_protocol
+from manyhands.generators.base import ImageGenerator
 from manyhands.generators.load import load
 from manyhands.messages.codec.quantised_updates import Updates
 from manyhands.messages.codec.quantised_weights import Weights
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg.server_optimizer import ServerAdam
-from manyhands.models.base import Denoiser
+from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize
+from manyhands.models.base import Denoiser, Model
 from manyhands.registry import MODELS
+from manyhands.report.quality import sampling_words
 from manyhands.runs.compose import compose
 from manyhands.runs.finished import loaded_generator
 from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
 from manyhands.seed import seeded_globally
+from manyhands.tensors import Tensors
 from tests.conftest import tiny_silos
 
 UNET = UNet(size=4, channels=1, classes=2, widths=(8,))
@@ -206,6 +213,61 @@ def test_the_network_of_a_registered_denoiser_is_tried_before_training(made: Any
     method = FedAvg(model=Wrong(**SHAPE, made=made), training=TRAINING, rounds=1)
     with pytest.raises(RecipeError, match=f"method.model: a model of kind 'small': {error}"):
         Experiment(method, tiny_silos())
+
+
+class Grey(ImageGenerator):
+    """Draws images of one grey; it is no dataclass."""
+
+    is_diffusion = False
+    sampler = "one grey for all pixels"
+    sampling, device, ema = Sampling(), "cpu", 0.0
+
+    def __init__(self, model: GreyModel, weights: Tensors) -> None:
+        self.model, self.weights, self.classes = model, weights, ()
+
+    def _sample(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:
+        return self.weights["weight"].mean().expand(len(labels), 1, 8, 8)
+
+    def save(self, folder: Path | str) -> None:
+        Path(folder).mkdir(parents=True)
+        save_file(dict(self.weights), Path(folder) / "grey.safetensors")
+        (Path(folder) / "manyhands.json").write_text(json.dumps({"model": self.model.model_dump()}))
+
+
+class GreyLearner(Learner["GreyModel"]):
+    def train_round(self, local: LocalRound) -> LocalResult:
+        return minimize(self, local, lambda _: local.network(torch.ones(1, 1)).square().sum(), torch.Generator())
+
+    def generator(self, weights: Tensors) -> Grey:
+        return Grey(self.model, weights)
+
+
+class GreyModel(Model):
+    learner = GreyLearner
+    kind: Literal["grey"] = "grey"
+    classes: int = 10
+
+    def build(self, seed: int) -> nn.Module:
+        with seeded_globally(seed, "grey"):
+            return nn.Linear(1, 1)
+
+    def load_generator(self, folder: Path, device: str) -> Grey:
+        return Grey(self, load_file(folder / "grey.safetensors"))
+
+
+def test_a_model_that_is_no_denoiser_loads_its_own_generator_and_says_how_it_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS.classes, "grey", "tests.models.test_network:GreyModel")  # type: ignore[arg-type]
+    changes = ["method.model={kind='grey'}", "method.rounds=1", "data.limit=40", "evaluation.images=0"]
+    experiment = compose(load_recipe(recipe_path("digits-fedavg"), changes), tmp_path / "run")
+    for _ in experiment:
+        pass
+    loaded = loaded_generator(RunFolder(tmp_path / "run"), None)
+    assert isinstance(loaded, Grey)
+    assert torch.equal(loaded.sample(12), experiment.generator().sample(12))
+    protocol = {"sampling": sampling_protocol({"silo-0": loaded}, Sampling()), "weights": "raw"}
+    assert sampling_words(protocol) == "drawn by one grey for all pixels, weights: raw"
 
 
 class Other(Small):

@@ -34,11 +34,13 @@ def are_conditional(generators: Mapping[str, ImageSource]) -> bool:
 
 
 def sampling_protocol(generators: Mapping[str, ImageSource], sampling: Sampling) -> dict[str, Any]:
-    """How samples are drawn: the settings of a diffusion model; ``AT_ONCE`` for GANs; nothing for an autoencoder."""
-    if any(isinstance(generator, TrainedAutoencoder) for generator in generators.values()):
-        return {}
-    is_diffusion = any(getattr(generator, "is_diffusion", True) for generator in generators.values())
-    return sampling.model_dump(mode="json") if is_diffusion else AT_ONCE
+    """How samples are drawn: the settings of a diffusion model, or the sampler of others; {} for an autoencoder."""
+    samplers = set()
+    for generator in generators.values():
+        if isinstance(generator, TrainedAutoencoder):
+            return {}
+        samplers.add("" if generator.is_diffusion else generator.sampler)
+    return sampling.model_dump(mode="json") if "" in samplers else {"sampler": ", ".join(sorted(samplers))}
 
 
 def drawn_bytes(images: Tensor) -> Tensor:

@@ -10,21 +10,31 @@ import torch
 from torch import Tensor
 
 from manyhands.diffusion.sampling import Sampling
-from manyhands.errors import RecipeError
+from manyhands.errors import RecipeError, RunFolderError
 from manyhands.seed import torch_rng
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from manyhands.models.base import Model
+    from manyhands.tensors import Tensors
 
 
 class ImageGenerator(ABC):
     """Samples images in [-1, 1], of the requested classes where the model has classes.
 
-    A subclass says how to ``_sample`` a batch, and whether it ``is_diffusion`` or a GAN.
+    A subclass says how to ``_sample`` a batch on its ``device``, and how to ``save`` itself for the ``load_generator``
+    of its model. Before it is used, a copy is made with the run's ``sampling``, ``classes`` and ``device``.
+
+    Attributes:
+        is_diffusion: Whether the settings in ``sampling`` say how it samples.
+        sampler: What reports call its way of sampling where it is no diffusion model.
     """
 
     is_diffusion: ClassVar[bool] = True
+    sampler: ClassVar[str] = "a sampler of its own"
     model: Model
+    weights: Tensors
     classes: tuple[str, ...]
     sampling: Sampling
     device: str
@@ -100,6 +110,16 @@ class ImageGenerator(ABC):
             part = torch.tensor(labels[start : start + batch], device=self.device)
             rng = torch_rng(seed, "sample", start, device=self.device)
             yield self._sample(part, rng, sampling or self.sampling).clamp(-1, 1).cpu(), part.cpu()
+
+    def save(self, folder: Path | str) -> None:
+        """Write the folder that ``load_generator`` of the model reads.
+
+        Its ``manyhands.json`` holds a JSON object with the fields of the model as "model", by whose kind it is loaded.
+
+        Args:
+            folder: The folder; an older one is replaced.
+        """
+        raise RunFolderError(f"a {type(self).__name__} cannot be stored")
 
     @abstractmethod
     def _sample(self, labels: Tensor, rng: torch.Generator, sampling: Sampling) -> Tensor:

@@ -44,6 +44,7 @@ class GanGenerator(ImageGenerator):
     """
 
     is_diffusion: ClassVar[bool] = False
+    sampler: ClassVar[str] = "at once"
     model: Gan
     weights: Tensors
     cut: LayerCut | None = None

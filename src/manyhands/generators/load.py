@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from manyhands.errors import RunFolderError
+from manyhands.generators.base import ImageGenerator
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.generators.gan import GanGenerator
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder, stored_facts
+from manyhands.models.base import Denoiser, Model
 from manyhands.models.gan import Gan
 from manyhands.registry import MODELS
 
-TrainedModel: TypeAlias = DiffusionGenerator | GanGenerator | TrainedAutoencoder
+TrainedModel: TypeAlias = ImageGenerator | TrainedAutoencoder
 """What a run leaves behind."""
 
 
@@ -31,9 +33,11 @@ def load(folder: Path, device: str = "cpu") -> TrainedModel:
         spec = MODELS.load(str(facts["model"]["kind"]))
         if issubclass(spec, Gan):
             return GanGenerator.from_pretrained(folder, device)
-        if not issubclass(spec, Autoencoder):
+        if issubclass(spec, Denoiser):
             return DiffusionGenerator.from_pretrained(folder, device)
-        model = spec(**facts["model"])
+        model: Model = spec.model_validate(facts["model"])  # type: ignore[assignment] # a class of MODELS
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
+    if not isinstance(model, Autoencoder):
+        return model.load_generator(folder, device)
     return TrainedAutoencoder.from_pretrained(folder, model, device, facts["ema"])

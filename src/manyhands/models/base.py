@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from manyhands.errors import RunFolderError
 from manyhands.registry import MODELS, OneOf
 from manyhands.spec import Int, Spec
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from manyhands.generators.base import ImageGenerator
     from manyhands.methods.learners.base import Learner
     from manyhands.models.autoencoder import TrainedAutoencoder
 
@@ -57,6 +59,17 @@ class Model(Spec, ABC):
         Args:
             seed: The seed of its initial weights: with the same seed they are the same.
         """
+
+    def load_generator(self, folder: Path, device: str) -> ImageGenerator:
+        """Load what the generator of its learner has saved, so that ``evaluate`` and ``sample`` can use it.
+
+        It is for a model with a learner of its own that is no denoiser; those of this package are loaded otherwise.
+
+        Args:
+            folder: The folder of the stored generator.
+            device: The device to sample on.
+        """
+        raise RunFolderError(f"{folder}: {self.noun} is not loaded from files: its class has no load_generator")
 
     def part_of(self, name: str) -> Literal["down", "mid", "up"]:
         """Return where a weight is: on the way down, in the middle or on the way up.

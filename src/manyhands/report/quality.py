@@ -153,6 +153,8 @@ def sampling_words(protocol: Mapping[str, Any]) -> str:
         return f"reconstructed from the held-out images by an autoencoder, {weights}"
     if sampling == AT_ONCE:
         return f"drawn in one step by a GAN, {weights}"
+    if "steps" not in sampling:
+        return f"drawn by {sampling['sampler']}, {weights}"
     return f"drawn by {sampling['sampler']} in {sampling['steps']} steps, guidance {sampling['guidance']:g}, {weights}"
 
 

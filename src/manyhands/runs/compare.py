@@ -10,7 +10,6 @@ from typing import Any
 
 from manyhands.errors import ProtocolError, RecipeError
 from manyhands.evaluation import verdict
-from manyhands.evaluation.drawing import AT_ONCE
 from manyhands.evaluation.metrics import LOWER_IS_BETTER
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors, replace_file
@@ -178,7 +177,7 @@ class Comparison:
         """The first field of the protocol in which two runs differ, in words; empty where there is none."""
         runs = [run for entry in self.entries for run in entry.runs]
         protocols = {run: _protocol(run) for run in runs}
-        first = next((run for run in runs if protocols[run]["sampling"] != AT_ONCE), runs[0])
+        first = next((run for run in runs if "steps" in protocols[run]["sampling"]), runs[0])
         for run, protocol in protocols.items():
             if field_and_values := _apart(protocols[first], protocol):
                 field, one, other = field_and_values
@@ -195,8 +194,8 @@ def _protocol(run: RunFolder) -> dict[str, Any]:
 
 
 def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first field in which protocols differ; settings of sampling do not count for a GAN, which has none."""
-    settings = one["sampling"] if other["sampling"] == AT_ONCE and one["sampling"] else other["sampling"]
+    """The first field in which protocols differ; settings of sampling do not count where one has none, as a GAN."""
+    settings = one["sampling"] if other["sampling"].keys() == {"sampler"} and one["sampling"] else other["sampling"]
     return difference(one, {**other, "sampling": settings})
 
 

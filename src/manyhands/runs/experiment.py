@@ -157,7 +157,7 @@ class Experiment:
             yield entry
             timer.start()
 
-    def generator(self, silo: str | None = None) -> DiffusionGenerator | GanGenerator:
+    def generator(self, silo: str | None = None) -> ImageGenerator:
         """The trained generator: the shared one, or with ``silo`` the complete one that this silo has for itself."""
         if silo is None:
             trained = self.server.generator()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -144,7 +145,11 @@ def prepare_for_sampling(
     """Return a trained model with everything that sampling needs."""
     if isinstance(trained, TrainedAutoencoder):
         return replace(trained, device=device)
-    return replace(trained, sampling=sampling, classes=classes, device=device)
+    if is_dataclass(trained):
+        return replace(trained, sampling=sampling, classes=classes, device=device)
+    ready = copy.copy(trained)
+    ready.sampling, ready.classes, ready.device = sampling, classes, device
+    return ready
 
 
 def images_of(silos: Sequence[Silo], skipped: Sequence[str]) -> dict[str, Any]:
