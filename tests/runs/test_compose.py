@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
 from chatty import Unsplit, difference
 from harness.toy_split import ToySplit, toy_silos
-from manyhands import Experiment, Iid, Silo, split
+from manyhands import Experiment, Iid, Images, Partition, Silo, split
 from manyhands.data.images import as_floats
-from manyhands.errors import ManyhandsError
+from manyhands.data.partition.base import Parts
+from manyhands.errors import DataError, ManyhandsError
 from manyhands.evaluation.plots import grid
 from manyhands.links.in_process import InProcess
 from manyhands.tensors import sha256
+from tests.conftest import tiny_images
 
 
 def test_its_gradients_are_those_of_the_whole_network() -> None:
@@ -74,3 +78,33 @@ def test_a_split_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -
         list(split)
         ends.append([sha256(split.server.state_dict()), *[sha256(silo.memory) for silo in split.silos]])
     assert ends[0] == ends[1]
+
+
+class Given(Partition):
+    kind: Literal["given"] = "given"
+    given: Any
+    overlap: bool = False
+
+    def parts(self, images: Images, rng: np.random.Generator) -> Parts:
+        return self.given  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (None, "returns a value of type NoneType, a list of 2 arrays is expected"),
+        ([np.arange(3)], "returns 1, a list of 2 arrays is expected"),
+        ([np.arange(3), [3, 4]], "gives silo 1 no one-dimensional array of whole numbers"),
+        ([np.arange(3), np.arange(3.0)], "gives silo 1 no one-dimensional array of whole numbers"),
+        ([np.arange(3), np.array([3, 9])], "gives silo 1 the images 3 to 9, but they are numbered 0 to 8"),
+        ([np.arange(3), np.arange(2, 5)], "gives an image twice"),
+    ],
+)
+def test_what_a_partition_gives_silos_is_checked(given: Any, error: str) -> None:
+    with pytest.raises(DataError, match=rf"Given\.parts\(\) {error}"):
+        split(tiny_images(9), Given(silos=2, given=given))
+
+
+def test_parts_overlap_where_the_partition_says_so() -> None:
+    overlapping = Given(silos=2, given=[np.arange(3), np.arange(2, 5)], overlap=True)
+    assert [len(silo.images) for silo in split(tiny_images(9), overlapping)] == [3, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from manyhands.data.images import Images
 from manyhands.data.partition.base import Partition, Parts
 from manyhands.data.sources.folder import Folder
-from manyhands.errors import RecipeError
+from manyhands.errors import DataError, RecipeError
 from manyhands.runs.experiment import Experiment
 from manyhands.runs.recipe import Recipe
 from manyhands.seed import numpy_rng
@@ -75,4 +76,23 @@ def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:
 
 
 def _parts(images: Images, partition: Partition, seed: int) -> Parts:
-    return partition.parts(images, numpy_rng(seed, "partition"))
+    parts = partition.parts(images, numpy_rng(seed, "partition"))
+    if problem := _problem_of(parts, partition, images):
+        raise DataError(f"{type(partition).__name__}.parts() {problem}")
+    return parts
+
+
+def _problem_of(parts: object, partition: Partition, images: Images) -> str:
+    """What is wrong with the parts that a partition gives its silos, as the end of a sentence; "" for nothing."""
+    silos, last = len(partition.names(images.domains)), len(images) - 1
+    if not isinstance(parts, Sequence) or len(parts) != silos:
+        count = len(parts) if isinstance(parts, Sequence) else f"a value of type {type(parts).__name__}"
+        return f"returns {count}, a list of {silos} arrays is expected, one for each silo"
+    for number, part in enumerate(parts):
+        if not isinstance(part, np.ndarray) or part.ndim != 1 or part.dtype.kind not in "iu":
+            return f"gives silo {number} no one-dimensional array of whole numbers, the numbers of its images"
+        if part.size and not 0 <= part.min() <= part.max() <= last:
+            return f"gives silo {number} the images {part.min()} to {part.max()}, but they are numbered 0 to {last}"
+    if not getattr(partition, "overlap", False) and len(np.unique(np.concatenate(parts))) < sum(map(len, parts)):
+        return "gives an image twice; a partition that means to has a field `overlap` that is true"
+    return ""
