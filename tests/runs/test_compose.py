@@ -15,9 +15,10 @@ from harness.toy_split import ToySplit, toy_silos
 from manyhands import Experiment, Iid, Images, Partition, Silo, split
 from manyhands.data.images import as_floats
 from manyhands.data.partition.base import Parts
-from manyhands.errors import DataError, ManyhandsError
+from manyhands.errors import DataError, ManyhandsError, RecipeError
 from manyhands.evaluation.plots import grid
 from manyhands.links.in_process import InProcess
+from manyhands.messages.plan import Plan
 from manyhands.tensors import sha256
 from tests.conftest import tiny_images
 
@@ -108,3 +109,13 @@ def test_what_a_partition_gives_silos_is_checked(given: Any, error: str) -> None
 def test_parts_overlap_where_the_partition_says_so() -> None:
     overlapping = Given(silos=2, given=[np.arange(3), np.arange(2, 5)], overlap=True)
     assert [len(silo.images) for silo in split(tiny_images(9), overlapping)] == [3, 3]
+
+
+class Planless(ToySplit):
+    def plan(self) -> Plan:
+        return None  # type: ignore[return-value]
+
+
+def test_a_method_without_a_plan_is_told_before_it_trains() -> None:
+    with pytest.raises(RecipeError, match=r"Planless\.plan\(\) returns a value of type NoneType, not a Plan"):
+        list(Experiment(Planless(rounds=1), toy_silos(2, 8), device="cpu"))

@@ -123,10 +123,11 @@ def _show_plans(sweep: Sweep, *, as_json: bool) -> None:
 def _plan_of(recipe: Recipe) -> dict[str, Any]:
     """The whole recipe and what would leave the silos; what gives images away is separate, to be printed first."""
     from manyhands.messages.outgoing.summary import given_away
+    from manyhands.methods.base import plan_of
     from manyhands.models.network import check_denoiser
 
     check_denoiser(recipe.method.image_model)
-    plan, cost_lines = recipe.method.plan(), recipe.method.cost_lines(recipe.partition.silos, recipe.sampling)
+    plan, cost_lines = plan_of(recipe.method), recipe.method.cost_lines(recipe.partition.silos, recipe.sampling)
     first = given_away(plan.outgoing)
     lines = plan.words()[len(first) :]
     return {"gives_away": first, "recipe": recipe.resolved(), "plan": lines, "cost_lines": cost_lines}

@@ -19,6 +19,7 @@ from manyhands.federation.site_delays import REPEAT_SHARE, SiteDelays
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.ledger import Ledger
 from manyhands.messages.message import Message, encoded_size
+from manyhands.methods.base import plan_of
 from manyhands.runs.round import Round, State
 from manyhands.runs.round_timer import RoundTimer, check_quorum
 from manyhands.runs.run_folder import RunFolder
@@ -84,7 +85,7 @@ class RunSession:
     @cached_property
     def plan(self) -> Plan:
         """The method's plan; it is made when the server is, because that loads the networks."""
-        return self.method.plan()
+        return plan_of(self.method)
 
     @property
     def round(self) -> int:

@@ -220,6 +220,20 @@ class Method(Spec, ABC):
         return own or shared
 
 
+def plan_of(method: Method) -> Plan:
+    """Return the plan of a method, or raise ``RecipeError`` where the method returns something else.
+
+    Args:
+        method: The method.
+    """
+    from manyhands.messages.plan import Plan
+
+    plan: object = method.plan()
+    if not isinstance(plan, Plan):
+        raise RecipeError(f"{type(method).__name__}.plan() returns a value of type {type(plan).__name__}, not a Plan")
+    return plan
+
+
 AnyMethod = Annotated[Method, OneOf(METHODS)]
 
 

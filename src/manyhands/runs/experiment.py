@@ -26,7 +26,7 @@ from manyhands.generators.load import TrainedModel
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.links.in_process import InProcess
 from manyhands.messages.ledger import Ledger
-from manyhands.methods.base import Method
+from manyhands.methods.base import Method, plan_of
 from manyhands.methods.server import Server
 from manyhands.models.autoencoder import CANNOT_SAMPLE, TrainedAutoencoder
 from manyhands.models.network import check_denoiser
@@ -147,7 +147,7 @@ class Experiment:
         folder = self.run_folder
         earlier = None if folder is None else partial(folder.earlier, self.method, self.seed, self.roster)
         coordinator = RoundCoordinator(
-            self.server, self.method.plan(), self.roster, quorum=self.quorum, earlier=earlier
+            self.server, plan_of(self.method), self.roster, quorum=self.quorum, earlier=earlier
         )
         conversations = {silo.name: self.method.silo(silo) for silo in self.silos}
         timer = RoundTimer(self.ledger, self.server)
