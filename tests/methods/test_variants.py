@@ -261,7 +261,7 @@ def test_sharing_less_sends_less_by_the_share_of_the_weights() -> None:
 
 @pytest.mark.parametrize("participants", [None, 2])
 @pytest.mark.parametrize("options", [{}, BOTH, {**BOTH, "share": "up"}, {"share": "up"}, {"share": "usplit", **BOTH}])
-def test_the_sizes_that_are_told_are_those_of_the_ledger(options: dict[str, Any], participants: int | None) -> None:
+def test_planned_sizes_are_those_of_the_ledger(options: dict[str, Any], participants: int | None) -> None:
     model = UNet(size=4, channels=1, classes=2, widths=(16,))  # so that what stands around its weights matters less
     short = {"rounds": 15, "training": Training(batch=4, steps=1)}
     method = tiny_fedavg(model=model, participants=participants, **short, **options)
@@ -269,7 +269,7 @@ def test_the_sizes_that_are_told_are_those_of_the_ledger(options: dict[str, Any]
     updates = [each for each in experiment.ledger.entries() if each["op"] == "update"]
     really = sum(each["bytes"] for each in updates) / 15
     (line,) = [line for line in method.cost_lines(4, Sampling()) if line.startswith("a round")]
-    amounts = re.findall(r"([\d.]+) (kB|MB) (?:up|down)", line)
+    amounts = re.findall(r"([\d.]+) (kB|MB) (?:sent|received)", line)
     planned = sum(float(number) * {"kB": 1e3, "MB": 1e6}[unit] for number, unit in amounts)
     assert really == pytest.approx(planned, rel=0.25)
 

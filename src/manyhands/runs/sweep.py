@@ -91,8 +91,8 @@ def check_parents(folder: Path, runs: Sequence[Variant]) -> None:
         names = {path.name for path in place.iterdir() if not path.name.startswith(".")} if place.is_dir() else set()
         if "recipe.toml" in names or (names and (INDEX in names) != of_sweep):
             kind = "run" if "recipe.toml" in names else "sweep" if INDEX in names else ""
-            found = f"holds another {kind} already" if kind else "is not empty and holds no sweep"
-            raise RunFolderError(f"{place}: {found}; choose another folder with --out")
+            what = f"holds another {kind} already" if kind else "is not empty and holds no sweep"
+            raise RunFolderError(f"{place}: {what}; choose another folder with --out")
 
 
 def write_index(folder: Path, runs: Sequence[Variant], *, resume: bool) -> None:
