@@ -60,7 +60,7 @@ class FederationServer:
         self.run_session: RunSession | None = None
         self._idle: dict[str, tuple[float, str]] = {}
         self._admin_handlers: dict[str, Callable[..., Message]] = {
-            "submit": self._submit,
+            "submit": self.submit,
             "status": self._status,
             "stop": self._stop,
             "files": self._files,
@@ -237,7 +237,7 @@ class FederationServer:
         is_new = session.stage in OPEN and session.folder.path.name != declined
         return is_new and site in session.sites.expected and not has_finished
 
-    def _submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
+    def submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
         if self.run_session is not None and self.run_session.stage not in OVER:
             raise Refused(Reason.NOT_NOW, f"{self.run_session.folder.path.name} is not over; stop it first")
         submitted, known_sites = parse_recipe(recipe, "recipe"), self.sites

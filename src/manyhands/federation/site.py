@@ -75,6 +75,7 @@ class Site:
         self.log, self.pause = log, pause
         self.budget_folder = Path(policy.ledger) if policy.ledger else out
         self.images = SiteImages(name, policy, self.budget_folder, log)
+        self.has_finished = False
         self._declined: dict[str, str] = {}
         self._declined_in_a_row = 0
 
@@ -225,6 +226,7 @@ class Site:
             device = str(silo.device_context.device)
             prepare_for_sampling(own, recipe.sampling, silo.images.classes, device).save(place / "model")
         self.connection(Message("ended", facts={"run": run}))
+        self.has_finished = True
         self.log(f"{run}: this site has finished")
 
     def _enrol(self, run: str, silo: Silo, place: Path) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""A run between sites as a job of NVIDIA FLARE."""

@@ -1,0 +1,47 @@
+"""The folder of a FLARE job that runs a recipe. No code is in it: its two components are of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from manyhands.federation.policy import recipe_text
+from manyhands.files.write import replace_folder
+from manyhands.runs.recipe import Recipe
+
+SERVER_COMPONENT = "manyhands.federation.job.server_component.RunServer"
+SITE_COMPONENT = "manyhands.federation.job.site_component.RunSite"
+TASK = "manyhands"
+
+
+def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "") -> Path:
+    """Write a job that ``nvflare job submit``, FLARE's API, its console and its simulator take.
+
+    Args:
+        recipe: The recipe.
+        out: The folder of the job.
+        sites: The sites that take part; none means all.
+        run: The name of the run, under which a later job goes on with it; "" means the recipe's name.
+    """
+    name = run or recipe.name
+    deploy = {"app": ["server", *sites] if sites else ["@ALL"]}
+    meta = {"name": name, "resource_spec": {}, "min_clients": recipe.quorum, "deploy_map": deploy}
+    server = {"id": "manyhands", "path": SERVER_COMPONENT, "args": {"recipe": recipe_text(recipe), "run": name}}
+    site = {"tasks": [TASK], "executor": {"path": SITE_COMPONENT, "args": {}}}
+    with replace_folder(out) as fresh:
+        config = fresh / "app" / "config"
+        config.mkdir(parents=True)
+        _write(fresh / "meta.json", meta)
+        _write(config / "config_fed_server.json", _config(workflows=[server], components=[]))
+        _write(config / "config_fed_client.json", _config(executors=[site], components=[]))
+    return out
+
+
+def _config(**parts: Any) -> dict[str, Any]:
+    return {"format_version": 2, **parts, "task_data_filters": [], "task_result_filters": []}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1))
