@@ -57,10 +57,10 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
 
     def _site(self, fl_ctx: FLContext) -> Site:
         workspace, name = fl_ctx.get_workspace(), fl_ctx.get_identity_name()
-        server = FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
+        simulated = fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False)  # its server has no job process of its own
+        server = FQCN.ROOT_SERVER if simulated else FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
         connect = partial(CellConnection, cell=fl_ctx.get_engine().get_cell(), peers={SERVER: server})
         file = Path(workspace.get_site_config_dir()) / POLICY_FILE
-        simulated = fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False)
         policy = SIMULATED if simulated else read(Policy, file, "policy")
         out = Path(workspace.get_root_dir()) / FOLDER
         return Site(name, policy, out, ServerConnection(connect), self.logger.info)
