@@ -42,7 +42,7 @@ ENGINES = {
     "matplotlib": {"evaluation", "report"},
     "pymoo": {"placement"},
     "typer": {"cli"},
-    "nvflare": {"links"},
+    "nvflare": {"federation", "links"},
     "rich": {"cli", "runs"},
     "jinja2": {"report"},
 }

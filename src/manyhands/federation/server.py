@@ -60,7 +60,7 @@ class FederationServer:
         self.run_session: RunSession | None = None
         self._idle: dict[str, tuple[float, str]] = {}
         self._admin_handlers: dict[str, Callable[..., Message]] = {
-            "submit": self.submit,
+            "submit": self._submit,
             "status": self._status,
             "stop": self._stop,
             "files": self._files,
@@ -237,7 +237,12 @@ class FederationServer:
         is_new = session.stage in OPEN and session.folder.path.name != declined
         return is_new and site in session.sites.expected and not has_finished
 
-    def submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
+    def open_run(self, recipe: dict[str, Any], sites: Sequence[str] = ()) -> RunSession:
+        """Begin a run: from now on it is offered to these sites, or to all.
+
+        Raises:
+            Refused: There is a run, or the recipe cannot be trained between these sites.
+        """
         if self.run_session is not None and self.run_session.stage not in OVER:
             raise Refused(Reason.NOT_NOW, f"{self.run_session.folder.path.name} is not over; stop it first")
         submitted, known_sites = parse_recipe(recipe, "recipe"), self.sites
@@ -245,16 +250,18 @@ class FederationServer:
             raise Refused(Reason.UNKNOWN_SILO, f"{unknown[0]!r} is not one of {', '.join(known_sites)}")
         if submitted.method.pools_images:
             raise Refused(Reason.NOT_NOW, f"method {submitted.method.kind!r} needs all images in one place")
-        name = _free_name(self.out, submitted.name)
-        folder, text = RunFolder(self.out / name), recipe_text(submitted)
-        expected = Enrolment(tuple(sites) or known_sites)
-        session = RunSession(folder, submitted, expected, self.device, time.monotonic())
+        folder, expected = RunFolder(self.out / _free_name(self.out, submitted.name)), tuple(sites) or known_sites
+        session = RunSession(folder, submitted, Enrolment(expected), self.device, time.monotonic())
         _check_offer(session.offer)
         with folder.open(submitted.resolved(), resume=False):
             session.write()
         self.run_session = session
-        self.log(f"{name}: was submitted; the hash of its recipe is {recipe_hash(text)}")
-        return Message("submit", facts={"run": name, "hash": recipe_hash(text)})
+        self.log(f"{folder.path.name}: was submitted; the hash of its recipe is {_hash_of(session)}")
+        return session
+
+    def _submit(self, recipe: dict[str, Any], sites: Sequence[str]) -> Message:
+        session = self.open_run(recipe, sites)
+        return Message("submit", facts={"run": session.folder.path.name, "hash": _hash_of(session)})
 
     def _status(self) -> Message:
         states = site_states(self.sites, self.connections.connected, self.run_session)
@@ -290,6 +297,10 @@ def _round_line(done: Round) -> str:
         f"{size_text(done.bytes_up)} up, {size_text(done.bytes_down)} down",
         *notes,
     ])  # fmt: skip
+
+
+def _hash_of(session: RunSession) -> str:
+    return recipe_hash(recipe_text(session.recipe))
 
 
 def _check_offer(offer: Message) -> None:

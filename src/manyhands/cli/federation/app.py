@@ -10,6 +10,7 @@ import typer
 
 from manyhands.cli.federation.admin import fetch, status, stop, submit
 from manyhands.cli.federation.approve import approve
+from manyhands.cli.federation.job import job
 from manyhands.cli.federation.join import join
 from manyhands.cli.federation.new import new
 from manyhands.cli.federation.serve import serve
@@ -18,7 +19,7 @@ from manyhands.errors import RecipeError
 from manyhands.federation.log import log
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train between real sites, over a network.")
-for command in (new, serve, join, approve, submit, status, stop, fetch):
+for command in (new, serve, join, approve, submit, status, stop, fetch, job):
     app.command()(command)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from manyhands.errors import RecipeError
 from manyhands.federation.policy import recipe_text
+from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
 from manyhands.runs.recipe import Recipe
 
 SERVER_COMPONENT = "manyhands.federation.job.server_component.RunServer"
 SITE_COMPONENT = "manyhands.federation.job.site_component.RunSite"
 TASK = "manyhands"
+"""The only task of a job: it lasts as long as the site takes part."""
 
 
 def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "") -> Path:
@@ -24,7 +26,14 @@ def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "
         out: The folder of the job.
         sites: The sites that take part; none means all.
         run: The name of the run, under which a later job goes on with it; "" means the recipe's name.
+
+    Raises:
+        RecipeError: The folder exists, or the method needs all images in one place.
     """
+    if out.exists():
+        raise RecipeError(f"--out {out}: exists already; give a new folder")
+    if recipe.method.pools_images:
+        raise RecipeError(f"method {recipe.method.kind!r} needs all images in one place")
     name = run or recipe.name
     deploy = {"app": ["server", *sites] if sites else ["@ALL"]}
     meta = {"name": name, "resource_spec": {}, "min_clients": recipe.quorum, "deploy_map": deploy}
@@ -44,4 +53,4 @@ def _config(**parts: Any) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1))
+    path.write_text(finite_json(content))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 import tomllib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvflare.apis.controller_spec import Task
 from nvflare.apis.fl_context import FLContext
@@ -16,8 +17,9 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
+from manyhands.federation.job.folder import TASK
 from manyhands.federation.log import PeerLog
-from manyhands.federation.run_session import OVER
+from manyhands.federation.run_session import OVER, RunSession
 from manyhands.federation.server import FederationServer
 from manyhands.federation.site_connections import SiteConnections
 from manyhands.links.flare_cell import CellConnection
@@ -25,7 +27,9 @@ from manyhands.models.state_spec import build_in_subprocess
 from manyhands.silos.device import chosen_device
 from manyhands.silos.memory import release_memory
 
-TASK = "manyhands"
+if TYPE_CHECKING:
+    from manyhands.links.frame import Connect
+
 FOLDER = "manyhands"
 """The folder in a party's workspace with what it keeps over all jobs, and in that of a job with its results."""
 FAREWELL_SECONDS = 30.0
@@ -61,13 +65,12 @@ class RunServer(Controller):  # type: ignore[misc]  # FLARE has no types
         build_in_subprocess()
         release_memory(at_once=True)
         out = Path(workspace.get_root_dir()) / FOLDER / self.run_name
-        out.mkdir(parents=True, exist_ok=True)
-        server = self._server(out, partial(CellConnection, cell=engine.get_cell(), peers=cells), sorted(cells), fl_ctx)
+        connect = partial(CellConnection, cell=engine.get_cell(), peers=cells)
+        server, session = self._open(out, connect, sorted(cells), lambda line: self.log_info(fl_ctx, line))
         task = Task(TASK, Shareable(), timeout=0)
         self.broadcast(task, fl_ctx, targets=sorted(cells), min_responses=len(cells))
-        while not abort_signal.triggered and server.run_session.stage not in OVER:
+        while not abort_signal.triggered and session.stage not in OVER:
             server.step()
-        session = server.run_session
         shutil.copytree(session.folder.path, Path(workspace.get_run_dir(job)) / FOLDER, dirs_exist_ok=True)
         if session.stage != "ended":
             self.system_panic(f"the run {session.stage}: {session.why}", fl_ctx)
@@ -76,21 +79,15 @@ class RunServer(Controller):  # type: ignore[misc]  # FLARE has no types
         while not abort_signal.triggered and time.monotonic() < end and not task.completion_status:
             server.step()
 
-    def _server(self, out: Path, connect: Any, sites: list[str], fl_ctx: FLContext) -> FederationServer:
-        """Return the server with its run, which goes on where an earlier process or job left it."""
-
-        def log(line: str) -> None:
-            self.log_info(fl_ctx, line)
-
-        peer_log = PeerLog(log)
-        server = FederationServer(
-            sites,
-            SiteConnections(connect, sites, peer_log),
-            out=out,
-            device=chosen_device(self.device),
-            log=log,
-            peer_log=peer_log,
-        )
-        if server.run_session is None or server.run_session.stage in OVER:
-            server.submit(tomllib.loads(self.recipe), sites)
-        return server
+    def _open(
+        self, out: Path, connect: Connect, sites: list[str], log: Callable[[str], None]
+    ) -> tuple[FederationServer, RunSession]:
+        """Return the server and its run, which goes on where an earlier process or job left it."""
+        out.mkdir(parents=True, exist_ok=True)
+        peer_log, device = PeerLog(log), chosen_device(self.device)
+        connections = SiteConnections(connect, sites, peer_log)
+        server = FederationServer(sites, connections, out=out, device=device, log=log, peer_log=peer_log)
+        session = server.run_session
+        if session is None or session.stage in OVER:
+            session = server.open_run(tomllib.loads(self.recipe), sites)
+        return server, session

@@ -1,0 +1,39 @@
+"""Write a recipe as a job of NVIDIA FLARE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manyhands.cli.console import print_paths
+from manyhands.cli.options import RecipeArgument, SetOption
+
+
+def job(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the job. Default: jobs/<name of the recipe>.")
+    ] = None,
+    changes: SetOption = None,
+    sites: Annotated[
+        str, typer.Option(metavar="NAMES", help="Train with these sites only, such as a,b. Default: all sites.")
+    ] = "",
+    run: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A later job with this name goes on with the run. Default: the recipe's."),
+    ] = "",
+) -> None:
+    """Write a job folder that a consortium with NVIDIA FLARE submits: nvflare job submit -j DIR.
+
+    No code is in it. Each party allows the classes of Manyhands once, in local/resources.json of its kit.
+    """
+    from manyhands.federation.job.folder import write_job
+    from manyhands.runs.recipe_file import check_lists_classes, load_recipe
+    from manyhands.runs.shipped import recipe_path
+
+    loaded = load_recipe(recipe_path(recipe), changes or [])
+    check_lists_classes(loaded.resolved(), recipe)
+    folder = out or Path("jobs") / loaded.name
+    print_paths({"job": write_job(loaded, folder, [name for name in sites.split(",") if name], run)})
