@@ -15,6 +15,7 @@ from manyhands.runs.recipe_file import load_recipe, parse_recipe
 from manyhands.runs.shipped import recipe_path
 from tests.command import manyhands
 
+
 def components(job: Path) -> tuple[dict[str, object], dict[str, object]]:
     server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())
     site = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())

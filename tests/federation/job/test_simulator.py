@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -39,8 +38,13 @@ def simulate(job: Path, workspace: Path) -> None:
     (workspace / "local" / "resources.json").write_text(json.dumps(allowed))
     options = ["-w", str(workspace), "-c", ",".join(SITES), "-t", str(len(SITES))]
     simulator = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), *options]
-    words = [*LOOPBACK_ALONE, *simulator] if shutil.which("unshare") and os.geteuid() == 0 else simulator
-    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    subprocess.run([*LOOPBACK_ALONE, *simulator], check=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture(autouse=True)
+def _network_of_its_own() -> None:
+    if not shutil.which("unshare") or subprocess.run([*LOOPBACK_ALONE, "true"], check=False).returncode:
+        pytest.skip("FLARE listens on all addresses, and this machine gives a test no network of its own (unshare)")
 
 
 def test_the_simulator_ends_with_the_weights_of_one_process(tmp_path: Path) -> None:
