@@ -25,9 +25,9 @@ def job(
         typer.Option(metavar="NAME", help="A later job with this name goes on with the run. Default: the recipe's."),
     ] = "",
 ) -> None:
-    """Write a job folder that a consortium with NVIDIA FLARE submits: nvflare job submit -j DIR.
+    """Write a recipe as a job of NVIDIA FLARE.
 
-    No code is in it. Each party allows the classes of Manyhands once, in local/resources.json of its kit.
+    The command nvflare job submit -j DIR takes it. No code is in it: each party allows the classes of Manyhands once, in local/resources.json of its kit.
     """
     from manyhands.federation.job.folder import write_job
     from manyhands.runs.recipe_file import check_lists_classes, load_recipe
