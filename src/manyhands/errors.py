@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 class ManyhandsError(Exception):
-    """The base class: a message says where the error is, what was found there, and what was expected."""
+    """The base class: a message says where the error is, what is there, and what should be."""
 
     exit_code: ClassVar[int] = 1
     page: ClassVar[str] = "error"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import tomli_w
 from pydantic import Field, field_validator
 
+from manyhands.errors import RecipeError
 from manyhands.formatting import number_text, size_text
 from manyhands.messages import outgoing
 from manyhands.privacy.budget import Limits
@@ -189,6 +190,12 @@ def describe_run(recipe: Recipe, site: str, images: int) -> list[str]:
         *method.cost_lines(recipe.partition.silos, recipe.sampling),
         *method.warnings({site: images}),
     ]
+
+
+def check_between_sites(recipe: Recipe) -> None:
+    """Raise ``RecipeError`` where the method needs all images in one place."""
+    if recipe.method.pools_images:
+        raise RecipeError(f"method {recipe.method.kind!r} needs all images in one place")
 
 
 def recipe_text(recipe: Recipe) -> str:

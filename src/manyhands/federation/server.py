@@ -15,7 +15,7 @@ from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.kit import ADMIN
 from manyhands.federation.log import PeerLog
 from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
-from manyhands.federation.policy import recipe_hash, recipe_text
+from manyhands.federation.policy import check_between_sites, recipe_hash, recipe_text
 from manyhands.federation.run_files import file_sizes, read_piece
 from manyhands.federation.run_session import OPEN, OVER, SESSION_FILE, RunSession, load_run_session
 from manyhands.federation.status import run_state, site_states
@@ -241,15 +241,15 @@ class FederationServer:
         """Begin a run: from now on it is offered to these sites, or to all.
 
         Raises:
-            Refused: There is a run, or the recipe cannot be trained between these sites.
+            Refused: There is a run, or no such site.
+            RecipeError: The recipe is not valid, or cannot be trained between sites.
         """
         if self.run_session is not None and self.run_session.stage not in OVER:
             raise Refused(Reason.NOT_NOW, f"{self.run_session.folder.path.name} is not over; stop it first")
         submitted, known_sites = parse_recipe(recipe, "recipe"), self.sites
         if unknown := [site for site in sites if site not in known_sites]:
             raise Refused(Reason.UNKNOWN_SILO, f"{unknown[0]!r} is not one of {', '.join(known_sites)}")
-        if submitted.method.pools_images:
-            raise Refused(Reason.NOT_NOW, f"method {submitted.method.kind!r} needs all images in one place")
+        check_between_sites(submitted)
         folder, expected = RunFolder(self.out / _free_name(self.out, submitted.name)), tuple(sites) or known_sites
         session = RunSession(folder, submitted, Enrolment(expected), self.device, time.monotonic())
         _check_offer(session.offer)

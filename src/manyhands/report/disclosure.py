@@ -1,4 +1,4 @@
-"""The section on what attacks found: a table, sentences and a figure, for each kind of audit."""
+"""The section on the results of attacks: a table, sentences and a figure, for each kind of audit."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class PageContent:
         groups: The figures of classes and of domains, with a heading each.
         holdings: Who holds what.
         outgoing: What left the silos.
-        disclosure: What attacks found.
+        disclosure: The results of attacks.
         figures: Every figure, with its protocol.
         recipe: The recipe, versions and papers.
     """

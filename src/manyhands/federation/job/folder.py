@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manyhands.errors import RecipeError
-from manyhands.federation.policy import recipe_text
+from manyhands.federation.policy import check_between_sites, recipe_text
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
 from manyhands.runs.recipe import Recipe
@@ -32,8 +32,7 @@ def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "
     """
     if out.exists():
         raise RecipeError(f"--out {out}: exists already; give a new folder")
-    if recipe.method.pools_images:
-        raise RecipeError(f"method {recipe.method.kind!r} needs all images in one place")
+    check_between_sites(recipe)
     name = run or recipe.name
     deploy = {"app": ["server", *sites] if sites else ["@ALL"]}
     meta = {"name": name, "resource_spec": {}, "min_clients": recipe.quorum, "deploy_map": deploy}
