@@ -35,6 +35,13 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def duration_text(seconds: float) -> str:
+    """Return a time as people say it, such as 40 s, 3 min or 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def count_text(count: float) -> str:
     """Format a large count: "12", "3.4 M"."""
     for unit in ("", " k", " M", " G", " T"):

@@ -253,11 +253,28 @@ def test_every_error_has_a_page_that_is_printed(tmp_path: Path) -> None:
     assert manyhands("explain", "index", where=tmp_path).stdout.startswith("# Manyhands")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "instead"),
+    [
+        (["serve", "kits/server", "--out", "runs"], "--out: runs are kept in KIT/manyhands now"),
+        (["serve", "kits/server", "--host", "0.0.0.0"], "--host: the address is that of the kit; see federation new"),
+        (["serve", "kits/server", "--port", "8002"], "--port: the port is that of the kit; see federation new"),
+        (["join", "kits/a", "--data", "x", "--out", "site"], "--out: what a site keeps is in KIT/manyhands now; move"),
+    ],
+)
+def test_an_option_of_version_0_1_says_what_to_do_instead(arguments: list[str], instead: str, tmp_path: Path) -> None:
+    said = manyhands("federation", *arguments, where=tmp_path)
+    assert said.returncode == 2
+    assert instead in said.stderr
+    assert arguments[-2] not in manyhands("federation", arguments[0], "--help", where=tmp_path).stdout
+
+
 def test_every_command_and_every_option_has_a_help_text_that_is_a_sentence() -> None:
     app = get_command(app_of_manyhands)
     commands = dict(app.commands) | {f"federation {name}": c for name, c in app.commands["federation"].commands.items()}  # type: ignore[attr-defined]
     for name, command in commands.items():
-        for text in [command.help, *(parameter.help for parameter in command.params)]:  # type: ignore[attr-defined]
+        shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]  # type: ignore[attr-defined]
+        for text in [command.help, *(parameter.help for parameter in shown)]:  # type: ignore[attr-defined]
             assert text, name
             assert text.endswith("."), text
         assert "..." not in command.get_short_help_str(62), name  # the list of commands shows it whole

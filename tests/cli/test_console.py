@@ -57,12 +57,21 @@ def test_columns_go_into_as_few_pieces_as_fit() -> None:
 
 
 def test_what_a_server_sends_as_status_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    run = {"run": "a\x1b[2J", "stage": "ended", "why": "", "round": 1, "rounds": 2, "bytes_up": 10, "bytes_down": 2000}
-    _show_status({"sites": {"north\x07": "[red]connected", "b": "x\x1b]0;title\x07"}, "run": run})
+    run = {"run": "a\x1b[2J", "stage": "training", "why": "", "round": 1, "rounds": 2, "bytes_up": 10,
+           "bytes_down": 2000, "loss": 0.5, "seconds_left": 240.0}  # fmt: skip
+    sites = {"north\x07": "[red]trains", "b": "x\x1b]0;title\x07"}
+    running = {"job": "0123456789", "name": "a\x1b[2J", "stage": "RUNNING", "why": "", "run": run, "sites": sites}
+    failed = {"job": "9876543210", "name": "b", "stage": "FINISHED:EXECUTION_EXCEPTION", "why": "c: \x1b[2Jno images"}
+    busy = {"job": "x", "name": "c", "stage": "RUNNING", "why": "", "busy": True}
+    _show_status({"sites": {"north\x07": 1.0, "b": 2.0}, "jobs": [failed, running, busy]})
     assert capsys.readouterr().out.splitlines() == [
-        "north?  [red]connected",
+        "connected sites: north?, b",
+        "b (98765432): FINISHED:EXECUTION_EXCEPTION: c: ?[2Jno images",
+        "a?[2J (01234567): RUNNING; a?[2J: training, 1 of 2 rounds, loss 0.5000, 10 B up, 2.0 kB down, "
+        "about 4 min left",
+        "north?  [red]trains",
         "b       x?]0;title?",
-        "a?[2J: ended, 1 of 2 rounds, 10 B up, 2.0 kB down",
+        "c (x): RUNNING, the server computes",
     ]
-    _show_status({"sites": {}, "run": {}})
-    assert capsys.readouterr().out == ""
+    _show_status({"sites": {}, "jobs": []})
+    assert capsys.readouterr().out == "connected sites: none\n"

@@ -20,6 +20,7 @@ from manyhands.federation.approval import (
     note_site,
     waiting,
 )
+from manyhands.federation.kit import KEPT
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.shipped import recipe_path
@@ -41,8 +42,9 @@ def twins() -> tuple[str, str]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    note_site(tmp_path, "a", 100)
-    return tmp_path
+    (tmp_path / KEPT).mkdir()
+    note_site(tmp_path / KEPT, "a", 100)
+    return tmp_path / KEPT
 
 
 def run(*arguments: str, words: str = "") -> tuple[int, str]:
@@ -57,7 +59,7 @@ def test_two_recipes_whose_hashes_begin_alike_are_two(site: Path) -> None:
     assert (site / OFFERS / f"{first}.toml").read_text() == one
     with pytest.raises(RecipeError, match=f"several hashes begin like this: .*{first}"):
         find_offer(site, first[:6])
-    code, _ = run("approve", str(site), first, "--yes")
+    code, _ = run("approve", str(site.parent), first, "--yes")
     assert code == 0
     assert approved(site) == {recipe_hash(one)}
     assert find_offer(site, first[:6]).text == other  # the one that still waits, and it is shown as such
@@ -73,19 +75,19 @@ def test_what_lies_there_is_never_overwritten_and_what_was_changed_is_not_approv
         with pytest.raises(RecipeError, match="was changed, since its text has another hash"):
             act()
     assert path.read_text() == changed
-    assert run("approve", str(site), digest, "--yes")[0] != 0
+    assert run("approve", str(site.parent), digest, "--yes")[0] != 0
     assert approved(site) == set()
 
 
 def test_approve_shows_what_would_be_sent_and_asks_for_a_yes(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = keep_offer(site, TEXT)
-    code, said = run("approve", str(site), digest[:8])
+    code, said = run("approve", str(site.parent), digest[:8])
     assert code != 0
     assert "--yes approves what is shown above" in said
     assert "dB, epsilon" in said
     assert "leaves (once an image): its images, noised" in said
     assert approved(site) == set()
-    code, said = run("approve", str(site), digest[:8], "--yes")
+    code, said = run("approve", str(site.parent), digest[:8], "--yes")
     assert code == 0
     assert said.endswith(f"its hash is {digest}\napproved {digest}\n")
     assert approved(site) == {digest}
@@ -96,7 +98,7 @@ def test_approve_shows_what_would_be_sent_and_asks_for_a_yes(site: Path, monkeyp
 def test_on_a_terminal_a_person_is_asked(site: Path, word: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = keep_offer(site, TEXT)
     monkeypatch.setattr("manyhands.cli.federation.approve.is_terminal", lambda: True)
-    code, said = run("approve", str(site), digest, words=word)
+    code, said = run("approve", str(site.parent), digest, words=word)
     assert (code == 0, approved(site) == {digest}) == (allowed, allowed)
     assert said.index("leaves (once an image)") < said.index("Approve it?")
 
@@ -139,7 +141,7 @@ def test_nothing_in_a_recipe_paints_over_what_is_shown(site: Path) -> None:
 
 def test_nor_does_the_refusal_of_a_recipe_that_names_what_is_not_there(site: Path) -> None:
     digest = keep_offer(site, TEXT.replace("[method.cuts]", f'[method.cuts]\n"silo-[0{PAINT}]" = 0.5\n'))
-    code, said = run("approve", str(site), digest, "--yes")
+    code, said = run("approve", str(site.parent), digest, "--yes")
     assert code != 0
     assert "all is well" in said
     assert all(character.isprintable() or character == "\n" for character in said)

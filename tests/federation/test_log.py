@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from manyhands.federation.log import MAX_LINE_CHARACTERS, MAX_LINES_PER_PEER, WINDOW_SECONDS, PeerLog, log
+from manyhands.federation.log import MAX_LINE_CHARACTERS, MAX_LINES_PER_PEER, WINDOW_SECONDS, PeerLog, log, root_cause
 
 
 @pytest.mark.parametrize("code", ["utf-8", "ascii", "latin-1"])
@@ -44,3 +44,15 @@ def test_of_too_many_lines_of_one_peer_the_number_is_said() -> None:
     now[0] = WINDOW_SECONDS
     peer_log("a", "later")
     assert lines[-2:] == [f"a: {1000 - MAX_LINES_PER_PEER} more such lines were left out", "a: later"]
+
+
+def test_of_the_logs_of_a_job_our_first_error_is_the_cause_or_else_that_of_flare() -> None:
+    def line(logger: str, level: str, text: str) -> str:
+        return f"2026-11-29 12:00:00,000 - {logger} - {level} - {text}\n"
+
+    flare = line("CoreCell", "ERROR", "no connection") + line("JobRunner", "ERROR", "the job has ended")
+    ours = line("RunSite", "INFO", "fine - ERROR - is a word") + line("RunSite", "ERROR", "\x1b[2Jno file - ERROR - x")
+    logs = {"server": flare, "a": ours + line("RunSite", "ERROR", "more"), "b": line("RunSite", "ERROR", "a has gone")}
+    assert root_cause(logs) == "a: ?[2Jno file - ERROR - x"
+    assert root_cause({"server": flare}) == "server: the job has ended"
+    assert root_cause({"server": line("RunServer", "INFO", "fine")}) == root_cause({}) == ""

@@ -20,7 +20,7 @@ from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.run_folder import RunFolder
 from manyhands.runs.shipped import recipe_path
-from manyhands.silos.silo import DeviceContext, Silo
+from manyhands.silos.silo import DeviceContext
 from manyhands.silos.silo_memory import SiloMemory
 from manyhands.tensors import Tensors, sha256
 
@@ -42,10 +42,6 @@ def begun(path: Path, recipe: Recipe) -> RunSession:
     return session
 
 
-def enrolment(silo: Silo, *kept: int) -> dict[str, Any]:
-    return {"run": "run", "images": len(silo.images), "held_out": 0, "kept": list(kept)}
-
-
 class Driver:
     """Sites without a network."""
 
@@ -58,9 +54,14 @@ class Driver:
         self.talks: dict[str, Iterator[Message]] = {}
         self.kept: dict[tuple[str, int], Tensors] = {}
 
+    def facts(self, name: str, *kept: int) -> dict[str, Any]:
+        """What a site states when it enrols."""
+        images = len(self.silos[name].images)
+        return {"recipe": self.session.recipe_hash, "images": images, "held_out": 0, "kept": list(kept)}
+
     def gather(self, *names: str) -> None:
         for name in names:
-            assert self.session.enrol(name, enrolment(self.silos[name], 1, 2, 3), self.now) is None
+            assert self.session.enrol(name, self.facts(name, 1, 2, 3), self.now) is None
         assert self.session.is_gathered(self.now)
         self.begin(self.session.start(self.now))
 
@@ -85,7 +86,7 @@ class Driver:
     def restart_site(self, name: str) -> None:
         """It goes on by itself where it can; else all begin the round again."""
         self.recall(name)
-        alone = self.session.enrol(name, enrolment(self.silos[name], self.session.round), self.now)
+        alone = self.session.enrol(name, self.facts(name, self.session.round), self.now)
         if isinstance(alone, Message):
             self.begin({name: alone})
             return
@@ -120,7 +121,7 @@ def test_it_waits_for_those_who_are_asked_and_no_longer_than_it_may(tmp_path: Pa
     driver = Driver(session := begun(tmp_path / "run", recipe("federation.gather=100")))
     assert not session.is_gathered(0.0)
     for name in SITES[:2]:
-        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+        session.enrol(name, driver.facts(name), 0.0)
     assert session.sites.awaited == ["silo-2"]
     assert not session.is_gathered(99.0)
     assert session.is_gathered(100.0)
@@ -130,7 +131,7 @@ def test_it_waits_for_those_who_are_asked_and_no_longer_than_it_may(tmp_path: Pa
 def test_a_site_that_has_yet_to_approve_is_waited_for_and_one_that_declines_is_not(tmp_path: Path) -> None:
     driver = Driver(session := begun(tmp_path / "run", recipe()))
     for name in SITES[:2]:
-        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+        session.enrol(name, driver.facts(name), 0.0)
     session.decline("silo-2", "is not approved here", waits=True)
     assert (
         load_run_session(RunFolder(tmp_path / "run"), torch.device("cpu"), now=0.0).sites.waiting
@@ -144,7 +145,7 @@ def test_a_site_that_has_yet_to_approve_is_waited_for_and_one_that_declines_is_n
 def test_too_few_end_the_run_by_name(tmp_path: Path) -> None:
     driver = Driver(session := begun(tmp_path / "run", recipe("quorum=3")))
     for name in SITES[:2]:
-        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+        session.enrol(name, driver.facts(name), 0.0)
     session.decline("silo-2", "its policy", waits=False)
     with pytest.raises(QuorumLost, match=r"2 sites are ready, the recipe asks for 3 \(silo-2: its policy\)"):
         session.is_gathered(1.0)
@@ -197,8 +198,8 @@ def test_a_site_that_lost_what_it_kept_is_refused_or_admitted_as_the_recipe_says
         driver.close(1)
         again = load_run_session(RunFolder(tmp_path / lost), torch.device("cpu"), now=0.0)
         with pytest.raises(Refused, match="has lost") if lost == "refuse" else nullcontext():
-            again.enrol("silo-0", enrolment(driver.silos["silo-0"]), 0.0)
-        assert again.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), 0.0) is None
+            again.enrol("silo-0", driver.facts("silo-0"), 0.0)
+        assert again.enrol("silo-1", driver.facts("silo-1", 1), 0.0) is None
         assert any("silo-0 has lost" in line for line in again.folder.problems) == (lost == "admit")
 
 
@@ -214,20 +215,20 @@ def test_what_a_site_says_of_itself_must_be_so(tmp_path: Path, changed: dict[str
     driver = Driver(session := begun(tmp_path / "run", recipe()))
     driver.gather(*SITES)
     with pytest.raises(Refused, match=why):
-        session.enrol("silo-0", enrolment(driver.silos["silo-0"]) | changed, 0.0)
+        session.enrol("silo-0", driver.facts("silo-0") | changed, 0.0)
 
 
 def test_no_site_enrols_more_images_than_the_recipe_allows(tmp_path: Path) -> None:
     driver = Driver(session := begun(tmp_path / "run", recipe("federation.images=20")))
     with pytest.raises(Refused, match="federation.images allows 20"):
-        session.enrol("silo-0", enrolment(driver.silos["silo-0"]) | {"images": 21}, 0.0)
+        session.enrol("silo-0", driver.facts("silo-0") | {"images": 21}, 0.0)
     assert session.sites.enrolled == set()
 
 
 def test_a_round_is_closed_at_its_deadline_without_the_silent(tmp_path: Path) -> None:
     driver = Driver(session := begun(tmp_path / "run", recipe("federation.deadline=30", "federation.gather=0")))
     for name in SITES:
-        session.enrol(name, enrolment(driver.silos[name]), 0.0)
+        session.enrol(name, driver.facts(name), 0.0)
     messages = session.start(0.0)
     driver.begin({name: message for name, message in messages.items() if name != "silo-2"})
     assert driver.turn() == []
@@ -248,7 +249,7 @@ def test_of_many_barriers_whoever_comes_back_has_all_begin_the_round_again(tmp_p
     driver.gather(*SITES)
     for _ in range(5):
         driver.turn()
-    assert session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0) is None
+    assert session.enrol("silo-1", driver.facts("silo-1"), 1.0) is None
     assert session.must_restart_round
     session.restart_round(1.0)
     assert session.stage == "gathering"
@@ -261,7 +262,7 @@ def test_of_one_barrier_it_goes_on_alone(tmp_path: Path) -> None:
     driver = Driver(session := begun(tmp_path / "run", recipe()))
     driver.gather(*SITES)
     driver.turn()
-    assert isinstance(session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 1.0), Message)
+    assert isinstance(session.enrol("silo-1", driver.facts("silo-1"), 1.0), Message)
     assert not session.must_restart_round
 
 
@@ -273,7 +274,7 @@ def test_a_site_that_begins_again_after_every_start_costs_so_many_returns_and_no
     for _ in range(200):
         driver.now += 1
         session.reset_site("silo-1")
-        session.enrol("silo-1", enrolment(driver.silos["silo-1"], 1), driver.now)
+        session.enrol("silo-1", driver.facts("silo-1", 1), driver.now)
         if session.must_restart_round:
             halts += 1
             session.restart_round(driver.now)
@@ -295,16 +296,16 @@ def test_what_a_return_has_the_others_do_again_is_of_the_same_deadline(tmp_path:
     asked = load_recipe(recipe_path("digits-huscf"), [*HUSCF, "federation.deadline=100", "federation.gather=1000"])
     driver = Driver(session := begun(tmp_path / "run", asked))
     driver.gather(*SITES)
-    session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 40.0)
+    session.enrol("silo-1", driver.facts("silo-1"), 40.0)
     assert session.must_restart_round
     session.restart_round(40.0)
     for site in ("silo-0", "silo-2"):
-        session.enrol(site, enrolment(driver.silos[site]), 41.0)
+        session.enrol(site, driver.facts(site), 41.0)
     assert not session.is_gathered(89.0)
     assert session.is_gathered(90.0)  # those who must begin again wait half a deadline for it, not gather
-    session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 90.0)
+    session.enrol("silo-1", driver.facts("silo-1"), 90.0)
     driver.begin(session.start(90.0))
-    session.enrol("silo-1", enrolment(driver.silos["silo-1"]), 91.0)
+    session.enrol("silo-1", driver.facts("silo-1"), 91.0)
     assert not session.must_restart_round
     assert "cost the others 91 s" in session.coordinator.absent["silo-1"]  # type: ignore[union-attr]
 

@@ -11,7 +11,7 @@ import typer
 from manyhands import CollaFuse, Experiment, FedAvg, Silo, Training, UNet
 from manyhands.cli.federation.join import join
 from manyhands.errors import DiskError, KitError
-from manyhands.federation.kit import About, Kit
+from manyhands.federation.kit import KEPT
 from manyhands.federation.secret import site_secret
 from manyhands.files.write import new_file
 from manyhands.privacy.budget import RELEASES_FILE, Budget, Cost, Limits
@@ -64,25 +64,31 @@ def test_a_lost_one_is_not_made_anew_over_what_was_released_under_it(tmp_path: P
 def test_join_ends_before_it_connects_if_the_secret_is_damaged_or_lost(
     tmp_path: Path, in_policy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = Kit(tmp_path, About(party="a", role="site", host="127.0.0.1", port=1, sites=("a",)))
-    monkeypatch.setattr("manyhands.federation.kit.load_kit", lambda *_: kit)
-    monkeypatch.setattr("manyhands.federation.supervisor.supervise", lambda _: 0)
-    policy, site, ledger = tmp_path / "policy.toml", tmp_path / "site", tmp_path / "ledger"
+    pytest.importorskip("nvflare")
+    from manyhands.federation import parent
+    from manyhands.federation.provision import new_kits
+
+    new_kits("127.0.0.1:1", ["a"], tmp_path / "kits")
+    kit, policy, ledger = tmp_path / "kits" / "a", tmp_path / "policy.toml", tmp_path / "ledger"
+    started: list[str] = []
+    monkeypatch.setattr(parent, "run", lambda kit: started.append(kit.party) or 0)
     policy.write_text(f"ledger = '{ledger}'\n" if in_policy else "")
-    folder = ledger if in_policy else site
+    folder = ledger if in_policy else kit / KEPT
     with pytest.raises(typer.Exit):
-        join(tmp_path, data="recipe", policy=policy, out=site)
-    assert not folder.exists()
+        join(kit, data="recipe", policy=policy)
+    assert not (folder / "secret").exists()
     site_secret(folder)
     with pytest.raises(typer.Exit):
-        join(tmp_path, data="recipe", policy=policy, out=site)
+        join(kit)
+    assert started == ["a", "a"]
     (folder / "secret").write_text("cut short")
     with pytest.raises(KitError, match="must be a secret of 64 hexadecimal digits"):
-        join(tmp_path, data="recipe", policy=policy, out=site)
+        join(kit, data="recipe", policy=policy)
     (folder / "secret").unlink()
     (folder / RELEASES_FILE).write_text("")
     with pytest.raises(KitError, match="is missing, but"):
-        join(tmp_path, data="recipe", policy=policy, out=site)
+        join(kit)
+    assert started == ["a", "a"]
 
 
 def test_a_new_file_never_takes_the_place_of_another(tmp_path: Path) -> None:

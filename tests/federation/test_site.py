@@ -11,16 +11,21 @@ import pytest
 from PIL import Image
 
 from manyhands.errors import Reason, RecipeError, Refused
-from manyhands.federation.approval import approve, approved
+from manyhands.federation.approval import approve, approved, waiting
 from manyhands.federation.policy import APPROVED_RUNS, Policy, recipe_hash, recipe_text
-from manyhands.federation.site import Site
+from manyhands.federation.server_connection import RunAborted
+from manyhands.federation.site import APPROVAL_SECONDS, Site
 from manyhands.federation.usage import Usage
+from manyhands.files.toml_text import MAX_BYTES
 from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Message, encode
+from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import load_recipe
 from manyhands.runs.shipped import recipe_path
+from manyhands.tensors import Tensors
 
 TEXT = recipe_text(load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2"]))
+LIMITS = Policy(approve="limits", labels=True, data="recipe")
 TINY = ["method.rounds=9", "method.training.steps=2", "method.model.widths=[8]"]
 
 
@@ -28,7 +33,7 @@ class Server:
     """Answers with what it is told to, one thing after another."""
 
     def __init__(self, *answers: Message | Exception) -> None:
-        self.answers, self.received = list(answers), list[Message]()
+        self.answers, self.received, self.sessions = list(answers), list[Message](), 1
 
     def __call__(self, message: Message) -> Message:
         self.received.append(message)
@@ -38,11 +43,15 @@ class Server:
         return answer
 
     def new_session(self) -> None:
-        raise StopIteration
+        self.sessions += 1
+
+    def check(self) -> None:
+        pass
 
 
-def offer(run: str = "run", text: str = TEXT) -> Message:
-    return Message("hello", facts={"run": run, "recipe": text})
+def begun(sites: int = 2) -> Message:
+    """The answer to an enrolment."""
+    return Message("enrol", facts={"round": 0, "sites": sites})
 
 
 def site(
@@ -50,16 +59,18 @@ def site(
     server: Server,
     log: Callable[[str], None] = lambda _: None,
     pause: Callable[[float], None] = lambda _: None,
+    policy: Policy = LIMITS,
 ) -> Site:
-    policy = Policy(approve="limits", labels=True, data="recipe")
     return Site("silo-0", policy, out, server, log, pause)  # type: ignore[arg-type] # it answers as a line does
 
 
-def once(path: Path, server: Server, log: Callable[[str], None] = lambda _: None) -> list[Message]:
-    """What a site says before it asks for a run again."""
-    server.answers.append(SessionGone("the end of the test"))
-    with pytest.raises(StopIteration):
-        site(path, server, log).work()
+def said(
+    path: Path, *answers: Message | Exception, run: str = "run", text: str = TEXT, policy: Policy = LIMITS
+) -> list[Message]:
+    """What a site says until it has finished with a run."""
+    server = Server(*answers)
+    site(path, server, policy=policy).work(run, text)
+    assert server.answers == []
     return server.received
 
 
@@ -72,30 +83,30 @@ TEXTS = {
     "half a character": "name = '\ud800'",
     "no recipe": "name = 'run'",
     "nothing": "",
+    "too long": "#" * (MAX_BYTES + 1) + TEXT,
     "escape sequences": "'\\u001b[2J' = 1".replace("'", '"'),
 }
 
 
 @pytest.mark.parametrize("run", NAMES)
 def test_a_name_that_is_none_is_declined_once_and_the_site_goes_on(tmp_path: Path, run: str) -> None:
-    lines, unsound = list[str](), len(run) > 80
-    answers = [offer(run)] if unsound else [offer(run), Refused(Reason.NOT_NOW, "there is no such run")]
-    said = once(tmp_path / "site", Server(*answers), lines.append)
-    assert [message.op for message in said] == ["hello", *["decline"] * (not unsound), "hello"]
-    assert ("offer is not valid: wrong facts" if unsound else "is not a valid name of a run") in "".join(lines)
-    assert all(len(encode(message)) < 4000 for message in said)
+    lines, server = list[str](), Server(Message("decline"))
+    site(tmp_path / "site", server, lines.append).work(run, TEXT)
+    (declined,) = server.received
+    assert "is not a valid name of a run" in declined.facts["why"]
+    assert len(encode(declined)) < 4000
     assert all(line.isprintable() and len(line) < 1000 for line in lines)
     assert not (tmp_path / "site").exists()
 
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_a_hostile_recipe_is_declined_once_and_the_site_goes_on(tmp_path: Path, kind: str) -> None:
-    lines = list[str]()
-    said = once(tmp_path / "site", Server(offer(text=TEXTS[kind]), Message("decline")), lines.append)
-    assert [message.op for message in said] == ["hello", "decline", "hello"]
-    assert said[2].facts["declined"] == "run"
-    assert said[1].facts["why"].isprintable()
-    assert len(encode(said[1])) < 4000
+    lines, server = list[str](), Server(Message("decline"))
+    site(tmp_path / "site", server, lines.append).work("run", TEXTS[kind])
+    (declined,) = server.received
+    assert declined.facts["waits"] is False
+    assert declined.facts["why"].isprintable()
+    assert len(encode(declined)) < 4000
     assert all(line.isprintable() for line in lines)
     assert not (tmp_path / "site").exists()
 
@@ -103,8 +114,7 @@ def test_a_hostile_recipe_is_declined_once_and_the_site_goes_on(tmp_path: Path, 
 def test_of_very_many_reasons_a_few_are_said(tmp_path: Path) -> None:
     lines, cuts = list[str](), "".join(f"s{number} = 'x'\n" for number in range(900))
     text = recipe_text(load_recipe(recipe_path("digits-collafuse"))).replace("[method.cuts]\n", "")
-    text = f"{text}\n[method.cuts]\n{cuts}"
-    once(tmp_path / "site", Server(offer(text=text), Message("decline")), lines.append)
+    site(tmp_path, Server(Message("decline")), lines.append).work("run", f"{text}\n[method.cuts]\n{cuts}")
     assert 20 < len(lines) < 30
     assert lines[-1].endswith(" more")
 
@@ -112,94 +122,126 @@ def test_of_very_many_reasons_a_few_are_said(tmp_path: Path) -> None:
 def test_no_run_can_be_called_as_a_file_of_the_site_is(tmp_path: Path) -> None:
     approve(tmp_path, ["a" * 64])
     for run in ("approved.txt", "secret", "released.jsonl", "site.json", "offers", "used", "runs"):
-        started = Message("enrol", facts={"round": 0, "sites": 1})
-        said = once(tmp_path, Server(offer(run), started, Message("decline")))
-        assert said[2].facts["why"].endswith("the run has 1 sites, but min_sites is 2")
+        _, declined = said(tmp_path, begun(sites=1), Message("decline"), run=run)
+        assert declined.facts["why"].endswith("the run has 1 sites, but min_sites is 2")
         assert (tmp_path / "runs" / run / "recipe.toml").is_file()
     assert approved(tmp_path) == {"a" * 64}
 
 
-def test_a_server_that_offers_nonsense_without_end_is_asked_more_and_more_slowly(tmp_path: Path) -> None:
-    pauses = list[float]()
-    nothing = offer("", "")  # which would be no reason to ask faster again
-    answers = [answer for number in range(12) for answer in (offer(f"run-{number}", "="), Message("decline"), nothing)]
-    server = Server(*answers, SessionGone("the end of the test"))
-    with pytest.raises(StopIteration):
-        site(tmp_path, server, pause=pauses.append).work()
-    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60, 60]
+def test_a_site_waits_until_somebody_approves_the_recipe_and_then_enrols(tmp_path: Path) -> None:
+    """It declines once, with the word that it waits; how often it looks costs the server nothing."""
+    server, pauses, lines = Server(Message("decline"), begun(sites=1), Message("decline")), list[float](), list[str]()
+    digest = recipe_hash(TEXT)
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            approve(tmp_path / "manyhands", [digest])
+
+    site(tmp_path / "manyhands", server, lines.append, pause, Policy(labels=True, data="recipe")).work("run", TEXT)
+    assert [message.op for message in server.received] == ["decline", "enrol", "decline"]
+    assert server.received[0].facts == {"why": f"{digest} is not approved here", "waits": True}
+    assert server.received[1].facts["recipe"] == digest
+    assert pauses == [APPROVAL_SECONDS] * 3
+    assert f"  to allow it: manyhands federation approve {tmp_path} {digest}" in lines
 
 
-def test_what_is_no_offer_is_refused_by_name_and_the_site_goes_on(tmp_path: Path) -> None:
-    lines = list[str]()
-    answers = [Message("enrol", facts={"round": 0}), Refused(Reason.MALFORMED, "what was answered is no message")]
-    said = once(tmp_path / "site", Server(*answers), lines.append)
-    assert [message.op for message in said] == ["hello", "hello", "hello"]
-    assert all("the server's offer is not valid: " in line for line in lines)
+def test_a_site_that_waits_for_an_approval_ends_with_its_job(tmp_path: Path) -> None:
+    server = Server(Message("decline"))
+    looked = iter(range(3))
+
+    def check() -> None:
+        if next(looked) == 2:
+            raise RunAborted
+
+    server.check = check  # type: ignore[method-assign]
+    pauses = iter([None] * 5)  # the sixth is an error
+    with pytest.raises(RunAborted):
+        site(tmp_path, server, pause=lambda _: next(pauses), policy=Policy(labels=True, data="recipe")).work(
+            "run", TEXT
+        )
+    assert [message.op for message in server.received] == ["decline"]
+    assert waiting(tmp_path) == [recipe_hash(TEXT)]
+
+
+def test_a_server_that_has_restarted_is_enrolled_with_again_in_a_new_session(tmp_path: Path) -> None:
+    gone = [SessionGone("the server begins again")] * 2
+    server = Server(*gone, begun(sites=1), SessionGone("and again"), Message("decline"))
+    site(tmp_path, server).work("run", TEXT)
+    assert [message.op for message in server.received] == ["enrol"] * 3 + ["decline"] * 2
+    assert server.sessions == 4
+
+
+def test_a_run_that_has_ended_for_flare_ends_the_work_and_is_not_declined(tmp_path: Path) -> None:
+    server = Server(RunAborted())
+    with pytest.raises(RunAborted):
+        site(tmp_path, server).work("run", TEXT)
+    assert [message.op for message in server.received] == ["enrol"]
+
+
+def test_a_site_takes_part_to_the_end_says_so_and_has_nothing_to_do_any_more(tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2", *TINY, "method.rounds=1"])
+    held = weights_of(recipe)
+    joined, last = (Message(op, held, {"round": n, "done": bool(n)}) for n, op in enumerate(("join", "update")))
+    server = Server(begun(), joined, last, Message("ended"))
+    here = site(tmp_path, server)
+    here.work("run", recipe_text(recipe))
+    assert [message.op for message in server.received] == ["enrol", "join", "update", "ended"]
+    assert here.has_finished
+    here.work("run", recipe_text(recipe))  # FLARE may begin the job's process again
+    assert len(server.received) == 4
+    assert (tmp_path / "runs").stat().st_mode & 0o077 == 0
+
+
+def weights_of(recipe: Recipe) -> Tensors:
+    """What a server with new weights sends to those who join."""
+    weights = recipe.method.server(0, {"silo-0": 24, "silo-1": 24}).state_dict()
+    return {name.removeprefix("weights."): t for name, t in weights.items() if name.startswith("weights.")}
 
 
 @pytest.mark.parametrize(
-    "begun",
+    "answer",
     [Message("enrol"), Message("ended"), Message("hello", facts={"run": "", "recipe": ""}), Message("?"),
      *(Message("enrol", facts={"round": number, "sites": 2}) for number in (-1, "0", None, 1.0, 10**9))],
 )  # fmt: skip
-def test_an_enrolment_that_is_answered_with_something_else_is_declined_by_name(tmp_path: Path, begun: Message) -> None:
-    said = once(tmp_path / "site", Server(offer(), begun, Message("decline")))
-    assert [message.op for message in said] == ["hello", "enrol", "decline", "hello"]
+def test_an_enrolment_that_is_answered_with_something_else_is_declined_by_name(tmp_path: Path, answer: Message) -> None:
+    assert [message.op for message in said(tmp_path, answer, Message("decline"))] == ["enrol", "decline"]
 
 
 def test_an_answer_to_something_else_is_refused_by_name(tmp_path: Path) -> None:
     """Each is in the plan, but the half that asked would look for facts that it has not."""
-    started = Message("enrol", facts={"round": 0, "sites": 2})
     text = recipe_text(load_recipe(recipe_path("digits-collafuse"), ["data.limit=60", "partition.silos=2"]))
     policy = Policy(approve="limits", labels=True, max_snr_db=200, data="recipe")
     for answer in (Message("release", facts={"held": 0}), Message("ready")):
-        server = Server(offer(text=text), started, answer, Message("decline"), SessionGone("the end of the test"))
-        with pytest.raises(StopIteration):
-            Site("silo-0", policy, tmp_path / answer.op, server, lambda _: None).work()  # type: ignore[arg-type]
-        assert [message.op for message in server.received] == ["hello", "enrol", "enter", "decline", "hello"]
-        assert server.received[3].facts["why"] == f"unknown operation: '{answer.op}' is not an answer to 'enter'"
+        sent = said(tmp_path / answer.op, begun(), answer, Message("decline"), text=text, policy=policy)
+        assert [message.op for message in sent] == ["enrol", "enter", "decline"]
+        assert sent[2].facts["why"] == f"unknown operation: '{answer.op}' is not an answer to 'enter'"
 
 
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_server_has_no_round_twice_however_it_asks(tmp_path: Path, refuses: bool) -> None:
     """With other weights it would learn more of the images each time than a person has approved."""
     recipe = load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2", *TINY])
-    weights = recipe.method.server(0, {"silo-0": 24, "silo-1": 24}).state_dict()
-    held = {name.removeprefix("weights."): t for name, t in weights.items() if name.startswith("weights.")}
-    joined, again = (Message(op, held, {"round": 0, "done": False}) for op in ("join", "update"))
-    answers = [Message("enrol", facts={"round": 0, "sites": 2}), joined]
-    answers += [Refused(Reason.TOO_LONG, "so it says"), again] if refuses else [again]
-    said = once(tmp_path, Server(offer(text=recipe_text(recipe)), *answers, Message("decline")))
-    assert [message.op for message in said[2:]] == ["join", *["update"] * (1 + refuses), "decline", "hello"]
-    assert said[-2].facts["why"] == "stale round: 1 rounds are closed, but the server asks for one again"
-
-
-class ForgetfulServer(Server):
-    """Loses every session, as often as it likes."""
-
-    def new_session(self) -> None:
-        pass
+    joined, again = (Message(op, weights_of(recipe), {"round": 0, "done": False}) for op in ("join", "update"))
+    answers = [begun(), joined, *[Refused(Reason.TOO_LONG, "so it says")] * refuses, again, Message("decline")]
+    sent = said(tmp_path, *answers, text=recipe_text(recipe))
+    assert [message.op for message in sent[1:]] == ["join", *["update"] * (1 + refuses), "decline"]
+    assert sent[-1].facts["why"] == "stale round: 1 rounds are closed, but the server asks for one again"
 
 
 def test_a_server_has_an_approved_recipe_done_again_four_times_and_no_more(tmp_path: Path) -> None:
     """A server that begins sessions anew, from other weights each time, would learn more than a person approved."""
     recipe = load_recipe(recipe_path("digits-fedavg"), ["data.limit=60", "partition.silos=2", *TINY, "method.rounds=1"])
-    weights = recipe.method.server(0, {"silo-0": 24, "silo-1": 24}).state_dict()
     answers = list[Message | Exception]()
     for number in range(APPROVED_RUNS + 1):
-        start = {
-            name.removeprefix("weights."): t + number for name, t in weights.items() if name.startswith("weights.")
-        }
-        joined = Message("join", start, {"round": 0, "done": False})
-        answers += [offer(text=recipe_text(recipe)), Message("enrol", facts={"round": 0, "sites": 2}), joined]
+        start = {name: tensor + number for name, tensor in weights_of(recipe).items()}
+        answers += [begun(), Message("join", start, {"round": 0, "done": False})]
         answers += [SessionGone("the server begins again")] if number < APPROVED_RUNS else [Message("decline")]
-    server = ForgetfulServer(*answers, StopIteration())
     approve(tmp_path, [recipe_hash(recipe_text(recipe))])
-    lines, policy = list[str](), Policy(labels=True, data="recipe")
-    with pytest.raises(StopIteration):
-        Site("silo-0", policy, tmp_path, server, lines.append, lambda _: None).work()  # type: ignore[arg-type]
+    server, lines = Server(*answers), list[str]()
+    site(tmp_path, server, lines.append, policy=Policy(labels=True, data="recipe")).work("run", recipe_text(recipe))
     assert [message.op for message in server.received].count("update") == APPROVED_RUNS
-    assert [message.op for message in server.received[-3:]] == ["join", "decline", "hello"]
+    assert [message.op for message in server.received[-2:]] == ["join", "decline"]
     assert "this recipe has had its 4 rounds over all runs" in "".join(lines)
 
 
@@ -211,34 +253,29 @@ def test_an_approval_is_for_a_few_times_the_rounds_of_the_recipe(options: dict[s
 def test_a_folder_of_another_run_is_said_and_the_site_goes_on(tmp_path: Path) -> None:
     (tmp_path / "runs" / "run").mkdir(parents=True)
     (tmp_path / "runs" / "run" / "recipe.toml").write_text("name = 'another'\n")
-    _, declined, again = once(tmp_path, Server(offer(), Message("decline")))
+    (declined,) = said(tmp_path, Message("decline"))
     assert declined.op == "decline"
-    assert "its images, its folder or its budget" in declined.facts["why"]
-    assert again.facts["declined"] == "run"
+    assert "its images, its policy, its folder or its budget" in declined.facts["why"]
 
 
 def test_a_refused_enrolment_is_declined_and_a_run_that_is_over_ends_nothing(tmp_path: Path) -> None:
-    over = Refused(Reason.NOT_NOW, "there is no run 'run' now")
-    said = once(tmp_path, Server(offer(), over, over))
-    assert [message.op for message in said] == ["hello", "enrol", "decline", "hello"]
+    over = Refused(Reason.NOT_NOW, "the run is over: stopped")
+    assert [message.op for message in said(tmp_path, over, over)] == ["enrol", "decline"]
 
 
 def test_no_name_of_a_file_is_told_to_others(tmp_path: Path) -> None:
     images = tmp_path / "images"
     (images / "SMITH-JOHN").mkdir(parents=True)
     Image.new("L", (8, 8)).save(images / "SMITH-JOHN" / "SMITH-1.png")
-    server = Server(offer(), Message("decline"), SessionGone("the end of the test"))
-    lines = list[str]()
-    policy = Policy(approve="limits", data=str(images))
-    with pytest.raises(StopIteration):
-        Site("silo-0", policy, tmp_path / "site", server, lines.append).work()  # type: ignore[arg-type]
+    server, lines = Server(Message("decline")), list[str]()
+    site(tmp_path / "site", server, lines.append, policy=Policy(approve="limits", data=str(images))).work("run", TEXT)
     assert "SMITH" in "".join(lines)
     assert "SMITH" not in str(server.received)
 
 
 def test_a_site_is_not_trained_with_alone(tmp_path: Path) -> None:
-    said = once(tmp_path, Server(offer(), Message("enrol", facts={"round": 0, "sites": 1}), Message("decline")))
-    assert said[2].facts["why"] == "this site's policy: the run has 1 sites, but min_sites is 2"
+    _, declined = said(tmp_path, begun(sites=1), Message("decline"))
+    assert declined.facts["why"] == "this site's policy: the run has 1 sites, but min_sites is 2"
 
 
 def test_a_site_says_which_images_are_its_own(tmp_path: Path) -> None:
@@ -248,12 +285,12 @@ def test_a_site_says_which_images_are_its_own(tmp_path: Path) -> None:
 
 def test_what_its_budgets_do_not_allow_is_told_to_others_without_a_figure(tmp_path: Path) -> None:
     Usage(tmp_path, recipe_hash(TEXT), rounds=20).charge(Message("update"), closes_round=True)
+    server, lines = Server(Message("decline")), list[str]()
     policy = Policy(approve="limits", rounds=20, data="recipe")
-    server, lines = Server(offer(), Message("decline"), SessionGone("the end of the test")), list[str]()
-    with pytest.raises(StopIteration):
-        Site("silo-0", policy, tmp_path, server, lines.append).work()  # type: ignore[arg-type]
+    site(tmp_path, server, lines.append, policy=policy).work("run", TEXT)
     assert "this recipe has had 1 rounds over all runs, and may have 20" in "".join(lines)
-    assert server.received[1].facts["why"] == "its images, its folder or its budget do not allow it; its log says why"
+    why = "its images, its policy, its folder or its budget do not allow it; its log says why"
+    assert server.received[0].facts["why"] == why
 
 
 def test_what_is_dealt_is_held_against_the_policy_when_its_number_is_known(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from manyhands.cli.run import run
 from manyhands.cli.sample import sample
 from manyhands.cli.schema import schema
 from manyhands.errors import DiskError, ManyhandsError
-from manyhands.federation.supervisor import is_worker
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,8 +59,7 @@ def main() -> NoReturn:
         typer.echo(f"error: {error}\n       see: manyhands explain {error.page}", err=True)
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
-        if not is_worker():  # its supervisor says so
-            typer.echo(f"interrupted{interrupted}", err=True)
+        typer.echo(f"interrupted{interrupted}", err=True)
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(INTERRUPTED)  # at a normal exit libraries wait for seconds; files on disk survive a kill

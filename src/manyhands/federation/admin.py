@@ -1,80 +1,202 @@
-"""The admin: submits runs, asks for their status, stops them, and fetches their run folders."""
+"""The admin: submits runs as jobs of FLARE, asks for their status, stops them, and fetches their run folders."""
 
 from __future__ import annotations
 
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import WorkspaceConstants
+from nvflare.apis.job_def import JobMetaKey
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InternalError,
+    JobNotDone,
+    JobNotFound,
+    JobNotRunning,
+    NoConnection,
+    NoReply,
+    SessionClosed,
+)
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
 from manyhands.errors import KitError
-from manyhands.federation.kit import load_kit
-from manyhands.federation.plans import ADMIN_PLAN
-from manyhands.federation.server_connection import ServerConnection
+from manyhands.federation.job.folder import STATUS, write_job
+from manyhands.federation.kit import KEPT, SERVER, load_kit
+from manyhands.federation.log import root_cause
 from manyhands.files.write import replace_folder
-from manyhands.links.exchange import SessionGone
-from manyhands.messages.message import Message
 from manyhands.runs.recipe import Recipe
 
-MAX_SILENCES, MAX_SESSIONS = 30, 5
-"""How many silences the admin waits through, and how often a request is repeated in a new session."""
+CONNECT_SECONDS, COMMAND_SECONDS = 10.0, 30.0
+"""How long to wait for the server at first, and for what it is asked to do."""
+WAITING, RUNNING = frozenset({"SUBMITTED", "APPROVED"}), frozenset({"DISPATCHED", "RUNNING"})
+"""FLARE's states of a job that is not over."""
+COMPLETED, LOST = "FINISHED:COMPLETED", "LOST"
+LAST_JOBS = 3
+"""How many of the newest jobs the status shows, whether they are over or not."""
 
 
 class Admin:
-    """A connection to the server with the admin's kit.
+    """A session with FLARE's server, with the kit of a user.
 
     Args:
         folder: The folder of the kit.
+        seconds: How long to wait for the server.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: float = CONNECT_SECONDS) -> None:
         kit = load_kit(folder, "admin")
-        kit.server_fingerprint()  # raises an error, where the connection would only try again and again
-        self._where = f"{kit.about.host}:{kit.about.port}"
-        self._connection = ServerConnection(kit.connect(), max_silences=MAX_SILENCES, bounds=ADMIN_PLAN.bounds("down"))
+        self._who, self._where = kit.party, f"{kit.host}:{kit.port}"
+        with self._errors():
+            self._session: Session = new_secure_session(kit.party, str(folder.resolve()), timeout=seconds)
+            self._session.set_timeout(COMMAND_SECONDS)
 
     def __enter__(self) -> Admin:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        self.close()
 
-    def submit(self, recipe: Recipe, sites: list[str]) -> dict[str, Any]:
-        """Start a run; return its name and the hash of its recipe."""
-        return self._ask("submit", recipe=recipe.resolved(), sites=sites)
+    def close(self) -> None:
+        """End the session."""
+        with suppress(Exception), redirect_stdout(io.StringIO()):
+            self._session.close()
+
+    def submit(
+        self, recipe: Recipe, sites: Sequence[str] = (), run: str = "", track: Sequence[str] = ()
+    ) -> tuple[str, str]:
+        """Submit a run; return its name and the id of its job.
+
+        Args:
+            recipe: The recipe.
+            sites: The sites that take part; none means all.
+            run: The name of the run; "" means that of the recipe, with a number if a run of this name has ended or is
+                running.
+            track: The receivers of FLARE that get the figures of each round, at the server.
+        """
+        with tempfile.TemporaryDirectory() as folder, self._errors():
+            name = run or self._free_name(recipe.name)
+            return name, str(self._session.submit_job(str(write_job(recipe, Path(folder) / "job", sites, name, track))))
 
     def status(self) -> dict[str, Any]:
-        """Return the state of each site and of the newest run."""
-        return self._ask("status")
+        """Return the sites that are connected, the jobs that are not over, and the last ones that are."""
+        with self._errors():
+            jobs = self._jobs()
+            shown = [job for job in jobs[:-LAST_JOBS] if _stage(job) in WAITING | RUNNING] + jobs[-LAST_JOBS:]
+            return {"sites": self.sites(), "jobs": [self._described(job) for job in shown]}
 
-    def stop(self, run: str) -> dict[str, Any]:
+    def sites(self) -> dict[str, float]:
+        """Return the sites that are connected, and when each was last heard of, in seconds since 1970."""
+        with self._errors():
+            return {client.name: client.last_connect_time for client in self._session.get_system_info().client_info}
+
+    def job(self, job: str) -> dict[str, Any]:
+        """Return the state of one job, by its id."""
+        with self._errors():
+            return self._described(self._session.get_job_meta(job))
+
+    def stop(self, run: str) -> str:
         """Stop a run; return its name."""
-        return self._ask("stop", run=run)
+        with self._errors():
+            job = self._find(run, lambda job: _stage(job) in WAITING | RUNNING)
+            self._session.abort_job(job["job_id"])
+            return str(job["name"])
 
     def fetch(self, run: str, out: Path) -> Path:
         """Download the server's run folder."""
-        files = self._ask("files", run=run)["files"]
-        with replace_folder(out) as fresh:
-            for path, size in files.items():
-                place = fresh / path
-                if not place.resolve().is_relative_to(fresh.resolve()):
-                    raise KitError(f"{self._where}: the server names a file outside the run folder: {path!r}")
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with place.open("wb") as file:
-                    while file.tell() < size:
-                        answer = self._send(Message("file", facts={"run": run, "path": path, "at": file.tell()}))
-                        if "bytes" not in answer.tensors:
-                            break
-                        file.write(answer.tensors["bytes"].numpy().tobytes())
+        with self._errors(), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
+            job = self._find(
+                run, lambda job: _stage(job) == COMPLETED, lambda job: _stage(job) not in WAITING | RUNNING
+            )
+            results = Path(self._session.download_job_result(job["job_id"], folder)) / "workspace" / KEPT
+            if not results.is_dir():
+                raise KitError(f"{job['job_name']}: its job has no run folder: {self._why(job)}")
+            with replace_folder(out) as fresh:
+                fresh.rmdir()
+                results.rename(fresh)
         return out
 
-    def _ask(self, op: str, **facts: Any) -> dict[str, Any]:
-        return dict(self._send(Message(op, facts=facts)).facts)
+    def log(self, run: str, site: str) -> str:
+        """Return the log of a run's job at the server, or the errors of a site that streams them."""
+        with self._errors():
+            job = self._find(run, lambda _: True)
+            file = WorkspaceConstants.LOG_FILE_NAME if site == SERVER else WorkspaceConstants.ERROR_LOG_FILE_NAME
+            logs = self._session.get_job_logs(job["job_id"], site, log_file_name=file)
+        return "\n".join(logs["logs"].values()) or f"{site}: {logs.get('unavailable', {}).get(site, 'no log')}"
 
-    def _send(self, message: Message) -> Message:
-        for _ in range(MAX_SESSIONS):
-            try:
-                return self._connection(message)
-            except SessionGone:
-                self._connection.new_session()
-            except TimeoutError:
-                raise KitError(f"{self._where}: the server does not answer") from None
-        raise KitError(f"{self._where}: another process uses the admin's kit at the same time")
+    def _jobs(self) -> list[dict[str, Any]]:
+        """FLARE's jobs that are runs of ours, the newest last."""
+        return list(self._session.list_jobs(detailed=True))
+
+    def _free_name(self, name: str) -> str:
+        """Return the name for a run; one that was stopped or has failed goes on under its name."""
+        taken = {job["name"] for job in self._jobs() if _stage(job) in WAITING | RUNNING | {COMPLETED}}
+        candidates = (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3)))
+        return next(candidate for candidate in candidates if candidate not in taken)
+
+    def _described(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Describe a job, and its run if it is running."""
+        stage = _stage(job)
+        found = {"job": job["job_id"], "name": job["name"], "stage": stage, "why": ""}
+        if stage in RUNNING and self._is_lost(job):
+            found |= {"stage": LOST, "why": "FLARE's server was restarted; submit the run again to go on with it"}
+        elif stage in RUNNING:
+            with suppress(
+                JobNotRunning, NoReply, NoConnection, InternalError
+            ):  # it starts, was killed, or has just ended
+                found |= self._session.do_app_command(job["job_id"], STATUS, None)
+        elif stage not in WAITING and stage != COMPLETED:
+            found["why"] = self._why(job)
+        return found
+
+    def _is_lost(self, job: dict[str, Any]) -> bool:
+        """Whether a job ended with a server that was killed, whose store goes on to call it running."""
+        system, began = self._session.get_system_info(), job.get(JobMetaKey.START_TIME.value)
+        if not began or job["job_id"] in {each.job_id for each in system.job_info}:
+            return False
+        return datetime.fromisoformat(began).timestamp() < float(system.server_info.start_time)
+
+    def _why(self, job: dict[str, Any]) -> str:
+        """The reason why a job has failed: the first error in its log, not the last one of a chain."""
+        details = [line for line in job.get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or () if not line.endswith(": OK")]
+        if details:
+            return "; ".join(details)
+        file = WorkspaceConstants.ERROR_LOG_FILE_NAME
+        cause = root_cause(self._session.get_job_logs(job["job_id"], "all", log_file_name=file)["logs"])
+        return cause or "no party has reported why; its own log says so"
+
+    def _find(self, run: str, *are_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the newest job of a run, or of any run, that is meant in the first place, or else in the next."""
+        jobs = [job for job in self._jobs() if run in ("", job["name"], job["job_id"])]
+        for is_meant in are_meant:
+            if meant := [job for job in jobs if is_meant(job)]:
+                return meant[-1]
+        stages = ", ".join(f"{job['name']} ({_stage(job)})" for job in jobs[-LAST_JOBS:])
+        raise KitError(f"{run or 'the newest run'}: there is none for this; {stages or 'no run was submitted'}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Say what FLARE's errors mean; FLARE also prints, which nobody asked for."""
+        try:
+            with redirect_stdout(io.StringIO()):
+                yield
+        except (NoConnection, SessionClosed) as error:
+            raise KitError(f"{self._where}: no server answers, or it does not know this kit") from error
+        except (AuthenticationError, AuthorizationError) as error:
+            raise KitError(f"{self._who}: may not do this: {error}") from None
+        except (JobNotFound, JobNotDone, JobNotRunning) as error:
+            raise KitError(str(error)) from None
+
+
+def is_over(job: dict[str, Any]) -> bool:
+    """Whether a job that ``status`` has described is over."""
+    return job["stage"] not in WAITING | RUNNING
+
+
+def _stage(job: dict[str, Any]) -> str:
+    return str(job["status"])

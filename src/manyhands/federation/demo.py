@@ -1,44 +1,32 @@
-"""A whole federation on this machine: the server and each site are processes that listen on loopback only."""
+"""A whole federation on this machine: the server and each site are processes of FLARE that listen on loopback only."""
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyhands.errors import ManyhandsError
-from manyhands.federation.admin import Admin
-from manyhands.federation.kit import ADMIN, SERVER, new_kits
-from manyhands.federation.run_session import OVER
+from manyhands.errors import KitError, ManyhandsError
+from manyhands.federation import parent
+from manyhands.federation.admin import COMPLETED, Admin, is_over
+from manyhands.federation.kit import ADMIN, KEPT, SERVER, load_kit
+from manyhands.federation.policy import FROM_RECIPE, Policy
+from manyhands.federation.prepare import prepare
+from manyhands.federation.provision import new_kits
 from manyhands.federation.site import RUNS
 
 if TYPE_CHECKING:
     from manyhands.runs.recipe import Recipe
 
 LOOPBACK = "127.0.0.1"
-CONNECT_SECONDS = 60.0
-"""Seconds in which a server that was just started must listen."""
-POLICY = 'approve = "limits"\nlabels = true\ncomputable = true\nmax_snr_db = 200\ndata = "recipe"\n'
+CONNECT_SECONDS = 120.0
+"""Seconds in which a server that was just started must answer, and its sites be connected."""
+POLICY = Policy(approve="limits", labels=True, computable=True, max_snr_db=200, logs=True, data=FROM_RECIPE)
 """For public images: labels may leave, images may be computable, and noise may be negligible."""
-
-
-def connect_admin(kits: Path, server: subprocess.Popen[bytes]) -> Admin:
-    """Connect the admin as soon as a server that was just started listens."""
-    end = time.monotonic() + CONNECT_SECONDS
-    while True:
-        try:
-            return Admin(kits / ADMIN)
-        except ManyhandsError:
-            if time.monotonic() > end or server.poll() is not None:
-                raise
-            time.sleep(0.2)
 
 
 class LocalFederation:
@@ -47,46 +35,53 @@ class LocalFederation:
     Args:
         folder: The folder.
         sites: The names of the sites.
-        policy: The policy of every site, as TOML.
-        port: The port on which the server listens; 0 means any free one.
-        through: The port to which the sites connect if it is not the server's, as behind a proxy.
+        policy: The policy of every site.
+        users: Further users, as EMAIL:ROLE.
+        launcher: Whether a killed job is begun again.
     """
 
     def __init__(
-        self, folder: Path, sites: Sequence[str], policy: str = POLICY, port: int = 0, through: int = 0
-    ) -> None:
-        self.folder, self.sites, self.port = folder, list(sites), port or free_port()
-        new_kits(f"{LOOPBACK}:{through or self.port}", self.sites, folder / "kits")
-        (folder / "policy.toml").write_text(policy)
+        self, folder: Path, sites: Sequence[str], policy: Policy = POLICY, *, users: Sequence[str] = (),
+        launcher: bool = True,
+    ) -> None:  # fmt: skip
+        self.folder, self.sites, self.port, self.kits = folder, list(sites), free_port(), folder / "kits"
+        new_kits(f"{LOOPBACK}:{self.port}", self.sites, self.kits, users=users, launcher=launcher)
+        for site in self.sites:
+            prepare(self.kits / site, policy, launcher=launcher)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, party: str) -> None:
-        """Start the process of a party, with the command that its operator would type."""
-        kit = str(self.folder / "kits" / party)
-        if party == SERVER:
-            arguments = ["serve", kit, "--host", LOOPBACK, "--port", str(self.port), "--device", "cpu"]
-            arguments += ["--out", str(self.folder / SERVER)]
-        else:
-            arguments = ["join", kit, "--policy", str(self.folder / "policy.toml"), "--out", str(self.site(party))]
+        """Start FLARE's process of a party."""
         with (self.folder / f"{party}.log").open("ab") as log:
-            command = [sys.executable, "-m", "manyhands", "federation", *arguments]
-            self.processes[party] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.processes[party] = parent.start(load_kit(self.kits / party, "server", "site"), log)
 
-    def site(self, name: str) -> Path:
-        """Return the folder of what a site keeps."""
-        return self.folder / "sites" / name
+    def run(self, name: str) -> Path:
+        """Return the server's run folder."""
+        return self.kits / SERVER / KEPT / name
 
     def kept(self, site: str, run: str) -> Path:
         """Return the folder of what a site keeps of a run."""
-        return self.site(site) / RUNS / run
+        return self.kits / site / KEPT / RUNS / run
 
     def log(self, party: str) -> str:
         """Return the log of a party."""
         return (self.folder / f"{party}.log").read_text(errors="replace")
 
     def admin(self) -> Admin:
-        """Connect the admin as soon as the server listens."""
-        return connect_admin(self.folder / "kits", self.processes[SERVER])
+        """Connect the admin as soon as the server answers and all sites are connected."""
+        end = time.monotonic() + CONNECT_SECONDS
+        while True:
+            try:
+                admin = Admin(self.kits / ADMIN)
+                if len(admin.sites()) == len(self.sites):
+                    return admin
+                admin.close()
+            except KitError:
+                if self.processes[SERVER].poll() is not None:
+                    raise
+            if time.monotonic() > end:
+                raise KitError(f"{self.folder}: the federation did not start; its logs say why")
+            time.sleep(0.2)
 
     def __enter__(self) -> LocalFederation:
         with ExitStack() as stack:
@@ -100,11 +95,9 @@ class LocalFederation:
         self.end()
 
     def end(self) -> None:
-        """Kill every process; a worker ends with its supervisor."""
+        """End every process; those of jobs end with their parents."""
         for process in self.processes.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            parent.end(process)
 
 
 def demo_recipe(path: Path, changes: Sequence[str]) -> Recipe:
@@ -122,27 +115,36 @@ def demo(recipe: Recipe, out: Path, log: Callable[[str], None]) -> Path:
     """Run a recipe between processes of this machine; return the run folder of the server."""
     sites = recipe.silo_names
     out.mkdir(parents=True, exist_ok=True)
-    with LocalFederation(out, sites) as federation, federation.admin() as admin:
-        run, last = str(admin.submit(recipe, [])["run"]), ""
-        log(f"the server and {len(sites)} sites are processes of this machine; their logs are in {out}")
-        for status in watch(admin):
-            line = f"round {status['round']}/{status['rounds']}, {status['stage']} {status['why']}".rstrip()
-            if line != last:
-                log(line)
-            last = line
-    if status["stage"] != "ended":
+    with LocalFederation(out, sites) as federation:
+        log(f"starting FLARE: the server and {len(sites)} sites are processes of this machine; their logs are in {out}")
+        with federation.admin() as admin:
+            run, job = admin.submit(recipe)
+            last = ""
+            for status in watch(admin, job):
+                line = _progress(status)
+                if line != last:
+                    log(line)
+                last = line
+    if status["stage"] != COMPLETED:
         raise ManyhandsError(f"{out}: the run is {status['stage']}: {status['why']}")
-    return out / SERVER / run
+    return federation.run(run)
 
 
-def watch(admin: Admin, every: float = 0.5) -> Iterator[dict[str, Any]]:
-    """Yield the state of the newest run again and again, until it is over."""
+def watch(admin: Admin, job: str, every: float = 0.5) -> Iterator[dict[str, Any]]:
+    """Yield the state of a job again and again, until it is over."""
     while True:
-        status = admin.status()["run"]
+        status = admin.job(job)
         yield status
-        if status["stage"] in OVER:
+        if is_over(status):
             return
         time.sleep(every)
+
+
+def _progress(status: dict[str, Any]) -> str:
+    run = status.get("run")
+    if run is None:
+        return f"job {status['stage'].lower()}"
+    return f"round {run['round']}/{run['rounds']}, {run['stage']} {run['why']}".rstrip()
 
 
 def free_port() -> int:

@@ -90,6 +90,10 @@ class Policy(Spec):
         description="huscf: the smallest number of the last block of the discriminator's head, which stays at this "
         "site. Blocks count from 0.",
     )
+    logs: bool = Field(
+        default=False,
+        description="Whether FLARE may stream the errors of jobs at this site to the server; they may name files.",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where this site trains. auto takes a GPU if there is one."
     )

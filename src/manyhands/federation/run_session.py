@@ -14,7 +14,7 @@ import torch
 
 from manyhands.errors import MessageError, Reason, Refused, RunFolderError
 from manyhands.federation.enrolment import Enrolment
-from manyhands.federation.policy import recipe_text
+from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.site_delays import REPEAT_SHARE, SiteDelays
 from manyhands.links.coordinator import RoundCoordinator
 from manyhands.messages.ledger import Ledger
@@ -46,13 +46,14 @@ class RunSession:
 
     Args:
         folder: The run folder.
-        recipe: The recipe that the admin submitted.
+        recipe: The recipe of the job.
         sites: The sites of the run.
         device: Where the server computes.
         since: When the sites began to gather, in seconds of the server's clock.
         stage: How far the run is.
         why: Why the run ended early.
         ledger: The bytes of every message.
+        job: The id of the job.
     """
 
     folder: RunFolder
@@ -63,6 +64,7 @@ class RunSession:
     stage: Stage = "gathering"
     why: str = ""
     ledger: Ledger = field(default_factory=Ledger)
+    job: str = ""
 
     def __post_init__(self) -> None:
         self.method = self.recipe.method
@@ -78,9 +80,9 @@ class RunSession:
         self._export: SubprocessTask[..., None] | None = None
 
     @cached_property
-    def offer(self) -> Message:
-        """The message that offers the run to a site; it was checked when the run was submitted."""
-        return Message("hello", facts={"run": self.folder.path.name, "recipe": recipe_text(self.recipe)})
+    def recipe_hash(self) -> str:
+        """The hash of the recipe, by which sites approve it."""
+        return recipe_hash(recipe_text(self.recipe))
 
     @cached_property
     def plan(self) -> Plan:
@@ -114,7 +116,15 @@ class RunSession:
 
     def write(self) -> None:
         """Write the stage and the sites to disk, for a server that restarts."""
-        self.folder.write(SESSION_FILE, {"stage": self.stage, "why": self.why, **self.sites.state()})
+        self.folder.write(SESSION_FILE, {"stage": self.stage, "why": self.why, "job": self.job, **self.sites.state()})
+
+    def go_on(self, job: str) -> None:
+        """Take up the run for a job, from its newest closed round, unless it has ended; sites may decide anew."""
+        if self.stage in OVER - {"ended"}:
+            self.stage, self.why = "gathering", ""
+        self.sites.declined.clear()
+        self.job = job
+        self.write()
 
     def enrol(self, site: str, facts: Mapping[str, Any], now: float) -> Message | None:
         """Enrol a site; it is answered now if it can continue alone, and otherwise when all sites are ready.
@@ -124,6 +134,8 @@ class RunSession:
         """
         if self.stage in OVER:
             raise Refused(Reason.NOT_NOW, f"the run is over: {self.stage} {self.why}".rstrip())
+        if facts["recipe"] != self.recipe_hash:
+            raise Refused(Reason.WRONG_FACTS, "it has another recipe")
         self.sites.check(site, facts["images"], self.recipe.federation.images)
         self._check_memory(site, facts["kept"])
         self.sites.add(site, facts["images"], facts["held_out"])
@@ -345,7 +357,7 @@ def load_run_session(folder: RunFolder, device: torch.device, now: float) -> Run
     try:
         state = json.loads((folder.path / SESSION_FILE).read_text())
         recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
-        session = RunSession(folder, recipe, Enrolment.load(state), device, now, why=state["why"])
+        session = RunSession(folder, recipe, Enrolment.load(state), device, now, why=state["why"], job=state["job"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
     if state["stage"] not in OPEN:

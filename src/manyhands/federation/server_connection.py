@@ -1,4 +1,4 @@
-"""The connection of a site or the admin to the server: one call at a time, repeated until it is answered."""
+"""The connection of a site to the server: one call at a time, repeated until it is answered."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from manyhands.errors import ManyhandsError
 from manyhands.federation.kit import SERVER
 from manyhands.federation.plans import SITE_PLAN
 from manyhands.links.exchange import MAX_WAITING_FRAMES, ClientSession
@@ -22,36 +23,38 @@ SILENCE_SECONDS = 2.0
 """Seconds without a frame after which the server is asked again."""
 
 
+class RunAborted(ManyhandsError):  # noqa: N818 - the name of the event
+    """FLARE ended the job before the run had ended."""
+
+
 class ServerConnection:
     """A connection to the server.
 
     Args:
         connect: Opens the connection.
-        on_connection_change: Is called with whether the server is connected, whenever that changes.
-        max_silences: After how many silences in a row a call raises ``TimeoutError``; 0 means never.
+        is_over: Whether FLARE has ended the job.
+
+    Attributes:
         bounds: The largest answer that is accepted. A site that takes part in a run widens them to its plan.
     """
 
-    def __init__(
-        self,
-        connect: Connect,
-        on_connection_change: Callable[[bool], None] = lambda _: None,
-        max_silences: int = 0,
-        bounds: Bounds = IDLE_ANSWER_BOUNDS,
-    ) -> None:
-        self.bounds = bounds
+    def __init__(self, connect: Connect, is_over: Callable[[], bool] = lambda: False) -> None:
+        self.bounds: Bounds = IDLE_ANSWER_BOUNDS
         self._frames: queue.Queue[Frame] = queue.Queue(MAX_WAITING_FRAMES)
-        self._max_silences = max_silences
+        self._is_over = is_over
         self.new_session()
-        self._connection = connect(
-            self._take, lambda peer, connected: on_connection_change(connected) if peer == SERVER else None
-        )
+        self._connection = connect(self._take, lambda _peer, _connected: None)
 
     def _take(self, peer: str, frame: Frame) -> None:
         """Queue a frame, or drop it if the queue is full: a server cannot fill the memory, and is asked again."""
         if peer == SERVER:
             with suppress(queue.Full):
                 self._frames.put_nowait(frame)
+
+    def check(self) -> None:
+        """Raise ``RunAborted`` if FLARE has ended the job."""
+        if self._is_over():
+            raise RunAborted
 
     def new_session(self) -> None:
         """Begin a new session."""
@@ -63,21 +66,18 @@ class ServerConnection:
         Raises:
             Refused: The server refuses the message.
             SessionGone: The server has ended the session; a new one is needed.
-            TimeoutError: The server did not answer.
+            RunAborted: FLARE ended the job before the server answered.
         """
         self._number += 1
-        call, silences = ClientSession(message, self.session, self._number, self.bounds), 0
+        call = ClientSession(message, self.session, self._number, self.bounds)
         self._connection.send(SERVER, call.begin())
         while (answer := call.answer) is None:
             try:
                 frame = self._frames.get(timeout=SILENCE_SECONDS)
             except queue.Empty:
-                silences += 1
-                if silences == self._max_silences:
-                    raise TimeoutError from None
+                self.check()
                 self._connection.send(SERVER, call.ask_again())
                 continue
-            silences = 0
             self._connection.send(SERVER, call.take(frame))
         return answer
 

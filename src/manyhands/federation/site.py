@@ -1,8 +1,7 @@
-"""A site: it asks the server for runs, checks them against its own policy, and takes part in those it allows."""
+"""A site: it checks a run against its own policy, and takes part in it if that allows it."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING
 from manyhands.errors import BudgetError, ManyhandsError, RecipeError, Refused, printable
 from manyhands.federation.approval import approved, describe, keep_offer, note_site
 from manyhands.federation.conversation import check_answer, converse
-from manyhands.federation.plans import SITE_PLAN
+from manyhands.federation.plans import ENDING_SECONDS, RUN_NAME, SITE_PLAN
 from manyhands.federation.policy import Policy, recipe_hash
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
-from manyhands.federation.server_connection import IDLE_ANSWER_BOUNDS
+from manyhands.federation.server_connection import IDLE_ANSWER_BOUNDS, RunAborted
 from manyhands.federation.site_images import SiteImages
 from manyhands.federation.usage import Usage
 from manyhands.files.write import disk_errors
@@ -35,12 +34,10 @@ if TYPE_CHECKING:
     from manyhands.silos.silo import Silo
 
 RUNS = "runs"
-RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
-"""The name of a recipe, with a number if the server had a run of that name before."""
 KEPT_ROUNDS = 3
 """How many rounds a site keeps: the one that is closed, the one that it has sent, and the one before."""
-DECLINED_AT_ONCE, MAX_PAUSE_SECONDS = 3, 60.0
-"""How many runs in a row are declined at once; before each further one the site waits, longer each time."""
+APPROVAL_SECONDS = 2.0
+"""How often a site looks whether somebody has approved the recipe."""
 MAX_REASON_LINES = 20
 """The most lines of the reasons why a run is declined."""
 
@@ -76,65 +73,39 @@ class Site:
         self.budget_folder = Path(policy.ledger) if policy.ledger else out
         self.images = SiteImages(name, policy, self.budget_folder, log)
         self.has_finished = False
-        self._declined: dict[str, str] = {}
-        self._declined_in_a_row = 0
 
-    def work(self, forever: Callable[[], bool] = lambda: True) -> None:
-        """Take part in one run after another."""
-        while forever():
+    def work(self, run: str, text: str) -> None:
+        """Take part in a run until this site has finished, or say to the server why it does not.
+
+        Args:
+            run: The name of the run.
+            text: The recipe, as TOML.
+
+        Raises:
+            RunAborted: The run was over before.
+        """
+        while not self.has_finished:
             try:
-                self._once()
+                recipe, silo = self.check_offer(run, text)
+                folder = RunFolder(self._private_folder(RUNS) / run)
+                usage = self._usage(recipe, text, len(silo.images), folder)
+                with folder.open(recipe.resolved(), resume=True, patience=ENDING_SECONDS):
+                    self._take_part(run, text, recipe, silo, folder, usage)
             except SessionGone:
                 self.connection.new_session()
+            except NotApproved as error:
+                decline(error, self.connection, self.log, waits=True)
+                self._await_approval(recipe_hash(text))
+            except RunAborted:
+                raise
+            except ManyhandsError as error:
+                decline(error, self.connection, self.log)
+                return
 
-    def _once(self) -> None:
-        try:
-            offer = self.connection(Message("hello", facts={"declined": self._still_declined()}))
-            check_answer("hello", offer, SITE_PLAN)
-        except Refused as refusal:
-            self.log(f"the server's offer is not valid: {refusal}")
-            self._wait_a_while()
-            return
-        run, text = offer.facts["run"], offer.facts["recipe"]
-        if not run:
-            return
-        try:
-            recipe, silo = self.check_offer(run, text)
-            folder = RunFolder(self._private_folder(RUNS) / run)
-            usage = self._usage(recipe, text, len(silo.images), folder)
-            with folder.open(recipe.resolved(), resume=True):
-                self._declined_in_a_row = 0
-                self._take_part(run, recipe, silo, folder, usage)
-        except SessionGone:
-            raise
-        except ManyhandsError as error:
-            self._decline(printable(run), recipe_hash(text) if isinstance(error, NotApproved) else "", error)
-
-    def _decline(self, run: str, waits_for: str, error: ManyhandsError) -> None:
-        """Decline a run and say why; ``waits_for`` is the hash of a recipe that somebody may still approve, or ""."""
-        self._declined = {run: waits_for}
-        lines = str(error).splitlines()
-        more = len(lines) - MAX_REASON_LINES
-        for line in [*lines[:MAX_REASON_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
-            self.log(f"{run}: {printable(line)}")
-        why = "its images, its folder or its budget do not allow it; its log says why"
-        if isinstance(error, SHARED_ERRORS):
-            why = printable(str(error).replace("\n", "; "))
-        with suppress(Refused):  # the run is already over
-            self.connection(Message("decline", facts={"run": run, "why": why, "waits": bool(waits_for)}))
-        self._wait_a_while()
-
-    def _wait_a_while(self) -> None:
-        """Ask less and less often a server that offers only what is declined."""
-        self._declined_in_a_row += 1
-        if self._declined_in_a_row > DECLINED_AT_ONCE:
-            self.pause(min(2.0 ** (self._declined_in_a_row - DECLINED_AT_ONCE), MAX_PAUSE_SECONDS))
-
-    def _still_declined(self) -> str:
-        """Return the run that this site declines, or "" if there is none or its recipe was approved meanwhile."""
-        hashes = approved(self.out)
-        self._declined = {run: digest for run, digest in self._declined.items() if not digest or digest not in hashes}
-        return next(iter(self._declined), "")
+    def _await_approval(self, digest: str) -> None:
+        while digest not in approved(self.out):
+            self.connection.check()
+            self.pause(APPROVAL_SECONDS)
 
     def check_offer(self, run: str, text: str) -> tuple[Recipe, Silo]:
         """Return the recipe of a run and this site's images for it.
@@ -179,7 +150,7 @@ class Site:
             self.log(f"  {line}")
         if (self.budget_folder / RELEASES_FILE).exists() and (spent := self._budget().worst()) != NO_COST:
             self.log(f"  released of one image before, over all runs: at most {spent.words(self.policy.delta)}")
-        self.log(f"  to allow it: manyhands federation approve {self.out} {digest}")
+        self.log(f"  to allow it: manyhands federation approve {self.out.parent} {digest}")
         raise NotApproved(f"{digest} is not approved here")
 
     def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:
@@ -193,10 +164,10 @@ class Site:
     def _budget(self) -> Budget:
         return Budget(self.budget_folder, site_secret(self.budget_folder))
 
-    def _take_part(self, run: str, recipe: Recipe, silo: Silo, folder: RunFolder, usage: Usage) -> None:
+    def _take_part(self, run: str, text: str, recipe: Recipe, silo: Silo, folder: RunFolder, usage: Usage) -> None:
         """Enrol, hold the silo's half of the method, and save the silo's own model."""
         place = folder.silo(self.name)
-        number, sites = self._enrol(run, silo, place)
+        number, sites = self._enrol(recipe_hash(text), silo, place)
         for newer in generations(place):
             if newer > number:  # of a round that was never closed, or of an older run of this name
                 path_of(place, newer).unlink()
@@ -225,15 +196,15 @@ class Site:
         if own := recipe.method.silo_generator(silo):
             device = str(silo.device_context.device)
             prepare_for_sampling(own, recipe.sampling, silo.images.classes, device).save(place / "model")
-        self.connection(Message("ended", facts={"run": run}))
+        self.connection(Message("ended"))
         self.has_finished = True
         self.log(f"{run}: this site has finished")
 
-    def _enrol(self, run: str, silo: Silo, place: Path) -> tuple[int, int]:
+    def _enrol(self, digest: str, silo: Silo, place: Path) -> tuple[int, int]:
         """Enrol, wait for the other sites, and return the round to begin with and the number of sites."""
-        facts = {"run": run, "images": len(silo.images), "held_out": len(silo.held_out or ()),
+        facts = {"recipe": digest, "images": len(silo.images), "held_out": len(silo.held_out or ()),
                 "kept": generations(place)}  # fmt: skip
-        self.log(f"{run}: waits for the other sites")
+        self.log("waits for the other sites")
         answer = self.connection(Message("enrol", facts=facts))
         check_answer("enrol", answer, SITE_PLAN)
         number, sites = answer.facts["round"], answer.facts["sites"]
@@ -242,3 +213,31 @@ class Site:
                 f"this site's policy: the run has {sites} sites, but min_sites is {self.policy.min_sites}"
             )
         return number, sites
+
+
+def decline(
+    error: ManyhandsError, connection: ServerConnection, log: Callable[[str], None], *, waits: bool = False
+) -> None:
+    """Say here and to the server why a site does not take part, or not before somebody here approves the recipe.
+
+    Args:
+        error: Why not.
+        connection: The connection to the server.
+        log: Takes a line for people here, who are told more.
+        waits: Whether the site may still take part.
+    """
+    lines = str(error).splitlines()
+    more = len(lines) - MAX_REASON_LINES
+    for line in [*lines[:MAX_REASON_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
+        log(f"does not take part: {printable(line)}")
+    why = "its images, its policy, its folder or its budget do not allow it; its log says why"
+    if isinstance(error, SHARED_ERRORS):
+        why = printable(str(error).replace("\n", "; "))
+    message = Message("decline", facts={"why": why, "waits": waits})
+    with suppress(Refused):  # the run is already over
+        while True:
+            try:
+                connection(message)
+                return
+            except SessionGone:
+                connection.new_session()

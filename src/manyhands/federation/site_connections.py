@@ -1,4 +1,4 @@
-"""The server's connections to the sites and the admin: who is connected, and what each has called."""
+"""The server's connections to the sites: who is connected, and what each has called."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from manyhands.errors import printable
-from manyhands.federation.kit import ADMIN
-from manyhands.federation.plans import ADMIN_PLAN, SITE_PLAN
+from manyhands.federation.plans import SITE_PLAN
 from manyhands.links.exchange import MAX_WAITING_FRAMES, ServerSession
 from manyhands.links.frame import INVALID, Frame
 from manyhands.messages.message import Bounds
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from manyhands.links.frame import Connect
     from manyhands.messages.message import Message
 
-IDLE_CALL_BOUNDS = {True: ADMIN_PLAN.bounds("up"), False: SITE_PLAN.bounds("up")}
-"""The largest message of the admin, and of a site while there is no run."""
+IDLE_CALL_BOUNDS = SITE_PLAN.bounds("up")
+"""The largest message of a site that does not train."""
 Log = Callable[[str, str], None]
 
 
@@ -43,11 +42,11 @@ class ReceivedCall(NamedTuple):
 
 
 class SiteConnections:
-    """Listens for the parties of a federation; frames of anybody else are dropped.
+    """Listens for the sites; frames of anybody else are dropped.
 
     Args:
         connect: Opens the connection.
-        peers: The names of the parties.
+        peers: The names of the sites.
         log: Takes the name of a peer and what it did wrong.
 
     Attributes:
@@ -61,7 +60,7 @@ class SiteConnections:
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self._log = log
-        self._sessions = {peer: ServerSession(IDLE_CALL_BOUNDS[peer == ADMIN]) for peer in peers}
+        self._sessions = {peer: ServerSession(IDLE_CALL_BOUNDS) for peer in peers}
         self._room = {peer: threading.Semaphore(MAX_WAITING_FRAMES) for peer in self._sessions}
         self._arrivals: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
         self._connection = connect(self._enqueue, lambda peer, connected: self._arrivals.put((peer, connected)))
@@ -85,12 +84,12 @@ class SiteConnections:
         finally:
             self.spent[peer] += time.perf_counter() - began
 
-    def allow(self, peers: Iterable[str] = (), bounds: Bounds = IDLE_CALL_BOUNDS[False]) -> None:
-        """Allow these sites messages within ``bounds``, and the other sites only those that need no run."""
-        for peer in self._sessions.keys() - {ADMIN}:
-            self._sessions[peer].bounds = IDLE_CALL_BOUNDS[False]
-        for peer in peers:
-            self._sessions[peer].bounds = Bounds.largest([bounds, IDLE_CALL_BOUNDS[False]])
+    def allow(self, peers: Iterable[str] = (), bounds: Bounds = IDLE_CALL_BOUNDS) -> None:
+        """Allow these sites messages within ``bounds``, and the other sites only those without training."""
+        for session in self._sessions.values():
+            session.bounds = IDLE_CALL_BOUNDS
+        for peer in self._sessions.keys() & set(peers):  # a run may have begun with more sites than its job has now
+            self._sessions[peer].bounds = Bounds.largest([bounds, IDLE_CALL_BOUNDS])
 
     def answer(self, peer: str, answer: Message | Refused) -> None:
         """Answer or refuse the newest call of a peer."""
@@ -98,7 +97,7 @@ class SiteConnections:
 
     def forget(self, peers: Iterable[str]) -> None:
         """End the sessions of these peers, which must begin new ones."""
-        for peer in peers:
+        for peer in self._sessions.keys() & set(peers):
             self._connection.send(peer, self._sessions[peer].forget())
 
     def _receive(self, peer: str, frame: Frame) -> ReceivedCall | None:

@@ -113,6 +113,11 @@ class RoundCoordinator:
         self._now = 0.0
         self._opened: float | None = None
 
+    @property
+    def waiting(self) -> dict[str, str]:
+        """The silos that wait at a barrier, and the operation that they have sent."""
+        return {name: caller.waiting.op for name, caller in self._callers.items() if caller.waiting is not None}
+
     def submit(self, silo: str, message: Message, session: str = "", sequence: int = 0, now: float = 0.0) -> None:
         """Accept a call; ``collect`` returns its answer. A repeated call is not applied twice.
 

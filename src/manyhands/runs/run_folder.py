@@ -6,12 +6,13 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 import tomllib
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 
+LOCK_SECONDS = 0.2
+"""How often a process that waits for another one looks whether it has ended."""
 NEEDED = frozenset({"data", "silos", "rounds", "metrics", "floor", "flops_silos", "problems"})
 """The keys of report.json without which a run can neither be evaluated again nor compared."""
 
@@ -68,27 +71,34 @@ class RunFolder:
         return self.figures / "rounds" / f"{number:06d}.png"
 
     @contextmanager
-    def open(self, recipe: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
-        """Begin a run here, or resume the same one; refuse another run, and other processes at the same time."""
+    def open(self, recipe: Mapping[str, Any], *, resume: bool, patience: float = 0.0) -> Iterator[None]:
+        """Begin a run here, or resume the same one; refuse another run, and other processes at the same time.
+
+        Args:
+            recipe: The resolved recipe.
+            resume: Whether a run may be here already.
+            patience: For how many seconds to wait for a process that is ending.
+        """
         self._check(recipe, resume=resume)
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with self.alone():
+        with self.alone(patience):
             self.write("recipe.toml", tomli_w.dumps(recipe))
             with disk_errors(self.figures):
                 (self.figures / "rounds").mkdir(parents=True, exist_ok=True)
             yield
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, patience: float = 0.0) -> Iterator[None]:
         """Lock the folder against other processes; the system releases the lock however this process ends."""
+        end = time.monotonic() + patience
         with disk_errors(self.path):
             lock = self._file(".lock").open("w")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(f"{self.path}: another process is running in it") from None
+            while not _locks(lock):
+                if time.monotonic() >= end:
+                    raise RunFolderError(f"{self.path}: another process is running in it")
+                time.sleep(LOCK_SECONDS)
             yield
 
     def problem(self, line: str) -> None:
@@ -307,3 +317,12 @@ class RunFolder:
 
     def _file(self, name: str) -> Path:
         return self.path / name
+
+
+def _locks(file: IO[str]) -> bool:
+    """Lock a file against other processes; return False if one of them has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

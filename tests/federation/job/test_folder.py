@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from manyhands import __version__
 from manyhands.errors import RecipeError
-from manyhands.federation.job.folder import SERVER_COMPONENT, SITE_COMPONENT, write_job
+from manyhands.federation.job.folder import FLARE, RECEIVERS, SERVER_COMPONENT, SITE_COMPONENT, check_version, write_job
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.runs.recipe_file import load_recipe, parse_recipe
 from manyhands.runs.shipped import recipe_path
 from tests.command import manyhands
 
+ROOT = Path(__file__).parents[3]
 
-def components(job: Path) -> tuple[dict[str, object], dict[str, object]]:
-    server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())
-    site = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
-    return server["workflows"][0], site["executors"][0]
+
+def named_in(part: Any) -> Iterator[dict[str, Any]]:
+    """Every class that a configuration names, with its arguments, wherever it stands."""
+    if isinstance(part, dict) and "path" in part:
+        yield part
+    elif isinstance(part, dict | list):
+        for inner in part.values() if isinstance(part, dict) else part:
+            yield from named_in(inner)
 
 
 def test_a_job_holds_the_very_recipe_and_no_code(tmp_path: Path) -> None:
+    """Both parties read the same text, by whose hash a site approves the run."""
     recipe = load_recipe(recipe_path("digits-collafuse"), [])
-    server, site = components(write_job(recipe, tmp_path / "job", run="mine"))
-    assert {path.suffix for path in (tmp_path / "job").rglob("*") if path.is_file()} == {".json"}
-    arguments = server["args"]
-    assert isinstance(arguments, dict)
-    again = parse_recipe(tomllib.loads(arguments["recipe"]), "job")
+    job = write_job(recipe, tmp_path / "job", run="mine")
+    assert {path.suffix for path in job.rglob("*") if path.is_file()} == {".json"}
+    for party, path in {"server": SERVER_COMPONENT, "client": SITE_COMPONENT}.items():
+        (named,) = named_in(json.loads((job / "app" / "config" / f"config_fed_{party}.json").read_text()))
+        assert named["path"] == path
+        assert named["args"] == {"recipe": recipe_text(recipe), "run": "mine", "version": __version__}
+    again = parse_recipe(tomllib.loads(named["args"]["recipe"]), "job")
     assert recipe_hash(recipe_text(again)) == recipe_hash(recipe_text(recipe))
-    assert arguments["run"] == "mine"
-    assert (server["path"], site["executor"]) == (SERVER_COMPONENT, {"path": SITE_COMPONENT, "args": {}})
 
 
 @pytest.mark.parametrize(("sites", "deployed"), [([], ["@ALL"]), (["a", "b"], ["server", "a", "b"])])
@@ -51,6 +60,35 @@ def test_the_components_are_where_the_job_says() -> None:
         assert f"{component.__module__}.{component.__name__}" == path
 
 
+@pytest.mark.parametrize("run", ["../run", "a/b", ".", "..", "Run", "a b", "a" * 81, "\x1b[2J"])
+def test_a_name_that_is_none_of_a_run_is_refused_and_nothing_is_written(tmp_path: Path, run: str) -> None:
+    with pytest.raises(RecipeError, match="use a-z, 0-9, '.', '_' and '-', at most 80 in all") as refusal:
+        write_job(load_recipe(recipe_path("digits-fedavg"), []), tmp_path / "job", run=run)
+    assert str(refusal.value).startswith("--run ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_name_the_run_is_called_as_the_recipe_is(tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_path("digits-fedavg"), ["name='mine'"])
+    assert json.loads((write_job(recipe, tmp_path / "job") / "meta.json").read_text())["name"] == "mine"
+
+
+def test_the_figures_of_rounds_go_to_receivers_of_flare_that_there_are(tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_path("digits-fedavg"), [])
+    job = write_job(recipe, tmp_path / "job", track=list(RECEIVERS))
+    _, *named = named_in(json.loads((job / "app" / "config" / "config_fed_server.json").read_text()))
+    assert [receiver["path"] for receiver in named] == list(RECEIVERS.values())
+    with pytest.raises(RecipeError, match="--track tensorbord: .*did you mean 'tensorboard'"):
+        write_job(recipe, tmp_path / "other", track=["tensorbord"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_job_of_another_version_is_refused_with_both() -> None:
+    check_version(__version__)
+    with pytest.raises(RecipeError, match=f"manyhands 0.0.7, but {__version__} is installed here"):
+        check_version("0.0.7")
+
+
 def test_what_cannot_be_a_job_is_said_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("all of it")
@@ -65,3 +103,8 @@ def test_what_cannot_be_a_job_is_said_and_nothing_is_written(tmp_path: Path) -> 
     assert said.returncode == 2
     assert "there is no such recipe" in said.stderr
     assert not (tmp_path / "job").exists()
+
+
+def test_the_pin_of_flare_is_the_version_that_was_killed_in_every_way() -> None:
+    pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["network"]
+    assert pinned == [f"nvflare=={FLARE}0"], "before the pin moves, run what CONTRIBUTING.md names, with FLARE changed"

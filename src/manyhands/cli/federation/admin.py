@@ -1,4 +1,4 @@
-"""The commands of the admin: submit a recipe, see how the run stands, stop it, and fetch its folder."""
+"""The commands of the admin: submit a recipe, see how runs stand, stop one, read its log, fetch its folder."""
 
 from __future__ import annotations
 
@@ -9,51 +9,59 @@ from typing import Annotated, Any
 
 import typer
 
+from manyhands.cli.federation.options import SitesOption, TrackOption, names
 from manyhands.cli.options import JsonOption, RecipeArgument, SetOption
 from manyhands.errors import RecipeError, printable
 from manyhands.federation.log import MAX_LINE_CHARACTERS
 from manyhands.files.strict_json import finite_json
 
 AdminOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the admin's kit.")]
-RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run. Default: the newest one.")]
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="NAME", help="Name of the run or id of its job. Default: the newest one.")
+]
 ADMIN_KIT = Path("kits/admin")
+WATCH_SECONDS = 2
 
 
 def submit(
     recipe: RecipeArgument,
     kit: AdminOption = ADMIN_KIT,
     changes: SetOption = None,
-    sites: Annotated[
-        str, typer.Option(metavar="NAMES", help="Train with these sites only, such as a,b. Default: all sites.")
+    sites: SitesOption = "",
+    run: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The name of a run that was stopped or has failed, to go on with it."),
     ] = "",
+    track: TrackOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Start a run between the sites."""
+    """Start a run between the sites, as a job of FLARE."""
     from manyhands.federation.admin import Admin
+    from manyhands.federation.policy import recipe_hash, recipe_text
     from manyhands.runs.recipe_file import check_lists_classes, load_recipe
     from manyhands.runs.shipped import recipe_path
 
     loaded = load_recipe(recipe_path(recipe), changes or [])
     check_lists_classes(loaded.resolved(), recipe)
     with Admin(kit) as admin:
-        submitted = admin.submit(loaded, [name for name in sites.split(",") if name])
+        name, job = admin.submit(loaded, names(sites), run, names(track))
+    submitted = {"job": job, "run": name, "hash": recipe_hash(recipe_text(loaded))}
     if as_json:
         typer.echo(finite_json(submitted))
         return
-    typer.echo(f"{submitted['run']}: its hash is {submitted['hash']}")
+    typer.echo(f"{name}: is job {job}; the hash of its recipe is {submitted['hash']}")
     typer.echo("a site may have to approve it first; to follow the run: manyhands federation status --watch")
 
 
 def status(
     kit: AdminOption = ADMIN_KIT,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Print the status every 2 seconds, until the run is over.")
+        bool, typer.Option("--watch", help="Print the status every 2 seconds, until the newest run is over.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which sites are connected, and how far the newest run is."""
-    from manyhands.federation.admin import Admin
-    from manyhands.federation.run_session import OVER
+    """Show the connected sites, and how far each run is."""
+    from manyhands.federation.admin import Admin, is_over
 
     with Admin(kit) as admin:
         for _ in itertools.count():
@@ -62,17 +70,20 @@ def status(
                 typer.echo(finite_json(report))
             else:
                 _show_status(report)
-            if not watch or report["run"].get("stage") in OVER:
+            if not watch or not report["jobs"] or is_over(report["jobs"][-1]):
                 break
-            time.sleep(2)
+            time.sleep(WATCH_SECONDS)
 
 
 def stop(kit: AdminOption = ADMIN_KIT, run: RunOption = "") -> None:
-    """Stop a run before it has finished."""
+    """Stop a run before it has finished.
+
+    Submitting it again goes on from its last closed round.
+    """
     from manyhands.federation.admin import Admin
 
     with Admin(kit) as admin:
-        typer.echo(f"{admin.stop(run)['run']}: stopped")
+        typer.echo(f"{admin.stop(run)}: stopped")
 
 
 def fetch(
@@ -89,19 +100,49 @@ def fetch(
         typer.echo(str(admin.fetch(run, out)))
 
 
-def _show_status(status: dict[str, Any]) -> None:
-    """Print the state of each site and of the run; every text is made safe, for a server may send anything."""
-    from manyhands.cli.console import print_table
-    from manyhands.formatting import TextTable, size_text
+def logs(
+    kit: AdminOption = ADMIN_KIT,
+    run: RunOption = "",
+    site: Annotated[
+        str, typer.Option("--site", metavar="NAME", help="The server, or a site that streams its log.")
+    ] = "server",
+) -> None:
+    """Print the log of a run at the server or at a site."""
+    from manyhands.federation.admin import Admin
 
-    sites = [
-        [printable(site, MAX_LINE_CHARACTERS), printable(str(state), MAX_LINE_CHARACTERS)]
-        for site, state in status["sites"].items()
-    ]
-    print_table(TextTable((), sites, left=2))
-    if run := status["run"]:
-        line = (
-            f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}, {run['round']} of {run['rounds']} "
-            f"rounds, {size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down"
-        )
-        typer.echo(printable(line, MAX_LINE_CHARACTERS))
+    with Admin(kit) as admin:
+        for line in admin.log(run, site).splitlines():
+            typer.echo(printable(line, MAX_LINE_CHARACTERS))
+
+
+def _show_status(status: dict[str, Any]) -> None:
+    """Print the state of each job and site; every text is made safe, for a server may send anything."""
+    from manyhands.cli.console import print_table
+    from manyhands.formatting import TextTable
+
+    connected = ", ".join(status["sites"]) or "none"
+    typer.echo(printable(f"connected sites: {connected}", MAX_LINE_CHARACTERS))
+    for job in status["jobs"]:
+        typer.echo(printable(_job_line(job), MAX_LINE_CHARACTERS))
+        sites = job.get("sites", {})
+        rows = [[printable(str(text), MAX_LINE_CHARACTERS) for text in pair] for pair in sites.items()]
+        if rows:
+            print_table(TextTable((), rows, left=2))
+
+
+def _job_line(job: dict[str, Any]) -> str:
+    """Return a line about a job, with how far its run is if it is running."""
+    from manyhands.formatting import duration_text, size_text
+
+    head = f"{job['name']} ({job['job'][:8]}): {job['stage']}{': ' + job['why'] if job['why'] else ''}"
+    if "run" not in job:
+        return head + (", the server computes" if job.get("busy") else "")
+    run = job["run"]
+    parts = [f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}",
+             f"{run['round']} of {run['rounds']} rounds"]  # fmt: skip
+    if run["loss"] is not None:
+        parts.append(f"loss {run['loss']:.4f}")
+    parts.append(f"{size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down")
+    if run["seconds_left"]:
+        parts.append(f"about {duration_text(run['seconds_left'])} left")
+    return f"{head}; {', '.join(parts)}"

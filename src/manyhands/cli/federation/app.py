@@ -8,18 +8,19 @@ from typing import Annotated
 
 import typer
 
-from manyhands.cli.federation.admin import fetch, status, stop, submit
+from manyhands.cli.federation.admin import fetch, logs, status, stop, submit
 from manyhands.cli.federation.approve import approve
 from manyhands.cli.federation.job import job
 from manyhands.cli.federation.join import join
 from manyhands.cli.federation.new import new
+from manyhands.cli.federation.prepare import prepare
 from manyhands.cli.federation.serve import serve
 from manyhands.cli.options import SetOption
 from manyhands.errors import RecipeError
 from manyhands.federation.log import log
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train between real sites, over a network.")
-for command in (new, serve, join, approve, submit, status, stop, fetch, job):
+for command in (new, serve, join, approve, submit, status, stop, fetch, logs, job, prepare):
     app.command()(command)
 
 

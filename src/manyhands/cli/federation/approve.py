@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from manyhands.cli.federation.options import KitArgument
 from manyhands.errors import RecipeError
 
 
 def approve(
-    site: Annotated[Path, typer.Argument(metavar="SITE_DIR", help="The --out folder of federation join.")],
+    kit: KitArgument,
     recipe: Annotated[
         str,
         typer.Argument(metavar="HASH", help="The hash of a waiting recipe, which join printed, or its first digits."),
@@ -25,7 +25,9 @@ def approve(
     """
     from manyhands.federation.approval import approve as allow
     from manyhands.federation.approval import describe_offer, find_offer
+    from manyhands.federation.kit import KEPT
 
+    site = kit / KEPT
     offer = find_offer(site, recipe)
     for line in describe_offer(site, offer):
         typer.echo(line)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from manyhands.cli.console import print_paths
+from manyhands.cli.federation.options import SitesOption, TrackOption, names
 from manyhands.cli.options import RecipeArgument, SetOption
 
 
@@ -17,13 +18,12 @@ def job(
         Path | None, typer.Option(metavar="DIR", help="Folder of the job. Default: jobs/<name of the recipe>.")
     ] = None,
     changes: SetOption = None,
-    sites: Annotated[
-        str, typer.Option(metavar="NAMES", help="Train with these sites only, such as a,b. Default: all sites.")
-    ] = "",
+    sites: SitesOption = "",
     run: Annotated[
         str,
         typer.Option(metavar="NAME", help="A later job with this name goes on with the run. Default: the recipe's."),
     ] = "",
+    track: TrackOption = "",
 ) -> None:
     """Write a recipe as a job of NVIDIA FLARE.
 
@@ -37,4 +37,4 @@ def job(
     loaded = load_recipe(recipe_path(recipe), changes or [])
     check_lists_classes(loaded.resolved(), recipe)
     folder = out or Path("jobs") / loaded.name
-    print_paths({"job": write_job(loaded, folder, [name for name in sites.split(",") if name], run)})
+    print_paths({"job": write_job(loaded, folder, names(sites), run, names(track))})

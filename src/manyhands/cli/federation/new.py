@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from manyhands.cli.federation.options import names
+
 
 def new(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The address at which sites reach the server.")],
@@ -15,9 +17,16 @@ def new(
     days: Annotated[
         int, typer.Option(metavar="N", min=1, max=3650, help="Days for which the certificates are valid.")
     ] = 360,
+    users: Annotated[
+        str,
+        typer.Option(metavar="USERS", help="Further users and their roles in FLARE, such as ann@a.org:lead."),
+    ] = "",
 ) -> None:
-    """Make a kit for each party: certificate, key, server address."""
-    from manyhands.federation.kit import new_kits
+    """Make a start-up kit of FLARE for each party.
 
-    page = new_kits(server, [name.strip() for name in sites.split(",") if name.strip()], out, days)
+    It holds the certificate and the key of the party, and the address of the server.
+    """
+    from manyhands.federation.provision import new_kits
+
+    page = new_kits(server, names(sites), out, days, names(users))
     typer.echo(f"{page}\n\n{page.read_text()}".rstrip())

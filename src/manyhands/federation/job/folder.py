@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from manyhands import __version__
 from manyhands.errors import RecipeError
+from manyhands.federation.plans import RUN_NAME
 from manyhands.federation.policy import check_between_sites, recipe_text
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
 from manyhands.runs.recipe import Recipe
+from manyhands.spec import suggest
 
 SERVER_COMPONENT = "manyhands.federation.job.server_component.RunServer"
 SITE_COMPONENT = "manyhands.federation.job.site_component.RunSite"
-TASK = "manyhands"
-"""The only task of a job: it lasts as long as the site takes part."""
+RECEIVERS = {
+    "tensorboard": "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
+    "mlflow": "nvflare.app_opt.tracking.mlflow.mlflow_receiver.MLflowReceiver",
+}
+FLARE = "2.9."
+"""The version of FLARE whose jobs have been killed in every way (CONTRIBUTING says what to run before it changes)."""
+STATUS = "manyhands.status"
+"""What an admin asks the server of a running job for."""
 
 
-def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "") -> Path:
+def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "", track: Sequence[str] = ()) -> Path:
     """Write a job that ``nvflare job submit``, FLARE's API, its console and its simulator take.
 
     Args:
@@ -26,6 +36,7 @@ def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "
         out: The folder of the job.
         sites: The sites that take part; none means all.
         run: The name of the run, under which a later job goes on with it; "" means the recipe's name.
+        track: The receivers of FLARE that get the figures of each round, at the server: tensorboard, mlflow.
 
     Raises:
         RecipeError: The folder exists, or the method needs all images in one place.
@@ -34,17 +45,37 @@ def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "
         raise RecipeError(f"--out {out}: exists already; give a new folder")
     check_between_sites(recipe)
     name = run or recipe.name
+    if not RUN_NAME.fullmatch(name):
+        raise RecipeError(f"--run {name}: use a-z, 0-9, '.', '_' and '-', at most 80 in all")
     deploy = {"app": ["server", *sites] if sites else ["@ALL"]}
     meta = {"name": name, "resource_spec": {}, "min_clients": recipe.quorum, "deploy_map": deploy}
-    server = {"id": "manyhands", "path": SERVER_COMPONENT, "args": {"recipe": recipe_text(recipe), "run": name}}
-    site = {"tasks": [TASK], "executor": {"path": SITE_COMPONENT, "args": {}}}
+    arguments = {"recipe": recipe_text(recipe), "run": name, "version": __version__}
+    server = {"id": "manyhands", "path": SERVER_COMPONENT, "args": arguments}
+    site = {"tasks": ["manyhands"], "executor": {"path": SITE_COMPONENT, "args": arguments}}
     with replace_folder(out) as fresh:
         config = fresh / "app" / "config"
         config.mkdir(parents=True)
         _write(fresh / "meta.json", meta)
-        _write(config / "config_fed_server.json", _config(workflows=[server], components=[]))
+        _write(
+            config / "config_fed_server.json",
+            _config(workflows=[server], components=[_receiver(name) for name in track]),
+        )
         _write(config / "config_fed_client.json", _config(executors=[site], components=[]))
     return out
+
+
+def check_version(version: str) -> None:
+    """Refuse a job of another version of Manyhands, and another FLARE than the one whose losses are tested."""
+    if version != __version__:
+        raise RecipeError(f"the job is of manyhands {version}, but {__version__} is installed here; use one version")
+    if not (installed := metadata.version("nvflare")).startswith(FLARE):
+        raise RecipeError(f"NVIDIA FLARE {installed} is installed here; this version of manyhands needs {FLARE}*")
+
+
+def _receiver(name: str) -> dict[str, Any]:
+    if name not in RECEIVERS:
+        raise RecipeError(f"--track {name}: {suggest(name, list(RECEIVERS))}")
+    return {"id": name, "path": RECEIVERS[name], "args": {}}
 
 
 def _config(**parts: Any) -> dict[str, Any]:

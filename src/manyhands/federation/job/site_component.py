@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
-from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
-from manyhands.errors import ManyhandsError
-from manyhands.federation.job.server_component import FOLDER
-from manyhands.federation.kit import SERVER
+from manyhands.errors import KitError, ManyhandsError, RecipeError
+from manyhands.federation.job.folder import check_version
+from manyhands.federation.kit import KEPT, SERVER
 from manyhands.federation.policy import FROM_RECIPE, Policy
-from manyhands.federation.server_connection import ServerConnection
-from manyhands.federation.site import Site
+from manyhands.federation.prepare import POLICY_FILE
+from manyhands.federation.server_connection import RunAborted, ServerConnection
+from manyhands.federation.site import Site, decline
 from manyhands.links.flare_cell import CellConnection
 from manyhands.runs.recipe_file import read
 from manyhands.silos.memory import release_memory
 
-POLICY_FILE = "manyhands.toml"
-"""The site's policy, in ``local/`` of its kit."""
 SIMULATED = Policy(approve="limits", labels=True, computable=True, data=FROM_RECIPE)
 """The policy of the sites of FLARE's simulator, which have no kit."""
 
@@ -33,42 +33,49 @@ SIMULATED = Policy(approve="limits", labels=True, computable=True, data=FROM_REC
 class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
     """Takes part in one run. What it keeps is in the site's workspace, where a later job of the run goes on.
 
-    It begins with the job's process and not with a task: FLARE gives no task to a site that registers again.
+    It begins with the job's process and needs no task: FLARE gives none to a site that registers again.
+
+    Args:
+        recipe: The recipe, as TOML.
+        run: The name of the run.
+        version: The version of Manyhands that wrote the job.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: str, run: str, version: str) -> None:
         super().__init__()
-        self._stop, self._result = threading.Event(), ReturnCode.EXECUTION_EXCEPTION
-        self._thread: threading.Thread | None = None
+        self.recipe, self.run_name, self.version = recipe, run, version
+        self._stop = threading.Event()
         self.register_event_handler(EventType.START_RUN, self._begin)
-        self.register_event_handler([EventType.ABORT_TASK, EventType.END_RUN], lambda *_: self._stop.set())
+        self.register_event_handler(EventType.END_RUN, lambda *_: self._stop.set())
 
-    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Wait until the site has finished; called by FLARE with the server's only task."""
-        while self._thread and self._thread.is_alive() and not abort_signal.triggered:
-            self._thread.join(0.5)
-        self._stop.set()
-        return make_reply(self._result)
+    def execute(self, *_: Any) -> Shareable:
+        """Do nothing: a job must have an executor, but the server gives no task."""
+        return make_reply(ReturnCode.TASK_UNKNOWN)
 
     def _begin(self, _event: str, fl_ctx: FLContext) -> None:
-        site = self._site(fl_ctx)
-        self._thread = threading.Thread(target=self._take_part, args=(site,), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._take_part, args=(fl_ctx,), daemon=True).start()
 
-    def _site(self, fl_ctx: FLContext) -> Site:
-        workspace, name = fl_ctx.get_workspace(), fl_ctx.get_identity_name()
+    def _take_part(self, fl_ctx: FLContext) -> None:
+        release_memory(at_once=False)
         simulated = fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False)  # its server has no job process of its own
         server = FQCN.ROOT_SERVER if simulated else FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
         connect = partial(CellConnection, cell=fl_ctx.get_engine().get_cell(), peers={SERVER: server})
-        file = Path(workspace.get_site_config_dir()) / POLICY_FILE
-        policy = SIMULATED if simulated else read(Policy, file, "policy")
-        out = Path(workspace.get_root_dir()) / FOLDER
-        return Site(name, policy, out, ServerConnection(connect), self.logger.info)
+        connection, log = ServerConnection(connect, self._stop.is_set), self.logger.info
+        with suppress(RunAborted):
+            try:
+                check_version(self.version)
+                workspace = fl_ctx.get_workspace()
+                policy = SIMULATED if simulated else _policy(Path(workspace.get_site_config_dir()) / POLICY_FILE)
+                out = Path(workspace.get_root_dir()) / KEPT
+                Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
+            except ManyhandsError as error:
+                decline(error, connection, self.logger.error)
 
-    def _take_part(self, site: Site) -> None:
-        release_memory(at_once=False)
-        try:
-            site.work(lambda: not site.has_finished and not self._stop.is_set())
-            self._result = ReturnCode.OK
-        except ManyhandsError as error:
-            self.logger.error(str(error))
+
+def _policy(file: Path) -> Policy:
+    if not file.exists():
+        raise RecipeError("this site has no policy yet; manyhands federation prepare KIT --data DIR writes one")
+    try:
+        return read(Policy, file, "policy")
+    except RecipeError as error:
+        raise KitError(str(error)) from None  # the server is not told where this site keeps what
