@@ -27,7 +27,7 @@ from harness.fork_server import context, printed
 from manyhands.cli.app import app
 
 PROGRAMS = (
-    "huscf", "network", "collafuse", "network_timeline", "federated_diffusion", "start", "kill", "page", "sampling",
+    "network", "huscf", "network_faults", "collafuse", "federated_diffusion", "start", "kill", "page", "sampling",
     "digits", "memorisation", "fifty_silos", "memory", "ranking", "metric_seconds", "fid", "convergence", "chatty",
     "bytes", "overhead", "torn",
 )  # fmt: skip

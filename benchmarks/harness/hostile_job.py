@@ -1,0 +1,184 @@
+"""Components of FLARE jobs that do what they should not: frames that are none, and frames in the name of others."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from nvflare.fuel.f3.message import Message as FlareMessage
+
+from manyhands.links.flare_cell import CHANNEL, FIELDS, TOPIC
+from manyhands.messages.message import Message, encode
+
+FLOODED, FORGED = "flooded.json", "forged.json"
+"""The files in a site's workspace with how many frames it has sent."""
+ODD: list[Any] = [
+    None,
+    -1,
+    0,
+    1 << 60,
+    1 << 70,
+    "x",
+    "",
+    [],
+    {"a": 1},
+    0.5,
+    True,
+    b"\x00\xff",
+    "k" * 5000,
+    [[[[[]]]]],
+    "\u0007\ud7ff",
+]
+WHOLE = encode(Message("update", {"x": torch.ones(64)}, {"round": 0, "images": 3, "loss": 0.5}))
+
+
+def malformed(number: int, chance: random.Random, *, begins: bool) -> tuple[Any, bytes]:
+    """The fields and the payload of a frame that is none, or of one whose message is none.
+
+    Args:
+        number: The number of the frame.
+        chance: From where the odd values come.
+        begins: Whether it may begin a session, which ends the one that its site has.
+    """
+    raw = bytearray(WHOLE)
+    for _ in range(chance.randint(1, 8)):
+        raw[chance.randrange(len(raw))] ^= chance.randint(1, 255)
+    del raw[chance.randint(1, len(raw)) if chance.random() < 0.3 else len(raw) :]
+    fields: dict[str, Any] = {"k": "part", "s": f"s{number}", "n": 1 if begins else 2, "i": 0, "size": len(raw)}
+    if not begins or chance.random() < 0.5:
+        fields[chance.choice(list(fields) if begins else ["k", "s", "i", "size"])] = chance.choice(ODD)
+    if chance.random() < 0.1:
+        fields[chance.choice(["k", "reason", "another"])] = chance.choice(ODD)
+    return (chance.choice(ODD) if chance.random() < 0.1 else fields), bytes(raw)
+
+
+class Flood(Executor):  # type: ignore[misc]  # FLARE has no types
+    """Sends frames that are none to the server's process of its own job, as fast as it can, beside what the site does.
+
+    Args:
+        counts: How many frames each site sends; the others send none.
+        outsiders: The sites that have no part in the run, whose frames may begin sessions.
+    """
+
+    def __init__(self, counts: dict[str, int], outsiders: list[str]) -> None:
+        super().__init__()
+        self.counts, self.outsiders = counts, outsiders
+        self._over = threading.Event()
+        self.register_event_handler(EventType.START_RUN, self._begin)
+        self.register_event_handler(EventType.END_RUN, lambda *_: self._over.set())
+
+    def execute(self, *_: Any) -> Shareable:
+        """Do nothing."""
+        return make_reply(ReturnCode.TASK_UNKNOWN)
+
+    def _begin(self, _event: str, fl_ctx: FLContext) -> None:
+        if fl_ctx.get_identity_name() in self.counts:
+            threading.Thread(target=self._flood, args=(fl_ctx,), daemon=True).start()
+
+    def _flood(self, fl_ctx: FLContext) -> None:
+        site = fl_ctx.get_identity_name()
+        cell, chance = fl_ctx.get_engine().get_cell().core_cell, random.Random(site)
+        server = FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
+        sent = 0
+        while sent < self.counts[site] and not self._over.is_set():
+            fields, payload = malformed(sent, chance, begins=site in self.outsiders)
+            message = FlareMessage({FIELDS: fields}, payload)
+            try:
+                failed = cell.fire_and_forget(CHANNEL, TOPIC, server, message, optional=True).get(server)
+            except (OverflowError, ValueError, TypeError):  # FLARE cannot write these fields itself
+                continue
+            sent += not failed
+            time.sleep(0.05 if failed else 0)
+        (Path(fl_ctx.get_workspace().get_root_dir()) / FLOODED).write_text(json.dumps(sent))
+
+
+class Idle(Controller):  # type: ignore[misc]
+    """The server of a job that only lasts."""
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Do nothing."""
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Do nothing."""
+
+    def process_result_of_unknown_task(self, **_: Any) -> None:
+        """Do nothing."""
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Wait for its end."""
+        while not abort_signal.triggered:
+            time.sleep(0.2)
+
+
+class Forge(Executor):  # type: ignore[misc]
+    """Sends frames to the server's process of another job: in its own name, and in those of that job's sites.
+
+    Args:
+        job: The id of the other job.
+        count: How many frames, in each name.
+    """
+
+    def __init__(self, job: str, count: int) -> None:
+        super().__init__()
+        self.job, self.count = job, count
+        self._origin = ""
+        self.register_event_handler(EventType.START_RUN, self._begin)
+
+    def execute(self, *_: Any) -> Shareable:
+        """Do nothing."""
+        return make_reply(ReturnCode.TASK_UNKNOWN)
+
+    def _begin(self, _event: str, fl_ctx: FLContext) -> None:
+        threading.Thread(target=self._forge, args=(fl_ctx,), daemon=True).start()
+
+    def _forge(self, fl_ctx: FLContext) -> None:
+        cell = fl_ctx.get_engine().get_cell().core_cell
+        cell.add_outgoing_request_filter("*", "*", self._rename)  # after that which adds this site's token
+        server = FQCN.join([FQCN.ROOT_SERVER, self.job])
+        origins = {"its own": "", "another site's": f"silo-0.{self.job}", "the server's": server}
+        for self._origin in origins.values():
+            for number in range(self.count):
+                message = FlareMessage({FIELDS: _ending(number)}, b"")
+                cell.fire_and_forget(CHANNEL, TOPIC, server, message, optional=True)
+        self._origin = FQCN.join([fl_ctx.get_identity_name(), self.job])  # FLARE knows sites, not their jobs
+        cell.fire_and_forget(CHANNEL, TOPIC, server, FlareMessage({FIELDS: "no frame"}, b""), optional=True)
+        (Path(fl_ctx.get_workspace().get_root_dir()) / FORGED).write_text(
+            json.dumps(dict.fromkeys(origins, self.count))
+        )
+
+    def _rename(self, message: FlareMessage) -> None:
+        if self._origin and message.get_header(MessageHeaderKey.CHANNEL) == CHANNEL:
+            message.set_header(MessageHeaderKey.ORIGIN, self._origin)
+
+
+def _ending(number: int) -> dict[str, Any]:
+    """A frame that is in order and, were it taken for a site's, would end the call that this site waits for."""
+    return {"k": "part", "s": f"forged{number}", "n": 1, "i": 0, "size": 1 << 10}
+
+
+def forging_job(out: Path, site: str, job: str, count: int) -> Path:
+    """The folder of a job whose site forges."""
+    server: dict[str, Any] = {"id": "idle", "path": f"{__name__}.Idle", "args": {}}
+    client = {"tasks": ["idle"], "executor": {"path": f"{__name__}.Forge", "args": {"job": job, "count": count}}}
+    config = out / "app" / "config"
+    config.mkdir(parents=True)
+    meta = {"name": "idle", "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": ["server", site]}}
+    (out / "meta.json").write_text(json.dumps(meta))
+    for name, part in {"server": {"workflows": [server]}, "client": {"executors": [client]}}.items():
+        filters: dict[str, Any] = {"task_data_filters": [], "task_result_filters": [], "components": []}
+        (config / f"config_fed_{name}.json").write_text(json.dumps({"format_version": 2, **part, **filters}))
+    return out
