@@ -3,16 +3,17 @@
 # make test-fast: lint, types and the tests of which none takes more than 15 seconds
 # make test-slow: the others alone, which start networks of processes, or run README's blocks and the examples
 # make coverage: the tests of test-fast with coverage, and the lines and branches that they never run
+# make flower: the slow tests of examples/flower, with Flower in .venv-flower
 # make docs: the documentation as a site in build/site; a broken link or a missing reference is an error
 # make package: the source archive and the wheel in dist/, checked
-# make clean: remove .venv, build/ and dist/; what was trained, in runs/, stays
+# make clean: remove .venv, .venv-flower, build/ and dist/; what was trained, in runs/, stays
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-slow coverage lint docs package install dev clean
+.PHONY: demo test test-fast test-slow coverage flower lint docs package install dev clean
 
 demo: install
 	rm -rf runs/demo
@@ -34,6 +35,9 @@ coverage: dev
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n logical -m 'not slow'; tests=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$tests
+
+flower: .venv-flower/installed
+	OMP_NUM_THREADS=1 .venv-flower/bin/python -m pytest -n logical --dist load -m slow tests/test_flower.py
 
 lint: dev
 	$(BIN)/ruff check .
@@ -61,6 +65,15 @@ dev: .venv/installed-dev
 	$(PIP) --editable '.[dev]'
 	@touch $@ .venv/installed
 
+# Flower needs an older rich, typer and protobuf than the newest: what it installs comes before the packages of .venv
+.venv-flower/installed: .venv/installed-dev
+	$(BIN)/python -m venv .venv-flower
+	.venv-flower/bin/python -m pip install --quiet --disable-pip-version-check 'flwr==1.42.*'
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$packages")')" \
+		> "$$(.venv-flower/bin/python -c "$$packages")/manyhands.pth"
+	@touch $@
+
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer is on the PATH; install one, or say make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -70,4 +83,4 @@ dev: .venv/installed-dev
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-flower build dist
