@@ -200,7 +200,7 @@ def test_a_site_that_waits_for_an_approval_is_waited_for_and_trains_once_it_enro
     world.enrol("a")
     assert isinstance(world.call("b", "decline", why="is not approved here", waits=True), Message)
     assert world.stage == "gathering"
-    assert world.server.status()["sites"] == {"a": "ready", "b": "does not take part: is not approved here"}
+    assert world.server.status()["sites"] == {"a": "ready", "b": "waits: is not approved here"}
     world.enrol("b")
     assert world.stage == "training"
     assert world.server.status()["sites"] == {"a": "trains", "b": "trains"}

@@ -140,7 +140,7 @@ def test_a_site_waits_until_somebody_approves_the_recipe_and_then_enrols(tmp_pat
 
     site(tmp_path / "manyhands", server, lines.append, pause, Policy(labels=True, data="recipe")).work("run", TEXT)
     assert [message.op for message in server.received] == ["decline", "enrol", "decline"]
-    assert server.received[0].facts == {"why": f"{digest} is not approved here", "waits": True}
+    assert server.received[0].facts == {"why": f"nobody here has approved the recipe {digest} yet", "waits": True}
     assert server.received[1].facts["recipe"] == digest
     assert pauses == [APPROVAL_SECONDS] * 3
     assert f"  to allow it: manyhands federation approve {tmp_path} {digest}" in lines

@@ -151,7 +151,7 @@ class Site:
         if (self.budget_folder / RELEASES_FILE).exists() and (spent := self._budget().worst()) != NO_COST:
             self.log(f"  released of one image before, over all runs: at most {spent.words(self.policy.delta)}")
         self.log(f"  to allow it: manyhands federation approve {self.out.parent} {digest}")
-        raise NotApproved(f"{digest} is not approved here")
+        raise NotApproved(f"nobody here has approved the recipe {digest} yet")
 
     def _usage(self, recipe: Recipe, text: str, images: int, folder: RunFolder) -> Usage:
         """Return the usage of this recipe; raise ``BudgetError`` if a new run would exceed the policy."""
@@ -229,7 +229,7 @@ def decline(
     lines = str(error).splitlines()
     more = len(lines) - MAX_REASON_LINES
     for line in [*lines[:MAX_REASON_LINES], *([f"and {more:,} more"] if more > 0 else [])]:
-        log(f"does not take part: {printable(line)}")
+        log(f"{'waits' if waits else 'does not take part'}: {printable(line)}")
     why = "its images, its policy, its folder or its budget do not allow it; its log says why"
     if isinstance(error, SHARED_ERRORS):
         why = printable(str(error).replace("\n", "; "))

@@ -32,10 +32,12 @@ def site_states(session: RunSession, returns: Mapping[str, float]) -> dict[str, 
 
 def _site_state(session: RunSession, site: str) -> str:
     coordinator = session.coordinator
-    if why := session.sites.reasons.get(site):
+    if why := session.sites.waiting.get(site):
+        return f"waits: {why}"
+    if why := session.sites.declined.get(site):
         return f"does not take part: {why}"
-    if session.stage in OVER:
-        return session.stage
+    if session.stage in OVER or session.stage == "exporting":
+        return "has finished" if site in session.sites.roster else "took no part"
     if coordinator is None:
         return "ready" if site in session.sites.enrolled else "awaited"
     if site in coordinator.absent:
