@@ -15,7 +15,8 @@ pytest.importorskip("nvflare")
 from nvflare.apis.job_launcher_spec import JobReturnCode
 
 from manyhands.federation.job import launchers
-from manyhands.federation.job.launchers import MARK, RestartingHandle, ServerLauncher, SiteLauncher
+from manyhands.federation.job.folder import MARK
+from manyhands.federation.job.launchers import RestartingHandle, ServerLauncher, SiteLauncher
 
 SECONDS = 20.0
 
@@ -47,14 +48,12 @@ class FakeProcess:
 class World:
     """A job whose processes a test kills."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.begun: SimpleQueue[FakeProcess] = SimpleQueue()
-        self.ends = 0
+        self.mark = folder / MARK
+        self.mark.write_text("{}")
         begin: Callable[[], object] = self._begin
-        self.handle = RestartingHandle(begin, self._end)  # type: ignore[arg-type] # it answers as a handle does
-
-    def _end(self) -> None:
-        self.ends += 1
+        self.handle = RestartingHandle(begin, self.mark)  # type: ignore[arg-type] # it answers as a handle does
 
     def _begin(self) -> FakeProcess:
         process = FakeProcess()
@@ -66,18 +65,18 @@ class World:
         return self.begun.get(timeout=SECONDS)
 
     def is_over(self) -> bool:
-        """Whether the job ends, and says so once."""
+        """Whether the job ends."""
         ended = threading.Thread(target=self.handle.wait, daemon=True)
         ended.start()
         ended.join(SECONDS)
-        return not ended.is_alive() and self.ends == 1
+        return not ended.is_alive()
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr(launchers, "MIN_WAIT_SECONDS", 0.001)
     monkeypatch.setattr(launchers, "MAX_WAIT_SECONDS", 0.002)
-    return World()
+    return World(tmp_path)
 
 
 @pytest.mark.parametrize("code", [-signal.SIGKILL, -signal.SIGSEGV, 128 + signal.SIGKILL])
@@ -86,7 +85,6 @@ def test_a_process_that_a_signal_killed_is_begun_again_each_time(world: World, c
         world.process().end(code)
     last = world.process()
     assert world.handle.poll() == JobReturnCode.UNKNOWN
-    assert world.ends == 0
     last.end(0)
     assert world.is_over()
     assert world.handle.poll() == 0
@@ -127,10 +125,12 @@ def test_what_flare_ends_between_two_processes_stays_ended(world: World, monkeyp
     assert world.begun.empty()
 
 
-def test_the_wait_grows_up_to_its_limit_unless_the_process_was_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_grows_up_to_its_limit_unless_the_process_was_healthy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     now, waits = [0.0], list[float]()
     monkeypatch.setattr(launchers.time, "monotonic", lambda: now[0])
-    world = World()
+    world = World(tmp_path)
     monkeypatch.setattr(world.handle._stop, "wait", lambda seconds: waits.append(seconds))
     for number in range(6):
         process = world.process()
@@ -143,11 +143,21 @@ def test_the_wait_grows_up_to_its_limit_unless_the_process_was_healthy(monkeypat
     assert max(waits) <= launchers.MAX_WAIT_SECONDS
 
 
-@pytest.mark.parametrize(("launcher", "stays"), [(SiteLauncher, False), (ServerLauncher, True)])
-def test_a_site_removes_its_mark_and_the_server_keeps_it_until_its_results_are_stored(
-    tmp_path: Path, launcher: Callable[[], SiteLauncher | ServerLauncher], stays: bool
-) -> None:
+def test_a_process_that_was_killed_after_it_had_done_its_part_is_not_begun_again(world: World) -> None:
+    process = world.process()
+    world.mark.unlink()
+    process.end(-signal.SIGKILL)
+    assert world.is_over()
+    assert world.handle.poll() == JobReturnCode.SUCCESS
+    assert world.begun.empty()
+
+
+@pytest.mark.parametrize("keeps_mark", [False, True])
+def test_the_mark_goes_with_the_job_except_at_the_server(tmp_path: Path, keeps_mark: bool) -> None:
     (mark := tmp_path / MARK).write_text("{}")
-    for _ in range(2):
-        launcher().forget(mark)
-        assert mark.exists() == stays
+    process = FakeProcess()
+    handle = RestartingHandle(lambda: process, mark, keeps_mark=keeps_mark)  # type: ignore[arg-type, return-value]
+    process.end(1)
+    handle.wait()
+    assert mark.exists() == keeps_mark == ServerLauncher.keeps_mark & keeps_mark
+    assert not SiteLauncher.keeps_mark

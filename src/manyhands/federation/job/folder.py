@@ -24,6 +24,8 @@ RECEIVERS = {
 }
 FLARE = "2.9."
 """The version of FLARE whose jobs have been killed in every way (CONTRIBUTING says what to run before it changes)."""
+MARK = "manyhands.running"
+"""The file in a party's folder of a job that says that it runs, with the job's metadata."""
 STATUS = "manyhands.status"
 """What an admin asks the server of a running job for."""
 

@@ -10,7 +10,6 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,13 @@ from nvflare.app_common.job_launcher.client_process_launcher import ClientProces
 from nvflare.app_common.job_launcher.process_launcher import ProcessHandle, ProcessJobLauncher
 from nvflare.app_common.job_launcher.server_process_launcher import ServerProcessJobLauncher
 
+from manyhands.federation.job.folder import MARK
 from manyhands.files.strict_json import finite_json
 
 MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 10.0
 """The wait before a killed process is begun again doubles from the minimum to the maximum."""
 HEALTHY_SECONDS = 30.0
 """A process that ran for this many seconds is begun again without a longer wait."""
-MARK = "manyhands.running"
-"""The file in a job's folder that says that it runs, with its metadata."""
 
 
 class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no types
@@ -40,13 +38,14 @@ class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no typ
 
     Args:
         begin: Begins the process.
-        end: Is called when the job has ended.
+        mark: The file that says that the job runs. A process that has done its part removes it, and is not begun again.
+        keeps_mark: Whether the mark stays when the process has ended.
     """
 
-    def __init__(self, begin: Callable[[], ProcessHandle], end: Callable[[], None]) -> None:
+    def __init__(self, begin: Callable[[], ProcessHandle], mark: Path, *, keeps_mark: bool = False) -> None:
         super().__init__()
-        self._begin, self._end = begin, end
-        self._process = begin()
+        self._begin, self._mark, self._keeps_mark = begin, mark, keeps_mark
+        self._process, self._has_done_its_part = begin(), False
         self._stop, self._ended = threading.Event(), threading.Event()
         threading.Thread(target=self._keep, daemon=True).start()
 
@@ -57,7 +56,9 @@ class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no typ
 
     def poll(self) -> Any:
         """Return the code with which the process has ended for good, or ``UNKNOWN``."""
-        return self._process.poll() if self._ended.is_set() else JobReturnCode.UNKNOWN
+        if not self._ended.is_set():
+            return JobReturnCode.UNKNOWN
+        return JobReturnCode.SUCCESS if self._has_done_its_part else self._process.poll()
 
     def wait(self) -> None:
         """Wait until the process has ended for good."""
@@ -68,17 +69,21 @@ class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no typ
         while True:
             began = time.monotonic()
             self._process.wait()
-            if self._stop.is_set() or not _was_killed(self._process.adapter.poll()):
+            self._has_done_its_part = not self._mark.exists() and not self._stop.is_set()
+            if self._has_done_its_part or self._stop.is_set() or not _was_killed(self._process.adapter.poll()):
                 break
             wait = MIN_WAIT_SECONDS if time.monotonic() - began > HEALTHY_SECONDS else min(2 * wait, MAX_WAIT_SECONDS)
             if self._stop.wait(wait):
                 break
             self._process = self._begin()
-        self._end()
+        if not self._keeps_mark:
+            self._mark.unlink(missing_ok=True)
         self._ended.set()
 
 
 class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
+    keeps_mark = False
+
     def launch_job(self, job_meta: dict[str, Any], fl_ctx: FLContext) -> JobHandleSpec:
         """Begin a job's process; called by FLARE."""
         keys = (FLContextKey.JOB_PROCESS_ARGS, FLContextKey.WORKSPACE_OBJECT)
@@ -91,11 +96,7 @@ class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
 
         mark = Path(props[FLContextKey.WORKSPACE_OBJECT].get_run_dir(job_meta[JobMetaKey.JOB_ID.value])) / MARK
         mark.write_text(finite_json(job_meta))
-        return RestartingHandle(begin, partial(self.forget, mark))
-
-    def forget(self, mark: Path) -> None:
-        """Note that the job has ended."""
-        mark.unlink(missing_ok=True)
+        return RestartingHandle(begin, mark, keeps_mark=self.keeps_mark)
 
 
 def _was_killed(code: int | None) -> bool:
@@ -105,8 +106,7 @@ def _was_killed(code: int | None) -> bool:
 class ServerLauncher(_RestartingLauncher, ServerProcessJobLauncher):  # type: ignore[misc]
     """At the server."""
 
-    def forget(self, mark: Path) -> None:
-        """Keep the mark until FLARE has stored the results, and with them removes the folder of the job."""
+    keeps_mark = True  # until FLARE has stored the results, and with them removes the folder of the job
 
 
 class SiteLauncher(_RestartingLauncher, ClientProcessJobLauncher):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from manyhands.errors import KitError, ManyhandsError, RecipeError
-from manyhands.federation.job.folder import check_version
+from manyhands.federation.job.folder import MARK, check_version
 from manyhands.federation.kit import KEPT, SERVER
 from manyhands.federation.policy import FROM_RECIPE, Policy
 from manyhands.federation.prepare import POLICY_FILE
@@ -57,6 +57,7 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
 
     def _take_part(self, fl_ctx: FLContext) -> None:
         release_memory(at_once=False)
+        workspace = fl_ctx.get_workspace()
         simulated = fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False)  # its server has no job process of its own
         server = FQCN.ROOT_SERVER if simulated else FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
         connect = partial(CellConnection, cell=fl_ctx.get_engine().get_cell(), peers={SERVER: server})
@@ -64,12 +65,12 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
         with suppress(RunAborted):
             try:
                 check_version(self.version)
-                workspace = fl_ctx.get_workspace()
                 policy = SIMULATED if simulated else _policy(Path(workspace.get_site_config_dir()) / POLICY_FILE)
                 out = Path(workspace.get_root_dir()) / KEPT
                 Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
             except ManyhandsError as error:
                 decline(error, connection, self.logger.error)
+            (Path(workspace.get_run_dir(fl_ctx.get_job_id())) / MARK).unlink(missing_ok=True)  # done: not begun again
 
 
 def _policy(file: Path) -> Policy:
