@@ -35,8 +35,7 @@ from harness.simulator import simulate
 from manyhands import load_recipe
 from manyhands.federation.demo import LocalFederation
 from manyhands.federation.job.folder import write_job
-from manyhands.federation.kit import KEPT, SERVER
-from manyhands.federation.site import RUNS
+from manyhands.federation.kit import KEPT, RUNS, SERVER
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.run_folder import RunFolder
 

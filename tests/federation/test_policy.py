@@ -12,8 +12,7 @@ import pytest
 
 from manyhands.errors import RecipeError
 from manyhands.federation.approval import approve, approved
-from manyhands.federation.demo import POLICY
-from manyhands.federation.policy import Policy, describe_run, recipe_hash, recipe_text
+from manyhands.federation.policy import PUBLIC_IMAGES, Policy, describe_run, recipe_hash, recipe_text
 from manyhands.messages.outgoing import Images
 from manyhands.registry import METHODS
 from manyhands.runs.recipe import Recipe
@@ -194,7 +193,7 @@ def test_the_decision_is_about_this_sites_own_cut() -> None:
 def test_the_demo_takes_every_shipped_recipe_but_images_as_they_are(path: Path) -> None:
     for run in load_sweep(path, []).variants:
         asked, site = run.recipe, run.recipe.partition.names()[0]
-        refusals = POLICY.refusals(asked, IMAGES, site)
+        refusals = PUBLIC_IMAGES.refusals(asked, IMAGES, site)
         away = any(isinstance(kind, Images) for kind in asked.method.plan().outgoing_of(site))
         assert bool(refusals) == away, refusals
 

@@ -25,6 +25,7 @@ from manyhands.federation.prepare import (
     RESOURCES,
     RESUMER,
     RESUMER_ID,
+    RIGHTS,
     SHIPPED,
     STREAMS,
     prepare,
@@ -81,10 +82,10 @@ def own_resources(kit: Path, *components: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("party", "role"), [(SERVER, "server"), ("a", "site")])
 def test_our_classes_are_allowed_and_our_launcher_and_resumer_are_named(kits: Path, party: str, role: str) -> None:
-    before = json.loads((kits / party / "local" / DEFAULT).read_text())
+    before = json.loads((kits / party / "local" / (RESOURCES + DEFAULT)).read_text())
     prepare(kits / party)
     after = resources(kits / party)
-    assert after["class_allow_list"] == [*before["class_allow_list"], ALLOWED]
+    assert after["class_allow_list"] == [*before["class_allow_list"], ALLOWED[role]]
     assert {key for key in after if after[key] != before[key]} == {"class_allow_list", "components"}
     named = {c["id"]: LAUNCHER[role] if c["path"] == SHIPPED[role] else c["path"] for c in before["components"]}
     assert paths(kits / party) == named | {RESUMER_ID: RESUMER[role]}
@@ -100,10 +101,10 @@ def test_what_is_named_is_there(path: str) -> None:
 def test_what_it_says_that_it_changes_is_what_changes_and_a_second_time_nothing(kits: Path) -> None:
     before = content(kits / "a")
     changes = prepare(kits / "a")
-    assert len(changes) == 3
+    assert len(changes) == 2
     assert all(line.startswith(str(kits / "a" / "local" / RESOURCES)) for line in changes)
     after = content(kits / "a")
-    assert after.keys() - before.keys() == {f"local/{RESOURCES}", f"local/{BEFORE}"}
+    assert after.keys() - before.keys() == {f"local/{RESOURCES}", f"local/{RESOURCES}{BEFORE}"}
     assert {name: after[name] for name in before} == before
     assert prepare(kits / "a") == []
     assert content(kits / "a") == after
@@ -111,17 +112,21 @@ def test_what_it_says_that_it_changes_is_what_changes_and_a_second_time_nothing(
 
 def test_a_launcher_of_another_kind_is_left_alone(kits: Path) -> None:
     own_resources(kits / "a", CONTAINER)
-    prepare(kits / "a")
-    assert paths(kits / "a") == {"process_launcher": CONTAINER["path"], RESUMER_ID: RESUMER["site"]}
+    changes = prepare(kits / "a", launcher=True)
+    assert paths(kits / "a") == {"process_launcher": CONTAINER["path"]}, "nothing would resume"
+    assert changes[-1].endswith("its own launcher is kept, with which a killed process ends a job")
 
 
 def test_without_a_launcher_only_the_classes_are_allowed(kits: Path) -> None:
     own_resources(kits / "a", {"id": "process_launcher", "path": SHIPPED["site"]})
     assert len(prepare(kits / "a", launcher=False)) == 1
     assert paths(kits / "a") == {"process_launcher": SHIPPED["site"]}
-    assert resources(kits / "a")["class_allow_list"] == [ALLOWED]
-    assert len(prepare(kits / "a")) == 2
-    assert paths(kits / "a")["process_launcher"] == LAUNCHER["site"]
+    assert resources(kits / "a")["class_allow_list"] == [ALLOWED["site"]]
+    assert prepare(kits / "a") == [], "what an operator has chosen stays"
+    for launcher, named in ((True, LAUNCHER), (False, SHIPPED)):
+        assert len(prepare(kits / "a", launcher=launcher)) == 1
+        assert paths(kits / "a")["process_launcher"] == named["site"]
+        assert (RESUMER_ID in paths(kits / "a")) == launcher
 
 
 @pytest.mark.parametrize("has_own", [False, True])
@@ -166,11 +171,30 @@ def test_the_policy_of_a_site_that_says_nothing_is_the_strictest(kits: Path, ima
 
 def test_logs_leave_a_site_only_if_its_policy_says_so(kits: Path, images: Path) -> None:
     """FLARE ships with streaming allowed, and an error may name files."""
-    assert json.loads((kits / "a" / "local" / DEFAULT).read_text())[STREAMS] is True
+    assert json.loads((kits / "a" / "local" / (RESOURCES + DEFAULT)).read_text())[STREAMS] is True
     for logs in (False, True, False):
         (images.parent / "policy.toml").write_text(f'data = "images"\nlogs = {str(logs).lower()}\n')
         assert any(STREAMS in line for line in prepare_site(kits / "a", Path("policy.toml"), ""))
         assert resources(kits / "a")[STREAMS] is logs
+
+
+def test_every_role_may_ask_how_runs_stand_and_undo_takes_it_back(kits: Path) -> None:
+    before = content(kits / SERVER)
+    rights = kits / SERVER / "local" / RIGHTS
+    (default := json.loads((rights.parent / (RIGHTS + DEFAULT)).read_text()))["permissions"]["lead"]["app_command"] = (
+        "none"
+    )
+    rights.write_text(finite_json(default))
+    prepare(kits / SERVER)
+    after = json.loads(rights.read_text())["permissions"]
+    assert after["lead"] == default["permissions"]["lead"] | {"get_job_log": "n:submitter"}, (
+        "an operator's choice stays"
+    )
+    assert after["member"]["app_command"] == "any"
+    assert "get_job_log" not in after["member"]
+    undo(kits / SERVER)
+    rights.unlink()
+    assert content(kits / SERVER) == before
 
 
 def test_a_server_has_no_policy(kits: Path, images: Path) -> None:
@@ -223,6 +247,6 @@ def test_damaged_resources_are_an_error_and_are_left_as_they_are(kits: Path, tex
     path = kits / "a" / "local" / RESOURCES
     path.write_bytes(text.encode(errors="surrogateescape"))
     before = content(kits / "a")
-    with pytest.raises(KitError, match=f"{path}: are not the resources of a party of FLARE"):
+    with pytest.raises(KitError, match=f"{path}: (are not the resources|cannot be read)"):
         prepare(kits / "a")
     assert content(kits / "a") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -15,7 +16,10 @@ from nvflare.apis.job_def import JobMetaKey
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
+    CommandError,
     InternalError,
+    InvalidJobDefinition,
+    InvalidTarget,
     JobNotDone,
     JobNotFound,
     JobNotRunning,
@@ -26,16 +30,19 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from manyhands.errors import KitError
-from manyhands.federation.job.folder import STATUS, write_job
+from manyhands.federation.job.folder import OURS, STATUS, write_job
 from manyhands.federation.kit import KEPT, SERVER, load_kit
 from manyhands.federation.log import root_cause
-from manyhands.files.write import replace_folder
+from manyhands.files.write import disk_errors, replace_folder
 from manyhands.runs.recipe import Recipe
 
 CONNECT_SECONDS, COMMAND_SECONDS = 10.0, 30.0
 """How long to wait for the server at first, and for what it is asked to do."""
 WAITING, RUNNING = frozenset({"SUBMITTED", "APPROVED"}), frozenset({"DISPATCHED", "RUNNING"})
 """FLARE's states of a job that is not over."""
+REFUSALS = (
+    JobNotFound, JobNotDone, JobNotRunning, InternalError, NoReply, InvalidTarget, InvalidJobDefinition, CommandError
+)  # fmt: skip
 COMPLETED, LOST = "FINISHED:COMPLETED", "LOST"
 LAST_JOBS = 3
 """How many of the newest jobs the status shows, whether they are over or not."""
@@ -51,6 +58,7 @@ class Admin:
 
     def __init__(self, folder: Path, seconds: float = CONNECT_SECONDS) -> None:
         kit = load_kit(folder, "admin")
+        logging.getLogger("nvflare").setLevel(logging.CRITICAL)  # what goes wrong is raised
         self._who, self._where = kit.party, f"{kit.host}:{kit.port}"
         with self._errors():
             self._session: Session = new_secure_session(kit.party, str(folder.resolve()), timeout=seconds)
@@ -109,7 +117,10 @@ class Admin:
 
     def fetch(self, run: str, out: Path) -> Path:
         """Download the server's run folder."""
-        with self._errors(), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
+        parent = out.resolve().parent
+        with disk_errors(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        with self._errors(), tempfile.TemporaryDirectory(dir=parent) as folder:
             job = self._find(
                 run, lambda job: _stage(job) == COMPLETED, lambda job: _stage(job) not in WAITING | RUNNING
             )
@@ -130,12 +141,15 @@ class Admin:
         return "\n".join(logs["logs"].values()) or f"{site}: {logs.get('unavailable', {}).get(site, 'no log')}"
 
     def _jobs(self) -> list[dict[str, Any]]:
-        """FLARE's jobs that are runs of ours, the newest last."""
-        return list(self._session.list_jobs(detailed=True))
+        """Return FLARE's jobs that are runs of ours, the newest last."""
+        return [job for job in self._session.list_jobs(detailed=True) if OURS in job]
 
     def _free_name(self, name: str) -> str:
         """Return the name for a run; one that was stopped or has failed goes on under its name."""
-        taken = {job["name"] for job in self._jobs() if _stage(job) in WAITING | RUNNING | {COMPLETED}}
+        jobs = [
+            job for job in self._jobs() if _stage(job) in WAITING | RUNNING | {COMPLETED} and not self._is_lost(job)
+        ]
+        taken = {job["name"] for job in jobs}
         candidates = (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3)))
         return next(candidate for candidate in candidates if candidate not in taken)
 
@@ -143,7 +157,7 @@ class Admin:
         """Describe a job, and its run if it is running."""
         stage = _stage(job)
         found = {"job": job["job_id"], "name": job["name"], "stage": stage, "why": ""}
-        if stage in RUNNING and self._is_lost(job):
+        if self._is_lost(job):
             found |= {"stage": LOST, "why": "FLARE's server was restarted; submit the run again to go on with it"}
         elif stage in RUNNING:
             with suppress(
@@ -151,11 +165,16 @@ class Admin:
             ):  # it starts, was killed, or has just ended
                 found |= self._session.do_app_command(job["job_id"], STATUS, None)
         elif stage not in WAITING and stage != COMPLETED:
-            found["why"] = self._why(job)
+            try:
+                found["why"] = self._why(job)
+            except AuthorizationError:
+                found["why"] = f"{self._who} may not read its log"
         return found
 
     def _is_lost(self, job: dict[str, Any]) -> bool:
         """Whether a job ended with a server that was killed, whose store goes on to call it running."""
+        if _stage(job) not in RUNNING:
+            return False
         system, began = self._session.get_system_info(), job.get(JobMetaKey.START_TIME.value)
         if not began or job["job_id"] in {each.job_id for each in system.job_info}:
             return False
@@ -189,8 +208,8 @@ class Admin:
             raise KitError(f"{self._where}: no server answers, or it does not know this kit") from error
         except (AuthenticationError, AuthorizationError) as error:
             raise KitError(f"{self._who}: may not do this: {error}") from None
-        except (JobNotFound, JobNotDone, JobNotRunning) as error:
-            raise KitError(str(error)) from None
+        except REFUSALS as error:
+            raise KitError(f"{self._where}: FLARE's server refuses: {error}") from None
 
 
 def is_over(job: dict[str, Any]) -> bool:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from manyhands.errors import KitError, ManyhandsError
 from manyhands.federation import parent
 from manyhands.federation.admin import COMPLETED, Admin, is_over
-from manyhands.federation.kit import ADMIN, KEPT, SERVER, load_kit
-from manyhands.federation.policy import FROM_RECIPE, Policy
+from manyhands.federation.kit import ADMIN, KEPT, RUNS, SERVER, load_kit
+from manyhands.federation.policy import PUBLIC_IMAGES, Policy
 from manyhands.federation.prepare import prepare
 from manyhands.federation.provision import new_kits
-from manyhands.federation.site import RUNS
 
 if TYPE_CHECKING:
     from manyhands.runs.recipe import Recipe
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 120.0
 """Seconds in which a server that was just started must answer, and its sites be connected."""
-POLICY = Policy(approve="limits", labels=True, computable=True, max_snr_db=200, logs=True, data=FROM_RECIPE)
-"""For public images: labels may leave, images may be computable, and noise may be negligible."""
 
 
 class LocalFederation:
@@ -41,7 +38,7 @@ class LocalFederation:
     """
 
     def __init__(
-        self, folder: Path, sites: Sequence[str], policy: Policy = POLICY, *, users: Sequence[str] = (),
+        self, folder: Path, sites: Sequence[str], policy: Policy = PUBLIC_IMAGES, *, users: Sequence[str] = (),
         launcher: bool = True,
     ) -> None:  # fmt: skip
         self.folder, self.sites, self.port, self.kits = folder, list(sites), free_port(), folder / "kits"
@@ -57,7 +54,7 @@ class LocalFederation:
 
     def run(self, name: str) -> Path:
         """Return the server's run folder."""
-        return self.kits / SERVER / KEPT / name
+        return self.kits / SERVER / KEPT / RUNS / name
 
     def kept(self, site: str, run: str) -> Path:
         """Return the folder of what a site keeps of a run."""
@@ -121,7 +118,7 @@ def demo(recipe: Recipe, out: Path, log: Callable[[str], None]) -> Path:
             run, job = admin.submit(recipe)
             last = ""
             for status in watch(admin, job):
-                line = _progress(status)
+                line = _progress(status) or last
                 if line != last:
                     log(line)
                 last = line
@@ -141,10 +138,9 @@ def watch(admin: Admin, job: str, every: float = 0.5) -> Iterator[dict[str, Any]
 
 
 def _progress(status: dict[str, Any]) -> str:
+    """Return how far a run is; "" while its server begins, computes or ends."""
     run = status.get("run")
-    if run is None:
-        return f"job {status['stage'].lower()}"
-    return f"round {run['round']}/{run['rounds']}, {run['stage']} {run['why']}".rstrip()
+    return f"round {run['round']}/{run['rounds']}, {run['stage']} {run['why']}".rstrip() if run else ""
 
 
 def free_port() -> int:

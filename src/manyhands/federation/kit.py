@@ -23,6 +23,8 @@ CONFIGS: dict[Role, tuple[str, str]] = {
     "admin": ("fed_admin.json", "client.crt"),
 }
 """The files of a kit by which its role is known: its configuration and its certificate."""
+RUNS = "runs"
+"""The folder of its runs in what a party keeps."""
 SERVER, ADMIN = "server", "admin"
 ROOT = "rootCA.pem"
 KEPT = "manyhands"

@@ -183,6 +183,10 @@ class Policy(Spec):
         return reasons
 
 
+PUBLIC_IMAGES = Policy(approve="limits", labels=True, computable=True, max_snr_db=200, logs=True, data=FROM_RECIPE)
+"""The policy of the demo and of FLARE's simulator: labels may leave, images may be computable, noise negligible."""
+
+
 def describe_run(recipe: Recipe, site: str, images: int) -> list[str]:
     """Describe a run to an operator who may approve it."""
     method = recipe.method

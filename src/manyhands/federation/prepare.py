@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from manyhands.errors import KitError, RecipeError
+from manyhands.federation.job.folder import SERVER_COMPONENT, SITE_COMPONENT
 from manyhands.federation.kit import Kit, load_kit
 from manyhands.federation.policy import FROM_RECIPE, Policy
 from manyhands.federation.secret import check_secret
@@ -16,11 +17,12 @@ from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors, replace_file
 from manyhands.runs.recipe_file import read
 
-RESOURCES, DEFAULT, BEFORE = "resources.json", "resources.json.default", "resources.json.before-manyhands"
-POLICY_FILE = "manyhands.toml"
-"""The policy of a site, in ``local/`` of its kit."""
-ALLOWED = "manyhands."
-"""The classes that a job may name, by the beginning of their names."""
+RESOURCES, RIGHTS, POLICY_FILE = "resources.json", "authorization.json", "manyhands.toml"
+"""The files in ``local/`` of a kit that change: what FLARE starts with, what users may do, and the policy of a site."""
+DEFAULT, BEFORE = ".default", ".before-manyhands"
+"""What follows the name of a file as FLARE provisioned it, and of one as it was before; an empty one was not there."""
+ALLOWED = {"server": SERVER_COMPONENT, "site": SITE_COMPONENT}
+"""The class of ours that a job may name, and no other."""
 LAUNCHERS = "manyhands.federation.job.launchers."
 LAUNCHER = {"server": LAUNCHERS + "ServerLauncher", "site": LAUNCHERS + "SiteLauncher"}
 SHIPPED = {
@@ -32,102 +34,126 @@ RESUMER = {"server": LAUNCHERS + "ServerResumer", "site": LAUNCHERS + "SiteResum
 RESUMER_ID = "manyhands_resumer"
 STREAMS = "allow_log_streaming"
 """Whether a site of FLARE streams the errors of its jobs to the server."""
+STATUS_RIGHTS = {
+    "org_admin": {"app_command": "any", "get_job_log": "o:submitter"},
+    "lead": {"app_command": "any", "get_job_log": "n:submitter"},
+    "member": {"app_command": "any"},
+}
+"""What ``federation status`` and ``logs`` need, by role; FLARE gives it to the project_admin alone."""
 
 
-def prepare(folder: Path, policy: Policy | None = None, *, launcher: bool = True) -> list[str]:
+def prepare(folder: Path, policy: Policy | None = None, *, launcher: bool | None = None) -> list[str]:
     """Make a kit ready, and return what was changed.
 
     Args:
         folder: The folder of the kit of a server or a site.
         policy: The policy of a site; None leaves the one that it has.
-        launcher: Whether a killed job is begun again.
+        launcher: Whether killed processes of jobs are restarted. None leaves it as it is in a kit that is ready.
     """
     kit = load_kit(folder, "server", "site")
-    changes = []
     with disk_errors(kit.local):
-        resources = _resources(kit)
-        changed = _allow(resources) + (_keep(resources, kit.role) if launcher else [])
+        kit.kept.mkdir(mode=0o700, exist_ok=True)
+        resources, said = _read(kit, RESOURCES), list[str]()
+        if not isinstance(resources.get("components"), list):
+            raise KitError(f"{kit.local / RESOURCES}: are not the resources of a party of FLARE: it has no components")
+        if _allow(resources, ALLOWED[kit.role], said) or launcher is not None:
+            _set_launcher(resources, kit.role, launcher is not False, said)
         if policy is not None and resources.get(STREAMS) is not policy.logs:
             resources[STREAMS] = policy.logs
-            changed.append(f"{STREAMS} is {str(policy.logs).lower()}, as logs in the policy")
-        if changed:
-            _write_resources(kit, resources)
-            changes += [f"{kit.local / RESOURCES}: {line}" for line in changed]
+            said.append(f"{STREAMS} is {str(policy.logs).lower()}, as logs in the policy")
+        if said:
+            _write(kit, RESOURCES, finite_json(resources))
+        said = [f"{kit.local / RESOURCES}: {line}" for line in said]
+        if kit.role == "server" and _allow_status(rights := _read(kit, RIGHTS)):
+            _write(kit, RIGHTS, finite_json(rights))
+            said.append(f"{kit.local / RIGHTS}: users may ask how runs stand")
         if policy is not None and kit.role == "site":
-            text = tomli_w.dumps(policy.model_dump(exclude_defaults=True))
-            replace_file(kit.local / POLICY_FILE, text.encode())
-            changes.append(f"{kit.local / POLICY_FILE}: the policy of {kit.party}")
-        kit.kept.mkdir(mode=0o700, exist_ok=True)
-    return changes
+            _write(kit, POLICY_FILE, tomli_w.dumps(policy.model_dump(exclude_defaults=True)))
+            said.append(f"{kit.local / POLICY_FILE}: the policy of {kit.party}")
+    return said
 
 
 def undo(folder: Path) -> list[str]:
     """Put back what ``prepare`` has changed; what the party keeps of its runs stays."""
-    kit = load_kit(folder, "server", "site")
-    before, now, changes = kit.local / BEFORE, kit.local / RESOURCES, []
+    kit, said = load_kit(folder, "server", "site"), []
     with disk_errors(kit.local):
-        if before.exists():
-            text = before.read_bytes()
-            if text:
-                replace_file(now, text)
+        for before in sorted(kit.local.glob(f"*{BEFORE}")):
+            now, content = before.with_name(before.name.removesuffix(BEFORE)), before.read_bytes()
+            if content:
+                replace_file(now, content)
             else:
                 now.unlink(missing_ok=True)
             before.unlink()
-            changes.append(f"{now}: {'as it was before' if text else 'removed; FLARE uses ' + DEFAULT}")
-        if (policy := kit.local / POLICY_FILE).exists():
-            policy.unlink()
-            changes.append(f"{policy}: removed")
-    return changes
+            said.append(f"{now}: {'as it was before' if content else 'removed'}")
+    return said
 
 
-def _resources(kit: Kit) -> dict[str, Any]:
-    """Read the resources of a party: its own, or else those with which FLARE provisioned it."""
-    own = kit.local / RESOURCES
-    path = own if own.exists() else kit.local / DEFAULT
+def _read(kit: Kit, name: str) -> dict[str, Any]:
+    """Read a file of a party: its own, or else the one with which FLARE provisioned it."""
+    own = kit.local / name
+    path = own if own.exists() else own.with_name(name + DEFAULT)
     try:
-        resources = json.loads(path.read_bytes())
-        if not isinstance(resources["components"], list):
-            raise TypeError("components is no list")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(f"{path}: are not the resources of a party of FLARE: {error}") from None
-    return dict(resources)
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError("it is no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise KitError(f"{path}: cannot be read as FLARE's {name}: {error}") from None
+    return content
 
 
-def _write_resources(kit: Kit, resources: dict[str, Any]) -> None:
-    own, before = kit.local / RESOURCES, kit.local / BEFORE
+def _write(kit: Kit, name: str, text: str) -> None:
+    """Write a file of a party, and keep what was there before."""
+    own = kit.local / name
+    before = own.with_name(name + BEFORE)
     if not before.exists():
         replace_file(before, own.read_bytes() if own.exists() else b"")
-    replace_file(own, finite_json(resources).encode())
+    replace_file(own, text.encode())
 
 
-def _allow(resources: dict[str, Any]) -> list[str]:
+def _allow(resources: dict[str, Any], component: str, said: list[str]) -> bool:
+    """Allow our component in jobs; return whether it was not allowed yet."""
     allowed = resources.setdefault("class_allow_list", [])
-    if ALLOWED in allowed:
-        return []
-    allowed.append(ALLOWED)
-    return [f"class_allow_list has {ALLOWED!r}, so that jobs may name our classes"]
+    if component in allowed:
+        return False
+    allowed.append(component)
+    said.append(f"class_allow_list has {component}, so that a job may name it")
+    return True
 
 
-def _keep(resources: dict[str, Any], role: str) -> list[str]:
-    components, changes = resources["components"], []
+def _set_launcher(resources: dict[str, Any], role: str, ours: bool, said: list[str]) -> None:
+    """Name our launcher and what resumes jobs, or FLARE's launcher alone; another kind of launcher stays."""
+    components = resources["components"]
+    wanted, other = (LAUNCHER[role], SHIPPED[role]) if ours else (SHIPPED[role], LAUNCHER[role])
     for component in components:
-        if component.get("path") == SHIPPED[role]:
-            component["path"] = LAUNCHER[role]
-            changes.append("the launcher begins a killed job again")
-    if not any(component.get("id") == RESUMER_ID for component in components):
-        components.append({"id": RESUMER_ID, "path": RESUMER[role], "args": {}})
-        changes.append("jobs that were running go on after FLARE itself was restarted")
-    return changes
+        if component.get("path") == other:
+            component["path"] = wanted
+            said.append("killed processes of jobs are restarted" if ours else "a killed process of a job ends it")
+    resumes = any(component.get("path") == LAUNCHER[role] for component in components)
+    kept = [component for component in components if component.get("id") != RESUMER_ID]
+    resources["components"] = kept + [{"id": RESUMER_ID, "path": RESUMER[role], "args": {}}] * resumes
+    if ours and not resumes:
+        said.append("its own launcher is kept, with which a killed process ends a job")
 
 
-def prepare_site(folder: Path, policy: Path | None, data: str, *, launcher: bool = True) -> list[str]:
+def _allow_status(rights: dict[str, Any]) -> bool:
+    """Let every role ask how runs stand; return whether anything was changed."""
+    changed = False
+    for role, commands in STATUS_RIGHTS.items():
+        own = rights.get("permissions", {}).get(role)
+        if isinstance(own, dict) and (missing := commands.keys() - own.keys()):
+            own.update({command: commands[command] for command in missing})
+            changed = True
+    return changed
+
+
+def prepare_site(folder: Path, policy: Path | None, data: str, *, launcher: bool | None = None) -> list[str]:
     """Make the kit of a site ready, with the policy in a file, or else with the one that it has.
 
     Args:
         folder: The folder of the kit.
         policy: The file of the policy; None means the one of the kit, or else the strictest.
         data: The folder of the images, if the policy does not name it.
-        launcher: Whether a killed job is begun again.
+        launcher: See ``prepare``.
     """
     kit = load_kit(folder, "site")
     own = kit.local / POLICY_FILE

@@ -44,12 +44,13 @@ def new_kits(
         out: The folder of the kits.
         days: The days that the certificates are valid.
         users: Further users, as EMAIL:ROLE.
-        launcher: Whether a killed job is begun again.
+        launcher: Whether killed processes of jobs are restarted.
     """
     host, port = _address(server)
     _check_sites(sites)
-    if out.exists() and any(out.iterdir()):
-        raise KitError(f"{out}: is not empty; give a new folder, so that no kit that is in use is overwritten")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        state = "not empty" if out.is_dir() else "a file"
+        raise KitError(f"{out}: is {state}; give a new folder, so that no kit that is in use is overwritten")
     people = [(FIRST_ADMIN, ROLES[0]), *map(_user, users)]
     with disk_errors(out), _unreadable_to_others():
         made = _provision(_project(host, port, sites, people, days), out / AUTHORITY)

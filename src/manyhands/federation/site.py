@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from manyhands.errors import BudgetError, ManyhandsError, RecipeError, Refused, printable
 from manyhands.federation.approval import approved, describe, keep_offer, note_site
 from manyhands.federation.conversation import check_answer, converse
+from manyhands.federation.kit import RUNS
 from manyhands.federation.plans import ENDING_SECONDS, RUN_NAME, SITE_PLAN
 from manyhands.federation.policy import Policy, recipe_hash
 from manyhands.federation.released import Released
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from manyhands.federation.server_connection import ServerConnection
     from manyhands.silos.silo import Silo
 
-RUNS = "runs"
 KEPT_ROUNDS = 3
 """How many rounds a site keeps: the one that is closed, the one that it has sent, and the one before."""
 APPROVAL_SECONDS = 2.0

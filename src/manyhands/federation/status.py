@@ -36,8 +36,10 @@ def _site_state(session: RunSession, site: str) -> str:
         return f"waits: {why}"
     if why := session.sites.declined.get(site):
         return f"does not take part: {why}"
-    if session.stage in OVER or session.stage == "exporting":
+    if session.stage in ("exporting", "ended"):
         return "has finished" if site in session.sites.roster else "took no part"
+    if session.stage in OVER:
+        return session.stage
     if coordinator is None:
         return "ready" if site in session.sites.enrolled else "awaited"
     if site in coordinator.absent:

@@ -15,7 +15,7 @@ def new(
     sites: Annotated[str, typer.Option(metavar="NAMES", help="Names of the sites, such as a,b,c.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the kits; it must be new or empty.")],
     days: Annotated[
-        int, typer.Option(metavar="N", min=1, max=3650, help="Days for which the certificates are valid.")
+        int, typer.Option(metavar="N", min=1, max=360, help="Days for which the certificates are valid.")
     ] = 360,
     users: Annotated[
         str,

@@ -13,13 +13,15 @@ def prepare(
     kit: KitArgument,
     data: DataOption = "",
     policy: PolicyOption = None,
-    launcher: Annotated[bool, typer.Option(help="Have a killed job begun again, instead of ending it.")] = True,
+    launcher: Annotated[
+        bool | None, typer.Option(help="Restart killed processes of jobs, or let them end the job. Default: restart.")
+    ] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Put everything back as it was before.")] = False,
 ) -> None:
     """Make a start-up kit of FLARE ready for Manyhands.
 
-    It allows our classes in jobs, has killed jobs begun again, and writes the policy of a site. Only files in KIT/local
-    are changed; FLARE reads them when the party is started.
+    It allows our classes in jobs, has killed processes of jobs restarted, lets users ask for the status, and writes the
+    policy of a site. Only files in KIT/local are changed; FLARE reads them when the party is started.
     """
     from manyhands.federation import prepare as kits
     from manyhands.federation.kit import load_kit

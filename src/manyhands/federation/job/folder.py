@@ -24,6 +24,8 @@ RECEIVERS = {
 }
 FLARE = "2.9."
 """The version of FLARE whose jobs have been killed in every way (CONTRIBUTING says what to run before it changes)."""
+OURS = "manyhands"
+"""The key by which a job's metadata says that it is a run of ours."""
 MARK = "manyhands.running"
 """The file in a party's folder of a job that says that it runs, with the job's metadata."""
 STATUS = "manyhands.status"
@@ -50,7 +52,7 @@ def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "
     if not RUN_NAME.fullmatch(name):
         raise RecipeError(f"--run {name}: use a-z, 0-9, '.', '_' and '-', at most 80 in all")
     deploy = {"app": ["server", *sites] if sites else ["@ALL"]}
-    meta = {"name": name, "resource_spec": {}, "min_clients": recipe.quorum, "deploy_map": deploy}
+    meta = {"name": name, OURS: __version__, "resource_spec": {}, "min_clients": recipe.quorum, "deploy_map": deploy}
     arguments = {"recipe": recipe_text(recipe), "run": name, "version": __version__}
     server = {"id": "manyhands", "path": SERVER_COMPONENT, "args": arguments}
     site = {"tasks": ["manyhands"], "executor": {"path": SITE_COMPONENT, "args": arguments}}

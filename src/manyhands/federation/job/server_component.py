@@ -23,7 +23,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from manyhands.errors import ManyhandsError
 from manyhands.federation.job.folder import STATUS, check_version
-from manyhands.federation.kit import KEPT
+from manyhands.federation.kit import KEPT, RUNS
 from manyhands.federation.log import PeerLog
 from manyhands.federation.open_run import open_run
 from manyhands.federation.run_session import OVER
@@ -113,7 +113,9 @@ class RunServer(Controller):  # type: ignore[misc]  # FLARE has no types
         def log(line: str) -> None:
             self.log_info(fl_ctx, line, fire_event=False)
 
-        with open_run(root / KEPT / self.run_name, recipe, sorted(cells), job, device, time.monotonic()) as session:
+        with open_run(
+            root / KEPT / RUNS / self.run_name, recipe, sorted(cells), job, device, time.monotonic()
+        ) as session:
             peer_log = PeerLog(log)
             connect = partial(CellConnection, cell=engine.get_cell(), peers=cells)
             connections = SiteConnections(connect, sorted(cells), peer_log)

@@ -18,16 +18,13 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from manyhands.errors import KitError, ManyhandsError, RecipeError
 from manyhands.federation.job.folder import MARK, check_version
 from manyhands.federation.kit import KEPT, SERVER
-from manyhands.federation.policy import FROM_RECIPE, Policy
+from manyhands.federation.policy import PUBLIC_IMAGES, Policy
 from manyhands.federation.prepare import POLICY_FILE
 from manyhands.federation.server_connection import RunAborted, ServerConnection
 from manyhands.federation.site import Site, decline
 from manyhands.links.flare_cell import CellConnection
 from manyhands.runs.recipe_file import read
 from manyhands.silos.memory import release_memory
-
-SIMULATED = Policy(approve="limits", labels=True, computable=True, data=FROM_RECIPE)
-"""The policy of the sites of FLARE's simulator, which have no kit."""
 
 
 class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
@@ -65,7 +62,7 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
         with suppress(RunAborted):
             try:
                 check_version(self.version)
-                policy = SIMULATED if simulated else _policy(Path(workspace.get_site_config_dir()) / POLICY_FILE)
+                policy = PUBLIC_IMAGES if simulated else _policy(Path(workspace.get_site_config_dir()) / POLICY_FILE)
                 out = Path(workspace.get_root_dir()) / KEPT
                 Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
             except ManyhandsError as error:
