@@ -55,7 +55,6 @@ class FakeConnections:
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
-        self.connected: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self.came: deque[ReceivedCall] = deque()

@@ -41,7 +41,6 @@ class FakeConnections:
     """Stands in for ``SiteConnections``."""
 
     def __init__(self) -> None:
-        self.connected: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self.allowed: tuple[set[str], Bounds | None] = set(), None

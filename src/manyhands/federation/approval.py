@@ -101,7 +101,7 @@ def describe_offer(site: Path, offer: Offer) -> list[str]:
         about = json.loads((site / ABOUT).read_bytes())
         name, files = str(about["site"]), int(about["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{site}: is not a folder that federation join has written: {error}") from None
+        raise RecipeError(f"{site}: no recipe was offered here yet: {error}") from None
     return describe(recipe, offer.digest, name, count_images(recipe, files))
 
 

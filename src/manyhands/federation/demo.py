@@ -34,7 +34,7 @@ class LocalFederation:
         sites: The names of the sites.
         policy: The policy of every site.
         users: Further users, as EMAIL:ROLE.
-        launcher: Whether a killed job is begun again.
+        launcher: Whether a killed job is restarted.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ GRACE_SECONDS = 5.0
 
 
 def start(kit: Kit, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Start FLARE's process with the script of the kit, which begins it again if it is killed.
+    """Start FLARE's process with the script of the kit, which restarts it if it is killed.
 
     Args:
         kit: The kit of a server or a site.

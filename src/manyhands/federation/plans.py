@@ -10,7 +10,7 @@ from manyhands.messages.operation import IMAGES, Operation, Payload
 from manyhands.messages.plan import Plan
 
 ENDING_SECONDS = 30.0
-"""How long a process waits for an earlier one of the same run, which FLARE has begun again before it had ended."""
+"""How long a process waits for an earlier one of the same run, which FLARE has restarted before it had ended."""
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 """The name of a run, which names its folder at the server and at each site."""
 ROUND, HASH = Whole(0, 1_000_000), Text(64)

@@ -43,7 +43,7 @@ class ServerConnection:
         self._frames: queue.Queue[Frame] = queue.Queue(MAX_WAITING_FRAMES)
         self._is_over = is_over
         self.new_session()
-        self._connection = connect(self._take, lambda _peer, _connected: None)
+        self._connection = connect(self._take)
 
     def _take(self, peer: str, frame: Frame) -> None:
         """Queue a frame, or drop it if the queue is full: a server cannot fill the memory, and is asked again."""
@@ -80,7 +80,3 @@ class ServerConnection:
                 continue
             self._connection.send(SERVER, call.take(frame))
         return answer
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()

@@ -1,4 +1,4 @@
-"""The server's connections to the sites: who is connected, and what each has called."""
+"""The server's connections to the sites: what each has called, and the answers."""
 
 from __future__ import annotations
 
@@ -50,34 +50,29 @@ class SiteConnections:
         log: Takes the name of a peer and what it did wrong.
 
     Attributes:
-        connected: The peers that are connected.
         muted: The peers whose frames are dropped.
         spent: How many seconds the frames of each peer have taken since the server last charged it.
     """
 
     def __init__(self, connect: Connect, peers: Iterable[str], log: Log = lambda _peer, _line: None) -> None:
-        self.connected: set[str] = set()
         self.muted: frozenset[str] = frozenset()
         self.spent: dict[str, float] = defaultdict(float)
         self._log = log
         self._sessions = {peer: ServerSession(IDLE_CALL_BOUNDS) for peer in peers}
         self._room = {peer: threading.Semaphore(MAX_WAITING_FRAMES) for peer in self._sessions}
-        self._arrivals: queue.SimpleQueue[tuple[str, Frame | bool]] = queue.SimpleQueue()
-        self._connection = connect(self._enqueue, lambda peer, connected: self._arrivals.put((peer, connected)))
+        self._arrivals: queue.SimpleQueue[tuple[str, Frame]] = queue.SimpleQueue()
+        self._connection = connect(self._enqueue)
 
     def next(self, timeout: float) -> ReceivedCall | None:
         """Return the next call, or None if no call is complete within this many seconds."""
         try:
-            peer, arrival = self._arrivals.get(timeout=timeout)
+            peer, frame = self._arrivals.get(timeout=timeout)
         except queue.Empty:
-            return None
-        if isinstance(arrival, bool):
-            (self.connected.add if arrival else self.connected.discard)(peer)
             return None
         self._room[peer].release()
         began = time.perf_counter()
         try:
-            return self._receive(peer, arrival)
+            return self._receive(peer, frame)
         except Exception as error:  # a frame of one peer must not end the server for the others
             self._log(peer, f"its frame was dropped: {type(error).__name__}")
             return None
@@ -111,7 +106,3 @@ class SiteConnections:
     def _enqueue(self, peer: str, frame: Frame) -> None:
         if peer in self._room and peer not in self.muted and self._room[peer].acquire(blocking=False):
             self._arrivals.put((peer, frame))
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._connection.close()

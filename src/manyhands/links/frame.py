@@ -43,18 +43,13 @@ class Frame(NamedTuple):
 class Connection(Protocol):
     """Carries frames between this party and its peers, whatever the network is."""
 
-    def send(self, peer: str, frames: Sequence[Frame]) -> bool:
-        """Send frames; return False if the peer is not connected."""
-
-    def close(self) -> None:
-        """Close the connection."""
+    def send(self, peer: str, frames: Sequence[Frame]) -> None:
+        """Send frames; some may be lost."""
 
 
 OnFrame = Callable[[str, Frame], None]
 """Called in another thread with the name of a peer and a frame from it."""
-OnPeerChange = Callable[[str, bool], None]
-"""Called with the name of a peer and whether it is connected, when that changes."""
-Connect = Callable[[OnFrame, OnPeerChange], Connection]
+Connect = Callable[[OnFrame], Connection]
 """Opens a connection."""
 
 

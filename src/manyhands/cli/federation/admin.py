@@ -17,7 +17,7 @@ from manyhands.files.strict_json import finite_json
 
 AdminOption = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The folder of the admin's kit.")]
 RunOption = Annotated[
-    str, typer.Option("--run", metavar="NAME", help="Name of the run or id of its job. Default: the newest one.")
+    str, typer.Option("--run", metavar="NAME", help="Name of the run or id of its job. Default: the newest that fits.")
 ]
 ADMIN_KIT = Path("kits/admin")
 WATCH_SECONDS = 2

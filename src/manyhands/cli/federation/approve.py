@@ -15,7 +15,9 @@ def approve(
     kit: KitArgument,
     recipe: Annotated[
         str,
-        typer.Argument(metavar="HASH", help="The hash of a waiting recipe, which join printed, or its first digits."),
+        typer.Argument(
+            metavar="HASH", help="The hash of a waiting recipe, or its first digits; the site's log says it."
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:

@@ -27,8 +27,8 @@ def job(
 ) -> None:
     """Write a recipe as a job of NVIDIA FLARE.
 
-    The command nvflare job submit -j DIR takes it. No code is in it: each party allows the
-    classes of Manyhands once, in local/resources.json of its kit.
+    The command nvflare job submit -j DIR takes it. No code is in it: each party makes
+    its kit ready once with manyhands federation prepare.
     """
     from manyhands.federation.job.folder import write_job
     from manyhands.runs.recipe_file import check_lists_classes, load_recipe

@@ -1,4 +1,4 @@
-"""FLARE's launchers of processes, made to begin a killed job again; and what goes on after FLARE itself was restarted.
+"""FLARE's launchers of processes, made to restart killed processes of jobs; and what goes on after FLARE itself was restarted.
 
 ``prepare`` names them in ``local/resources.json`` of a party. As FLARE ships, a job ends when one of its processes is
 killed, and a restarted parent brings nothing back.
@@ -28,17 +28,17 @@ from manyhands.federation.job.folder import MARK
 from manyhands.files.strict_json import finite_json
 
 MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 10.0
-"""The wait before a killed process is begun again doubles from the minimum to the maximum."""
+"""The wait before a killed process is restarted doubles from the minimum to the maximum."""
 HEALTHY_SECONDS = 30.0
-"""A process that ran for this many seconds is begun again without a longer wait."""
+"""A process that ran for this many seconds is restarted without a longer wait."""
 
 
 class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no types
-    """A job's process, which is begun again whenever a signal has killed it that FLARE did not send.
+    """A job's process, which is restarted whenever a signal has killed it that FLARE did not send.
 
     Args:
         begin: Begins the process.
-        mark: The file that says that the job runs. A process that has done its part removes it, and is not begun again.
+        mark: The file that says that the job runs. A process that has done its part removes it, and is not restarted.
         keeps_mark: Whether the mark stays when the process has ended.
     """
 
@@ -114,7 +114,7 @@ class SiteLauncher(_RestartingLauncher, ClientProcessJobLauncher):  # type: igno
 
 
 class _Resumer(FLComponent):  # type: ignore[misc]
-    """Begins the jobs again that were running when the party's own process of FLARE was killed."""
+    """Restarts the jobs that were running when the party's own process of FLARE was killed."""
 
     events: tuple[str, ...] = ()
     """The events at which FLARE is ready to begin jobs."""
@@ -131,7 +131,7 @@ class _Resumer(FLComponent):  # type: ignore[misc]
                 self._resume_all(fl_ctx)
 
     def _resume_all(self, fl_ctx: FLContext) -> set[str]:
-        """Begin the jobs again whose processes were running; return their ids."""
+        """Restart the jobs whose processes were running; return their ids."""
         root, jobs = Path(fl_ctx.get_engine().args.workspace), set()
         for mark in root.glob(f"*/{MARK}"):
             job_meta = json.loads(mark.read_text())
@@ -141,7 +141,7 @@ class _Resumer(FLComponent):  # type: ignore[misc]
         return jobs
 
     def resume(self, job: str, job_meta: dict[str, Any], fl_ctx: FLContext) -> None:
-        """Begin a job again."""
+        """Restart a job."""
         raise NotImplementedError
 
 
@@ -151,7 +151,7 @@ class SiteResumer(_Resumer):
     events = (EventType.SYSTEM_START,)
 
     def resume(self, job: str, job_meta: dict[str, Any], fl_ctx: FLContext) -> None:
-        """Begin the process of the site again."""
+        """Restart the process of the site."""
         engine = fl_ctx.get_engine()
         engine.start_app(job, job_meta, None, None, engine.get_component(SystemComponents.RESOURCE_MANAGER))
 
@@ -168,7 +168,7 @@ class ServerResumer(_Resumer):
         return jobs
 
     def resume(self, job: str, job_meta: dict[str, Any], fl_ctx: FLContext) -> None:
-        """Begin the process of the server again, for the sites that it had."""
+        """Restart the process of the server, for the sites that it had."""
         clients = [from_dict(client) for client in job_meta[JobMetaKey.JOB_CLIENTS.value]]
         runner = fl_ctx.get_engine().job_runner
         runner.restore_running_job(job, {client.name: client for client in clients}, None, fl_ctx)

@@ -67,7 +67,7 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
                 Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
             except ManyhandsError as error:
                 decline(error, connection, self.logger.error)
-            (Path(workspace.get_run_dir(fl_ctx.get_job_id())) / MARK).unlink(missing_ok=True)  # done: not begun again
+            (Path(workspace.get_run_dir(fl_ctx.get_job_id())) / MARK).unlink(missing_ok=True)  # done: not restarted
 
 
 def _policy(file: Path) -> Policy:
