@@ -1,4 +1,4 @@
-"""FLARE's launchers of processes, made to restart killed processes of jobs; and what goes on after FLARE itself was restarted.
+"""FLARE's launchers of processes, made to restart killed ones; and what goes on after FLARE itself was restarted.
 
 ``prepare`` names them in ``local/resources.json`` of a party. As FLARE ships, a job ends when one of its processes is
 killed, and a restarted parent brings nothing back.
