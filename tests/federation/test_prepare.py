@@ -20,6 +20,8 @@ from manyhands.federation.prepare import (
     ALLOWED,
     BEFORE,
     DEFAULT,
+    GUARD,
+    GUARD_ID,
     LAUNCHER,
     POLICY_FILE,
     RESOURCES,
@@ -88,11 +90,12 @@ def test_our_classes_are_allowed_and_our_launcher_and_resumer_are_named(kits: Pa
     assert after["class_allow_list"] == [*before["class_allow_list"], ALLOWED[role]]
     assert {key for key in after if after[key] != before[key]} == {"class_allow_list", "components"}
     named = {c["id"]: LAUNCHER[role] if c["path"] == SHIPPED[role] else c["path"] for c in before["components"]}
-    assert paths(kits / party) == named | {RESUMER_ID: RESUMER[role]}
+    guard = {GUARD_ID: GUARD} if role == "server" else {}
+    assert paths(kits / party) == named | {RESUMER_ID: RESUMER[role]} | guard
     assert LAUNCHER[role] in named.values(), "FLARE ships the launcher under another name now"
 
 
-@pytest.mark.parametrize("path", [*LAUNCHER.values(), *RESUMER.values(), *SHIPPED.values()])
+@pytest.mark.parametrize("path", [*LAUNCHER.values(), *RESUMER.values(), *SHIPPED.values(), GUARD])
 def test_what_is_named_is_there(path: str) -> None:
     module, _, name = path.rpartition(".")
     assert getattr(__import__(module, fromlist=[name]), name).__name__ == name
@@ -193,8 +196,17 @@ def test_every_role_may_ask_how_runs_stand_and_undo_takes_it_back(kits: Path) ->
     assert after["member"]["app_command"] == "any"
     assert "get_job_log" not in after["member"]
     undo(kits / SERVER)
-    rights.unlink()
+    assert json.loads(rights.read_text()) == default
+    rights.write_bytes(before[f"local/{RIGHTS}"])
     assert content(kits / SERVER) == before
+
+
+def test_a_list_of_classes_that_is_too_wide_is_narrowed(kits: Path) -> None:
+    """With it, a job without code could name what changes the policy of a site."""
+    path = kits / "a" / "local" / RESOURCES
+    path.write_text(finite_json({"class_allow_list": ["manyhands."], "components": []}))
+    assert any("no longer has 'manyhands.'" in line for line in prepare(kits / "a"))
+    assert resources(kits / "a")["class_allow_list"] == [ALLOWED["site"]]
 
 
 def test_a_server_has_no_policy(kits: Path, images: Path) -> None:

@@ -39,7 +39,7 @@ def test_there_is_a_kit_for_each_party_and_each_user(kits: Path) -> None:
 
 def test_servers_and_sites_are_ready_for_manyhands(kits: Path) -> None:
     for party in ("server", "a", "b"):
-        assert "RunServer" in (kits / party / "local" / "resources.json").read_text()
+        assert "federation.job." in (kits / party / "local" / "resources.json").read_text()
         assert (kits / party / KEPT).is_dir()
 
 

@@ -31,7 +31,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from manyhands.errors import KitError
 from manyhands.federation.job.folder import OURS, STATUS, write_job
-from manyhands.federation.kit import KEPT, SERVER, load_kit
+from manyhands.federation.kit import RESULTS, SERVER, load_kit
 from manyhands.federation.log import root_cause
 from manyhands.files.write import disk_errors, replace_folder
 from manyhands.runs.recipe import Recipe
@@ -124,7 +124,7 @@ class Admin:
             job = self._find(
                 run, lambda job: _stage(job) == COMPLETED, lambda job: _stage(job) not in WAITING | RUNNING
             )
-            results = Path(self._session.download_job_result(job["job_id"], folder)) / "workspace" / KEPT
+            results = Path(self._session.download_job_result(job["job_id"], folder)) / "workspace" / RESULTS
             if not results.is_dir():
                 raise KitError(f"{job['job_name']}: its job has no run folder: {self._why(job)}")
             with replace_folder(out) as fresh:

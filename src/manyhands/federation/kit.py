@@ -27,8 +27,11 @@ RUNS = "runs"
 """The folder of its runs in what a party keeps."""
 SERVER, ADMIN = "server", "admin"
 ROOT = "rootCA.pem"
-KEPT = "manyhands"
-"""The folder in a kit with what its party keeps over all runs, and in that of a job with its results."""
+KEPT = "_manyhands"
+"""The folder in a kit with what its party keeps over all runs. No job can have its name: FLARE deletes what is in the
+folder of a job, which lies beside it and is named by the server."""
+RESULTS = "manyhands"
+"""The folder in that of a job with its results."""
 
 
 @dataclass(frozen=True)

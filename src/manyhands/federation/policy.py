@@ -92,7 +92,7 @@ class Policy(Spec):
     )
     logs: bool = Field(
         default=False,
-        description="Whether FLARE may stream the errors of jobs at this site to the server; they may name files.",
+        description="Whether FLARE may stream the logs of jobs to the server, for whoever submits jobs to read.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where this site trains. auto takes a GPU if there is one."

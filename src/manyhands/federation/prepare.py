@@ -31,7 +31,9 @@ SHIPPED = {
 }
 """The launchers that FLARE ships. One of another kind, for containers or a cluster, is left as it is."""
 RESUMER = {"server": LAUNCHERS + "ServerResumer", "site": LAUNCHERS + "SiteResumer"}
-RESUMER_ID = "manyhands_resumer"
+RESUMER_ID, GUARD_ID = "manyhands_resumer", "manyhands_guard"
+GUARD = "manyhands.federation.job.origin_guard.OriginGuard"
+OWN_FOLDER_MODE = 0o700
 STREAMS = "allow_log_streaming"
 """Whether a site of FLARE streams the errors of its jobs to the server."""
 STATUS_RIGHTS = {
@@ -52,12 +54,16 @@ def prepare(folder: Path, policy: Policy | None = None, *, launcher: bool | None
     """
     kit = load_kit(folder, "server", "site")
     with disk_errors(kit.local):
-        kit.kept.mkdir(mode=0o700, exist_ok=True)
+        for own in (kit.kept, kit.local):
+            own.mkdir(mode=OWN_FOLDER_MODE, exist_ok=True)
+            own.chmod(OWN_FOLDER_MODE)
         resources, said = _read(kit, RESOURCES), list[str]()
         if not isinstance(resources.get("components"), list):
             raise KitError(f"{kit.local / RESOURCES}: are not the resources of a party of FLARE: it has no components")
         if _allow(resources, ALLOWED[kit.role], said) or launcher is not None:
             _set_launcher(resources, kit.role, launcher is not False, said)
+        if kit.role == "server":
+            _guard(resources, said)
         if policy is not None and resources.get(STREAMS) is not policy.logs:
             resources[STREAMS] = policy.logs
             said.append(f"{STREAMS} is {str(policy.logs).lower()}, as logs in the policy")
@@ -113,11 +119,21 @@ def _write(kit: Kit, name: str, text: str) -> None:
 def _allow(resources: dict[str, Any], component: str, said: list[str]) -> bool:
     """Allow our component in jobs; return whether it was not allowed yet."""
     allowed = resources.setdefault("class_allow_list", [])
+    for too_wide in {"manyhands.", "manyhands.federation.job."} & set(allowed):
+        allowed.remove(too_wide)
+        said.append(f"class_allow_list no longer has {too_wide!r}, with which a job could change the policy of a site")
     if component in allowed:
         return False
     allowed.append(component)
     said.append(f"class_allow_list has {component}, so that a job may name it")
     return True
+
+
+def _guard(resources: dict[str, Any], said: list[str]) -> None:
+    """Have the server refuse what comes in the name of another party."""
+    if not any(component.get("id") == GUARD_ID for component in resources["components"]):
+        resources["components"].append({"id": GUARD_ID, "path": GUARD, "args": {}})
+        said.append("messages in the name of another party are refused")
 
 
 def _set_launcher(resources: dict[str, Any], role: str, ours: bool, said: list[str]) -> None:

@@ -18,6 +18,7 @@ from nvflare.lighter.provisioner import Provisioner
 
 from manyhands.errors import KitError, RecipeError
 from manyhands.federation.kit import ADMIN, SERVER, load_kit
+from manyhands.federation.prepare import RIGHTS as RIGHTS_FILE
 from manyhands.federation.prepare import prepare
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors
@@ -29,6 +30,18 @@ FIRST_ADMIN = "admin@manyhands.org"
 """The user of ``kits/admin``, who may do everything that FLARE lets an admin do."""
 ROLES = ("project_admin", "org_admin", "lead", "member")
 """The roles of users; what each may do is in ``local/authorization.json`` of a kit."""
+EVERYTHING = ["submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "app_command", "get_job_log"]
+RIGHTS = {
+    "project_admin": dict.fromkeys(EVERYTHING, "any"),
+    "org_admin": {"manage_job": "o:submitter", "download_job": "o:submitter", "view": "any", "operate": "o:site"},
+    "lead": {
+        "submit_job": "any", "clone_job": "n:submitter", "manage_job": "n:submitter", "download_job": "n:submitter",
+        "view": "any",
+    },
+    "member": {"view": "any"},
+}  # fmt: skip
+"""What users may do in a federation that we have made. As FLARE ships it, they may also run shell commands at parties,
+and bring code of their own in jobs, which Manyhands does not need."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 BUILDERS = "nvflare.lighter.impl."
 
@@ -53,12 +66,14 @@ def new_kits(
         raise KitError(f"{out}: is {state}; give a new folder, so that no kit that is in use is overwritten")
     people = [(FIRST_ADMIN, ROLES[0]), *map(_user, users)]
     with disk_errors(out), _unreadable_to_others():
+        rights = finite_json({"format_version": "1.0", "permissions": RIGHTS})
         made = _provision(_project(host, port, sites, people, days), out / AUTHORITY)
         for name, folder in {SERVER: host, ADMIN: FIRST_ADMIN}.items():
             shutil.copytree(made / folder, out / name)
         for name in (*sites, *(email for email, _ in people[1:])):
             shutil.copytree(made / name, out / name)
         for name in (SERVER, *sites):
+            (out / name / "local" / RIGHTS_FILE).write_text(rights)
             prepare(out / name, launcher=launcher)
         page = out / "README.md"
         page.write_text(_page(out, server, sites, people))
@@ -68,7 +83,7 @@ def new_kits(
 
 def _project(host: str, port: int, sites: Sequence[str], people: list[tuple[str, str]], days: int) -> dict[str, Any]:
     """What FLARE calls a project: the parties, and how their kits are built."""
-    org = {"org": ORGANISATION}
+    org = {"org": ORGANISATION}  # a site has one of its own: FLARE lets an organisation's people operate its sites
     builders: dict[str, dict[str, Any]] = {
         "workspace.WorkspaceBuilder": {},
         "static_file.StaticFileBuilder": {"config_folder": "config", "scheme": "grpc"},
@@ -81,7 +96,7 @@ def _project(host: str, port: int, sites: Sequence[str], people: list[tuple[str,
         "description": "a federation of Manyhands",
         "participants": [
             {"name": host, "type": "server", "fed_learn_port": port, "default_host": host, **org},
-            *({"name": name, "type": "client", **org} for name in sites),
+            *({"name": name, "type": "client", "org": f"site_{name.replace('-', '_')}"} for name in sites),
             *({"name": email, "type": "admin", "role": role, **org} for email, role in people),
         ],
         "builders": [{"path": BUILDERS + path, "args": args} for path, args in builders.items()],

@@ -12,7 +12,7 @@ import pytest
 
 from manyhands import __version__
 from manyhands.errors import RecipeError
-from manyhands.federation.job.folder import FLARE, RECEIVERS, SERVER_COMPONENT, SITE_COMPONENT, check_version, write_job
+from manyhands.federation.job.folder import FLARE, RECEIVERS, SERVER_COMPONENT, SITE_COMPONENT, check_job, write_job
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.runs.recipe_file import load_recipe, parse_recipe
 from manyhands.runs.shipped import recipe_path
@@ -84,9 +84,9 @@ def test_the_figures_of_rounds_go_to_receivers_of_flare_that_there_are(tmp_path:
 
 
 def test_a_job_of_another_version_is_refused_with_both() -> None:
-    check_version(__version__)
+    check_job("a", __version__)
     with pytest.raises(RecipeError, match=f"manyhands 0.0.7, but {__version__} is installed here"):
-        check_version("0.0.7")
+        check_job("a", "0.0.7")
 
 
 def test_what_cannot_be_a_job_is_said_and_nothing_is_written(tmp_path: Path) -> None:

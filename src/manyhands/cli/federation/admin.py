@@ -83,7 +83,7 @@ def stop(kit: AdminOption = ADMIN_KIT, run: RunOption = "") -> None:
     from manyhands.federation.admin import Admin
 
     with Admin(kit) as admin:
-        typer.echo(f"{admin.stop(run)}: stopped")
+        typer.echo(f"{printable(admin.stop(run))}: stopped")
 
 
 def fetch(

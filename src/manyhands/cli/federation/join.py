@@ -14,12 +14,12 @@ def join(
     kit: KitArgument,
     data: DataOption = "",
     policy: PolicyOption = None,
-    _out: Annotated[str | None, gone("--out", "what a site keeps is in KIT/manyhands now; move it there")] = None,
+    _out: Annotated[str | None, gone("--out", "what a site keeps is in KIT/_manyhands now; move it there")] = None,
 ) -> None:
     """Take part as a site in runs that its policy allows.
 
     Until Ctrl-C the site stays connected to the server, waits for runs, and reconnects when the connection is lost.
-    What it keeps is in KIT/manyhands, and never leaves the site.
+    What it keeps is in KIT/_manyhands, and never leaves the site.
     """
     from manyhands.federation import parent
     from manyhands.federation.kit import load_kit

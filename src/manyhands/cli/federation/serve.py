@@ -13,13 +13,13 @@ from manyhands.federation.log import log
 
 def serve(
     kit: KitArgument,
-    _out: Annotated[str | None, gone("--out", "runs are kept in KIT/manyhands now")] = None,
+    _out: Annotated[str | None, gone("--out", "runs are kept in KIT/_manyhands now")] = None,
     _host: Annotated[str | None, gone("--host", "the address is that of the kit; see federation new --server")] = None,
     _port: Annotated[str | None, gone("--port", "the port is that of the kit; see federation new --server")] = None,
 ) -> None:
     """Run the server of FLARE with this kit, until Ctrl-C.
 
-    Runs are kept in KIT/manyhands. What was running goes on when the server is started again.
+    Runs are kept in KIT/_manyhands. What was running goes on when the server is started again.
     """
     from manyhands.federation import parent
     from manyhands.federation.kit import load_kit

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manyhands import __version__
-from manyhands.errors import RecipeError
+from manyhands.errors import RecipeError, printable
 from manyhands.federation.plans import RUN_NAME
 from manyhands.federation.policy import check_between_sites, recipe_text
 from manyhands.files.strict_json import finite_json
@@ -68,8 +68,10 @@ def write_job(recipe: Recipe, out: Path, sites: Sequence[str] = (), run: str = "
     return out
 
 
-def check_version(version: str) -> None:
-    """Refuse a job of another version of Manyhands, and another FLARE than the one whose losses are tested."""
+def check_job(run: str, version: str) -> None:
+    """Refuse a job whose run names no folder, or of another version of Manyhands, and another FLARE than was tested."""
+    if not RUN_NAME.fullmatch(run):
+        raise RecipeError(f"{printable(run)[:80]!r} is not a valid name of a run")
     if version != __version__:
         raise RecipeError(f"the job is of manyhands {version}, but {__version__} is installed here; use one version")
     if not (installed := metadata.version("nvflare")).startswith(FLARE):

@@ -26,6 +26,7 @@ from nvflare.app_common.job_launcher.server_process_launcher import ServerProces
 
 from manyhands.federation.job.folder import MARK
 from manyhands.files.strict_json import finite_json
+from manyhands.files.write import replace_file
 
 MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 10.0
 """The wait before a killed process is restarted doubles from the minimum to the maximum."""
@@ -95,7 +96,7 @@ class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
             return super(_RestartingLauncher, self).launch_job(job_meta, fl_ctx)
 
         mark = Path(props[FLContextKey.WORKSPACE_OBJECT].get_run_dir(job_meta[JobMetaKey.JOB_ID.value])) / MARK
-        mark.write_text(finite_json(job_meta))
+        replace_file(mark, finite_json(job_meta).encode())
         return RestartingHandle(begin, mark, keeps_mark=self.keeps_mark)
 
 
@@ -134,10 +135,14 @@ class _Resumer(FLComponent):  # type: ignore[misc]
         """Restart the jobs whose processes were running; return their ids."""
         root, jobs = Path(fl_ctx.get_engine().args.workspace), set()
         for mark in root.glob(f"*/{MARK}"):
-            job_meta = json.loads(mark.read_text())
-            jobs.add(job := mark.parent.name)
+            job = mark.parent.name
+            try:
+                self.resume(job, json.loads(mark.read_text()), fl_ctx)
+            except Exception as error:  # another job must not be lost for it
+                self.log_error(fl_ctx, f"job {job} cannot go on: {error}", fire_event=False)
+                continue
             self.log_info(fl_ctx, f"job {job} was running: it goes on", fire_event=False)
-            self.resume(job, job_meta, fl_ctx)
+            jobs.add(job)
         return jobs
 
     def resume(self, job: str, job_meta: dict[str, Any], fl_ctx: FLContext) -> None:

@@ -22,8 +22,8 @@ from nvflare.app_common.widgets.streaming import create_analytic_dxo, send_analy
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from manyhands.errors import ManyhandsError
-from manyhands.federation.job.folder import STATUS, check_version
-from manyhands.federation.kit import KEPT, RUNS
+from manyhands.federation.job.folder import STATUS, check_job
+from manyhands.federation.kit import KEPT, RESULTS, RUNS
 from manyhands.federation.log import PeerLog
 from manyhands.federation.open_run import open_run
 from manyhands.federation.run_session import OVER
@@ -83,7 +83,7 @@ class RunServer(Controller):  # type: ignore[misc]  # FLARE has no types
             self._step(server)
         if session.stage not in OVER:
             server.end_run("stopped", "FLARE ended the job")
-        results = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / KEPT
+        results = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / RESULTS
         shutil.copytree(session.folder.path, results, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
         if session.stage == "failed":
             self.system_panic(f"the run failed: {session.why}", fl_ctx)
@@ -105,7 +105,7 @@ class RunServer(Controller):  # type: ignore[misc]  # FLARE has no types
     @contextmanager
     def _server(self, fl_ctx: FLContext) -> Iterator[FederationServer]:
         """The server and its run, which goes on where an earlier process or job left it."""
-        check_version(self.version)
+        check_job(self.run_name, self.version)
         engine, job, device = fl_ctx.get_engine(), fl_ctx.get_job_id(), torch.device(chosen_device(self.device))
         cells = {client.name: FQCN.join([client.get_fqcn(), job]) for client in engine.get_clients()}
         recipe, root = parse_recipe(tomllib.loads(self.recipe), "recipe"), Path(fl_ctx.get_workspace().get_root_dir())

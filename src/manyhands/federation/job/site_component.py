@@ -16,7 +16,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from manyhands.errors import KitError, ManyhandsError, RecipeError
-from manyhands.federation.job.folder import MARK, check_version
+from manyhands.federation.job.folder import MARK, check_job
 from manyhands.federation.kit import KEPT, SERVER
 from manyhands.federation.policy import PUBLIC_IMAGES, Policy
 from manyhands.federation.prepare import POLICY_FILE
@@ -61,7 +61,7 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
         connection, log = ServerConnection(connect, self._stop.is_set), self.logger.info
         with suppress(RunAborted):
             try:
-                check_version(self.version)
+                check_job(self.run_name, self.version)
                 policy = PUBLIC_IMAGES if simulated else _policy(Path(workspace.get_site_config_dir()) / POLICY_FILE)
                 out = Path(workspace.get_root_dir()) / KEPT
                 Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
