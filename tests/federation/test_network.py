@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("nvflare")
 
 import psutil
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.message import Message as FlareMessage
 
 from manyhands.errors import KitError, RunFolderError
 from manyhands.evaluation.spec import Evaluation
@@ -20,6 +22,7 @@ from manyhands.federation.admin import Admin
 from manyhands.federation.demo import LOOPBACK, LocalFederation, watch
 from manyhands.federation.kit import ADMIN, SERVER
 from manyhands.federation.provision import new_kits
+from manyhands.links.flare_cell import CHANNEL, TOPIC
 from manyhands.runs.compose import compose
 from manyhands.runs.finished import evaluate
 from manyhands.runs.recipe import Recipe
@@ -147,6 +150,15 @@ def test_strangers_are_refused(federation: LocalFederation, admin: Admin, tmp_pa
         plain.settimeout(5)
         assert not plain.recv(1 << 16).startswith(b"HTTP/1.1 200")
     assert set(admin.sites()) == set(SITES)
+
+
+def test_nobody_speaks_in_the_name_of_a_site(federation: LocalFederation) -> None:
+    """FLARE alone lets a user send under any origin, for it looks for users among its sites."""
+    with Admin(federation.kits / MEMBER) as member:
+        cell = member._session.api.cell.core_cell
+        cell.add_outgoing_request_filter("*", "*", lambda sent: sent.set_header(MessageHeaderKey.ORIGIN, "silo-1"))
+        cell.fire_and_forget(CHANNEL, TOPIC, "server", FlareMessage({}, b""))
+        until(lambda: "sent a message in the name of silo-1" in federation.log(SERVER), 20.0)
 
 
 def test_who_may_not_submit_is_refused(federation: LocalFederation) -> None:
