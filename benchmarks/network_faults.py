@@ -85,7 +85,7 @@ def cuts(args: argparse.Namespace) -> Measured:
 def half_gone(_args: argparse.Namespace) -> Measured:
     """By how many seconds a round ends later than its deadline when half of eight sites die, and whose mean it has."""
     deadline, gone = 8.0, [f"silo-{i}" for i in range(4)]
-    asked = recipe("digits-fedavg", 8, f"federation.deadline={deadline}", "method.training.steps=20")
+    asked = recipe("digits-fedavg", 8, f"federation.deadline={deadline}", "method.training.steps=60")
     with up(8) as (federation, admin, _):
         run, job = admin.submit(asked)
         folder = RunFolder(federation.run(run))

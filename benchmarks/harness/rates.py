@@ -72,7 +72,7 @@ def _hops(up: list[list[float]], site: dict[str, Any]) -> tuple[float, dict[str,
 
 
 def direct(kits: Path, parties: Sequence[str]) -> None:
-    """Let the processes of a job open connections of their own, with the same mutual TLS, on loopback."""
-    line = {"scheme": "grpc", "resources": {"host": "127.0.0.1", "secure": True}}
+    """Let the processes of a job open connections of their own, with mutual TLS; FLARE's default has none."""
+    line = {"scheme": "tcp", "resources": {"host": "127.0.0.1", "secure": True}}
     for party in parties:
         (kits / party / "local" / "comm_config.json").write_text(json.dumps({"allow_adhoc_conns": True, "adhoc": line}))
