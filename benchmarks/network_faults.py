@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
-import shutil
-import socket
-import ssl
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from harness import bench, hostile_job, parts
-from harness.expired import expire
 from harness.federations import (
     alone,
     between,
@@ -36,16 +30,14 @@ from harness.federations import (
     until,
     up,
 )
+from harness.strangers import begun, doctored, heard_plain, hears_without_certificate, may_speak
 from manyhands import compose
-from manyhands.errors import KitError, ManyhandsError
-from manyhands.federation import parent
-from manyhands.federation.admin import Admin
+from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve
 from manyhands.federation.demo import LOOPBACK, LocalFederation
 from manyhands.federation.job.folder import write_job
-from manyhands.federation.kit import ADMIN, SERVER, load_kit
+from manyhands.federation.kit import ADMIN, SERVER
 from manyhands.federation.policy import Policy, recipe_hash, recipe_text
-from manyhands.federation.provision import new_kits
 from manyhands.federation.run_session import OVER, SESSION_FILE
 from manyhands.federation.site import Site
 from manyhands.links.coordinator import RoundCoordinator
@@ -208,83 +200,21 @@ def strangers(_args: argparse.Namespace) -> Measured:
         federation.sites.remove("silo-2")  # it has a kit, and has not come yet
         with federation, federation.admin() as admin:
             job = admin.submit(recipe("digits-fedavg", 2))[1]
-            let_in = dict.fromkeys(_doctored(federation, Path(other)), False)
-            with _begun(federation, list(let_in), Path(other)):
+            let_in = dict.fromkeys(doctored(federation, Path(other)), False)
+            with begun(federation, list(let_in), Path(other)):
                 time.sleep(20)
                 for name in let_in:
                     let_in[name] = "Successfully registered client" in (Path(other) / name / "log.txt").read_text()
                 let_in["any as silo-2"] = "silo-2" in admin.sites()
-            let_in["another authority's admin"] = _may_speak(Path(other) / "kits" / ADMIN)
-            let_in["plain TCP"] = _plain(federation.port, random.Random(0)) > 0
-            let_in["no certificate"] = _bare_tls(federation.kits / "silo-0" / "startup", federation.port)
+            let_in["another authority's admin"] = may_speak(Path(other) / "kits" / ADMIN)
+            let_in["plain TCP"] = heard_plain(federation.port, random.Random(0)) > 0
+            let_in["no certificate"] = hears_without_certificate(
+                federation.kits / "silo-0" / "startup", federation.port
+            )
             completed(federation, admin, job)
             federation.start("silo-2")
             until(lambda: "silo-2" in admin.sites(), 20)
     return {"strangers": float(sum(let_in.values()))}, {"let_in": let_in}
-
-
-def _doctored(federation: LocalFederation, folder: Path) -> list[str]:
-    """Kits in the name of a site, with certificates that it should not have."""
-    kits, made = federation.kits, folder / "kits"
-    new_kits(f"{LOOPBACK}:{federation.port}", ["silo-2"], made)
-    keys = {
-        "another authority": made / "silo-2", "expired": kits / "silo-2", "another site": kits / "silo-1",
-        "the admin": kits / ADMIN,
-    }  # fmt: skip
-    for name, source in keys.items():
-        shutil.copytree(kits / "silo-2", folder / name)
-        for file in ("client.crt", "client.key", *(["rootCA.pem"] if name == "another authority" else [])):
-            shutil.copy(source / "startup" / file, folder / name / "startup" / file)
-    expire(folder / "expired" / "startup" / "client.crt", kits / "authority")
-    return list(keys)
-
-
-@contextlib.contextmanager
-def _begun(federation: LocalFederation, names: list[str], folder: Path) -> Iterator[None]:
-    """FLARE's processes of these kits."""
-    kit, begun = load_kit(federation.kits / "silo-2", "site"), []
-    try:
-        for name in names:
-            with (folder / f"{name}.log").open("wb") as log:
-                begun.append(parent.start(replace(kit, folder=folder / name), log))
-        yield
-    finally:
-        for process in begun:
-            parent.end(process)
-
-
-def _may_speak(kit: Path) -> bool:
-    try:
-        Admin(kit, seconds=3.0).close()
-    except KitError:
-        return False
-    return True
-
-
-def _plain(port: int, chance: random.Random) -> int:
-    """How many strangers without TLS got an answer that is more than a refusal of TLS."""
-    got = 0
-    for _ in range(100):
-        with socket.create_connection((LOOPBACK, port), timeout=10) as plain, contextlib.suppress(OSError):
-            plain.sendall(chance.randbytes(chance.randint(1, 4000)))
-            plain.shutdown(socket.SHUT_WR)
-            while heard := plain.recv(1 << 16):
-                got += len(heard) > 100
-    return got
-
-
-def _bare_tls(startup: Path, port: int) -> bool:
-    context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection((LOOPBACK, port), timeout=5) as plain,
-            context.wrap_socket(plain, server_hostname=LOOPBACK) as secured,
-        ):
-            secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-            return len(secured.recv(1 << 16)) > 0
-    except OSError:
-        return False
 
 
 def approval(args: argparse.Namespace) -> Measured:
