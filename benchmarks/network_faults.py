@@ -140,7 +140,7 @@ def rejoin(_args: argparse.Namespace) -> Measured:
 
 def malformed(args: argparse.Namespace) -> Measured:
     """Frames of two enrolled sites, one of them in the run, that were none and yet changed something of it."""
-    count, rounds = (500, 10) if args.quick else (50_000, 400)
+    count, rounds = (500, 100) if args.quick else (50_000, 600)
     asked = recipe("digits-fedavg", 3, f"method.rounds={rounds}", "method.training.steps=2")
     counts, outsider = {"silo-2": count, "silo-3": count}, "silo-3"
     with tempfile.TemporaryDirectory() as folder, up(4) as (federation, admin, sites):
@@ -150,20 +150,27 @@ def malformed(args: argparse.Namespace) -> Measured:
         place = write_job(asked, Path(folder) / "job", (), asked.name)
         config = place / "app" / "config" / "config_fed_client.json"
         change_json(config, lambda parts: parts["executors"].append(flood))
-        job, seen = submit(federation, place), set[int]()
-        while not (federation.kits / outsider / hostile_job.FLOODED).exists() or len(seen) == 0:
-            if found := job_process(federation, SERVER, job):
-                seen.add(found.pid)
-            if admin.job(job)["stage"].startswith("FINISHED"):
-                break
+        job, journal = submit(federation, place), RunFolder(federation.run(asked.name))
+        until(lambda: len(journal.rounds) >= 1)
+        server = job_process(federation, SERVER, job)
+        for site in counts:
+            (federation.kits / site / hostile_job.FLOOD).touch()
+        until(lambda: all((federation.kits / site / hostile_job.FLOODED).exists() for site in counts), 600)
+        during, same = len(journal.rounds), server == job_process(federation, SERVER, job)
         completed(federation, admin, job)
         sent = {site: _note(federation, site, hostile_job.FLOODED) for site in counts}
         log = admin.log(asked.name, SERVER)
         differ = differing(between(federation, asked.name, asked.method.rounds, sites[:3]), expected)
     named = [site for site in counts if f"{site}: its frame was dropped" in log]
-    odd = differ + (len(seen) != 1) + sum(counts.values()) - sum(sent.values()) + len(counts) - len(named)
-    shown = {"sent": sent, "named in the log": named, "hashes that differ": differ, "server's processes": len(seen)}
-    return {"malformed": float(odd)}, {"malformed": shown}
+    odd = differ + (not same) + sum(counts.values()) - sum(sent.values()) + len(counts) - len(named)
+    shown = {
+        "sent": sent,
+        "until round": during,
+        "named in the log": named,
+        "hashes that differ": differ,
+        "restarted": not same,
+    }
+    return {"malformed": float(odd + (during >= rounds))}, {"malformed": shown}
 
 
 def _note(federation: LocalFederation, site: str, name: str) -> Any:

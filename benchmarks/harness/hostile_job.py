@@ -24,8 +24,8 @@ from nvflare.fuel.f3.message import Message as FlareMessage
 from manyhands.links.flare_cell import CHANNEL, FIELDS, TOPIC
 from manyhands.messages.message import Message, encode
 
-FLOODED, FORGED = "flooded.json", "forged.json"
-"""The files in a site's workspace with how many frames it has sent."""
+FLOOD, FLOODED, FORGED = "flood", "flooded.json", "forged.json"
+"""The files in a site's workspace that let the flood begin, and with how many frames it has sent."""
 ODD: list[Any] = [
     None,
     -1,
@@ -93,7 +93,9 @@ class Flood(Executor):  # type: ignore[misc]  # FLARE has no types
         site = fl_ctx.get_identity_name()
         cell, chance = fl_ctx.get_engine().get_cell().core_cell, random.Random(site)
         server = FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
-        sent = 0
+        sent, place = 0, Path(fl_ctx.get_workspace().get_root_dir())
+        while not (place / FLOOD).exists() and not self._over.wait(0.1):
+            pass
         while sent < self.counts[site] and not self._over.is_set():
             fields, payload = malformed(sent, chance, begins=site in self.outsiders)
             message = FlareMessage({FIELDS: fields}, payload)
@@ -103,7 +105,7 @@ class Flood(Executor):  # type: ignore[misc]  # FLARE has no types
                 continue
             sent += not failed
             time.sleep(0.05 if failed else 0)
-        (Path(fl_ctx.get_workspace().get_root_dir()) / FLOODED).write_text(json.dumps(sent))
+        (place / FLOODED).write_text(json.dumps(sent))
 
 
 class Idle(Controller):  # type: ignore[misc]
