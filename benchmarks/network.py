@@ -82,7 +82,7 @@ def _simulated(asked: Recipe, folder: Path) -> dict[str, str]:
     workspace, sites = folder / "workspace", [f"silo-{i}" for i in range(asked.partition.silos)]
     simulate(write_job(asked, folder / "job"), workspace, sites)
     places = {site: RunFolder(workspace / site / KEPT / RUNS / asked.name) for site in sites}
-    return weights(RunFolder(workspace / SERVER / KEPT / asked.name), kept_memories(places, asked.method.rounds))
+    return weights(RunFolder(workspace / SERVER / KEPT / RUNS / asked.name), kept_memories(places, asked.method.rounds))
 
 
 def rate(args: argparse.Namespace) -> Measured:

@@ -17,7 +17,7 @@ def simulate(job: Path, workspace: Path, sites: Sequence[str]) -> None:
     if not shutil.which("unshare") or subprocess.run([*LOOPBACK_ALONE, "true"], check=False).returncode:
         raise SystemExit("this machine gives a process no network of its own (unshare), so the simulator is not begun")
     (workspace / "local").mkdir(parents=True)
-    allowed = {"format_version": 2, "class_allow_list": ["nvflare.", "manyhands."]}
+    allowed = {"format_version": 2, "class_allow_list": ["nvflare.", "manyhands.federation.job."]}
     (workspace / "local" / "resources.json").write_text(json.dumps(allowed))
     options = ["-w", str(workspace), "-c", ",".join(sites), "-t", str(len(sites))]
     simulator = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), *options]

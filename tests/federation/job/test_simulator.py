@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("nvflare")
 
 from manyhands.federation.job.folder import write_job
+from manyhands.federation.kit import KEPT, RESULTS, RUNS
 from manyhands.runs.compose import compose
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import load_recipe
@@ -34,7 +35,7 @@ def small_recipe() -> Recipe:
 
 def simulate(job: Path, workspace: Path) -> None:
     (workspace / "local").mkdir(parents=True)
-    allowed = {"format_version": 2, "class_allow_list": ["nvflare.", "manyhands."]}
+    allowed = {"format_version": 2, "class_allow_list": ["nvflare.", "manyhands.federation.job."]}
     (workspace / "local" / "resources.json").write_text(json.dumps(allowed))
     options = ["-w", str(workspace), "-c", ",".join(SITES), "-t", str(len(SITES))]
     simulator = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), *options]
@@ -53,8 +54,8 @@ def test_the_simulator_ends_with_the_weights_of_one_process(tmp_path: Path) -> N
     for _ in compose(recipe, tmp_path / "alone"):
         pass
     alone = RunFolder(tmp_path / "alone").state()
-    between = RunFolder(tmp_path / "workspace/server/manyhands" / recipe.name / recipe.name).state()
+    between = RunFolder(tmp_path / "workspace/server" / KEPT / RUNS / recipe.name).state()
     assert sha256(between.server) == sha256(alone.server)
-    results = tmp_path / "workspace" / "server" / "simulate_job" / "manyhands"
+    results = tmp_path / "workspace" / "server" / "simulate_job" / RESULTS
     assert len((results / "journal.jsonl").read_text().splitlines()) == recipe.method.rounds
     assert (results / "report.html").exists()
