@@ -34,7 +34,8 @@ class FedAvgServer(Server):
 
     def __init__(self, method: FedAvgSpec, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
-        self.broadcast = Broadcast(method.downlink, seed, initial_weights(method.model, seed))
+        weights = initial_weights(method.model, seed)  # first: then its specification is known and not built once more
+        self.broadcast = Broadcast(method.downlink, seed, weights)
         self.average = self.broadcast.silo_weights
         self.memory: Tensors = {}
         self.updates = 0
