@@ -85,7 +85,8 @@ DESCRIPTIONS = {
     "strangers": "of eight kinds, those who were let in: other authority, expired, another's name, no certificate",
     "approval": "recipes changed by one byte after approval, share refused",
     "sockets": "sockets of a federation and its job that listen beyond the machine",
-    "kills": "80 x `kill -9`: a site (begun again), its worker, the server's, all: share with the same weights",
+    "job_kills": "`kill -9` of a job's or FLARE's process at a random moment, 20 of each: share with the same weights",
+    "job_kills_plain": "the same without our launchers, 5 of each: share that ended by name, and then the same",
     "leaks_control": "share of the variance of images that the server of `huscf` gets back from one-block heads",
     "leaks_unknown": "the same by somebody who has not the weights of the heads, worst of them",
     "leaks_tail": "the same of generated images, by the tail's weights",
@@ -109,6 +110,6 @@ HIGHLIGHTS = {
     "collafuse.quality_alone": "`collafuse`, cuts .2 to .6: worst FID over that of silos alone",
     "collafuse.silo_compute_small_fid": "`collafuse`, silos sample with a tenth of the work: FID over the full work's",
     "huscf.quality_small": "`huscf`, 16 x 16: points of CAS below a GAN of pooled data, worst of two scenarios",
-    "network_kills.kills": "80 runs with a `kill -9` of site, worker or server: share with an unharmed run's weights",
+    "network.job_identical": "three methods as jobs of FLARE, 2 and 8 sites, simulator: weights unlike one process's",
 }
 """README's eight claims, each in words that need no row before it."""
