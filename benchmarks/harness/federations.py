@@ -33,7 +33,7 @@ SMALL = ("data.limit=240", "evaluation.images=0", "method.rounds=3", "method.tra
 METHODS = {
     "digits-fedavg": ("method.model.widths=[8]",),
     "digits-huscf": ("method.model.width=4", "method.training.batch=8"),
-    "digits-collafuse": ("method.model.widths=[8]", "sampling.steps=3"),
+    "digits-collafuse": ("method.model.widths=[8]", "sampling.steps=3", "method.ask=any"),
 }
 ALLOWED = "harness."
 """The classes of the benchmarks, which jobs may name here beside those of the package."""
