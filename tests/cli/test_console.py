@@ -67,8 +67,7 @@ def test_what_a_server_sends_as_status_cannot_act_on_the_terminal(capsys: pytest
     assert capsys.readouterr().out.splitlines() == [
         "connected sites: north?, b",
         "b (98765432): FINISHED:EXECUTION_EXCEPTION: c: ?[2Jno images",
-        "a?[2J (01234567): RUNNING; a?[2J: training, 1 of 2 rounds, loss 0.5000, 10 B up, 2.0 kB down, "
-        "about 4 min left",
+        "a?[2J (01234567): training, 1 of 2 rounds, loss 0.5000, 10 B up, 2.0 kB down, about 4 min left",
         "north?  [red]trains",
         "b       x?]0;title?",
         "c (x): RUNNING, the server computes",

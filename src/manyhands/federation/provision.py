@@ -23,7 +23,6 @@ from manyhands.federation.prepare import prepare
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import disk_errors
 
-DAYS = 360
 PROJECT, ORGANISATION = "manyhands", "manyhands"
 AUTHORITY, PROJECT_FILE = "authority", "project.yml"
 FIRST_ADMIN = "admin@manyhands.org"
@@ -47,7 +46,7 @@ BUILDERS = "nvflare.lighter.impl."
 
 
 def new_kits(
-    server: str, sites: Sequence[str], out: Path, days: int = DAYS, users: Sequence[str] = (), *, launcher: bool = True
+    server: str, sites: Sequence[str], out: Path, days: int = 360, users: Sequence[str] = (), *, launcher: bool = True
 ) -> Path:
     """Make kits for a server, its sites and its users, and a page that says which kit goes to whom.
 

@@ -134,15 +134,15 @@ def _job_line(job: dict[str, Any]) -> str:
     """Return a line about a job, with how far its run is if it is running."""
     from manyhands.formatting import duration_text, size_text
 
-    head = f"{job['name']} ({job['job'][:8]}): {job['stage']}{': ' + job['why'] if job['why'] else ''}"
-    if "run" not in job:
-        return head + (", the server computes" if job.get("busy") else "")
-    run = job["run"]
-    parts = [f"{run['run']}: {run['stage']}{': ' + run['why'] if run['why'] else ''}",
-             f"{run['round']} of {run['rounds']} rounds"]  # fmt: skip
+    run = job.get("run")
+    state = run or job
+    parts = [f"{job['name']} ({job['job'][:8]}): {state['stage']}{': ' + state['why'] if state['why'] else ''}"]
+    if run is None:
+        return parts[0] + (", the server computes" if job.get("busy") else "")
+    parts.append(f"{run['round']} of {run['rounds']} rounds")
     if run["loss"] is not None:
         parts.append(f"loss {run['loss']:.4f}")
     parts.append(f"{size_text(run['bytes_up'])} up, {size_text(run['bytes_down'])} down")
     if run["seconds_left"]:
         parts.append(f"about {duration_text(run['seconds_left'])} left")
-    return f"{head}; {', '.join(parts)}"
+    return ", ".join(parts)
