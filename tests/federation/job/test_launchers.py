@@ -15,7 +15,7 @@ pytest.importorskip("nvflare")
 from nvflare.apis.job_launcher_spec import JobReturnCode
 
 from manyhands.federation.job import launchers
-from manyhands.federation.job.folder import MARK
+from manyhands.federation.job.folder import DONE, MARK
 from manyhands.federation.job.launchers import RestartingHandle, ServerLauncher, SiteLauncher
 
 SECONDS = 20.0
@@ -145,7 +145,7 @@ def test_the_wait_grows_up_to_its_limit_unless_the_process_was_healthy(
 
 def test_a_process_that_was_killed_after_it_had_done_its_part_is_not_begun_again(world: World) -> None:
     process = world.process()
-    world.mark.unlink()
+    world.mark.with_name(DONE).touch()
     process.end(-signal.SIGKILL)
     assert world.is_over()
     assert world.handle.poll() == JobReturnCode.SUCCESS

@@ -28,6 +28,8 @@ OURS = "manyhands"
 """The key by which a job's metadata says that it is a run of ours."""
 MARK = "manyhands.running"
 """The file in a party's folder of a job that says that it runs, with the job's metadata."""
+DONE = "manyhands.done"
+"""The file beside it that says that the party has done its part: its process need not be restarted."""
 STATUS = "manyhands.status"
 """What an admin asks the server of a running job for."""
 

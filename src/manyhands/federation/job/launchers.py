@@ -7,6 +7,8 @@ killed, and a restarted parent brings nothing back.
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +25,9 @@ from nvflare.apis.job_launcher_spec import JobHandleSpec, JobReturnCode
 from nvflare.app_common.job_launcher.client_process_launcher import ClientProcessJobLauncher
 from nvflare.app_common.job_launcher.process_launcher import ProcessHandle, ProcessJobLauncher
 from nvflare.app_common.job_launcher.server_process_launcher import ServerProcessJobLauncher
+from nvflare.utils.process_utils import spawn_process
 
-from manyhands.federation.job.folder import MARK
+from manyhands.federation.job.folder import DONE, MARK
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_file
 
@@ -39,7 +42,7 @@ class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no typ
 
     Args:
         begin: Begins the process.
-        mark: The file that says that the job runs. A process that has done its part removes it, and is not restarted.
+        mark: The file that says that the job runs. With ``DONE`` beside it, the process is not restarted.
         keeps_mark: Whether the mark stays when the process has ended.
     """
 
@@ -70,7 +73,7 @@ class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no typ
         while True:
             began = time.monotonic()
             self._process.wait()
-            self._has_done_its_part = not self._mark.exists() and not self._stop.is_set()
+            self._has_done_its_part = _is_done(self._mark) and not self._stop.is_set()
             if self._has_done_its_part or self._stop.is_set() or not _was_killed(self._process.adapter.poll()):
                 break
             wait = MIN_WAIT_SECONDS if time.monotonic() - began > HEALTHY_SECONDS else min(2 * wait, MAX_WAIT_SECONDS)
@@ -91,6 +94,8 @@ class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
         props = {key: fl_ctx.get_prop(key) for key in keys}
 
         def begin() -> ProcessHandle:
+            if _is_done(mark):  # FLARE wants to know how the process ended, so there has to be one
+                return ProcessHandle(process_adapter=spawn_process([sys.executable, "-c", ""], dict(os.environ)))
             for key, value in props.items():
                 fl_ctx.set_prop(key, value, private=True, sticky=False)
             return super(_RestartingLauncher, self).launch_job(job_meta, fl_ctx)
@@ -98,6 +103,11 @@ class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
         mark = Path(props[FLContextKey.WORKSPACE_OBJECT].get_run_dir(job_meta[JobMetaKey.JOB_ID.value])) / MARK
         replace_file(mark, finite_json(job_meta).encode())
         return RestartingHandle(begin, mark, keeps_mark=self.keeps_mark)
+
+
+def _is_done(mark: Path) -> bool:
+    """Whether the party has done its part in the job of this mark."""
+    return mark.with_name(DONE).exists()
 
 
 def _was_killed(code: int | None) -> bool:
@@ -151,9 +161,9 @@ class _Resumer(FLComponent):  # type: ignore[misc]
 
 
 class SiteResumer(_Resumer):
-    """At a site."""
+    """At a site, before the server learns which jobs run here."""
 
-    events = (EventType.SYSTEM_START,)
+    events = (EventType.AFTER_CLIENT_REGISTER,)
 
     def resume(self, job: str, job_meta: dict[str, Any], fl_ctx: FLContext) -> None:
         """Restart the process of the site."""

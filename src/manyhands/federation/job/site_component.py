@@ -16,7 +16,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from manyhands.errors import KitError, ManyhandsError, RecipeError
-from manyhands.federation.job.folder import MARK, check_job
+from manyhands.federation.job.folder import DONE, check_job
 from manyhands.federation.kit import KEPT, SERVER
 from manyhands.federation.policy import PUBLIC_IMAGES, Policy
 from manyhands.federation.prepare import POLICY_FILE
@@ -67,7 +67,7 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
                 Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
             except ManyhandsError as error:
                 decline(error, connection, self.logger.error)
-            (Path(workspace.get_run_dir(fl_ctx.get_job_id())) / MARK).unlink(missing_ok=True)  # done: not restarted
+            (Path(workspace.get_run_dir(fl_ctx.get_job_id())) / DONE).touch()
 
 
 def _policy(file: Path) -> Policy:
