@@ -29,7 +29,7 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from manyhands.errors import KitError
+from manyhands.errors import KitError, RecipeError
 from manyhands.federation.job.folder import OURS, STATUS, write_job
 from manyhands.federation.kit import RESULTS, SERVER, load_kit
 from manyhands.federation.log import root_cause
@@ -43,7 +43,7 @@ WAITING, RUNNING = frozenset({"SUBMITTED", "APPROVED"}), frozenset({"DISPATCHED"
 REFUSALS = (
     JobNotFound, JobNotDone, JobNotRunning, InternalError, NoReply, InvalidTarget, InvalidJobDefinition, CommandError
 )  # fmt: skip
-COMPLETED, LOST = "FINISHED:COMPLETED", "LOST"
+COMPLETED, ABORTED, LOST = "FINISHED:COMPLETED", "FINISHED:ABORTED", "LOST"
 LAST_JOBS = 3
 """How many of the newest jobs the status shows, whether they are over or not."""
 
@@ -138,7 +138,10 @@ class Admin:
             job = self._find(run, lambda _: True)
             file = WorkspaceConstants.LOG_FILE_NAME if site == SERVER else WorkspaceConstants.ERROR_LOG_FILE_NAME
             logs = self._session.get_job_logs(job["job_id"], site, log_file_name=file)
-        return "\n".join(logs["logs"].values()) or f"{site}: {logs.get('unavailable', {}).get(site, 'no log')}"
+        if site not in logs["logs"]:
+            why = logs.get("unavailable", {}).get(site, "no such party")
+            raise RecipeError(f"{site}: {why}; it had no errors, or its policy has logs = false")
+        return str(logs["logs"][site])
 
     def _jobs(self) -> list[dict[str, Any]]:
         """Return FLARE's jobs that are runs of ours, the newest last."""
@@ -164,6 +167,8 @@ class Admin:
                 JobNotRunning, NoReply, NoConnection, InternalError
             ):  # it starts, was killed, or has just ended
                 found |= self._session.do_app_command(job["job_id"], STATUS, None)
+        elif stage == ABORTED:
+            found["why"] = "it was stopped; submitting it again goes on with it"
         elif stage not in WAITING and stage != COMPLETED:
             try:
                 found["why"] = self._why(job)
@@ -187,7 +192,7 @@ class Admin:
             return "; ".join(details)
         file = WorkspaceConstants.ERROR_LOG_FILE_NAME
         cause = root_cause(self._session.get_job_logs(job["job_id"], "all", log_file_name=file)["logs"])
-        return cause or "no party has reported why; its own log says so"
+        return cause or "no party has reported why; see log.txt in the kit of each"
 
     def _find(self, run: str, *are_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the newest job of a run, or of any run, that is meant in the first place, or else in the next."""
@@ -195,8 +200,10 @@ class Admin:
         for is_meant in are_meant:
             if meant := [job for job in jobs if is_meant(job)]:
                 return meant[-1]
-        stages = ", ".join(f"{job['name']} ({_stage(job)})" for job in jobs[-LAST_JOBS:])
-        raise KitError(f"{run or 'the newest run'}: there is none for this; {stages or 'no run was submitted'}")
+        if jobs:
+            raise RecipeError(f"{jobs[-1]['name']}: its job is {_stage(jobs[-1])}")
+        names = ", ".join(dict.fromkeys(job["name"] for job in self._jobs()))
+        raise RecipeError(f"{run or '--run'}: there is no such run; there are: {names or 'none'}")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

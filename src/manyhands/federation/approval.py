@@ -77,6 +77,8 @@ def find_offer(site: Path, prefix: str) -> Offer:
     matches = [digest for digest in listed if digest.startswith(prefix)]
     if len(matches) > 1:
         raise RecipeError(f"{prefix}: several hashes begin like this: {', '.join(matches)}; give more digits")
+    if done := [digest for digest in approved(site) if not matches and digest.startswith(prefix)]:
+        raise RecipeError(f"{done[0]}: is approved already")
     if not matches:
         raise RecipeError(
             f"{prefix}: no recipe with this hash waits in {site}; the waiting ones are: {', '.join(listed) or 'none'}"

@@ -74,7 +74,7 @@ def prepare(folder: Path, policy: Policy | None = None, *, launcher: bool | None
             _write(kit, RIGHTS, finite_json(rights))
             said.append(f"{kit.local / RIGHTS}: users may ask how runs stand")
         if policy is not None and kit.role == "site":
-            _write(kit, POLICY_FILE, tomli_w.dumps(policy.model_dump(exclude_defaults=True)))
+            _write(kit, POLICY_FILE, tomli_w.dumps(policy.model_dump(exclude_unset=True, exclude_none=True)))
             said.append(f"{kit.local / POLICY_FILE}: the policy of {kit.party}")
     return said
 

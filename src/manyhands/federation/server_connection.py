@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -70,13 +70,20 @@ class ServerConnection:
         """
         self._number += 1
         call = ClientSession(message, self.session, self._number, self.bounds)
-        self._connection.send(SERVER, call.begin())
+        self._send(call.begin())
         while (answer := call.answer) is None:
             try:
                 frame = self._frames.get(timeout=SILENCE_SECONDS)
             except queue.Empty:
                 self.check()
-                self._connection.send(SERVER, call.ask_again())
+                self._send(call.ask_again())
                 continue
-            self._connection.send(SERVER, call.take(frame))
+            self._send(call.take(frame))
         return answer
+
+    def _send(self, frames: Sequence[Frame]) -> None:
+        try:
+            self._connection.send(SERVER, frames)
+        except RuntimeError:  # FLARE stops the cell of a job that it ends
+            self.check()
+            raise

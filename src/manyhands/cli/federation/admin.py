@@ -49,6 +49,8 @@ def submit(
     if as_json:
         typer.echo(finite_json(submitted))
         return
+    if name not in (run, loaded.name):
+        typer.echo(f"a run of the name {loaded.name} has ended or is not over; this is another one")
     typer.echo(f"{name}: is job {job}; the hash of its recipe is {submitted['hash']}")
     typer.echo("a site may have to approve it first; to follow the run: manyhands federation status --watch")
 

@@ -38,3 +38,4 @@ def job(
     check_lists_classes(loaded.resolved(), recipe)
     folder = out or Path("jobs") / loaded.name
     print_paths({"job": write_job(loaded, folder, names(sites), run, names(track))})
+    typer.echo(f"to submit it: nvflare job submit -j {folder} --startup-kit KIT, with the kit of a user")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,15 +58,19 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
         server = FQCN.ROOT_SERVER if simulated else FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
         connect = partial(CellConnection, cell=fl_ctx.get_engine().get_cell(), peers={SERVER: server})
         connection, log = ServerConnection(connect, self._stop.is_set), self.logger.info
-        with suppress(RunAborted):
+        try:
             try:
                 check_job(self.run_name, self.version)
                 policy = PUBLIC_IMAGES if simulated else _policy(Path(workspace.get_site_config_dir()) / POLICY_FILE)
                 out = Path(workspace.get_root_dir()) / KEPT
                 Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
+            except RunAborted:
+                raise
             except ManyhandsError as error:
                 decline(error, connection, self.logger.error)
             (Path(workspace.get_run_dir(fl_ctx.get_job_id())) / DONE).touch()
+        except RunAborted:
+            log("FLARE has ended the job before this site had finished")
 
 
 def _policy(file: Path) -> Policy:
