@@ -256,10 +256,10 @@ def test_every_error_has_a_page_that_is_printed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "instead"),
     [
-        (["serve", "kits/server", "--out", "runs"], "--out: runs are kept in KIT/manyhands now"),
+        (["serve", "kits/server", "--out", "runs"], "--out: runs are kept in KIT/_manyhands now"),
         (["serve", "kits/server", "--host", "0.0.0.0"], "--host: the address is that of the kit; see federation new"),
         (["serve", "kits/server", "--port", "8002"], "--port: the port is that of the kit; see federation new"),
-        (["join", "kits/a", "--data", "x", "--out", "site"], "--out: what a site keeps is in KIT/manyhands now; move"),
+        (["join", "kits/a", "--data", "x", "--out", "site"], "--out: what a site keeps is in KIT/_manyhands now; move"),
     ],
 )
 def test_an_option_of_version_0_1_says_what_to_do_instead(arguments: list[str], instead: str, tmp_path: Path) -> None:
