@@ -43,6 +43,8 @@ WAITING, RUNNING = frozenset({"SUBMITTED", "APPROVED"}), frozenset({"DISPATCHED"
 REFUSALS = (
     JobNotFound, JobNotDone, JobNotRunning, InternalError, NoReply, InvalidTarget, InvalidJobDefinition, CommandError
 )  # fmt: skip
+SILENCES = (JobNotRunning, NoReply, NoConnection, InternalError, AuthorizationError)
+"""Why a running job may tell nothing of its run: it begins, was killed, has just ended, or this user may not ask."""
 COMPLETED, ABORTED, LOST = "FINISHED:COMPLETED", "FINISHED:ABORTED", "LOST"
 LAST_JOBS = 3
 """How many of the newest jobs the status shows, whether they are over or not."""
@@ -96,7 +98,7 @@ class Admin:
         with self._errors():
             jobs = self._jobs()
             shown = [job for job in jobs[:-LAST_JOBS] if _stage(job) in WAITING | RUNNING] + jobs[-LAST_JOBS:]
-            return {"sites": self.sites(), "jobs": [self._described(job) for job in shown]}
+            return {"sites": self.sites(), "jobs": [self._describe(job) for job in shown]}
 
     def sites(self) -> dict[str, float]:
         """Return the sites that are connected, and when each was last heard of, in seconds since 1970."""
@@ -106,7 +108,7 @@ class Admin:
     def job(self, job: str) -> dict[str, Any]:
         """Return the state of one job, by its id."""
         with self._errors():
-            return self._described(self._session.get_job_meta(job))
+            return self._describe(self._session.get_job_meta(job))
 
     def stop(self, run: str) -> str:
         """Stop a run; return its name."""
@@ -126,7 +128,7 @@ class Admin:
             )
             results = Path(self._session.download_job_result(job["job_id"], folder)) / "workspace" / RESULTS
             if not results.is_dir():
-                raise KitError(f"{job['job_name']}: its job has no run folder: {self._why(job)}")
+                raise KitError(f"{job['name']}: its job has no run folder: {self._why(job)}")
             with replace_folder(out) as fresh:
                 fresh.rmdir()
                 results.rename(fresh)
@@ -149,39 +151,35 @@ class Admin:
 
     def _free_name(self, name: str) -> str:
         """Return the name for a run; one that was stopped or has failed goes on under its name."""
-        jobs = [
-            job for job in self._jobs() if _stage(job) in WAITING | RUNNING | {COMPLETED} and not self._is_lost(job)
-        ]
-        taken = {job["name"] for job in jobs}
+        kept = WAITING | RUNNING | {COMPLETED}
+        taken = {job["name"] for job in self._jobs() if _stage(job) in kept and not self._is_lost(job)}
         candidates = (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3)))
         return next(candidate for candidate in candidates if candidate not in taken)
 
-    def _described(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _describe(self, job: dict[str, Any]) -> dict[str, Any]:
         """Describe a job, and its run if it is running."""
         stage = _stage(job)
-        found = {"job": job["job_id"], "name": job["name"], "stage": stage, "why": ""}
+        state = {"job": job["job_id"], "name": job["name"], "stage": stage, "why": ""}
         if self._is_lost(job):
-            found |= {"stage": LOST, "why": "FLARE's server was restarted; submit the run again to go on with it"}
+            state |= {"stage": LOST, "why": "FLARE's server was restarted; submit the run again to go on with it"}
         elif stage in RUNNING:
-            with suppress(
-                JobNotRunning, NoReply, NoConnection, InternalError
-            ):  # it starts, was killed, or has just ended
-                found |= self._session.do_app_command(job["job_id"], STATUS, None)
+            with suppress(*SILENCES):
+                state |= self._session.do_app_command(job["job_id"], STATUS, None)
         elif stage == ABORTED:
-            found["why"] = "it was stopped; submitting it again goes on with it"
+            state["why"] = "it was stopped; submitting it again goes on with it"
         elif stage not in WAITING and stage != COMPLETED:
             try:
-                found["why"] = self._why(job)
+                state["why"] = self._why(job)
             except AuthorizationError:
-                found["why"] = f"{self._who} may not read its log"
-        return found
+                state["why"] = f"{self._who} may not read its log"
+        return state
 
     def _is_lost(self, job: dict[str, Any]) -> bool:
         """Whether a job ended with a server that was killed, whose store goes on to call it running."""
         if _stage(job) not in RUNNING:
             return False
         system, began = self._session.get_system_info(), job.get(JobMetaKey.START_TIME.value)
-        if not began or job["job_id"] in {each.job_id for each in system.job_info}:
+        if not began or job["job_id"] in {running.job_id for running in system.job_info}:
             return False
         return datetime.fromisoformat(began).timestamp() < float(system.server_info.start_time)
 

@@ -57,31 +57,31 @@ def prepare(folder: Path, policy: Policy | None = None, *, launcher: bool | None
         for own in (kit.kept, kit.local):
             own.mkdir(mode=OWN_FOLDER_MODE, exist_ok=True)
             own.chmod(OWN_FOLDER_MODE)
-        resources, said = _read(kit, RESOURCES), list[str]()
+        resources, changes = _read(kit, RESOURCES), list[str]()
         if not isinstance(resources.get("components"), list):
             raise KitError(f"{kit.local / RESOURCES}: are not the resources of a party of FLARE: it has no components")
-        if _allow(resources, ALLOWED[kit.role], said) or launcher is not None:
-            _set_launcher(resources, kit.role, launcher is not False, said)
+        if _allow(resources, ALLOWED[kit.role], changes) or launcher is not None:
+            _set_launcher(resources, kit.role, launcher is not False, changes)
         if kit.role == "server":
-            _guard(resources, said)
+            _guard(resources, changes)
         if policy is not None and resources.get(STREAMS) is not policy.logs:
             resources[STREAMS] = policy.logs
-            said.append(f"{STREAMS} is {str(policy.logs).lower()}, as logs in the policy")
-        if said:
+            changes.append(f"{STREAMS} is {str(policy.logs).lower()}, as logs in the policy")
+        if changes:
             _write(kit, RESOURCES, finite_json(resources))
-        said = [f"{kit.local / RESOURCES}: {line}" for line in said]
+        changes = [f"{kit.local / RESOURCES}: {line}" for line in changes]
         if kit.role == "server" and _allow_status(rights := _read(kit, RIGHTS)):
             _write(kit, RIGHTS, finite_json(rights))
-            said.append(f"{kit.local / RIGHTS}: users may ask how runs stand")
+            changes.append(f"{kit.local / RIGHTS}: users may ask how runs stand")
         if policy is not None and kit.role == "site":
             _write(kit, POLICY_FILE, tomli_w.dumps(policy.model_dump(exclude_unset=True, exclude_none=True)))
-            said.append(f"{kit.local / POLICY_FILE}: the policy of {kit.party}")
-    return said
+            changes.append(f"{kit.local / POLICY_FILE}: the policy of {kit.party}")
+    return changes
 
 
 def undo(folder: Path) -> list[str]:
     """Put back what ``prepare`` has changed; what the party keeps of its runs stays."""
-    kit, said = load_kit(folder, "server", "site"), []
+    kit, changes = load_kit(folder, "server", "site"), []
     with disk_errors(kit.local):
         for before in sorted(kit.local.glob(f"*{BEFORE}")):
             now, content = before.with_name(before.name.removesuffix(BEFORE)), before.read_bytes()
@@ -90,8 +90,8 @@ def undo(folder: Path) -> list[str]:
             else:
                 now.unlink(missing_ok=True)
             before.unlink()
-            said.append(f"{now}: {'as it was before' if content else 'removed'}")
-    return said
+            changes.append(f"{now}: {'as it was before' if content else 'removed'}")
+    return changes
 
 
 def _read(kit: Kit, name: str) -> dict[str, Any]:
@@ -116,39 +116,41 @@ def _write(kit: Kit, name: str, text: str) -> None:
     replace_file(own, text.encode())
 
 
-def _allow(resources: dict[str, Any], component: str, said: list[str]) -> bool:
+def _allow(resources: dict[str, Any], component: str, changes: list[str]) -> bool:
     """Allow our component in jobs; return whether it was not allowed yet."""
     allowed = resources.setdefault("class_allow_list", [])
     for too_wide in {"manyhands.", "manyhands.federation.job."} & set(allowed):
         allowed.remove(too_wide)
-        said.append(f"class_allow_list no longer has {too_wide!r}, with which a job could change the policy of a site")
+        changes.append(
+            f"class_allow_list no longer has {too_wide!r}, with which a job could change the policy of a site"
+        )
     if component in allowed:
         return False
     allowed.append(component)
-    said.append(f"class_allow_list has {component}, so that a job may name it")
+    changes.append(f"class_allow_list has {component}, so that a job may name it")
     return True
 
 
-def _guard(resources: dict[str, Any], said: list[str]) -> None:
+def _guard(resources: dict[str, Any], changes: list[str]) -> None:
     """Have the server refuse what comes in the name of another party."""
     if not any(component.get("id") == GUARD_ID for component in resources["components"]):
         resources["components"].append({"id": GUARD_ID, "path": GUARD, "args": {}})
-        said.append("messages in the name of another party are refused")
+        changes.append("messages in the name of another party are refused")
 
 
-def _set_launcher(resources: dict[str, Any], role: str, ours: bool, said: list[str]) -> None:
+def _set_launcher(resources: dict[str, Any], role: str, ours: bool, changes: list[str]) -> None:
     """Name our launcher and what resumes jobs, or FLARE's launcher alone; another kind of launcher stays."""
     components = resources["components"]
     wanted, other = (LAUNCHER[role], SHIPPED[role]) if ours else (SHIPPED[role], LAUNCHER[role])
     for component in components:
         if component.get("path") == other:
             component["path"] = wanted
-            said.append("killed processes of jobs are restarted" if ours else "a killed process of a job ends it")
+            changes.append("killed processes of jobs are restarted" if ours else "a killed process of a job ends it")
     resumes = any(component.get("path") == LAUNCHER[role] for component in components)
     kept = [component for component in components if component.get("id") != RESUMER_ID]
     resources["components"] = kept + [{"id": RESUMER_ID, "path": RESUMER[role], "args": {}}] * resumes
     if ours and not resumes:
-        said.append("its own launcher is kept, with which a killed process ends a job")
+        changes.append("its own launcher is kept, with which a killed process ends a job")
 
 
 def _allow_status(rights: dict[str, Any]) -> bool:

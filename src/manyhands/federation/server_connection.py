@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from manyhands.errors import ManyhandsError
 from manyhands.federation.kit import SERVER
 from manyhands.federation.plans import SITE_PLAN
 from manyhands.links.exchange import MAX_WAITING_FRAMES, ClientSession
@@ -23,8 +22,8 @@ SILENCE_SECONDS = 2.0
 """Seconds without a frame after which the server is asked again."""
 
 
-class RunAborted(ManyhandsError):  # noqa: N818 - the name of the event
-    """FLARE ended the job before the run had ended."""
+class RunAborted(Exception):  # noqa: N818 - the name of the event
+    """FLARE ended the job before the run had ended: no error of a run, so nothing declines for it."""
 
 
 class ServerConnection:

@@ -16,7 +16,7 @@ from manyhands.federation.plans import ENDING_SECONDS, RUN_NAME, SITE_PLAN
 from manyhands.federation.policy import Policy, recipe_hash
 from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
-from manyhands.federation.server_connection import IDLE_ANSWER_BOUNDS, RunAborted
+from manyhands.federation.server_connection import IDLE_ANSWER_BOUNDS
 from manyhands.federation.site_images import SiteImages
 from manyhands.federation.usage import Usage
 from manyhands.files.write import disk_errors
@@ -96,8 +96,6 @@ class Site:
             except NotApproved as error:
                 decline(error, self.connection, self.log, waits=True)
                 self._await_approval(recipe_hash(text))
-            except RunAborted:
-                raise
             except ManyhandsError as error:
                 decline(error, self.connection, self.log)
                 return

@@ -64,8 +64,6 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
                 policy = PUBLIC_IMAGES if simulated else _policy(Path(workspace.get_site_config_dir()) / POLICY_FILE)
                 out = Path(workspace.get_root_dir()) / KEPT
                 Site(fl_ctx.get_identity_name(), policy, out, connection, log).work(self.run_name, self.recipe)
-            except RunAborted:
-                raise
             except ManyhandsError as error:
                 decline(error, connection, self.logger.error)
             (Path(workspace.get_run_dir(fl_ctx.get_job_id())) / DONE).touch()
