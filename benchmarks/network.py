@@ -67,12 +67,12 @@ def identical(args: argparse.Namespace) -> Measured:
                     asked = recipe(name, sites)
                     run, job = admin.submit(asked)
                     completed(federation, admin, job)
-                    found = between(federation, run, asked.method.rounds, places)
-                    differ[f"{name}, {sites} sites"] = differing(found, expected[name])
+                    hashes = between(federation, run, asked.method.rounds, places)
+                    differ[f"{name}, {sites} sites"] = differing(hashes, expected[name])
             if sites == 2:
                 for name in names:
-                    found = _simulated(recipe(name, sites), Path(folder) / f"{name}-simulated")
-                    differ[f"{name}, simulator"] = differing(found, expected[name])
+                    hashes = _simulated(recipe(name, sites), Path(folder) / f"{name}-simulated")
+                    differ[f"{name}, simulator"] = differing(hashes, expected[name])
     return {"job_identical": float(sum(differ.values()))}, {"differ": differ}
 
 

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from nvflare.apis.event_type import EventType
-from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.impl.controller import Controller
-from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.message import Message as FlareMessage
 
+from harness.job_parts import JobServer, JobSite, write
 from manyhands.links.flare_cell import CHANNEL, FIELDS, TOPIC
 from manyhands.messages.message import Message, encode
 
@@ -66,7 +61,7 @@ def malformed(number: int, chance: random.Random, *, begins: bool) -> tuple[Any,
     return (chance.choice(ODD) if chance.random() < 0.1 else fields), bytes(raw)
 
 
-class Flood(Executor):  # type: ignore[misc]  # FLARE has no types
+class Flood(JobSite):
     """Sends frames that are none to the server's process of its own job, as fast as it can, beside what the site does.
 
     Args:
@@ -77,26 +72,18 @@ class Flood(Executor):  # type: ignore[misc]  # FLARE has no types
     def __init__(self, counts: dict[str, int], outsiders: list[str]) -> None:
         super().__init__()
         self.counts, self.outsiders = counts, outsiders
-        self._over = threading.Event()
-        self.register_event_handler(EventType.START_RUN, self._begin)
-        self.register_event_handler(EventType.END_RUN, lambda *_: self._over.set())
 
-    def execute(self, *_: Any) -> Shareable:
-        """Do nothing."""
-        return make_reply(ReturnCode.TASK_UNKNOWN)
-
-    def _begin(self, _event: str, fl_ctx: FLContext) -> None:
-        if fl_ctx.get_identity_name() in self.counts:
-            threading.Thread(target=self._flood, args=(fl_ctx,), daemon=True).start()
-
-    def _flood(self, fl_ctx: FLContext) -> None:
+    def work(self, fl_ctx: FLContext) -> None:
+        """Wait until the flood may begin, and send it."""
         site = fl_ctx.get_identity_name()
+        if site not in self.counts:
+            return
         cell, chance = fl_ctx.get_engine().get_cell().core_cell, random.Random(site)
         server = FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
         sent, place = 0, Path(fl_ctx.get_workspace().get_root_dir())
-        while not (place / FLOOD).exists() and not self._over.wait(0.1):
+        while not (place / FLOOD).exists() and not self.over.wait(0.1):
             pass
-        while sent < self.counts[site] and not self._over.is_set():
+        while sent < self.counts[site] and not self.over.is_set():
             fields, payload = malformed(sent, chance, begins=site in self.outsiders)
             message = FlareMessage({FIELDS: fields}, payload)
             try:
@@ -108,17 +95,8 @@ class Flood(Executor):  # type: ignore[misc]  # FLARE has no types
         (place / FLOODED).write_text(json.dumps(sent))
 
 
-class Idle(Controller):  # type: ignore[misc]
+class Idle(JobServer):
     """The server of a job that only lasts."""
-
-    def start_controller(self, fl_ctx: FLContext) -> None:
-        """Do nothing."""
-
-    def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Do nothing."""
-
-    def process_result_of_unknown_task(self, **_: Any) -> None:
-        """Do nothing."""
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Wait for its end."""
@@ -126,7 +104,7 @@ class Idle(Controller):  # type: ignore[misc]
             time.sleep(0.2)
 
 
-class Forge(Executor):  # type: ignore[misc]
+class Forge(JobSite):
     """Sends frames to the server's process of another job: in its own name, and in those of that job's sites.
 
     Args:
@@ -138,16 +116,9 @@ class Forge(Executor):  # type: ignore[misc]
         super().__init__()
         self.job, self.count = job, count
         self._origin = ""
-        self.register_event_handler(EventType.START_RUN, self._begin)
 
-    def execute(self, *_: Any) -> Shareable:
-        """Do nothing."""
-        return make_reply(ReturnCode.TASK_UNKNOWN)
-
-    def _begin(self, _event: str, fl_ctx: FLContext) -> None:
-        threading.Thread(target=self._forge, args=(fl_ctx,), daemon=True).start()
-
-    def _forge(self, fl_ctx: FLContext) -> None:
+    def work(self, fl_ctx: FLContext) -> None:
+        """Send the frames."""
         cell = fl_ctx.get_engine().get_cell().core_cell
         cell.add_outgoing_request_filter("*", "*", self._rename)  # after that which adds this site's token
         server = FQCN.join([FQCN.ROOT_SERVER, self.job])
@@ -174,13 +145,5 @@ def _ending(number: int) -> dict[str, Any]:
 
 def forging_job(out: Path, site: str, job: str, count: int) -> Path:
     """The folder of a job whose site forges."""
-    server: dict[str, Any] = {"id": "idle", "path": f"{__name__}.Idle", "args": {}}
-    client = {"tasks": ["idle"], "executor": {"path": f"{__name__}.Forge", "args": {"job": job, "count": count}}}
-    config = out / "app" / "config"
-    config.mkdir(parents=True)
-    meta = {"name": "idle", "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": ["server", site]}}
-    (out / "meta.json").write_text(json.dumps(meta))
-    for name, part in {"server": {"workflows": [server]}, "client": {"executors": [client]}}.items():
-        filters: dict[str, Any] = {"task_data_filters": [], "task_result_filters": [], "components": []}
-        (config / f"config_fed_{name}.json").write_text(json.dumps({"format_version": 2, **part, **filters}))
-    return out
+    forge = (f"{__name__}.Forge", {"job": job, "count": count})
+    return write(out, "idle", ["server", site], (f"{__name__}.Idle", {}), forge)

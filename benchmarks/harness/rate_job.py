@@ -7,7 +7,6 @@ frame left, passed FLARE's own process of the server and arrived is in it, as FL
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -15,16 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nvflare.apis.event_type import EventType
-from nvflare.apis.executor import Executor
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.impl.controller import Controller
-from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.message import Message as FlareMessage
 
+from harness.job_parts import JobServer, JobSite, write
 from manyhands.federation.kit import SERVER
 from manyhands.federation.server_connection import ServerConnection
 from manyhands.federation.site_connections import SiteConnections
@@ -87,21 +83,12 @@ class TimedCell(CellConnection):
         super()._receive(request)
 
 
-class RateServer(Controller):  # type: ignore[misc]
-    """Sums up, as often as it was told."""
+class RateServer(JobServer):
+    """Sums up ``count`` times."""
 
     def __init__(self, numbers: int, count: int) -> None:
-        super().__init__(task_check_period=0.1)
+        super().__init__()
         self.numbers, self.count = numbers, count
-
-    def start_controller(self, fl_ctx: FLContext) -> None:
-        """Do nothing."""
-
-    def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Do nothing."""
-
-    def process_result_of_unknown_task(self, **_: Any) -> None:
-        """Do nothing."""
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Answer until all have had so many answers."""
@@ -131,22 +118,15 @@ class RateServer(Controller):  # type: ignore[misc]
         _write(fl_ctx, {"routes": routes, "peak_memory": peak_memory()})
 
 
-class RateSite(Executor):  # type: ignore[misc]
-    """Sends and gets, as often as it was told, and notes how long each took."""
+class RateSite(JobSite):
+    """Sends and receives ``count`` times, and notes how long each time took."""
 
     def __init__(self, numbers: int, count: int) -> None:
         super().__init__()
         self.numbers, self.count = numbers, count
-        self.register_event_handler(EventType.START_RUN, self._begin)
 
-    def execute(self, *_: Any) -> Shareable:
-        """Do nothing."""
-        return make_reply(ReturnCode.TASK_UNKNOWN)
-
-    def _begin(self, _event: str, fl_ctx: FLContext) -> None:
-        threading.Thread(target=self._call, args=(fl_ctx,), daemon=True).start()
-
-    def _call(self, fl_ctx: FLContext) -> None:
+    def work(self, fl_ctx: FLContext) -> None:
+        """Send and get."""
         torch.set_num_threads(1)
         release_memory(at_once=False)
         server = FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
@@ -164,20 +144,12 @@ class RateSite(Executor):  # type: ignore[misc]
         _write(fl_ctx, {"moments": moments, "routes": routes, "peak_memory": peak_memory()})
 
 
-def _write(fl_ctx: FLContext, found: dict[str, Any]) -> None:
-    (Path(fl_ctx.get_workspace().get_root_dir()) / RESULT).write_text(json.dumps(found))
+def _write(fl_ctx: FLContext, measured: dict[str, Any]) -> None:
+    (Path(fl_ctx.get_workspace().get_root_dir()) / RESULT).write_text(json.dumps(measured))
 
 
 def write_job(out: Path, numbers: int, count: int) -> Path:
     """The folder of the job."""
     arguments = {"numbers": numbers, "count": count}
-    server = {"id": "rate", "path": "harness.rate_job.RateServer", "args": arguments}
-    site = {"tasks": ["rate"], "executor": {"path": "harness.rate_job.RateSite", "args": arguments}}
-    config = out / "app" / "config"
-    config.mkdir(parents=True)
-    meta = {"name": "rate", "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": ["@ALL"]}}
-    (out / "meta.json").write_text(json.dumps(meta))
-    for name, part in {"server": {"workflows": [server]}, "client": {"executors": [site]}}.items():
-        filters: dict[str, Any] = {"task_data_filters": [], "task_result_filters": [], "components": []}
-        (config / f"config_fed_{name}.json").write_text(json.dumps({"format_version": 2, **part, **filters}))
-    return out
+    server, site = (f"{__name__}.RateServer", arguments), (f"{__name__}.RateSite", arguments)
+    return write(out, "rate", ["@ALL"], server, site)

@@ -12,9 +12,14 @@ from pathlib import Path
 LOOPBACK_ALONE = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
 
 
+def has_own_network() -> bool:
+    """Whether this machine gives a process a network of its own, in which nobody else can reach it."""
+    return bool(shutil.which("unshare")) and not subprocess.run([*LOOPBACK_ALONE, "true"], check=False).returncode
+
+
 def simulate(job: Path, workspace: Path, sites: Sequence[str]) -> None:
     """Run a job to its end."""
-    if not shutil.which("unshare") or subprocess.run([*LOOPBACK_ALONE, "true"], check=False).returncode:
+    if not has_own_network():
         raise SystemExit("this machine gives a process no network of its own (unshare), so the simulator is not begun")
     (workspace / "local").mkdir(parents=True)
     allowed = {"format_version": 2, "class_allow_list": ["nvflare.", "manyhands.federation.job."]}

@@ -95,12 +95,12 @@ def processes(federation: LocalFederation) -> list[psutil.Process]:
 
 def job_process(federation: LocalFederation, party: str, job: str) -> psutil.Process:
     kit = str(federation.kits / party)
-    found = [
-        each
-        for each in processes(federation)
-        if job in (words := each.cmdline()) and any(kit in word for word in words)
+    matching = [
+        process
+        for process in processes(federation)
+        if job in (words := process.cmdline()) and any(kit in word for word in words)
     ]
-    return found[-1]
+    return matching[-1]
 
 
 def assert_same(federation: LocalFederation, run: str, expected: RunFolder) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from manyhands.errors import QuorumLost, Refused
 from manyhands.federation.enrolment import Enrolment
-from manyhands.federation.run_session import RunSession, load_run_session
+from manyhands.federation.open_run import load_run_session
+from manyhands.federation.run_session import RunSession
 from manyhands.federation.site_delays import MAX_RETURNS
 from manyhands.messages.message import Message
 from manyhands.runs.compose import compose, silos_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from manyhands.errors import RunFolderError
 from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.plans import ENDING_SECONDS
-from manyhands.federation.run_session import SESSION_FILE, RunSession, load_run_session
+from manyhands.federation.run_session import OPEN, SESSION_FILE, RunSession
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -49,3 +51,18 @@ def open_run(
             session = RunSession(folder, recipe, Enrolment(tuple(sites)), device, now)
         session.go_on(job)
         yield session
+
+
+def load_run_session(folder: RunFolder, device: torch.device, now: float) -> RunSession:
+    """Load the run that a server kept in this folder; it gathers its sites again unless it is over."""
+    try:
+        state = json.loads((folder.path / SESSION_FILE).read_text())
+        recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
+        session = RunSession(folder, recipe, Enrolment.load(state), device, now, why=state["why"], job=state["job"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
+    if state["stage"] not in OPEN:
+        session.stage = state["stage"]
+    if session.stage == "ended":
+        session.ledger.load(folder.ledger)
+    return session

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from manyhands.errors import MessageError, Reason, Refused, RunFolderError
+from manyhands.errors import MessageError, Reason, Refused
 from manyhands.federation.enrolment import Enrolment
 from manyhands.federation.policy import recipe_hash, recipe_text
 from manyhands.federation.site_delays import REPEAT_SHARE, SiteDelays
@@ -348,20 +347,3 @@ def _export(path: str, device: str, held_out: dict[str, int], problems: list[str
     from manyhands.federation.export import export  # only this process needs the memory that its imports take
 
     export(RunFolder(Path(path)), device, held_out, problems, memory)
-
-
-def load_run_session(folder: RunFolder, device: torch.device, now: float) -> RunSession:
-    """Load the run that a server kept in this folder; it gathers its sites again unless it is over."""
-    from manyhands.runs.recipe_file import parse_recipe
-
-    try:
-        state = json.loads((folder.path / SESSION_FILE).read_text())
-        recipe = parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
-        session = RunSession(folder, recipe, Enrolment.load(state), device, now, why=state["why"], job=state["job"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{folder.path}: holds no run between sites: {error}") from None
-    if state["stage"] not in OPEN:
-        session.stage = state["stage"]
-    if session.stage == "ended":
-        session.ledger.load(folder.ledger)
-    return session

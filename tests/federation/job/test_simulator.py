@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("nvflare")
 
+from harness.simulator import has_own_network, simulate
 from manyhands.federation.job.folder import write_job
 from manyhands.federation.kit import KEPT, RESULTS, RUNS
 from manyhands.runs.compose import compose
@@ -24,8 +21,6 @@ from manyhands.tensors import sha256
 pytestmark = pytest.mark.slow
 
 SITES = ("silo-0", "silo-1")
-LOOPBACK_ALONE = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
-"""FLARE listens on all addresses: in a network of its own nobody else can reach it."""
 SMALL = ["partition.silos=2", "data.limit=80", "evaluation.images=0", "method.rounds=2", "method.training.steps=2"]
 
 
@@ -33,24 +28,15 @@ def small_recipe() -> Recipe:
     return load_recipe(recipe_path("digits-fedavg"), [*SMALL, "method.model.widths=[8]"])
 
 
-def simulate(job: Path, workspace: Path) -> None:
-    (workspace / "local").mkdir(parents=True)
-    allowed = {"format_version": 2, "class_allow_list": ["nvflare.", "manyhands.federation.job."]}
-    (workspace / "local" / "resources.json").write_text(json.dumps(allowed))
-    options = ["-w", str(workspace), "-c", ",".join(SITES), "-t", str(len(SITES))]
-    simulator = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), *options]
-    subprocess.run([*LOOPBACK_ALONE, *simulator], check=True, capture_output=True, timeout=300)
-
-
 @pytest.fixture(autouse=True)
 def _network_of_its_own() -> None:
-    if not shutil.which("unshare") or subprocess.run([*LOOPBACK_ALONE, "true"], check=False).returncode:
+    if not has_own_network():
         pytest.skip("FLARE listens on all addresses, and this machine gives a test no network of its own (unshare)")
 
 
 def test_the_simulator_ends_with_the_weights_of_one_process(tmp_path: Path) -> None:
     recipe = small_recipe()
-    simulate(write_job(recipe, tmp_path / "job"), tmp_path / "workspace")
+    simulate(write_job(recipe, tmp_path / "job"), tmp_path / "workspace", SITES)
     for _ in compose(recipe, tmp_path / "alone"):
         pass
     alone = RunFolder(tmp_path / "alone").state()

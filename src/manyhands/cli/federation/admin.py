@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from manyhands.cli.federation.options import SitesOption, TrackOption, names
+from manyhands.cli.federation.options import SitesOption, TrackOption, load, names
 from manyhands.cli.options import JsonOption, RecipeArgument, SetOption
 from manyhands.errors import RecipeError, printable
 from manyhands.federation.log import MAX_LINE_CHARACTERS
@@ -38,11 +38,8 @@ def submit(
     """Start a run between the sites, as a job of FLARE."""
     from manyhands.federation.admin import Admin
     from manyhands.federation.policy import recipe_hash, recipe_text
-    from manyhands.runs.recipe_file import check_lists_classes, load_recipe
-    from manyhands.runs.shipped import recipe_path
 
-    loaded = load_recipe(recipe_path(recipe), changes or [])
-    check_lists_classes(loaded.resolved(), recipe)
+    loaded = load(recipe, changes)
     with Admin(kit) as admin:
         name, job = admin.submit(loaded, names(sites), run, names(track))
     submitted = {"job": job, "run": name, "hash": recipe_hash(recipe_text(loaded))}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from manyhands.cli.console import print_paths
-from manyhands.cli.federation.options import SitesOption, TrackOption, names
+from manyhands.cli.federation.options import SitesOption, TrackOption, load, names
 from manyhands.cli.options import RecipeArgument, SetOption
 
 
@@ -31,11 +31,8 @@ def job(
     its kit ready once with manyhands federation prepare.
     """
     from manyhands.federation.job.folder import write_job
-    from manyhands.runs.recipe_file import check_lists_classes, load_recipe
-    from manyhands.runs.shipped import recipe_path
 
-    loaded = load_recipe(recipe_path(recipe), changes or [])
-    check_lists_classes(loaded.resolved(), recipe)
+    loaded = load(recipe, changes)
     folder = out or Path("jobs") / loaded.name
     print_paths({"job": write_job(loaded, folder, names(sites), run, names(track))})
     typer.echo(f"to submit it: nvflare job submit -j {folder} --startup-kit KIT, with the kit of a user")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manyhands.errors import RecipeError
+
+if TYPE_CHECKING:
+    from manyhands.runs.recipe import Recipe
 
 KitArgument = Annotated[
     Path, typer.Argument(metavar="KIT", help="The folder of this party's kit (see federation new).")
@@ -28,6 +31,16 @@ PolicyOption = Annotated[
         metavar="FILE", help="A TOML file with what this site allows runs to do. Default: the policy that it has."
     ),
 ]
+
+
+def load(recipe: str, changes: list[str] | None) -> Recipe:
+    """Load a recipe for real sites, which must list its classes."""
+    from manyhands.runs.recipe_file import check_lists_classes, load_recipe
+    from manyhands.runs.shipped import recipe_path
+
+    loaded = load_recipe(recipe_path(recipe), changes or [])
+    check_lists_classes(loaded.resolved(), recipe)
+    return loaded
 
 
 def names(text: str) -> list[str]:
