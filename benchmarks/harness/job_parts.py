@@ -13,6 +13,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
 
+from manyhands import __version__
+from manyhands.federation.job.folder import OURS
+
 
 class JobServer(Controller):  # type: ignore[misc]  # FLARE has no types
     """A controller that gives no task; what it does is its ``control_flow``."""
@@ -73,7 +76,7 @@ def write(out: Path, name: str, deploy: list[str], server: Component, site: Comp
     executor = {"tasks": [name], "executor": {"path": site[0], "args": site[1]}}
     config = out / "app" / "config"
     config.mkdir(parents=True)
-    meta = {"name": name, "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": deploy}}
+    meta = {"name": name, OURS: __version__, "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": deploy}}
     (out / "meta.json").write_text(json.dumps(meta))
     for party, part in {"server": {"workflows": [workflow]}, "client": {"executors": [executor]}}.items():
         filters: dict[str, Any] = {"task_data_filters": [], "task_result_filters": [], "components": []}
