@@ -2,7 +2,8 @@
 
 With ours each run has to end by itself, with the weights of a run that nobody harmed. With FLARE's own, a loss has to
 end the job by name, and a second job of the same run has to go on to those weights. FLARE's own process of a party is
-begun again by the script of its kit. Each way to kill is a case, kept as a file of its own.
+begun again by the script of its kit, and that script, which gives up after five times in a row, as by a service. Each
+way to kill is a case, kept as a file of its own.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def _kill(
     federation: LocalFederation, recipe: Recipe, run: str, victims: list[tuple[str, str]], after: float, *, plain: bool
 ) -> dict[str, Any]:
     """Kill some processes so many seconds after the job has begun, and see how its run ends."""
+    _gather(federation)
     with federation.admin() as admin:
         _, job = admin.submit(recipe, run=run)
     _find(federation, job, EVERYTHING[:3])
@@ -152,6 +154,22 @@ def _is_one(process: psutil.Process, federation: LocalFederation, job: str, vict
     )
 
 
+def _serve(federation: LocalFederation) -> None:
+    """Start what has ended, as a service does."""
+    for party, process in list(federation.processes.items()):
+        if process.poll() is not None:
+            federation.start(party)
+
+
+def _gather(federation: LocalFederation) -> None:
+    """Wait until the server has heard of each site."""
+    asked, end, heard = time.time(), time.monotonic() + 120, dict.fromkeys(SITES, 0.0)
+    while min(heard.get(site, 0.0) for site in SITES) < asked and time.monotonic() < end:
+        _serve(federation)
+        heard = _ask(federation, Admin.sites, unknown={})
+        time.sleep(0.5)
+
+
 def _is_over(federation: LocalFederation, job: str) -> bool:
     return bool(_ask(federation, lambda admin: is_over(admin.job(job)), unknown=False))
 
@@ -160,6 +178,7 @@ def _end(federation: LocalFederation, job: str) -> dict[str, Any]:
     """How a job ended, whoever was gone for a while."""
     end, state = time.monotonic() + 300, {"stage": "did not end", "why": ""}
     while time.monotonic() < end:
+        _serve(federation)
         state = _ask(federation, lambda admin: admin.job(job), unknown=state)
         if is_over(state) and state["stage"] != "did not end":
             break

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.message import Message as FlareMessage
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+from nvflare.private.defs import CellMessageHeaderKeys as Key
 
 from harness.job_parts import JobServer, JobSite, write
 from manyhands.links.flare_cell import CHANNEL, FIELDS, TOPIC
 from manyhands.messages.message import Message, encode
 
-FLOOD, FLOODED, FORGED = "flood", "flooded.json", "forged.json"
-"""The files in a site's workspace that let the flood begin, and with how many frames it has sent."""
+FLOOD, FLOODED, FORGED = "flood", "flooded.json", "forged"
+"""Files in a site's workspace: the flood may begin, so many frames were sent, and all forged ones were sent."""
 ODD: list[Any] = [
     None,
     -1,
@@ -115,27 +119,56 @@ class Forge(JobSite):
     def __init__(self, job: str, count: int) -> None:
         super().__init__()
         self.job, self.count = job, count
-        self._origin = ""
+        self._origin, self._moved = "", False
 
     def work(self, fl_ctx: FLContext) -> None:
         """Send the frames."""
         cell = fl_ctx.get_engine().get_cell().core_cell
         cell.add_outgoing_request_filter("*", "*", self._rename)  # after that which adds this site's token
         server = FQCN.join([FQCN.ROOT_SERVER, self.job])
-        origins = {"its own": "", "another site's": f"silo-0.{self.job}", "the server's": server}
-        for self._origin in origins.values():
+        for origin, moved in self._names(server):
+            self._origin, self._moved = origin, moved
             for number in range(self.count):
                 message = FlareMessage({FIELDS: _ending(number)}, b"")
                 cell.fire_and_forget(CHANNEL, TOPIC, server, message, optional=True)
+        self._moved = False
         self._origin = FQCN.join([fl_ctx.get_identity_name(), self.job])  # FLARE knows sites, not their jobs
         cell.fire_and_forget(CHANNEL, TOPIC, server, FlareMessage({FIELDS: "no frame"}, b""), optional=True)
-        (Path(fl_ctx.get_workspace().get_root_dir()) / FORGED).write_text(
-            json.dumps(dict.fromkeys(origins, self.count))
-        )
+        (Path(fl_ctx.get_workspace().get_root_dir()) / FORGED).touch()
+
+    def _names(self, server: str) -> list[tuple[str, bool]]:
+        """The origins under which it sends, and whether a letter of its token is moved to its name."""
+        another = f"silo-0.{self.job}"
+        return [("", False), (another, False), (server, False), (another, True), (server, True)]
 
     def _rename(self, message: FlareMessage) -> None:
-        if self._origin and message.get_header(MessageHeaderKey.CHANNEL) == CHANNEL:
-            message.set_header(MessageHeaderKey.ORIGIN, self._origin)
+        if not self._origin or message.get_header(MessageHeaderKey.CHANNEL) != CHANNEL:
+            return
+        _claim(message, self._origin)
+        if self._moved:  # the text that FLARE signs stays the same, and it knows no such token
+            name, token = (message.get_header(key) for key in (Key.CLIENT_NAME, Key.TOKEN))
+            message.set_header(Key.CLIENT_NAME, name + token[:1])
+            message.set_header(Key.TOKEN, token[1:])
+
+
+def forge_as_user(kit: Path, user: str, job: str, count: int) -> None:
+    """Send frames to the server's process of a job, as a user whose session claims to be a site of that job."""
+    with redirect_stdout(io.StringIO()):
+        session = new_secure_session(user, str(kit.resolve()))
+    try:
+        cell = session.api.cell.core_cell
+        cell.add_outgoing_request_filter("*", "*", lambda message: _claim(message, f"silo-0.{job}"))
+        for number in range(count):
+            message = FlareMessage({FIELDS: _ending(number)}, b"")
+            cell.fire_and_forget(CHANNEL, TOPIC, FQCN.join([FQCN.ROOT_SERVER, job]), message, optional=True)
+    finally:
+        with redirect_stdout(io.StringIO()):
+            session.close()
+
+
+def _claim(message: FlareMessage, origin: str) -> None:
+    if message.get_header(MessageHeaderKey.CHANNEL) == CHANNEL:
+        message.set_header(MessageHeaderKey.ORIGIN, origin)
 
 
 def _ending(number: int) -> dict[str, Any]:

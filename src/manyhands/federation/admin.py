@@ -26,6 +26,7 @@ from nvflare.fuel.flare_api.api_spec import (
     NoConnection,
     NoReply,
     SessionClosed,
+    SystemInfo,
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
@@ -38,6 +39,8 @@ from manyhands.runs.recipe import Recipe
 
 CONNECT_SECONDS, COMMAND_SECONDS = 10.0, 30.0
 """How long to wait for the server at first, and for what it is asked to do."""
+RESTART_SECONDS = 30.0
+"""The time that a restarted server has to restart its jobs, which it does when the first site is back."""
 WAITING, RUNNING = frozenset({"SUBMITTED", "APPROVED"}), frozenset({"DISPATCHED", "RUNNING"})
 """FLARE's states of a job that is not over."""
 REFUSALS = (
@@ -176,12 +179,7 @@ class Admin:
 
     def _is_lost(self, job: dict[str, Any]) -> bool:
         """Whether a job ended with a server that was killed, whose store goes on to call it running."""
-        if _stage(job) not in RUNNING:
-            return False
-        system, began = self._session.get_system_info(), job.get(JobMetaKey.START_TIME.value)
-        if not began or job["job_id"] in {running.job_id for running in system.job_info}:
-            return False
-        return datetime.fromisoformat(began).timestamp() < float(system.server_info.start_time)
+        return _stage(job) in RUNNING and was_lost(job, self._session.get_system_info())
 
     def _why(self, job: dict[str, Any]) -> str:
         """The reason why a job has failed: the first error in its log, not the last one of a chain."""
@@ -220,6 +218,16 @@ class Admin:
 def is_over(job: dict[str, Any]) -> bool:
     """Whether a job that ``status`` has described is over."""
     return job["stage"] not in WAITING | RUNNING
+
+
+def was_lost(job: dict[str, Any], system: SystemInfo) -> bool:
+    """Whether a job began before the server that runs now, and was not restarted when sites came back to it."""
+    began = job.get(JobMetaKey.START_TIME.value)
+    if not began or job["job_id"] in {running.job_id for running in system.job_info}:
+        return False
+    restarted = float(system.server_info.start_time)
+    heard = max((site.last_connect_time for site in system.client_info), default=restarted)
+    return datetime.fromisoformat(began).timestamp() < restarted < heard - RESTART_SECONDS
 
 
 def _stage(job: dict[str, Any]) -> str:
