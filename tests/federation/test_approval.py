@@ -146,3 +146,10 @@ def test_nor_does_the_refusal_of_a_recipe_that_names_what_is_not_there(site: Pat
     assert "all is well" in said
     assert all(character.isprintable() or character == "\n" for character in said)
     assert approved(site) == set()
+
+
+def test_without_a_hash_the_waiting_recipes_are_listed(site: Path) -> None:
+    assert run("approve", str(site.parent)) == (0, f"no recipe waits in {site}\n")
+    digests = sorted(keep_offer(site, f"# {number}\n{TEXT}") for number in range(3))
+    approve(site, digests[:1])
+    assert run("approve", str(site.parent)) == (0, "".join(f"{digest}\n" for digest in digests[1:]))

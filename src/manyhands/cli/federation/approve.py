@@ -16,9 +16,9 @@ def approve(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="HASH", help="The hash of a waiting recipe, or its first digits; the site's log says it."
+            metavar="HASH", help="The hash of a waiting recipe, or its first digits; none: list the waiting recipes."
         ),
-    ],
+    ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
     """Show what a recipe would send from this site, and approve it.
@@ -26,10 +26,13 @@ def approve(
     The approval holds for exactly this recipe: any change of it needs a new one.
     """
     from manyhands.federation.approval import approve as allow
-    from manyhands.federation.approval import describe_offer, find_offer
+    from manyhands.federation.approval import describe_offer, find_offer, waiting
     from manyhands.federation.kit import KEPT
 
     site = kit / KEPT
+    if not recipe:
+        typer.echo("\n".join(waiting(site)) or f"no recipe waits in {site}")
+        return
     offer = find_offer(site, recipe)
     for line in describe_offer(site, offer):
         typer.echo(line)
