@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.image_files import class_names, class_of, images_of_entries, is_picture
+from manyhands.data.sources.image_files import ImageFile, class_names, class_of, images_of_files, is_picture
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
@@ -36,11 +36,11 @@ class Folder(Source):
     def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
         """Read all images; see ``Source``."""
         classes = self.classes() if classes is None else classes
-        entries = [
-            (str(path), class_of(path.relative_to(self.path).as_posix(), classes), _opener(path))
+        files = [
+            ImageFile(str(path), class_of(path.relative_to(self.path).as_posix(), classes), partial(Image.open, path))
             for path in self._pictures()
         ]
-        return images_of_entries(str(self.path), entries, size, channels, classes, self.unreadable)
+        return images_of_files(str(self.path), files, size, channels, classes, self.unreadable)
 
     def _pictures(self) -> list[Path]:
         if not self.path.is_dir():
@@ -53,7 +53,3 @@ class Folder(Source):
         if not pictures:
             raise DataError(f"{self.path}: holds no PNG or JPEG pictures")
         return pictures
-
-
-def _opener(path: Path) -> Callable[[], Image.Image]:
-    return lambda: Image.open(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.image_files import class_of, images_of_entries
+from manyhands.data.sources.image_files import ImageFile, class_of, images_of_files
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
@@ -48,8 +48,10 @@ class HuggingFace(Source):
         rows = self._rows()
         self._column(rows, self.image)
         labels = [0] * len(rows) if self.label is None else self._labels(rows, classes)
-        entries = [(f"{self.name}[{i}]", label, _row_opener(rows, i, self.image)) for i, label in enumerate(labels)]
-        return images_of_entries(self.name, entries, size, channels, classes if self.label else (), self.unreadable)
+        files = [
+            ImageFile(f"{self.name}[{i}]", label, partial(_cell, rows, i, self.image)) for i, label in enumerate(labels)
+        ]
+        return images_of_files(self.name, files, size, channels, classes if self.label else (), self.unreadable)
 
     def _labels(self, rows: Any, classes: tuple[str, ...]) -> list[int]:
         """Translate the labels, which are positions in the data set's own names, to positions in ``classes``."""
@@ -72,5 +74,6 @@ class HuggingFace(Source):
         return rows.features[name]
 
 
-def _row_opener(rows: Any, number: int, column: str) -> Callable[[], Image.Image]:
-    return lambda: rows[number][column]
+def _cell(rows: Any, number: int, column: str) -> Image.Image:
+    picture: Image.Image = rows[number][column]
+    return picture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,26 +24,38 @@ UNREADABLE = (
     zipfile.BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
 SUFFIXES = {".png", ".jpg", ".jpeg"}
-Entry = tuple[str, int, Callable[[], Image.Image]]
-"""A picture: its name for messages, its class number, and a function that opens it."""
 
 
-def images_of_entries(
-    where: str, entries: list[Entry], size: int, channels: int, classes: tuple[str, ...], allowed: float
+class ImageFile(NamedTuple):
+    """A picture.
+
+    Args:
+        name: Its name in messages.
+        label: Its class number.
+        open: Opens it; another process can do so, too.
+    """
+
+    name: str
+    label: int
+    open: Callable[[], Image.Image]
+
+
+def images_of_files(
+    where: str, files: Sequence[ImageFile], size: int, channels: int, classes: tuple[str, ...], allowed: float
 ) -> Images:
-    """Open every entry. Those that cannot be read are skipped and named, up to the allowed share."""
+    """Open every picture. Those that cannot be read are skipped and named, up to the allowed share."""
     pixels, labels, rows, skipped = [], [], [], []
-    for row, (name, label, open_picture) in enumerate(entries):
+    for row, file in enumerate(files):
         try:
-            pixels.append(resized(open_picture(), size, channels))
+            pixels.append(resized(file.open(), size, channels))
         except UNREADABLE as error:
-            skipped.append(f"{name}: {error}")
+            skipped.append(f"{file.name}: {error}")
         else:
-            labels.append(label)
+            labels.append(file.label)
             rows.append(row)
-    if len(skipped) > allowed * len(entries):
+    if len(skipped) > allowed * len(files):
         raise DataError(
-            f"{where}: {len(skipped)} of {len(entries)} pictures cannot be read, more than the {allowed:.1%} that "
+            f"{where}: {len(skipped)} of {len(files)} pictures cannot be read, more than the {allowed:.1%} that "
             f"'unreadable' allows; the first is {skipped[0]}"
         )
     if not pixels:

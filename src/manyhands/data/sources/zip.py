@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.image_files import class_names, class_of, images_of_entries, is_picture
+from manyhands.data.sources.image_files import ImageFile, class_names, class_of, images_of_files, is_picture
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
@@ -39,11 +39,12 @@ class Zip(Source):
         """Read all images; see ``Source``."""
         classes = self.classes() if classes is None else classes
         with self._open() as archive:
-            entries = [
-                (f"{self.path}: {name}", class_of(inner, classes), _zip_opener(archive, name))
-                for name, inner in self._pictures(archive).items()
-            ]
-            return images_of_entries(str(self.path), entries, size, channels, classes, self.unreadable)
+            pictures = self._pictures(archive)
+        files = [
+            ImageFile(f"{self.path}: {name}", class_of(inner, classes), partial(_open_member, self.path, name))
+            for name, inner in pictures.items()
+        ]
+        return images_of_files(str(self.path), files, size, channels, classes, self.unreadable)
 
     def _open(self) -> zipfile.ZipFile:
         try:
@@ -66,5 +67,11 @@ class Zip(Source):
         return pictures
 
 
-def _zip_opener(archive: zipfile.ZipFile, name: str) -> Callable[[], Image.Image]:
-    return lambda: Image.open(io.BytesIO(archive.read(name)))
+def _open_member(path: Path, name: str) -> Image.Image:
+    return Image.open(io.BytesIO(_archive(path, path.stat().st_mtime_ns).read(name)))
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path, changed: int) -> zipfile.ZipFile:
+    """The zip file as it was last changed; each process reads its list of members once."""
+    return zipfile.ZipFile(path)
