@@ -72,6 +72,6 @@ def _open_member(path: Path, name: str) -> Image.Image:
 
 
 @lru_cache(maxsize=4)
-def _archive(path: Path, changed: int) -> zipfile.ZipFile:
+def _archive(path: Path, changed: int) -> zipfile.ZipFile:  # noqa: ARG001 - a changed file is another key
     """The zip file as it was last changed; each process reads its list of members once."""
     return zipfile.ZipFile(path)
