@@ -7,16 +7,19 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("nvflare")
 
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobReturnCode
 
 from manyhands.federation.job import launchers
 from manyhands.federation.job.folder import DONE, MARK
-from manyhands.federation.job.launchers import RestartingHandle, ServerLauncher, SiteLauncher
+from manyhands.federation.job.launchers import RestartingHandle, ServerLauncher, ServerResumer, SiteLauncher
 
 SECONDS = 20.0
 
@@ -161,3 +164,31 @@ def test_the_mark_goes_with_the_job_except_at_the_server(tmp_path: Path, keeps_m
     handle.wait()
     assert mark.exists() == keeps_mark == ServerLauncher.keeps_mark & keeps_mark
     assert not SiteLauncher.keeps_mark
+
+
+class JobRunner:
+    """What FLARE's runner of jobs knows of the sites of which it still waits for a word."""
+
+    def __init__(self) -> None:
+        self.pending: dict[str, set[str]] = {"another": {"a", "b"}}
+
+    def restore_running_job(self, job: str, clients: dict[str, Any], *_: object) -> None:
+        self.pending[job] = set(clients)
+
+    def resolve_client_outcome(self, job: str, site: str) -> None:
+        self.pending[job].discard(site)
+
+
+def test_a_site_is_not_asked_again_for_what_it_told_the_server_that_was_killed() -> None:
+    runner, resumer, context = JobRunner(), ServerResumer(), FLContext()
+    engine = SimpleNamespace(job_runner=runner, run_processes={"another": {}})
+    context.get_engine = lambda: engine  # type: ignore[method-assign]
+    context.get_peer_context = lambda: SimpleNamespace(get_identity_name=lambda: "a")  # type: ignore[method-assign]
+    clients = [{"name": site, "token": site, "fqcn": site, "is_leaf": True} for site in "ab"]
+    resumer.resume("job", {"job_clients": clients}, context)
+    engine.run_processes["job"] = {}
+    resumer._resolve("", context)
+    assert runner.pending == {"job": {"a", "b"}, "another": {"a", "b"}}  # the run has not ended at the server
+    del engine.run_processes["job"], engine.run_processes["another"]
+    resumer._resolve("", context)
+    assert runner.pending == {"job": {"b"}, "another": {"a", "b"}}  # and another job was not resumed

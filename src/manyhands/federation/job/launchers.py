@@ -176,6 +176,11 @@ class ServerResumer(_Resumer):
 
     events = (EventType.CLIENT_REGISTER_RECEIVED, EventType.CLIENT_HEARTBEAT_RECEIVED)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._resumed: set[str] = set()
+        self.register_event_handler(EventType.CLIENT_HEARTBEAT_RECEIVED, self._resolve)
+
     def _resume_all(self, fl_ctx: FLContext) -> set[str]:
         """Do the same; other jobs that FLARE's store calls running have failed."""
         jobs = super()._resume_all(fl_ctx)
@@ -187,3 +192,10 @@ class ServerResumer(_Resumer):
         clients = [from_dict(client) for client in job_meta[JobMetaKey.JOB_CLIENTS.value]]
         runner = fl_ctx.get_engine().job_runner
         runner.restore_running_job(job, {client.name: client for client in clients}, None, fl_ctx)
+        self._resumed.add(job)
+
+    def _resolve(self, _event: str, fl_ctx: FLContext) -> None:
+        """Expect no word of a site on a job whose run has ended: it may have sent it to the server that was killed."""
+        engine, site = fl_ctx.get_engine(), fl_ctx.get_peer_context().get_identity_name()
+        for job in self._resumed - engine.run_processes.keys():
+            engine.job_runner.resolve_client_outcome(job, site)
