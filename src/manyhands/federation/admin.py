@@ -7,7 +7,6 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from nvflare.fuel.flare_api.api_spec import (
     NoConnection,
     NoReply,
     SessionClosed,
-    SystemInfo,
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
@@ -39,8 +37,6 @@ from manyhands.runs.recipe import Recipe
 
 CONNECT_SECONDS, COMMAND_SECONDS = 10.0, 30.0
 """How long to wait for the server at first, and for what it is asked to do."""
-RESTART_SECONDS = 30.0
-"""The time that a restarted server has to restart its jobs, which it does when the first site is back."""
 WAITING, RUNNING = frozenset({"SUBMITTED", "APPROVED"}), frozenset({"DISPATCHED", "RUNNING"})
 """FLARE's states of a job that is not over."""
 REFUSALS = (
@@ -48,7 +44,7 @@ REFUSALS = (
 )  # fmt: skip
 SILENCES = (JobNotRunning, NoReply, NoConnection, InternalError, AuthorizationError)
 """Why a running job may tell nothing of its run: it begins, was killed, has just ended, or this user may not ask."""
-COMPLETED, ABORTED, LOST = "FINISHED:COMPLETED", "FINISHED:ABORTED", "LOST"
+COMPLETED, ABORTED, ABNORMAL = "FINISHED:COMPLETED", "FINISHED:ABORTED", "FINISHED:ABNORMAL"
 LAST_JOBS = 3
 """How many of the newest jobs the status shows, whether they are over or not."""
 
@@ -155,7 +151,7 @@ class Admin:
     def _free_name(self, name: str) -> str:
         """Return the name for a run; one that was stopped or has failed goes on under its name."""
         kept = WAITING | RUNNING | {COMPLETED}
-        taken = {job["name"] for job in self._jobs() if _stage(job) in kept and not self._is_lost(job)}
+        taken = {job["name"] for job in self._jobs() if _stage(job) in kept}
         candidates = (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3)))
         return next(candidate for candidate in candidates if candidate not in taken)
 
@@ -163,9 +159,7 @@ class Admin:
         """Describe a job, and its run if it is running."""
         stage = _stage(job)
         state = {"job": job["job_id"], "name": job["name"], "stage": stage, "why": ""}
-        if self._is_lost(job):
-            state |= {"stage": LOST, "why": "FLARE's server was restarted; submit the run again to go on with it"}
-        elif stage in RUNNING:
+        if stage in RUNNING:
             with suppress(*SILENCES):
                 state |= self._session.do_app_command(job["job_id"], STATUS, None)
         elif stage == ABORTED:
@@ -177,10 +171,6 @@ class Admin:
                 state["why"] = f"{self._who} may not read its log"
         return state
 
-    def _is_lost(self, job: dict[str, Any]) -> bool:
-        """Whether a job ended with a server that was killed, whose store goes on to call it running."""
-        return _stage(job) in RUNNING and was_lost(job, self._session.get_system_info())
-
     def _why(self, job: dict[str, Any]) -> str:
         """The reason why a job has failed: the first error in its log, not the last one of a chain."""
         details = [line for line in job.get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or () if not line.endswith(": OK")]
@@ -188,6 +178,8 @@ class Admin:
             return "; ".join(details)
         file = WorkspaceConstants.ERROR_LOG_FILE_NAME
         cause = root_cause(self._session.get_job_logs(job["job_id"], "all", log_file_name=file)["logs"])
+        if not cause and _stage(job) == ABNORMAL:
+            return "FLARE's server was restarted, and did not go on with it; submitting it again does"
         return cause or "no party has reported why; see log.txt in the kit of each"
 
     def _find(self, run: str, *are_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -218,16 +210,6 @@ class Admin:
 def is_over(job: dict[str, Any]) -> bool:
     """Whether a job that ``status`` has described is over."""
     return job["stage"] not in WAITING | RUNNING
-
-
-def was_lost(job: dict[str, Any], system: SystemInfo) -> bool:
-    """Whether a job began before the server that runs now, and was not restarted when sites came back to it."""
-    began = job.get(JobMetaKey.START_TIME.value)
-    if not began or job["job_id"] in {running.job_id for running in system.job_info}:
-        return False
-    restarted = float(system.server_info.start_time)
-    heard = max((site.last_connect_time for site in system.client_info), default=restarted)
-    return datetime.fromisoformat(began).timestamp() < restarted < heard - RESTART_SECONDS
 
 
 def _stage(job: dict[str, Any]) -> str:

@@ -139,17 +139,21 @@ def _guard(resources: dict[str, Any], changes: list[str]) -> None:
 
 
 def _set_launcher(resources: dict[str, Any], role: str, ours: bool, changes: list[str]) -> None:
-    """Name our launcher and what resumes jobs, or FLARE's launcher alone; another kind of launcher stays."""
+    """Name our launcher and what resumes jobs, or FLARE's launcher; another kind of launcher stays.
+
+    At a server with FLARE's launcher there is nothing to resume, but jobs that a restart has ended are called so.
+    """
     components = resources["components"]
     wanted, other = (LAUNCHER[role], SHIPPED[role]) if ours else (SHIPPED[role], LAUNCHER[role])
     for component in components:
         if component.get("path") == other:
             component["path"] = wanted
             changes.append("killed processes of jobs are restarted" if ours else "a killed process of a job ends it")
-    resumes = any(component.get("path") == LAUNCHER[role] for component in components)
+    paths = {component.get("path") for component in components}
+    resumes = LAUNCHER[role] in paths or (role == "server" and SHIPPED[role] in paths)
     kept = [component for component in components if component.get("id") != RESUMER_ID]
     resources["components"] = kept + [{"id": RESUMER_ID, "path": RESUMER[role], "args": {}}] * resumes
-    if ours and not resumes:
+    if ours and LAUNCHER[role] not in paths:
         changes.append("its own launcher is kept, with which a killed process ends a job")
 
 

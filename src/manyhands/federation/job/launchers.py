@@ -28,6 +28,7 @@ from nvflare.app_common.job_launcher.server_process_launcher import ServerProces
 from nvflare.utils.process_utils import spawn_process
 
 from manyhands.federation.job.folder import DONE, MARK
+from manyhands.federation.job.orphan import PARENT
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_file
 
@@ -87,6 +88,10 @@ class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no typ
 
 class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
     keeps_mark = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        os.environ[PARENT] = str(os.getpid())  # which processes of jobs inherit
 
     def launch_job(self, job_meta: dict[str, Any], fl_ctx: FLContext) -> JobHandleSpec:
         """Begin a job's process; called by FLARE."""

@@ -23,6 +23,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from manyhands.errors import ManyhandsError
 from manyhands.federation.job.folder import STATUS, check_job
+from manyhands.federation.job.orphan import end_if_orphaned
 from manyhands.federation.kit import KEPT, RESULTS, RUNS
 from manyhands.federation.log import PeerLog
 from manyhands.federation.open_run import open_run
@@ -54,6 +55,7 @@ class RunServer(Controller):  # type: ignore[misc]  # FLARE has no types
 
     def __init__(self, recipe: str, run: str, version: str, device: str = "auto") -> None:
         super().__init__(task_check_period=0.1)
+        end_if_orphaned()
         self.recipe, self.run_name, self.version, self.device = recipe, run, version, device
         self._status_requests: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
 

@@ -16,6 +16,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from manyhands.errors import KitError, ManyhandsError, RecipeError
 from manyhands.federation.job.folder import DONE, check_job
+from manyhands.federation.job.orphan import end_if_orphaned
 from manyhands.federation.kit import KEPT, SERVER
 from manyhands.federation.policy import PUBLIC_IMAGES, Policy
 from manyhands.federation.prepare import POLICY_FILE
@@ -39,6 +40,7 @@ class RunSite(Executor):  # type: ignore[misc]  # FLARE has no types
 
     def __init__(self, recipe: str, run: str, version: str) -> None:
         super().__init__()
+        end_if_orphaned()
         self.recipe, self.run_name, self.version = recipe, run, version
         self._stop = threading.Event()
         self.register_event_handler(EventType.START_RUN, self._begin)
