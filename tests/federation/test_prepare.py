@@ -132,6 +132,12 @@ def test_without_a_launcher_only_the_classes_are_allowed(kits: Path) -> None:
         assert (RESUMER_ID in paths(kits / "a")) == launcher
 
 
+def test_a_server_without_our_launcher_still_says_which_jobs_a_restart_has_ended(kits: Path) -> None:
+    prepare(kits / "server", launcher=False)
+    assert paths(kits / "server")["process_launcher"] == SHIPPED["server"]
+    assert RESUMER_ID in paths(kits / "server")
+
+
 @pytest.mark.parametrize("has_own", [False, True])
 def test_undo_restores_to_the_byte(kits: Path, images: Path, has_own: bool) -> None:
     if has_own:
