@@ -53,7 +53,7 @@ def marked(seed: int = 0, poison: int = 0, size: int = 8) -> Images:
     """Twenty images, of which six are marked, and nothing but poison."""
     images = tiny_images(20, seed=seed, size=size).hold_out(0.3)
     assert images.held is not None
-    return replace(images, pixels=images.pixels.where(~images.held[:, None, None, None], poison))
+    return replace(images, stored=images.pixels.where(~images.held[:, None, None, None], poison))
 
 
 def method_of(way: str, folder: Path) -> Method:

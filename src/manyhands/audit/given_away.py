@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-
 from manyhands.audit.attacks.identity import equidistant
-from manyhands.data.images import as_floats
+from manyhands.data.images import Images, as_floats, pooled
 from manyhands.diffusion.norm_bound import squeezed
 from manyhands.formatting import names_text
 from manyhands.messages.outgoing import NoisedImages, Picked
@@ -31,8 +29,8 @@ class Candidates:
     @cached_property
     def images(self) -> Tensor:
         """At most ``CANDIDATES`` images (N, C, H, W), from each silo in proportion."""
-        pixels = torch.cat([silo.images.pixels for silo in self.silos])
-        return as_floats(pixels[:: max(len(pixels) // CANDIDATES, 1)][:CANDIDATES])
+        images = pooled([Images(silo.images.stored) for silo in self.silos])
+        return as_floats(images.read(slice(None, None, max(len(images) // CANDIDATES, 1)))[:CANDIDATES])
 
     def picked(self, kind: OutgoingData, count: int) -> Picked | None:
         """Return the share of releases of a silo whose image can be picked out of the candidates, or None if not known.

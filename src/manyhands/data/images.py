@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 
 from manyhands.data import arrays
+from manyhands.data.rows import Rows, joined
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 class Images:
     """N images as bytes, with their labels and the names of the classes.
 
+    Large sets of pictures are in a file of the cache; what is chosen of them is read when it is used. ``pixels`` reads
+    all of it, ``read`` some.
+
     Args:
-        pixels: The images, uint8, (N, C, H, W).
+        stored: The images, uint8, (N, C, H, W): a tensor, or rows of a file.
         labels: One class number for each image, (N,), or None.
         classes: The names of the classes, in the order of their numbers.
         domain: Which of several sources each image is from, (N,); None for a single source.
@@ -35,7 +40,7 @@ class Images:
         domains: The names of the sources, in the order of their numbers.
     """
 
-    pixels: Tensor
+    stored: Tensor | Rows
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     domain: Tensor | None = None
@@ -45,8 +50,8 @@ class Images:
     domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.pixels.dtype != torch.uint8 or self.pixels.dim() != 4:
-            raise DataError(f"pixels are {self.pixels.dtype} {tuple(self.pixels.shape)}, not uint8 N x C x H x W")
+        if self.stored.dtype != torch.uint8 or len(self.shape) != 4:
+            raise DataError(f"pixels are {self.stored.dtype} {self.shape}, not uint8 N x C x H x W")
         if self.held is not None and (self.held.dtype != torch.bool or self.held.shape != (len(self),)):
             raise DataError(
                 f"the held-out marks are {self.held.dtype} {tuple(self.held.shape)}, not one bool for each of "
@@ -123,11 +128,37 @@ class Images:
         return cls.from_arrays(images, labels, classes, **options)
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.stored)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number, channels, height and width of the images."""
+        return tuple(self.stored.shape)
+
+    @property
+    def pixels(self) -> Tensor:
+        """All images, uint8, (N, C, H, W). Those in a file are all read into memory."""
+        return self.stored.read() if isinstance(self.stored, Rows) else self.stored
+
+    def read(self, numbers: Tensor | slice) -> Tensor:
+        """Return the images with these numbers as bytes, (B, C, H, W)."""
+        return self.stored.read(numbers) if isinstance(self.stored, Rows) else self.stored[numbers]
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Return all images as bytes, as many at a time as memory has room for."""
+        return self.stored.chunks() if isinstance(self.stored, Rows) else iter((self.stored,))
+
+    def has_pixels_of(self, other: Images) -> bool:
+        """Whether the images of another set are the same, in the same order."""
+        size = 4096
+        return self.shape == other.shape and all(
+            torch.equal(*(images.read(slice(start, start + size)) for images in (self, other)))
+            for start in range(0, len(self), size)
+        )
 
     def __repr__(self) -> str:
         """Show number and size only, so that a log which shows a silo shows none of its pixels."""
-        size = " x ".join(str(length) for length in self.pixels.shape)
+        size = " x ".join(map(str, self.shape))
         return f"{type(self).__name__}({size}, {len(self.classes)} classes)"
 
     def subset(self, numbers: np.ndarray | Sequence[int]) -> Self:
@@ -137,7 +168,7 @@ class Images:
         labels = None if self.labels is None else self.labels[index]
         domain = None if self.domain is None else self.domain[index]
         held = None if self.held is None else self.held[index]
-        return replace(self, pixels=self.pixels[index], labels=labels, domain=domain, rows=rows[index], held=held)
+        return replace(self, stored=self.stored[index], labels=labels, domain=domain, rows=rows[index], held=held)
 
     def hold_out(self, share: float) -> Self:
         """Mark a share of the images as held out: the same share of each class and each domain.
@@ -165,11 +196,12 @@ class Images:
     def to(self, device: torch.device) -> Self:
         """Return the same images on another device."""
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, pixels=self.pixels.to(device), labels=labels)
+        stored = self.stored if isinstance(self.stored, Rows) and device.type == "cpu" else self.pixels.to(device)
+        return replace(self, stored=stored, labels=labels)
 
     def batch(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the images with these numbers in [-1, 1], (B, C, H, W), and their labels, (B,)."""
-        return as_floats(self.pixels[numbers]), None if self.labels is None else self.labels[numbers]
+        return as_floats(self.read(numbers)), None if self.labels is None else self.labels[numbers]
 
 
 def as_floats(pixels: Tensor) -> Tensor:
@@ -238,12 +270,19 @@ def pooled(parts: Sequence[Images]) -> Images:
     known = {name: torch.cat(values) for name, values in columns.items() if all(value is not None for value in values)}
     skipped = tuple(name for part in parts for name in part.skipped)
     return Images(
-        torch.cat([part.pixels for part in parts]),
+        _stored_together([part.stored for part in parts]),
         classes=first.classes,
         skipped=skipped,
         domains=first.domains,
         **known,
     )
+
+
+def _stored_together(parts: Sequence[Tensor | Rows]) -> Tensor | Rows:
+    """Join images; those of files stay in them."""
+    if not any(isinstance(part, Rows) for part in parts):
+        return torch.cat(list(parts))  # type: ignore[arg-type] # all are tensors
+    return joined([part if isinstance(part, Rows) else Rows([part]) for part in parts])
 
 
 @lru_cache(maxsize=1)
@@ -258,7 +297,7 @@ def occurrences(images: Images, held_out: Images | None = None) -> Tensor:
         The number of each of ``images`` among the images that equal it, (N,).
     """
     sets = [part for part in (images, held_out) if part is not None]
-    pixels = [image.numpy().tobytes() for part in sets for image in part.pixels]
+    pixels = [hashlib.sha256(image.numpy()).digest() for part in sets for some in part.chunks() for image in some]
     rows = [part.rows if part.rows is not None else torch.arange(len(part)) for part in sets]
     seen: Counter[bytes] = Counter()
     numbers = torch.zeros(len(pixels), dtype=torch.long)

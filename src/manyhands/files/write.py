@@ -38,7 +38,7 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def new_file(path: Path, content: bytes) -> bool:
@@ -59,7 +59,7 @@ def new_file(path: Path, content: bytes) -> bool:
             return False
         finally:
             Path(temporary).unlink()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return True
 
 
@@ -99,7 +99,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise DiskError(f"{path}: cannot be written: {why}") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep the names of a folder's files."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

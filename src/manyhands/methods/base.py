@@ -266,8 +266,8 @@ def check_images(silo: Silo, model: Model, min_images: int = 1) -> None:
         )
     if len(images) < min_images:
         raise RecipeError(f"{silo.name}: has {len(images)} images, expected at least {min_images}")
-    if tuple(images.pixels.shape[1:]) != (model.channels, model.size, model.size):
-        shape = " x ".join(map(str, images.pixels.shape[1:]))
+    if tuple(images.shape[1:]) != (model.channels, model.size, model.size):
+        shape = " x ".join(map(str, images.shape[1:]))
         raise RecipeError(f"{silo.name}: has images of {shape}, the model is for {model.channels} x {model.size}")
     if model.classes and images.labels is None:
         raise RecipeError(f"{silo.name}: has no labels; use a model with classes = 0")

@@ -131,7 +131,7 @@ def _private_and_public(silos: Sequence[Silo]) -> tuple[Images, Images]:
 
 def _squeezed(images: Images, norm: float | None) -> Images:
     """Images as they are released, scaled to the norm; an attacker can scale its estimate back."""
-    return replace(images, pixels=as_bytes(squeezed(as_floats(images.pixels), norm)))
+    return replace(images, stored=as_bytes(squeezed(as_floats(images.pixels), norm)))
 
 
 def _public(silos: Sequence[Silo]) -> Images:
@@ -198,7 +198,7 @@ def _algebra(method: CollaFuse, silos: Sequence[Silo], stores: Mapping[str, Tens
     sent, truth, control = [], [], []
     rng, remaining = torch_rng(0, "control"), MAX_ATTACKED_IMAGES
     for silo in silos:
-        images, cut = squeezed(as_floats(silo.images.pixels[:remaining]), method.norm), method.step_of(silo.name)
+        images, cut = squeezed(as_floats(silo.images.read(slice(remaining))), method.norm), method.step_of(silo.name)
         remaining -= len(images)
         if not len(images):
             break

@@ -111,7 +111,7 @@ class Data(Spec):
         images = source.load(self.size, self.channels, classes)
         if not isinstance(images, Images):
             raise DataError(f"source {source.kind!r}: load returned {type(images).__name__}, Images are expected")
-        shape, expected = tuple(images.pixels.shape[1:]), (self.channels, self.size, self.size)
+        shape, expected = tuple(images.shape[1:]), (self.channels, self.size, self.size)
         if shape != expected:
             raise DataError(f"source {source.kind!r}: load returned images of {shape}, {expected} is expected")
         if images.labels is not None and images.classes != classes:

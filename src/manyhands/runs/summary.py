@@ -125,7 +125,7 @@ def picture(generator: ImageGenerator, rows: int, known: Sequence[int]) -> tuple
 
 def before_and_after(autoencoder: TrainedAutoencoder, silo: Silo, rows: int) -> tuple[Tensor, tuple[str, ...]]:
     """Images of a silo (8 * rows, C, H, W), each followed by its reconstruction, and headings."""
-    images = as_floats((silo.held_out or silo.images).pixels[: 4 * rows])
+    images = as_floats((silo.held_out or silo.images).read(slice(4 * rows)))
     return torch.stack([images, autoencoder.reconstruct(images)], 1).flatten(0, 1), ("image", "decoded") * 4
 
 

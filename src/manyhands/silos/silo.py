@@ -101,7 +101,7 @@ class Silo:
     def _hold_out(self) -> None:
         """Move the images that are marked as held out to ``held_out``, so that nothing trains on them."""
         train, marked = self.images.split_held_out()
-        if self.held_out is not None and len(marked) and not torch.equal(marked.pixels, self.held_out.pixels):
+        if self.held_out is not None and len(marked) and not marked.has_pixels_of(self.held_out):
             raise DataError(
                 f"{self.name}: {len(marked)} of its images are marked as held out, but held_out has other images "
                 f"({len(self.held_out)}); give either marks or held_out"

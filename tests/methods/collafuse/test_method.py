@@ -409,7 +409,7 @@ def test_a_norm_beyond_that_of_any_image_bounds_nothing() -> None:
 
 def grey(silos: list[Silo]) -> list[Silo]:
     """The same, of images whose norms are small."""
-    return [Silo(silo.name, replace(silo.images, pixels=silo.images.pixels // 4 + 96)) for silo in silos]
+    return [Silo(silo.name, replace(silo.images, stored=silo.images.pixels // 4 + 96)) for silo in silos]
 
 
 @pytest.mark.parametrize("options", [{}, {"cut": 0}, {"distil": {"steps": 2, "rounds": 1}}, {"federate_silos": True}])

@@ -29,7 +29,7 @@ SIZES = (7, 12, 5)
 def silos() -> list[Silo]:
     """The last one has images that are all nearly black, so that its latents differ in scale from the others'."""
     images = [tiny_images(count, seed=i, size=8) for i, count in enumerate(SIZES)]
-    images[-1] = replace(images[-1], pixels=images[-1].pixels // 64)
+    images[-1] = replace(images[-1], stored=images[-1].pixels // 64)
     return [Silo(f"s{i}", each) for i, each in enumerate(images)]
 
 

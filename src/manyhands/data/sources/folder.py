@@ -11,7 +11,8 @@ from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.image_files import ImageFile, class_names, class_of, images_of_files, is_picture
+from manyhands.data.sources.decoding import ImageFile
+from manyhands.data.sources.image_files import class_names, class_of, images_of_files, is_picture, version_of
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
@@ -37,7 +38,12 @@ class Folder(Source):
         """Read all images; see ``Source``."""
         classes = self.classes() if classes is None else classes
         files = [
-            ImageFile(str(path), class_of(path.relative_to(self.path).as_posix(), classes), partial(Image.open, path))
+            ImageFile(
+                str(path),
+                class_of(path.relative_to(self.path).as_posix(), classes),
+                partial(Image.open, path),
+                version_of(path),
+            )
             for path in self._pictures()
         ]
         return images_of_files(str(self.path), files, size, channels, classes, self.unreadable)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from PIL import Image
 from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.image_files import ImageFile, class_of, images_of_files
+from manyhands.data.sources.decoding import ImageFile
+from manyhands.data.sources.image_files import class_of, images_of_files
+from manyhands.data.sources.openers import open_cell
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
@@ -48,8 +49,10 @@ class HuggingFace(Source):
         rows = self._rows()
         self._column(rows, self.image)
         labels = [0] * len(rows) if self.label is None else self._labels(rows, classes)
+        version = getattr(rows, "_fingerprint", "")
         files = [
-            ImageFile(f"{self.name}[{i}]", label, partial(_cell, rows, i, self.image)) for i, label in enumerate(labels)
+            ImageFile(f"{self.name}[{i}]", label, partial(open_cell, rows, i, self.image), version)
+            for i, label in enumerate(labels)
         ]
         return images_of_files(self.name, files, size, channels, classes if self.label else (), self.unreadable)
 
@@ -72,8 +75,3 @@ class HuggingFace(Source):
         if name not in rows.features:
             raise DataError(f"{self.name}: has no column {name!r}, but {', '.join(rows.features)}")
         return rows.features[name]
-
-
-def _cell(rows: Any, number: int, column: str) -> Image.Image:
-    picture: Image.Image = rows[number][column]
-    return picture

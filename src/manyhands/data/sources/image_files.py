@@ -1,68 +1,108 @@
-"""What sources of picture files share: which files are pictures, their classes, and those that cannot be read."""
+"""What sources of picture files share: which files are pictures, their classes, and how they become images.
+
+Large sets are decoded once, into a file of the cache.
+"""
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePosixPath
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image
+from torch import Tensor
 
+from manyhands.data import image_store
 from manyhands.data.images import Images
-from manyhands.data.resize import resized
+from manyhands.data.rows import Rows
 from manyhands.data.sources.base import label_tensor
+from manyhands.data.sources.decoding import ImageFile, decode_into, decoded
 from manyhands.errors import DataError
 
-# everything that Pillow and zipfile raise for a picture that cannot be read
-UNREADABLE = (
-    OSError, SyntaxError, ValueError, RuntimeError, EOFError, zlib.error, struct.error,
-    zipfile.BadZipFile, Image.DecompressionBombError,
-)  # fmt: skip
 SUFFIXES = {".png", ".jpg", ".jpeg"}
-
-
-class ImageFile(NamedTuple):
-    """A picture.
-
-    Args:
-        name: Its name in messages.
-        label: Its class number.
-        open: Opens it; another process can do so, too.
-    """
-
-    name: str
-    label: int
-    open: Callable[[], Image.Image]
+MIN_STORED = 500
+"""The fewest pictures that are worth a file in the cache; fewer are decoded each time."""
+DECODING = 1
+"""The version of the code that decodes: another number where it gives other pixels."""
 
 
 def images_of_files(
-    where: str, files: Sequence[ImageFile], size: int, channels: int, classes: tuple[str, ...], allowed: float
+    where: str,
+    files: Sequence[ImageFile],
+    size: int,
+    channels: int,
+    classes: tuple[str, ...],
+    allowed: float,
+    *,
+    settings: str = "",
 ) -> Images:
-    """Open every picture. Those that cannot be read are skipped and named, up to the allowed share."""
-    pixels, labels, rows, skipped = [], [], [], []
-    for row, file in enumerate(files):
-        try:
-            pixels.append(resized(file.open(), size, channels))
-        except UNREADABLE as error:
-            skipped.append(f"{file.name}: {error}")
-        else:
-            labels.append(file.label)
-            rows.append(row)
-    if len(skipped) > allowed * len(files):
+    """Open every picture. Those that cannot be read are skipped and named, up to the allowed share.
+
+    Args:
+        where: The name of the set in messages.
+        files: The pictures.
+        size: The side of the square images in pixels.
+        channels: 1 for grey, 3 for RGB.
+        classes: The names of the classes; empty for images without labels.
+        allowed: The share of pictures that may be unreadable.
+        settings: Whatever else their pixels depend on, as text.
+    """
+    stored: Tensor | Rows
+    if len(files) >= MIN_STORED and all(file.version for file in files):
+        stored, skipped = _stored(where, files, size, channels, allowed, settings)
+    else:
+        results = list(decoded(files, size, channels))
+        skipped = {row: result for row, result in enumerate(results) if isinstance(result, str)}
+        _check_skipped(where, len(files), skipped, allowed)
+        stored = torch.from_numpy(np.stack([result for result in results if not isinstance(result, str)]))
+    kept = np.array([row for row in range(len(files)) if row not in skipped])
+    labels = label_tensor([files[row].label for row in kept]) if classes else None
+    rows = torch.from_numpy(kept) if skipped else None
+    return Images(stored, labels, classes, rows=rows, skipped=tuple(skipped.values()))
+
+
+def _stored(
+    where: str, files: Sequence[ImageFile], size: int, channels: int, allowed: float, settings: str
+) -> tuple[Rows, image_store.Skipped]:
+    """The readable pictures of a file in the cache, and why the others are not."""
+    key = image_store.as_hash(_key_parts(files, size, channels, settings))
+    fill = partial(_fill, where=where, files=files, size=size, channels=channels, allowed=allowed)
+    store = image_store.open_or_prepare(key, where, (len(files), channels, size, size), fill)
+    _check_skipped(where, len(files), store.skipped, allowed)
+    return Rows([store.rows()], np.setdiff1d(np.arange(len(files)), list(store.skipped))), store.skipped
+
+
+def _fill(
+    path: Path, where: str, files: Sequence[ImageFile], size: int, channels: int, allowed: float
+) -> image_store.Skipped:
+    skipped = decode_into(path, where, files, size, channels)
+    _check_skipped(where, len(files), skipped, allowed)  # what is refused is not kept
+    return skipped
+
+
+def _key_parts(files: Sequence[ImageFile], size: int, channels: int, settings: str) -> Iterator[str]:
+    yield f"{DECODING} {PIL.__version__} {size} {channels} {settings}"
+    for file in files:
+        yield file.name
+        yield file.version
+
+
+def _check_skipped(where: str, count: int, skipped: image_store.Skipped, allowed: float) -> None:
+    if len(skipped) > allowed * count:
         raise DataError(
-            f"{where}: {len(skipped)} of {len(files)} pictures cannot be read, more than the {allowed:.1%} that "
-            f"'unreadable' allows; the first is {skipped[0]}"
+            f"{where}: {len(skipped)} of {count} pictures cannot be read, more than the {allowed:.1%} that "
+            f"'unreadable' allows; the first is {next(iter(skipped.values()))}"
         )
-    if not pixels:
+    if len(skipped) == count:
         raise DataError(f"{where}: holds no readable pictures")
-    with_labels = label_tensor(labels) if classes else None
-    kept = torch.tensor(rows) if skipped else None
-    return Images(torch.from_numpy(np.stack(pixels)), with_labels, classes, rows=kept, skipped=tuple(skipped))
+
+
+def version_of(path: Path) -> str:
+    """Return the size and the time of the last change of a file, which a changed picture does not have."""
+    about = path.stat()
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 def is_picture(name: str) -> bool:

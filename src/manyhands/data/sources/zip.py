@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
 from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.image_files import ImageFile, class_names, class_of, images_of_files, is_picture
+from manyhands.data.sources.decoding import ImageFile
+from manyhands.data.sources.image_files import class_names, class_of, images_of_files, is_picture
+from manyhands.data.sources.openers import open_member
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
@@ -40,8 +40,11 @@ class Zip(Source):
         classes = self.classes() if classes is None else classes
         with self._open() as archive:
             pictures = self._pictures(archive)
+            versions = {info.filename: f"{info.file_size} {info.CRC:x}" for info in archive.infolist()}
         files = [
-            ImageFile(f"{self.path}: {name}", class_of(inner, classes), partial(_open_member, self.path, name))
+            ImageFile(
+                f"{self.path}: {name}", class_of(inner, classes), partial(open_member, self.path, name), versions[name]
+            )
             for name, inner in pictures.items()
         ]
         return images_of_files(str(self.path), files, size, channels, classes, self.unreadable)
@@ -65,13 +68,3 @@ class Zip(Source):
         if not pictures:
             raise DataError(f"{self.path}: holds no PNG or JPEG pictures below {self.under or 'its top'!r}")
         return pictures
-
-
-def _open_member(path: Path, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(_archive(path, path.stat().st_mtime_ns).read(name)))
-
-
-@lru_cache(maxsize=4)
-def _archive(path: Path, changed: int) -> zipfile.ZipFile:  # noqa: ARG001 - a changed file is another key
-    """The zip file as it was last changed; each process reads its list of members once."""
-    return zipfile.ZipFile(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -72,7 +73,7 @@ class Noising:
             numbers: The numbers of the images to release, of shape (B,).
             first: The place of the first of them in the whole release.
         """
-        pixels, which = images.pixels[numbers], occurrences(images, self.held_out)
+        pixels, which = images.read(numbers), occurrences(images, self.held_out)
         records = [self._record(image, int(which[i])) for image, i in zip(pixels, numbers, strict=True)]
         released = {"images": self._noised(pixels, records, first)}
         if self.labels == "withhold" or images.labels is None:
@@ -83,7 +84,7 @@ class Noising:
 
     def paths(self, images: Images, numbers: Tensor, first: int = 0) -> list[bytes]:
         """Return, for each image, a hash that names the path of its noise and its scale without giving away either."""
-        pixels, which = images.pixels[numbers], occurrences(images, self.held_out)
+        pixels, which = images.read(numbers), occurrences(images, self.held_out)
         factors = shrinking(pixels, self.norm).flatten().tolist()
         records = [self._record(image, int(which[i])) for image, i in zip(pixels, numbers, strict=True)]
         pairs = enumerate(zip(records, factors, strict=True))
@@ -96,8 +97,8 @@ class Noising:
             return ()
         which, classes = occurrences(images, self.held_out), len(images.classes)
         keys = [
-            self._label_key(self._record(images.pixels[i], int(which[i])), int(images.labels[i]), classes)
-            for i in numbers.tolist()
+            self._label_key(self._record(image, int(which[i])), int(images.labels[i]), classes)
+            for image, i in zip(images.read(numbers), numbers.tolist(), strict=True)
         ]
         return tuple(hashlib.sha256(b"path " + key).digest() for key in keys)
 
@@ -161,7 +162,7 @@ def release_messages(noising: Noising, images: Images, numbers: Tensor, first: i
         numbers: The numbers of the images of the whole release, in order.
         first: How many of them the server has already.
     """
-    size = images_per_message(images.pixels[0].numel())
+    size = images_per_message(math.prod(images.shape[1:]))
     for start in range(first, len(numbers), size):
         facts = {"first": start, "cut": noising.cut, "turn": noising.turn}
         yield Message("release", noising.release(images, numbers[start : start + size], start), facts)
