@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from manyhands.data import arrays
+from manyhands.data.ids import ids_to_hold_out, in_order
 from manyhands.data.rows import Rows, joined
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
@@ -38,6 +39,8 @@ class Images:
         held: Which images are held out from training, bool, (N,); None for no marks.
         skipped: Files that could not be read, with the reason.
         domains: The names of the sources, in the order of their numbers.
+        ids: What the images of one patient, writer or slide share, as ``id_hashes`` returns it, (N,); None where it is
+            not known.
     """
 
     stored: Tensor | Rows
@@ -48,6 +51,7 @@ class Images:
     held: Tensor | None = None
     skipped: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.stored.dtype != torch.uint8 or len(self.shape) != 4:
@@ -57,6 +61,8 @@ class Images:
                 f"the held-out marks are {self.held.dtype} {tuple(self.held.shape)}, not one bool for each of "
                 f"{len(self)} images"
             )
+        if self.ids is not None and self.ids.shape != (len(self),):
+            raise DataError(f"{len(self)} images have {len(self.ids)} ids")
         if self.labels is None:
             return
         if self.labels.shape != (len(self),):
@@ -168,21 +174,27 @@ class Images:
         labels = None if self.labels is None else self.labels[index]
         domain = None if self.domain is None else self.domain[index]
         held = None if self.held is None else self.held[index]
-        return replace(self, stored=self.stored[index], labels=labels, domain=domain, rows=rows[index], held=held)
+        ids = None if self.ids is None else self.ids[index]
+        stored, rows = self.stored[index], rows[index]
+        return replace(self, stored=stored, labels=labels, domain=domain, rows=rows, held=held, ids=ids)
 
     def hold_out(self, share: float) -> Self:
         """Mark a share of the images as held out: the same share of each class and each domain.
 
-        The choice depends on the images alone. Runs with other seeds or other silos hold out the same images.
+        The choice depends on the images alone. Runs with other seeds or other silos hold out the same images. Where
+        images have ids, whole ids are held out, and the share of a class is only about the same.
 
         Args:
             share: The share to hold out, from 0 to 1.
         """
         if not 0 <= share <= 1:
             raise DataError(f"the share to hold out is {share:g}, 0 to 1 is expected")
-        rng, held = numpy_rng(0, "held out"), torch.zeros(len(self), dtype=torch.bool)
         zeros = torch.zeros(len(self), dtype=torch.long)
         kinds = torch.stack([zeros if column is None else column for column in (self.labels, self.domain)], 1)
+        if self.ids is not None and len(self):
+            cells = kinds.unique(dim=0, return_inverse=True)[1].numpy()
+            return replace(self, held=torch.from_numpy(ids_to_hold_out(in_order(self.ids.numpy()), cells, share)))
+        rng, held = numpy_rng(0, "held out"), torch.zeros(len(self), dtype=torch.bool)
         for kind in kinds.unique(dim=0):
             members = torch.nonzero((kinds == kind).all(1)).flatten()
             held[members[torch.from_numpy(rng.permutation(len(members))[: round(share * len(members))])]] = True
@@ -262,7 +274,7 @@ def pooled(parts: Sequence[Images]) -> Images:
         raise DataError(f"the parts have different classes: {' / '.join(str(len(part.classes)) for part in parts)}")
     if len({part.labels is None for part in parts}) > 1:
         raise DataError("some parts have labels and some have none")
-    columns = {name: [getattr(part, name) for part in parts] for name in ("labels", "domain", "rows", "held")}
+    columns = {name: [getattr(part, name) for part in parts] for name in ("labels", "domain", "rows", "held", "ids")}
     if any(part.held is not None for part in parts):
         columns["held"] = [
             torch.zeros(len(part), dtype=torch.bool) if part.held is None else part.held for part in parts

@@ -58,7 +58,7 @@ def silo_of(name: str, folder: str, recipe: Recipe) -> Silo:
     """A silo with the images of a folder, in the size and the classes of the recipe."""
     data = recipe.data
     images = Folder(path=folder).load(data.size, data.channels, data.known_classes())
-    return Silo(name, images.hold_out(data.held_out))
+    return Silo(name, images if images.held is not None else images.hold_out(data.held_out))
 
 
 def split(images: Images, partition: Partition, seed: int = 0) -> list[Silo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from pydantic import Field, model_validator
 
 from manyhands.data.arrays import MAX_CLASSES
+from manyhands.data.ids import check_sides, id_hashes, read_ids
 from manyhands.data.images import Images, join
+from manyhands.data.partition.base import rows_of
 from manyhands.data.sources.base import AnySource, Source
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
@@ -53,8 +56,14 @@ class Data(Spec):
         ge=0,
         lt=1,
         description="The share of the images that no silo trains on, where there is no test source; they are used for "
-        "evaluation and audits.",
+        "evaluation and audits. Of images with ids, whole ids are held out.",
     )
+    ids: Path | None = Field(
+        default=None,
+        description="A file with the id of each image of the source, such as its patient, where the source has none: "
+        "an idx file, or a text or CSV file with one line for each image. Whole ids are held out.",
+    )
+    ids_column: Int = Field(default=0, ge=0, description="The column of that file, counted from 0.")
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +83,8 @@ class Data(Spec):
             raise ValueError("either source or domains is expected, and not both")
         if self.test is not None and self.source is None:
             raise ValueError("test is for a single source; with domains, a share of each is held out")
+        if self.ids is not None and self.source is None:
+            raise ValueError("ids is for a single source; with domains, each source names its own ids")
         if bad_names := [name for name in self.domains if not is_name(name)]:
             raise ValueError(f"domain {bad_names[0]!r} gives its silo its name: {NAME_RULE}")
         return self
@@ -97,14 +108,26 @@ class Data(Spec):
     def _loaded(self) -> Images:
         classes = self.known_classes()
         parts = [self._read(source, classes) for source in self.sources]
-        images = parts[0] if self.source is not None else join(parts, sorted(self.domains))
+        if any(part.held is not None for part in parts):
+            parts = [part if part.held is not None else part.hold_out(self.held_out) for part in parts]
+        images = self._with_ids(parts[0]) if self.source is not None else join(parts, sorted(self.domains))
         if self.limit is not None and self.limit < len(images):
             images = images.subset(np.sort(numpy_rng(0, "limit").permutation(len(images))[: self.limit]))
         if self.test is None:
-            return images.hold_out(self.held_out)
+            return images if images.held is not None else images.hold_out(self.held_out)
         test = self._read(self.test, classes)
         all_images = join([images, test])
-        return replace(all_images, domain=None, held=torch.arange(len(all_images)) >= len(images))
+        held = torch.arange(len(all_images)) >= len(images)
+        if all_images.ids is not None:
+            check_sides(all_images.ids, held, "data.test")
+        return replace(all_images, domain=None, held=held)
+
+    def _with_ids(self, images: Images) -> Images:
+        """The images with the ids of the file that the recipe names."""
+        if self.ids is None:
+            return images
+        table = rows_of(images, read_ids(self.ids, self.ids_column), self.ids, "ids")
+        return replace(images, ids=id_hashes(map(str, table.tolist())))
 
     def _read(self, source: Source, classes: tuple[str, ...]) -> Images:
         """The images of a source, which may be of another package."""

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from manyhands.data.ids import in_order, read_ids
 from manyhands.data.images import Images
 from manyhands.data.partition.base import (
     Partition,
     Parts,
     rows_of,
 )
-from manyhands.data.sources.idx_file import read_idx
 from manyhands.errors import DataError
 from manyhands.spec import Int
 
@@ -35,25 +35,26 @@ def by_id(ids: np.ndarray, silos: int, rng: np.random.Generator, minimum: int = 
 
 
 class ById(Partition):
-    """All images of an id, such as a patient, go to one silo. A file has the id of each image."""
+    """All images of an id, such as a patient, go to one silo. The images have ids, or a file has the id of each."""
 
     kind: Literal["by_id"] = Field(default="by_id", description="Selects this kind of partition.")
-    ids: Path = Field(description="The file of ids: an idx file, or a text or CSV file with one line for each image.")
+    ids: Path | None = Field(
+        default=None,
+        description="The file of ids: an idx file, or a text or CSV file with one line for each image. None for the "
+        "ids that the images have.",
+    )
     column: Int = Field(default=0, ge=0, description="The column of the file that holds the ids, counted from 0.")
 
     def parts(self, images: Images, rng: np.random.Generator) -> Parts:
         """Distribute the images; see ``by_id``."""
-        ids = rows_of(images, self._read(), self.ids, "ids")
-        return by_id(ids, self.silos, rng, self.minimum)
+        return by_id(self._ids(images), self.silos, rng, self.minimum)
 
-    def _read(self) -> np.ndarray:
-        if self.ids.suffix in {".txt", ".csv"}:
-            try:
-                lines = [line for line in self.ids.read_text().splitlines() if line.strip()]
-                return np.array([line.split(",")[self.column].strip() for line in lines])
-            except (OSError, UnicodeDecodeError, IndexError) as error:
-                raise DataError(f"{self.ids}: has no column {self.column} of ids: {error}") from None
-        table = read_idx(self.ids)
-        if table.ndim > 2 or (table.ndim == 2 and self.column >= table.shape[1]):
-            raise DataError(f"{self.ids}: holds an array of shape {table.shape}, which has no column {self.column}")
-        return table if table.ndim == 1 else table[:, self.column]
+    def _ids(self, images: Images) -> np.ndarray:
+        if self.ids is not None:
+            return rows_of(images, read_ids(self.ids, self.column), self.ids, "ids")
+        if images.ids is None:
+            raise DataError(
+                "partition 'by_id' has no file of ids, and these images have no ids: set partition.ids to a file, or "
+                "name the ids in the source: the column `id` of a table, or `ids` of a folder or a zip file"
+            )
+        return in_order(images.ids.numpy())
