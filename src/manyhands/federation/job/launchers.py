@@ -89,10 +89,6 @@ class RestartingHandle(JobHandleSpec):  # type: ignore[misc]  # FLARE has no typ
 class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
     keeps_mark = False
 
-    def __init__(self) -> None:
-        super().__init__()
-        os.environ[PARENT] = str(os.getpid())  # which processes of jobs inherit
-
     def launch_job(self, job_meta: dict[str, Any], fl_ctx: FLContext) -> JobHandleSpec:
         """Begin a job's process; called by FLARE."""
         keys = (FLContextKey.JOB_PROCESS_ARGS, FLContextKey.WORKSPACE_OBJECT)
@@ -105,6 +101,7 @@ class _RestartingLauncher(ProcessJobLauncher):  # type: ignore[misc]
                 fl_ctx.set_prop(key, value, private=True, sticky=False)
             return super(_RestartingLauncher, self).launch_job(job_meta, fl_ctx)
 
+        os.environ[PARENT] = str(os.getpid())  # which the process of the job inherits
         mark = Path(props[FLContextKey.WORKSPACE_OBJECT].get_run_dir(job_meta[JobMetaKey.JOB_ID.value])) / MARK
         replace_file(mark, finite_json(job_meta).encode())
         return RestartingHandle(begin, mark, keeps_mark=self.keeps_mark)
