@@ -63,4 +63,5 @@ from .models.autoencoder import Autoencoder as Autoencoder
 from .models.gan import Gan as Gan
 from .models.latent import Latent as Latent
 from .models.network import Network as Network
+from .models.pretrained import Pretrained as Pretrained
 from .models.unet import UNet as UNet

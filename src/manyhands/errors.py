@@ -97,6 +97,7 @@ class Reason(StrEnum):
     WRONG_WEIGHT = "wrong weight"
     OTHER_SCHEDULE = "another schedule"
     OTHER_CUT = "another cut"
+    OTHER_WEIGHTS = "other frozen weights"
     RELEASED = "released already"
     BELOW_CUT = "below its cut"
     FOREIGN_LABEL = "label of others"

@@ -153,6 +153,7 @@ MODELS = Registry(
         "autoencoder": "manyhands.models.autoencoder:Autoencoder",
         "gan": "manyhands.models.gan:Gan",
         "network": "manyhands.models.network:Network",
+        "pretrained": "manyhands.models.pretrained:Pretrained",
     },
     "manyhands.models",
 )

@@ -16,10 +16,20 @@ from torch import Tensor
 from manyhands.diffusion.norm_bound import stretched
 from manyhands.diffusion.objective import Diffusion
 from manyhands.diffusion.sampling import Sampling, guided
-from manyhands.errors import RunFolderError
+from manyhands.errors import RecipeError, RunFolderError
 from manyhands.files.strict_json import finite_json
 from manyhands.files.write import replace_folder
 from manyhands.generators.base import ImageGenerator
+from manyhands.generators.pretrained import (
+    begun_from,
+    check_frozen,
+    has_adapters,
+    plain_unet,
+    stored_adapters,
+    takes_text,
+    write_adapters,
+    write_text_parts,
+)
 from manyhands.models.autoencoder import FACTS, TrainedAutoencoder, stored_facts
 from manyhands.models.base import Denoiser
 from manyhands.registry import MODELS, OneOf
@@ -68,14 +78,17 @@ class DiffusionGenerator(ImageGenerator):
 
     def _write(self, fresh: Path) -> None:
         (fresh / FACTS).write_text(finite_json(self._facts(), indent=1))
-        if self.model.is_diffusers:
+        if has_adapters(self.model):
+            write_adapters(self.network, fresh)
+            self._scheduler().save_pretrained(fresh / "scheduler")
+        elif self.model.is_diffusers:
             self._write_for_diffusers(fresh)
         else:
             (fresh / DENOISER).parent.mkdir()
             safetensors.torch.save_file(snapshot(self.weights), fresh / DENOISER)
 
     def _write_for_diffusers(self, fresh: Path) -> None:
-        self.network.inner.save_pretrained(fresh / "unet")
+        plain_unet(self.network).save_pretrained(fresh / "unet")
         self._scheduler().save_pretrained(fresh / "scheduler")
         index: dict[str, Any] = {
             "_class_name": "DDIMPipeline",
@@ -87,6 +100,9 @@ class DiffusionGenerator(ImageGenerator):
             index["vae"] = ["diffusers", "AutoencoderKL"]
         if self.autoencoder or self.model.classes:
             index["_class_name"] = ["pipeline", "ImagePipeline"]
+        if takes_text(self.model):
+            index |= write_text_parts(self.network, fresh)
+        elif self.autoencoder or self.model.classes:
             shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
         (fresh / "model_index.json").write_text(finite_json(index, indent=1))
 
@@ -106,7 +122,7 @@ class DiffusionGenerator(ImageGenerator):
         folder = Path(folder)
         try:
             facts = stored_facts(folder)
-            spec = _denoiser(facts["model"], model)
+            spec = begun_from(_denoiser(facts["model"], model), folder)
             loaded = cls(
                 spec,
                 Diffusion(**facts["diffusion"]),
@@ -118,8 +134,16 @@ class DiffusionGenerator(ImageGenerator):
                 autoencoder=spec.load_decoder(folder, device),
                 scale=facts["scale"],
             )
-            _ = loaded.network  # raises an error if the weights do not fit the model
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            check_frozen(loaded.network, facts.get("frozen"))  # raises an error if the weights do not fit the model
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            RecipeError,
+            safetensors.SafetensorError,
+        ) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
         return loaded
 
@@ -176,7 +200,8 @@ class DiffusionGenerator(ImageGenerator):
     def _facts(self) -> dict[str, Any]:
         specs = {"model": self.model, "diffusion": self.diffusion, "sampling": self.sampling}
         plain = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
-        return {**plain, "classes": self.classes, "ema": self.ema, "scale": self.scale}
+        frozen = {"frozen": self.network.frozen_hash} if has_adapters(self.model) else {}
+        return {**plain, "classes": self.classes, "ema": self.ema, "scale": self.scale, **frozen}
 
     def _scheduler(self) -> Any:
         from diffusers import DDIMScheduler
@@ -209,6 +234,8 @@ def _denoiser(stored: dict[str, Any], model: Denoiser | None) -> Denoiser:
 
 
 def _stored_weights(folder: Path, model: Denoiser) -> Tensors:
+    if has_adapters(model):
+        return stored_adapters(folder, model)
     if not model.is_diffusers:
         return safetensors.torch.load_file(folder / DENOISER)
     raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")

@@ -28,7 +28,7 @@ class Proximal:
 
     def __init__(self, network: nn.Module, mu: float, mode: Mode) -> None:
         self.mu, self.mode = mu, mode
-        self._weights: list[Tensor] = list(network.parameters())
+        self._weights: list[Tensor] = [weight for weight in network.parameters() if weight.requires_grad]
         self._anchor = [weight.detach().clone() for weight in self._weights]
 
     def added_to(self, loss: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -70,6 +71,10 @@ class WholeNetworkMethod(Method, ABC):
     def check_silo(self, silo: Silo) -> None:
         """Check that the images have the model's size, and labels if it is conditional."""
         check_images(silo, self.model, self.training.min_images)
+
+    def warnings(self, roster: Mapping[str, int]) -> list[str]:
+        """Return the warnings of the learner."""
+        return self.learner.warnings()
 
     @property
     def takes_guidance(self) -> bool:

@@ -12,6 +12,7 @@ from manyhands.subprocess_task import SubprocessTask
 from manyhands.tensors import StateSpec, Tensors, snapshot, state_spec
 
 if TYPE_CHECKING:
+    from manyhands.models.pretrained import Pretrained
     from manyhands.silos.silo import Buildable
 
 _known: dict[Buildable, StateSpec] = {}
@@ -33,6 +34,11 @@ def initial_weights(spec: Buildable, seed: int) -> Tensors:
     return weights
 
 
+def frozen_hash(spec: Pretrained) -> str:
+    """Return the hash of what is frozen of a pretrained model, as this machine has it."""
+    return str(SubprocessTask(_frozen_hash, spec).result() if _in_subprocess else _frozen_hash(spec))
+
+
 def build_in_subprocess() -> None:
     """Let ``initial_weights`` build in a subprocess from now on: the libraries of networks take much memory."""
     global _in_subprocess
@@ -43,6 +49,10 @@ def _built_in_subprocess(spec: Buildable, seed: int) -> Tensors:
     with tempfile.NamedTemporaryFile(prefix="manyhands-") as file:
         SubprocessTask(_write, spec, seed, file.name).result()
         return safetensors.torch.load_file(file.name)
+
+
+def _frozen_hash(spec: Pretrained) -> str:
+    return spec.build(seed=0).frozen_hash
 
 
 def _write(spec: Buildable, seed: int, path: str) -> None:

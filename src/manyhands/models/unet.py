@@ -83,10 +83,7 @@ class UNet(Denoiser):
 
     def part_of(self, name: str) -> Literal["down", "mid", "up"]:
         """Return where a weight is: on the way down (with the embeddings), in the middle or on the way up."""
-        name = name.removeprefix("inner.")
-        if name.startswith("mid_block"):
-            return "mid"
-        return "up" if name.startswith(("up_blocks", "conv_norm_out", "conv_out")) else "down"
+        return unet_part(name)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of diffusers' UNet2DModel. The class number after the last means no label."""
@@ -108,6 +105,18 @@ class UNet(Denoiser):
             "upsample_type": "resnet" if self.resnet_sampling else "conv",
             "num_class_embeds": self.classes + 1 if self.classes else None,
         }
+
+
+def unet_part(name: str) -> Literal["down", "mid", "up"]:
+    """Return where in a U-Net of diffusers a weight is: embeddings are on the way down.
+
+    Args:
+        name: The name of the weight.
+    """
+    name = name.removeprefix("inner.")
+    if name.startswith("mid_block"):
+        return "mid"
+    return "up" if name.startswith(("up_blocks", "conv_norm_out", "conv_out")) else "down"
 
 
 class UNetModule(nn.Module):

@@ -59,7 +59,9 @@ def _models(method: type[Spec], fields: Mapping[str, Any], data: Mapping[str, An
     first = implied | {key: data[key] for key in ("size", "channels") if key in data} | table
     known = _known_class(MODELS, first)
     if "classes" not in first and known and "classes" in known.model_fields:
-        first["classes"] = _count_classes(data)
+        first["classes"] = len(_known_classes(data))
+    if known and "names" in known.model_fields and first.get("classes") == len(names := _known_classes(data)):
+        first.setdefault("names", names)
     shape = {key: first[key] for key in ("size", "channels", "classes") if key in first}
     return {name: first} | {other: shape | fields[other] for other in others if isinstance(fields.get(other), dict)}
 
@@ -85,11 +87,11 @@ def _count_silos(partition: Any) -> int:
     return silos
 
 
-def _count_classes(data: Mapping[str, Any]) -> int:
+def _known_classes(data: Mapping[str, Any]) -> list[str]:
     try:
-        return len(Data.model_validate(data).known_classes())
+        return list(Data.model_validate(data).known_classes())
     except ValidationError:
-        return 0  # errors of the data are raised when the whole recipe is validated
+        return []  # errors of the data are raised when the whole recipe is validated
 
 
 def change_field(fields: dict[str, Any], change: str) -> None:

@@ -16,6 +16,7 @@ from manyhands.methods.learners.gan import GanLearner
 from manyhands.methods.learners.latent import LatentLearner
 from manyhands.models.base import Denoiser, Model
 from manyhands.models.latent import Latent
+from manyhands.models.pretrained import Pretrained
 
 UNET = UNet(size=8, channels=1, classes=0, widths=(8,))
 GAN = Gan(size=8, channels=1, classes=0, width=4)
@@ -45,7 +46,7 @@ def test_a_model_has_the_learner_of_its_nearest_base_class() -> None:
     assert learner_type(UNet) is learner_type(OtherDenoiser) is DenoiserLearner
     assert learner_type(Latent) is LatentLearner  # it is a Denoiser, too
     assert learner_type(Gan) is GanLearner
-    assert set(LEARNERS) == {Denoiser, Latent, Autoencoder, Gan}
+    assert set(LEARNERS) == {Denoiser, Latent, Pretrained, Autoencoder, Gan}
 
 
 def test_a_model_may_name_a_learner_of_its_own() -> None:

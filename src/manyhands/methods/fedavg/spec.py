@@ -77,6 +77,12 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
         return self
 
     @model_validator(mode="after")
+    def _not_stacked(self) -> Self:
+        if getattr(getattr(self.model, "adapter", None), "kind", "") == "stacked":
+            raise ValueError("model.adapter.kind = 'stacked' is not there yet; use 'ffa'")
+        return self
+
+    @model_validator(mode="after")
     def _single_loss(self) -> Self:
         if self.proximal and not self.learner.has_single_loss:
             raise ValueError(f"proximal is for a single loss, but {self.model.noun} has two")

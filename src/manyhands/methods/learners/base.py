@@ -144,7 +144,11 @@ class Learner(ABC, Generic[M]):
         return inner
 
     def cost_lines(self) -> list[str]:
-        """Return sentences about what is sent before the first round."""
+        """Return sentences about what is sent before the first round, or is not trained."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Return sentences that must be read before a run starts."""
         return []
 
 

@@ -9,13 +9,16 @@ from manyhands.methods.learners.base import Learner
 from manyhands.methods.learners.denoiser import DenoiserLearner
 from manyhands.methods.learners.gan import GanLearner
 from manyhands.methods.learners.latent import LatentLearner
+from manyhands.methods.learners.pretrained import PretrainedLearner
 from manyhands.models.autoencoder import Autoencoder
 from manyhands.models.base import Denoiser, Model
 from manyhands.models.gan import Gan
 from manyhands.models.latent import Latent
+from manyhands.models.pretrained import Pretrained
 
 LEARNERS: dict[type[Any], type[Learner[Any]]] = {
-    Denoiser: DenoiserLearner, Latent: LatentLearner, Autoencoder: AutoencoderLearner, Gan: GanLearner
+    Denoiser: DenoiserLearner, Latent: LatentLearner, Pretrained: PretrainedLearner,
+    Autoencoder: AutoencoderLearner, Gan: GanLearner
 }  # fmt: skip
 """The learner of each class of models and of what derives from it, unless a model names its own as ``learner``."""
 
