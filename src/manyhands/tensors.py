@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -87,13 +87,32 @@ def find_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def sha256(tensors: Mapping[str, Tensor]) -> str:
+class TensorInParts(Protocol):
+    """A tensor that is read part by part, along its first axis."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its numbers."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all of it."""
+        ...
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Return its parts, in order."""
+        ...
+
+
+def sha256(tensors: Mapping[str, Tensor] | Mapping[str, Tensor | TensorInParts]) -> str:
     """Hash the names, types, shapes and bits of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in (tensor,) if isinstance(tensor, Tensor) else tensor.chunks():
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

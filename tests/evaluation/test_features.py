@@ -12,9 +12,10 @@ import torch
 
 from manyhands import Digits
 from manyhands.data.images import as_floats, checked
+from manyhands.data.rows import Rows, RowsFile
 from manyhands.errors import DataError
 from manyhands.evaluation import features, inception
-from tests.conftest import tiny_images
+from tests.conftest import sharp_images, tiny_images
 
 
 def test_bytes_and_floats_of_the_same_images_are_the_same() -> None:
@@ -135,3 +136,21 @@ def test_a_classifier_of_more_classes_is_another_one(halves: tuple[features.Imag
     many = features.classifier(replace(train, classes=more), replace(held, classes=more))
     assert few(held.pixels).logits.shape[1] == 10
     assert many(held.pixels).logits.shape[1] == 12
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_in_a_file_are_embedded_and_hashed_as_those_in_memory(tmp_path: Path, labelled: bool) -> None:
+    memory = sharp_images(60) if labelled else replace(sharp_images(60), labels=None, classes=())
+    (tmp_path / "rows").write_bytes(memory.pixels.numpy().tobytes())
+    file = replace(memory, stored=Rows([RowsFile(tmp_path / "rows", 60, (1, 4, 4))]))
+    order = np.random.default_rng(0).permutation(60)
+    assert features.fingerprint(file, file.subset(order)) == features.fingerprint(memory, memory.subset(order))
+    pixels, labels, classes = features._task(file)
+    whole = torch.cat([torch.rot90(memory.pixels, turns, (2, 3)) for turns in range(1 if labelled else 4)])
+    assert (len(pixels), pixels.shape, len(labels)) == (len(whole), tuple(whole.shape), len(whole))
+    assert torch.equal(pixels[torch.arange(len(whole))], whole)
+    network = features.FeatureNetwork(4, 1, classes)
+    for lazy, eager in zip(features.pixel_batches(pixels, 7), features.pixel_batches(whole, 7), strict=True):
+        assert torch.equal(lazy, eager)
+    lazy_embedding, embedding = features.embed(network, pixels), features.embed(network, whole)
+    assert torch.equal(lazy_embedding.features, embedding.features)

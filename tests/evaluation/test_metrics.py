@@ -9,6 +9,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from manyhands.evaluation import metrics
+from manyhands.evaluation.precision_recall import prdc_in_blocks
 
 
 def features(count: int, seed: int = 0, width: int = 12, shift: float = 0.0) -> Tensor:
@@ -126,3 +127,12 @@ def test_classification_against_a_confusion_written_out() -> None:
     assert figures["cas_precision"] == pytest.approx((1 + 2 / 4 + 0) / 3)
     assert figures["cas_recall"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert figures["cas_fpr"] == pytest.approx((0 + 2 / 4 + 0) / 3)
+
+
+@pytest.mark.parametrize(("real", "samples"), [(700, 700), (530, 530)])
+def test_precision_and_recall_in_blocks_are_those_of_the_package(real: int, samples: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    one, other = torch.randn(real, 8, generator=rng), torch.randn(samples, 8, generator=rng) * 0.8
+    other[:9] = other[0]  # copies, at a distance of 0
+    blocks = prdc_in_blocks(one.numpy(), other.numpy(), metrics.NEAREST)
+    assert blocks == pytest.approx(metrics.prdc(other, one), rel=1e-12)

@@ -15,6 +15,7 @@ from manyhands.cli.advise import advise
 from manyhands.cli.audit import audit
 from manyhands.cli.cite import cite
 from manyhands.cli.compare import compare
+from manyhands.cli.data import app as data
 from manyhands.cli.evaluate import evaluate
 from manyhands.cli.explain import explain
 from manyhands.cli.federation.app import app as federation
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for command in (run, evaluate, compare, sample, audit, advise, profile, recipes, schema, explain, cite):
     app.command()(command)
+app.add_typer(data, name="data")
 app.add_typer(federation, name="federation")
 
 

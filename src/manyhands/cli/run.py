@@ -67,10 +67,12 @@ def run(
 
 def _train(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, tensorboard: bool) -> None:
     from manyhands.runs.compose import compose
+    from manyhands.runs.preparation_progress import shown_preparation
     from manyhands.runs.progress import Progress
     from manyhands.runs.run_folder import RunFolder
 
-    experiment = compose(recipe, folder, resume=resume)
+    with shown_preparation(quiet=quiet):
+        experiment = compose(recipe, folder, resume=resume)
     for line in [f"skipped {name}" for name in experiment.skipped]:
         typer.echo(line, err=True)
     before = experiment.method.warnings(experiment.roster)

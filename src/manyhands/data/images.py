@@ -13,7 +13,7 @@ import torch
 
 from manyhands.data import arrays
 from manyhands.data.ids import ids_to_hold_out, in_order
-from manyhands.data.rows import Rows, joined
+from manyhands.data.rows import Rows, RowsFile, joined
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
 
@@ -145,6 +145,12 @@ class Images:
     def pixels(self) -> Tensor:
         """All images, uint8, (N, C, H, W). Those in a file are all read into memory."""
         return self.stored.read() if isinstance(self.stored, Rows) else self.stored
+
+    @property
+    def files(self) -> tuple[RowsFile, ...]:
+        """The files that the images are in; () for images in memory."""
+        parts = self.stored.parts if isinstance(self.stored, Rows) else ()
+        return tuple(part for part in parts if isinstance(part, RowsFile))
 
     def read(self, numbers: Tensor | slice) -> Tensor:
         """Return the images with these numbers as bytes, (B, C, H, W)."""
@@ -297,6 +303,10 @@ def _stored_together(parts: Sequence[Tensor | Rows]) -> Tensor | Rows:
     return joined([part if isinstance(part, Rows) else Rows([part]) for part in parts])
 
 
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha256(image.numpy().tobytes()).digest()
+
+
 @lru_cache(maxsize=1)
 def occurrences(images: Images, held_out: Images | None = None) -> Tensor:
     """Number the equal images of both sets (0, 1, ...), in the order of their source.
@@ -309,7 +319,9 @@ def occurrences(images: Images, held_out: Images | None = None) -> Tensor:
         The number of each of ``images`` among the images that equal it, (N,).
     """
     sets = [part for part in (images, held_out) if part is not None]
-    pixels = [hashlib.sha256(image.numpy()).digest() for part in sets for some in part.chunks() for image in some]
+    pixels = [
+        hashlib.sha256(image.numpy().tobytes()).digest() for part in sets for some in part.chunks() for image in some
+    ]
     rows = [part.rows if part.rows is not None else torch.arange(len(part)) for part in sets]
     seen: Counter[bytes] = Counter()
     numbers = torch.zeros(len(pixels), dtype=torch.long)

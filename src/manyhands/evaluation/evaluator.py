@@ -151,13 +151,13 @@ class Evaluator:
 
         An autoencoder draws no images of its own; it gives its reconstruction of the held-out image instead.
         """
-        images = torch.empty_like(self.held.pixels)
+        images = torch.empty(self.held.shape, dtype=torch.uint8)
         if missing := [silo for i, silo in enumerate(self.silos) if silo not in generators and i in self.held_silo]:
             raise DataError(f"{', '.join(missing)}: no generator was trained")
         for silos, generator in distinct_generators(generators).items():
             is_own = torch.isin(self.held_silo, torch.tensor([self.silos.index(silo) for silo in silos]))
             if isinstance(generator, TrainedAutoencoder):
-                images[is_own] = drawn_bytes(generator.reconstruct(as_floats(self.held.pixels[is_own])))
+                images[is_own] = drawn_bytes(generator.reconstruct(as_floats(self.held.read(is_own))))
                 continue
             labels = (
                 (self.labels[is_own] if generator.model.classes else torch.zeros(int(is_own.sum()))).long().tolist()
@@ -171,9 +171,9 @@ class Evaluator:
     def embed(self, images: Tensor) -> EmbeddedImages:
         """Embed samples (N, C, H, W), one for each held-out image, in their order."""
         pixels = checked(images)
-        if pixels.shape != self.held.pixels.shape:
+        if tuple(pixels.shape) != self.held.shape:
             raise DataError(
-                f"the samples have the shape {tuple(pixels.shape)}, {tuple(self.held.pixels.shape)} is expected: "
+                f"the samples have the shape {tuple(pixels.shape)}, {self.held.shape} is expected: "
                 "one for each held-out image"
             )
         classified = self.classifier(pixels)
@@ -298,7 +298,7 @@ class Evaluator:
         steps = CAS_EPOCHS * math.ceil(len(pixels) / CAS_BATCH)
         network = features.train_features(pixels, labels, len(self.real.classes), steps=steps, batch=CAS_BATCH)
         tested = slice(None) if among is None else among
-        predicted = features.embed(network, self.held.pixels[tested]).logits.argmax(1)
+        predicted = features.embed(network, self.held.read(tested)).logits.argmax(1)
         return metrics.classification(predicted, self.labels[tested])
 
     def _spread(self, by_draw: list[Figures], samples: EmbeddedImages, *, conditional: bool) -> Figures:

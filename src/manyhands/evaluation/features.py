@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhands.data.images import Images, as_floats, checked
+from manyhands.data.images import Images, as_floats
 from manyhands.errors import DiskError
+from manyhands.evaluation.lazy_pixels import LazyPixels, pixel_batches
+from manyhands.files.cache import cache_folder
 from manyhands.files.write import replace_file
 from manyhands.seed import numpy_rng, seeded_globally
-from manyhands.tensors import Tensors, sha256, snapshot
+from manyhands.tensors import TensorInParts, Tensors, sha256, snapshot
 
 EPOCHS, MIN_STEPS, MAX_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
-MEASURING = ("features", "inception", "evaluator", "drawing", "metrics")
+MEASURING = ("features", "lazy_pixels", "inception", "evaluator", "drawing", "metrics", "precision_recall")
 VERSIONS = " ".join(f"{name} {version(name)}" for name in ("torch", "torchmetrics", "prdc", "scikit-learn", "numpy"))
 CODE = hashlib.sha256(
     VERSIONS.encode() + b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MEASURING)
@@ -38,7 +39,7 @@ class Extractor(Protocol):
         """A name that no other network has: its kind, and a hash of its weights."""
         ...
 
-    def __call__(self, images: Tensor) -> Embedding:
+    def __call__(self, images: Tensor | LazyPixels) -> Embedding:
         """Embed images (N, C, H, W): bytes, or floats in [-1, 1]."""
         ...
 
@@ -88,21 +89,23 @@ class Classifier:
     name: str
     accuracy: float
 
-    def __call__(self, images: Tensor) -> Embedding:
+    def __call__(self, images: Tensor | LazyPixels) -> Embedding:
         """Embed images (N, C, H, W)."""
         return embed(self.network, images)
 
 
-def embed(network: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, batch: int = 256) -> Embedding:
+def embed(
+    network: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor | LazyPixels, batch: int = 256
+) -> Embedding:
     """Embed images (N, C, H, W) with a network, batch by batch."""
     with torch.no_grad():
-        parts = [network(as_floats(part)) for part in torch.split(checked(images), batch)]
+        parts = [network(as_floats(part)) for part in pixel_batches(images, batch)]
     features, logits = zip(*parts, strict=True)
     return Embedding(torch.cat(features), torch.cat(logits))
 
 
 def train_features(
-    pixels: Tensor, labels: Tensor, classes: int, *, steps: int, batch: int, seed: int = 0
+    pixels: Tensor | LazyPixels, labels: Tensor, classes: int, *, steps: int, batch: int, seed: int = 0
 ) -> FeatureNetwork:
     """Train a classifier from scratch, with Adam and a learning rate that falls linearly from 1e-3 to 0."""
     with seeded_globally(seed, "classifier"):
@@ -137,7 +140,7 @@ def classifier(train: Images, held: Images) -> Classifier:
     else:
         steps = min(max(EPOCHS * len(pixels) // BATCH, MIN_STEPS), MAX_STEPS)
         network = train_features(pixels, labels, classes, steps=steps, batch=BATCH)
-        some = pixels[:: max(1, len(pixels) // 5000)]
+        some = pixels[torch.arange(0, len(pixels), max(1, len(pixels) // 5000))]
         network.scale = embed(network, some).features.square().mean().sqrt()
         accuracy = _accuracy(network, held)
         remember(
@@ -154,15 +157,9 @@ def reference(extractor: Extractor, images: Images) -> Embedding:
     cached = recall("embedding", key)
     if cached is not None:
         return Embedding(cached["features"], cached["logits"])
-    embedding = extractor(images.pixels)
+    embedding = extractor(LazyPixels(images))
     remember("embedding", key, {"features": embedding.features, "logits": embedding.logits})
     return embedding
-
-
-def cache() -> Path:
-    """The folder in which costly results are cached between runs; it may be deleted at any time."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "manyhands"
 
 
 def recall(kind: str, key: str) -> Tensors | None:
@@ -176,18 +173,17 @@ def recall(kind: str, key: str) -> Tensors | None:
 def remember(kind: str, key: str, tensors: Tensors) -> None:
     """Write tensors to the cache, if it can be written."""
     try:
-        cache().mkdir(parents=True, exist_ok=True)
+        cache_folder().mkdir(parents=True, exist_ok=True)
         replace_file(_place(kind, key), safetensors.torch.save(tensors))
     except (OSError, DiskError):
         return  # without a cache the same is computed again next time
 
 
-def _task(images: Images) -> tuple[Tensor, Tensor, int]:
+def _task(images: Images) -> tuple[LazyPixels, Tensor, int]:
     """What the classifier learns: images, labels and their number; rotations where the images have no classes."""
     if images.labels is not None and len(images.classes) > 1:
-        return images.pixels, images.labels, len(images.classes)
-    turned = [torch.rot90(images.pixels, turns, (2, 3)) for turns in range(4)]
-    return torch.cat(turned), torch.arange(4).repeat_interleave(len(images)), 4
+        return LazyPixels(images), images.labels, len(images.classes)
+    return LazyPixels(images, turned=True), torch.arange(4).repeat_interleave(len(images)), 4
 
 
 def _accuracy(network: FeatureNetwork, held: Images) -> float:
@@ -197,16 +193,16 @@ def _accuracy(network: FeatureNetwork, held: Images) -> float:
 
 def fingerprint(*sets: Images) -> str:
     """The first 16 letters of the hash of images and their labels."""
-    tensors = {f"{i}.pixels": images.pixels for i, images in enumerate(sets)}
+    tensors: dict[str, Tensor | TensorInParts] = {f"{i}.pixels": images.stored for i, images in enumerate(sets)}
     tensors |= {f"{i}.labels": images.labels for i, images in enumerate(sets) if images.labels is not None}
     return hash_of(**tensors)
 
 
-def hash_of(**tensors: Tensor) -> str:
+def hash_of(**tensors: Tensor | TensorInParts) -> str:
     """The first 16 letters of the hash of tensors."""
     return sha256(tensors)[:16]
 
 
 def _place(kind: str, key: str) -> Path:
     """The file of a cache entry; the hash of the code is part of its name, since other code must not use it."""
-    return cache() / f"{kind}-{hashlib.sha256(f'{CODE} {key}'.encode()).hexdigest()[:24]}.safetensors"
+    return cache_folder() / f"{kind}-{hashlib.sha256(f'{CODE} {key}'.encode()).hexdigest()[:24]}.safetensors"

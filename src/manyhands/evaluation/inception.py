@@ -20,6 +20,8 @@ from manyhands.evaluation.features import Embedding, embed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from manyhands.evaluation.lazy_pixels import LazyPixels
+
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FROM = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 SIDE = 299
@@ -42,7 +44,7 @@ class Inception:
     device: str = "cpu"
     name: str = f"inception {SHA256[:8]}"
 
-    def __call__(self, images: Tensor) -> Embedding:
+    def __call__(self, images: Tensor | LazyPixels) -> Embedding:
         """Embed images (N, C, H, W): grey ones as RGB, all enlarged to 299 x 299."""
         return embed(self._embed, images, batch=64)
 

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyhands.evaluation.precision_recall import prdc_in_blocks
 from manyhands.seed import numpy_rng, seeded_globally
 
 NEAREST = 5
 TAIL = 0.05
 KID_SUBSETS, KID_SIZE = 10, 1000
 CHUNK = 10_000_000
+MAX_AT_ONCE = 4000
+"""The most images whose distances to each other may all be in memory."""
 MIN_IMAGES = 2 * NEAREST + 2
 TINY = 1e-14
 LOWER_IS_BETTER = frozenset({"fid", "kid", "mifid", "memorised", "cas_fpr"})
@@ -115,6 +118,8 @@ def prdc(samples: Tensor, real: Tensor) -> dict[str, float]:
     from prdc import compute_prdc
 
     count = min(len(samples), len(real))
+    if count > MAX_AT_ONCE:
+        return prdc_in_blocks(_some(real, count).numpy(), _some(samples, count).numpy(), NEAREST)
     with (
         contextlib.redirect_stdout(io.StringIO()),
         parallel_config(backend="sequential"),

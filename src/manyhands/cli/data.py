@@ -1,0 +1,88 @@
+"""The commands about prepared images in the cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from manyhands.cli.console import print_table
+from manyhands.cli.options import JsonOption, RecipeArgument, SetOption
+from manyhands.files.strict_json import finite_json
+from manyhands.formatting import TextTable, size_text
+from manyhands.runs.shipped import recipe_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manyhands.data.image_store import ImageStore
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Prepare images once: decoded and resized, in the cache."
+)
+HEADS = ("source", "pixels", "images", "size")
+NOTHING = "no images are prepared"
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> None:
+    """Decode and resize the images of a recipe now, so that its runs start at once.
+
+    A run does this itself if it was not done before. Sets of fewer than 500 pictures are not kept in the cache.
+    """
+    from manyhands.data.image_store import stores
+    from manyhands.runs.preparation_progress import shown_preparation
+    from manyhands.runs.sweep import load_sweep
+
+    with shown_preparation(quiet=as_json):
+        runs = load_sweep(recipe_path(recipe), changes or []).variants
+        images = [run.recipe.data.load() for run in runs]
+    used = {part.path for each in images for part in each.files}
+    for line in dict.fromkeys(f"skipped {name}" for each in images for name in each.skipped):
+        typer.echo(line, err=True)
+    _show([store for store in stores() if store.path in used], "too few pictures to keep", as_json=as_json)
+
+
+@app.command("list")
+def list_prepared(as_json: JsonOption = False) -> None:
+    """List the images that are prepared, with the sizes of their files."""
+    from manyhands.data.image_store import stores
+
+    _show(stores(), NOTHING, as_json=as_json)
+
+
+@app.command()
+def clear(as_json: JsonOption = False) -> None:
+    """Delete all prepared images; the next run prepares what it needs.
+
+    A run that uses them goes on, and what is being prepared is kept.
+    """
+    from manyhands.data.image_store import clear as clear_stores
+
+    freed = clear_stores()
+    typer.echo(finite_json({"freed_bytes": freed}) if as_json else f"{size_text(freed)} freed")
+
+
+def _show(stores: Sequence[ImageStore], nothing: str, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(finite_json({"prepared": [_entry(store) for store in stores]}))
+        return
+    rows = [_row(store) for store in stores]
+    print_table(TextTable(HEADS, rows, left=2)) if rows else typer.echo(nothing)
+
+
+def _entry(store: ImageStore) -> dict[str, Any]:
+    skipped = len(store.skipped)
+    return {
+        "source": store.name,
+        "shape": store.shape,
+        "skipped": skipped,
+        "bytes": store.size,
+        "file": str(store.path),
+    }
+
+
+def _row(store: ImageStore) -> tuple[str, ...]:
+    count, channels, height, width = store.shape
+    images = f"{count - len(store.skipped):,}"
+    return store.name, f"{height} x {width} x {channels}", images, size_text(store.size)

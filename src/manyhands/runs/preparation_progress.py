@@ -1,0 +1,61 @@
+"""The progress of preparing images: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from manyhands.data.sources.decoding import WATCHER
+
+SECONDS = 10
+"""How long no line is printed after a line, where there is no terminal."""
+
+
+class PreparationProgress:
+    """Shows how many pictures of each set are prepared, and the time left.
+
+    Args:
+        quiet: Whether nothing is printed.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stderr, highlight=False, quiet=quiet)
+        columns = (TextColumn("preparing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._began, self._said = time.monotonic(), -float("inf")
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` pictures of a set are prepared."""
+        if name not in self._tasks:
+            self._bars.start()
+            self._tasks[name] = self._bars.add_task(name, total=total)
+            self._began, self._said = time.monotonic(), -float("inf")
+        self._bars.update(self._tasks[name], completed=done)
+        now = time.monotonic()
+        if self._bars.disable and (now - self._said >= SECONDS or done == total):
+            self._said = now
+            left = int((now - self._began) * (total - done) / done)
+            line = f"preparing {name}: {done:,} of {total:,}, {left // 60}:{left % 60:02d} left"
+            self.console.print(line, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the last state on the terminal."""
+        self._bars.stop()
+
+
+@contextmanager
+def shown_preparation(*, quiet: bool = False) -> Iterator[None]:
+    """Show the progress of images that are prepared inside."""
+    progress = PreparationProgress(quiet=quiet)
+    token = WATCHER.set(progress.show)
+    try:
+        yield
+    finally:
+        WATCHER.reset(token)
+        progress.close()
