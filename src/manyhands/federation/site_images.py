@@ -49,7 +49,7 @@ class SiteImages:
     def load(self, recipe: Recipe) -> Silo:
         """Load the images, and check that the method can train on them."""
         silo = self._simulated(recipe) if self.policy.data == FROM_RECIPE else self._own(recipe)
-        context = DeviceContext(chosen_device(self.policy.device))
+        context = DeviceContext(chosen_device(self.policy.device, repeatable=recipe.repeatable))
         silo = replace(silo, seed=recipe.seed, device_context=context)
         check_denoiser(recipe.method.image_model)
         recipe.method.check_silo(silo)

@@ -98,7 +98,8 @@ class Local(WholeNetworkMethod):
         if why := why_unusable(trained, weights):
             return Message("progress", {}, update_facts(silo, answer, trained._replace(loss=None), why))
         updates = int(silo.memory.get("updates", torch.tensor(0)))
-        average = running_average(strip_prefix(silo.memory, AVERAGE), weights, self.ema, updates)
+        latest = trained.average or weights
+        average = running_average(strip_prefix(silo.memory, AVERAGE), latest, self.ema, updates)
         silo.memory.keep(
             {
                 "updates": torch.tensor(updates + 1),

@@ -17,8 +17,9 @@ from manyhands.diffusion.sampling import denoise, guided, timesteps
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
+    from manyhands.methods.learners.base import BatchFunction
     from manyhands.models.base import Model
-    from manyhands.silos.silo import Silo
+    from manyhands.silos.silo import DeviceContext
     from manyhands.tensors import Tensors
 
 
@@ -58,24 +59,27 @@ class Teacher:
     model: Model
     weights: Tensors
 
-    def lesson(self, student: NoisePredictor, silo: Silo, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
+    def lesson(
+        self, student: NoisePredictor, batch: BatchFunction, context: DeviceContext, rng: torch.Generator
+    ) -> Callable[[Tensor], Tensor]:
         """Return a function that gives the student's loss on a batch of the silo's images, for their numbers.
 
         Args:
             student: The network that is trained.
-            silo: The silo whose images it is trained on.
+            batch: Returns the silo's images and their labels.
+            context: The device of the silo, and its working copies of networks.
             rng: The random numbers of the round.
         """
-        network = silo.device_context.network(self.model, "teacher")
+        network = context.network(self.model, "teacher")
         network.load_state_dict(self.weights)
         network.eval()
-        images, classes = silo.images.to(silo.device_context.device), self.model.classes
+        classes = self.model.classes
         grid = self.distil.grid(
             self.diffusion.schedule.steps if self.diffusion.max_timestep is None else self.diffusion.max_timestep
         )
 
         def batch_loss(numbers: Tensor) -> Tensor:
-            x_0, labels = images.batch(numbers)
+            x_0, labels = batch(numbers)
             condition = labels if classes else None
             teacher_steps = self.distil.teacher_steps
             return loss(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyhands.messages.codec.codec import Float32
@@ -29,6 +30,16 @@ class GanMethod(Method, ABC):
         description="The decay of the average of weights over rounds that images are sampled with; 0 uses the last "
         "weights.",
     )
+
+    @model_validator(mode="after")
+    def _training_fits_cut_networks(self) -> Self:
+        self.training.check_side(self.model.size)
+        if self.training.step_ema:
+            raise ValueError(
+                f"training.step_ema is for networks that a silo trains whole, but {self.kind} trains them in parts; "
+                "ema averages over rounds"
+            )
+        return self
 
     def check_silo(self, silo: Silo) -> None:
         """Check that the images fit the model, and that there are at least two, as normalisation needs."""

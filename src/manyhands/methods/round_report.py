@@ -29,4 +29,5 @@ def why_bad_loss(loss: float | None) -> str:
 def update_facts(silo: Silo, answer: Message, trained: LocalResult = NOTHING, withheld: str = "") -> dict[str, object]:
     """Return the facts that a silo reports after a round, beside its tensors."""
     number = answer.facts["round"]
-    return {"round": number, "images": len(silo.images), **trained._asdict(), "withheld": printable(withheld)}
+    figures = {"loss": trained.loss, "seen": trained.seen, "flops": trained.flops}
+    return {"round": number, "images": len(silo.images), **figures, "withheld": printable(withheld)}

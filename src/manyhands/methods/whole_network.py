@@ -15,10 +15,29 @@ from manyhands.methods.distil import Teacher
 from manyhands.methods.learners.base import Learner, LocalResult, LocalRound
 from manyhands.methods.learners.by_model import learner_type
 from manyhands.methods.proximal import Proximal
-from manyhands.models.base import AnyModel
+from manyhands.models.base import AnyModel, Denoiser, Model
 from manyhands.silos.local_training import Training
 from manyhands.silos.silo import Silo
 from manyhands.spec import Float
+
+
+def check_training(training: Training, model: Model) -> None:
+    """Raise ``ValueError`` where a model cannot be trained as it is asked for.
+
+    Args:
+        training: The training of a round.
+        model: The model that is trained.
+    """
+    training.check_side(model.size)
+    if (training.flip or training.shift) and not learner_type(type(model)).takes_pixels:
+        raise ValueError(
+            f"training.flip and training.shift change pixels, but {model.noun} is trained on latents, which are "
+            "encoded once; mirror the images themselves, or train on pixels"
+        )
+    if training.checkpointing and not model.can_checkpoint:
+        raise ValueError(f"training.checkpointing is for networks of diffusers, which {model.noun} is not")
+    if training.compile and not isinstance(model, Denoiser):
+        raise ValueError(f"training.compile is for denoisers, which {model.noun} is not")
 
 
 class WholeNetworkMethod(Method, ABC):
@@ -56,6 +75,7 @@ class WholeNetworkMethod(Method, ABC):
         needed = learner_type(type(self.model)).training_type
         if type(self.training) is not needed:
             raise ValueError(f"{self.model.noun} needs a {needed.__name__}, not a {type(self.training).__name__}")
+        check_training(self.training, self.model)
         return self
 
     @property
@@ -91,14 +111,12 @@ class WholeNetworkMethod(Method, ABC):
         teacher: Teacher | None = None,
     ) -> LocalResult:
         """Train a network for one round on a silo's images; see ``LocalRound`` for the arguments."""
-        rate = self.training.rate(self.progress(number))
         return self.learner.train_round(
             LocalRound(
                 network=network,
                 optimiser=optimiser,
                 silo=silo,
                 number=number,
-                rate=rate,
                 proximal=proximal,
                 teacher=teacher,
             )

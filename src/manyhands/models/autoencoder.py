@@ -49,6 +49,7 @@ class Autoencoder(Model):
     """
 
     weights_of: ClassVar[str] = "its autoencoder"
+    can_checkpoint: ClassVar[bool] = True
 
     kind: Literal["autoencoder"] = Field(default="autoencoder", description="Selects this kind of model.")
     size: Int = Field(ge=4, le=2048, description="The side of the square images in pixels.")

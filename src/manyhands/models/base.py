@@ -29,11 +29,13 @@ class Model(Spec, ABC):
     Attributes:
         learner: The class of its own learner; None for that of its base class.
         has_parts: Whether ``part_of`` divides the network in parts that can be shared by themselves.
+        can_checkpoint: Whether its network can compute features again in the backward pass instead of keeping them.
         weights_of: What its weights are called in the sentences about what leaves a silo.
     """
 
     learner: ClassVar[type[Learner[Any]] | None] = None
     has_parts: ClassVar[bool] = False
+    can_checkpoint: ClassVar[bool] = False
     weights_of: ClassVar[str] = "its network"
 
     kind: str = Field(description="Selects this kind of model.")

@@ -26,6 +26,7 @@ class Latent(Denoiser):
 
     has_parts: ClassVar[bool] = True
     is_diffusers: ClassVar[bool] = True
+    can_checkpoint: ClassVar[bool] = True
 
     kind: Literal["latent"] = Field(default="latent", description="Selects this kind of model.")
     size: Int = Field(ge=4, le=2048, description="The side of the square images in pixels.")

@@ -22,6 +22,7 @@ class UNet(Denoiser):
 
     has_parts: ClassVar[bool] = True
     is_diffusers: ClassVar[bool] = True
+    can_checkpoint: ClassVar[bool] = True
 
     kind: Literal["unet"] = Field(default="unet", description="Selects this kind of model.")
     size: Int = Field(ge=4, le=1024, description="The side of the square images in pixels.")

@@ -33,6 +33,7 @@ def compose(recipe: Recipe, folder: Path | str | None = None, *, resume: bool = 
         folder=folder,
         resume=resume,
         device=recipe.device,
+        repeatable=recipe.repeatable,
         quorum=1 if recipe.method.pools_images else recipe.quorum,
         link=recipe.link,
         sampling=recipe.sampling,

@@ -56,6 +56,7 @@ class Experiment:
         folder: The run folder; None writes no files.
         resume: Whether to continue a stopped run in this folder from its last round.
         device: "auto", "cpu", "cuda" or "mps".
+        repeatable: Whether CUDA takes deterministic algorithms, so that a repeated or resumed run has the same bits.
         quorum: The minimum number of silos that must send something in a round; with fewer, the run stops.
         link: How messages are carried.
         sampling: How a diffusion model samples.
@@ -72,6 +73,7 @@ class Experiment:
     folder: Path | str | None = None
     resume: bool = False
     device: str = "auto"
+    repeatable: bool = True
     quorum: int = 1
     link: InProcess = field(default_factory=InProcess)
     sampling: Sampling = field(default_factory=Sampling)
@@ -83,7 +85,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self._check_types()
-        device_context = DeviceContext(chosen_device(self.device))
+        device_context = DeviceContext(chosen_device(self.device, repeatable=self.repeatable))
         own_silos = [
             replace(silo, seed=self.seed, device_context=device_context, memory=SiloMemory(silo.memory))
             for silo in self.silos

@@ -47,7 +47,7 @@ def evaluate(folder: RunFolder, evaluation: Evaluation, data: str = "", **sampli
             generators = dict.fromkeys((silo.name for silo in silos), loaded_generator(folder, None))
         else:
             generators = kept_generators(folder, recipe.method, recipe.link)
-        evaluator = Evaluator(evaluation, silos, chosen_device(recipe.device))
+        evaluator = Evaluator(evaluation, silos, chosen_device(recipe.device, repeatable=recipe.repeatable))
         verdict = evaluator(generators, recipe.sampling.model_copy(update=sampling))
         problems = [line for line in report["problems"] if not line.startswith(NOT_EVALUATED)]
         updated = {"problems": problems, "versions": page.versions()}

@@ -52,6 +52,11 @@ class Recipe(Spec):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="The device for training and sampling; 'auto' takes a GPU if there is one."
     )
+    repeatable: bool = Field(
+        default=True,
+        description="Whether a run that is repeated or resumed has the same bits on CUDA, which then takes "
+        "deterministic algorithms; false takes the fastest. On a CPU every run repeats its bits.",
+    )
     quorum: Int = Field(
         default=1,
         ge=1,

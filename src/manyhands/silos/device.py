@@ -9,11 +9,13 @@ import torch
 from manyhands.errors import RecipeError
 
 
-def chosen_device(requested: str) -> str:
-    """Return the device to work on; on CUDA, make the whole process deterministic.
+def chosen_device(requested: str, *, repeatable: bool = True) -> str:
+    """Return the device to work on; on CUDA, set how the whole process computes.
 
     Args:
         requested: "auto" for the fastest device of this machine, or the name of a device.
+        repeatable: Whether CUDA takes deterministic algorithms, so that a run that is repeated has the same bits;
+            otherwise it takes the fastest that it finds. Other devices repeat their bits either way.
 
     Raises:
         RecipeError: This machine has no such device.
@@ -24,6 +26,6 @@ def chosen_device(requested: str) -> str:
     name = available if requested == "auto" else requested
     if name == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(repeatable, warn_only=True)
+        torch.backends.cudnn.benchmark = not repeatable
     return name

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from manyhands.data.augmentation import flipped, shifted
 from manyhands.silos.flops import Meter
 from manyhands.spec import Float, Int, Spec
 from manyhands.tensors import Tensors, snapshot
@@ -36,7 +38,13 @@ class Training(Spec):
         le=1,
         description="The share of the learning rate in the last round; it falls along a cosine. 1 keeps it constant.",
     )
-    weight_decay: Float = Field(default=0.0, ge=0, le=100, description="The weight decay; 0 for none.")
+    weight_decay: Float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="The weight decay: with adamw it shrinks the weights by themselves (decoupled), with adam it is "
+        "added to the gradient, as a penalty of the loss is; 0 for none.",
+    )
     betas: tuple[Float, Float] = Field(
         default=(0.9, 0.999), description="The decay of Adam's first and second moments."
     )
@@ -46,6 +54,51 @@ class Training(Spec):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="The precision of the forward pass; auto is bfloat16 autocast on CUDA and float32 elsewhere.",
+    )
+
+    flip: bool = Field(
+        default=False,
+        description="Whether each image of a batch is mirrored left to right with a probability of one half; not for "
+        "characters, and not where left and right differ.",
+    )
+    shift: Int = Field(
+        default=0,
+        ge=0,
+        le=512,
+        description="By up to how many pixels each image of a batch is moved at random in both directions; what is "
+        "then missing at an edge is its reflection. 0 moves none.",
+    )
+    warmup: Int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="In how many optimiser steps, counted from the start of the run, the learning rate rises to its "
+        "full value; 0 starts with all of it. It is in steps, because what must settle are the moments of Adam, "
+        "however long the run is.",
+    )
+    step_ema: Float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The decay of an average of the weights over the optimiser steps of a round; 0 for none. A method "
+        "that averages silos sends this average instead of the last weights; a network that stays where it is goes on "
+        "from its last weights, and the average is what enters the average over rounds (ema) and is sampled.",
+    )
+    accumulate: Int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        description="In how many parts a batch passes through the network, one after another, to take less memory; "
+        "their gradients are added up to that of the whole batch.",
+    )
+    checkpointing: bool = Field(
+        default=False,
+        description="Whether the backward pass computes features again instead of keeping them, which takes less "
+        "memory and more time.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Whether torch.compile compiles the network, which pays on a GPU; it needs a C++ compiler.",
     )
 
     @field_validator("betas")
@@ -59,6 +112,8 @@ class Training(Spec):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set either steps or epochs, one of the two")
+        if self.accumulate > self.batch:
+            raise ValueError(f"accumulate is {self.accumulate}, but a batch has {self.batch} images")
         return self
 
     def repeated(self, count: int) -> Self:
@@ -71,7 +126,8 @@ class Training(Spec):
 
     def halved(self) -> Self:
         """Return the same training with batches half as large, of at least one image."""
-        return self.model_copy(update={"batch": max(self.batch // 2, 1)})
+        batch = max(self.batch // 2, 1)
+        return self.model_copy(update={"batch": batch, "accumulate": min(self.accumulate, batch)})
 
     def seen(self, count: int) -> int:
         """Return how many images a silo with ``count`` images trains on in a round; repeated ones count again."""
@@ -86,6 +142,10 @@ class Training(Spec):
         end = self.learning_rate_end
         return self.learning_rate * (end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2)
 
+    def warmed_up(self, step: int) -> float:
+        """Return the share of the learning rate at an optimiser step, counted from 0 at the start of the run."""
+        return min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+
     def set_rate(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
         """Give an optimiser the learning rate after a share ``progress`` of the run."""
         for group in optimiser.param_groups:
@@ -95,6 +155,31 @@ class Training(Spec):
         """Return a new optimiser of the network's weights, with the learning rate at ``progress``."""
         kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
         return kind(network.parameters(), self.rate(progress), self.betas, weight_decay=self.weight_decay, fused=True)
+
+    def warming_up(self, batches: Sequence[Tensor], optimiser: torch.optim.Optimizer, number: int) -> Iterator[Tensor]:
+        """Yield the batches of a round, and give the optimiser the rate of each step before it.
+
+        Args:
+            batches: The image numbers of each batch, (B,).
+            optimiser: The optimiser, with the learning rate of the round.
+            number: The round.
+        """
+        full = [group["lr"] for group in optimiser.param_groups]
+        for step, numbers in enumerate(batches, number * len(batches)):
+            for group, rate in zip(optimiser.param_groups, full, strict=True):
+                group["lr"] = rate * self.warmed_up(step)
+            yield numbers
+
+    def augmented(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Mirror and move images, (B, C, H, W), at random, as far as ``flip`` and ``shift`` say."""
+        if self.shift:
+            x = shifted(x, self.shift, rng)
+        return flipped(x, rng) if self.flip else x
+
+    def check_side(self, size: int) -> None:
+        """Raise ``ValueError`` where images of this side cannot be moved as far as ``shift`` says."""
+        if self.shift >= size:
+            raise ValueError(f"training.shift is {self.shift}, but images are {size} pixels wide; at most {size - 1}")
 
     def autocasts(self, device: torch.device) -> bool:
         """Whether the forward pass runs in bfloat16 on this device."""
@@ -142,6 +227,14 @@ class GanTraining(Training):
         default="auto", description="The precision of the forward pass, which is float32 for a GAN."
     )
 
+    @model_validator(mode="after")
+    def _of_two_networks(self) -> Self:
+        """Refuse what the loop of a single loss does, and that of two networks does not."""
+        for name in ("warmup", "accumulate", "checkpointing", "compile"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for a network with a single loss; a GAN is trained without it")
+        return self
+
 
 def steps(
     network: nn.Module,
@@ -153,6 +246,7 @@ def steps(
     autocast: bool = False,
     meter: Meter | None = None,
     work: Hashable = None,
+    accumulate: int = 1,
 ) -> Iterator[Tensor]:
     """Take one optimiser step for each batch, and yield its loss, still on the device.
 
@@ -165,20 +259,57 @@ def steps(
         autocast: Whether the forward pass runs in bfloat16.
         meter: Counts the floating-point operations.
         work: The name of this work for the meter.
+        accumulate: In how many parts a batch passes through the network; their gradients are added up.
     """
     meter = meter or Meter({})
     device = next(network.parameters()).device.type
     network.train()
+    sizes: set[int] = set()
     for numbers in batches:
         optimiser.zero_grad(set_to_none=True)
-        with meter.work(work, len(numbers)):
-            with torch.autocast(device, torch.bfloat16, enabled=autocast):
-                value = loss(numbers)
-            value.backward()
+        total = None
+        for part in numbers.chunk(accumulate):
+            with _eager(network, len(part) not in sizes), meter.work(work, len(part)):
+                with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                    value = loss(part)
+                    if len(part) < len(numbers):
+                        value = value * (len(part) / len(numbers))
+                value.backward()
+            sizes.add(len(part))
+            total = value.detach() if total is None else total + value.detach()
         if clip is not None:
             nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimiser.step()
-        yield value.detach()
+        assert total is not None, "a batch has at least one image"
+        yield total
+
+
+def prepare(network: nn.Module, training: Training) -> None:
+    """Compile a network, or have it compute features again in the backward pass, where the training says so.
+
+    Args:
+        network: The network; its weights and their names stay as they are.
+        training: The training.
+    """
+    if training.compile and network._compiled_call_impl is None:
+        network.compile(dynamic=False)
+    if training.checkpointing:
+        for module in network.modules():
+            if hasattr(module, "enable_gradient_checkpointing"):
+                module.enable_gradient_checkpointing()  # type: ignore[operator] # a network of diffusers
+
+
+@contextmanager
+def _eager(network: nn.Module, first: bool) -> Iterator[None]:
+    """Run a compiled network as it is where a size of batch is the first of its round.
+
+    So its operations can be counted, and a run that is resumed compiles and counts where an unbroken one does.
+    """
+    if first and network._compiled_call_impl is not None:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:

@@ -108,9 +108,10 @@ class RunServer(Controller):  # type: ignore[misc]  # FLARE has no types
     def _server(self, fl_ctx: FLContext) -> Iterator[FederationServer]:
         """The server and its run, which goes on where an earlier process or job left it."""
         check_job(self.run_name, self.version)
-        engine, job, device = fl_ctx.get_engine(), fl_ctx.get_job_id(), torch.device(chosen_device(self.device))
+        engine, job = fl_ctx.get_engine(), fl_ctx.get_job_id()
         cells = {client.name: FQCN.join([client.get_fqcn(), job]) for client in engine.get_clients()}
         recipe, root = parse_recipe(tomllib.loads(self.recipe), "recipe"), Path(fl_ctx.get_workspace().get_root_dir())
+        device = torch.device(chosen_device(self.device, repeatable=recipe.repeatable))
 
         def log(line: str) -> None:
             self.log_info(fl_ctx, line, fire_event=False)

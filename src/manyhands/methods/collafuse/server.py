@@ -19,7 +19,8 @@ from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.methods.server import Accumulated, Server, ServerWrapper
 from manyhands.seed import torch_rng
 from manyhands.silos.flops import Meter
-from manyhands.silos.local_training import load_optimiser_state, optimiser_state, steps
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state, prepare, steps
+from manyhands.silos.step_average import StepAverage
 from manyhands.tensors import Tensors, add_prefix, find_not_finite, running_average, snapshot, strip_prefix
 
 CutSteps = dict[str, int]
@@ -52,6 +53,7 @@ class CollaFuseServer(ServerWrapper):
         self._sources: list[str] = []
         self._steps: Iterator[Tensor] | None = None
         self._losses: list[Tensor] = []
+        self._step_average: StepAverage | None = None
 
     def handle(self, silo: str, message: Message) -> Message:
         """Answer ``enter``, ``release``, ``start`` and ``denoise``."""
@@ -128,7 +130,8 @@ class CollaFuseServer(ServerWrapper):
     def state_dict(self) -> Tensors:
         """Return the network, its average over rounds, its optimiser and the inner server's state."""
         weights = self.latest
-        average = self.average if self.method.ema else {}
+        averages = self.method.ema or self.method.server_rounds(1).step_ema
+        average = self.average if averages else {}
         optimiser = optimiser_state(self.optimiser) if self.optimiser else {}
         kept = {"server.": weights, "server-average.": average, "server-": optimiser, "inner.": self.inner.state_dict()}
         flat = {name: tensor for prefix, group in kept.items() for name, tensor in add_prefix(group, prefix).items()}
@@ -182,7 +185,8 @@ class CollaFuseServer(ServerWrapper):
             raise RecipeError(
                 f"round {self.round + 1}: the server's loss or weights are not finite; lower its learning_rate"
             )
-        self.average = running_average(self.average, self.latest, self.method.ema, self.updates)
+        latest = self._step_average.tensors() if self._step_average else self.latest
+        self.average = running_average(self.average, latest, self.method.ema, self.updates)
         self.updates, self._generator = self.updates + 1, None
 
     def _training(self) -> Iterator[Tensor]:
@@ -200,7 +204,7 @@ class CollaFuseServer(ServerWrapper):
             return bridge_loss(
                 method.diffusion,
                 self.network,
-                x_cut=data.images[numbers],
+                x_cut=training.augmented(data.images[numbers], rng),
                 cut=data.cuts[numbers],
                 labels=labels,
                 no_label=method.server_model.classes,
@@ -211,8 +215,22 @@ class CollaFuseServer(ServerWrapper):
 
         batches = list((training.halved() if pairs else training).batches(len(data.images), rng))
         self.seen += sum(map(len, batches)) * (2 if pairs else 1)
-        options: dict[str, Any] = {"clip": training.clip, "autocast": training.autocasts(self.device)}
-        yield from steps(self.network, optimiser, batches, loss, **options, meter=self.meter, work=method.server_model)
+        prepare(self.network, training)
+        self._step_average = StepAverage(self.network, training.step_ema) if training.step_ema else None
+        for value in steps(
+            self.network,
+            optimiser,
+            training.warming_up(batches, optimiser, self.round),
+            loss,
+            clip=training.clip,
+            autocast=training.autocasts(self.device),
+            meter=self.meter,
+            work=method.server_model,
+            accumulate=training.accumulate,
+        ):
+            if self._step_average:
+                self._step_average.add()
+            yield value
 
     def _data(self) -> ReleasedImages:
         if self._batch is None:

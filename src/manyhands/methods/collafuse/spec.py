@@ -18,7 +18,7 @@ from manyhands.methods.collafuse.release import Labels
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
-from manyhands.methods.whole_network import WholeNetworkMethod
+from manyhands.methods.whole_network import WholeNetworkMethod, check_training
 from manyhands.models.layer_cut import MAX_CUTS
 from manyhands.models.unet import UNet
 from manyhands.silos.local_training import Training
@@ -105,6 +105,8 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         local, model = self.local_model, self.model
         if (local.size, local.channels, local.classes) != (model.size, model.channels, model.classes):
             raise ValueError("silo_model must have the size, channels and classes of model")
+        for name in ("training", "server_training"):
+            self._check_training(name)
         if self.diffusion.max_timestep is not None:
             raise ValueError("diffusion.max_timestep follows from the cut; leave it out")
         if self.diffusion.norm is not None:
@@ -133,6 +135,18 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         if self.federate_silos and self.warm_start:
             raise ValueError("warm_start is for silos with private networks, but federate_silos averages them")
         return self
+
+    def _check_training(self, name: str) -> None:
+        """Raise ``ValueError`` where the networks cannot be trained as it is asked for."""
+        training: Training | None = getattr(self, name)
+        if training is None:
+            return
+        check_training(training, self.model)
+        if training.shift and any(step < self.diffusion.schedule.steps for step in self.cut_steps):
+            raise ValueError(
+                f"{name}.shift repeats pixels at the edges, and the server trains on released images, whose noise "
+                "must not be repeated; use flip, which mirrors both"
+            )
 
     def step_of(self, silo: str) -> int:
         """Return the step of the chain up to which a silo's images are noised."""

@@ -100,7 +100,7 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
         load_optimiser_state(optimiser, silo.memory)
     pull = Proximal(network, method.proximal, method.proximal_mode) if method.proximal else None
     trained = method.train_round(network, optimiser, silo, number, pull)
-    weights = snapshot(network.state_dict())
+    weights = trained.average or snapshot(network.state_dict())
     if why := why_unusable(trained, weights):
         return _withheld(method, silo, answer, why, trained)
     parts = answer.facts.get("send", SHARED[method.share])

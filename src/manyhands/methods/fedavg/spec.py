@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from manyhands.errors import RecipeError
 from manyhands.messages.codec.codec import Codec, Float32
 from manyhands.messages.codec.quantised_updates import Updates
 from manyhands.methods.fedavg.broadcast import Downlink
@@ -17,6 +18,7 @@ from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.methods.whole_network import WholeNetworkMethod
 from manyhands.models.state_spec import state_spec_of
 from manyhands.registry import CODECS, SERVER_OPTIMIZERS, OneOf
+from manyhands.silos.silo import Silo
 from manyhands.spec import Float, Int
 from manyhands.tensors import StateSpec
 
@@ -93,6 +95,17 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
         if self.share != "all" and not self.model.has_parts:
             raise ValueError(f"share is {self.share!r}, but {self.model.noun} can only be shared with 'all'")
         return self
+
+    def check_silo(self, silo: Silo) -> None:
+        """Check the images, and that a round is not much shorter than what its average is over."""
+        super().check_silo(silo)
+        decay, steps = self.training.step_ema, self.training.iterations(len(silo.images))
+        if decay and steps > 1 and 1 / (1 - decay) > steps:
+            raise RecipeError(
+                f"training.step_ema is {decay:g}, an average over about {1 / (1 - decay):.0f} steps, but a round of "
+                f"{silo.name} has {steps}: half of what it learns would be lost with each round; at most "
+                f"{1 - 1 / steps:.2g} is expected, and ema averages over rounds"
+            )
 
     @property
     def downlink(self) -> Downlink:

@@ -176,9 +176,11 @@ class SiloDiscriminator:
         load_optimiser_state(self.optimiser, silo.memory)
         method.training.set_rate(self.optimiser, method.progress(number))
         images, total = silo.images.to(self.device), torch.zeros((), device=self.device)
-        batches = list(method.training.batches(len(images), silo.rng(number)))
+        rng = silo.rng(number)
+        batches = list(method.training.batches(len(images), rng))
         for numbers in batches:
             x, labels = images.batch(numbers)
+            x = method.training.augmented(x, rng)
             total += yield from self.iteration(x, labels if method.model.classes else None)
         return LocalResult(total.item() / len(batches), sum(map(len, batches)), self.meter.flops - before)
 

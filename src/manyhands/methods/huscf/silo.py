@@ -98,6 +98,7 @@ class SiloSegments:
         )
         for numbers in list(training.batches(len(silo.images), rng)):
             x, labels = images.batch(numbers)
+            x = training.augmented(x, rng)
             condition = labels if self.method.model.classes else None
             z = torch.randn(len(x), self.method.model.latent, generator=rng, device=x.device)
             total += yield from self.iteration(x, condition, z)

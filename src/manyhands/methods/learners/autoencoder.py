@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize
+from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize, pixel_batches
 from manyhands.models.autoencoder import Autoencoder, TrainedAutoencoder
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ class AutoencoderLearner(Learner[Autoencoder]):
     def train_round(self, local: LocalRound) -> LocalResult:
         """Train for one round; labels are not used."""
         network: Any = local.network
-        images, rng = local.silo.images.to(local.silo.device_context.device), local.silo.rng(local.number)
-        return minimize(self, local, lambda numbers: self.model.loss(network, images.batch(numbers)[0], rng), rng)
+        rng = local.silo.rng(local.number)
+        batch = pixel_batches(self, local, rng)
+        return minimize(self, local, lambda numbers: self.model.loss(network, batch(numbers)[0], rng), rng)
 
     def generator(self, weights: Tensors) -> TrainedAutoencoder:
         """Return the autoencoder with these weights."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from manyhands.models.base import Model
 from manyhands.silos.flops import Meter
-from manyhands.silos.local_training import Training, steps
+from manyhands.silos.local_training import Training, prepare, steps
+from manyhands.silos.step_average import StepAverage
 
 if TYPE_CHECKING:
     from manyhands.diffusion.objective import Diffusion
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from manyhands.tensors import Tensors
 
 M = TypeVar("M", bound=Model)
+BatchFunction = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""Returns what a network is trained on for the numbers of images, (B,): images or latents and their labels."""
 
 
 class LocalResult(NamedTuple):
@@ -35,11 +38,13 @@ class LocalResult(NamedTuple):
         loss: The mean loss, or None where nothing was trained or the loss must not be reported.
         seen: How many images were trained on; repeated ones count again.
         flops: The floating-point operations.
+        average: The average of the weights over the steps of the round; None without ``step_ema``.
     """
 
     loss: float | None = None
     seen: int = 0
     flops: int = 0
+    average: Tensors | None = None
 
 
 NOTHING = LocalResult()
@@ -54,7 +59,6 @@ class LocalRound:
         optimiser: Its optimiser.
         silo: The silo whose images it is trained on.
         number: The round.
-        rate: The learning rate of the round.
         proximal: A term that keeps the weights near those of the start, or None.
         teacher: A network to distil instead of the usual objective, or None.
     """
@@ -63,7 +67,6 @@ class LocalRound:
     optimiser: torch.optim.Optimizer
     silo: Silo
     number: int
-    rate: float
     proximal: Proximal | None = None
     teacher: Teacher | None = None
 
@@ -86,12 +89,14 @@ class Learner(ABC, Generic[M]):
         uses_diffusion: Whether ``diffusion`` is its objective.
         has_single_loss: Whether it minimizes one loss, to which a method can add terms.
         can_distil: Whether a ``Teacher`` can take the place of its objective.
+        takes_pixels: Whether its network sees the pixels of images, which can be mirrored and moved.
     """
 
     training_type: ClassVar[type[Training]] = Training
     uses_diffusion: ClassVar[bool] = False
     has_single_loss: ClassVar[bool] = True
     can_distil: ClassVar[bool] = False
+    takes_pixels: ClassVar[bool] = True
 
     model: M
     training: Training
@@ -152,6 +157,23 @@ class Learner(ABC, Generic[M]):
         return []
 
 
+def pixel_batches(learner: Learner[Any], local: LocalRound, rng: torch.Generator) -> BatchFunction:
+    """Return a function that gives the silo's images and their labels, augmented as the training says.
+
+    Args:
+        learner: The learner, with its training.
+        local: The round, with the silo.
+        rng: The random numbers of the augmentation.
+    """
+    images = local.silo.images.to(local.silo.device_context.device)
+
+    def batch(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, labels = images.batch(numbers)
+        return learner.training.augmented(x, rng), labels
+
+    return batch
+
+
 def minimize(
     learner: Learner[Any], local: LocalRound, loss: Callable[[Tensor], Tensor], rng: torch.Generator
 ) -> LocalResult:
@@ -166,17 +188,23 @@ def minimize(
     training, context, proximal = learner.training, local.silo.device_context, local.proximal
     batches, meter = list(training.batches(len(local.silo.images), rng)), Meter(context.known_flops)
     total = torch.zeros((), device=context.device)
+    average = StepAverage(local.network, training.step_ema) if training.step_ema else None
+    prepare(local.network, training)
     for value in steps(
         local.network,
         local.optimiser,
-        batches,
+        training.warming_up(batches, local.optimiser, local.number),
         (lambda numbers: proximal.added_to(loss(numbers))) if proximal else loss,
         clip=training.clip,
         autocast=training.autocasts(context.device),
         meter=meter,
         work=(learner.model, local.teacher is not None),
+        accumulate=training.accumulate,
     ):
         total += value
         if proximal:
-            proximal.after_step(local.rate)
-    return LocalResult((total / len(batches)).item(), sum(map(len, batches)), meter.flops)
+            proximal.after_step(local.optimiser.param_groups[0]["lr"])
+        if average:
+            average.add()
+    loss_of_round, seen = (total / len(batches)).item(), sum(map(len, batches))
+    return LocalResult(loss_of_round, seen, meter.flops, average.tensors() if average else None)

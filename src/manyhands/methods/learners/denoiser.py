@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from manyhands.generators.diffusion import DiffusionGenerator
-from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize
+from manyhands.methods.learners.base import BatchFunction, Learner, LocalResult, LocalRound, minimize, pixel_batches
 from manyhands.models.base import Denoiser
 
 if TYPE_CHECKING:
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyhands.tensors import Tensors
-
-BatchFunction = Callable[["Tensor"], "tuple[Tensor, Tensor | None]"]
-"""Returns what a network is trained on for the numbers of images, (B,): images or latents and their labels."""
 
 
 class DenoiserLearner(Learner[Denoiser]):
@@ -27,10 +24,11 @@ class DenoiserLearner(Learner[Denoiser]):
 
     def train_round(self, local: LocalRound) -> LocalResult:
         """Train for one round, on the teacher's lesson where there is a teacher."""
-        silo, rng = local.silo, local.silo.rng(local.number)
+        rng = local.silo.rng(local.number)
+        batch = pixel_batches(self, local, rng)
         if local.teacher:
-            return minimize(self, local, local.teacher.lesson(local.network, silo, rng), rng)
-        batch = silo.images.to(silo.device_context.device).batch
+            lesson = local.teacher.lesson(local.network, batch, local.silo.device_context, rng)
+            return minimize(self, local, lesson, rng)
         return minimize(self, local, denoising_loss(self, local, batch, rng), rng)
 
     def generator(self, weights: Tensors) -> DiffusionGenerator:

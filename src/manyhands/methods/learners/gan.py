@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from manyhands.generators.gan import GanGenerator, generator_weights
-from manyhands.methods.learners.base import Learner, LocalResult, LocalRound
+from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, pixel_batches
 from manyhands.models.gan import Gan, iteration
 from manyhands.silos.flops import Meter
 from manyhands.silos.local_training import GanTraining, Training
+from manyhands.silos.step_average import StepAverage
 
 if TYPE_CHECKING:
     from manyhands.tensors import Tensors
@@ -26,16 +27,21 @@ class GanLearner(Learner[Gan]):
         """Train both networks for one round; the loss is the discriminator's."""
         networks: Any = local.network
         model, context, rng = self.model, local.silo.device_context, local.silo.rng(local.number)
-        images, meter = local.silo.images.to(context.device), Meter(context.known_flops)
-        batches, total = list(self.training.batches(len(images), rng)), torch.zeros((), device=context.device)
+        batch, meter = pixel_batches(self, local, rng), Meter(context.known_flops)
+        batches = list(self.training.batches(len(local.silo.images), rng))
+        total = torch.zeros((), device=context.device)
+        average = StepAverage(networks, self.training.step_ema) if self.training.step_ema else None
         networks.train()
         for numbers in batches:
-            x, labels = images.batch(numbers)
+            x, labels = batch(numbers)
             z = torch.randn(len(x), model.latent, generator=rng, device=x.device)
             with meter.work(model, "iteration", len(x)):
                 condition = labels if model.classes else None
                 total += iteration(model, networks, local.optimiser, x=x, labels=condition, z=z)[0]
-        return LocalResult(total.item() / len(batches), sum(map(len, batches)), meter.flops)
+            if average:
+                average.add()
+        loss, seen = total.item() / len(batches), sum(map(len, batches))
+        return LocalResult(loss, seen, meter.flops, average.tensors() if average else None)
 
     def generator(self, weights: Tensors) -> GanGenerator:
         """Return the generator without the discriminator."""
