@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from manyhands.models.gan import BatchNorm
 from manyhands.silos.step_average import StepAverage
 from manyhands.tensors import running_average
 
@@ -20,8 +21,8 @@ def test_a_step_counts_decay_times_as_much_as_the_next_and_the_start_not_at_all(
     assert torch.equal(network.weight, after[-1])
 
 
-def test_one_step_is_its_own_average_and_buffers_are_the_last_ones() -> None:
-    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+def test_one_step_is_its_own_average_of_weights_and_of_statistics() -> None:
+    network = nn.Sequential(nn.Linear(3, 2), BatchNorm(2))
     average = StepAverage(network, 0.99)
     network(torch.randn(4, 3))
     nn.init.ones_(network[0].weight)

@@ -29,7 +29,7 @@ def check_training(training: Training, model: Model) -> None:
         model: The model that is trained.
     """
     training.check_side(model.size)
-    if (training.flip or training.shift) and not learner_type(type(model)).takes_pixels:
+    if (training.flip or training.shift) and _on_latents(model):
         raise ValueError(
             f"training.flip and training.shift change pixels, but {model.noun} is trained on latents, which are "
             "encoded once; mirror the images themselves, or train on pixels"
@@ -38,6 +38,10 @@ def check_training(training: Training, model: Model) -> None:
         raise ValueError(f"training.checkpointing is for networks of diffusers, which {model.noun} is not")
     if training.compile and not isinstance(model, Denoiser):
         raise ValueError(f"training.compile is for denoisers, which {model.noun} is not")
+
+
+def _on_latents(model: Model) -> bool:
+    return isinstance(model, Denoiser) and model.noise_shape != (model.channels, model.size, model.size)
 
 
 class WholeNetworkMethod(Method, ABC):

@@ -41,6 +41,7 @@ class Pretrained(Denoiser):
 
     has_parts: ClassVar[bool] = True
     is_diffusers: ClassVar[bool] = True
+    can_checkpoint: ClassVar[bool] = True
 
     kind: Literal["pretrained"] = Field(default="pretrained", description="Selects this kind of model.")
     size: Int = Field(ge=4, le=2048, description="The side of the square images in pixels.")

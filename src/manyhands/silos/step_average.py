@@ -27,15 +27,15 @@ class StepAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._network, self._decay, self._steps = network, decay, 0
-        self._mean = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+        self._mean = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
     @torch.no_grad()
     def add(self) -> None:
         """Take in the weights as they are now, after an optimiser step."""
         self._steps += 1
         share = (1 - self._decay) / (1 - self._decay**self._steps)
-        torch._foreach_lerp_(list(self._mean.values()), list(self._network.parameters()), share)
+        torch._foreach_lerp_(list(self._mean.values()), list(self._network.state_dict().values()), share)
 
     def tensors(self) -> Tensors:
-        """Return the state of the network with the mean in place of its weights; buffers are the last ones."""
-        return snapshot({**self._network.state_dict(), **self._mean})
+        """Return the mean of each tensor in the state of the network."""
+        return snapshot(self._mean)

@@ -89,14 +89,12 @@ class Learner(ABC, Generic[M]):
         uses_diffusion: Whether ``diffusion`` is its objective.
         has_single_loss: Whether it minimizes one loss, to which a method can add terms.
         can_distil: Whether a ``Teacher`` can take the place of its objective.
-        takes_pixels: Whether its network sees the pixels of images, which can be mirrored and moved.
     """
 
     training_type: ClassVar[type[Training]] = Training
     uses_diffusion: ClassVar[bool] = False
     has_single_loss: ClassVar[bool] = True
     can_distil: ClassVar[bool] = False
-    takes_pixels: ClassVar[bool] = True
 
     model: M
     training: Training

@@ -46,7 +46,6 @@ class LatentLearner(Learner[Latent]):
     """
 
     uses_diffusion: ClassVar[bool] = True
-    takes_pixels: ClassVar[bool] = False
 
     def train_round(self, local: LocalRound) -> LocalResult:
         """Train for one round; the first one counts the FLOPs of encoding, too."""

@@ -13,7 +13,7 @@ from manyhands.generators.diffusion import DIFFUSERS_NAME, DiffusionGenerator
 from manyhands.messages.facts import Text
 from manyhands.messages.message import Message
 from manyhands.messages.operation import Operation, Payload
-from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize
+from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize, pixel_batches
 from manyhands.methods.learners.denoiser import denoising_loss
 from manyhands.methods.learners.latent import encode, encoding_flops
 from manyhands.methods.server import Server, ServerWrapper
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from manyhands.diffusion.objective import Diffusion
     from manyhands.methods.base import Conversation
-    from manyhands.methods.learners.denoiser import BatchFunction
+    from manyhands.methods.learners.base import BatchFunction
     from manyhands.silos.silo import Silo
     from manyhands.tensors import Tensors
 
@@ -47,7 +47,7 @@ class PretrainedLearner(Learner[Pretrained]):
     def train_round(self, local: LocalRound) -> LocalResult:
         """Train for one round; the first one counts the FLOPs of encoding, too."""
         silo, rng = local.silo, local.silo.rng(local.number)
-        result = minimize(self, local, denoising_loss(self, local, self._batch(silo, rng), rng), rng)
+        result = minimize(self, local, denoising_loss(self, local, self._batch(local, rng), rng), rng)
         return result._replace(flops=result.flops + encoding_flops(silo))
 
     def generator(self, weights: Tensors) -> DiffusionGenerator:
@@ -89,9 +89,11 @@ class PretrainedLearner(Learner[Pretrained]):
             for name, ours, theirs in differences(self.diffusion, self.model.parts.scheduler)
         ]
 
-    def _batch(self, silo: Silo, rng: torch.Generator) -> BatchFunction:
-        device = silo.device_context.device
-        return partial(silo.latents.to(device).batch, rng=rng) if silo.latents else silo.images.to(device).batch
+    def _batch(self, local: LocalRound, rng: torch.Generator) -> BatchFunction:
+        silo = local.silo
+        if silo.latents is None:
+            return pixel_batches(self, local, rng)
+        return partial(silo.latents.to(silo.device_context.device).batch, rng=rng)
 
     def _check_names(self, silo: Silo) -> None:
         """Raise ``RecipeError`` where the prompts would name other classes than the images have."""
