@@ -15,6 +15,7 @@ from manyhands import UNet
 from manyhands.errors import RecipeError
 from manyhands.models.pretrained import Pretrained
 from manyhands.models.state_spec import frozen_hash, state_spec_of
+from manyhands.runs.recipe_file import parse_recipe
 from manyhands.tensors import sha256
 from tests.models.toy_pretrained import UNET, of_run, save_run_model
 
@@ -164,3 +165,22 @@ def test_prompts_are_one_for_each_class(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             of_run(folder, **options)
+
+
+def test_a_recipe_fills_in_shape_and_names(folder: Path) -> None:
+    fields = {
+        "name": "x",
+        "data": {"source": "digits", "size": 8, "classes": ["cat", "dog"]},
+        "partition": {"kind": "iid", "silos": 2},
+        "method": {
+            "kind": "fedavg",
+            "rounds": 1,
+            "training": {"steps": 1},
+            "model": {"kind": "pretrained", "folder": str(folder), "adapter": {"rank": 2}},
+        },
+    }
+    model = parse_recipe(fields, "x.toml").method.image_model
+    assert model == of_run(folder, names=("cat", "dog"), adapter={"rank": 2})
+    fields["method"]["model"]["adapter"] = {"rank": 2, "target": ["to_q"]}  # type: ignore[index]
+    with pytest.raises(RecipeError, match="method.model.adapter.*: unknown key 'target'; did you mean 'targets'"):
+        parse_recipe(fields, "x.toml")

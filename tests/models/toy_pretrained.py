@@ -14,7 +14,9 @@ from manyhands.models.pretrained import Pretrained
 from manyhands.seed import seeded_globally
 
 UNET = UNet(size=8, channels=1, classes=2, widths=(8, 16), attention=True)
-WORDS = ("a", "photo", "of", "zero", "one")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TOKENS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+LENGTH = 20
 SIDE = 16
 
 
@@ -48,27 +50,27 @@ def save_pipeline(folder: Path) -> Path:
             sample_size=SIDE, scaling_factor=0.5,
         )  # fmt: skip
         text = CLIPTextModel(CLIPTextConfig(
-            vocab_size=len(WORDS) + 2, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=8, bos_token_id=0, eos_token_id=1,
+            vocab_size=len(TOKENS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=LENGTH, bos_token_id=0, eos_token_id=1,
         ))  # fmt: skip
         torch.nn.init.normal_(vae.quant_conv.bias[4:], -6, 0.1)  # latents that say more than noise
     tokenizer = _tokenizer(folder.parent / "vocabulary")
     StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(prediction_type="epsilon"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, safety_checker=None,
+        scheduler=DDIMScheduler(prediction_type="epsilon", steps_offset=1, clip_sample=False),
+        feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
 
 
 def _tokenizer(folder: Path) -> Any:
-    """A tokenizer that knows five words."""
+    """A tokenizer whose tokens are letters."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokens = ["<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in WORDS)]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(TOKENS)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
 
 
 def of_pipeline(folder: Path, **options: Any) -> Pretrained:

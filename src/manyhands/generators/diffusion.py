@@ -38,6 +38,8 @@ from manyhands.tensors import Tensors, snapshot
 
 DENOISER = "denoiser/model.safetensors"
 """The weights of a denoiser that diffusers does not know."""
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError)
+"""What is raised where files of a generator are missing, damaged or of something else."""
 DIFFUSERS_NAME = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled-linear": "scaled_linear"}
 
 
@@ -135,15 +137,7 @@ class DiffusionGenerator(ImageGenerator):
                 scale=facts["scale"],
             )
             check_frozen(loaded.network, facts.get("frozen"))  # raises an error if the weights do not fit the model
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            RecipeError,
-            safetensors.SafetensorError,
-        ) as error:
+        except (*UNREADABLE, RecipeError) as error:
             raise RunFolderError(f"{folder}: holds no trained generator: {error}") from None
         return loaded
 
@@ -214,6 +208,7 @@ class DiffusionGenerator(ImageGenerator):
             beta_end=schedule.beta_end,
             prediction_type="epsilon" if self.diffusion.target == "eps" else "v_prediction",
             timestep_spacing="trailing",
+            steps_offset=int(takes_text(self.model)),  # which trailing steps ignore, and Stable Diffusion asks for
             clip_sample=clip is not None,
             clip_sample_range=clip or 1.0,
         )

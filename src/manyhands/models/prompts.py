@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ def encoded(folder: Path, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     transformers = _transformers()
     try:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = transformers.CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        with _quiet(transformers.utils.logging):
+            encoder = transformers.CLIPTextModel.from_pretrained(
+                folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise RecipeError(f"method.model.folder: {folder}: its text encoder cannot be loaded: {error}") from None
     length = encoder.config.max_position_embeddings
@@ -58,6 +60,18 @@ def encoded(folder: Path, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
     return tokens, encoder.eval()(tokens)[0]
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Load without a progress bar of its own among our lines."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _transformers() -> Any:
