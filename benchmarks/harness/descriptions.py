@@ -3,6 +3,10 @@
 DESCRIPTIONS = {
     "overhead": "rounds of a run against a bare PyTorch loop, 10 silos",
     "memory": "peak memory, 100 silos against 2",
+    "memory_large": "202,599 images of 64 x 64 x 3: prepare, split in 10, train a step, judge 10,000: peak memory, GB",
+    "second_start": "the same images once they are prepared: seconds until the silos have them, imports apart",
+    "prepare": "images/s of preparing them on 2 cores, against a bare Pillow loop in 2 processes",
+    "loader": "time in which a batch of 32 comes from the file, of its training step (a U-Net of widths 32, 64, 128)",
     "bytes_equal": "ledger against bytes really encoded, over 6 methods and settings",
     "kill_resume": "`kill -9` at 50 random moments (19 after the last round), resumed: share with the same weights",
     "torn": "truncated or bit-flipped checkpoints noticed, named and survived",

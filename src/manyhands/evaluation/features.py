@@ -90,8 +90,8 @@ class Classifier:
     accuracy: float
 
     def __call__(self, images: Tensor | LazyPixels) -> Embedding:
-        """Embed images (N, C, H, W)."""
-        return embed(self.network, images)
+        """Embed images (N, C, H, W), of large ones fewer at a time: the first layer gives 32 maps of their size."""
+        return embed(self.network, images, max(1, min(256, 256 * 32**2 // (images.shape[-1] * images.shape[-2]))))
 
 
 def embed(
@@ -188,7 +188,7 @@ def _task(images: Images) -> tuple[LazyPixels, Tensor, int]:
 
 def _accuracy(network: FeatureNetwork, held: Images) -> float:
     pixels, labels, _ = _task(held)
-    return (embed(network, pixels).logits.argmax(1) == labels).double().mean().item()
+    return (Classifier(network, "", 0)(pixels).logits.argmax(1) == labels).double().mean().item()
 
 
 def fingerprint(*sets: Images) -> str:

@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,8 +30,8 @@ UNREADABLE = (
 )  # fmt: skip
 CHUNK = 64
 """The number of pictures that a process decodes before it writes them."""
-IDLE_SECONDS = 2
-"""How long a process waits for more before it ends."""
+Task = tuple[Path, int, Sequence["ImageFile"], int, int]
+"""A file, the number of its first picture to decode, those pictures, their size and channels."""
 Watcher = Callable[[str, int, int], None]
 WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 """Called with the name of a set, how many of its pictures are prepared, and how many there are."""
@@ -75,17 +76,11 @@ def decode_into(path: Path, name: str, files: Sequence[ImageFile], size: int, ch
     Returns:
         Why a picture cannot be read, by its number.
     """
-    from joblib import Parallel, delayed
-
-    starts = range(0, len(files), CHUNK)
-    tasks = (delayed(_decode_chunk)(path, start, files[start : start + CHUNK], size, channels) for start in starts)
-    workers = Parallel(
-        usable_cores(), backend="loky", return_as="generator_unordered", batch_size=1, idle_worker_timeout=IDLE_SECONDS
-    )
     skipped: dict[int, str] = {}
     watch = WATCHER.get() or (lambda *_: None)
+    tasks = [(path, start, files[start : start + CHUNK], size, channels) for start in range(0, len(files), CHUNK)]
     try:
-        for done, reasons in enumerate(workers(tasks), 1):
+        for done, reasons in enumerate(_results(tasks), 1):
             skipped |= reasons
             watch(name, min(done * CHUNK, len(files)), len(files))
     except BrokenProcessPool as error:
@@ -96,6 +91,22 @@ def decode_into(path: Path, name: str, files: Sequence[ImageFile], size: int, ch
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _results(tasks: Sequence[Task]) -> Iterator[dict[int, str]]:
+    """Decode all chunks, on several cores by processes that do not run the main program again, as others would."""
+    if usable_cores() == 1:
+        yield from (_decode_chunk(*task) for task in tasks)
+        return
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    pool, finished = ProcessPoolExecutor(usable_cores()), False
+    try:
+        for future in as_completed([pool.submit(_decode_chunk, *task) for task in tasks]):
+            yield future.result()
+        finished = True
+    finally:
+        pool.shutdown(kill_workers=not finished)
 
 
 def _decode_chunk(path: Path, first: int, files: Sequence[ImageFile], size: int, channels: int) -> dict[int, str]:
