@@ -47,6 +47,9 @@ ENGINES = {
     "typer": {"cli"},
     "nvflare": {"federation", "links"},
     "rich": {"cli", "runs"},
+    "pydicom": {"data"},
+    "tifffile": {"data"},
+    "pyarrow": {"data"},
     "jinja2": {"report"},
 }
 UPWARD_TYPES = {

@@ -49,6 +49,7 @@ from .data.sources.digits import Digits as Digits
 from .data.sources.folder import Folder as Folder
 from .data.sources.huggingface import HuggingFace as HuggingFace
 from .data.sources.idx import Idx as Idx
+from .data.sources.table import Table as Table
 from .data.sources.zip import Zip as Zip
 from .methods.baselines import Central as Central
 from .methods.baselines import Local as Local

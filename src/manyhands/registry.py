@@ -164,6 +164,7 @@ SOURCES = Registry(
         "idx": "manyhands.data.sources.idx:Idx",
         "folder": "manyhands.data.sources.folder:Folder",
         "zip": "manyhands.data.sources.zip:Zip",
+        "table": "manyhands.data.sources.table:Table",
         "huggingface": "manyhands.data.sources.huggingface:HuggingFace",
     },
     "manyhands.data",

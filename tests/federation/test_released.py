@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from manyhands import CollaFuse
+from manyhands.data.formats.place import Place
 from manyhands.diffusion.release_privacy import box_norm
 from manyhands.errors import BudgetError
 from manyhands.federation.conversation import converse
@@ -56,7 +57,8 @@ class Here:
         secret = site_secret(self.folder)
         images = replace(tiny_images(COUNT, seed=1, size=method.model.size), classes=classes)
         silo = Silo("a", images, secret=secret)
-        charged = Released(Budget(self.folder, secret), limits, silo, method, self.files)
+        places = [(Place(str(file)), 0) for file in self.files]
+        charged = Released(Budget(self.folder, secret), limits, silo, method, places)
         sent = []
         for message in release_messages(noising_of(method, silo, turn), images, order_of(method, silo, turn)):
             charged.charge(message, "run")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tomli_w
 from pydantic import Field, field_validator
 
+from manyhands.data.sources.base import Source
+from manyhands.data.sources.file_source import FileSource
+from manyhands.data.sources.of_path import source_of_path
 from manyhands.errors import RecipeError
 from manyhands.formatting import number_text, size_text
 from manyhands.messages import outgoing
 from manyhands.privacy.budget import Limits
-from manyhands.registry import METHODS
+from manyhands.registry import METHODS, SOURCES, OneOf
 from manyhands.runs.recipe import Recipe
 from manyhands.spec import Float, Int, Spec, suggest
 
@@ -97,10 +100,11 @@ class Policy(Spec):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where this site trains. auto takes a GPU if there is one."
     )
-    data: str = Field(
+    data: str | Annotated[Source, OneOf(SOURCES)] = Field(
         default="",
-        description="The folder of this site's images, with a folder for each class. 'recipe' takes the images that "
-        "the recipe deals to a silo of this name; it is for the demo only.",
+        description="This site's images: the path of a folder with a folder for each class, of a zip file or of a "
+        "table, or the table of a source, as a recipe has it: kind 'folder', 'zip' or 'table'. 'recipe' takes the "
+        "images that the recipe deals to a silo of this name; it is for the demo only.",
     )
     ledger: str = Field(
         default="",
@@ -115,6 +119,20 @@ class Policy(Spec):
             if kind not in METHODS.kinds():
                 raise ValueError(f"method {kind!r} is not known; {suggest(kind, METHODS.kinds())}")
         return methods
+
+    @field_validator("data")
+    @classmethod
+    def _lists_files(cls, data: str | Source) -> str | Source:
+        if isinstance(data, Source) and not isinstance(data, FileSource):
+            raise ValueError(f"kind {data.kind!r} is not for sites; 'folder', 'zip' or 'table' is expected")
+        return data
+
+    @property
+    def source(self) -> FileSource | None:
+        """Where this site's images are; None for those that a recipe deals to it."""
+        if isinstance(self.data, FileSource):
+            return self.data
+        return source_of_path(str(self.data)) if self.data not in ("", FROM_RECIPE) else None
 
     @property
     def limits(self) -> Limits:

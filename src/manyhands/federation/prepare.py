@@ -8,6 +8,8 @@ from typing import Any
 
 import tomli_w
 
+from manyhands.data.sources.base import Source
+from manyhands.data.sources.folder import Folder
 from manyhands.errors import KitError, RecipeError
 from manyhands.federation.job.folder import SERVER_COMPONENT, SITE_COMPONENT
 from manyhands.federation.kit import Kit, load_kit
@@ -74,7 +76,9 @@ def prepare(folder: Path, policy: Policy | None = None, *, launcher: bool | None
             _write(kit, RIGHTS, finite_json(rights))
             changes.append(f"{kit.local / RIGHTS}: users may ask how runs stand")
         if policy is not None and kit.role == "site":
-            _write(kit, POLICY_FILE, tomli_w.dumps(policy.model_dump(exclude_unset=True, exclude_none=True)))
+            _write(
+                kit, POLICY_FILE, tomli_w.dumps(policy.model_dump(mode="json", exclude_unset=True, exclude_none=True))
+            )
             changes.append(f"{kit.local / POLICY_FILE}: the policy of {kit.party}")
     return changes
 
@@ -174,15 +178,15 @@ def prepare_site(folder: Path, policy: Path | None, data: str, *, launcher: bool
     Args:
         folder: The folder of the kit.
         policy: The file of the policy; None means the one of the kit, or else the strictest.
-        data: The folder of the images, if the policy does not name it.
+        data: The folder, zip file or table of the images, if the policy does not name it.
         launcher: See ``prepare``.
     """
     kit = load_kit(folder, "site")
     own = kit.local / POLICY_FILE
     file = policy or (own if own.exists() else None)
     rules = read(Policy, file, "policy") if file else Policy()
-    rules = rules.model_copy(update={"data": _absolute(data or rules.data), "ledger": _absolute(rules.ledger)})
-    _check_data(rules.data, kit)
+    rules = rules.model_copy(update={"data": _absolute_data(data or rules.data), "ledger": _absolute(rules.ledger)})
+    _check_data(rules, kit)
     check_secret(Path(rules.ledger) if rules.ledger else kit.kept)
     is_new = not own.exists() or read(Policy, own, "policy") != rules
     return prepare(folder, rules if is_new else None, launcher=launcher)
@@ -193,14 +197,25 @@ def _absolute(path: str) -> str:
     return path if path in ("", FROM_RECIPE) else str(Path(path).resolve())
 
 
-def _check_data(data: str, kit: Kit) -> None:
+def _absolute_data(data: str | Source) -> str | Source:
+    """A path, or a source whose paths are those."""
+    if isinstance(data, str):
+        return _absolute(data)
+    paths = {name: value.resolve() for name, value in data if isinstance(value, Path)}
+    return data.model_copy(update=paths)
+
+
+def _check_data(policy: Policy, kit: Kit) -> None:
     """Refuse to read the images that a recipe names, except in the demo, whose parties are all on this machine."""
+    data = policy.data
     if not data:
-        raise RecipeError("--data: is missing; give the folder of this site's images")
+        raise RecipeError("--data: is missing; give the folder, zip file or table of this site's images")
     if data == FROM_RECIPE and not kit.is_local:
         raise RecipeError(
             f"--data recipe: is only for the demo, with its server on this machine; this server is {kit.host}. "
             "Give the folder of this site's images"
         )
-    if data != FROM_RECIPE and not Path(data).is_dir():
-        raise RecipeError(f"--data {data}: there is no such folder")
+    if isinstance(policy.source, Folder) and not policy.source.path.is_dir():
+        raise RecipeError(f"--data {policy.source.path}: there is no such folder")
+    if policy.source is not None:
+        policy.source.count()

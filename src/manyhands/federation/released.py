@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,8 @@ from manyhands.privacy.budget import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from manyhands.data.formats.place import Place
     from manyhands.messages.message import Message
     from manyhands.methods.base import Method
     from manyhands.privacy.budget import Budget, Limits
@@ -31,10 +32,12 @@ class Released:
         limits: The most that may be released of an image, over all runs.
         silo: The silo whose images they are.
         method: The method of the run.
-        files: The files of the images; empty if the recipe deals them.
+        files: The file of each image and its number in it; empty if the recipe deals them.
     """
 
-    def __init__(self, budget: Budget, limits: Limits, silo: Silo, method: Method, files: Sequence[Path]) -> None:
+    def __init__(
+        self, budget: Budget, limits: Limits, silo: Silo, method: Method, files: Sequence[tuple[Place, int]]
+    ) -> None:
         self.budget, self.limits, self.silo, self.method, self.files = budget, limits, silo, method, files
         self._digests: dict[int, bytes] = {}
 
@@ -53,6 +56,12 @@ class Released:
             return images.read(torch.tensor([number])).numpy().tobytes()
         row = number if images.rows is None else int(images.rows[number])
         if row not in self._digests:
-            with disk_errors(self.files[row]):
-                self._digests[row] = hashlib.sha256(self.files[row].read_bytes()).digest()
+            self._digests[row] = _digest(*self.files[row])
         return self._digests[row]
+
+
+def _digest(place: Place, frame: int) -> bytes:
+    """The hash of a file, and of the number of the image in it, if that is not the first."""
+    with disk_errors(Path(place.path)):
+        content = place.read()
+    return hashlib.sha256(content + (f"\0{frame}".encode() if frame else b"")).digest()

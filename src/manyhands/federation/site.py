@@ -143,7 +143,7 @@ class Site:
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         digest = keep_offer(self.out, text)
-        note_site(self.out, self.name, len(self.images.files()))
+        note_site(self.out, self.name, self.images.files())
         for line in describe(recipe, digest, self.name, images):
             self.log(f"  {line}")
         if (self.budget_folder / RELEASES_FILE).exists() and (spent := self._budget().worst()) != NO_COST:

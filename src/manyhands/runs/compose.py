@@ -9,7 +9,7 @@ import numpy as np
 
 from manyhands.data.images import Images
 from manyhands.data.partition.base import Partition, Parts
-from manyhands.data.sources.folder import Folder
+from manyhands.data.sources.file_source import FileSource, Listing
 from manyhands.errors import DataError, RecipeError
 from manyhands.runs.experiment import Experiment
 from manyhands.runs.recipe import Recipe
@@ -55,10 +55,17 @@ def silos_of(recipe: Recipe) -> tuple[list[Silo], tuple[str, ...]]:
     return [Silo("pooled", images.subset(dealt))], images.skipped
 
 
-def silo_of(name: str, folder: str, recipe: Recipe) -> Silo:
-    """A silo with the images of a folder, in the size and the classes of the recipe."""
-    data = recipe.data
-    images = Folder(path=folder).load(data.size, data.channels, data.known_classes())
+def silo_of(name: str, source: FileSource, recipe: Recipe, listing: Listing | None = None) -> Silo:
+    """A silo with the images of a source of its own, in the size and the classes of the recipe.
+
+    Args:
+        name: The name of the silo.
+        source: Where its images come from.
+        recipe: The recipe.
+        listing: What the source lists; None lists it.
+    """
+    data, classes = recipe.data, recipe.data.known_classes()
+    images = source.read(listing or source.listing(classes), data.size, data.channels, classes)
     return Silo(name, images if images.held is not None else images.hold_out(data.held_out))
 
 

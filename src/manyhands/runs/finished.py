@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from manyhands.data.sources.of_path import source_of_path
 from manyhands.errors import RecipeError, RunFolderError
 from manyhands.evaluation.drawing import ImageSource
 from manyhands.evaluation.evaluator import Evaluator
@@ -37,7 +38,8 @@ def evaluate(folder: RunFolder, evaluation: Evaluation, data: str = "", **sampli
     Args:
         folder: The run folder.
         evaluation: What is drawn and measured.
-        data: Other images to compare with: a folder, or "recipe" for those of the recipe; empty takes those of the run.
+        data: Other images to compare with: a folder, a zip file or a table, or "recipe" for those of the recipe; empty
+            takes those of the run.
         sampling: Fields of ``Sampling`` that differ from those of the run.
     """
     recipe, silos = held_silos(folder, data)
@@ -58,7 +60,8 @@ def evaluate(folder: RunFolder, evaluation: Evaluation, data: str = "", **sampli
 def held_silos(folder: RunFolder, data: str = "") -> tuple[Recipe, list[Silo]]:
     """The recipe of a finished run and its silos, with the images that they trained on.
 
-    ``data`` gives other images: a folder, or ``recipe`` for those of the recipe, whichever the run trained on.
+    ``data`` gives other images: a folder, a zip file, a table, or ``recipe`` for those of the recipe, whichever the run
+    trained on.
     """
     if "data" not in folder.recipe:
         raise RunFolderError(
@@ -67,7 +70,9 @@ def held_silos(folder: RunFolder, data: str = "") -> tuple[Recipe, list[Silo]]:
         )
     report, recipe = folder.report, parse_recipe(folder.recipe, str(folder.path / "recipe.toml"))
     if data:
-        return recipe, distinct(silos_of(recipe)[0]) if data == "recipe" else [silo_of("here", data, recipe)]
+        return recipe, distinct(silos_of(recipe)[0]) if data == "recipe" else [
+            silo_of("here", source_of_path(data), recipe)
+        ]
     if not report["data"]:
         raise RunFolderError(
             f"{folder.path}: was trained between sites, whose images are theirs; give images to compare with: --data"

@@ -1,13 +1,13 @@
-"""What sources of picture files share: which files are pictures, their classes, and how they become images.
+"""What sources of picture files share: their classes, and how they become images.
 
 Large sets are decoded once, into a file of the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -21,7 +21,6 @@ from manyhands.data.sources.base import label_tensor
 from manyhands.data.sources.decoding import ImageFile, decode_into, decoded
 from manyhands.errors import DataError
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
 MIN_STORED = 500
 """The fewest pictures that are worth a file in the cache; fewer are decoded each time."""
 DECODING = 1
@@ -105,24 +104,27 @@ def version_of(path: Path) -> str:
     return f"{about.st_size} {about.st_mtime_ns}"
 
 
-def is_picture(name: str) -> bool:
-    """Judge by the suffix. Files that systems hide beside pictures (``._cat.jpg``) do not count."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+def class_of(inner: str, classes: tuple[str, ...], names: Mapping[str, str] | None = None) -> int:
+    """Return the class number of a picture, from its name below the source: that of the nearest folder that is a class.
 
-
-def class_names(inner: Iterable[str]) -> tuple[str, ...]:
-    """Return the folders of pictures, by their names below the source."""
-    return tuple(sorted({name.rsplit("/", 1)[0] for name in inner if "/" in name}))
-
-
-def class_of(inner: str, classes: tuple[str, ...]) -> int:
-    """Return the class number of a picture, from its name below the source."""
+    Args:
+        inner: The name below the source.
+        classes: The names of the classes.
+        names: The name of a class by the folder's, where they differ.
+    """
     if not classes:
         return 0
-    name = inner.rsplit("/", 1)[0] if "/" in inner else ""
-    if name not in classes:
-        known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-        where = f"its folder {name!r} is none of the classes" if name else "is in none of the class folders"
-        raise DataError(f"{inner}: {where} (the recipe or the other folders name {known})")
-    return classes.index(name)
+    folder = inner.rsplit("/", 1)[0] if "/" in inner else ""
+    nearest = folder
+    while nearest:
+        name = (names or {}).get(nearest, nearest)
+        if name in classes:
+            return classes.index(name)
+        nearest = nearest.rpartition("/")[0]
+    where = f"its folder {folder!r} is none of the classes" if folder else "is in none of the class folders"
+    raise DataError(f"{inner}: {where} (the recipe or the other folders name {known_classes(classes)})")
+
+
+def known_classes(classes: tuple[str, ...]) -> str:
+    """Return the names of the first classes, for a message."""
+    return ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")

@@ -1,0 +1,150 @@
+"""Which files are images, of which format, and how many images a file holds. Nothing here imports PyTorch.
+
+A format is known by the suffix. A file without one, or with one of digits as a DICOM UID ends in, is known by its first
+bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from manyhands.data.formats.dicom import NotAnImage, open_dicom, read_header
+from manyhands.data.formats.intensity import Intensity, to_bytes
+from manyhands.data.formats.place import Place
+from manyhands.data.formats.tiff import open_tiff, pages_of
+
+PICTURE, TIFF, DICOM, BY_CONTENT = "picture", "tiff", "dicom", "by content"
+SUFFIXES = {
+    ".png": PICTURE, ".jpg": PICTURE, ".jpeg": PICTURE, ".tif": TIFF, ".tiff": TIFF,
+    ".dcm": DICOM, ".dicom": DICOM, ".ima": DICOM,
+}  # fmt: skip
+NAMES = "PNG, JPEG, TIFF or DICOM"
+MAGIC = {
+    b"\x89PNG\r\n\x1a\n": PICTURE, b"\xff\xd8\xff": PICTURE,
+    b"II*\0": TIFF, b"MM\0*": TIFF, b"II+\0": TIFF, b"MM\0+": TIFF,
+}  # fmt: skip
+PREAMBLE = 128
+"""Where DICM stands in a DICOM file."""
+PACKAGES = {TIFF: "tifffile", DICOM: "pydicom"}
+DECODERS = ("pydicom", "tifffile", "imagecodecs", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm")
+
+
+class NotRead(ValueError):  # noqa: N818 - not an error of the file
+    """Why a file is not read: what is counted and reported."""
+
+
+class Frames(NamedTuple):
+    """The images in a file: their ``numbers``, and the ``patient`` id of a DICOM file."""
+
+    numbers: Sequence[int] = (0,)
+    patient: str = ""
+
+
+def format_by_name(name: str) -> str | None:
+    """Return the format that a name says, ``BY_CONTENT`` where it says none, and None for other files."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return SUFFIXES.get(suffix) or (BY_CONTENT if suffix.removeprefix(".").isdigit() or not suffix else None)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a system hides this file beside others (``._cat.jpg``, ``__MACOSX``): such files are not even counted."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def readable_format(place: Place, name: str) -> str:
+    """Return the format of a file, which is opened if its name says none.
+
+    Raises:
+        NotRead: It is not read, and why.
+    """
+    kind, suffix = format_by_name(name), PurePosixPath(name).suffix.lower()
+    if kind == BY_CONTENT:
+        kind = _by_content(place)
+    if kind is None:
+        known = f"files {suffix}: no {NAMES}" if format_by_name(name) is None else f"files without a suffix: no {NAMES}"
+        raise NotRead(known)
+    if (package := PACKAGES.get(kind)) and importlib.util.find_spec(package) is None:
+        raise NotRead(f"files {suffix or 'of ' + kind.upper()}: need pip install 'manyhands[medical]'")
+    return kind
+
+
+def frames_of(place: Place, kind: str) -> Frames:
+    """Return the images in a file; a file that cannot be read counts as one, whose opening says why.
+
+    Raises:
+        NotRead: It holds none.
+    """
+    try:
+        if kind == TIFF:
+            return Frames(pages_of(place))
+        if kind == DICOM:
+            header = read_header(place)
+            return Frames(range(header.frames), header.patient)
+    except NotAnImage as error:
+        raise NotRead(f"files {error}") from None
+    except Exception:  # whatever a damaged file makes a parser raise; opening it says so by name
+        return Frames()
+    return Frames()
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """Opens an image of a file, decoded to bytes of grey or RGB where it is of another format than PNG and JPEG.
+
+    Args:
+        place: Where the file is.
+        kind: Its format.
+        frame: The number of the image in the file, counted from 0.
+        intensity: Which values become black and white; None for what the format says.
+    """
+
+    place: Place
+    kind: str
+    frame: int
+    intensity: Intensity | None
+
+    def __call__(self) -> Image.Image:
+        """Open it."""
+        if self.kind == DICOM:
+            return open_dicom(self.place, self.frame, self.intensity)
+        if self.kind == TIFF:
+            return open_tiff(self.place, self.frame, self.intensity)
+        image = Image.open(io.BytesIO(self.place.read()) if self.place.member else self.place.path)
+        return image if self.intensity in (None, "bits") else _stretched(image, self.intensity)
+
+
+def decoders() -> str:
+    """Return the versions of the packages on which the pixels of a file depend."""
+    return " ".join(f"{name} {_version(name)}" for name in DECODERS)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "-"
+
+
+def _by_content(place: Place) -> str | None:
+    with place.open() as file:
+        head = file.read(PREAMBLE + 4)
+    if head[PREAMBLE:] == b"DICM":
+        return DICOM
+    return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
+
+
+def _stretched(image: Image.Image, intensity: Intensity | None) -> Image.Image:
+    """A picture, turned upright, whose values are mapped to bytes."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("L", "RGB") and not image.mode.startswith("I"):
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    return Image.fromarray(to_bytes(np.asarray(image), intensity or "bits", None))

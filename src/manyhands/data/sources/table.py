@@ -1,0 +1,176 @@
+"""Pictures that a table lists: a CSV or Parquet file with columns for file, label, id and split."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from manyhands.data.formats.place import Place
+from manyhands.data.sources.file_source import Entry, FileSource
+from manyhands.data.sources.image_files import known_classes, version_of
+from manyhands.data.sources.zip import members
+from manyhands.errors import DataError
+from manyhands.spec import suggest
+
+SHOWN = 3
+"""The most missing files that an error names."""
+
+
+class Table(FileSource):
+    """Files that a CSV or Parquet table lists, with a row for each file."""
+
+    kind: Literal["table"] = Field(default="table", description="Selects this kind of source.")
+    path: Path = Field(description="The table: .csv, .tsv or .parquet. A CSV begins with a line of column names.")
+    files: Path | None = Field(
+        default=None, description="The folder or the zip file of the files; None for the folder of the table."
+    )
+    file: str = Field(default="file", description="The column of file names, relative to `files`.")
+    label: str | None = Field(default="label", description="The column of classes; None for images without labels.")
+    id: str | None = Field(
+        default=None,
+        description="The column of what images that must not be separated share: a patient, a writer, a slide. Whole "
+        "ids are held out. No id is kept, only a hash with a key that no other process has.",
+    )
+    split: str | None = Field(
+        default=None, description="The column that says which images are trained on and which are held out."
+    )
+    train: tuple[str, ...] = Field(default=("train",), description="What it says of images that are trained on.")
+    test: tuple[str, ...] = Field(
+        default=("test",), description="What it says of held-out images. Rows that say anything else are left out."
+    )
+    where: dict[str, str] = Field(
+        default_factory=dict, description="Take only the rows that have these values in these columns."
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.id and self.ids:
+            raise ValueError("id names a column of ids, and ids says where else they are; one of them is expected")
+        if both := set(self.train) & set(self.test):
+            raise ValueError(f"train and test both name {min(both)!r}")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name of the source in messages."""
+        return str(self.path)
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the labels: by size where all are whole numbers, and else by the alphabet."""
+        if self.label is None:
+            return ()
+        names = {self.class_names.get(row[self.label], row[self.label]) for _, row in self._rows()}
+        return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
+
+    def count(self) -> int:
+        """Return the number of rows, without opening a picture."""
+        return sum(1 for _ in self._rows())
+
+    def class_number(self, entry: Entry, classes: tuple[str, ...]) -> int:
+        """Return the number of the class in the row of a file."""
+        name = self.class_names.get(entry.label, entry.label)
+        if not classes or self.label is None:
+            return 0
+        if name not in classes:
+            raise DataError(
+                f"{self.path}: {entry.inner}: its {self.label} {name!r} is none of the classes (the recipe or the "
+                f"other sources name {known_classes(classes)})"
+            )
+        return classes.index(name)
+
+    def entries(self) -> Iterator[Entry]:
+        """List the files in the order of the rows; see ``FileSource``. A missing file is an error."""
+        rows = list(self._rows())
+        found = self._in_zip() if self._is_zip else {row[self.file]: self._in_folder(row[self.file]) for _, row in rows}
+        if missing := [(number, row[self.file]) for number, row in rows if found.get(row[self.file]) is None]:
+            shown = ", ".join(f"{name!r} (line {number})" for number, name in missing[:SHOWN])
+            more = ", ..." if len(missing) > SHOWN else ""
+            raise DataError(f"{self.path}: {len(missing)} of {len(rows)} files are not in {self._root}: {shown}{more}")
+        has_test = self.split is not None and any(row[self.split] in self.test for _, row in rows)
+        for _, row in rows:
+            place, version = found[row[self.file]] or (Place(""), "")
+            label = row[self.label] if self.label else ""
+            held = row[self.split] in self.test if has_test and self.split else None
+            yield Entry(place, row[self.file], version, label, row[self.id] if self.id else "", held)
+
+    def left_out(self) -> dict[str, int]:
+        """Count the rows that are in neither side of the split, by what they say."""
+        column = self.split
+        says = Counter(row[column] for _, row in self._rows(every=True) if not self._is_split(row)) if column else {}
+        return {f"rows whose {column} is {value!r}, neither train nor test": count for value, count in says.items()}
+
+    @property
+    def _root(self) -> Path:
+        return self.files or self.path.parent
+
+    @property
+    def _is_zip(self) -> bool:
+        return self._root.suffix == ".zip"
+
+    def _in_zip(self) -> dict[str, tuple[Place, str] | None]:
+        path = str(self._root)
+        return {
+            info.filename: (Place(path, info.filename), f"{info.file_size} {info.CRC:x}")
+            for info in members(self._root)
+        }
+
+    def _in_folder(self, name: str) -> tuple[Place, str] | None:
+        path = self._root / name
+        return (Place(str(path)), version_of(path)) if path.is_file() else None
+
+    def _is_split(self, row: Mapping[str, str]) -> bool:
+        return self.split is None or row[self.split] in (*self.train, *self.test)
+
+    def _rows(self, *, every: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
+        """The rows that are asked for, with their line numbers; ``every`` also gives those on no side of the split."""
+        columns, rows = read_table(self.path)
+        needed = [self.file, *filter(None, (self.label, self.id, self.split)), *self.where]
+        for name in needed:
+            if name not in columns:
+                raise DataError(f"{self.path}: has no column {name!r}; {suggest(name, columns)}")
+        chosen = [(n, row) for n, row in enumerate(rows, 2) if all(row[k] == v for k, v in self.where.items())]
+        kept = [(n, row) for n, row in chosen if every or self._is_split(row)]
+        if not kept:
+            raise DataError(
+                f"{self.path}: none of its {len(rows)} rows is asked for by {self._asked() or 'the source'}"
+            )
+        return iter(kept)
+
+    def _asked(self) -> str:
+        says = [f"{name} = {value!r}" for name, value in self.where.items()]
+        return " and ".join(says + ([f"{self.split} in {(*self.train, *self.test)}"] if self.split else []))
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a table as text: the names of its columns, and its rows."""
+    try:
+        return _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such table") from None
+    except (OSError, ValueError, csv.Error) as error:  # a UnicodeDecodeError and an error of Parquet are ValueErrors
+        raise DataError(f"{path}: is not a table that can be read: {error}") from None
+
+
+def _csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restkey="", strict=True)
+        rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if "" in row or None in row.values():
+            raise ValueError(f"line {number} has {'more' if '' in row else 'fewer'} values than there are columns")
+    return list(reader.fieldnames or []), rows
+
+
+def _parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(f"{path}: Parquet needs another package: pip install 'manyhands[huggingface]'") from None
+    table = parquet.ParquetFile(path).read()
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return list(table.column_names), [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
