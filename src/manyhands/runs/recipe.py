@@ -12,6 +12,7 @@ from manyhands.evaluation.spec import Evaluation
 from manyhands.links.in_process import InProcess
 from manyhands.methods.base import AnyMethod
 from manyhands.runs.data import Data
+from manyhands.runs.recipe_silos import SiloImages, with_domains
 from manyhands.silos.quorum import can_reach_quorum
 from manyhands.silos.silo import NAME, NAME_RULE, is_name
 from manyhands.spec import Float, Int, Spec
@@ -63,6 +64,12 @@ class Recipe(Spec):
         description="The minimum number of silos that must send something in a round; with fewer, the run stops.",
     )
     data: Data = Field(description="Where the images come from, and their size.")
+    silos: dict[str, SiloImages] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="The images of each silo, by its name, instead of a source and a partition: the same as "
+        "[data.domains] and the partition 'domains', which they become.",
+    )
     partition: AnyPartition = Field(description="How the images are distributed over silos.")
     method: AnyMethod = Field(description="How the silos train together, and which model.")
     sampling: Sampling = Field(default=Sampling(), description="How a diffusion model draws samples.")
@@ -71,6 +78,11 @@ class Recipe(Spec):
     federation: Federation = Field(
         default=Federation(), description="How a run between real sites waits for them; a simulation ignores it."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_silos(cls, fields: Any) -> Any:
+        return with_domains(fields) if isinstance(fields, dict) else fields
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:

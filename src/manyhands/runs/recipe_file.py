@@ -18,6 +18,7 @@ from manyhands.methods.base import AnyMethod
 from manyhands.runs.data import Data
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_fields import FILLED_IN, change_field, filled_in
+from manyhands.runs.recipe_silos import place_as_written, with_domains
 from manyhands.spec import Spec, problems_of
 
 S = TypeVar("S", bound=Spec)
@@ -76,11 +77,14 @@ def parse_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Parse a recipe from plain values; what the data implies for the model is filled in."""
     if not isinstance(fields, Mapping):
         raise RecipeError(f"{where}: is {fields!r}, but should be a table of fields")
-    complete = filled_in(fields)
+    try:
+        complete = filled_in(with_domains(fields))
+    except ValueError as error:
+        raise RecipeError(f"{where}: silos: {error}") from None
     try:
         return Recipe.model_validate(complete)
     except ValidationError as error:
-        raise _recipe_error(where, error, complete) from None
+        raise _recipe_error(where, error, complete, fields) from None
 
 
 def read(kind: type[S], path: Path, file_kind: str) -> S:
@@ -104,8 +108,10 @@ def specs_in(fields: Mapping[str, Any], where: str) -> list[Spec]:
     return specs
 
 
-def _recipe_error(where: str, error: ValidationError, fields: Mapping[str, Any]) -> RecipeError:
-    problems = problems_of(error, fields)
+def _recipe_error(
+    where: str, error: ValidationError, fields: Mapping[str, Any], written: Mapping[str, Any] | None = None
+) -> RecipeError:
+    problems = [(place_as_written(place, written or fields), text) for place, text in problems_of(error, fields)]
     if any(place.split(".")[0] == "data" for place, _ in problems):
         problems = [(place, text) for place, text in problems if place not in FILLED_IN]  # they are listed for the data
     return RecipeError("\n".join(": ".join(filter(None, (where, place, text))) for place, text in problems))

@@ -23,7 +23,7 @@ def recipe_schema() -> dict[str, Any]:
     but for ``kind``: it may be filled in when the recipe is read, or be in ``[sweep]``.
     """
     schema = Recipe.model_json_schema()
-    schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["data", "partition", "method"]}
+    schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["data", "method"]}
     tables, models = schema["$defs"], {spec.__name__ for _, spec in MODELS.loadable()}
     for name, table in tables.items():
         table["required"] = ["kind"] if "kind" in table["properties"] and name not in models else []
