@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manyhands.data.image_warnings import image_warnings
 from manyhands.errors import DataError, RecipeError
 from manyhands.federation.approval import count_images
 from manyhands.federation.secret import site_secret
@@ -53,6 +54,8 @@ class SiteImages:
         silo = replace(silo, seed=recipe.seed, device_context=context)
         check_denoiser(recipe.method.image_model)
         recipe.method.check_silo(silo)
+        for line in image_warnings({self.name: silo.images}):
+            self.log(f"warning: {line}")
         return silo
 
     def _own(self, recipe: Recipe, source: FileSource) -> Silo:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from manyhands.data.image_warnings import image_warnings
 from manyhands.data.partition.base import class_counts
 from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import ManyhandsError, RecipeError
@@ -123,7 +124,8 @@ class Experiment:
         recipe = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain_parts}
         with self.run_folder.open(recipe, resume=self.resume):
             self._go_on(self.run_folder)
-            for line in (*self.method.warnings(self.roster), *_lacking(self.silos), *self.simulated()):
+            doubts = image_warnings({silo.name: silo.images for silo in self.silos})
+            for line in (*self.method.warnings(self.roster), *_lacking(self.silos), *doubts, *self.simulated()):
                 self.run_folder.problem(line)
             if self.run_folder.is_ended and self.server.round >= self.method.rounds:
                 return
