@@ -97,7 +97,7 @@ def write_text_parts(network: PretrainedModule, folder: Path) -> dict[str, Any]:
 
 def has_adapters(model: Denoiser) -> bool:
     """Whether a model's generator is stored as adapters; stacked ones are added to the U-Net, which is stored whole."""
-    return isinstance(model, Pretrained) and model.adapter is not None and model.adapter.kind != "stacked"
+    return isinstance(model, Pretrained) and model.adapter is not None and not model.stacking
 
 
 def takes_text(model: Denoiser) -> bool:

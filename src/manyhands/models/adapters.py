@@ -118,6 +118,14 @@ class Adapter(Spec):
                 factors[name] = torch.zeros(shape)
         return factors
 
+    def changes(self, factors: Mapping[str, Tensor]) -> Tensors:
+        """Return how much factors change the weights of their layers, by the names of the sums of products.
+
+        Args:
+            factors: The factors of a silo.
+        """
+        return {layer + DELTA: value.float() for layer, value in products(factors, self.scaling).items()}
+
 
 def _is_named(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
@@ -151,6 +159,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """
     whole: Tensor = torch.tensordot(b.double().flatten(1), a.double(), dims=1)
     return whole
+
+
+def is_factor(name: str) -> bool:
+    """Whether this is the name of a factor of an adapter."""
+    return name.endswith((A, B))
 
 
 def products(factors: Mapping[str, Tensor], scaling: float = 1.0) -> Tensors:

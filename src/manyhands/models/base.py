@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from manyhands.generators.base import ImageGenerator
     from manyhands.methods.learners.base import Learner
+    from manyhands.models.adapters import Adapter
     from manyhands.models.autoencoder import TrainedAutoencoder
 
 
@@ -53,6 +54,11 @@ class Model(Spec, ABC):
     def noun(self) -> str:
         """What errors call it."""
         return f"a model of kind {self.kind!r}"
+
+    @property
+    def stacking(self) -> Adapter | None:
+        """The adapters whose products are averaged by stacking their factors; None where weights are averaged."""
+        return None
 
     @abstractmethod
     def build(self, seed: int) -> nn.Module:

@@ -80,6 +80,11 @@ class Pretrained(Denoiser):
         return prompts_of(self.prompts, self.names or tuple(map(str, range(self.classes))))
 
     @property
+    def stacking(self) -> Adapter | None:
+        """The adapter, where it is of the kind ``stacked``."""
+        return self.adapter if self.adapter and self.adapter.kind == "stacked" else None
+
+    @property
     def parts(self) -> PretrainedFolder:
         """The folder, once it has been found to be for such images and classes."""
         folder = located(self.folder, self.revision)
@@ -209,7 +214,7 @@ class PretrainedModule(nn.Module):
 
     @property
     def _stacks(self) -> bool:
-        return self.spec.adapter is not None and self.spec.adapter.kind == "stacked"
+        return self.spec.stacking is not None
 
     def _adapted_layers(self) -> list[tuple[str, Any]]:
         return [(name, layer) for name, layer in self.inner.named_modules() if hasattr(layer, "lora_A")]

@@ -13,7 +13,7 @@ from torch import Tensor
 from manyhands.errors import Reason, Refused
 from manyhands.messages.operation import mismatch
 from manyhands.spec import Spec
-from manyhands.tensors import StateSpec, Tensors, TensorSpec
+from manyhands.tensors import StateSpec, Tensors
 
 MAX_WEIGHT = 6e4
 """The largest weight that is accepted, so that each weight can be a float16."""
@@ -103,7 +103,7 @@ class _Float(Codec, ABC):
         return {name: tensor.float() for name, tensor in wire.items()}
 
     def wire_spec(self, spec: StateSpec) -> StateSpec:
-        return {name: TensorSpec(tensor.shape, self.dtype) for name, tensor in spec.items()}
+        return {name: tensor._replace(dtype=self.dtype) for name, tensor in spec.items()}
 
     def extremes(self, wire: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return wire

@@ -73,11 +73,16 @@ class Downlink:
             return held | dict(self.codec.decode(wire, zeros(self.shared)))
         return held | round_to_float16(self.codec.decode(wire, {name: held[name] for name in self.shared}))
 
-    def bytes(self, ready: float) -> float:
+    def start(self, held: Tensors, number: int) -> Tensors:
+        """Return what a silo trains in a round: the weights that it has."""
+        return held
+
+    def bytes(self, ready: float, silos: int) -> float:
         """Return the most bytes that a silo is sent in a round, on average over silos.
 
         Args:
             ready: The share of the silos that have the weights of the last round.
+            silos: The silos of a round.
         """
         step = max_wire_bytes(self.codec, self.shared)
         return ready * step + (1 - ready) * max_wire_bytes(self.absolute, self.shared) if self.codec.relative else step

@@ -96,7 +96,7 @@ class FedAvg(FedAvgSpec):
         total = sum(parts.values())
         shared = max_wire_bytes(self.up, self.spec_of(SHARED[self.share]))
         up = shared / 2 if self.share == "usplit" else shared
-        down = self.downlink.bytes(count / silos)
+        down = self.downlink.bytes(count / silos, count)
         shares = ", ".join(f"{size / total:.1%} {PART_NAMES[part]}" for part, size in parts.items() if 0 < size < total)
         plain = up + down == 8 * total
         saving = "all weights in float32" if plain else f"{8 * total / (up + down):.2f} x fewer bytes than in float32"

@@ -11,9 +11,9 @@ from manyhands.errors import Reason, Refused
 from manyhands.generators.load import TrainedModel
 from manyhands.messages.message import Message
 from manyhands.methods.base import AVERAGE, WEIGHTS
-from manyhands.methods.fedavg.broadcast import Broadcast
 from manyhands.methods.fedavg.sharing import assigned_parts
 from manyhands.methods.fedavg.spec import Facts, FedAvgSpec
+from manyhands.methods.fedavg.stacking import StackedMean
 from manyhands.methods.server import Accumulated, Server
 from manyhands.methods.update_length import LENGTHS, UpdateLengths
 from manyhands.models.state_spec import initial_weights
@@ -35,11 +35,11 @@ class FedAvgServer(Server):
     def __init__(self, method: FedAvgSpec, seed: int, silos: Collection[str]) -> None:
         self.method, self.seed, self.silos = method, seed, sorted(silos)
         weights = initial_weights(method.model, seed)  # first: then its specification is known and not built once more
-        self.broadcast = Broadcast(method.downlink, seed, weights)
+        self.broadcast = method.broadcast(seed, weights)
         self.average = self.broadcast.silo_weights
         self.memory: Tensors = {}
         self.updates = 0
-        self.mean = WeightedMean()
+        self.mean = self._new_mean()
         self.lengths: UpdateLengths = UpdateLengths(method.max_update_ratio)
         self._went_back = False
         self._assigned = self._draw_participants()
@@ -60,7 +60,10 @@ class FedAvgServer(Server):
         if silo not in self._assigned:
             raise Refused(Reason.NOT_ASKED, f"{silo} does not take part in round {self.round}")
         self.method.up.check(message.tensors, self.method.spec_of(self._assigned[silo]))
-        update, images, relative = self._decoded(silo, message), message.facts["images"], self.method.up.relative
+        update, images = self._decoded(silo, message), message.facts["images"]
+        relative = self.method.up.relative or bool(self.method.model.stacking)
+        if self.method.model.stacking:
+            update = self.method.model.stacking.changes(update)
         self.lengths.check(silo, update, self.broadcast.silo_weights, images, relative=relative)
 
     def accumulate(self, silo: str, message: Message) -> Accumulated:
@@ -71,7 +74,7 @@ class FedAvgServer(Server):
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
         """Close the round, and send the new weights to those who take part in the next one."""
-        mean, self.mean = self.mean.value(), WeightedMean()
+        mean, self.mean = self.mean.value(), self._new_mean()
         self.broadcast = self.broadcast.restarted() if self._went_back else self.broadcast.next(self._moved(mean))
         self.lengths.close()
         self.round, self._went_back = self.round + 1, False
@@ -102,13 +105,16 @@ class FedAvgServer(Server):
         """Go on from a state of ``state_dict``."""
         self.updates, self.memory = int(state["updates"]), strip_prefix(state, "memory.")
         weights, base = strip_prefix(state, WEIGHTS), strip_prefix(state, "base.")
-        self.broadcast = Broadcast(self.method.downlink, self.seed, weights, base, self.round)
+        self.broadcast = self.method.broadcast(self.seed, weights, base, self.round)
         self.average = strip_prefix(state, AVERAGE) or self.broadcast.silo_weights
         self.lengths.load_state_dict(strip_prefix(state, LENGTHS))
         self._assigned = self._draw_participants()
 
     def _decoded(self, silo: str, message: Message) -> Mapping[str, Tensor]:
         return self.method.up.decode(message.tensors, zeros(self.method.spec_of(self._assigned[silo])))
+
+    def _new_mean(self) -> WeightedMean | StackedMean:
+        return StackedMean() if self.method.model.stacking else WeightedMean()
 
     def _moved(self, mean: Tensors) -> Tensors:
         """Return the server's weights after the mean update of the silos."""

@@ -93,8 +93,8 @@ def _update(method: FedAvgSpec, silo: Silo, answer: Message) -> Message:
     """Train one round: load the weights that came, train, and return the message with the new ones."""
     received = _receive(method, silo, answer)
     network = silo.device_context.network(method.model)
-    network.load_state_dict(received.weights)
     number = answer.facts["round"]
+    network.load_state_dict(method.downlink.start(received.weights, number))
     optimiser = method.training.optimiser_of(network, method.progress(number))
     if method.keep_optimiser:
         load_optimiser_state(optimiser, silo.memory)

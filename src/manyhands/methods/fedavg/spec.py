@@ -8,19 +8,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from manyhands.errors import RecipeError
-from manyhands.messages.codec.codec import Codec, Float32
+from manyhands.messages.codec.codec import BFloat16, Codec, Float16, Float32
 from manyhands.messages.codec.quantised_updates import Updates
-from manyhands.methods.fedavg.broadcast import Downlink
+from manyhands.methods.fedavg.broadcast import Broadcast, Downlink
 from manyhands.methods.fedavg.server_optimizer import Momentum, ServerOptimizer
 from manyhands.methods.fedavg.sharing import ALL, SHARED, Share
+from manyhands.methods.fedavg.stacking import StackedBroadcast, StackedDownlink
 from manyhands.methods.proximal import Mode
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.methods.whole_network import WholeNetworkMethod
+from manyhands.models.adapters import is_factor
 from manyhands.models.state_spec import state_spec_of
 from manyhands.registry import CODECS, SERVER_OPTIMIZERS, OneOf
 from manyhands.silos.silo import Silo
 from manyhands.spec import Float, Int
-from manyhands.tensors import StateSpec
+from manyhands.tensors import StateSpec, Tensors
 
 AnyCodec = Annotated[Codec, OneOf(CODECS, by_name=True)]
 AnyServerOptimizer = Annotated[ServerOptimizer, OneOf(SERVER_OPTIMIZERS, by_name=True)]
@@ -79,9 +81,18 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
         return self
 
     @model_validator(mode="after")
-    def _not_stacked(self) -> Self:
-        if getattr(getattr(self.model, "adapter", None), "kind", "") == "stacked":
-            raise ValueError("model.adapter.kind = 'stacked' is not there yet; use 'ffa'")
+    def _stacks_alone(self) -> Self:
+        """Stacked adapters are no weights that stay the same from round to round."""
+        if self.model.stacking is None:
+            return self
+        where = "with model.adapter.kind = 'stacked', whose factors are new in each round,"
+        going_on = {"server_optimizer": self.server_optimizer, "keep_optimiser": self.keep_optimiser}
+        if odd := [name for name, value in {"share": self.share != "all", **going_on}.items() if value]:
+            raise ValueError(f"{where} {odd[0]} has nothing to go on from; use 'ffa'")
+        if self.up.relative or self.down.relative:
+            raise ValueError(f"{where} a codec of differences has nothing that it differs from; use 'float16' or 'ffa'")
+        if not isinstance(self.down, Float32 | Float16 | BFloat16):
+            raise ValueError(f"{where} down is a codec of floats: 'float32', 'float16' or 'bfloat16'")
         return self
 
     @model_validator(mode="after")
@@ -108,8 +119,10 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
             )
 
     @property
-    def downlink(self) -> Downlink:
+    def downlink(self) -> Downlink | StackedDownlink:
         """How weights travel to silos."""
+        if self.model.stacking:
+            return StackedDownlink(self.down, self.model.stacking, state_spec_of(self.model))
         return Downlink(self.down, state_spec_of(self.model), self.spec_of(SHARED[self.share]))
 
     @property
@@ -119,5 +132,22 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
 
     def spec_of(self, parts: str) -> StateSpec:
         """Return the names, shapes and types of the weights of some parts, joined by "+"."""
-        wanted = parts.split("+")
-        return {name: spec for name, spec in state_spec_of(self.model).items() if self.model.part_of(name) in wanted}
+        wanted, every = parts.split("+"), state_spec_of(self.model)
+        names = [name for name in every if not self.model.stacking or is_factor(name)]
+        return {name: every[name] for name in names if self.model.part_of(name) in wanted}
+
+    def broadcast(
+        self, seed: int, weights: Tensors, base: Tensors | None = None, number: int = 0
+    ) -> Broadcast | StackedBroadcast:
+        """Return what the server sends in a round.
+
+        Args:
+            seed: The seed of the run.
+            weights: The server's weights.
+            base: What silos have of the last round, or were sent of it.
+            number: The round.
+        """
+        downlink = self.downlink
+        if isinstance(downlink, StackedDownlink):
+            return StackedBroadcast(downlink, seed, weights, base, number)
+        return Broadcast(downlink, seed, weights, base, number)
