@@ -10,7 +10,7 @@ from manyhands.diffusion.bridge import Mode, bridge, target
 from manyhands.diffusion.norm_bound import squeezed, stretched
 from manyhands.diffusion.objective import Diffusion, noised, x_0_of_eps
 from manyhands.diffusion.release_privacy import box_norm
-from manyhands.diffusion.sampling import DenoisingFunction
+from manyhands.diffusion.solvers import DenoisingFunction
 from manyhands.methods.collafuse.method import CollaFuse
 
 SHAPE = (1, 2, 2)
@@ -80,8 +80,9 @@ def _server(mode: Mode, schedule: Schedule, cut: int, mean: Tensor, root: Tensor
         x_0 = mean + torch.randn(count, 4, generator=rng, dtype=torch.float64) @ root.T
         x_cut = noised(x_0, torch.randn(x_0.shape, generator=rng, dtype=torch.float64), alpha, sigma)
         eps = torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
-        r = bridge(schedule, at, torch.full((1,), cut), x_cut, mode)
-        wanted = target(diffusion, at, x_cut, eps, *r)
+        start = torch.full((1,), cut if mode == "exact" else 0)
+        r = bridge(schedule, at, start, x_cut)
+        wanted = target(diffusion, at, start, x_cut, eps=eps, alpha_r=r[0], sigma_r=r[1])
         if not learnt:
             a, s, k = float(r[0]), float(r[1]), float(schedule.levels(at, x_cut)[1] / r[1])
             weights = k * s * torch.linalg.inv(a**2 * spread + s**2 * torch.eye(4, dtype=torch.float64))
@@ -192,12 +193,14 @@ def _bridged(schedule: Schedule, cut: int, points: Tensor) -> DenoisingFunction:
     a, s = float(schedule.alpha_bar()[cut]) ** 0.5, (1 - float(schedule.alpha_bar()[cut])) ** 0.5
 
     def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        at = torch.full((1,), t)
-        alpha_r, sigma_r = bridge(schedule, at, torch.full((1,), cut), x)
+        at, start = torch.full((1,), t), torch.full((1,), cut)
+        alpha_r, sigma_r = bridge(schedule, at, start, x)
         a_r, s_r = float(alpha_r), float(sigma_r)
         spread = a_r**2 * s**2 + s_r**2
         x_0 = (_weights(x, points, a_r * a, spread**0.5) @ points.flatten(1)).reshape(x.shape)
         off = (x - a_r * a * x_0) / spread
-        return _both(schedule, x, target(diffusion, at, a * x_0 + a_r * s**2 * off, s_r * off, alpha_r, sigma_r), t)
+        x_cut = a * x_0 + a_r * s**2 * off
+        eps = target(diffusion, at, start, x_cut, eps=s_r * off, alpha_r=alpha_r, sigma_r=sigma_r)
+        return _both(schedule, x, eps, t)
 
     return denoise

@@ -149,6 +149,7 @@ MODELS = Registry(
     "manyhands.models.base:Model",
     {
         "unet": "manyhands.models.unet:UNet",
+        "dit": "manyhands.models.dit:DiT",
         "latent": "manyhands.models.latent:Latent",
         "autoencoder": "manyhands.models.autoencoder:Autoencoder",
         "gan": "manyhands.models.gan:Gan",

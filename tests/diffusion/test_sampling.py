@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.diffusion.objective import Diffusion
-from manyhands.diffusion.sampling import DenoisingFunction, Sampling, denoise, guided, timesteps
+from manyhands.diffusion.sampling import Sampling, guided, timesteps
 from manyhands.diffusion.schedule import Schedule
+from manyhands.diffusion.solvers import DenoisingFunction, denoise
 
 MEAN = torch.tensor([0.5, -1.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)

@@ -13,7 +13,10 @@ from manyhands import Diffusion, DiffusionGenerator, Sampling, Schedule, UNet
 from manyhands.cli.app import app
 from manyhands.diffusion.sampling import guided
 from manyhands.errors import RecipeError, RunFolderError
+from manyhands.models.dit import DiT
 from manyhands.models.unet import UNetModule
+
+DIT = DiT(size=8, channels=1, classes=3, width=16, depth=2, head=8)
 
 
 def generator(classes: int, **options: object) -> DiffusionGenerator:
@@ -60,6 +63,48 @@ def test_diffusers_loads_it_and_draws_the_same_images(tmp_path: Path, classes: i
     denoiser = guided(one.network, one.diffusion, known, classes, 1.0)
     ours = one.sampling.denoise(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator()).clamp(-1, 1)
     assert torch.allclose(torch.from_numpy(theirs).permute(0, 3, 1, 2), ours / 2 + 0.5, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "steps"), [("flow", "unet", 7), ("flow", "unet", 10), ("flow", "dit", 10), ("v", "dit", 10)]
+)
+@pytest.mark.parametrize("classes", [0, 3])
+def test_diffusers_loads_flows_and_transformers_and_draws_the_same_images(
+    tmp_path: Path, target: str, classes: int, kind: str, steps: int
+) -> None:
+    model = DIT.model_copy(update={"classes": classes}) if kind == "dit" else generator(classes).model
+    weights = {name: 0.05 * torch.randn_like(tensor) for name, tensor in model.build(3).state_dict().items()}
+    settings = Sampling(steps=steps, clip=None if target == "flow" else 1.0)
+    one = DiffusionGenerator(
+        model, Diffusion.model_validate({"target": target}), weights, tuple(map(str, range(classes))), settings
+    )
+    one.save(tmp_path / "model")
+    again = DiffusionGenerator.from_pretrained(tmp_path / "model")
+    assert again.diffusion == one.diffusion
+    assert torch.equal(one.sample(3, seed=1), again.sample(3, seed=1))
+
+    folder = str(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    rng, labels = torch.Generator().manual_seed(0), [0, 1, 2] if classes else [0, 0, 0]
+    guidance = 2.0 if classes else 1.0
+    theirs = pipeline(
+        class_labels=labels, num_inference_steps=steps, guidance_scale=guidance, output_type="np", generator=rng
+    ).images
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    denoiser = guided(one.network, one.diffusion, torch.tensor(labels) if classes else None, classes, guidance)
+    ours = settings.denoise(denoiser, x, one.diffusion.schedule, 1000, 0, torch.Generator()).clamp(-1, 1)
+    assert torch.allclose(torch.from_numpy(theirs).permute(0, 3, 1, 2), ours / 2 + 0.5, atol=2e-3)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++", "ddpm"])
+def test_a_flow_is_guided_and_clipped_by_every_sampler(sampler: str) -> None:
+    one = generator(3, target="flow", norm=4.0, min_snr=5.0)
+    drawn = one.sample(3, sampling=Sampling.model_validate({"sampler": sampler, "steps": 4, "guidance": 2.0}))
+    assert torch.isfinite(drawn).all()
+    assert drawn.abs().max() <= 1
 
 
 def test_labels_are_the_classes_in_turn_and_bad_ones_an_error() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from manyhands import Diffusion
 from manyhands.diffusion.objective import NoisePredictor
-from manyhands.diffusion.sampling import denoise, guided, timesteps
+from manyhands.diffusion.sampling import guided, timesteps
+from manyhands.diffusion.solvers import denoise
 from manyhands.methods.distil import Distil, jump, loss
 from tests.conftest import TINY
 

@@ -181,12 +181,12 @@ def _scores(attackers: Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> 
 
 def _identity(attackers: Attackers, x_t: Tensor, t: int, rng: torch.Generator) -> dict[str, Any]:
     """How often the true image is picked among all candidates, and how often theory expects that."""
-    alpha_bar = float(attackers.diffusion.schedule.alpha_bar()[t])
-    candidates, sigma = attackers.x_0[:CANDIDATES], math.sqrt((1 - alpha_bar) / alpha_bar)
+    alpha, snr = float(attackers.diffusion.schedule.alpha()[t]), float(attackers.diffusion.schedule.snr()[t])
+    candidates, sigma = attackers.x_0[:CANDIDATES], snr**-0.5
     count = len(candidates)
     return {
         "candidates": count,
-        "top_1": proportion(identity.recognised(x_t[:CANDIDATES], candidates, alpha_bar**0.5)),
+        "top_1": proportion(identity.recognised(x_t[:CANDIDATES], candidates, alpha)),
         "equidistant": identity.equidistant(candidates, sigma),
         "foretold": expected_identification(attackers.clouds, sigma, count, rng),
         "limit": identity.limit(candidates, sigma),

@@ -16,7 +16,8 @@ from manyhands.audit.effort import MAX_RECONSTRUCTED_IMAGES, Effort
 from manyhands.audit.expected_identification import Cloud, clouds_of
 from manyhands.data.images import Images, as_floats
 from manyhands.diffusion.objective import Diffusion, NoisePredictor
-from manyhands.diffusion.sampling import DenoisingFunction, guided
+from manyhands.diffusion.sampling import guided
+from manyhands.diffusion.solvers import DenoisingFunction
 from manyhands.models.unet import UNet
 from manyhands.seed import torch_rng
 

@@ -31,10 +31,14 @@ def bridge_loss(
 ) -> Tensor:
     """Return the loss of a denoiser of the timesteps above the ``cut`` of each noised image.
 
-    With r = alpha_bar_t / alpha_bar_cut, x_t = sqrt(r) x_cut + sqrt(1 - r) eps has the distribution of the schedule at
-    t, and k E[eps | x_t] with k = sqrt((1 - alpha_bar_t) / (1 - r)) is the expectation of the whole noise of x_t. So
-    the target is k eps, or the v that follows from it. The minimum of the loss is the ordinary denoiser for every t
-    above the cut, for any cut. At cut 0 this is the ordinary loss.
+    On any Gaussian path, x_t = alpha_r x_cut + sigma_r eps with alpha_r = alpha_t / alpha_cut and sigma_r^2 = sigma_t^2
+    - alpha_r^2 sigma_cut^2 has the distribution of the path at t, as long as the signal-to-noise ratio falls. The whole
+    noise of x_t has the expectation E[eps_t | x_t] = k E[eps | x_t] with k = sigma_t / sigma_r, since the covariance of
+    eps with eps_t is sigma_r / sigma_t. The clean image has E[x_0 | x_t] = E[x_cut / alpha_cut - alpha_t sigma_cut^2 /
+    (alpha_cut^2 sigma_r) eps | x_t], which divides by no alpha_t. So the target is what follows from these two in place
+    of eps_t and x_0: k eps, v, or their difference for flow. The minimum of the loss is the ordinary denoiser for every
+    t above the cut, for any cut. At cut 0 this is the ordinary loss. (For a schedule of betas, alpha_r = sqrt(r) and
+    sigma_r = sqrt(1 - r) with r = alpha_bar_t / alpha_bar_cut.)
 
     The variance of k eps is k^2, which has no bound near the cut. ``pairs`` uses every image twice, with eps and with
     -eps: near the cut both give nearly the same x_t, and most of the variance cancels. (Measured on MNIST at 16 x 16,
@@ -59,41 +63,47 @@ def bridge_loss(
     if pairs:
         x_cut, cut, t, eps = torch.cat([x_cut, x_cut]), torch.cat([cut, cut]), torch.cat([t, t]), torch.cat([eps, -eps])
         labels = None if labels is None else torch.cat([labels, labels])
-    alpha_r, sigma_r = bridge(diffusion.schedule, t, cut, x_cut, mode)
-    expected = target(diffusion, t, x_cut, eps, alpha_r, sigma_r)
+    start = cut if mode == "exact" else torch.zeros_like(cut)
+    alpha_r, sigma_r = bridge(diffusion.schedule, t, start, x_cut)
+    expected = target(diffusion, t, start, x_cut, eps=eps, alpha_r=alpha_r, sigma_r=sigma_r)
     error = network(noised(x_cut, eps, alpha_r, sigma_r), t, labels) - expected
     size = error.square() if diffusion.error == "squared" else error.abs()
     return (diffusion.weights(t, x_cut.device) * size.flatten(1).mean(1)).mean()
 
 
-def bridge(schedule: Schedule, t: Tensor, cut: Tensor, like: Tensor, mode: Mode = "exact") -> tuple[Tensor, Tensor]:
-    """Return sqrt(r) and sqrt(1 - r) at timesteps t above the cut, each (B, 1, 1, 1).
+def bridge(schedule: Schedule, t: Tensor, cut: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha_r and sigma_r at timesteps t above the cut, each (B, 1, 1, 1), see ``bridge_loss``.
 
     Args:
         schedule: The noise schedule.
         t: The timesteps, (B,).
         cut: The timestep of each image's cut, (B,).
         like: A batch of the device, type and number of dimensions that the result is to multiply, (B, C, H, W).
-        mode: How noised images get more noise, see ``Mode``.
     """
-    alpha_bar = schedule.alpha_bar().to(like.device)
-    ratio = alpha_bar[t] / alpha_bar[cut] if mode == "exact" else alpha_bar[t]
-    r = per_image(ratio, like)
-    return r.sqrt().to(like.dtype), (1 - r).sqrt().to(like.dtype)
+    alpha, sigma = (level.to(like.device) for level in (schedule.alpha(), schedule.sigma()))
+    alpha_r = per_image(alpha[t] / alpha[cut], like)
+    sigma_r = (per_image(sigma[t], like).square() - (alpha_r * per_image(sigma[cut], like)).square()).sqrt()
+    return alpha_r.to(like.dtype), sigma_r.to(like.dtype)
 
 
-def target(diffusion: Diffusion, t: Tensor, x_cut: Tensor, eps: Tensor, alpha_r: Tensor, sigma_r: Tensor) -> Tensor:
-    """Return the target of the network, (B, C, H, W). For v, no division by an alpha_t near 0 is made.
+def target(
+    diffusion: Diffusion, t: Tensor, cut: Tensor, x_cut: Tensor, *, eps: Tensor, alpha_r: Tensor, sigma_r: Tensor
+) -> Tensor:
+    """Return the target of the network, (B, C, H, W). No division by an alpha_t near 0 is made.
 
     Args:
         diffusion: The objective, with its schedule.
         t: The timesteps, (B,).
+        cut: The timestep of each image's cut, (B,).
         x_cut: Images that are noised up to their cut, (B, C, H, W).
         eps: The noise that is added to them, (B, C, H, W).
-        alpha_r: sqrt(r), see ``bridge``.
-        sigma_r: sqrt(1 - r), see ``bridge``.
+        alpha_r: What the images are multiplied by, see ``bridge``.
+        sigma_r: What the noise is multiplied by.
     """
     alpha, sigma = diffusion.schedule.levels(t, x_cut)
     if diffusion.target == "eps":
         return sigma / sigma_r * eps
+    alpha_cut, sigma_cut = diffusion.schedule.levels(cut, x_cut)
+    if diffusion.target == "flow":
+        return (sigma + alpha * (sigma_cut / alpha_cut).square()) / sigma_r * eps - x_cut / alpha_cut
     return sigma * (alpha_r / alpha) * (alpha_r / sigma_r * eps - x_cut)

@@ -1,9 +1,9 @@
-"""The training objective of a denoiser: it predicts the noise, or the velocity, of a noised image."""
+"""The training objective of a denoiser: it predicts the noise, or a velocity, of a noised image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -24,18 +24,24 @@ class Diffusion(Spec):
         Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
         Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv 2303.09556
         Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
+        Flow Matching for Generative Modeling, Lipman et al., 2022, arXiv 2210.02747
     """
 
     schedule: Schedule = Field(default=Schedule(), description="The noise schedule.")
-    target: Literal["eps", "v"] = Field(
-        default="v", description="What the network predicts: the noise (eps) or the velocity (v)."
+    target: Literal["eps", "v", "flow"] = Field(
+        default="v",
+        description=(
+            "What the network predicts: the noise (eps), the velocity (v), or the velocity on the straight line from "
+            "the image to the noise (flow: flow matching, rectified flow), which has a schedule of its own."
+        ),
     )
     min_snr: Float | None = Field(
         default=None,
         gt=0,
         description=(
             "The gamma of min-SNR weighting; None weighs all timesteps equally. A very large gamma caps nothing: it "
-            "weighs the error of v by SNR / (1 + SNR), as if it were the error of the noise."
+            "weighs the error of v by SNR / (1 + SNR), as if it were the error of the noise. For flow, errors count as "
+            "those of the clean image do, too."
         ),
     )
     error: Literal["squared", "absolute"] = Field(
@@ -66,6 +72,24 @@ class Diffusion(Spec):
         ),
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _path_of_the_target(cls, fields: Any) -> Any:
+        """Fill in that the path of flow is the straight line."""
+        if not (isinstance(fields, Mapping) and fields.get("target") == "flow"):
+            return fields
+        schedule = fields.get("schedule", {})
+        return {**fields, "schedule": {"kind": "flow", **schedule} if isinstance(schedule, Mapping) else schedule}
+
+    @model_validator(mode="after")
+    def _target_fits_the_path(self) -> Self:
+        if (self.target == "flow") != (self.schedule.kind == "flow"):
+            raise ValueError(
+                f"target is {self.target!r}, but schedule.kind is {self.schedule.kind!r}: 'flow' is both a target and "
+                "the straight path that it is for; set target = 'flow' and leave schedule.kind out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _in_the_schedule(self) -> Self:
         if (self.max_timestep or 0) > self.schedule.steps:
@@ -93,10 +117,22 @@ class Diffusion(Spec):
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device)
         labels = self.hidden(labels, no_label, rng)
         alpha, sigma = self.schedule.levels(t, x_0)
-        target = eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
-        error = network(noised(x_0, eps, alpha, sigma), t, labels) - target
+        error = network(noised(x_0, eps, alpha, sigma), t, labels) - self.target_of(x_0, eps, alpha, sigma)
         size = error.square() if self.error == "squared" else error.abs()
         return (self.weights(t, x_0.device) * size.flatten(1).mean(1)).mean()
+
+    def target_of(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return what the network is to predict, (B, C, H, W): eps, v = alpha eps - sigma x_0, or eps - x_0 for flow.
+
+        Args:
+            x_0: The clean images, (B, C, H, W).
+            eps: The noise, (B, C, H, W).
+            alpha: alpha_t, see ``Schedule.levels``.
+            sigma: sigma_t.
+        """
+        if self.target == "flow":
+            return eps - x_0
+        return eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
 
     def hidden(self, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor | None:
         """Replace a random share ``label_dropout`` of the labels, (B,), by ``no_label``."""
@@ -126,10 +162,15 @@ class Diffusion(Spec):
         return torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count).flatten().to(rng.device)
 
     def weights(self, t: Tensor, device: torch.device) -> Tensor:
-        """Return the weight of the error at each timestep, (B,): min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
+        """Return the weight of the error at each timestep, (B,): that of the clean image weighs min(SNR, gamma).
+
+        An error of eps is worth min(SNR, gamma) / SNR, one of v / (SNR + 1), and one of flow times sigma_t^2.
+        """
         if self.min_snr is None:
             return torch.ones(len(t), device=device)
         snr = self.schedule.snr().float().to(device)[t]
+        if self.target == "flow":
+            return snr.clamp(max=self.min_snr) * self.schedule.sigma().float().to(device)[t].square()
         return snr.clamp(max=self.min_snr) / (snr if self.target == "eps" else snr + 1)
 
     def estimates(self, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,6 +184,8 @@ class Diffusion(Spec):
         """
         if self.target == "eps":
             return x_0_of_eps(x_t, out, alpha, sigma), out
+        if self.target == "flow":
+            return x_t - sigma * out, x_t + alpha * out
         return x_0_of_v(x_t, out, alpha, sigma), eps_of_v(x_t, out, alpha, sigma)
 
 

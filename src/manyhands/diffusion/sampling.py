@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -12,10 +10,11 @@ from torch import Tensor
 
 from manyhands.diffusion.objective import Diffusion, NoisePredictor
 from manyhands.diffusion.schedule import Schedule
+from manyhands.diffusion.solvers import DenoisingFunction, denoise, dpm_solver, heun
 from manyhands.spec import Float, Int, Spec
 
-DenoisingFunction = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""(x_t, t) -> estimates of the clean images and of the noise, all of shape (B, C, H, W)."""
+SECOND_ORDER = {"heun": heun, "dpm++": dpm_solver}
+"""The samplers without new noise whose error falls with the square of the number of steps."""
 
 
 class Sampling(Spec):
@@ -23,12 +22,18 @@ class Sampling(Spec):
 
     References:
         Denoising Diffusion Implicit Models, Song, Meng, Ermon, 2021, arXiv 2010.02502
+        DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, Lu et al., 2022,
+            arXiv 2211.01095
         Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
     """
 
-    sampler: Literal["ddim", "ddpm"] = Field(
+    sampler: Literal["ddim", "ddpm", "euler", "heun", "dpm++"] = Field(
         default="ddim",
-        description="The sampler: without new noise (ddim), or with the noise of the posterior (ddpm).",
+        description=(
+            "The sampler: without new noise (ddim; euler is its name for a flow), with the noise of the posterior "
+            "(ddpm), or of second order: heun, which runs the network twice a step, and dpm++ (DPM-Solver++(2M)), "
+            "which does not."
+        ),
     )
     steps: Int = Field(
         default=50, ge=1, le=100_000, description="The number of denoising steps over the whole schedule."
@@ -70,8 +75,13 @@ class Sampling(Spec):
             steps: The number of steps; None for the steps of the whole schedule that are in between.
         """
         at = self.between(schedule, t_from, t_to) if steps is None else timesteps(t_from, t_to, steps)
-        eta = 0.0 if self.sampler == "ddim" else 1.0
-        return denoise(denoiser, x, schedule, at, rng, eta=eta, clip=self.clip)
+        if self.sampler in SECOND_ORDER:
+            return SECOND_ORDER[self.sampler](denoiser, x, schedule, at, self.clip)
+        return denoise(denoiser, x, schedule, at, rng, eta=float(self.sampler == "ddpm"), clip=self.clip)
+
+    def passes(self, steps: int) -> int:
+        """Return how many passes of the network so many steps take."""
+        return max(2 * steps - 1, 0) if self.sampler == "heun" else steps
 
     def between(self, schedule: Schedule, t_from: int, t_to: int) -> list[int]:
         """Return ``t_from``, ``t_to`` and the timesteps of the whole schedule between them, falling."""
@@ -84,42 +94,6 @@ def timesteps(t_from: int, t_to: int, steps: int) -> list[int]:
         raise ValueError(f"an interval falls from t_from to t_to >= 0, not from {t_from} to {t_to}")
     spread = torch.linspace(t_from, t_to, steps + 1, dtype=torch.float64).round().long()
     return sorted(set(spread.tolist()), reverse=True)
-
-
-@torch.no_grad()
-def denoise(
-    denoiser: DenoisingFunction,
-    x: Tensor,
-    schedule: Schedule,
-    at: Sequence[int],
-    rng: torch.Generator,
-    *,
-    eta: float = 0.0,
-    clip: float | None = None,
-) -> Tensor:
-    """Denoise x along falling timesteps, by eq. 12 of Song et al.
-
-    Args:
-        denoiser: Estimates the clean images and the noise.
-        x: Noised images, (B, C, H, W).
-        schedule: The noise schedule.
-        at: The timesteps, falling, from that of x to that of the result.
-        rng: The random numbers of new noise.
-        eta: The share of new noise: 0 is DDIM, 1 the posterior of DDPM.
-        clip: The bound of the estimated clean images; None for no bound.
-    """
-    alpha_bar = schedule.alpha_bar().tolist()
-    for t, s in pairwise(at):
-        a_t, a_s = alpha_bar[t], alpha_bar[s]
-        x_0, eps = denoiser(x, t)
-        if clip is not None:
-            x_0 = x_0.clamp(-clip, clip)
-            eps = (x - a_t**0.5 * x_0) / (1 - a_t) ** 0.5
-        fresh = eta * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 0.5
-        x = a_s**0.5 * x_0 + max(1 - a_s - fresh**2, 0.0) ** 0.5 * eps
-        if fresh > 0:
-            x = x + fresh * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-    return x
 
 
 def guided(

@@ -15,20 +15,25 @@ from manyhands.tensors import per_image
 
 
 class Schedule(Spec):
-    """A noise schedule with T = ``steps`` timesteps: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+    """A Gaussian path with T = ``steps`` timesteps: x_t = alpha_t x_0 + sigma_t eps.
 
-    Timestep 0 is the clean image (alpha_bar_0 = 1), timestep T the noisiest.
+    Timestep 0 is the clean image (alpha_0 = 1, sigma_0 = 0), timestep T the noisiest. Schedules of betas have alpha_t^2
+    = alpha_bar_t and sigma_t^2 = 1 - alpha_bar_t. The linear path of ``flow`` has alpha_t = 1 - t / T and sigma_t =
+    t / T, so that timestep T is noise alone.
 
     References:
         Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
         Improved Denoising Diffusion Probabilistic Models, Nichol, Dhariwal, 2021, arXiv 2102.09672
+        Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, Liu, Gong, Liu, 2022,
+            arXiv 2209.03003
     """
 
-    kind: Literal["cosine", "linear", "scaled-linear"] = Field(
+    kind: Literal["cosine", "linear", "scaled-linear", "flow"] = Field(
         default="cosine",
         description=(
             "The shape of the schedule: betas of a cosine curve, betas that rise linearly, or the squares of numbers "
-            "that rise linearly (scaled-linear)."
+            "that rise linearly (scaled-linear); or the straight line from the image to the noise (flow), which "
+            "target = 'flow' sets."
         ),
     )
     steps: Int = Field(default=1000, ge=2, le=100_000, description="The number of timesteps T.")
@@ -40,11 +45,19 @@ class Schedule(Spec):
     )
 
     def alpha_bar(self) -> Tensor:
-        """Return the share of signal power at the timesteps 0 to T, (T + 1,) in float64."""
-        return _alpha_bar(self)
+        """Return the signal power alpha_t^2 at the timesteps 0 to T, (T + 1,) in float64."""
+        return _powers(self)[0]
+
+    def alpha(self) -> Tensor:
+        """Return what the image is multiplied by at the timesteps 0 to T, (T + 1,) in float64."""
+        return _amplitudes(self)[0]
+
+    def sigma(self) -> Tensor:
+        """Return what the noise is multiplied by at the timesteps 0 to T, (T + 1,) in float64."""
+        return _amplitudes(self)[1]
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha_t = sqrt(alpha_bar_t) and sigma_t = sqrt(1 - alpha_bar_t), each (B, 1, 1, 1).
+        """Return alpha_t and sigma_t, each (B, 1, 1, 1).
 
         Args:
             t: The timesteps, (B,).
@@ -55,21 +68,31 @@ class Schedule(Spec):
 
     def snr(self) -> Tensor:
         """Return signal power over noise power at the timesteps 0 to T, (T + 1,); infinite at 0."""
-        alpha_bar = self.alpha_bar()
-        return alpha_bar / (1 - alpha_bar)
+        signal, noise = _powers(self)
+        return signal / noise
 
 
 @cache
 def _levels(schedule: Schedule, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    alpha_bar = schedule.alpha_bar()
-    return alpha_bar.sqrt().to(device, dtype), (1 - alpha_bar).sqrt().to(device, dtype)
+    alpha, sigma = _amplitudes(schedule)
+    return alpha.to(device, dtype), sigma.to(device, dtype)
 
 
 @cache
-def _alpha_bar(schedule: Schedule) -> Tensor:
+def _amplitudes(schedule: Schedule) -> tuple[Tensor, Tensor]:
+    signal, noise = _powers(schedule)
+    return signal.sqrt(), noise.sqrt()
+
+
+@cache
+def _powers(schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Return alpha_t^2 and sigma_t^2."""
+    if schedule.kind == "flow":
+        sigma = torch.arange(schedule.steps + 1, dtype=torch.float64) / schedule.steps
+        return (1 - sigma).square(), sigma.square()
     betas = _cosine(schedule.steps) if schedule.kind == "cosine" else _linear(schedule)
-    alpha_bar = torch.cumprod(1 - betas, 0)
-    return torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar])
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
+    return alpha_bar, 1 - alpha_bar
 
 
 def _linear(schedule: Schedule) -> Tensor:

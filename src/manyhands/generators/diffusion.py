@@ -83,30 +83,37 @@ class DiffusionGenerator(ImageGenerator):
         if has_adapters(self.model):
             write_adapters(self.network, fresh)
             self._scheduler().save_pretrained(fresh / "scheduler")
-        elif self.model.is_diffusers:
+        elif self.model.diffusers_folder:
             self._write_for_diffusers(fresh)
         else:
             (fresh / DENOISER).parent.mkdir()
             safetensors.torch.save_file(snapshot(self.weights), fresh / DENOISER)
 
     def _write_for_diffusers(self, fresh: Path) -> None:
-        plain_unet(self.network).save_pretrained(fresh / "unet")
-        self._scheduler().save_pretrained(fresh / "scheduler")
+        network, scheduler, part = plain_unet(self.network), self._scheduler(), self.model.diffusers_folder
+        network.save_pretrained(fresh / part)
+        scheduler.save_pretrained(fresh / "scheduler")
         index: dict[str, Any] = {
             "_class_name": "DDIMPipeline",
-            "unet": ["diffusers", "UNet2DModel"],
-            "scheduler": ["diffusers", "DDIMScheduler"],
+            part: ["diffusers", type(network).__name__],
+            "scheduler": ["diffusers", type(scheduler).__name__],
         }
         if self.autoencoder:
             self.autoencoder.write(fresh / "vae", self.scale)
             index["vae"] = ["diffusers", "AutoencoderKL"]
-        if self.autoencoder or self.model.classes:
+        if self._needs_pipeline:
             index["_class_name"] = ["pipeline", "ImagePipeline"]
         if takes_text(self.model):
             index |= write_text_parts(self.network, fresh)
-        elif self.autoencoder or self.model.classes:
+        elif self._needs_pipeline:
             shutil.copy(Path(__file__).with_name("pipeline.py"), fresh / "pipeline.py")
         (fresh / "model_index.json").write_text(finite_json(index, indent=1))
+
+    @property
+    def _needs_pipeline(self) -> bool:
+        """Whether no pipeline of diffusers samples it: it has classes or latents, is a transformer or a flow."""
+        other = self.model.diffusers_folder != "unet" or self.diffusion.target == "flow"
+        return other or self.autoencoder is not None or self.model.classes > 0
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu", model: Denoiser | None = None) -> Self:
@@ -198,8 +205,10 @@ class DiffusionGenerator(ImageGenerator):
         return {**plain, "classes": self.classes, "ema": self.ema, "scale": self.scale, **frozen}
 
     def _scheduler(self) -> Any:
-        from diffusers import DDIMScheduler
+        from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+        if self.diffusion.target == "flow":
+            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.diffusion.schedule.steps)
         schedule, clip = self.diffusion.schedule, self._bounded(self.sampling).clip
         return DDIMScheduler(
             num_train_timesteps=schedule.steps,
@@ -231,7 +240,7 @@ def _denoiser(stored: dict[str, Any], model: Denoiser | None) -> Denoiser:
 def _stored_weights(folder: Path, model: Denoiser) -> Tensors:
     if has_adapters(model):
         return stored_adapters(folder, model)
-    if not model.is_diffusers:
+    if not model.diffusers_folder:
         return safetensors.torch.load_file(folder / DENOISER)
-    raw = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    raw = safetensors.torch.load_file(folder / model.diffusers_folder / "diffusion_pytorch_model.safetensors")
     return {f"inner.{name}": tensor for name, tensor in raw.items()}

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from manyhands.diffusion.norm_bound import squeezed
 from manyhands.diffusion.objective import Diffusion, NoisePredictor, noised
-from manyhands.diffusion.sampling import denoise, guided, timesteps
+from manyhands.diffusion.sampling import guided, timesteps
+from manyhands.diffusion.solvers import denoise
 from manyhands.spec import Int, Spec
 
 if TYPE_CHECKING:
@@ -174,10 +175,9 @@ def jump(diffusion: Diffusion, x_s: Tensor, landed: Tensor, s: int, after: int) 
         s: The step that is left.
         after: The step that is reached.
     """
-    alpha_bar = diffusion.schedule.alpha_bar().tolist()
-    alpha, alpha_after = alpha_bar[s] ** 0.5, alpha_bar[after] ** 0.5
-    left = ((1 - alpha_bar[after]) / (1 - alpha_bar[s])) ** 0.5
-    clean: Tensor = (landed - left * x_s) / (alpha_after - left * alpha)
+    alpha, sigma = diffusion.schedule.alpha().tolist(), diffusion.schedule.sigma().tolist()
+    left = sigma[after] / sigma[s]
+    clean: Tensor = (landed - left * x_s) / (alpha[after] - left * alpha[s])
     return clean
 
 

@@ -95,10 +95,11 @@ class Denoiser(Model, ABC):
     None where ``classes`` is 0; the number after the last class means no label.
 
     Attributes:
-        is_diffusers: Whether ``inner`` of the network is a ``UNet2DModel`` of diffusers, which is stored as such.
+        diffusers_folder: The folder in which ``inner`` of the network is stored as a network of diffusers: "unet" or
+            "transformer"; empty where it is none.
     """
 
-    is_diffusers: ClassVar[bool] = False
+    diffusers_folder: ClassVar[str] = ""
 
     classes: Int = Field(ge=0, description="The number of classes; 0 for an unconditional model.")
 

@@ -25,7 +25,7 @@ class Latent(Denoiser):
     """
 
     has_parts: ClassVar[bool] = True
-    is_diffusers: ClassVar[bool] = True
+    diffusers_folder: ClassVar[str] = "unet"
     can_checkpoint: ClassVar[bool] = True
 
     kind: Literal["latent"] = Field(default="latent", description="Selects this kind of model.")

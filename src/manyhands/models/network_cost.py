@@ -16,20 +16,20 @@ from manyhands.silos.flops import Meter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyhands.models.unet import UNet
+    from manyhands.models.base import Denoiser
 
 COPIES = 4
 """How many numbers a weight takes in training with Adam: itself, its gradient, and two moments."""
 
 
 @cache
-def weights(spec: UNet) -> int:
+def weights(spec: Denoiser) -> int:
     """Return the number of weights of a network."""
     return sum(tensor.size for tensor in state_spec_of(spec).values())
 
 
 @cache
-def forward_flops(spec: UNet, batch: int = 1) -> int:
+def forward_flops(spec: Denoiser, batch: int = 1) -> int:
     """Return the floating-point operations of one forward pass of a batch."""
     meter = Meter({})
     with FakeTensorMode(), torch.no_grad():
@@ -40,7 +40,7 @@ def forward_flops(spec: UNet, batch: int = 1) -> int:
 
 
 @cache
-def training_flops(spec: UNet) -> int:
+def training_flops(spec: Denoiser) -> int:
     """Return the floating-point operations of one image in training, forward and backward."""
     meter = Meter({})
     with FakeTensorMode():
@@ -51,7 +51,7 @@ def training_flops(spec: UNet) -> int:
 
 
 @cache
-def training_memory(spec: UNet, batch: int) -> int:
+def training_memory(spec: Denoiser, batch: int) -> int:
     """Return the bytes of training in float32: weights, gradients, Adam's moments and saved activations."""
     with FakeTensorMode():
         network, inputs = _network_and_batch(spec, batch)
@@ -81,7 +81,7 @@ def saved_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> tuple[int,
     return sum(size for storage, size in sizes.items() if storage not in weights_here), out
 
 
-def _network_and_batch(spec: UNet, batch: int) -> tuple[nn.Module, tuple[Any, ...]]:
+def _network_and_batch(spec: Denoiser, batch: int) -> tuple[nn.Module, tuple[Any, ...]]:
     """Build the network, and a batch for it."""
     shape = batch, spec.channels, spec.size, spec.size
     labels = torch.zeros(batch, dtype=torch.long) if spec.classes else None

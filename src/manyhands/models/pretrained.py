@@ -40,7 +40,7 @@ class Pretrained(Denoiser):
     """
 
     has_parts: ClassVar[bool] = True
-    is_diffusers: ClassVar[bool] = True
+    diffusers_folder: ClassVar[str] = "unet"
     can_checkpoint: ClassVar[bool] = True
 
     kind: Literal["pretrained"] = Field(default="pretrained", description="Selects this kind of model.")

@@ -21,7 +21,7 @@ class UNet(Denoiser):
     """
 
     has_parts: ClassVar[bool] = True
-    is_diffusers: ClassVar[bool] = True
+    diffusers_folder: ClassVar[str] = "unet"
     can_checkpoint: ClassVar[bool] = True
 
     kind: Literal["unet"] = Field(default="unet", description="Selects this kind of model.")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from manyhands.audit.attacks.statistics import Interval, auc, bootstrap, true_positives
 from manyhands.diffusion.objective import noised
-from manyhands.diffusion.sampling import DenoisingFunction
 from manyhands.diffusion.schedule import Schedule
+from manyhands.diffusion.solvers import DenoisingFunction
 
 FALSE_POSITIVES = 0.01
 

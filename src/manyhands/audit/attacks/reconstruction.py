@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from manyhands.diffusion.objective import Diffusion, NoisePredictor, noised, x_0_of_v
-from manyhands.diffusion.sampling import DenoisingFunction, denoise, guided, timesteps
+from manyhands.diffusion.objective import Diffusion, NoisePredictor, noised
+from manyhands.diffusion.sampling import guided, timesteps
 from manyhands.diffusion.schedule import Schedule
+from manyhands.diffusion.solvers import DenoisingFunction, denoise
 from manyhands.models.unet import UNet
 from manyhands.silos.local_training import Training, steps
 
@@ -35,7 +36,7 @@ def averaged(schedule: Schedule, copies: Iterable[Tensor], t: int) -> tuple[Tens
     for copy in copies:
         total, count = total + copy, count + 1
     level = level_of(schedule, float(schedule.snr()[t]) * count)
-    scale = (schedule.alpha_bar()[level] / schedule.alpha_bar()[t]).sqrt()
+    scale = schedule.alpha()[level] / schedule.alpha()[t]
     return total / count * float(scale), level
 
 
@@ -63,9 +64,9 @@ def wiener(schedule: Schedule, public: Tensor) -> Attack:
     variances = singular.square() / len(flat) + RIDGE
 
     def attack(x_t: Tensor, t: int) -> Tensor:
-        a = float(schedule.alpha_bar()[t])
-        coordinates = (x_t.flatten(1).double() - a**0.5 * centre) @ axes.T
-        shrunk = a**0.5 * variances / (a * variances + 1 - a)
+        alpha, sigma = float(schedule.alpha()[t]), float(schedule.sigma()[t])
+        coordinates = (x_t.flatten(1).double() - alpha * centre) @ axes.T
+        shrunk = alpha * variances / (alpha**2 * variances + sigma**2)
         estimate: Tensor = centre + (coordinates * shrunk) @ axes
         return estimate.to(x_t.dtype).reshape(x_t.shape).clamp(-1, 1)
 
@@ -117,18 +118,19 @@ def regressor(
 ) -> Attack:
     """Train a network that predicts x_0 with the least squared error, on public images at these levels only.
 
-    The estimate is alpha x_t - sigma v, where v is the output of the network, so that light noise is easy to remove.
+    The estimate is what follows from a velocity, the output of the network, so that light noise is easy to remove.
     """
     network, known = model.build(_seed(rng)), torch.tensor(sorted(set(levels)))
+    diffusion = Diffusion(schedule=schedule, target="flow" if schedule.kind == "flow" else "v")
 
     def loss(indices: Tensor) -> Tensor:
         x_0, t = public[indices], known[torch.randint(len(known), (len(indices),), generator=rng)]
         alpha, sigma = schedule.levels(t, x_0)
         x_t = noised(x_0, torch.randn(x_0.shape, generator=rng), alpha, sigma)
-        return (x_0_of_v(x_t, network(x_t, t, None), alpha, sigma) - x_0).square().mean()
+        return (diffusion.estimates(network(x_t, t, None), x_t, alpha, sigma)[0] - x_0).square().mean()
 
     _fit(network, training, len(public), loss, rng)
-    return denoised(guided(in_parts(network), Diffusion(schedule=schedule, target="v"), None, 0, 1.0))
+    return denoised(guided(in_parts(network), diffusion, None, 0, 1.0))
 
 
 def in_parts(network: NoisePredictor, size: int = 256) -> NoisePredictor:

@@ -81,8 +81,9 @@ def costs(method: CollaFuseSpec, silo: str, images: int, sampling: Sampling) -> 
     """
     step, chain = method.step_of(silo), method.diffusion.schedule
     local, whole = method.local_model, method.model
-    passes = method.steps_below_cut(step, sampling) or (len(sampling.between(chain, step, 0)) - 1 if step else 0)
-    whole_passes = len(sampling.between(chain, chain.steps, 0)) - 1
+    steps = method.steps_below_cut(step, sampling) or (len(sampling.between(chain, step, 0)) - 1 if step else 0)
+    passes = steps if method.distil else sampling.passes(steps)
+    whole_passes = sampling.passes(len(sampling.between(chain, chain.steps, 0)) - 1)
     twice = 2 if sampling.guidance not in (0, 1) and whole.classes else 1
     seen = method.rounds * method.training.seen(images)
     released = 0 if step == chain.steps else round(method.releases(images) * images)

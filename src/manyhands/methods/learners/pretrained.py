@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 COMPARE = "pretrained"
 HASH = "pretrained.hash"
 BETAS = ("beta_start", "beta_end")
+TARGETS = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 class PretrainedLearner(Learner[Pretrained]):
@@ -115,8 +116,10 @@ def differences(diffusion: Diffusion, scheduler: Mapping[str, Any]) -> list[tupl
     """
     schedule, kinds = diffusion.schedule, {theirs: ours for ours, theirs in DIFFUSERS_NAME.items()}
     predicted, shape = scheduler.get("prediction_type"), scheduler.get("beta_schedule")
+    if "FlowMatch" in str(scheduler.get("_class_name")):
+        predicted = "flow_prediction"
     pairs = [
-        ("target", diffusion.target, {"epsilon": "eps", "v_prediction": "v"}.get(str(predicted), predicted)),
+        ("target", diffusion.target, TARGETS.get(str(predicted), predicted)),
         ("schedule.kind", schedule.kind, kinds.get(str(shape), shape)),
         ("schedule.steps", schedule.steps, scheduler.get("num_train_timesteps")),
     ]
