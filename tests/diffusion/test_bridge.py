@@ -24,7 +24,7 @@ def test_noising_twice_over_the_bridge_is_noising_once(cut: int, data: st.DataOb
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("target", ["eps", "v"])
+@pytest.mark.parametrize("target", ["eps", "v", "flow"])
 def test_no_network_does_better_than_the_ordinary_denoiser_at_any_cut(target: str, pairs: bool) -> None:
     diffusion, mean, variance = Diffusion.model_validate({"target": target}), 0.5, 0.3
     schedule, rng = diffusion.schedule, torch.Generator().manual_seed(0)
@@ -37,7 +37,10 @@ def test_no_network_does_better_than_the_ordinary_denoiser_at_any_cut(target: st
         def network(x: torch.Tensor, t: torch.Tensor, _: object) -> torch.Tensor:
             alpha, sigma = schedule.levels(t, x)
             eps = sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
-            return (eps if target == "eps" else (eps - sigma * x) / alpha) + push * x
+            right = {"eps": eps, "v": (eps - sigma * x) / alpha, "flow": (eps - x) / alpha.clamp(min=1e-9)}[target]
+            if target == "flow":
+                right = torch.where(alpha > 0, right, x - mean)
+            return right + push * x
 
         rng = torch.Generator().manual_seed(1)
         return bridge_loss(diffusion, network, x_cut, cut, None, 0, rng, pairs=pairs).item()
