@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands import DiffusionGenerator, Experiment, FedAvg, Training
+from manyhands import CollaFuse, DiffusionGenerator, Experiment, FedAvg, Sampling, Training, UNet
 from manyhands.models import network_cost
 from manyhands.models.dit import DiT
 from manyhands.runs.recipe_file import load_recipe
@@ -90,3 +90,33 @@ def test_a_transformer_that_cannot_be_is_an_error(fields: dict[str, Any], messag
 def test_it_has_no_way_up_to_share() -> None:
     with pytest.raises(ValueError, match="share is 'up', but a model of kind 'dit' can only be shared with 'all'"):
         FedAvg(model=DIT, training=Training(steps=1), rounds=1, share="up")
+
+
+def test_collafuse_trains_it_on_both_sides_of_the_cut_of_a_flow() -> None:
+    model = DIT.model_copy(update={"size": 4})
+    training, flow = Training(batch=4, steps=2, learning_rate=1e-2), {"target": "flow"}
+    method = CollaFuse(model=model, training=training, rounds=2, cut=0.4, labels="share", diffusion=flow)
+    experiment = Experiment(method, tiny_silos(), device="cpu")
+    for _ in experiment:
+        pass
+    drawn = experiment.drawing("s0").sample(2, sampling=Sampling(sampler="heun", steps=4))
+    assert drawn.shape == (2, 1, 4, 4)
+    assert torch.isfinite(drawn).all()
+    cost = method.costs("s0", 5, Sampling(sampler="heun", steps=10))
+    assert cost["draw_flops"] == pytest.approx(7 * network_cost.forward_flops(model))  # 4 steps, but for the last
+    assert cost["draw_flops_whole"] == pytest.approx(19 * network_cost.forward_flops(model))
+
+
+def test_collafuse_takes_a_transformer_or_a_unet_and_names_what_it_does_not_take() -> None:
+    fields: dict[str, Any] = {"training": {"steps": 1}, "rounds": 1, "cut": 0.4}
+    table = {"size": 4, "channels": 1, "classes": 0}
+    assert isinstance(CollaFuse.model_validate({**fields, "model": table}).model, UNet)
+    silos = CollaFuse.model_validate({**fields, "model": table, "silo_model": {"kind": "dit", **table}})
+    assert isinstance(silos.silo_model, DiT)
+    with pytest.raises(ValueError, match="its networks are a 'unet' or a 'dit', not an autoencoder"):
+        CollaFuse.model_validate({**fields, "model": {"kind": "autoencoder", "size": 8, "channels": 1}})
+    changes = ["method.model={kind='dit', width=32, depth=2}", "method.silo_model={kind='dit', width=16, head=8}"]
+    recipe = load_recipe(recipe_path("digits-collafuse"), changes)
+    assert isinstance(recipe.method, CollaFuse)
+    assert isinstance(recipe.method.local_model, DiT)
+    assert (recipe.method.local_model.size, recipe.method.local_model.classes) == (8, 10)

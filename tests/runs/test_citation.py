@@ -10,7 +10,7 @@ from tests.conftest import tiny_fedavg
 
 PROX, FEDDIFFUSE, DIFFUSION, FEDDM, SERVER_ADAM = "1812.06127", "2406.12575", "2006.11239", "2407.14730", "2003.00295"
 
-DDIM = "2010.02502"
+DDIM, FLOW, DPM, HEUN = "2010.02502", "2209.03003", "2211.01095", "2206.00364"
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,8 @@ DDIM = "2010.02502"
     [
         ({}, {DIFFUSION}, {PROX, FEDDIFFUSE, FEDDM, SERVER_ADAM}),
         ({"proximal": 0.1}, {PROX}, {FEDDIFFUSE}),
-        ({"share": "up"}, {FEDDIFFUSE}, {PROX}),
+        ({"share": "up"}, {FEDDIFFUSE}, {PROX, FLOW}),
+        ({"diffusion": {"target": "flow"}}, {FLOW}, {PROX}),
         ({"up": "weights", "server_optimizer": "adam"}, {FEDDM, SERVER_ADAM}, {PROX}),
     ],
 )
@@ -33,6 +34,13 @@ def test_a_gan_cites_no_walk_down_a_chain() -> None:
     method = FedAvg(model=model, training=GanTraining(batch=2, steps=1), rounds=1)
     assert DDIM not in " ".join(citations(method, Sampling()))
     assert DDIM in " ".join(citations(tiny_fedavg(), Sampling()))
+
+
+def test_a_sampler_of_second_order_is_cited_where_it_samples() -> None:
+    for sampler, cited, other in (("dpm++", DPM, HEUN), ("heun", HEUN, DPM), ("ddim", DDIM, HEUN)):
+        text = " ".join(citations(tiny_fedavg(), Sampling.model_validate({"sampler": sampler})))
+        assert cited in text
+        assert other not in text
 
 
 def test_an_autoencoder_cites_no_diffusion() -> None:

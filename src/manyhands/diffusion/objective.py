@@ -24,7 +24,6 @@ class Diffusion(Spec):
         Progressive Distillation for Fast Sampling of Diffusion Models, Salimans, Ho, 2022, arXiv 2202.00512
         Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv 2303.09556
         Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
-        Flow Matching for Generative Modeling, Lipman et al., 2022, arXiv 2210.02747
     """
 
     schedule: Schedule = Field(default=Schedule(), description="The noise schedule.")
@@ -96,6 +95,10 @@ class Diffusion(Spec):
             raise ValueError(f"max_timestep is {self.max_timestep}, but the schedule has {self.schedule.steps} steps")
         return self
 
+    def cited_parts(self) -> list[object]:
+        """Return the parts whose papers are cited: those of flows where the target is one."""
+        return [*super().cited_parts(), *([flow_of] if self.target == "flow" else [])]
+
     def loss(
         self,
         network: NoisePredictor,
@@ -131,7 +134,7 @@ class Diffusion(Spec):
             sigma: sigma_t.
         """
         if self.target == "flow":
-            return eps - x_0
+            return flow_of(x_0, eps)
         return eps if self.target == "eps" else v_of(x_0, eps, alpha, sigma)
 
     def hidden(self, labels: Tensor | None, no_label: int, rng: torch.Generator) -> Tensor | None:
@@ -197,6 +200,21 @@ def noised(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 def v_of(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """V = alpha eps - sigma x_0."""
     return alpha * eps - sigma * x_0
+
+
+def flow_of(x_0: Tensor, eps: Tensor) -> Tensor:
+    """Return eps - x_0, the velocity on the straight path from the image to the noise.
+
+    Args:
+        x_0: The clean images, (B, C, H, W).
+        eps: The noise, (B, C, H, W).
+
+    References:
+        Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, Liu, Gong, Liu, 2022,
+            arXiv 2209.03003
+        Flow Matching for Generative Modeling, Lipman et al., 2022, arXiv 2210.02747
+    """
+    return eps - x_0
 
 
 def x_0_of_v(x_t: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

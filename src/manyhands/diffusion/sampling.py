@@ -22,8 +22,6 @@ class Sampling(Spec):
 
     References:
         Denoising Diffusion Implicit Models, Song, Meng, Ermon, 2021, arXiv 2010.02502
-        DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, Lu et al., 2022,
-            arXiv 2211.01095
         Classifier-Free Diffusion Guidance, Ho, Salimans, 2022, arXiv 2207.12598
     """
 
@@ -78,6 +76,10 @@ class Sampling(Spec):
         if self.sampler in SECOND_ORDER:
             return SECOND_ORDER[self.sampler](denoiser, x, schedule, at, self.clip)
         return denoise(denoiser, x, schedule, at, rng, eta=float(self.sampler == "ddpm"), clip=self.clip)
+
+    def cited_parts(self) -> list[object]:
+        """Return the parts whose papers are cited, with the sampler where that has one of its own."""
+        return [*super().cited_parts(), *([SECOND_ORDER[self.sampler]] if self.sampler in SECOND_ORDER else [])]
 
     def passes(self, steps: int) -> int:
         """Return how many passes of the network so many steps take."""

@@ -24,8 +24,6 @@ class Schedule(Spec):
     References:
         Denoising Diffusion Probabilistic Models, Ho, Jain, Abbeel, 2020, arXiv 2006.11239
         Improved Denoising Diffusion Probabilistic Models, Nichol, Dhariwal, 2021, arXiv 2102.09672
-        Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, Liu, Gong, Liu, 2022,
-            arXiv 2209.03003
     """
 
     kind: Literal["cosine", "linear", "scaled-linear", "flow"] = Field(

@@ -17,7 +17,7 @@ from manyhands.messages.facts import Number, Whole
 from manyhands.messages.message import Message
 from manyhands.messages.operation import COUNT, SEED, WORD, Operation, Payload
 from manyhands.messages.outgoing import Statistics
-from manyhands.models.unet import UNet
+from manyhands.models.base import Denoiser
 from manyhands.seed import torch_rng
 from manyhands.tensors import TensorSpec
 
@@ -30,7 +30,7 @@ MAX_DRAWN_IMAGES = 256
 """The most images of one call."""
 
 
-def operation(model: UNet) -> Operation:
+def operation(model: Denoiser) -> Operation:
     """Return the operation by which a silo asks the server for partly denoised images.
 
     Args:
@@ -106,7 +106,7 @@ class Relay(ImageGenerator):
         norm: The norm that images were squeezed into before training; None for none.
     """
 
-    model: UNet
+    model: Denoiser
     ask: ServerCall
     cut: int
     server_stop: int

@@ -68,8 +68,9 @@ def _models(method: type[Spec], fields: Mapping[str, Any], data: Mapping[str, An
 
 def _model_class(annotation: Any) -> type[Model] | None:
     """The class of models that a field takes; None for a field that takes none."""
-    choices = (annotation, *get_args(annotation))
-    return next((spec for spec in choices if isinstance(spec, type) and issubclass(spec, Model)), None)
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    return next((spec for choice in get_args(annotation) if (spec := _model_class(choice))), None)
 
 
 def _default_kind(model: type[Model]) -> str:

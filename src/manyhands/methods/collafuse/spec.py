@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from manyhands.diffusion.bridge import Mode
 from manyhands.diffusion.objective import Diffusion
@@ -19,17 +20,34 @@ from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg.method import FedAvg
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.methods.whole_network import WholeNetworkMethod, check_training
+from manyhands.models.base import Model
+from manyhands.models.dit import DiT
 from manyhands.models.layer_cut import MAX_CUTS
 from manyhands.models.unet import UNet
+from manyhands.registry import MODELS, OneOf
 from manyhands.silos.local_training import Training
 from manyhands.spec import Float, Int
+
+
+def _of_a_unet(model: Any) -> Any:
+    return {"kind": "unet", **model} if isinstance(model, Mapping) else model
+
+
+def _of_pixels(model: Model) -> Model:
+    if not isinstance(model, UNet | DiT):
+        raise ValueError(f"collafuse releases noised pixels, so its networks are a 'unet' or a 'dit', not {model.noun}")
+    return model
+
+
+PixelDenoiser = Annotated[UNet | DiT, OneOf(MODELS), BeforeValidator(_of_a_unet), AfterValidator(_of_pixels)]
+"""A denoiser of pixels that can be built without classes, too; a U-Net where no kind is named."""
 
 
 class CollaFuseSpec(WholeNetworkMethod, ABC):
     """The fields of ``CollaFuse``, and the cuts, networks and rounds that follow from them."""
 
     kind: Literal["collafuse"] = Field(default="collafuse", description="The name of this method in a recipe.")
-    model: UNet = Field(description="The server's network; also that of the silos unless silo_model is set.")
+    model: PixelDenoiser = Field(description="The server's network; also that of the silos unless silo_model is set.")
     cut: TimestepCut = Field(
         description="Where the denoising chain is cut: the silo's images are noised up to this step before they leave."
     )
@@ -64,7 +82,7 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         default="own",
         description="Which labels a silo may ask the server to draw: its 'own', which it has shared, or 'any'.",
     )
-    silo_model: UNet | None = Field(default=None, description="The network of a silo; None takes model.")
+    silo_model: PixelDenoiser | None = Field(default=None, description="The network of a silo; None takes model.")
     server_training: Training | None = Field(
         default=None,
         description="The server's training in a round; None takes as many steps as all silos together.",
@@ -182,12 +200,12 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         return Local(**fields, distil=self.distil if step else None)
 
     @property
-    def local_model(self) -> UNet:
+    def local_model(self) -> UNet | DiT:
         """The network of a silo: ``silo_model``, or the same as the server's."""
         return self.silo_model or self.model
 
     @property
-    def server_model(self) -> UNet:
+    def server_model(self) -> UNet | DiT:
         """The network of the server; it is unconditional where labels are withheld."""
         return self.model.model_copy(update={"classes": 0}) if self.labels == "withhold" else self.model
 
