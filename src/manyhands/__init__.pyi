@@ -61,6 +61,7 @@ from .methods.gans.pflgan import PFLGan as PFLGan
 from .methods.gans.splitgan import SplitGan as SplitGan
 from .methods.huscf.method import HuSCF as HuSCF
 from .models.autoencoder import Autoencoder as Autoencoder
+from .models.dit import DiT as DiT
 from .models.gan import Gan as Gan
 from .models.latent import Latent as Latent
 from .models.network import Network as Network
