@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from manyhands.data.loader import BatchLoader
 from manyhands.diffusion.sampling import Sampling
 from manyhands.errors import Refused
 from manyhands.formatting import size_text
@@ -175,11 +176,12 @@ class SiloDiscriminator:
         self.optimiser.state.clear()
         load_optimiser_state(self.optimiser, silo.memory)
         method.training.set_rate(self.optimiser, method.progress(number))
-        images, total = silo.images.to(self.device), torch.zeros((), device=self.device)
+        loader, total = BatchLoader(silo.images, self.device), torch.zeros((), device=self.device)
         rng = silo.rng(number)
-        batches = list(method.training.batches(len(images), rng))
+        batches = list(method.training.batches(len(silo.images), rng))
+        loader.announce(batches)
         for numbers in batches:
-            x, labels = images.batch(numbers)
+            x, labels = loader.batch(numbers)
             x = method.training.augmented(x, rng)
             total += yield from self.iteration(x, labels if method.model.classes else None)
         return LocalResult(total.item() / len(batches), sum(map(len, batches)), self.meter.flops - before)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from manyhands.data.loader import BatchLoader
 from manyhands.errors import Reason, Refused
 from manyhands.messages.codec import activations
 from manyhands.messages.message import Message
@@ -91,13 +92,12 @@ class SiloSegments:
         rng = silo.rng(number)
         self.wire_rng = torch_rng(silo.seed, silo.name, number, "wire", device=silo.device_context.device)
         training.set_rate(self.optimiser, self.method.progress(number))
-        images, total, seen = (
-            silo.images.to(silo.device_context.device),
-            torch.zeros((), device=silo.device_context.device),
-            0,
-        )
-        for numbers in list(training.batches(len(silo.images), rng)):
-            x, labels = images.batch(numbers)
+        loader = BatchLoader(silo.images, silo.device_context.device)
+        total, seen = torch.zeros((), device=silo.device_context.device), 0
+        batches = list(training.batches(len(silo.images), rng))
+        loader.announce(batches)
+        for numbers in batches:
+            x, labels = loader.batch(numbers)
             x = training.augmented(x, rng)
             condition = labels if self.method.model.classes else None
             z = torch.randn(len(x), self.method.model.latent, generator=rng, device=x.device)

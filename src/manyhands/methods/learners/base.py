@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from manyhands.data.loader import BatchLoader
 from manyhands.models.base import Model
 from manyhands.silos.flops import Meter
 from manyhands.silos.local_training import Training, prepare, steps
@@ -69,6 +71,11 @@ class LocalRound:
     number: int
     proximal: Proximal | None = None
     teacher: Teacher | None = None
+
+    @cached_property
+    def loader(self) -> BatchLoader:
+        """What gives batches of the silo's images on its device."""
+        return BatchLoader(self.silo.images, self.silo.device_context.device)
 
 
 @dataclass(frozen=True)
@@ -163,10 +170,9 @@ def pixel_batches(learner: Learner[Any], local: LocalRound, rng: torch.Generator
         local: The round, with the silo.
         rng: The random numbers of the augmentation.
     """
-    images = local.silo.images.to(local.silo.device_context.device)
 
     def batch(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, labels = images.batch(numbers)
+        x, labels = local.loader.batch(numbers)
         return learner.training.augmented(x, rng), labels
 
     return batch
@@ -186,6 +192,7 @@ def minimize(
     training, context, proximal = learner.training, local.silo.device_context, local.proximal
     batches, meter = list(training.batches(len(local.silo.images), rng)), Meter(context.known_flops)
     total = torch.zeros((), device=context.device)
+    local.loader.announce([part for numbers in batches for part in numbers.chunk(training.accumulate)])
     average = StepAverage(local.network, training.step_ema) if training.step_ema else None
     prepare(local.network, training)
     for value in steps(

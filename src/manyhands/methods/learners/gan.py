@@ -29,6 +29,7 @@ class GanLearner(Learner[Gan]):
         model, context, rng = self.model, local.silo.device_context, local.silo.rng(local.number)
         batch, meter = pixel_batches(self, local, rng), Meter(context.known_flops)
         batches = list(self.training.batches(len(local.silo.images), rng))
+        local.loader.announce(batches)
         total = torch.zeros((), device=context.device)
         average = StepAverage(networks, self.training.step_ema) if self.training.step_ema else None
         networks.train()
