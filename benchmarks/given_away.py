@@ -71,7 +71,7 @@ def picked(path: Path, data: Path) -> list[float] | None:
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder) / path.name
         changed.write_text(path.read_text().replace('"data/', f'"{data.resolve()}/'))
-        named = re.findall(r'^(?:images|path|ids) = "([^"]+)"', changed.read_text(), re.MULTILINE)
+        named = re.findall(r'\b(?:images|path|ids|files) = "([^"]+)"', changed.read_text())
         if not all(Path(each).exists() for each in named):
             return None
         runs = load_sweep(changed).runs()

@@ -27,8 +27,8 @@ from harness.fork_server import context, printed
 from manyhands.cli.app import app
 
 PROGRAMS = (
-    "network", "data_size", "huscf", "network_faults", "collafuse", "federated_diffusion", "start", "kill", "page",
-    "sampling", "digits", "memorisation", "fifty_silos", "memory", "ranking", "metric_seconds", "fid",
+    "network", "data_size", "huscf", "network_faults", "collafuse", "federated_diffusion", "real_training", "start",
+    "kill", "page", "sampling", "digits", "memorisation", "fifty_silos", "memory", "ranking", "metric_seconds", "fid",
     "convergence", "chatty", "bytes", "overhead", "torn",
 )  # fmt: skip
 """The longest first, so that no core is left with one of them at the end."""

@@ -10,11 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness import bench
+from harness import bench, real_claims
 from harness.case_files import FOLDER, Figure, Table, above, first, mean, over, ratio, read, values, worst
-
-Changes = tuple[str, ...]
-"""What is told to a case beside its recipe."""
+from harness.settings_tried import CODECS, SKEWED, Changes
 
 COLLAFUSE_BARS = {
     "quality_long": "<= 1.15", "quality_alone": "<= 1", "quality_authors": "<= 1",
@@ -35,6 +33,7 @@ BARS = {
     "huscf": HUSCF_BARS,
     "fifty_silos": {"fifty_silos": "<= 1.1"},
     "digits": {"digits": ">= 0.95", "train_and_sample_seconds": "<= 90"},
+    "real_training": real_claims.BARS,
     "convergence": {"contraction": "== 1", "bias_falls": "== 1", "rounding_8": "<= 0.1", "rounding_4": "<= 0.1"},
 }
 """The bars of each program's claims; an empty one: shown, and no bar was set."""
@@ -47,21 +46,12 @@ EQUAL = 20
 SMALL = 0.2
 """The cut at which a silo with a light network and few steps is held against one with the server's."""
 
-SKEWED = 'partition={kind="dirichlet",silos=10,alpha=0.1,minimum=10}'
 LONG = {"small": (6, "steps=50"), "paper": (12, "epochs=5"), "quick": (2, "steps=4")}
 """Rounds, and what each is, where silos train long between them: as much in all."""
 ALONE = {"small": ("method.training.learning_rate=2e-3",), "paper": (), "quick": ()}
 """What is better for those who average nothing: on seed 0, the joined baseline came to FID 2.2 at a rate of 2e-3 and
 to 2.8 at 6e-3, ten silos to 2.4 at 6e-3 and to 3.2 at 4e-3."""
 PULLS = [("coupled", 0.1), ("coupled", 1.0), ("decoupled", 10.0)]
-CODECS = {
-    "weights, 8 bits": 'kind="weights",bits=8',
-    "weights, 4 bits": 'kind="weights",bits=4',
-    "updates, 8 bits": 'kind="updates",bits=8,entropy=true',
-    "updates, 4 bits": 'kind="updates",bits=4,entropy=true',
-    "updates, 2 bits": 'kind="updates",bits=2,reach=3,entropy=true',
-    "updates, 2 bits near": 'kind="updates",bits=2,reach=2.5,entropy=true',
-}
 OWN = "skewed local, a silo's own"
 """The runs of "skewed local" once more: each silo's generator is asked for every class."""
 
@@ -239,6 +229,7 @@ OF: dict[str, Callable[[Table, str], dict[str, Figure | None]]] = {
     "fifty_silos": fifty_silos,
     "digits": digits,
     "convergence": convergence,
+    "real_training": real_claims.figures,
 }
 
 

@@ -16,12 +16,14 @@ TABLES = {
     "cases": tables.cases,
     "collafuse": tables.cuts,
     "huscf": tables.rivals,
+    "real training": tables.real_cases,
 }
 PAGES = {
     ROOT / "README.md": ("which method", "eight claims"),
     DOCS / "which-method.md": ("which method",),
     DOCS / "claims.md": ("figures",),
     DOCS / "server-learns.md": ("tradeoff",),
+    DOCS / "three-clinics.md": ("real training",),
     DOCS / "methods.md": ("cases", "collafuse", "huscf"),
 }
 

@@ -1,0 +1,66 @@
+"""What is claimed of training as practitioners do it, of latent models, and of three clinics' cells."""
+
+from __future__ import annotations
+
+from harness.case_files import Figure, Table, mean, ratio, worst
+from harness.settings_tried import CODECS, SKEWED, Changes
+
+BARS = {
+    "flow": "<= 1.05", "solver": "<= 1.05", "flips_cells": "<= 0.95", "step_ema": "<= 0.95", "latent": "<= 1.3",
+    "latent_quant8": "", "latent_quant4": "", "latent_prox": "", "cells": ">= 0.9", "cells_alone": "<= 1",
+    "cells_central": "",
+}  # fmt: skip
+QUANT = {name: codec for name, codec in CODECS.items() if "2 bits" not in name}
+CELLS = ("fedavg", "collafuse", "huscf")
+
+
+def cases(scale: str) -> dict[str, tuple[str, Changes]]:
+    """The recipe of each case, and what is changed of it; WORK is the folder of the runs."""
+    if scale == "quick":
+        return {"v": ("digits-fedavg", ()), "flow": ("digits-fedavg", ("method.diffusion.target=flow",))}
+    long = ("method.rounds=6", "method.training.steps=50", "method.ema=0")
+    latent = ('method.model.folder="WORK/letters-0/model"',)
+    pixels = ('method.model={kind="unet",widths=[16,32]}', "method.training.steps=10")
+    clinics = {kind: f"cells-{kind}" for kind in CELLS}
+    codecs = {f"latent, {name}": (*latent, f"method.up={{{c}}}", f"method.down={{{c}}}") for name, c in QUANT.items()}
+    far = (*latent, SKEWED, "method.rounds=6", "method.training.steps=250", "method.ema=0")
+    return {
+        "v": ("mnist16-fedavg", ()),
+        "flow": ("mnist16-fedavg", ("method.diffusion.target=flow",)),
+        "long": ("mnist16-fedavg", long),
+        "long, step average": ("mnist16-fedavg", (*long, "method.training.step_ema=0.95")),
+        "letters": ("letters-autoencoder", ()),
+        "pixels": ("mnist-latent", pixels),
+        **{name: ("mnist-latent", changes) for name, changes in {"latent": latent, **codecs}.items()},
+        "latent skewed": ("mnist-latent", far),
+        "latent skewed, mu 0.1": ("mnist-latent", (*far, "method.proximal=0.1")),
+        **{f"cells {kind}": (recipe, ()) for kind, recipe in clinics.items()},
+        "cells central-joined": ("cells-fedavg", ("method.kind=central", "method.joined=true")),
+        "cells local": ("cells-fedavg", ("method.kind=local",)),
+        "cells fedavg, no flips": ("cells-fedavg", ("method.training.flip=false",)),
+    }
+
+
+def figures(table: Table, _: str) -> dict[str, Figure | None]:
+    """Samplers against DDIM in 50 steps on the same images; the worst codec of a width; the worst method of clinics."""
+    drawn = {
+        f"{case} {sampler}": {seed: {"figures": {"fid": fid}} for seed, file in table.get(case, {}).items()
+                              if (fid := file["figures"].get("by_sampler", {}).get(sampler)) is not None}
+        for case, sampler in (("v", "ddim 50"), ("v", "dpm++ 10"), ("flow", "euler 10"))
+    }  # fmt: skip
+    quant = {
+        bits: [ratio(table, "fid", f"latent, {n}", "latent") for n in QUANT if f"{bits} bits" in n] for bits in (8, 4)
+    }
+    return {
+        "flow": ratio(drawn, "fid", "flow euler 10", "v ddim 50"),
+        "solver": ratio(drawn, "fid", "v dpm++ 10", "v ddim 50"),
+        "flips_cells": ratio(table, "fid", "cells fedavg", "cells fedavg, no flips"),
+        "step_ema": ratio(table, "fid", "long, step average", "long"),
+        "latent": ratio(table, "fid", "latent", "pixels"),
+        "latent_quant8": worst(quant[8]),
+        "latent_quant4": worst(quant[4]),
+        "latent_prox": ratio(table, "fid", "latent skewed, mu 0.1", "latent skewed"),
+        "cells": worst([mean(table, f"cells {kind}", "recognised") for kind in CELLS], min),
+        "cells_alone": worst([ratio(table, "fid", f"cells {kind}", "cells local") for kind in CELLS]),
+        "cells_central": worst([ratio(table, "fid", f"cells {kind}", "cells central-joined") for kind in CELLS]),
+    }
