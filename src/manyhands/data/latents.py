@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
+from torch import Tensor
+
+from manyhands.data.rows import Rows
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterator
 
     from manyhands.models.autoencoder import TrainedAutoencoder
 
@@ -26,6 +29,8 @@ class Moments(NamedTuple):
 class Latents:
     """The latents of N images, as distributions: each batch samples them anew and scales them.
 
+    Those of many images are in a file.
+
     Args:
         mean: The means of the latents, (N, C, H, W).
         deviation: The standard deviations of the latents, (N, C, H, W).
@@ -35,8 +40,8 @@ class Latents:
         autoencoder: The autoencoder that encoded them.
     """
 
-    mean: Tensor
-    deviation: Tensor
+    mean: Tensor | Rows
+    deviation: Tensor | Rows
     labels: Tensor | None = None
     scale: float = 1.0
     flops: int = 0
@@ -46,22 +51,37 @@ class Latents:
         return len(self.mean)
 
     def to(self, device: torch.device) -> Self:
-        """Return the same latents on another device."""
+        """Return the same latents on another device; those in a file stay there, and batches of them are moved."""
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, mean=self.mean.to(device), deviation=self.deviation.to(device), labels=labels)
+        mean, deviation = (
+            rows.to(device) if isinstance(rows, Tensor) else rows for rows in (self.mean, self.deviation)
+        )
+        return replace(self, mean=mean, deviation=deviation, labels=labels)
 
     def batch(self, numbers: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return sampled and scaled latents of the images with these numbers, (B, C, H, W), and their labels, (B,)."""
-        mean = self.mean[numbers]
+        mean, deviation = (_chosen(rows, numbers) for rows in (self.mean, self.deviation))
         noise = torch.randn(mean.shape, generator=rng, device=mean.device)
-        sample = self.scale * (mean + self.deviation[numbers] * noise)
+        sample = self.scale * (mean + deviation * noise)
         return sample, None if self.labels is None else self.labels[numbers]
 
     def moments(self) -> Moments:
         """Return the expected moments of sampled latents before they are scaled."""
-        mean, deviation = self.mean.double(), self.deviation.double()
-        squares = (mean.square() + deviation.square()).sum()
-        return Moments(mean.numel(), mean.sum().item(), squares.item())
+        parts = [_moments(mean.double(), deviation.double()) for mean, deviation in zip(*self._chunks(), strict=True)]
+        return Moments(*(sum(part[i] for part in parts) for i in range(3)))  # type: ignore[arg-type] # numbers is an int
+
+    def _chunks(self) -> Iterator[Iterator[Tensor]]:
+        for rows in (self.mean, self.deviation):
+            yield rows.chunks() if isinstance(rows, Rows) else iter((rows,))
+
+
+def _moments(mean: Tensor, deviation: Tensor) -> Moments:
+    squares = (mean.square() + deviation.square()).sum()
+    return Moments(mean.numel(), mean.sum().item(), squares.item())
+
+
+def _chosen(rows: Tensor | Rows, numbers: Tensor) -> Tensor:
+    return rows.read(numbers).to(numbers.device) if isinstance(rows, Rows) else rows[numbers]
 
 
 def latent_scale(moments: list[Moments]) -> float:

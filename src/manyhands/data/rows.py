@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manyhands.errors import DataError
+from manyhands.files.write import disk_errors
 
 PART = 1 << 25
 """The bytes that are read at once where all rows are read one after the other."""
@@ -31,12 +34,20 @@ class RowsFile:
         count: The number of rows.
         shape: The shape of a row.
         dtype: The type of its numbers.
+        handle: The open file, which is closed with this object; None opens it.
     """
 
-    def __init__(self, path: Path, count: int, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> None:
+    def __init__(
+        self,
+        path: Path,
+        count: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.uint8,
+        handle: int | None = None,
+    ) -> None:
         self.path, self.shape, self.dtype = path, (count, *shape), dtype
         self._row_bytes = math.prod(shape) * dtype.itemsize
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if handle is None else handle
         weakref.finalize(self, os.close, self._handle)
 
     def read(self, numbers: np.ndarray) -> Tensor:
@@ -106,6 +117,49 @@ class Rows:
         size = max(1, PART // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
         for start in range(0, len(self), size):
             yield self.read(slice(start, start + size))
+
+
+class RowsBuffer:
+    """Collects rows: in memory while they are few, else in a file without a name, which ends with its last reader.
+
+    Args:
+        folder: The folder on whose disk the file is.
+        max_bytes: The most bytes that stay in memory.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+        self._waiting: list[Tensor] = []
+        self._bytes, self._count = 0, 0
+        self._file: BinaryIO | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows, (B, ...), on the CPU."""
+        self._waiting.append(rows)
+        self._count += len(rows)
+        self._bytes += rows.nbytes
+        if self._bytes > self._max_bytes:
+            self._write()
+
+    def rows(self) -> Tensor | Rows:
+        """Return all that were added; none can be added any more."""
+        shape, dtype = self._waiting[0].shape[1:], self._waiting[0].dtype
+        if self._file is None:
+            return torch.cat(self._waiting)
+        self._write()
+        self._file.flush()
+        handle = os.dup(self._file.fileno())
+        self._file.close()
+        return Rows([RowsFile(self._folder, self._count, tuple(shape), dtype, handle)])
+
+    def _write(self) -> None:
+        with disk_errors(self._folder):
+            if self._file is None:
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - it is closed with this object
+            for rows in self._waiting:
+                self._file.write(rows.contiguous().numpy().data)
+        self._waiting = [self._waiting[-1][:0]]
 
 
 def joined(choices: Sequence[Rows]) -> Rows:

@@ -12,6 +12,7 @@ import torch
 
 from manyhands import Central, Experiment, FedAvg, Local, Message, Silo, Training
 from manyhands.data.latents import Latents, latent_scale
+from manyhands.data.rows import Rows, RowsBuffer
 from manyhands.errors import CheckpointError, Reason, RecipeError, Refused
 from manyhands.links.in_process import InProcess
 from manyhands.methods.baselines import LocalServer
@@ -214,3 +215,22 @@ def test_an_autoencoder_is_trained_by_the_same_methods(tmp_path: Path, kind: Any
 def test_parts_of_an_autoencoder_do_not_stay_at_home() -> None:
     with pytest.raises(ValueError, match="an autoencoder can only be shared with"):
         FedAvg(model=AUTOENCODER, training=TRAINING, rounds=1, share="up")
+
+
+@pytest.mark.parametrize("max_bytes", [0, 500, 10**9])
+def test_latents_in_a_file_are_those_in_memory(tmp_path: Path, max_bytes: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    mean, deviation = torch.randn(30, 4, 2, 2, generator=rng), torch.rand(30, 4, 2, 2, generator=rng)
+    buffers = [RowsBuffer(tmp_path / "cache", max_bytes) for _ in range(2)]
+    for buffer, values in zip(buffers, (mean, deviation), strict=True):
+        for part in values.split(7):
+            buffer.add(part)
+    memory = Latents(mean, deviation, torch.arange(30))
+    kept = Latents(buffers[0].rows(), buffers[1].rows(), torch.arange(30)).to(torch.device("cpu"))
+    assert isinstance(kept.mean, Rows) == (max_bytes < 10**6)
+    numbers = torch.tensor([29, 0, 7, 7])
+    sampled, expected = (which.batch(numbers, torch.Generator().manual_seed(1)) for which in (kept, memory))
+    assert torch.equal(sampled[0], expected[0])
+    assert kept.moments() == memory.moments()
+    assert len(kept) == 30
+    assert max_bytes == 10**9 or not list((tmp_path / "cache").iterdir())

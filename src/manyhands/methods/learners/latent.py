@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from manyhands.data.latents import Latents, Moments, latent_scale
+from manyhands.data.rows import RowsBuffer
 from manyhands.errors import CheckpointError, Reason, Refused
+from manyhands.files.cache import cache_folder
 from manyhands.formatting import size_text
 from manyhands.generators.diffusion import DiffusionGenerator
 from manyhands.messages.facts import Number, Whole
@@ -36,6 +38,8 @@ SCALE, HASH = "latents.scale", "latents.hash"
 BATCH = 64
 MAX_SQUARE = 1e8
 """The server refuses latents with a larger mean square."""
+MAX_IN_MEMORY = 1 << 27
+"""The most bytes of a silo's means, or deviations, of latents that are in memory; more are in a file."""
 SCALES = Number(0.0, 1e12)
 
 
@@ -121,17 +125,17 @@ def encode(silo: Silo, autoencoder: TrainedAutoencoder) -> Latents:
     network: AutoencoderModule = silo.device_context.network(autoencoder.model)
     network.load_state_dict(autoencoder.weights)
     network.eval()
-    meter, means, deviations = Meter(silo.device_context.known_flops), [], []
+    meter = Meter(silo.device_context.known_flops)
+    means, deviations = (RowsBuffer(cache_folder(), MAX_IN_MEMORY) for _ in range(2))
     with torch.no_grad():
         for numbers in torch.arange(len(silo.images)).split(BATCH):
             x = silo.images.batch(numbers)[0].to(silo.device_context.device)
             with meter.work(autoencoder.model, "encode", len(numbers)):
                 mean, log_variance = network.moments(x)
-            means.append(mean.cpu())
-            deviations.append((log_variance / 2).exp().cpu())
-    return Latents(
-        torch.cat(means), torch.cat(deviations), silo.images.labels, flops=meter.flops, autoencoder=autoencoder
-    )
+            means.add(mean.cpu())
+            deviations.add((log_variance / 2).exp().cpu())
+    labels = silo.images.labels
+    return Latents(means.rows(), deviations.rows(), labels, flops=meter.flops, autoencoder=autoencoder)
 
 
 def encoding_flops(silo: Silo) -> int:
