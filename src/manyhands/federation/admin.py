@@ -178,9 +178,9 @@ class Admin:
             return "; ".join(details)
         file = WorkspaceConstants.ERROR_LOG_FILE_NAME
         cause = root_cause(self._session.get_job_logs(job["job_id"], "all", log_file_name=file)["logs"])
-        if not cause and _stage(job) == ABNORMAL:
-            return "FLARE's server was restarted, and did not go on with it; submitting it again does"
-        return cause or "no party has reported why; see log.txt in the kit of each"
+        what = "FLARE's server was restarted" if _stage(job) == ABNORMAL else "one of its processes was killed"
+        words = f"no party has reported why; probably {what} (log.txt in the kit of each). Submitting it again goes on with it"
+        return cause or words
 
     def _find(self, run: str, *are_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the newest job of a run, or of any run, that is meant in the first place, or else in the next."""
