@@ -67,6 +67,18 @@ def test_its_cost_is_computed_without_building_it() -> None:
     assert network_cost.training_memory(DIT, 8) > network_cost.training_memory(DIT, 4)
 
 
+def test_less_memory_is_foretold_where_features_are_computed_again() -> None:
+    plain, again = (network_cost.training_memory(DIT, 16, checkpointing=on) for on in (False, True))
+    assert again < 0.6 * plain
+    assert network_cost.training_flops(DIT, checkpointing=True) > 1.2 * network_cost.training_flops(DIT)
+    fields: dict[str, Any] = {"model": DIT, "rounds": 1, "cut": 0.4}
+    whole, parts = (
+        CollaFuse(**fields, training=Training(batch=16, steps=1, accumulate=count)).costs("s0", 5, Sampling())
+        for count in (1, 4)
+    )
+    assert parts["memory"] == network_cost.training_memory(DIT, 4) < whole["memory"]
+
+
 def test_a_recipe_chooses_it_by_its_kind() -> None:
     changes = ["method.model={kind='dit', width=32, depth=2}", "method.diffusion.target='flow'"]
     model = load_recipe(recipe_path("digits-fedavg"), changes).method.image_model

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
+from manyhands.silos.local_training import Training, prepare
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,21 +41,33 @@ def forward_flops(spec: Denoiser, batch: int = 1) -> int:
 
 
 @cache
-def training_flops(spec: Denoiser) -> int:
-    """Return the floating-point operations of one image in training, forward and backward."""
+def training_flops(spec: Denoiser, *, checkpointing: bool = False) -> int:
+    """Return the floating-point operations of one image in training, forward and backward.
+
+    Args:
+        spec: The specification of the network.
+        checkpointing: Whether the backward pass computes features again.
+    """
     meter = Meter({})
     with FakeTensorMode():
-        network, inputs = _network_and_batch(spec, 1)
+        network, inputs = _network_and_batch(spec, 1, checkpointing=checkpointing)
         with meter.work():
             network(*inputs).sum().backward()
     return meter.flops
 
 
 @cache
-def training_memory(spec: Denoiser, batch: int) -> int:
-    """Return the bytes of training in float32: weights, gradients, Adam's moments and saved activations."""
+def training_memory(spec: Denoiser, batch: int, *, checkpointing: bool = False) -> int:
+    """Return the bytes of training in float32: weights, gradients, Adam's moments and saved activations.
+
+    Args:
+        spec: The specification of the network.
+        batch: The images that pass through it at once.
+        checkpointing: Whether the backward pass computes features again instead of keeping them; those of a block at
+            a time then come on top.
+    """
     with FakeTensorMode():
-        network, inputs = _network_and_batch(spec, batch)
+        network, inputs = _network_and_batch(spec, batch, checkpointing=checkpointing)
         return 4 * COPIES * weights(spec) + saved_bytes(network, lambda: network(*inputs))[0]
 
 
@@ -81,8 +94,10 @@ def saved_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> tuple[int,
     return sum(size for storage, size in sizes.items() if storage not in weights_here), out
 
 
-def _network_and_batch(spec: Denoiser, batch: int) -> tuple[nn.Module, tuple[Any, ...]]:
+def _network_and_batch(spec: Denoiser, batch: int, *, checkpointing: bool = False) -> tuple[nn.Module, tuple[Any, ...]]:
     """Build the network, and a batch for it."""
     shape = batch, spec.channels, spec.size, spec.size
     labels = torch.zeros(batch, dtype=torch.long) if spec.classes else None
-    return spec.build(seed=0), (torch.zeros(shape), torch.ones(batch, dtype=torch.long), labels)
+    network = spec.build(seed=0)
+    prepare(network, Training(steps=1, checkpointing=checkpointing))
+    return network, (torch.zeros(shape), torch.ones(batch, dtype=torch.long), labels)

@@ -86,17 +86,19 @@ def costs(method: CollaFuseSpec, silo: str, images: int, sampling: Sampling) -> 
     whole_passes = sampling.passes(len(sampling.between(chain, chain.steps, 0)) - 1)
     twice = 2 if sampling.guidance not in (0, 1) and whole.classes else 1
     seen = method.rounds * method.training.seen(images)
+    training, again = method.training, {"checkpointing": method.training.checkpointing}
+    at_once = -(-training.batch // training.accumulate)
     released = 0 if step == chain.steps else round(method.releases(images) * images)
     return {
         "cut": step,
         "draw_flops": twice * passes * network_cost.forward_flops(local),
         "draw_flops_whole": twice * whole_passes * network_cost.forward_flops(whole),
-        "train_flops": seen * network_cost.training_flops(local) if step else 0,
-        "train_flops_whole": seen * network_cost.training_flops(whole),
+        "train_flops": seen * network_cost.training_flops(local, **again) if step else 0,
+        "train_flops_whole": seen * network_cost.training_flops(whole, **again),
         "weights": network_cost.weights(local) if step else 0,
         "weights_whole": network_cost.weights(whole),
-        "memory": network_cost.training_memory(local, method.training.batch) if step else 0,
-        "memory_whole": network_cost.training_memory(whole, method.training.batch),
+        "memory": network_cost.training_memory(local, at_once, **again) if step else 0,
+        "memory_whole": network_cost.training_memory(whole, at_once, **again),
         "bytes": released
         * (4 * whole.channels * whole.size**2 + 8 * (method.labels != "withhold" and whole.classes > 0))
         + (2 * method.rounds * 4 * network_cost.weights(local) if method.federate_silos else 0),
