@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +139,27 @@ def test_a_network_that_stays_goes_on_from_its_last_weights_and_keeps_the_averag
     assert sha256(last[0]) == sha256(last[1])
     assert sha256(strip_prefix(memories[0], AVERAGE)) == sha256(last[0])
     assert sha256(strip_prefix(memories[1], AVERAGE)) != sha256(last[1])
+
+
+EVERYTHING = {"flip": True, "warmup": 5, "step_ema": 0.5, "accumulate": 2, "checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        FedAvg(model=TINY, training=Training(**ROUND, **EVERYTHING, shift=1), rounds=3, keep_optimiser=True),
+        Local(model=TINY, training=Training(**ROUND, **EVERYTHING, shift=1), rounds=3, ema=0.3),
+        CollaFuse(model=TINY, training=Training(**ROUND, **EVERYTHING), rounds=3, cut=0.4),
+    ],
+    ids=lambda method: method.kind,
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: Method, tmp_path: Path) -> None:
+    whole = run(method, tiny_silos(), folder=tmp_path / "whole")
+    next(iter(Experiment(method, tiny_silos(), folder=tmp_path / "stopped", device="cpu")))
+    on = run(method, tiny_silos(), folder=tmp_path / "stopped", resume=True)
+    assert sha256(on.server.state_dict()) == sha256(whole.server.state_dict())
+    for silo, same in zip(on.silos, whole.silos, strict=True):
+        assert sha256(silo.memory) == sha256(same.memory)
 
 
 @pytest.mark.parametrize("option", [{"flip": True}, {"shift": 2}])
