@@ -179,8 +179,8 @@ class Admin:
         file = WorkspaceConstants.ERROR_LOG_FILE_NAME
         cause = root_cause(self._session.get_job_logs(job["job_id"], "all", log_file_name=file)["logs"])
         what = "FLARE's server was restarted" if _stage(job) == ABNORMAL else "one of its processes was killed"
-        words = f"no party has reported why; probably {what} (log.txt in the kit of each). Submitting it again goes on with it"
-        return cause or words
+        hint = "(log.txt in the kit of each). Submitting it again goes on with it"
+        return cause or f"no party has reported why; probably {what} {hint}"
 
     def _find(self, run: str, *are_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the newest job of a run, or of any run, that is meant in the first place, or else in the next."""
