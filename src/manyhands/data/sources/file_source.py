@@ -120,7 +120,11 @@ class FileSource(Source):
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of the folders that hold images."""
-        folders = {entry.inner.rpartition("/")[0] for entry in self.entries() if "/" in entry.inner and is_image(entry)}
+        folders = set[str]()
+        for entry in self.entries():
+            folder = entry.inner.rpartition("/")[0]
+            if folder and folder not in folders and is_image(entry):
+                folders.add(folder)
         return tuple(sorted({self.class_names.get(name, name) for name in folders}))
 
     def load(self, size: int, channels: int = 1, classes: tuple[str, ...] | None = None) -> Images:
