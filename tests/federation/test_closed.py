@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,12 @@ import manyhands
 from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve, describe_offer, find_offer, waiting
 from manyhands.federation.policy import Policy, recipe_hash
+from manyhands.federation.released import Released
 from manyhands.federation.secret import site_secret
 from manyhands.federation.site import NotApproved, Site
 from manyhands.models.latent import Latent
 from manyhands.privacy.budget import Budget, Cost, Limits
+from manyhands.spec import SpecError
 
 LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(manyhands.__file__).parent))
 FILES = {"open", "os.listdir", "os.scandir"}
@@ -28,6 +32,7 @@ CLASSES = 'classes = ["0", "1"]'
 SOURCES = {
     "folder": '{ kind = "folder", path = "OTHERS" }',
     "zip": '{ kind = "zip", path = "OTHERS/all.zip" }',
+    "table": '{ kind = "table", path = "OTHERS/all.csv", files = "OTHERS/all.zip", id = "patient" }',
     "idx": '{ kind = "idx", images = "OTHERS/images", labels = "OTHERS/labels" }',
     "huggingface": '{ kind = "huggingface", name = "mnist" }',
 }
@@ -168,6 +173,41 @@ def test_what_is_allowed_reads_the_images_of_the_site_and_no_others(folders: dic
     opened = [name for event, name in seen if event == "open" and name.startswith(str(folders["images"]))]
     assert len(set(opened)) == 10
     assert [event for event in seen if str(folders["others"]) in event[1] or event[0] in OTHERS] == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "table"])
+def test_a_site_names_a_zip_file_or_a_table_of_its_own_and_no_image_is_opened_before_somebody_allows_it(
+    folders: dict[str, Path], kind: str
+) -> None:
+    text, images = BASE.replace("OTHERS", str(folders["others"])), folders["images"]
+    table, own = images / "all.csv", images / "all.zip"
+    table.write_text("file,label,id\n" + "".join(f"{i % 2}/{i // 2}.png,{i % 2},{i // 2}\n" for i in range(10)))
+    with zipfile.ZipFile(own, "w") as archive:
+        for path in sorted(images.rglob("*.png")):
+            archive.write(path, path.relative_to(images))
+    source = {"kind": kind, "path": str(table if kind == "table" else own), "intensity": "range"}
+    policy = Policy.model_validate({"data": source | ({"id": "id"} if kind == "table" else {})})
+    site = Site("a", policy, folders["site"], None, lambda _: None)  # type: ignore[arg-type] # it calls nobody
+    with looked_at() as seen, pytest.raises(NotApproved):
+        site.check_offer("run", text)
+    assert [name for event, name in seen if event == "open" and name.endswith(".png")] == []
+    approve(folders["site"], [recipe_hash(text)])
+    with looked_at() as seen:
+        _, silo = site.check_offer("run", text)
+    assert len(silo.images) + len(silo.held_out or ()) == 10
+    assert (silo.images.ids is not None) == (kind == "table")
+    assert [event for event in seen if str(folders["others"]) in event[1] or event[0] in OTHERS] == []
+    digests = [Released(site._budget(), Limits(), silo, None, site.images.loaded_files)._record(i) for i in range(3)]  # type: ignore[arg-type]
+    rows = silo.images.rows
+    assert rows is not None
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    ordered = names if kind == "zip" else [f"{i % 2}/{i // 2}.png" for i in range(10)]
+    assert digests == [hashlib.sha256((images / ordered[int(rows[i])]).read_bytes()).digest() for i in range(3)]
+
+
+def test_a_site_names_files_and_nothing_that_is_fetched() -> None:
+    with pytest.raises(SpecError, match=r"Policy\.data: kind 'huggingface' is not for sites; 'folder'"):
+        Policy(data={"kind": "huggingface", "name": "mnist"})  # type: ignore[arg-type]
 
 
 def test_whoever_looks_sees(folders: dict[str, Path]) -> None:

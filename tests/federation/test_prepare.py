@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 pytest.importorskip("nvflare")
 
@@ -222,6 +223,17 @@ def test_a_server_has_no_policy(kits: Path, images: Path) -> None:
         prepare_site(kits / SERVER, None, "images")
 
 
+def test_the_policy_keeps_a_source_with_paths_that_do_not_depend_on_where_flare_runs(kits: Path, images: Path) -> None:
+    own = {"kind": "folder", "path": "images", "intensity": [-160, 240], "ids": "folder", "class_names": {"x": "y"}}
+    policy = images.parent / "policy.toml"
+    policy.write_text(tomli_w.dumps({"min_sites": 3, "data": own}))
+    prepare_site(kits / "a", policy, "")
+    assert prepare_site(kits / "a", None, "") == []
+    written = read(Policy, kits / "a" / "local" / POLICY_FILE, "policy")
+    expected = Policy.model_validate({"min_sites": 3, "data": own | {"path": str(images.resolve())}})
+    assert written == expected
+
+
 @pytest.mark.parametrize("local", [False, True])
 def test_only_in_the_demo_may_a_recipe_say_which_images_are_read(tmp_path: Path, images: Path, local: bool) -> None:
     new_kits(f"{'127.0.0.1' if local else 'train.example.org'}:8002", ["a"], tmp_path / "kits")
@@ -233,7 +245,10 @@ def test_only_in_the_demo_may_a_recipe_say_which_images_are_read(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("data", "why"),
-    [("", "--data: is missing; give the folder of this site's images"), ("gone", "--data .*gone: there is no such")],
+    [
+        ("", "--data: is missing; give the folder, zip file or table of this site's images"),
+        ("gone", "--data .*gone: there is no such"),
+    ],
 )
 def test_images_that_are_not_there_are_said_and_nothing_is_changed(
     kits: Path, images: Path, data: str, why: str

@@ -49,7 +49,7 @@ class Frames(NamedTuple):
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of a file name, in small letters, as ``PurePath.suffix`` does, which takes ten times as long."""
+    """Return the suffix of a file name, in small letters, as the much slower ``PurePath.suffix`` does."""
     last = name.rpartition("/")[2]
     at = last.rfind(".")
     return last[at:].lower() if 0 < at < len(last) - 1 else ""
