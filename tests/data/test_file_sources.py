@@ -200,6 +200,10 @@ def test_rows_of_a_table_are_chosen_and_those_left_out_are_counted(cells: Path) 
     assert len(images) == 9
     assert images.skipped == (f"{cells}: 3 rows whose fold is 'val', neither train nor test",)
     assert Table(path=cells, label=None).load(8, 1, ()).labels is None
+    assert Table(path=cells, label="none").load(8, 1, ()).labels is None
+    for load in (Table(path=cells, label="none").classes, lambda: Table(path=cells, label="none").load(8, 1, ("0",))):
+        with pytest.raises(DataError, match="has no column 'none'"):
+            load()
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from manyhands.data.formats.place import Place
-from manyhands.data.sources.file_source import Entry, FileSource
+from manyhands.data.sources.file_source import Entry, FileSource, Listing
 from manyhands.data.sources.image_files import known_classes, version_of
 from manyhands.data.sources.zip import members
 from manyhands.errors import DataError
@@ -64,8 +64,15 @@ class Table(FileSource):
         """Return the labels: by size where all are whole numbers, and else by the alphabet."""
         if self.label is None:
             return ()
+        self._check_columns([self.label], read_table(self.path)[0])
         names = {self.class_names.get(row[self.label], row[self.label]) for _, row in self._rows()}
         return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
+
+    def listing(self, classes: tuple[str, ...]) -> Listing:
+        """List the images; a table of images without labels needs no column of them."""
+        if classes and self.label:
+            self._check_columns([self.label], read_table(self.path)[0])
+        return super().listing(classes)
 
     def count(self) -> int:
         """Return the number of rows, without opening a picture."""
@@ -94,7 +101,7 @@ class Table(FileSource):
         has_test = self.split is not None and any(row[self.split] in self.test for _, row in rows)
         for _, row in rows:
             place, version = found[row[self.file]] or (Place(""), "")
-            label = row[self.label] if self.label else ""
+            label = row.get(self.label, "") if self.label else ""
             held = row[self.split] in self.test if has_test and self.split else None
             yield Entry(place, row[self.file], version, label, row[self.id] if self.id else "", held)
 
@@ -129,10 +136,7 @@ class Table(FileSource):
     def _rows(self, *, every: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
         """The rows that are asked for, with their line numbers; ``every`` also gives those on no side of the split."""
         columns, rows = read_table(self.path)
-        needed = [self.file, *filter(None, (self.label, self.id, self.split)), *self.where]
-        for name in needed:
-            if name not in columns:
-                raise DataError(f"{self.path}: has no column {name!r}; {suggest(name, columns)}")
+        self._check_columns([self.file, *filter(None, (self.id, self.split)), *self.where], columns)
         chosen = [(n, row) for n, row in enumerate(rows, 2) if all(row[k] == v for k, v in self.where.items())]
         kept = [(n, row) for n, row in chosen if every or self._is_split(row)]
         if not kept:
@@ -140,6 +144,11 @@ class Table(FileSource):
                 f"{self.path}: none of its {len(rows)} rows is asked for by {self._asked() or 'the source'}"
             )
         return iter(kept)
+
+    def _check_columns(self, names: Sequence[str], columns: Sequence[str]) -> None:
+        for name in names:
+            if name not in columns:
+                raise DataError(f"{self.path}: has no column {name!r}; {suggest(name, list(columns))}")
 
     def _asked(self) -> str:
         says = [f"{name} = {value!r}" for name, value in self.where.items()]
