@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,8 @@ def weights(spec: Denoiser) -> int:
 def forward_flops(spec: Denoiser, batch: int = 1) -> int:
     """Return the floating-point operations of one forward pass of a batch."""
     meter = Meter({})
-    with FakeTensorMode(), torch.no_grad():
-        network, inputs = _network_and_batch(spec, batch)
-        with meter.work():
-            network(*inputs)
+    with _without_values(spec, batch) as (network, inputs), torch.no_grad(), meter.work():
+        network(*inputs)
     return meter.flops
 
 
@@ -49,10 +48,8 @@ def training_flops(spec: Denoiser, *, checkpointing: bool = False) -> int:
         checkpointing: Whether the backward pass computes features again.
     """
     meter = Meter({})
-    with FakeTensorMode():
-        network, inputs = _network_and_batch(spec, 1, checkpointing=checkpointing)
-        with meter.work():
-            network(*inputs).sum().backward()
+    with _without_values(spec, 1, checkpointing=checkpointing) as (network, inputs), meter.work():
+        network(*inputs).sum().backward()
     return meter.flops
 
 
@@ -60,15 +57,17 @@ def training_flops(spec: Denoiser, *, checkpointing: bool = False) -> int:
 def training_memory(spec: Denoiser, batch: int, *, checkpointing: bool = False) -> int:
     """Return the bytes of training in float32: weights, gradients, Adam's moments and saved activations.
 
+    Of frozen weights there are the weights alone.
+
     Args:
         spec: The specification of the network.
         batch: The images that pass through it at once.
         checkpointing: Whether the backward pass computes features again instead of keeping them; those of a block at
             a time then come on top.
     """
-    with FakeTensorMode():
-        network, inputs = _network_and_batch(spec, batch, checkpointing=checkpointing)
-        return 4 * COPIES * weights(spec) + saved_bytes(network, lambda: network(*inputs))[0]
+    with _without_values(spec, batch, checkpointing=checkpointing) as (network, inputs):
+        frozen = sum(weight.numel() for weight in network.parameters() if not weight.requires_grad)
+        return 4 * (COPIES * weights(spec) + frozen) + saved_bytes(network, lambda: network(*inputs))[0]
 
 
 def saved_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, Tensor]:
@@ -94,10 +93,21 @@ def saved_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> tuple[int,
     return sum(size for storage, size in sizes.items() if storage not in weights_here), out
 
 
-def _network_and_batch(spec: Denoiser, batch: int, *, checkpointing: bool = False) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Build the network, and a batch for it."""
-    shape = batch, spec.channels, spec.size, spec.size
-    labels = torch.zeros(batch, dtype=torch.long) if spec.classes else None
-    network = spec.build(seed=0)
-    prepare(network, Training(steps=1, checkpointing=checkpointing))
-    return network, (torch.zeros(shape), torch.ones(batch, dtype=torch.long), labels)
+@contextmanager
+def _without_values(
+    spec: Denoiser, batch: int, *, checkpointing: bool = False
+) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
+    """Build the network, and a batch for it, of tensors that have shapes and a device, but no values."""
+    with torch.device("meta"):
+        network = spec.build(seed=0)
+    with FakeTensorMode():
+        for module in network.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                fake = nn.Parameter(torch.empty(weight.shape), weight.requires_grad)
+                module.register_parameter(name, fake)
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        prepare(network, Training(steps=1, checkpointing=checkpointing))
+        shape = batch, *spec.noise_shape
+        labels = torch.zeros(batch, dtype=torch.long) if spec.classes else None
+        yield network, (torch.zeros(shape), torch.ones(batch, dtype=torch.long), labels)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from manyhands.models.adapters import BASE, DELTA, A, Adapter, B
 from manyhands.models.autoencoder import TrainedAutoencoder
@@ -254,8 +253,7 @@ class PretrainedModule(nn.Module):
 
 def _is_real(network: nn.Module) -> bool:
     """Whether the network has values; one that is built to learn of shapes alone has none."""
-    weight = next(network.parameters())
-    return not (weight.is_meta or isinstance(weight, FakeTensor))
+    return not next(network.parameters()).is_meta
 
 
 def _loaded_unet(folder: PretrainedFolder) -> Any:

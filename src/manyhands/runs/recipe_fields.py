@@ -60,10 +60,21 @@ def _models(method: type[Spec], fields: Mapping[str, Any], data: Mapping[str, An
     known = _known_class(MODELS, first)
     if "classes" not in first and known and "classes" in known.model_fields:
         first["classes"] = len(_known_classes(data))
-    if known and "names" in known.model_fields and first.get("classes") == len(names := _known_classes(data)):
-        first.setdefault("names", names)
+    first = _named(first, data)
     shape = {key: first[key] for key in ("size", "channels", "classes") if key in first}
-    return {name: first} | {other: shape | fields[other] for other in others if isinstance(fields.get(other), dict)}
+    told = {other: fields[other] for other in others if isinstance(fields.get(other), dict)}
+    return {name: first} | {
+        other: _named({"kind": _default_kind(classes[other])} | shape | table, data) for other, table in told.items()
+    }
+
+
+def _named(model: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a model, with the names of the classes where its prompts are made of them."""
+    known = _known_class(MODELS, model)
+    if "names" in model or known is None or "names" not in known.model_fields:
+        return model
+    names = _known_classes(data)
+    return model | ({"names": names} if len(names) == model.get("classes") else {})
 
 
 def _model_class(annotation: Any) -> type[Model] | None:

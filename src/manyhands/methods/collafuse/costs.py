@@ -59,7 +59,8 @@ def upload_bytes(method: CollaFuseSpec, images: int) -> int:
 
 def warnings(method: CollaFuseSpec, roster: Mapping[str, int]) -> list[str]:
     """Return warnings on repeated releases, and on a cut that sends images as they are."""
-    schedule, lines = method.diffusion.schedule, []
+    schedule, lines = method.diffusion.schedule, method.learner.warnings()
+    lines += method.local_method(max(method.cut_steps)).warnings(roster)
     for silo, images in roster.items():
         step, count = method.step_of(silo), method.releases(images)
         if method.release == "fresh" and 0 < step < schedule.steps:

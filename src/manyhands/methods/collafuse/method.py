@@ -125,6 +125,8 @@ class CollaFuse(CollaFuseSpec):
     def check_silo(self, silo: Silo) -> None:
         """Check the images; a silo that may draw its own labels only must train on every class that it holds out."""
         super().check_silo(silo)
+        if self.local_model.noise_shape != self.model.noise_shape:
+            raise RecipeError("method.silo_model: is a model of latents, which has no step in common with the server's")
         shared = self.sends_labels and self.ask == "own" and self.labels == "share"
         step = self.step_of(silo.name)
         if not shared or step == self.diffusion.schedule.steps or silo.held_out is None:

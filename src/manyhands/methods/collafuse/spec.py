@@ -18,11 +18,13 @@ from manyhands.methods.baselines import Local
 from manyhands.methods.collafuse.release import Labels
 from manyhands.methods.distil import Distil
 from manyhands.methods.fedavg.method import FedAvg
+from manyhands.methods.learners.by_model import learner_type
 from manyhands.methods.update_length import MAX_RATIO, MaxUpdateRatio
 from manyhands.methods.whole_network import WholeNetworkMethod, check_training
 from manyhands.models.base import Model
 from manyhands.models.dit import DiT
 from manyhands.models.layer_cut import MAX_CUTS
+from manyhands.models.pretrained import Pretrained
 from manyhands.models.unet import UNet
 from manyhands.registry import MODELS, OneOf
 from manyhands.silos.local_training import Training
@@ -39,8 +41,14 @@ def _of_pixels(model: Model) -> Model:
     return model
 
 
+def _of_silo(model: Model) -> Model:
+    return model if isinstance(model, Pretrained) else _of_pixels(model)
+
+
 PixelDenoiser = Annotated[UNet | DiT, OneOf(MODELS), BeforeValidator(_of_a_unet), AfterValidator(_of_pixels)]
 """A denoiser of pixels that can be built without classes, too; a U-Net where no kind is named."""
+SiloDenoiser = Annotated[UNet | DiT | Pretrained, OneOf(MODELS), BeforeValidator(_of_a_unet), AfterValidator(_of_silo)]
+"""A denoiser of pixels, or a pretrained one."""
 
 
 class CollaFuseSpec(WholeNetworkMethod, ABC):
@@ -82,7 +90,11 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         default="own",
         description="Which labels a silo may ask the server to draw: its 'own', which it has shared, or 'any'.",
     )
-    silo_model: PixelDenoiser | None = Field(default=None, description="The network of a silo; None takes model.")
+    silo_model: SiloDenoiser | None = Field(
+        default=None,
+        description="The network of a silo, such as a smaller U-Net or a pretrained one with adapters; None takes "
+        "model.",
+    )
     server_training: Training | None = Field(
         default=None,
         description="The server's training in a round; None takes as many steps as all silos together.",
@@ -142,6 +154,8 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
             raise ValueError("clusters need federate_silos = true, and a silo may be in one cluster only")
         if self.distil and (self.silo_steps or self.federate_silos or self.mode == "authors"):
             raise ValueError("distil cannot be combined with silo_steps, federate_silos or mode 'authors'")
+        if self.distil and not learner_type(type(local)).can_distil:
+            raise ValueError(f"distil is for a denoiser of images, such as a U-Net, not for {local.noun}")
         if self.distil and self.distil.rounds + self.warm_start >= self.rounds:
             raise ValueError(f"distil and warm_start leave none of the {self.rounds} rounds for training")
         if self.release == "fresh" and any(cut.epsilon for cut in (self.cut, *self.cuts.values())):
@@ -200,7 +214,7 @@ class CollaFuseSpec(WholeNetworkMethod, ABC):
         return Local(**fields, distil=self.distil if step else None)
 
     @property
-    def local_model(self) -> UNet | DiT:
+    def local_model(self) -> UNet | DiT | Pretrained:
         """The network of a silo: ``silo_model``, or the same as the server's."""
         return self.silo_model or self.model
 
