@@ -12,7 +12,8 @@ import given_away
 from harness.tables import files, header, recipes
 from manyhands import load_recipe, load_sweep
 from manyhands.audit.attacks import identity
-from manyhands.errors import DataError
+from manyhands.errors import DataError, RecipeError
+from manyhands.models.pretrained import Pretrained
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -23,7 +24,12 @@ def test_it_parses_and_says_what_it_is(path: Path) -> None:
     assert sweep.name == path.stem
     assert path.read_text().startswith("# ")
     assert re.search(r"Expected: (?!see below)", path.read_text())
-    assert all(run.recipe.method.plan().words() for run in sweep.runs())
+    for method in (run.recipe.method for run in sweep.runs()):
+        if isinstance(method.image_model, Pretrained):
+            with pytest.raises(RecipeError, match="'runs/.*/model' is no folder"):
+                method.plan()
+        else:
+            assert method.plan().words()
 
 
 FORMS = [(path, line) for path in RECIPES for line in path.read_text().splitlines() if line.startswith("#   --set")]

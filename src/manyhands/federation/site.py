@@ -22,6 +22,8 @@ from manyhands.federation.usage import Usage
 from manyhands.files.write import disk_errors
 from manyhands.links.exchange import SessionGone
 from manyhands.messages.message import Bounds, Message
+from manyhands.methods.base import Method
+from manyhands.models.pretrained import Pretrained
 from manyhands.privacy.budget import NO_COST, RELEASES_FILE, Budget
 from manyhands.runs.checkpoint import generations, path_of
 from manyhands.runs.recipe import Recipe
@@ -117,6 +119,7 @@ class Site:
         if not RUN_NAME.fullmatch(run):
             raise RecipeError(f"{printable(run)[:80]!r} is not a valid name of a run")
         recipe = parse_offer(text, run)
+        check_pretrained(recipe.method)
         count = self.images.count(recipe)
         with understood(run):
             if count:  # images that the recipe deals are checked when their number is known
@@ -211,6 +214,22 @@ class Site:
                 f"this site's policy: the run has {sites} sites, but min_sites is {self.policy.min_sites}"
             )
         return number, sites
+
+
+def check_pretrained(method: Method) -> None:
+    """Raise ``RecipeError`` for a pretrained model that is not below the folder in which this site runs.
+
+    Its config.json says what the run sends, so it is read before anybody approves the recipe; nothing is fetched.
+
+    Args:
+        method: The method of a recipe that came from the server.
+    """
+    for model in (getattr(method, name) for name in type(method).model_fields):
+        if isinstance(model, Pretrained) and not model.is_below(Path.cwd()):
+            raise RecipeError(
+                f"method.model.folder: {printable(model.folder)[:80]!r} is no folder below the one in which this site "
+                "runs; a site reads no other, and fetches none: copy the pretrained model there"
+            )
 
 
 def decline(

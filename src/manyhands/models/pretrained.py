@@ -90,6 +90,15 @@ class Pretrained(Denoiser):
         folder.check(self.size, self.channels, self.classes)
         return folder
 
+    def is_below(self, place: Path) -> bool:
+        """Whether its folder is there, and lies below another one.
+
+        Args:
+            place: The other folder.
+        """
+        path = place / self.folder
+        return path.is_dir() and path.resolve().is_relative_to(place.resolve())
+
     @property
     def has_frozen(self) -> bool:
         """Whether parts of it are neither trained nor sent, and must be the same at every silo."""
