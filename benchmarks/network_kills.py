@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -95,8 +96,15 @@ def _kills(case: str, victims: list[tuple[str, str]], every: int) -> Iterator[di
             for number in range(every):
                 row = _kill(federation, recipe, f"run-{number}", victims, chance.uniform(0, length), plain=plain)
                 row["same"] = row["stage"] == COMPLETED and _between(federation, row["run"]) == expected
-                print(case, row, file=sys.stderr, flush=True)
+                print(case, row, "" if row["same"] else _kept_logs(federation), file=sys.stderr, flush=True)
                 yield row
+
+
+def _kept_logs(federation: LocalFederation) -> Path:
+    """A folder with the logs of all parties and their jobs, to see what went wrong."""
+    kept = Path(tempfile.mkdtemp(prefix="kills-"))
+    shutil.copytree(federation.folder, kept, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    return kept
 
 
 def _unharmed(federation: LocalFederation, recipe: Recipe) -> float:
