@@ -44,7 +44,7 @@ REFUSALS = (
 )  # fmt: skip
 SILENCES = (JobNotRunning, NoReply, NoConnection, InternalError, AuthorizationError)
 """Why a running job may tell nothing of its run: it begins, was killed, has just ended, or this user may not ask."""
-COMPLETED, ABORTED, ABNORMAL = "FINISHED:COMPLETED", "FINISHED:ABORTED", "FINISHED:ABNORMAL"
+COMPLETED, ABORTED = "FINISHED:COMPLETED", "FINISHED:ABORTED"
 LAST_JOBS = 3
 """How many of the newest jobs the status shows, whether they are over or not."""
 
@@ -178,9 +178,8 @@ class Admin:
             return "; ".join(details)
         file = WorkspaceConstants.ERROR_LOG_FILE_NAME
         cause = root_cause(self._session.get_job_logs(job["job_id"], "all", log_file_name=file)["logs"])
-        what = "FLARE's server was restarted" if _stage(job) == ABNORMAL else "one of its processes was killed"
-        hint = "(log.txt in the kit of each). Submitting it again goes on with it"
-        return cause or f"no party has reported why; probably {what} {hint}"
+        hint = "probably a process of it or of FLARE was killed (see log.txt in the kits)"
+        return cause or f"no party has reported why; {hint}. Submitting it again goes on with it"
 
     def _find(self, run: str, *are_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the newest job of a run, or of any run, that is meant in the first place, or else in the next."""
