@@ -58,6 +58,26 @@ def test_diffusers_loads_what_is_saved_and_decodes_the_same(tmp_path: Path) -> N
     assert torch.equal(again.reconstruct(x, batch=2), one.reconstruct(x, batch=2))
 
 
+def test_a_normalized_one_shifts_and_scales_each_channel_and_decodes_the_same(tmp_path: Path) -> None:
+    one, shift, scale = autoencoder(), torch.tensor([4.3, -0.1]), torch.tensor([0.5, 3.0])
+    other = one.normalized(shift, scale)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    other.save(tmp_path / "model")
+    theirs = AutoencoderKL.from_pretrained(tmp_path / "model", low_cpu_mem_usage=False)
+    with torch.no_grad():
+        before, after = one.network.inner.encode(x).latent_dist, theirs.encode(x).latent_dist
+        decoded = theirs.decode(after.mean).sample
+    factors = scale[:, None, None]
+    assert torch.allclose(after.mean, (before.mean - shift[:, None, None]) * factors, atol=1e-5)
+    assert torch.allclose(after.std, before.std * factors, rtol=1e-5)
+    assert torch.allclose(decoded, one.decode(before.mean), atol=1e-5)
+    assert torch.allclose(other.reconstruct(x), one.reconstruct(x), atol=1e-5)
+    assert theirs.config["scaling_factor"] == 1
+    back = other.normalized(-shift * scale, 1 / scale)
+    for name, tensor in one.weights.items():
+        assert torch.allclose(back.weights[name], tensor, atol=1e-6), name
+
+
 def test_one_from_elsewhere_is_loaded_by_what_the_recipe_says_of_it(tmp_path: Path) -> None:
     AutoencoderKL(sample_size=512, **SPEC.settings()).save_pretrained(tmp_path)
     loaded = TrainedAutoencoder.from_pretrained(tmp_path, SPEC)

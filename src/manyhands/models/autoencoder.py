@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -23,6 +23,8 @@ from manyhands.tensors import Tensors, find_not_finite, snapshot
 FACTS = "manyhands.json"
 NOT_ARCHITECTURE = {"sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
 """Entries of the config.json of diffusers on which the network does not depend."""
+ENCODED, DECODED = "inner.quant_conv", "inner.post_quant_conv"
+"""The last layer of the encoder and the first one of the decoder; both mix the channels of each pixel."""
 CANNOT_SAMPLE = (
     "an autoencoder was trained, which cannot sample by itself: name its folder in a recipe with "
     "method.model.kind = 'latent'"
@@ -187,6 +189,29 @@ class TrainedAutoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents to images, (B, C, H, W), which are not clamped to [-1, 1]."""
         return self.network.decode(latents)
+
+    def normalized(self, shift: Tensor, scale: Tensor) -> Self:
+        """Return the autoencoder whose latents are ``(z - shift) * scale`` where those of this one are z.
+
+        It decodes them to the same images: the last layer of the encoder and the first one of the decoder are linear
+        in each pixel, so both take in the shift and the scale.
+
+        Args:
+            shift: What is subtracted from each channel, (C,).
+            scale: What each channel is multiplied by then, (C,).
+        """
+        shift, scale = shift.double(), scale.double()
+        factors = torch.cat([scale, torch.ones_like(scale)])  # of the means, then of the log variances
+        offsets = torch.cat([-shift * scale, 2 * scale.log()])
+        weight, bias = (self.weights[f"{ENCODED}.{name}"].double() for name in ("weight", "bias"))
+        back, back_bias = (self.weights[f"{DECODED}.{name}"].double() for name in ("weight", "bias"))
+        changed = {
+            f"{ENCODED}.weight": weight * factors[:, None, None, None],
+            f"{ENCODED}.bias": bias * factors + offsets,
+            f"{DECODED}.weight": back / scale[:, None, None],
+            f"{DECODED}.bias": back_bias + back[:, :, 0, 0] @ shift,
+        }
+        return replace(self, weights=self.weights | {name: tensor.float() for name, tensor in changed.items()})
 
     def save(self, folder: Path | str) -> None:
         """Write a folder that diffusers' AutoencoderKL and ``from_pretrained`` load; an older one is replaced."""

@@ -45,8 +45,8 @@ class Latent(Denoiser):
         ge=1e-6,
         le=1e6,
         description=(
-            "What latents are multiplied by before the U-Net sees them; None for 1 / the standard deviation of the "
-            "latents of all silos, which they agree on."
+            "What latents are multiplied by before the U-Net sees them; None for a shift and a scale of each channel, "
+            "on which silos agree, so that the latents of all together have mean 0 and deviation 1."
         ),
     )
 

@@ -17,9 +17,6 @@ FACT_MEANINGS = {
     "seen": "how many images it saw",
     "flops": "how much work that was",
     "withheld": "why it withholds its update, if it does",
-    "numbers": "how many numbers its latents are",
-    "sum": "the sum of its latents",
-    "squares": "the sum of their squares",
     "count": "how many images it asks for",
 }
 """What a fact reveals about a silo, in words; a fact that is not listed is described by its name."""

@@ -1,8 +1,7 @@
-"""Trains a latent model, after silos got the frozen autoencoder and agreed on one scale of latents."""
+"""Trains a latent model, after silos got the frozen autoencoder and agreed on the normalization of latents."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from manyhands.data.latents import Latents, Moments, latent_scale
+from manyhands.data.latents import Latents, Moments, Normalization, normalization_of
 from manyhands.data.rows import RowsBuffer
 from manyhands.errors import CheckpointError, Reason, Refused
 from manyhands.files.cache import cache_folder
 from manyhands.formatting import size_text
 from manyhands.generators.diffusion import DiffusionGenerator
-from manyhands.messages.facts import Number, Whole
 from manyhands.messages.message import Message
-from manyhands.messages.operation import COUNT, IMAGES, Operation, Payload
+from manyhands.messages.operation import IMAGES, Operation, Payload
+from manyhands.messages.outgoing import Statistics
 from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, minimize
 from manyhands.methods.learners.denoiser import denoising_loss
 from manyhands.methods.server import Accumulated, Server, ServerWrapper
@@ -26,27 +25,32 @@ from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
-from manyhands.tensors import Tensors, sha256
+from manyhands.tensors import StateSpec, Tensors, TensorSpec, sha256
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from manyhands.methods.base import Conversation
     from manyhands.models.autoencoder import AutoencoderModule
     from manyhands.silos.silo import Silo
 
 FETCH, AGREE = "autoencoder", "moments"
-SCALE, HASH = "latents.scale", "latents.hash"
+SUMS, SQUARES = "latents.sums", "latents.squares"
+SHIFT, SCALE, HASH = "latents.shift", "latents.scale", "latents.hash"
 BATCH = 64
 MAX_SQUARE = 1e8
-"""The server refuses latents with a larger mean square."""
+"""The server refuses latents with a channel whose mean square is larger."""
 MAX_IN_MEMORY = 1 << 27
 """The most bytes of a silo's means, or deviations, of latents that are in memory; more are in a file."""
-SCALES = Number(0.0, 1e12)
+ROUNDING = 1e-9
+"""By which share of itself a mean square may be less than the squared mean, where a channel hardly varies."""
 
 
 class LatentLearner(Learner[Latent]):
     """Trains a U-Net on noised latents.
 
-    Before the first round, silos get the frozen autoencoder, encode their images once, and agree on one scale.
+    Before the first round, silos get the frozen autoencoder, encode their images once, and agree on a shift and
+    a scale of each channel.
     """
 
     uses_diffusion: ClassVar[bool] = True
@@ -67,46 +71,52 @@ class LatentLearner(Learner[Latent]):
         """Return the generator with a silo's own weights, and the autoencoder that decodes its latents."""
         if not weights:
             return None
-        autoencoder = silo.latents.autoencoder if silo.latents else self.model.load()
-        return replace(self.generator(weights), autoencoder=autoencoder, scale=float(silo.memory[SCALE]))
+        autoencoder = silo.latents.autoencoder if silo.latents else normalized(self.model.load(), silo.memory)
+        return replace(self.generator(weights), autoencoder=autoencoder, scale=self.model.scale or 1.0)
 
     def operations(self) -> dict[str, Operation]:
         """Return the operations before the first round, which also run when a run is resumed."""
         weights = state_spec_of(self.model.autoencoder)
-        fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, {"scale": SCALES}))
-        if self.model.scale is not None:
+        agreed = self._by_channel(SHIFT, SCALE)
+        others = () if self.model.scale else ({**weights, **agreed},)
+        fetch = Operation("asks for the frozen autoencoder", "once", Payload(), Payload(weights, others=others))
+        if self.model.scale:
             return {FETCH: fetch}
-        total = MAX_SQUARE * COUNT.maximum
-        facts = {"images": IMAGES, "numbers": Whole(1, COUNT.maximum), "sum": Number(-total, total),
-                 "squares": Number(0.0, total)}  # fmt: skip
         agree = Operation(
-            "sends the count, sum and sum of squares of its latents, gets the scale that all silos use",
+            "sends the sums of its latents and of their squares, gets the shift and the scale that all silos use",
             "once",
-            Payload(facts=facts),
-            Payload(facts={"scale": SCALES}),
+            Payload(self._by_channel(SUMS, SQUARES), {"images": IMAGES}),
+            Payload(agreed),
             barrier=True,
+            outgoing=(Statistics(of=("for each channel the sum of its latents", "and the sum of their squares")),),
         )
         return {FETCH: fetch, AGREE: agree}
 
     def prepare(self, silo: Silo) -> Conversation:
-        """Encode the silo's images once, and agree on the scale; this sets ``latents`` of the silo."""
+        """Encode the silo's images once, and agree on the normalization; this sets ``latents`` of the silo."""
         answer = yield Message(FETCH)
-        encoded = encode(silo, TrainedAutoencoder(self.model.autoencoder, dict(answer.tensors)))
-        scale = answer.facts["scale"]
-        if not scale:
-            moments = {"images": len(silo.images), **encoded.moments()._asdict()}
+        weights = {name: answer.tensors[name] for name in state_spec_of(self.model.autoencoder)}
+        encoded = encode(silo, TrainedAutoencoder(self.model.autoencoder, weights))
+        if self.model.scale:
+            silo.latents = replace(encoded, scale=self.model.scale)
+            return
+        if SCALE not in answer.tensors:
+            _, sums, squares = encoded.moments()
             try:
-                answer = yield Message(AGREE, {}, moments)
+                answer = yield Message(AGREE, {SUMS: sums, SQUARES: squares}, {"images": len(silo.images)})
             except Refused as refusal:
                 if refusal.reason is not Reason.STALE_ROUND:
                     raise
                 answer = yield Message(FETCH)  # the others have agreed without this silo
-            scale = answer.facts["scale"]
-        silo.latents = replace(encoded, scale=scale)
-        silo.memory.keep({SCALE: torch.tensor(scale, dtype=torch.float64)})
+        agreed = {name: answer.tensors[name] for name in (SHIFT, SCALE)}
+        silo.latents = encoded.normalized(Normalization(agreed[SHIFT], agreed[SCALE]))
+        silo.memory.keep(agreed)
+
+    def _by_channel(self, *names: str) -> StateSpec:
+        return {name: TensorSpec((self.model.autoencoder.latent,), torch.float64) for name in names}
 
     def wrap_server(self, inner: Server) -> Server:
-        """Return a server that has the autoencoder and the scale."""
+        """Return a server that has the autoencoder and the normalization."""
         return LatentServer(self.model, inner)
 
     def cost_lines(self) -> list[str]:
@@ -146,8 +156,13 @@ def encoding_flops(silo: Silo) -> int:
     return flops
 
 
+def normalized(autoencoder: TrainedAutoencoder, state: Mapping[str, Tensor]) -> TrainedAutoencoder:
+    """Return the autoencoder with the normalization of its latents that a state holds, or as it is if it holds none."""
+    return autoencoder.normalized(state[SHIFT], state[SCALE]) if SCALE in state else autoencoder
+
+
 class LatentServer(ServerWrapper):
-    """Has the autoencoder, and the scale once silos have agreed on it.
+    """Has the autoencoder, and the normalization of latents once silos have agreed on it.
 
     Args:
         model: The latent model.
@@ -158,28 +173,32 @@ class LatentServer(ServerWrapper):
         super().__init__(inner)
         self.model, self.trains = model, inner.trains
         self.trained = model.load()
-        self.scale = model.scale or 0.0
+        self.agreed: Tensors = {}
         self.hash = sha256(self.trained.weights)
 
     def handle(self, silo: str, message: Message) -> Message:
-        """Send the autoencoder and the scale, which is 0 before it is agreed on."""
+        """Send the autoencoder, and the normalization if it is agreed on."""
         if message.op != FETCH:
             return self.inner.handle(silo, message)
-        return Message(FETCH, self.trained.weights, {"scale": self.scale})
+        return Message(FETCH, {**self.trained.weights, **self.agreed})
 
     def validate(self, silo: str, message: Message) -> None:
         """Refuse moments after the scale is agreed on, and moments that latents cannot have."""
         if message.op != AGREE:
             return self.inner.validate(silo, message)
-        facts = message.facts
-        if self.scale:
-            raise Refused(Reason.STALE_ROUND, "the scale of latents is agreed on already")
-        expected = facts["images"] * self.model.autoencoder.latent * self.model.autoencoder.side**2
-        if facts["numbers"] != expected:
-            raise Refused(Reason.WRONG_WEIGHT, f"{silo} counts {facts['numbers']} latent values, expected {expected}")
-        mean, square = facts["sum"] / facts["numbers"], facts["squares"] / facts["numbers"]
-        if not (0 < square < MAX_SQUARE and abs(mean) < math.sqrt(square)):
-            raise Refused(Reason.WRONG_WEIGHT, f"{silo} sends a mean and a mean square that latents cannot have")
+        if self.agreed:
+            raise Refused(Reason.STALE_ROUND, "the normalization of latents is agreed on already")
+        numbers, sums, squares = self._moments(message)
+        mean, square = sums / numbers, squares / numbers
+        possible = (square > 0) & (square < MAX_SQUARE) & (mean.square() <= square * (1 + ROUNDING))
+        if not possible.all():
+            channel = int(possible.int().argmin())
+            raise Refused(
+                Reason.WRONG_WEIGHT,
+                f"{silo} sends a mean of {mean[channel]:g} and a mean square of {square[channel]:g} for channel "
+                f"{channel} of its latents, which no latents have: the square of the mean is at most the mean square, "
+                f"which is over 0 and under {MAX_SQUARE:g}",
+            )
         return None
 
     def accumulate(self, silo: str, message: Message) -> Accumulated:
@@ -187,33 +206,38 @@ class LatentServer(ServerWrapper):
         return Accumulated(message) if message.op == AGREE else self.inner.accumulate(silo, message)
 
     def handle_barrier(self, op: str, messages: Mapping[str, Message]) -> Mapping[str, Message]:
-        """Answer all with the same scale."""
+        """Answer all with the same shift and scale of each channel."""
         if op != AGREE:
             return self.inner.handle_barrier(op, messages)
-        reports = [messages[silo].facts for silo in sorted(messages)]
-        self.scale = latent_scale([Moments(facts["numbers"], facts["sum"], facts["squares"]) for facts in reports])
-        return {silo: Message(op, {}, {"scale": self.scale}) for silo in messages}
+        shift, scale = normalization_of([self._moments(messages[silo]) for silo in sorted(messages)])
+        self.agreed = {SHIFT: shift, SCALE: scale}
+        return {silo: Message(op, self.agreed) for silo in messages}
 
     def generator(self) -> DiffusionGenerator | TrainedAutoencoder | None:
         """Return the inner server's generator of latents, with the autoencoder that decodes them."""
         generator = self.inner.generator()
         if not isinstance(generator, DiffusionGenerator):
             return None
-        return replace(generator, autoencoder=self.trained, scale=self.scale)
+        autoencoder = normalized(self.trained, self.agreed)
+        return replace(generator, autoencoder=autoencoder, scale=self.model.scale or 1.0)
 
     def state_dict(self) -> Tensors:
-        """Return the scale and the hash of its autoencoder, with the inner server's state."""
+        """Return the normalization and the hash of its autoencoder, with the inner server's state."""
         digest = torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8)
-        scale = torch.tensor(self.scale, dtype=torch.float64)
-        return {**self.inner.state_dict(), SCALE: scale, HASH: digest}
+        return {**self.inner.state_dict(), **self.agreed, HASH: digest}
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``; it must be of the same autoencoder."""
         if bytes(state[HASH].tolist()).hex() != self.hash:
             raise CheckpointError(f"{self.model.folder}: the autoencoder is not the one that the run started with")
-        self.scale = float(state[SCALE])
+        self.agreed = {name: state[name] for name in (SHIFT, SCALE) if name in state}
         self.inner.load_state_dict(self.inner_state(state))
 
     def inner_state(self, state: Tensors) -> Tensors:
-        """Return everything but the scale and the autoencoder's hash."""
-        return {name: tensor for name, tensor in state.items() if name not in (SCALE, HASH)}
+        """Return everything but the normalization and the autoencoder's hash."""
+        return {name: tensor for name, tensor in state.items() if name not in (SHIFT, SCALE, HASH)}
+
+    def _moments(self, message: Message) -> Moments:
+        """Return the moments that a silo sends; how many numbers a channel has follows from how many images."""
+        numbers = message.facts["images"] * self.model.autoencoder.side**2
+        return Moments(numbers, message.tensors[SUMS], message.tensors[SQUARES])
