@@ -224,6 +224,9 @@ def test_one_who_comes_late_gets_the_normalization_of_the_others(folder: Path) -
     with pytest.raises(Refused) as refused:
         server.validate("s2", said["s2"])
     assert refused.value.reason is Reason.STALE_ROUND
+    resumed = LatentServer(latent(folder), LocalServer(1, 0))
+    resumed.load_state_dict(server.state_dict())
+    assert torch.equal(resumed.handle("s2", Message(FETCH)).tensors[SCALE], server.agreed[SCALE])
 
     late = method(folder).silo(holders[2])
     assert next(late).op == FETCH
