@@ -14,7 +14,11 @@ from manyhands.federation.job.orphan import PARENT
 CHILD = "from manyhands.federation.job.orphan import end_if_orphaned; end_if_orphaned()"
 
 
-@pytest.mark.parametrize(("parent", "code"), [(str(os.getpid()), 0), ("", 0), (str(os.getpid() + 1), -signal.SIGKILL)])
-def test_only_a_process_whose_launcher_is_gone_ends(parent: str, code: int) -> None:
-    child = subprocess.run([sys.executable, "-c", CHILD], env=os.environ | {PARENT: parent}, check=False)
+LAUNCHERS = {"there": str(os.getpid()), "nobody": "", "gone": str(os.getpid() + 1)}
+
+
+@pytest.mark.parametrize(("launcher", "code"), [("there", 0), ("nobody", 0), ("gone", -signal.SIGKILL)])
+def test_only_a_process_whose_launcher_is_gone_ends(launcher: str, code: int) -> None:
+    env = os.environ | {PARENT: LAUNCHERS[launcher]}
+    child = subprocess.run([sys.executable, "-c", CHILD], env=env, check=False)
     assert child.returncode == code
