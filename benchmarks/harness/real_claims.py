@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from harness.case_files import Figure, Table, mean, ratio, worst
+from harness.case_files import Figure, Table, first, mean, ratio, worst
 from harness.settings_tried import CODECS, SKEWED, Changes
 
 BARS = {
     "flow": "<= 1.05", "solver": "<= 1.05", "flips_cells": "<= 0.95", "step_ema": "<= 0.95", "latent": "<= 1.3",
     "latent_quant8": "", "latent_quant4": "", "latent_prox": "", "cells": ">= 0.9", "cells_alone": "<= 1",
-    "cells_central": "",
+    "cells_central": "", "pretrained": "<= 0.5", "lora_bytes": ">= 50", "lora_bytes_8": ">= 150", "lora_fid": "<= 1.15",
+    "lora_bias": "",
 }  # fmt: skip
+TARGETS = 'targets=["to_q","to_k","to_v","to_out.0","conv1","conv2"]'
+FAR = 'partition={kind="dirichlet",silos=3,alpha=0.1,minimum=10}'
 QUANT = {name: codec for name, codec in CODECS.items() if "2 bits" not in name}
 CELLS = ("fedavg", "collafuse", "huscf")
 
@@ -24,6 +27,8 @@ def cases(scale: str) -> dict[str, tuple[str, Changes]]:
     clinics = {kind: f"cells-{kind}" for kind in CELLS}
     codecs = {f"latent, {name}": (*latent, f"method.up={{{c}}}", f"method.down={{{c}}}") for name, c in QUANT.items()}
     far = (*latent, SKEWED, "method.rounds=6", "method.training.steps=250", "method.ema=0")
+    scratch = 'method.model={kind="unet",widths=[16,32],attention=true}'
+    eight = tuple(f"method.{way}={{{CODECS['updates, 8 bits']}}}" for way in ("up", "down"))
     return {
         "v": ("mnist16-fedavg", ()),
         "flow": ("mnist16-fedavg", ("method.diffusion.target=flow",)),
@@ -38,7 +43,20 @@ def cases(scale: str) -> dict[str, tuple[str, Changes]]:
         "cells central-joined": ("cells-fedavg", ("method.kind=central", "method.joined=true")),
         "cells local": ("cells-fedavg", ("method.kind=local",)),
         "cells fedavg, no flips": ("cells-fedavg", ("method.training.flip=false",)),
+        "letters unet": ("letters16-unet", ()),
+        "scratch": ("mnist16-pretrained", (scratch,)),
+        "whole": ("mnist16-pretrained", (_begun(),)),
+        "lora": ("mnist16-pretrained", (_begun("ffa"),)),
+        "lora, 8 bits": ("mnist16-pretrained", (_begun("ffa"), *eight)),
+        "lora skewed, stacked": ("mnist16-pretrained", (_begun("stacked"), FAR, "method.keep_optimiser=false")),
+        "lora skewed, naive": ("mnist16-pretrained", (_begun("naive"), FAR, "method.keep_optimiser=false")),
     }
+
+
+def _begun(adapter: str = "") -> str:
+    """A model begun from the letters' network, whole or with adapters of a kind."""
+    parts = f',adapter={{rank=4,kind="{adapter}",{TARGETS}}}' if adapter else ""
+    return f'method.model={{kind="pretrained",folder="WORK/letters-unet-0/model"{parts}}}'
 
 
 def figures(table: Table, _: str) -> dict[str, Figure | None]:
@@ -51,7 +69,13 @@ def figures(table: Table, _: str) -> dict[str, Figure | None]:
     quant = {
         bits: [ratio(table, "fid", f"latent, {n}", "latent") for n in QUANT if f"{bits} bits" in n] for bits in (8, 4)
     }
+    whole, lora, eight = (first(table, case, "bytes") for case in ("whole", "lora", "lora, 8 bits"))
     return {
+        "pretrained": ratio(table, "fid", "whole", "scratch"),
+        "lora_bytes": Figure(whole / lora) if whole and lora else None,
+        "lora_bytes_8": Figure(whole / eight) if whole and eight else None,
+        "lora_fid": ratio(table, "fid", "lora", "whole"),
+        "lora_bias": ratio(table, "fid", "lora skewed, naive", "lora skewed, stacked"),
         "flow": ratio(drawn, "fid", "flow euler 10", "v ddim 50"),
         "solver": ratio(drawn, "fid", "v dpm++ 10", "v ddim 50"),
         "flips_cells": ratio(table, "fid", "cells fedavg", "cells fedavg, no flips"),
