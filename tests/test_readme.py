@@ -28,9 +28,9 @@ from manyhands.registry import METHODS, PARTITIONS, SOURCES, imported
 from manyhands.runs.data import Data
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import load_recipe, parse_offer
-from manyhands.runs.shipped import shipped
 from manyhands.spec import Spec
 from tests.command import manyhands
+from tests.shipped_recipes import complete_recipes
 
 ROOT = Path(__file__).parents[1]
 README, FIRST_STEPS = ROOT / "README.md", ROOT / "docs" / "first-steps.md"
@@ -216,7 +216,7 @@ def test_modules_that_docs_name_are_there() -> None:
 
 def test_what_one_site_can_cost_is_said_of_every_operation() -> None:
     table = (ROOT / "docs" / "deployment.md").read_text().split("| what a site says |")[1].split("\n\n")[0]
-    methods = [load_recipe(path).method for path in shipped() if "[sweep" not in path.read_text()]
+    methods = [load_recipe(path).method for path in complete_recipes() if "[sweep" not in path.read_text()]
     plans = [SITE_PLAN, *(method.plan() for method in methods)]
     for op in {op for plan in plans for op in plan.operations}:
         name = re.sub(r"^.*(?=-(forward|backward)$)", "", op)

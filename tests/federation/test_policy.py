@@ -17,8 +17,9 @@ from manyhands.messages.outgoing import Images
 from manyhands.registry import METHODS
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import load_recipe, parse_recipe, read
-from manyhands.runs.shipped import recipe_path, shipped
+from manyhands.runs.shipped import recipe_path
 from manyhands.runs.sweep import load_sweep
+from tests.shipped_recipes import complete_recipes
 
 IMAGES, SITE = 100, "silo-0"
 CLASSLESS = ("method.model.classes=0",)
@@ -189,7 +190,7 @@ def test_the_decision_is_about_this_sites_own_cut() -> None:
     assert Policy().refusals(kinder, IMAGES, "silo-1") == []
 
 
-@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", complete_recipes(), ids=lambda path: path.stem)
 def test_the_demo_takes_every_shipped_recipe_but_images_as_they_are(path: Path) -> None:
     for run in load_sweep(path, []).variants:
         asked, site = run.recipe, run.recipe.partition.names()[0]

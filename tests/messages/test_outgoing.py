@@ -17,14 +17,14 @@ from manyhands.messages.outgoing.summary import FACT_MEANINGS, TECHNICAL_FACTS, 
 from manyhands.messages.plan import Plan
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.runs.recipe import Recipe
-from manyhands.runs.shipped import shipped
 from manyhands.runs.sweep import load_sweep
 from manyhands.silos.local_training import Training
 from manyhands.tensors import TensorSpec
 from tests.federation.test_policy import CUT, OFFERS, ROWS, offer, recipe
 from tests.federation.test_policy import TOLD as NO_LABELS
+from tests.shipped_recipes import complete_recipes
 
-RECIPES = [run.recipe for path in shipped() for run in load_sweep(path, []).variants]
+RECIPES = [run.recipe for path in complete_recipes() for run in load_sweep(path, []).variants]
 EVERY: list[Recipe] = [*RECIPES, *(offer(row[:26].strip()) for row in ROWS)]
 IMAGES = 200
 WAYS = ("way down", "middle")

@@ -26,7 +26,8 @@ def recipe_schema() -> dict[str, Any]:
     schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["data", "method"]}
     tables, models = schema["$defs"], {spec.__name__ for _, spec in MODELS.loadable()}
     for name, table in tables.items():
-        table["required"] = ["kind"] if "kind" in table["properties"] and name not in models else []
+        names_it = "const" in table["properties"].get("kind", {})  # another kind is another table
+        table["required"] = ["kind"] if names_it and name not in models else []
         table["properties"] = {field: _with_short_form(field, value) for field, value in table["properties"].items()}
     tables["TimestepCut"] = {"anyOf": [SHARE, tables["TimestepCut"]]}
     for part in _parts(schema):

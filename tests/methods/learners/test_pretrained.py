@@ -145,3 +145,13 @@ def test_images_of_another_size_and_layers_that_are_not_there_end_the_run_with_a
         Experiment(method(folder), small, device="cpu")
     with pytest.raises(RecipeError, match="no layer of the U-Net that can have an adapter is called 'to_x'"):
         Experiment(method(folder, Adapter(targets=("to_x",))), silos(), device="cpu")
+
+
+@pytest.mark.parametrize("adapter", [None, FFA, NAIVE, {"rank": 2, "kind": "stacked"}])
+def test_what_leaves_is_stated_and_the_docs_say_what_a_site_can_cost(folder: Path, adapter: object) -> None:
+    plan = method(folder, adapter).plan()
+    table = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text().split("| what a site says |")[1]
+    for name, operation in plan.operations.items():
+        assert operation.outgoing or not operation.up.has_tensors, name
+        assert f"`{name}`" in table.split("\n\n")[0], name
+    assert all(kind.often and kind.computed(10) and kind.guarantee(10) for kind in plan.outgoing)
