@@ -8,5 +8,5 @@ from manyhands.runs.shipped import shipped
 
 
 def complete_recipes() -> list[Path]:
-    """Those that name no pretrained model; tests/methods/learners/test_pretrained.py makes the plan of one that does."""
+    """Those that name no pretrained model: tests/methods/learners/test_pretrained.py makes a plan of one that does."""
     return [path for path in shipped() if 'kind = "pretrained"' not in path.read_text()]
