@@ -259,6 +259,23 @@ def test_of_many_barriers_whoever_comes_back_has_all_begin_the_round_again(tmp_p
     driver.close(1)
 
 
+def test_after_the_last_round_whoever_comes_back_goes_on_alone_since_others_have_finished(tmp_path: Path) -> None:
+    asked = load_recipe(
+        recipe_path("digits-huscf"),
+        ["partition.silos=3", "data.limit=60", "method.rounds=2", "method.training.steps=2", "method.model.width=4"],
+    )
+    driver = Driver(session := begun(tmp_path / "run", asked))
+    driver.gather(*SITES)
+    driver.close(2)
+    session.finish("silo-0")
+    session.reset_site("silo-1")
+    assert isinstance(session.enrol("silo-1", driver.facts("silo-1", 2), 1.0), Message)
+    assert not session.must_restart_round
+    session.finish("silo-1")
+    session.finish("silo-2")
+    assert session.is_complete
+
+
 def test_of_one_barrier_it_goes_on_alone(tmp_path: Path) -> None:
     driver = Driver(session := begun(tmp_path / "run", recipe()))
     driver.gather(*SITES)

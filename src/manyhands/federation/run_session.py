@@ -140,7 +140,7 @@ class RunSession:
         self.sites.add(site, facts["images"], facts["held_out"])
         if self.coordinator is None:
             return None
-        if len(self.plan.barriers) > 1:
+        if len(self.plan.barriers) > 1 and self.round < self.method.rounds:  # after the last, there is none to repeat
             self._return(site, now)
             return None
         return self._start_site(site)
