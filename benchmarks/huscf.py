@@ -32,7 +32,7 @@ from manyhands.methods.huscf.operations import ORDER
 from manyhands.models.gan import Gan, iteration
 from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.runs.run_folder import RunFolder
-from manyhands.silos.local_training import GanTraining
+from manyhands.silos.training import GanTraining
 from manyhands.tensors import strip_prefix
 from throttled import predicted
 

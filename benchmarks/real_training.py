@@ -18,14 +18,13 @@ from typing import Any
 
 from harness import bench, case_files, claims, real_claims
 from manyhands import DiffusionGenerator, Evaluator, Sampling
-from manyhands.data.images import Images, pooled
+from manyhands.data.images import pooled
 from manyhands.evaluation import features
 from manyhands.evaluation.drawing import ImageSource
 from manyhands.runs.compose import silos_of
 from manyhands.runs.finished import held_silos, kept_generators
 from manyhands.runs.recipe_file import parse_recipe
 from manyhands.runs.run_folder import RunFolder
-from manyhands.silos.silo import Silo
 
 PROGRAM = "real_training"
 QUICK = ("v", "flow")
@@ -111,7 +110,7 @@ def _by_sampler(run: RunFolder, samplers: Mapping[str, Mapping[str, Any]]) -> di
         DiffusionGenerator.from_pretrained(run.model),
     )
     every = dict.fromkeys(evaluator.silos, trained)
-    return {name: round(evaluator.quick(every, Sampling(**each))["fid"], 4) for name, each in samplers.items()}
+    return {name: round(evaluator.quick(every, Sampling(**fields))["fid"], 4) for name, fields in samplers.items()}
 
 
 def _of_cells(run: RunFolder, *, alone: bool) -> dict[str, Any]:
@@ -119,25 +118,19 @@ def _of_cells(run: RunFolder, *, alone: bool) -> dict[str, Any]:
     recipe, silos = held_silos(run)
     evaluator = Evaluator(recipe.evaluation, silos)
     generators = kept_generators(run, recipe.method, recipe.link)
-    train, held = (pooled([part for part in parts if part]) for parts in zip(*_halves(silos), strict=True))
-    judge = features.classifier(held, train)
+    held = pooled([silo.held_out for silo in silos if silo.held_out is not None])
+    judge = features.classifier(held, pooled([silo.images for silo in silos]))
 
-    def of(each: Mapping[str, ImageSource]) -> dict[str, float]:
-        samples = evaluator.draw(each, recipe.sampling)
+    def of(drawn_by: Mapping[str, ImageSource]) -> dict[str, float]:
+        samples = evaluator.draw(drawn_by, recipe.sampling)
         right = features.embed(judge.network, samples).logits.argmax(1) == evaluator.labels
-        return {
-            "fid": round(evaluator.quick(each, recipe.sampling)["fid"], 4),
-            "recognised": right.float().mean().item(),
-        }
+        figures = evaluator.measure(evaluator.embed(samples), cas=False)
+        return {"fid": round(figures["fid"], 4), "recognised": right.float().mean().item()}
 
     both = of(generators)
     if alone:
         both = min((of(dict.fromkeys(evaluator.silos, own)) for own in generators.values()), key=lambda one: one["fid"])
     return both | {"judge": judge.accuracy}
-
-
-def _halves(silos: Sequence[Silo]) -> list[tuple[Images, Images | None]]:
-    return [(silo.images, silo.held_out) for silo in silos]
 
 
 if __name__ == "__main__":

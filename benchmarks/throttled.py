@@ -18,7 +18,7 @@ from manyhands.models.gan import Gan
 from manyhands.models.layer_cut import LayerCuts, every_cut
 from manyhands.placement.devices import Device, PlacementSpec, ServerMachine
 from manyhands.placement.planner import Planner
-from manyhands.silos.local_training import GanTraining
+from manyhands.silos.training import GanTraining
 
 BARS = {"predicted": "<= 0.3", "predicted_choice": "<= 1.1"}
 SERVER = 0.3

@@ -55,7 +55,7 @@ ENGINES = {
 UPWARD_TYPES = {
     ("audit.replay", "runs.run_folder"),
     ("data.latents", "models.autoencoder"),
-    ("messages.outgoing.kinds", "silos.local_training"),
+    ("messages.outgoing.kinds", "silos.training"),
     ("models.base", "generators.base"),
     ("models.base", "methods.learners.base"),
     ("report.clusters", "runs.round"),

@@ -29,9 +29,9 @@ from .runs.experiment import Experiment as Experiment
 from .runs.recipe_file import load_recipe as load_recipe
 from .runs.round import Round as Round
 from .runs.sweep import load_sweep as load_sweep
-from .silos.local_training import GanTraining as GanTraining
-from .silos.local_training import Training as Training
 from .silos.silo import Silo as Silo
+from .silos.training import GanTraining as GanTraining
+from .silos.training import Training as Training
 
 __version__: str
 

@@ -116,6 +116,11 @@ def sha256(tensors: Mapping[str, Tensor] | Mapping[str, Tensor | TensorInParts])
     return digest.hexdigest()
 
 
+def hash_tensor(digest: str) -> Tensor:
+    """Return a hash in hexadecimal digits as bytes, in which form a checkpoint holds it."""
+    return torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+
+
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     """Select the tensors whose names begin with a prefix, and remove it from their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

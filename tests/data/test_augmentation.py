@@ -31,14 +31,14 @@ def test_a_moved_image_is_a_crop_of_its_reflection_and_all_places_occur(pixels: 
     out, wide = shifted(x, pixels, rng()), F.pad(x, [pixels] * 4, "reflect")
     places = set()
     for image, padded in zip(out, wide, strict=True):
-        found = [
+        matches = [
             (top, left)
             for top in range(2 * pixels + 1)
             for left in range(2 * pixels + 1)
             if torch.equal(image, padded[:, top : top + 6, left : left + 7])
         ]
-        assert found
-        places.add(found[0])
+        assert matches
+        places.add(matches[0])
     assert len({top for top, _ in places}) == len({left for _, left in places}) == 2 * pixels + 1
 
 

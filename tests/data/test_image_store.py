@@ -285,7 +285,7 @@ def test_processes_that_decode_give_the_same_pixels_and_do_not_import_torch(
     assert_equal(zipped, expected)
     assert seen[-1] == (str(tmp_path / "p.zip"), COUNT, COUNT)
     code = (
-        "import sys, manyhands.data.sources.decoding, manyhands.data.sources.openers; assert 'torch' not in sys.modules"
+        "import sys, manyhands.data.sources.decoding, manyhands.data.formats.kinds; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -20,7 +20,7 @@ def noise(low: int, high: int, classes: tuple[str, ...] = ("a", "b")) -> Images:
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
+    ("images", "words"),
     [
         (noise(0, 16), "the images of mayo are nearly black: no pixel reaches 64"),
         (noise(200, 256), "the images of mayo are nearly white"),
@@ -28,9 +28,9 @@ def noise(low: int, high: int, classes: tuple[str, ...] = ("a", "b")) -> Images:
         (noise(0, 256, ("a",)), "all images are of the one class 'a': set data.classes = 0"),
     ],
 )
-def test_what_nobody_wants_is_said_with_what_to_set(images: Images, said: str) -> None:
+def test_what_nobody_wants_is_said_with_what_to_set(images: Images, words: str) -> None:
     (line,) = image_warnings({"mayo": images})
-    assert line.startswith(said)
+    assert line.startswith(words)
 
 
 def test_silos_alike_are_named_together_and_usual_images_give_no_warning() -> None:

@@ -18,7 +18,7 @@ from manyhands.messages.plan import Plan
 from manyhands.privacy.accountant import epsilon, mu_of
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.sweep import load_sweep
-from manyhands.silos.local_training import Training
+from manyhands.silos.training import Training
 from manyhands.tensors import TensorSpec
 from tests.federation.test_policy import CUT, OFFERS, ROWS, offer, recipe
 from tests.federation.test_policy import TOLD as NO_LABELS

@@ -51,9 +51,9 @@ def test_a_fresh_adapter_changes_no_bit(folder: Path, kind: str) -> None:
 
 def test_a_product_is_what_the_layer_adds_and_alpha_scales_it(folder: Path) -> None:
     net = network(folder, "naive")
-    told = factors(net, 1)
-    net.inner.load_state_dict(told, strict=False)
-    for name, value in products(told, net.spec.adapter.scaling).items():  # type: ignore[union-attr]
+    trained = factors(net, 1)
+    net.inner.load_state_dict(trained, strict=False)
+    for name, value in products(trained, net.spec.adapter.scaling).items():  # type: ignore[union-attr]
         added = net.inner.get_submodule(name).get_delta_weight("default")
         assert value.shape == added.shape
         assert torch.allclose(value.float(), added, atol=1e-5)

@@ -61,15 +61,15 @@ def outputs(network: Any, pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What our network, and the U-Net of a pipeline, say of the same latents, times and prompts."""
     rng = torch.Generator().manual_seed(3)
     x, t, labels = torch.randn(3, 4, 8, 8, generator=rng), torch.tensor([1, 40, 900]), torch.tensor([0, 1, 2])
-    told, _ = pipe.encode_prompt(["a photo of zero", "a photo of one", ""], "cpu", 1, False)
-    return network(x, t, labels), pipe.unet(x, t - 1, told).sample
+    embedded, _ = pipe.encode_prompt(["a photo of zero", "a photo of one", ""], "cpu", 1, False)
+    return network(x, t, labels), pipe.unet(x, t - 1, embedded).sample
 
 
 def test_prompts_are_encoded_as_the_pipeline_encodes_them(folder: Path) -> None:
     network, pipe = of_pipeline(folder).build(0), pipeline(folder)
-    told, _ = pipe.encode_prompt(["a photo of zero", "a photo of one", ""], "cpu", 1, False)
-    assert torch.equal(network.embedded, told)
-    assert not torch.allclose(told[0], told[1])
+    embedded, _ = pipe.encode_prompt(["a photo of zero", "a photo of one", ""], "cpu", 1, False)
+    assert torch.equal(network.embedded, embedded)
+    assert not torch.allclose(embedded[0], embedded[1])
     ours, theirs = outputs(network, pipe)
     assert torch.equal(ours, theirs)
     assert not torch.allclose(ours[0], ours[1])
@@ -142,8 +142,8 @@ def test_classes_of_images_are_those_of_the_prompts(folder: Path) -> None:
     with pytest.raises(RecipeError, match="s0: its classes are cat, dog, but the prompts are made of zero, one; set"):
         for _ in Experiment(method, silos(names=("cat", "dog")), device="cpu"):
             pass
-    told = FedAvg(model=of_pipeline(folder, prompts=("a", "one")), training=Training(batch=2, steps=1), rounds=1)
-    for _ in Experiment(told, silos(names=("cat", "dog")), device="cpu"):
+    method = FedAvg(model=of_pipeline(folder, prompts=("a", "one")), training=Training(batch=2, steps=1), rounds=1)
+    for _ in Experiment(method, silos(names=("cat", "dog")), device="cpu"):
         pass
 
 

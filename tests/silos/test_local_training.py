@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from manyhands.silos.local_training import Training, load_optimiser_state, optimiser_state, steps
+from manyhands.silos.local_training import load_optimiser_state, optimiser_state, steps
+from manyhands.silos.training import Training
 
 
 @given(st.integers(1, 40), st.integers(1, 16), st.integers(1, 3))

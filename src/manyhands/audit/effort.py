@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manyhands.silos.local_training import Training
+from manyhands.silos.training import Training
 
 MAX_RECONSTRUCTED_IMAGES = 256
 """The maximum number of images that reconstruction attacks try."""

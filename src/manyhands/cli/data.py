@@ -36,9 +36,9 @@ def prepare(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOpti
 
     with shown_preparation(quiet=as_json):
         runs = load_sweep(recipe_path(recipe), changes or []).variants
-        images = [run.recipe.data.load() for run in runs]
-    used = {part.path for each in images for part in each.files}
-    for line in dict.fromkeys(f"skipped {name}" for each in images for name in each.skipped):
+        sets = [run.recipe.data.load() for run in runs]
+    used = {part.path for images in sets for part in images.files}
+    for line in dict.fromkeys(f"skipped {name}" for images in sets for name in images.skipped):
         typer.echo(line, err=True)
     _show([store for store in stores() if store.path in used], "too few pictures to keep", as_json=as_json)
 

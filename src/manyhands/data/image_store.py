@@ -102,8 +102,8 @@ def opened(path: Path, shape: Shape | None = None) -> ImageStore | None:
 
 def stores() -> list[ImageStore]:
     """Return all images in the cache, in the order of their names."""
-    found = [opened(path) for path in stores_folder().glob(f"*{SUFFIX}")]
-    return sorted((store for store in found if store), key=lambda store: (store.name, store.shape))
+    every = [opened(path) for path in stores_folder().glob(f"*{SUFFIX}")]
+    return sorted((store for store in every if store), key=lambda store: (store.name, store.shape))
 
 
 def clear() -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -301,31 +298,3 @@ def _stored_together(parts: Sequence[Tensor | Rows]) -> Tensor | Rows:
     if not any(isinstance(part, Rows) for part in parts):
         return torch.cat(list(parts))  # type: ignore[arg-type] # all are tensors
     return joined([part if isinstance(part, Rows) else Rows([part]) for part in parts])
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.sha256(image.numpy().tobytes()).digest()
-
-
-@lru_cache(maxsize=1)
-def occurrences(images: Images, held_out: Images | None = None) -> Tensor:
-    """Number the equal images of both sets (0, 1, ...), in the order of their source.
-
-    Args:
-        images: N images.
-        held_out: More images of the same source, or None.
-
-    Returns:
-        The number of each of ``images`` among the images that equal it, (N,).
-    """
-    sets = [part for part in (images, held_out) if part is not None]
-    pixels = [
-        hashlib.sha256(image.numpy().tobytes()).digest() for part in sets for some in part.chunks() for image in some
-    ]
-    rows = [part.rows if part.rows is not None else torch.arange(len(part)) for part in sets]
-    seen: Counter[bytes] = Counter()
-    numbers = torch.zeros(len(pixels), dtype=torch.long)
-    for i in torch.cat(rows).argsort(stable=True).tolist():
-        numbers[i] = seen[pixels[i]]
-        seen[pixels[i]] += 1
-    return numbers[: len(images)]

@@ -12,8 +12,8 @@ from torch import Tensor
 from manyhands.messages.codec.codec import Float32
 from manyhands.methods.base import Method, check_images
 from manyhands.models.gan import Gan
-from manyhands.silos.local_training import GanTraining
 from manyhands.silos.silo import Silo
+from manyhands.silos.training import GanTraining
 from manyhands.spec import Float
 from manyhands.tensors import state_spec
 

@@ -16,8 +16,8 @@ from manyhands.methods.learners.base import Learner, LocalResult, LocalRound
 from manyhands.methods.learners.by_model import learner_type
 from manyhands.methods.proximal import Proximal
 from manyhands.models.base import AnyModel, Denoiser, Model
-from manyhands.silos.local_training import Training
 from manyhands.silos.silo import Silo
+from manyhands.silos.training import Training
 from manyhands.spec import Float
 
 

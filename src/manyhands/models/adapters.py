@@ -202,9 +202,9 @@ def mean_of_products(factors: Sequence[Mapping[str, Tensor]], weights: Sequence[
         factors: The factors of each silo, by PEFT's names.
         weights: The weight of each silo.
     """
-    total, each = sum(weights), [products(one) for one in factors]
-    pairs = list(zip(each, weights, strict=True))
-    return {layer: torch.stack([one[layer] * (weight / total) for one, weight in pairs]).sum(0) for layer in each[0]}
+    total, pairs = sum(weights), list(zip(map(products, factors), weights, strict=True))
+    layers = pairs[0][0]
+    return {layer: torch.stack([one[layer] * (weight / total) for one, weight in pairs]).sum(0) for layer in layers}
 
 
 def averaging_bias(factors: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> float:

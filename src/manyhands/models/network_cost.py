@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
-from manyhands.silos.local_training import Training, prepare
+from manyhands.silos.local_training import prepare
+from manyhands.silos.training import Training
 
 if TYPE_CHECKING:
     from torch import Tensor

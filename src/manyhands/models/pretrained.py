@@ -168,8 +168,8 @@ class PretrainedModule(nn.Module):
         if not self.folder.takes_text:
             return self.inner(x_t, t - 1, class_labels=labels, return_dict=False)[0]  # type: ignore[no-any-return]
         embedded: Tensor = self.embedded  # type: ignore[assignment] # a buffer
-        told = embedded[torch.zeros_like(t) if labels is None else labels]
-        return self.inner(x_t, t - 1, told, return_dict=False)[0]  # type: ignore[no-any-return]
+        prompts = embedded[torch.zeros_like(t) if labels is None else labels]
+        return self.inner(x_t, t - 1, prompts, return_dict=False)[0]  # type: ignore[no-any-return]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override] # its overloads
         """Return what is trained."""
@@ -236,12 +236,15 @@ class PretrainedModule(nn.Module):
             return
         prompts, config = self.spec.texts, self.folder.config(self.folder.text_encoder)
         if _is_real(self.inner):
-            tokens, told = encoded(self.folder.path, prompts)
+            tokens, embedded = encoded(self.folder.path, prompts)
         else:
             length = config["max_position_embeddings"]
-            tokens, told = torch.zeros(len(prompts), length), torch.zeros(len(prompts), length, config["hidden_size"])
+            tokens, embedded = (
+                torch.zeros(len(prompts), length),
+                torch.zeros(len(prompts), length, config["hidden_size"]),
+            )
         self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("embedded", told, persistent=False)
+        self.register_buffer("embedded", embedded, persistent=False)
 
     def _add_deltas(self) -> None:
         for _, layer in self._adapted_layers():
@@ -279,13 +282,13 @@ def _loaded_unet(folder: PretrainedFolder) -> Any:
 def _with_weights(kind: Any, folder: PretrainedFolder) -> Any:
     """Load the U-Net, and raise an error where a weight is missing, too many, or of another shape."""
     try:
-        network, found = kind.from_pretrained(
+        network, info = kind.from_pretrained(
             folder.unet, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise folder.error(f"its U-Net cannot be loaded: {' '.join(str(error).split())[:MAX_SHOWN]}") from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found.get(what):
-            words = f"{what.replace('_keys', ' weights')}, such as {found[what][0]}"
+        if info.get(what):
+            words = f"{what.replace('_keys', ' weights')}, such as {info[what][0]}"
             raise folder.error(f"its U-Net has {words}: its config.json is of another network")
     return network.float()

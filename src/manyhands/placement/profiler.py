@@ -21,7 +21,7 @@ from manyhands.models.block_cost import PASSES, block_flops
 from manyhands.models.gan import NETWORKS, Gan, run_blocks
 from manyhands.placement.devices import GIGA, Device, Profile, ServerMachine
 from manyhands.placement.link_speed import Link
-from manyhands.silos.local_training import GanTraining
+from manyhands.silos.training import GanTraining
 
 SAMPLES, SPAN = 5, 0.1
 """How often a block is measured, and the seconds of each measurement."""

@@ -28,18 +28,18 @@ class PreparationProgress:
         columns = (TextColumn("preparing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
-        self._began, self._said = time.monotonic(), -float("inf")
+        self._began, self._printed = time.monotonic(), -float("inf")
 
     def show(self, name: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` pictures of a set are prepared."""
         if name not in self._tasks:
             self._bars.start()
             self._tasks[name] = self._bars.add_task(name, total=total)
-            self._began, self._said = time.monotonic(), -float("inf")
+            self._began, self._printed = time.monotonic(), -float("inf")
         self._bars.update(self._tasks[name], completed=done)
         now = time.monotonic()
-        if self._bars.disable and (now - self._said >= SECONDS or done == total):
-            self._said = now
+        if self._bars.disable and (now - self._printed >= SECONDS or done == total):
+            self._printed = now
             left = int((now - self._began) * (total - done) / done)
             line = f"preparing {name}: {done:,} of {total:,}, {left // 60}:{left % 60:02d} left"
             self.console.print(line, soft_wrap=True)

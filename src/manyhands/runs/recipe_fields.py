@@ -62,9 +62,9 @@ def _models(method: type[Spec], fields: Mapping[str, Any], data: Mapping[str, An
         first["classes"] = len(_known_classes(data))
     first = _named(first, data)
     shape = {key: first[key] for key in ("size", "channels", "classes") if key in first}
-    told = {other: fields[other] for other in others if isinstance(fields.get(other), dict)}
+    tables = {other: fields[other] for other in others if isinstance(fields.get(other), dict)}
     return {name: first} | {
-        other: _named({"kind": _default_kind(classes[other])} | shape | table, data) for other, table in told.items()
+        other: _named({"kind": _default_kind(classes[other])} | shape | table, data) for other, table in tables.items()
     }
 
 

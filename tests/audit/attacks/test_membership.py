@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from manyhands.audit.attacks.membership import levels_above, losses, membership_scores
 from manyhands.diffusion.sampling import guided
 from manyhands.seed import seeded_globally
-from manyhands.silos.local_training import Training, steps
+from manyhands.silos.local_training import steps
+from manyhands.silos.training import Training
 from tests.audit.crowd import DIFFUSION, SCHEDULE, cloud, rng
 
 MEMBERS, OTHERS = cloud(8, seed=3), cloud(60, seed=4)

@@ -9,7 +9,7 @@ from manyhands.audit.attacks import reconstruction
 from manyhands.audit.attacks.distance import explained, squared_error
 from manyhands.audit.attacks.reconstruction import Attack
 from manyhands.models.unet import UNet
-from manyhands.silos.local_training import Training
+from manyhands.silos.training import Training
 from tests.audit.crowd import DIFFUSION, SCHEDULE, cloud, oracle, rng
 
 PUBLIC, PRIVATE = cloud(2000, seed=1), cloud(400).clamp(-1, 1)

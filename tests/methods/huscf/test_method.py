@@ -28,7 +28,7 @@ from manyhands.models.gan import Gan, iteration
 from manyhands.models.layer_cut import LayerCut, LayerCuts
 from manyhands.runs.finished import loaded_generator
 from manyhands.runs.run_folder import RunFolder
-from manyhands.silos.local_training import GanTraining
+from manyhands.silos.training import GanTraining
 from manyhands.tensors import strip_prefix
 
 WIRES: tuple[Literal["count", "bytes"], ...] = ("count", "bytes")

@@ -217,12 +217,12 @@ def test_one_who_comes_late_gets_the_normalization_of_the_others(folder: Path) -
     server = LatentServer(latent(folder), LocalServer(1, 0))
     holders = silos()
     moments = [encode(silo, server.trained).moments() for silo in holders]
-    said = {silo.name: report(silo, each) for silo, each in zip(holders, moments, strict=True)}
+    reports = {silo.name: report(silo, sums) for silo, sums in zip(holders, moments, strict=True)}
     assert SCALE not in server.handle("s0", Message(FETCH)).tensors
-    server.validate("s0", said["s0"])
-    server.handle_barrier(AGREE, {name: said[name] for name in ("s0", "s1")})
+    server.validate("s0", reports["s0"])
+    server.handle_barrier(AGREE, {name: reports[name] for name in ("s0", "s1")})
     with pytest.raises(Refused) as refused:
-        server.validate("s2", said["s2"])
+        server.validate("s2", reports["s2"])
     assert refused.value.reason is Reason.STALE_ROUND
     resumed = LatentServer(latent(folder), LocalServer(1, 0))
     resumed.load_state_dict(server.state_dict())

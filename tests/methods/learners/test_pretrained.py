@@ -111,9 +111,9 @@ def test_a_silo_with_other_frozen_weights_is_refused_by_name(tmp_path: Path, fol
     server = PretrainedServer(of_run(folder, adapter=FFA), LocalServer(1, 0))
     server.validate("s1", Message(COMPARE, {}, {"hash": server.hash}))
     other = save_run_model(tmp_path / "model", seed=4)
-    [told] = [of_run(path, adapter=adapter).build(0).frozen_hash for path, adapter in ((other, FFA),)]
+    [digest] = [of_run(path, adapter=adapter).build(0).frozen_hash for path, adapter in ((other, FFA),)]
     with pytest.raises(Refused, match="the frozen weights of s1 have the hash .*; s1 needs the same files") as refusal:
-        server.validate("s1", Message(COMPARE, {}, {"hash": told}))
+        server.validate("s1", Message(COMPARE, {}, {"hash": digest}))
     assert refusal.value.reason is Reason.OTHER_WEIGHTS
     assert of_run(folder, adapter={**FFA, "seed": 1}).build(0).frozen_hash != server.hash
 
@@ -135,8 +135,8 @@ def test_a_diffusion_that_the_model_was_not_trained_with_warns(folder: Path) -> 
     assert [line.split(":")[1].split(" is ")[0] for line in warned] == [" target", " schedule.kind"]
     assert "'eps', but" in warned[0]
     scheduler = {"prediction_type": "sample", "beta_schedule": "scaled_linear", "beta_start": 0.1}
-    found = differences(Diffusion(schedule=Schedule(kind="scaled-linear")), scheduler)
-    assert found == [("target", "v", "sample"), ("schedule.beta_start", 1e-4, 0.1)]
+    pairs = differences(Diffusion(schedule=Schedule(kind="scaled-linear")), scheduler)
+    assert pairs == [("target", "v", "sample"), ("schedule.beta_start", 1e-4, 0.1)]
 
 
 def test_images_of_another_size_and_layers_that_are_not_there_end_the_run_with_a_name(folder: Path) -> None:

@@ -12,7 +12,8 @@ from manyhands.diffusion.sampling import guided, timesteps
 from manyhands.diffusion.schedule import Schedule
 from manyhands.diffusion.solvers import DenoisingFunction, denoise
 from manyhands.models.unet import UNet
-from manyhands.silos.local_training import Training, steps
+from manyhands.silos.local_training import steps
+from manyhands.silos.training import Training
 
 Attack = Callable[[Tensor, int], Tensor]
 """(x_t, t) -> an estimate of x_0 in [-1, 1]; both are (N, C, H, W)."""

@@ -135,15 +135,15 @@ def _frame_attributes(dataset: Dataset, frame: int) -> Dataset:
 
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     groups = [*own[frame : frame + 1], *(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]]
-    found = Dataset()
+    attributes = Dataset()
     names = ("ModalityLUTSequence", *(name for names in IN_GROUPS.values() for name in names))
     tables = [group[name].value[0] for group in groups for name in IN_GROUPS if group.get(name)]
     for name in names:
         for table in (*tables, dataset):
-            if name in table and name not in found:
-                found[name] = table[name]
-    found.file_meta = dataset.file_meta
-    return found
+            if name in table and name not in attributes:
+                attributes[name] = table[name]
+    attributes.file_meta = dataset.file_meta
+    return attributes
 
 
 def _bytes_of(values: np.ndarray, dataset: Dataset, attributes: Dataset, intensity: Intensity | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -43,7 +43,7 @@ class ImageFile(NamedTuple):
     Args:
         name: Its name in messages.
         label: Its class number.
-        open: Opens it; another process can do so, too. What it is made of is in ``openers.py``.
+        open: Opens it; another process can do so, too.
         version: What is another text when the picture has changed, such as its size and time; "" where that is not
             known, and the picture is decoded anew each time.
     """
@@ -52,6 +52,12 @@ class ImageFile(NamedTuple):
     label: int
     open: Callable[[], Image.Image]
     version: str = ""
+
+
+def open_cell(rows: Any, number: int, column: str) -> Image.Image:
+    """Take a picture out of a data set of the package ``datasets``."""
+    picture: Image.Image = rows[number][column]
+    return picture
 
 
 def decoded(files: Sequence[ImageFile], size: int, channels: int) -> Iterator[np.ndarray | str]:

@@ -169,10 +169,8 @@ class FileSource(Source):
         numbers, patient = frames_of(entry.place, kind)
         identity, name = entry.identity or self._identity(entry.inner, patient), str(entry.place)
         for frame in numbers:
-            opener, full_name = (
-                Opener(entry.place, kind, frame, self.intensity),
-                name if len(numbers) == 1 else f"{name}[{frame}]",
-            )
+            opener = Opener(entry.place, kind, frame, self.intensity)
+            full_name = name if len(numbers) == 1 else f"{name}[{frame}]"
             listing.files.append(ImageFile(full_name, label, opener, entry.version))
             listing.identities.append(identity)
             listing.held.append(entry.held)

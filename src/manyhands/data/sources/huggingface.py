@@ -9,9 +9,8 @@ from pydantic import Field
 
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
-from manyhands.data.sources.decoding import ImageFile
+from manyhands.data.sources.decoding import ImageFile, open_cell
 from manyhands.data.sources.image_files import class_of, images_of_files
-from manyhands.data.sources.openers import open_cell
 from manyhands.errors import DataError
 from manyhands.spec import Float
 

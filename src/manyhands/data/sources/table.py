@@ -93,14 +93,16 @@ class Table(FileSource):
     def entries(self) -> Iterator[Entry]:
         """List the files in the order of the rows; see ``FileSource``. A missing file is an error."""
         rows = list(self._rows())
-        found = self._in_zip() if self._is_zip else {row[self.file]: self._in_folder(row[self.file]) for _, row in rows}
-        if missing := [(number, row[self.file]) for number, row in rows if found.get(row[self.file]) is None]:
+        places = (
+            self._in_zip() if self._is_zip else {row[self.file]: self._in_folder(row[self.file]) for _, row in rows}
+        )
+        if missing := [(number, row[self.file]) for number, row in rows if places.get(row[self.file]) is None]:
             shown = ", ".join(f"{name!r} (line {number})" for number, name in missing[:SHOWN])
             more = ", ..." if len(missing) > SHOWN else ""
             raise DataError(f"{self.path}: {len(missing)} of {len(rows)} files are not in {self._root}: {shown}{more}")
         has_test = self.split is not None and any(row[self.split] in self.test for _, row in rows)
         for _, row in rows:
-            place, version = found[row[self.file]] or (Place(""), "")
+            place, version = places[row[self.file]] or (Place(""), "")
             label = row.get(self.label, "") if self.label else ""
             held = row[self.split] in self.test if has_test and self.split else None
             yield Entry(place, row[self.file], version, label, row[self.id] if self.id else "", held)
@@ -141,7 +143,7 @@ class Table(FileSource):
         kept = [(n, row) for n, row in chosen if every or self._is_split(row)]
         if not kept:
             raise DataError(
-                f"{self.path}: none of its {len(rows)} rows is asked for by {self._asked() or 'the source'}"
+                f"{self.path}: none of its {len(rows)} rows is asked for by {self._conditions() or 'the source'}"
             )
         return iter(kept)
 
@@ -150,7 +152,7 @@ class Table(FileSource):
             if name not in columns:
                 raise DataError(f"{self.path}: has no column {name!r}; {suggest(name, list(columns))}")
 
-    def _asked(self) -> str:
+    def _conditions(self) -> str:
         says = [f"{name} = {value!r}" for name, value in self.where.items()]
         return " and ".join(says + ([f"{self.split} in {(*self.train, *self.test)}"] if self.split else []))
 

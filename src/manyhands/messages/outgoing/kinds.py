@@ -10,7 +10,7 @@ from manyhands.formatting import number_text
 from manyhands.privacy.accountant import decibel, epsilon, mu_of
 
 if TYPE_CHECKING:
-    from manyhands.silos.local_training import Training
+    from manyhands.silos.training import Training
 
 IMAGES, LABELS = "images", "labels"
 DELTA = 1e-5

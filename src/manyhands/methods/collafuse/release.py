@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyhands.data.images import as_floats, occurrences
+from manyhands.data.images import as_floats
+from manyhands.data.occurrences import occurrences
 from manyhands.diffusion.norm_bound import squeezing
 from manyhands.diffusion.objective import noised
 from manyhands.diffusion.release_privacy import box_norm

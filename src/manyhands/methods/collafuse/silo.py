@@ -12,7 +12,7 @@ from manyhands.methods.collafuse.release import Noising, release_hash, release_m
 from manyhands.methods.collafuse.spec import CollaFuseSpec
 from manyhands.methods.round_report import update_facts
 from manyhands.silos.silo import Silo
-from manyhands.tensors import add_prefix, strip_prefix
+from manyhands.tensors import add_prefix, hash_tensor, strip_prefix
 
 RELEASED = "released"
 
@@ -105,7 +105,7 @@ def _release_each_round(method: CollaFuseSpec, silo: Silo, local: Conversation) 
 
 
 def _fingerprint(noising: Noising, silo: Silo, numbers: Tensor) -> Tensor:
-    return torch.tensor(list(bytes.fromhex(release_hash(noising, silo.images, numbers))), dtype=torch.uint8)
+    return hash_tensor(release_hash(noising, silo.images, numbers))
 
 
 def _ready() -> Conversation:

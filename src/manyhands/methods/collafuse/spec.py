@@ -27,7 +27,7 @@ from manyhands.models.layer_cut import MAX_CUTS
 from manyhands.models.pretrained import Pretrained
 from manyhands.models.unet import UNet
 from manyhands.registry import MODELS, OneOf
-from manyhands.silos.local_training import Training
+from manyhands.silos.training import Training
 from manyhands.spec import Float, Int
 
 

@@ -104,7 +104,6 @@ class StackedDownlink:
     def added(self, stack: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensors:
         """Return the sums of products with those of one more adapter; of nothing held, those of the adapter alone."""
         scaling = self.adapter.scaling
-        scaling = self.adapter.scaling
         sums = {}
         for layer in layers_of(stack):
             change = scaling * product(stack[layer + A], stack[layer + B])

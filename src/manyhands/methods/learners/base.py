@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from manyhands.data.loader import BatchLoader
 from manyhands.models.base import Model
 from manyhands.silos.flops import Meter
-from manyhands.silos.local_training import Training, prepare, steps
+from manyhands.silos.local_training import prepare, steps
 from manyhands.silos.step_average import StepAverage
+from manyhands.silos.training import Training
 
 if TYPE_CHECKING:
     from manyhands.diffusion.objective import Diffusion

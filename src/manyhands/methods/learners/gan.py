@@ -10,8 +10,8 @@ from manyhands.generators.gan import GanGenerator, generator_weights
 from manyhands.methods.learners.base import Learner, LocalResult, LocalRound, pixel_batches
 from manyhands.models.gan import Gan, iteration
 from manyhands.silos.flops import Meter
-from manyhands.silos.local_training import GanTraining, Training
 from manyhands.silos.step_average import StepAverage
+from manyhands.silos.training import GanTraining, Training
 
 if TYPE_CHECKING:
     from manyhands.tensors import Tensors

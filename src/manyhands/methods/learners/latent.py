@@ -25,7 +25,7 @@ from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.models.latent import Latent
 from manyhands.models.state_spec import state_spec_of
 from manyhands.silos.flops import Meter
-from manyhands.tensors import StateSpec, Tensors, TensorSpec, sha256
+from manyhands.tensors import StateSpec, Tensors, TensorSpec, hash_tensor, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,12 +223,11 @@ class LatentServer(ServerWrapper):
 
     def state_dict(self) -> Tensors:
         """Return the normalization and the hash of its autoencoder, with the inner server's state."""
-        digest = torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8)
-        return {**self.inner.state_dict(), **self.agreed, HASH: digest}
+        return {**self.inner.state_dict(), **self.agreed, HASH: hash_tensor(self.hash)}
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``; it must be of the same autoencoder."""
-        if bytes(state[HASH].tolist()).hex() != self.hash:
+        if not torch.equal(state[HASH], hash_tensor(self.hash)):
             raise CheckpointError(f"{self.model.folder}: the autoencoder is not the one that the run started with")
         self.agreed = {name: state[name] for name in (SHIFT, SCALE) if name in state}
         self.inner.load_state_dict(self.inner_state(state))

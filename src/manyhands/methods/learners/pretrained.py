@@ -20,6 +20,7 @@ from manyhands.methods.server import Server, ServerWrapper
 from manyhands.models.pretrained import Pretrained
 from manyhands.models.prompts import CLASS
 from manyhands.models.state_spec import frozen_hash
+from manyhands.tensors import hash_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,10 +100,10 @@ class PretrainedLearner(Learner[Pretrained]):
     def _check_names(self, silo: Silo) -> None:
         """Raise ``RecipeError`` where the prompts would name other classes than the images have."""
         model, names = self.model, tuple(silo.images.classes)
-        told = model.names or tuple(map(str, range(model.classes)))
-        if model.classes and model.parts.takes_text and CLASS in model.prompts and names != told:
+        named = model.names or tuple(map(str, range(model.classes)))
+        if model.classes and model.parts.takes_text and CLASS in model.prompts and names != named:
             raise RecipeError(
-                f"{silo.name}: its classes are {', '.join(names)}, but the prompts are made of {', '.join(told)}; set "
+                f"{silo.name}: its classes are {', '.join(names)}, but the prompts are made of {', '.join(named)}; set "
                 "data.classes to their names, or method.model.prompts to a list of texts"
             )
 
@@ -159,11 +160,11 @@ class PretrainedServer(ServerWrapper):
 
     def state_dict(self) -> Tensors:
         """Return the hash of the frozen weights, with the inner server's state."""
-        return {**self.inner.state_dict(), HASH: torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8)}
+        return {**self.inner.state_dict(), HASH: hash_tensor(self.hash)}
 
     def load_state_dict(self, state: Tensors) -> None:
         """Go on from a state of ``state_dict``; it must be of the same frozen weights."""
-        if bytes(state[HASH].tolist()).hex() != self.hash:
+        if not torch.equal(state[HASH], hash_tensor(self.hash)):
             raise CheckpointError(f"{self.model.folder}: its frozen weights are not those that the run started with")
         self.inner.load_state_dict(self.inner_state(state))
 
