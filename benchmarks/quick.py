@@ -29,7 +29,7 @@ from manyhands.cli.app import app
 PROGRAMS = (
     "network", "data_size", "huscf", "network_faults", "collafuse", "federated_diffusion", "real_training", "start",
     "kill", "page", "sampling", "digits", "memorisation", "fifty_silos", "memory", "ranking", "metric_seconds", "fid",
-    "convergence", "chatty", "bytes", "overhead", "torn", "real_images",
+    "convergence", "chatty", "bytes", "overhead", "gpu", "torn", "real_images",
 )  # fmt: skip
 """The longest first, so that no core is left with one of them at the end."""
 IN_SUBPROCESSES = ("fifty_silos",)

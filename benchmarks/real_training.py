@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import bench, case_files, claims, real_claims
-from manyhands import DiffusionGenerator, Evaluator, Sampling
+from manyhands import DiffusionGenerator, Evaluator, Sampling, compose, load_recipe
 from manyhands.data.images import pooled
 from manyhands.evaluation import features
 from manyhands.evaluation.drawing import ImageSource
+from manyhands.methods.adapter_figures import naive_bias
 from manyhands.runs.compose import silos_of
 from manyhands.runs.finished import held_silos, kept_generators
 from manyhands.runs.recipe_file import parse_recipe
@@ -32,7 +33,8 @@ TOY = ("data.limit=300", "evaluation.images=60", "sampling.steps=4", "method.rou
 SAMPLERS: dict[str, dict[str, dict[str, Any]]] = {
     "v": {"ddim 50": {"sampler": "ddim", "steps": 50}, "dpm++ 10": {"sampler": "dpm++", "steps": 10},
           "ddim 10": {"sampler": "ddim", "steps": 10}},
-    "flow": {"euler 10": {"sampler": "euler", "steps": 10}, "heun 5": {"sampler": "heun", "steps": 5}},
+    "flow": {"dpm++ 10": {"sampler": "dpm++", "steps": 10}, "euler 10": {"sampler": "euler", "steps": 10},
+             "heun 5": {"sampler": "heun", "steps": 5}, "euler 50": {"sampler": "euler", "steps": 50}},
 }  # fmt: skip
 """How models of these cases are drawn from, beside what their recipe says: a Heun step asks the network twice."""
 
@@ -96,6 +98,8 @@ def _figures(run: RunFolder, case: str) -> dict[str, Any]:
         figures["by_sampler"] = _by_sampler(run, samplers)
     if case.startswith("cells"):
         figures |= _of_cells(run, alone=case == "cells local")
+    if case == "lora skewed, naive":
+        figures["product_bias"] = _product_bias(run)
     return {name: _rounded(value) for name, value in figures.items()}
 
 
@@ -111,6 +115,14 @@ def _by_sampler(run: RunFolder, samplers: Mapping[str, Mapping[str, Any]]) -> di
     )
     every = dict.fromkeys(evaluator.silos, trained)
     return {name: round(evaluator.quick(every, Sampling(**fields))["fid"], 4) for name, fields in samplers.items()}
+
+
+def _product_bias(run: RunFolder) -> float:
+    """How wrong the naive mean of the first round is, as a share of the mean of the products."""
+    recipe = load_recipe(run.path / "recipe.toml", ["method.kind=local", "method.rounds=1", "evaluation.images=0"])
+    experiment = compose(recipe)
+    assert len(list(experiment)) == 1
+    return naive_bias(experiment.silos)
 
 
 def _of_cells(run: RunFolder, *, alone: bool) -> dict[str, Any]:

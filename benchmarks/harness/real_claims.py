@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.case_files import Figure, Table, first, mean, ratio, worst
 from harness.settings_tried import CODECS, SKEWED, Changes
 
 BARS = {
-    "flow": "<= 1.05", "solver": "<= 1.05", "flips_cells": "<= 0.95", "step_ema": "<= 0.95", "latent": "<= 1.3",
+    "flow": "<= 1.05", "solver": "<= 1.05", "flips_cells": "<= 0.95", "flips_cifar": "<= 0.95", "step_ema": "<= 0.95",
+    "latent": "<= 1.3",
     "latent_quant8": "", "latent_quant4": "", "latent_prox": "", "cells": ">= 0.9", "cells_alone": "<= 1",
     "cells_central": "", "pretrained": "<= 0.5", "lora_bytes": ">= 50", "lora_bytes_8": ">= 150", "lora_fid": "<= 1.15",
-    "lora_bias": "",
+    "lora_bias": "", "lora_bias_product": "",
 }  # fmt: skip
 TARGETS = 'targets=["to_q","to_k","to_v","to_out.0","conv1","conv2"]'
 FAR = 'partition={kind="dirichlet",silos=3,alpha=0.1,minimum=10}'
 QUANT = {name: codec for name, codec in CODECS.items() if "2 bits" not in name}
 CELLS = ("fedavg", "collafuse", "huscf")
+CIFAR = str(Path(__file__).with_name("cifar-small.toml"))
 
 
 def cases(scale: str) -> dict[str, tuple[str, Changes]]:
@@ -43,6 +47,8 @@ def cases(scale: str) -> dict[str, tuple[str, Changes]]:
         "cells central-joined": ("cells-fedavg", ("method.kind=central", "method.joined=true")),
         "cells local": ("cells-fedavg", ("method.kind=local",)),
         "cells fedavg, no flips": ("cells-fedavg", ("method.training.flip=false",)),
+        "cifar": (CIFAR, ()),
+        "cifar, no flips": (CIFAR, ("method.training.flip=false",)),
         "letters unet": ("letters16-unet", ()),
         "scratch": ("mnist16-pretrained", (scratch,)),
         "whole": ("mnist16-pretrained", (_begun(),)),
@@ -64,7 +70,7 @@ def figures(table: Table, _: str) -> dict[str, Figure | None]:
     drawn = {
         f"{case} {sampler}": {seed: {"figures": {"fid": fid}} for seed, file in table.get(case, {}).items()
                               if (fid := file["figures"].get("by_sampler", {}).get(sampler)) is not None}
-        for case, sampler in (("v", "ddim 50"), ("v", "dpm++ 10"), ("flow", "euler 10"))
+        for case, sampler in (("v", "ddim 50"), ("v", "dpm++ 10"), ("flow", "dpm++ 10"))
     }  # fmt: skip
     quant = {
         bits: [ratio(table, "fid", f"latent, {n}", "latent") for n in QUANT if f"{bits} bits" in n] for bits in (8, 4)
@@ -76,9 +82,11 @@ def figures(table: Table, _: str) -> dict[str, Figure | None]:
         "lora_bytes_8": Figure(whole / eight) if whole and eight else None,
         "lora_fid": ratio(table, "fid", "lora", "whole"),
         "lora_bias": ratio(table, "fid", "lora skewed, naive", "lora skewed, stacked"),
-        "flow": ratio(drawn, "fid", "flow euler 10", "v ddim 50"),
+        "lora_bias_product": mean(table, "lora skewed, naive", "product_bias"),
+        "flow": ratio(drawn, "fid", "flow dpm++ 10", "v ddim 50"),
         "solver": ratio(drawn, "fid", "v dpm++ 10", "v ddim 50"),
         "flips_cells": ratio(table, "fid", "cells fedavg", "cells fedavg, no flips"),
+        "flips_cifar": ratio(table, "fid", "cifar", "cifar, no flips"),
         "step_ema": ratio(table, "fid", "long, step average", "long"),
         "latent": ratio(table, "fid", "latent", "pixels"),
         "latent_quant8": worst(quant[8]),

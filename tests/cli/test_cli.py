@@ -156,7 +156,11 @@ def test_several_seeds_are_trained_and_shown_as_one(tmp_path: Path) -> None:
     [
         (["evaluate", "runs/none"], 4, "there is no such folder"),
         (["evaluate", "runs/digits-fedavg", "--data", "none"], 2, "--data none: there is no such folder"),
-        (["evaluate", "runs/digits-fedavg", "--features", "incepton"], 2, "'incepton' is neither 'classifier' nor"),
+        (
+            ["evaluate", "runs/digits-fedavg", "--features", "incepton"],
+            2,
+            "'incepton' is none of 'classifier'",
+        ),
         (
             ["evaluate", "runs/digits-fedavg", "--features", "inception:none.pth"],
             3,

@@ -30,7 +30,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="FEATURES",
-            help="Feature extractor: classifier (trained on the run's images), or inception:PATH (a weights file).",
+            help="Feature extractor: classifier or distortions (both are trained on the run's images), or "
+            "inception:PATH (a weights file).",
         ),
     ] = "classifier",
     seeds: Annotated[

@@ -16,6 +16,7 @@ from torch import Tensor
 from manyhands.data.images import Images, as_floats, checked, pooled
 from manyhands.errors import DataError
 from manyhands.evaluation import features, inception, metrics, verdict
+from manyhands.evaluation.distortions import distortion_features
 from manyhands.evaluation.drawing import (
     ImageSource,
     are_conditional,
@@ -24,7 +25,7 @@ from manyhands.evaluation.drawing import (
     sampling_protocol,
 )
 from manyhands.evaluation.features import Embedding, Extractor
-from manyhands.evaluation.spec import Evaluation
+from manyhands.evaluation.spec import DISTORTIONS, Evaluation
 from manyhands.models.autoencoder import TrainedAutoencoder
 from manyhands.seed import numpy_rng, seed_of
 
@@ -73,6 +74,8 @@ class Evaluator:
         self.extractor: Extractor = self.classifier
         if evaluation.inception:
             self.extractor = inception.load(evaluation.inception, device)
+        elif evaluation.features == DISTORTIONS:
+            self.extractor = distortion_features(train)
         self.data = features.fingerprint(train, held)
         self.real, self.real_silo = train.subset(order), train_silo[order]
         self.held, self.held_silo = held.subset(chosen), held_silo[chosen]
@@ -197,7 +200,8 @@ class Evaluator:
             "memorised": metrics.memorised(metrics.nearest(generated, self._every.features), self._held_distances),
         }
         if self.labelled or self.evaluation.inception:  # a classifier of rotations is sure of every good image
-            figures["inception_score"] = metrics.inception_score(samples.embedding.logits)
+            logits = samples.embedding.logits if self.evaluation.inception else samples.classified.logits
+            figures["inception_score"] = metrics.inception_score(logits)
         if conditional and self.labelled:
             score = metrics.generation_score(samples.classified.logits, self.labels)
             figures |= {} if score is None else {"generation_score": score}

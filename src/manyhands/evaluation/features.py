@@ -23,7 +23,16 @@ from manyhands.seed import numpy_rng, seeded_globally
 from manyhands.tensors import TensorInParts, Tensors, sha256, snapshot
 
 EPOCHS, MIN_STEPS, MAX_STEPS, BATCH, WIDTH = 20, 300, 1000, 128, 128
-MEASURING = ("features", "lazy_pixels", "inception", "evaluator", "drawing", "metrics", "precision_recall")
+MEASURING = (
+    "features",
+    "distortions",
+    "lazy_pixels",
+    "inception",
+    "evaluator",
+    "drawing",
+    "metrics",
+    "precision_recall",
+)
 VERSIONS = " ".join(f"{name} {version(name)}" for name in ("torch", "torchmetrics", "prdc", "scikit-learn", "numpy"))
 CODE = hashlib.sha256(
     VERSIONS.encode() + b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MEASURING)
@@ -90,8 +99,8 @@ class Classifier:
     accuracy: float
 
     def __call__(self, images: Tensor | LazyPixels) -> Embedding:
-        """Embed images (N, C, H, W), of large ones fewer at a time: the first layer gives 32 maps of their size."""
-        return embed(self.network, images, max(1, min(256, 256 * 32**2 // (images.shape[-1] * images.shape[-2]))))
+        """Embed images (N, C, H, W)."""
+        return embed(self.network, images, batch_for(images))
 
 
 def embed(
@@ -107,21 +116,62 @@ def embed(
 def train_features(
     pixels: Tensor | LazyPixels, labels: Tensor, classes: int, *, steps: int, batch: int, seed: int = 0
 ) -> FeatureNetwork:
-    """Train a classifier from scratch, with Adam and a learning rate that falls linearly from 1e-3 to 0."""
+    """Train a classifier from scratch; see ``fit``."""
     with seeded_globally(seed, "classifier"):
         network = FeatureNetwork(pixels.shape[-1], pixels.shape[1], classes)
+    return fit(
+        network,
+        lambda numbers: (as_floats(pixels[numbers]), labels[numbers]),
+        len(pixels),
+        steps=steps,
+        batch_size=batch,
+        seed=seed,
+    )
+
+
+def fit(
+    network: FeatureNetwork,
+    batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+    count: int,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> FeatureNetwork:
+    """Train a network to classify, with Adam and a learning rate that falls linearly from 1e-3 to 0.
+
+    Args:
+        network: The network, which is changed and returned.
+        batch: Returns images in [-1, 1] and their labels, for the numbers of a batch.
+        count: How many images there are; each is used once before any is used again.
+        steps: The number of steps.
+        batch_size: The images of a batch.
+        seed: The seed of the order of the images.
+    """
     optimiser = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
     rng = numpy_rng(seed, "classifier batches")
-    batch_size, order = min(batch, len(pixels)), torch.empty(0, dtype=torch.long)
+    batch_size, order = min(batch_size, count), torch.empty(0, dtype=torch.long)
     for step in range(steps):
         if len(order) < batch_size:
-            order = torch.cat([order, torch.from_numpy(rng.permutation(len(pixels)))])
-        indices, order = order[:batch_size], order[batch_size:]
+            order = torch.cat([order, torch.from_numpy(rng.permutation(count))])
+        numbers, order = order[:batch_size], order[batch_size:]
         optimiser.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
         optimiser.zero_grad()
-        F.cross_entropy(network(as_floats(pixels[indices]))[1], labels[indices]).backward()
+        images, labels = batch(numbers)
+        F.cross_entropy(network(images)[1], labels).backward()
         optimiser.step()
     return network.eval()
+
+
+def scale_to(network: FeatureNetwork, pixels: LazyPixels) -> None:
+    """Set the scale of a network, so that the features of these images have a mean square of 1."""
+    some = pixels[torch.arange(0, len(pixels), max(1, len(pixels) // 5000))]
+    network.scale = embed(network, some).features.square().mean().sqrt()
+
+
+def batch_for(images: Tensor | LazyPixels) -> int:
+    """Return how many images are embedded at a time, of large ones fewer: the first layer gives 32 maps of each."""
+    return max(1, min(256, 256 * 32**2 // (images.shape[-1] * images.shape[-2])))
 
 
 def classifier(train: Images, held: Images) -> Classifier:
@@ -140,8 +190,7 @@ def classifier(train: Images, held: Images) -> Classifier:
     else:
         steps = min(max(EPOCHS * len(pixels) // BATCH, MIN_STEPS), MAX_STEPS)
         network = train_features(pixels, labels, classes, steps=steps, batch=BATCH)
-        some = pixels[torch.arange(0, len(pixels), max(1, len(pixels) // 5000))]
-        network.scale = embed(network, some).features.square().mean().sqrt()
+        scale_to(network, pixels)
         accuracy = _accuracy(network, held)
         remember(
             "classifier",

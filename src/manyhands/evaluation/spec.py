@@ -10,6 +10,9 @@ from pydantic import Field, field_validator
 from manyhands.evaluation import metrics
 from manyhands.spec import Int, Spec
 
+DISTORTIONS = "distortions"
+"""The features of ``manyhands.evaluation.distortions``."""
+
 
 class Evaluation(Spec):
     """What is generated and measured at the end of a run and, where asked for, during it.
@@ -41,7 +44,8 @@ class Evaluation(Spec):
     features: str = Field(
         default="classifier",
         description="The network whose features are compared: 'classifier' is a small one trained on the real images, "
-        "'inception:PATH' is Inception v3 with the weights in the file PATH.",
+        "'distortions' one that is also asked how an image was distorted and so sees outlines and grain (for few "
+        "classes), 'inception:PATH' is Inception v3 with the weights in the file PATH.",
     )
     reference: Int = Field(
         default=50_000,
@@ -80,8 +84,8 @@ class Evaluation(Spec):
     @field_validator("features")
     @classmethod
     def _known(cls, features: str) -> str:
-        if not re.fullmatch(r"classifier|inception:.+", features):
-            raise ValueError(f"{features!r} is neither 'classifier' nor 'inception:PATH'")
+        if not re.fullmatch(rf"classifier|{DISTORTIONS}|inception:.+", features):
+            raise ValueError(f"{features!r} is none of 'classifier', '{DISTORTIONS}' and 'inception:PATH'")
         return features
 
     @property

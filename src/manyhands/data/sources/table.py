@@ -123,10 +123,7 @@ class Table(FileSource):
 
     def _in_zip(self) -> dict[str, tuple[Place, str] | None]:
         path = str(self._root)
-        return {
-            info.filename: (Place(path, info.filename), f"{info.file_size} {info.CRC:x}")
-            for info in members(self._root)
-        }
+        return {member.name: (Place(path, member.name), member.version) for member in members(self._root)}
 
     def _in_folder(self, name: str) -> tuple[Place, str] | None:
         path = self._root / name
