@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import manyhands
+from manyhands.data.sources import image_files
 from manyhands.errors import ManyhandsError
 from manyhands.federation.approval import approve, describe_offer, find_offer, waiting
 from manyhands.federation.policy import Policy, recipe_hash
@@ -203,6 +204,17 @@ def test_a_site_names_a_zip_file_or_a_table_of_its_own_and_no_image_is_opened_be
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
     ordered = names if kind == "zip" else [f"{i % 2}/{i // 2}.png" for i in range(10)]
     assert digests == [hashlib.sha256((images / ordered[int(rows[i])]).read_bytes()).digest() for i in range(3)]
+
+
+def test_a_site_logs_how_many_of_its_images_are_prepared(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "MIN_STORED", 5)
+    text, lines = BASE.replace("OTHERS", str(folders["others"])), list[str]()
+    policy = Policy.model_validate({"data": {"kind": "folder", "path": str(folders["images"])}})
+    approve(folders["site"], [recipe_hash(text)])
+    Site("a", policy, folders["site"], None, lines.append).check_offer("run", text)  # type: ignore[arg-type] # it calls nobody
+    assert f"preparing {folders['images']}: 10 of 10, 0:00 left" in lines
 
 
 def test_a_site_names_files_and_nothing_that_is_fetched() -> None:

@@ -48,12 +48,14 @@ def expected(made: DiffusionGenerator) -> torch.Tensor:
     return made.network(X, T, LABELS)  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("whole", [(), ("class_embedding", "norm1")])
 @pytest.mark.parametrize("kind", ["ffa", "naive"])
-def test_peft_puts_exported_adapters_on_the_base(tmp_path: Path, base: Path, kind: str) -> None:
+def test_peft_puts_exported_adapters_on_the_base(tmp_path: Path, base: Path, kind: str, whole: tuple[str, ...]) -> None:
     from diffusers import UNet2DModel
     from peft import PeftModel
 
-    made = generator(of_run(base, adapter={"kind": kind, "rank": 2, "alpha": 4, "targets": ["to_q", "conv1"]}))
+    adapter = {"kind": kind, "rank": 2, "alpha": 4, "targets": ["to_q", "conv1"], "whole": whole}
+    made = generator(of_run(base, adapter=adapter))
     made.save(tmp_path / "model")
     unet = UNet2DModel.from_pretrained(base / "unet", low_cpu_mem_usage=False)
     assert not torch.allclose(output(unet), expected(made), atol=1e-2)
@@ -67,7 +69,7 @@ def test_peft_puts_exported_adapters_on_the_base(tmp_path: Path, base: Path, kin
     assert torch.allclose(output(again), expected(made), atol=1e-6)
 
 
-@pytest.mark.parametrize("adapter", [None, {"rank": 2}, {"rank": 2, "kind": "naive"}])
+@pytest.mark.parametrize("adapter", [None, {"rank": 2}, {"rank": 2, "kind": "naive", "whole": "norm1"}])
 def test_our_generator_draws_the_same_bits_again(tmp_path: Path, base: Path, adapter: object) -> None:
     made = generator(of_run(base, adapter=adapter))
     made.save(tmp_path / "model")

@@ -72,6 +72,14 @@ def test_ffa_trains_b_alone_and_a_is_that_of_its_seed(folder: Path) -> None:
     assert one.frozen_hash == network(folder, "ffa").frozen_hash != other.frozen_hash
 
 
+def test_layers_that_are_trained_whole_travel_beside_the_adapters(folder: Path) -> None:
+    plain, both = network(folder, "ffa"), network(folder, "ffa", whole=["class_embedding", "norm1"])
+    beside = set(both.state_dict()) - set(plain.state_dict())
+    assert {name.split(".")[-2] for name in beside} == {"class_embedding", "norm1"}
+    assert {name for name, weight in both.named_parameters() if weight.requires_grad} == set(both.state_dict())
+    assert not beside & set(both.frozen())
+
+
 def test_with_equal_a_the_mean_of_products_is_the_product_of_the_mean(folder: Path) -> None:
     silos = [factors(network(folder, "ffa"), seed, equal_a=True) for seed in range(3)]
     mean = WeightedMean()
@@ -98,6 +106,8 @@ def test_a_layer_that_is_not_there_is_named_with_the_nearest(folder: Path) -> No
     for target, hint in (("to_qq", "'to_q'"), ("conv_11", "'conv1'"), ("zzz", "known: .*to_out.0")):
         with pytest.raises(RecipeError, match=rf"adapter.targets: no layer .* '{target}'; .*{hint}"):
             network(folder, "ffa", targets=["to_k", target])
+    with pytest.raises(RecipeError, match=r"adapter.whole: no layer .* that has weights is called 'norms1'; .*'norm1'"):
+        network(folder, "ffa", whole="norms1")
     convolutional = save_run_model(folder.parent / "plain", UNet(size=8, channels=1, classes=2, widths=(8, 8)))
     with pytest.raises(RecipeError, match="called 'to_q'; .*conv1"):  # attention is the default
         of_run(convolutional, adapter={}).build(0)
@@ -109,6 +119,8 @@ def test_fields_of_an_adapter() -> None:
     assert Adapter(targets="to_q").targets == ("to_q",)  # type: ignore[arg-type] # as a recipe may say it
     with pytest.raises(RecipeError, match="rank"):
         Adapter(rank=0)
+    with pytest.raises(RecipeError, match="whole is for kind 'ffa' or 'naive'"):
+        Adapter(kind="stacked", whole=("norm1",))
     with pytest.raises(RecipeError, match="kind: is 'lora', but"):
         Adapter(kind="lora")  # type: ignore[arg-type]
 

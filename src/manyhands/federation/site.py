@@ -26,6 +26,7 @@ from manyhands.methods.base import Method
 from manyhands.models.pretrained import Pretrained
 from manyhands.privacy.budget import NO_COST, RELEASES_FILE, Budget
 from manyhands.runs.checkpoint import generations, path_of
+from manyhands.runs.preparation_progress import shown_preparation
 from manyhands.runs.recipe import Recipe
 from manyhands.runs.recipe_file import parse_offer, understood
 from manyhands.runs.run_folder import RunFolder
@@ -126,7 +127,8 @@ class Site:
                 self._check_policy(recipe, count)
             if self.policy.approve == "hash" and recipe_hash(text) not in approved(self.out):
                 self._keep_for_approval(recipe, text, count)
-        silo = self.images.load(recipe)
+        with shown_preparation(log=self.log):
+            silo = self.images.load(recipe)
         self._check_policy(recipe, len(silo.images))
         return recipe, silo
 

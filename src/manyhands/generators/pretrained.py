@@ -36,8 +36,11 @@ def write_adapters(network: PretrainedModule, folder: Path) -> None:
     factors = {name: tensor for name, tensor in network.inner.state_dict().items() if name.endswith((A, B))}
     plain = {name.replace(".default.", "."): tensor.contiguous() for name, tensor in snapshot(factors).items()}
     config.target_modules = sorted(layers_of(factors))
+    whole = {name.removeprefix("inner."): value for name, value in snapshot(network.state_dict()).items()
+             if not name.endswith((A, B))}  # fmt: skip
+    config.modules_to_save = sorted({name.rpartition(".")[0] for name in whole}) or None
     config.save_pretrained(folder / ADAPTER)
-    peft = {f"base_model.model.{name}": tensor for name, tensor in plain.items()}
+    peft = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in (plain | whole).items()}
     safetensors.torch.save_file(peft, folder / ADAPTER / "adapter_model.safetensors", metadata={"format": "pt"})
     facts = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     metadata = {"format": "pt", METADATA: finite_json({f"{UNET}.{name}": value for name, value in facts.items()})}
@@ -54,7 +57,9 @@ def stored_adapters(folder: Path, model: Denoiser) -> Tensors:
     """
     raw = safetensors.torch.load_file(folder / ADAPTER / "adapter_model.safetensors")
     every = {
-        name.replace("base_model.model.", "inner.", 1).replace(".weight", ".default.weight"): tensor
+        name.replace("base_model.model.", "inner.", 1)
+        .replace("lora_A.", "lora_A.default.")
+        .replace("lora_B.", "lora_B.default."): tensor
         for name, tensor in raw.items()
     }
     trained = state_spec_of(model)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from manyhands.errors import RecipeError
@@ -60,12 +60,23 @@ class Adapter(Spec):
         description="The layers that have adapters, by the last part of their names: the default are those of "
         "attention; 'conv1' and 'conv2' are those of residual blocks.",
     )
+    whole: tuple[str, ...] = Field(
+        default=(),
+        description="Layers that are trained and sent whole beside the adapters (modules_to_save of PEFT), by the last "
+        "part of their names: 'class_embedding' where the classes are new, 'norm1' and 'norm2' for group norms.",
+    )
     seed: Int = Field(default=0, ge=0, description="The seed of A, where it is not trained, or drawn anew in rounds.")
 
-    @field_validator("targets", mode="before")
+    @field_validator("targets", "whole", mode="before")
     @classmethod
-    def _as_a_list(cls, targets: Any) -> Any:
-        return (targets,) if isinstance(targets, str) else targets
+    def _as_a_list(cls, layers: Any) -> Any:
+        return (layers,) if isinstance(layers, str) else layers
+
+    @model_validator(mode="after")
+    def _stacks_factors_alone(self) -> Self:
+        if self.kind == "stacked" and self.whole:
+            raise ValueError("whole is for kind 'ffa' or 'naive'; of stacked adapters, silos send the factors alone")
+        return self
 
     @property
     def scaling(self) -> float:
@@ -79,13 +90,15 @@ class Adapter(Spec):
             network: The network. Its layers that are in ``targets`` get an adapter each.
         """
         peft = _peft()
-        layers = self.layers(network)
+        layers, whole = self.layers(network), self.whole_layers(network)
         config = peft.LoraConfig(r=self.rank, lora_alpha=self.alpha or self.rank, target_modules=layers)
         with seeded_globally(self.seed, "adapter"):
             peft.inject_adapter_in_model(config, network)
         if self.kind == "ffa":
             for name, weight in network.named_parameters():
                 weight.requires_grad_(name.endswith(B))
+        for name in whole:
+            network.get_submodule(name).requires_grad_()
 
     def layers(self, network: nn.Module) -> list[str]:
         """Return the names of the layers that get adapters.
@@ -94,12 +107,16 @@ class Adapter(Spec):
             RecipeError: One of ``targets`` is the name of no layer that can have an adapter.
         """
         known = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        for target in self.targets:
-            if not any(_is_named(name, target) for name in known):
-                hint = suggest(target, sorted(set(map(_short, known))))
-                raise RecipeError(f"{FIELD}.targets: no layer of the U-Net that can have an adapter is called "
-                                  f"{target!r}; {hint}")  # fmt: skip
-        return [name for name in known if any(_is_named(name, target) for target in self.targets)]
+        return _chosen(known, self.targets, f"{FIELD}.targets: no layer of the U-Net that can have an adapter")
+
+    def whole_layers(self, network: nn.Module) -> list[str]:
+        """Return the names of the layers that are trained whole.
+
+        Raises:
+            RecipeError: One of ``whole`` is the name of no layer with weights.
+        """
+        known = [name for name, layer in network.named_modules() if list(layer.parameters(recurse=False))]
+        return _chosen(known, self.whole, f"{FIELD}.whole: no layer of the U-Net that has weights")
 
     def fresh(self, spec: StateSpec, number: int) -> Tensors:
         """Return new factors for a round: A is drawn for it, and B is 0, so that the product is 0.
@@ -125,6 +142,14 @@ class Adapter(Spec):
             factors: The factors of a silo.
         """
         return {layer + DELTA: value.float() for layer, value in products(factors, self.scaling).items()}
+
+
+def _chosen(known: Sequence[str], wanted: Iterable[str], none: str) -> list[str]:
+    """The layers with these last parts of their names; ``none`` begins the error where there is none of a name."""
+    for last in wanted:
+        if not any(_is_named(name, last) for name in known):
+            raise RecipeError(f"{none} is called {last!r}; {suggest(last, sorted(set(map(_short, known))))}")
+    return [name for name in known if any(_is_named(name, last) for last in wanted)]
 
 
 def _is_named(name: str, target: str) -> bool:

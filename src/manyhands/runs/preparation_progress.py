@@ -1,11 +1,12 @@
-"""The progress of preparing images: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of preparing images: a bar on a terminal, a line now and then elsewhere, such as in a site's log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -21,12 +22,15 @@ class PreparationProgress:
 
     Args:
         quiet: Whether nothing is printed.
+        log: Called with each line, where there is a log instead of a terminal.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, log: Callable[[str], None] | None = None) -> None:
         self.console = Console(file=sys.stderr, highlight=False, quiet=quiet)
+        self._log = log or partial(self.console.print, soft_wrap=True)
+        has_bars = self.console.is_terminal and not quiet and log is None
         columns = (TextColumn("preparing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
+        self._bars = Progress(*columns, console=self.console, disable=not has_bars)
         self._tasks: dict[str, TaskID] = {}
         self._began, self._printed = time.monotonic(), -float("inf")
 
@@ -41,8 +45,7 @@ class PreparationProgress:
         if self._bars.disable and (now - self._printed >= SECONDS or done == total):
             self._printed = now
             left = int((now - self._began) * (total - done) / done)
-            line = f"preparing {name}: {done:,} of {total:,}, {left // 60}:{left % 60:02d} left"
-            self.console.print(line, soft_wrap=True)
+            self._log(f"preparing {name}: {done:,} of {total:,}, {left // 60}:{left % 60:02d} left")
 
     def close(self) -> None:
         """Leave the last state on the terminal."""
@@ -50,9 +53,9 @@ class PreparationProgress:
 
 
 @contextmanager
-def shown_preparation(*, quiet: bool = False) -> Iterator[None]:
-    """Show the progress of images that are prepared inside."""
-    progress = PreparationProgress(quiet=quiet)
+def shown_preparation(*, quiet: bool = False, log: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Show the progress of images that are prepared inside; see ``PreparationProgress``."""
+    progress = PreparationProgress(quiet=quiet, log=log)
     token = WATCHER.set(progress.show)
     try:
         yield
