@@ -1,6 +1,6 @@
 """Two recipes at a size that needs a GPU: images a second against a bare loop of PyTorch, memory, and what comes out.
 
-It takes 8 minutes at most on a data centre's GPU and goes on where it was cut off: ``--work`` keeps its runs.
+It goes on where it was cut off: ``--work`` keeps its runs. No case begins after ``--budget`` seconds.
 Without a GPU it measures nothing, but for ``--quick``.
 """
 
@@ -88,8 +88,8 @@ def _bare_rate(run: RunFolder, device: torch.device, steps: int) -> float:
             _wait(device)
             began = time.perf_counter()
         x_0, labels = images.batch(torch.randint(len(images), (training.batch,), device=device))
-        t = torch.randint(1000, (training.batch,), device=device)
-        noise, kept = torch.randn_like(x_0), alphas[t].view(-1, 1, 1, 1)
+        t = torch.randint(1, 1001, (training.batch,), device=device)
+        noise, kept = torch.randn_like(x_0), alphas[t - 1].view(-1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.autocasts(device)):
             said = network(kept.sqrt() * x_0 + (1 - kept).sqrt() * noise, t, labels)
         optimiser.zero_grad()

@@ -150,7 +150,7 @@ def _mixed(folder: Path) -> tuple[int, int, int]:
     listing = source.listing(())
     skipped = [line for line in images.skipped if line not in listing.unread]
     counted = sum(int(line.removeprefix(f"{folder}: ").split()[0].replace(",", "")) for line in listing.unread)
-    unreadable = sum(any(line.startswith(str(place)) for line in skipped) for place in places)
+    unreadable = sum(any(line.startswith((f"{place}:", f"{place}[")) for line in skipped) for place in places)
     total = sum(path.is_file() for path in folder.rglob("*"))
     return len(places) - unreadable, unreadable + counted, total
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import bench, case_files, claims, real_claims
-from manyhands import DiffusionGenerator, Evaluator, Sampling, compose, load_recipe
+from manyhands import DiffusionGenerator, Evaluator, Local, Sampling, compose
 from manyhands.data.images import pooled
 from manyhands.evaluation import features
 from manyhands.evaluation.drawing import ImageSource
@@ -119,8 +119,10 @@ def _by_sampler(run: RunFolder, samplers: Mapping[str, Mapping[str, Any]]) -> di
 
 def _product_bias(run: RunFolder) -> float:
     """How wrong the naive mean of the first round is, as a share of the mean of the products."""
-    recipe = load_recipe(run.path / "recipe.toml", ["method.kind=local", "method.rounds=1", "evaluation.images=0"])
-    experiment = compose(recipe)
+    known = {name: value for name, value in run.recipe["method"].items() if name in Local.model_fields}
+    evaluation = {**run.recipe["evaluation"], "images": 0}
+    method = {**known, "kind": "local", "rounds": 1}
+    experiment = compose(parse_recipe({**run.recipe, "method": method, "evaluation": evaluation}))
     assert len(list(experiment)) == 1
     return naive_bias(experiment.silos)
 

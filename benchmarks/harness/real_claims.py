@@ -15,7 +15,7 @@ BARS = {
     "lora_bias": "", "lora_bias_product": "",
 }  # fmt: skip
 TARGETS = 'targets=["to_q","to_k","to_v","to_out.0","conv1","conv2"]'
-FAR = 'partition={kind="dirichlet",silos=3,alpha=0.1,minimum=10}'
+SKEWED_THREE = 'partition={kind="dirichlet",silos=3,alpha=0.1,minimum=10}'
 QUANT = {name: codec for name, codec in CODECS.items() if "2 bits" not in name}
 CELLS = ("fedavg", "collafuse", "huscf")
 CIFAR = str(Path(__file__).with_name("cifar-small.toml"))
@@ -30,7 +30,7 @@ def cases(scale: str) -> dict[str, tuple[str, Changes]]:
     pixels = ('method.model={kind="unet",widths=[16,32]}', "method.training.steps=10")
     clinics = {kind: f"cells-{kind}" for kind in CELLS}
     codecs = {f"latent, {name}": (*latent, f"method.up={{{c}}}", f"method.down={{{c}}}") for name, c in QUANT.items()}
-    far = (*latent, SKEWED, "method.rounds=6", "method.training.steps=250", "method.ema=0")
+    latent_skewed = (*latent, SKEWED, "method.rounds=6", "method.training.steps=250", "method.ema=0")
     scratch = 'method.model={kind="unet",widths=[16,32],attention=true}'
     eight = tuple(f"method.{way}={{{CODECS['updates, 8 bits']}}}" for way in ("up", "down"))
     return {
@@ -41,8 +41,8 @@ def cases(scale: str) -> dict[str, tuple[str, Changes]]:
         "letters": ("letters-autoencoder", ()),
         "pixels": ("mnist-latent", pixels),
         **{name: ("mnist-latent", changes) for name, changes in {"latent": latent, **codecs}.items()},
-        "latent skewed": ("mnist-latent", far),
-        "latent skewed, mu 0.1": ("mnist-latent", (*far, "method.proximal=0.1")),
+        "latent skewed": ("mnist-latent", latent_skewed),
+        "latent skewed, mu 0.1": ("mnist-latent", (*latent_skewed, "method.proximal=0.1")),
         **{f"cells {kind}": (recipe, ()) for kind, recipe in clinics.items()},
         "cells central-joined": ("cells-fedavg", ("method.kind=central", "method.joined=true")),
         "cells local": ("cells-fedavg", ("method.kind=local",)),
@@ -54,8 +54,11 @@ def cases(scale: str) -> dict[str, tuple[str, Changes]]:
         "whole": ("mnist16-pretrained", (_begun(),)),
         "lora": ("mnist16-pretrained", (_begun("ffa"),)),
         "lora, 8 bits": ("mnist16-pretrained", (_begun("ffa"), *eight)),
-        "lora skewed, stacked": ("mnist16-pretrained", (_begun("stacked"), FAR, "method.keep_optimiser=false")),
-        "lora skewed, naive": ("mnist16-pretrained", (_begun("naive"), FAR, "method.keep_optimiser=false")),
+        "lora skewed, stacked": (
+            "mnist16-pretrained",
+            (_begun("stacked"), SKEWED_THREE, "method.keep_optimiser=false"),
+        ),
+        "lora skewed, naive": ("mnist16-pretrained", (_begun("naive"), SKEWED_THREE, "method.keep_optimiser=false")),
     }
 
 

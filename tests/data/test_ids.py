@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyhands import ById, Images
-from manyhands.data.ids import check_sides, id_hashes, in_order
+from manyhands.data.ids import check_sides, hash_ids, number_ids
 from manyhands.data.images import join, pooled
 from manyhands.errors import DataError
 from manyhands.runs.data import Data
@@ -20,7 +20,7 @@ from manyhands.runs.data import Data
 
 def images_of(ids: list[str], labels: list[int]) -> Images:
     pixels = torch.arange(len(ids), dtype=torch.uint8).reshape(-1, 1, 1, 1)
-    return Images(pixels, torch.tensor(labels), ("a", "b"), ids=id_hashes(ids))
+    return Images(pixels, torch.tensor(labels), ("a", "b"), ids=hash_ids(ids))
 
 
 def held_of(images: Images) -> list[bool]:
@@ -58,14 +58,14 @@ def test_no_id_is_on_both_sides_whatever_ids_there_are(pairs: list[tuple[int, in
 
 def test_the_choice_does_not_depend_on_the_hashes_which_differ_in_every_process() -> None:
     script = (
-        "from manyhands.data.ids import id_hashes\nfrom tests.data.test_ids import *\n"
-        "print(id_hashes(['p'])[0].item(), sum(2**i * h for i, h in enumerate(held_of("
+        "from manyhands.data.ids import hash_ids\nfrom tests.data.test_ids import *\n"
+        "print(hash_ids(['p'])[0].item(), sum(2**i * h for i, h in enumerate(held_of("
         "images_of(PATIENTS, LABELS).hold_out(.2)))))"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     other, choice = map(int, done.stdout.split())
-    assert other != id_hashes(["p"]).item()
+    assert other != hash_ids(["p"]).item()
     assert choice == sum(2**i * h for i, h in enumerate(held_of(images_of(PATIENTS, LABELS).hold_out(0.2))))
 
 
@@ -81,7 +81,7 @@ def test_ids_follow_their_images() -> None:
     part = images.subset([2, 3])
     for whole in (pooled([images, part]), join([images, part])):
         assert whole.ids is not None
-        assert in_order(whole.ids.numpy()).tolist() == [0, 1, 0, 2, 0, 2]
+        assert number_ids(whole.ids.numpy()).tolist() == [0, 1, 0, 2, 0, 2]
     assert pooled([images, replace(part, ids=None)]).ids is None
     with pytest.raises(DataError, match="4 images have 2 ids"):
         replace(images, ids=images.ids[:2])
@@ -98,7 +98,7 @@ def test_by_id_takes_the_ids_of_the_images_where_no_file_is_named() -> None:
 
 def test_ids_on_both_sides_of_a_split_are_refused_without_naming_one() -> None:
     with pytest.raises(DataError, match=r"1 ids .*image 1 \(training\) and image 3 \(test\)") as caught:
-        check_sides(id_hashes(["anna", "bob", "anna"]), torch.tensor([False, False, True]), "t.csv")
+        check_sides(hash_ids(["anna", "bob", "anna"]), torch.tensor([False, False, True]), "t.csv")
     assert "anna" not in str(caught.value)
 
 

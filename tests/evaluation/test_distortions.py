@@ -59,6 +59,12 @@ def test_the_network_is_kept_and_the_same_again(monkeypatch: pytest.MonkeyPatch)
     assert distortion_features(SILOS[0].images).name == first.name
 
 
+def test_the_same_images_with_more_classes_have_another_network() -> None:
+    more = replace(SILOS[0].images, classes=(*SILOS[0].images.classes, "none"))
+    outputs = [distortion_features(images).network.head.out_features for images in (SILOS[0].images, more)]
+    assert outputs == [10 * len(DISTORTIONS), 11 * len(DISTORTIONS)]
+
+
 def test_images_without_labels_have_it_too() -> None:
     unlabelled = replace(SILOS[0].images, labels=None, classes=())
     assert distortion_features(unlabelled).network.head.out_features == len(DISTORTIONS)

@@ -206,15 +206,18 @@ def test_a_site_names_a_zip_file_or_a_table_of_its_own_and_no_image_is_opened_be
     assert digests == [hashlib.sha256((images / ordered[int(rows[i])]).read_bytes()).digest() for i in range(3)]
 
 
-def test_a_site_logs_how_many_of_its_images_are_prepared(
+def test_a_site_logs_how_many_of_its_images_are_prepared_and_what_is_not_read(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_files, "MIN_STORED", 5)
     text, lines = BASE.replace("OTHERS", str(folders["others"])), list[str]()
-    policy = Policy.model_validate({"data": {"kind": "folder", "path": str(folders["images"])}})
+    damaged = next(folders["images"].iterdir()) / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    policy = Policy.model_validate({"data": {"kind": "folder", "path": str(folders["images"]), "unreadable": 0.5}})
     approve(folders["site"], [recipe_hash(text)])
     Site("a", policy, folders["site"], None, lines.append).check_offer("run", text)  # type: ignore[arg-type] # it calls nobody
-    assert f"preparing {folders['images']}: 10 of 10, 0:00 left" in lines
+    assert f"preparing {folders['images']}: 11 of 11, 0:00 left" in lines
+    assert any(line.startswith(f"not read: {damaged}: ") for line in lines)
 
 
 def test_a_site_names_files_and_nothing_that_is_fetched() -> None:

@@ -247,6 +247,7 @@ def test_the_server_of_collafuse_mirrors_the_released_images_with_their_noise() 
             lambda: run(fedavg(step_ema=0.9), tiny_silos([9])),
             "training.step_ema is 0.9, an average over about 10 steps, but a round of s0 has 3",
         ),
+        (lambda: run(fedavg(step_ema=0.67), tiny_silos([9])), "at most 0.6666 is expected"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(make: Any, message: str) -> None:

@@ -99,6 +99,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         edited(lambda config: config.update(in_channels=9)),
         "its U-Net has 9 channels in and 1 out, but the images have 1$",
     ),
+    "no channels": (edited(lambda config: config.pop("in_channels")), "its U-Net has None channels in and 1 out"),
 }
 
 

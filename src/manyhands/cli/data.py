@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 HEADS = ("source", "pixels", "images", "size")
 NOTHING = "no images are prepared"
+NOT_KEPT = "nothing is kept: only sets of 500 pictures or more of a folder, a zip file, a table or the hub are"
 
 
 @app.command()
@@ -40,7 +41,7 @@ def prepare(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOpti
     used = {part.path for images in sets for part in images.files}
     for line in dict.fromkeys(f"skipped {name}" for images in sets for name in images.skipped):
         typer.echo(line, err=True)
-    _show([store for store in stores() if store.path in used], "too few pictures to keep", as_json=as_json)
+    _show([store for store in stores() if store.path in used], NOT_KEPT, as_json=as_json)
 
 
 @app.command("list")

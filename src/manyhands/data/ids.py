@@ -21,13 +21,13 @@ _KEY = secrets.token_bytes(32)
 """Drawn when a process starts, and never written: nobody can try all patients' numbers to find out whose a hash is."""
 
 
-def id_hashes(texts: Iterable[str]) -> torch.Tensor:
+def hash_ids(texts: Iterable[str]) -> torch.Tensor:
     """Return a keyed hash of each id, int64, (N,). Hashes are equal where ids are, in this process and in no other."""
     digests = [hashlib.blake2b(text.encode(), key=_KEY, digest_size=8).digest() for text in texts]
     return torch.from_numpy(np.frombuffer(b"".join(digests), np.int64).copy())
 
 
-def in_order(ids: np.ndarray) -> np.ndarray:
+def number_ids(ids: np.ndarray) -> np.ndarray:
     """Number ids, (N,), in the order in which they first come, so that nothing depends on their hashes."""
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     return np.asarray(np.argsort(np.argsort(first))[inverse])

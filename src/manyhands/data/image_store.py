@@ -118,7 +118,6 @@ def clear() -> int:
             if free:
                 freed += path.stat().st_size
                 path.unlink()
-                lock.unlink(missing_ok=True)
     return freed
 
 
@@ -170,7 +169,7 @@ def _free(lock: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def as_hash(parts: Iterator[str] | list[Any]) -> str:
+def hash_texts(parts: Iterator[str] | list[Any]) -> str:
     """Return the first 32 letters of the hash of texts."""
     digest = hashlib.sha256()
     for part in parts:

@@ -17,11 +17,11 @@ SAMPLE = 200
 """The most images of a set that are looked at."""
 DARK, BRIGHT = 64, 191
 """An image is nearly black if no pixel reaches the first, and nearly white if none is below the second."""
-MOST = 0.99
+NEARLY_ALL = 0.99
 """The share of images that makes a set nearly black or white."""
-HALF = 0.5
+MIN_ONE_COLOUR_SHARE = 0.5
 """The share of images of one colour that is worth a warning."""
-SET = 'set intensity in the source: "range", "percentiles" or [low, high]'
+INTENSITY_HINT = 'set intensity in the source: "range", "percentiles" or [low, high]'
 
 
 def image_warnings(sets: Mapping[str, Images]) -> list[str]:
@@ -49,12 +49,12 @@ def _kind_of(images: Images) -> str:
     numbers = torch.linspace(0, len(images) - 1, min(len(images), SAMPLE)).long()
     pixels = images.read(numbers).flatten(1)
     low, high = pixels.min(1).values, pixels.max(1).values
-    if (share := _share(low == high)) >= HALF:
-        return f"of one colour, at least {share:.0%} of them: check the files, or {SET}"
-    if _share(high < DARK) >= MOST:
-        return f"nearly black: no pixel reaches {DARK} of 255, as of 12 bits that are stored in 16; {SET}"
-    if _share(low > BRIGHT) >= MOST:
-        return f"nearly white: no pixel is below {BRIGHT} of 255; {SET}"
+    if (share := _share(low == high)) >= MIN_ONE_COLOUR_SHARE:
+        return f"of one colour, at least {share:.0%} of them: check the files, or {INTENSITY_HINT}"
+    if _share(high < DARK) >= NEARLY_ALL:
+        return f"nearly black: no pixel reaches {DARK} of 255, as of 12 bits that are stored in 16; {INTENSITY_HINT}"
+    if _share(low >= BRIGHT) >= NEARLY_ALL:
+        return f"nearly white: no pixel is below {BRIGHT} of 255; {INTENSITY_HINT}"
     return ""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from manyhands.data import arrays
-from manyhands.data.ids import ids_to_hold_out, in_order
+from manyhands.data.ids import ids_to_hold_out, number_ids
 from manyhands.data.rows import Rows, RowsFile, joined
 from manyhands.errors import DataError
 from manyhands.seed import numpy_rng
@@ -36,7 +36,7 @@ class Images:
         held: Which images are held out from training, bool, (N,); None for no marks.
         skipped: Files that could not be read, with the reason.
         domains: The names of the sources, in the order of their numbers.
-        ids: What the images of one patient, writer or slide share, as ``id_hashes`` returns it, (N,); None where it is
+        ids: What the images of one patient, writer or slide share, as ``hash_ids`` returns it, (N,); None where it is
             not known.
     """
 
@@ -196,7 +196,7 @@ class Images:
         kinds = torch.stack([zeros if column is None else column for column in (self.labels, self.domain)], 1)
         if self.ids is not None and len(self):
             cells = kinds.unique(dim=0, return_inverse=True)[1].numpy()
-            return replace(self, held=torch.from_numpy(ids_to_hold_out(in_order(self.ids.numpy()), cells, share)))
+            return replace(self, held=torch.from_numpy(ids_to_hold_out(number_ids(self.ids.numpy()), cells, share)))
         rng, held = numpy_rng(0, "held out"), torch.zeros(len(self), dtype=torch.bool)
         for kind in kinds.unique(dim=0):
             members = torch.nonzero((kinds == kind).all(1)).flatten()

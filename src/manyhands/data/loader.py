@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manyhands.data.images import Images, as_floats
 
-MAX_ON_DEVICE = 1 << 30
+MAX_DEVICE_BYTES = 1 << 30
 """The most bytes of images in a file that a GPU keeps as a whole; of more, it gets each batch."""
 
 
@@ -41,7 +41,7 @@ class BatchLoader:
     Args:
         images: The images.
         device: The device that batches are for.
-        max_on_device: The most bytes of images in a file that the device keeps as a whole.
+        max_device_bytes: The most bytes of images in a file that the device keeps as a whole.
         threaded: Whether announced batches come by a thread; None does so where a GPU gets each batch.
     """
 
@@ -50,10 +50,10 @@ class BatchLoader:
         images: Images,
         device: torch.device,
         *,
-        max_on_device: int = MAX_ON_DEVICE,
+        max_device_bytes: int = MAX_DEVICE_BYTES,
         threaded: bool | None = None,
     ) -> None:
-        is_remote = bool(images.files) and device.type != "cpu" and math.prod(images.shape) > max_on_device
+        is_remote = bool(images.files) and device.type != "cpu" and math.prod(images.shape) > max_device_bytes
         self._host_images, self._device, self._is_remote = images, device, is_remote
         self._threaded = is_remote and device.type == "cuda" if threaded is None else threaded
         self._stream = torch.cuda.Stream(device) if is_remote and device.type == "cuda" else None

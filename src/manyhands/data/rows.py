@@ -18,8 +18,8 @@ from torch import Tensor
 from manyhands.errors import DataError
 from manyhands.files.write import disk_errors
 
-PART = 1 << 25
-"""The bytes that are read at once where all rows are read one after the other."""
+MAX_CHUNK_BYTES = 1 << 25
+"""The most bytes that are read at once where all rows are read one after the other."""
 Numbers = np.ndarray | Tensor | Sequence[int] | slice
 
 
@@ -114,7 +114,7 @@ class Rows:
 
     def chunks(self) -> Iterator[Tensor]:
         """Read all rows, a part of them at a time."""
-        size = max(1, PART // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
+        size = max(1, MAX_CHUNK_BYTES // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
         for start in range(0, len(self), size):
             yield self.read(slice(start, start + size))
 

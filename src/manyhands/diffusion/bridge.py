@@ -80,7 +80,8 @@ def bridge(schedule: Schedule, t: Tensor, cut: Tensor, like: Tensor) -> tuple[Te
         cut: The timestep of each image's cut, (B,).
         like: A batch of the device, type and number of dimensions that the result is to multiply, (B, C, H, W).
     """
-    alpha, sigma = (level.to(like.device) for level in (schedule.alpha(), schedule.sigma()))
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64  # there is no float64 on MPS
+    alpha, sigma = (level.to(like.device, dtype) for level in (schedule.alpha(), schedule.sigma()))
     alpha_r = per_image(alpha[t] / alpha[cut], like)
     sigma_r = (per_image(sigma[t], like).square() - (alpha_r * per_image(sigma[cut], like)).square()).sqrt()
     return alpha_r.to(like.dtype), sigma_r.to(like.dtype)

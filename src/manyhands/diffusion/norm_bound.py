@@ -61,5 +61,6 @@ def squeezing(norms: Tensor, norm: float | None, largest: float) -> Tensor:
 
 
 def _norms(x: Tensor) -> Tensor:
-    norms: Tensor = x.flatten(1).double().norm(dim=1)
+    precise = x.float() if x.device.type == "mps" else x.double()  # there is no float64 on MPS
+    norms: Tensor = precise.flatten(1).norm(dim=1)
     return norms

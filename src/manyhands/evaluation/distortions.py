@@ -28,7 +28,8 @@ NOISE, BEND, BEND_POINTS = 0.1, 0.12, 6
 class DistortionFeatures:
     """Embeds images by a network that tells the class of an image and which of five things was done to it.
 
-    Nothing, noise, a blur, halves swapped, or bent. Real, drawn and held-out images are embedded as they are.
+    The five are: unchanged, noise, blur, swapped halves, bending. Real, drawn and held-out images are embedded as they
+    are.
 
     References:
         Revisiting Self-Supervised Visual Representation Learning, Kolesnikov et al., 2019, arXiv 1901.09005
@@ -53,8 +54,8 @@ def distortion_features(train: Images) -> DistortionFeatures:
     Args:
         train: The images that silos train on.
     """
-    key, size, channels = features.fingerprint(train), train.shape[-1], train.shape[1]
-    outputs = max(1, len(train.classes)) * len(DISTORTIONS)
+    size, channels, outputs = train.shape[-1], train.shape[1], max(1, len(train.classes)) * len(DISTORTIONS)
+    key = f"{features.fingerprint(train)} {outputs}"
     if (cached := features.recall("distortions", key)) is not None:
         network = FeatureNetwork(size, channels, outputs)
         network.load_state_dict(cached)

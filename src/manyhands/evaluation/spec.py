@@ -90,6 +90,6 @@ class Evaluation(Spec):
 
     @property
     def inception(self) -> Path | None:
-        """The file with the weights of Inception; None where the small classifier is used."""
+        """The file with the weights of Inception; None for other features."""
         kind, _, path = self.features.partition(":")
         return Path(path) if kind == "inception" else None

@@ -65,7 +65,7 @@ class SiteImages:
         if versions != [entry.version for entry in source.entries()]:
             raise DataError(f"{source.title}: was changed while it was read")
         self.loaded_files = listing.places()
-        for line in listing.unread:
+        for line in silo.images.skipped:
             self.log(f"not read: {line}")
         return silo
 

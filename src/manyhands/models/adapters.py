@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from manyhands.errors import RecipeError
-from manyhands.formatting import names_text
 from manyhands.seed import seeded_globally, torch_rng
 from manyhands.spec import Float, Int, Spec, suggest
 from manyhands.tensors import StateSpec, Tensors
@@ -250,9 +249,3 @@ def averaging_bias(factors: Sequence[Mapping[str, Tensor]], weights: Sequence[fl
     difference = sum(float((naive[layer] - exact[layer]).square().sum()) for layer in exact)
     length = sum(float(tensor.square().sum()) for tensor in exact.values())
     return (difference / length) ** 0.5 if length else 0.0
-
-
-def named(layers: Sequence[str]) -> str:
-    """Return which layers these are, in words."""
-    short = sorted(set(map(_short, layers)))
-    return f"{len(layers)} layers ({names_text(short)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,10 @@ class PretrainedFolder:
                 f"{first.channels}"
             )
         side, depth = (first.side, first.latent) if first else (size, channels)
-        if not (config["in_channels"] == config["out_channels"] == depth):
+        if not (config.get("in_channels") == config.get("out_channels") == depth):
             what = "latents" if first else "images"
-            known = f"{config['in_channels']} channels in and {config['out_channels']} out"
-            is_plain = not first and config["in_channels"] == config["out_channels"]
+            known = f"{config.get('in_channels')} channels in and {config.get('out_channels')} out"
+            is_plain = not first and config.get("in_channels") == config.get("out_channels")
             hint = f"; set data.channels = {config['in_channels']}" if is_plain else ""
             raise self.error(f"its U-Net has {known}, but the {what} have {depth}{hint}")
         if config.get("sample_size") not in (side, [side, side]):
@@ -198,6 +198,7 @@ def located(folder: str, revision: str | None = None) -> PretrainedFolder:
     return PretrainedFolder(_from_hub(folder, revision))
 
 
+@cache
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # a requirement of diffusers
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from manyhands.errors import RecipeError
 
-FIELD = "method.model.prompts"
 INSTALL = "pip install 'manyhands[text]'"
 CLASS = "{class}"
 

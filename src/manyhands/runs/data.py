@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 
 from manyhands.data.arrays import MAX_CLASSES
-from manyhands.data.ids import check_sides, id_hashes, read_ids
+from manyhands.data.ids import check_sides, hash_ids, read_ids
 from manyhands.data.images import Images, join
 from manyhands.data.partition.base import rows_of
 from manyhands.data.sources.base import AnySource, Source
@@ -127,7 +127,7 @@ class Data(Spec):
         if self.ids is None:
             return images
         table = rows_of(images, read_ids(self.ids, self.ids_column), self.ids, "ids")
-        return replace(images, ids=id_hashes(map(str, table.tolist())))
+        return replace(images, ids=hash_ids(map(str, table.tolist())))
 
     def _read(self, source: Source, classes: tuple[str, ...]) -> Images:
         """The images of a source, which may be of another package."""

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from manyhands.data.formats.intensity import Intensity, stretched, to_bytes
+from manyhands.data.formats.place import MAX_PIXELS
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from manyhands.data.formats.place import Place
 
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-"""The most pixels of an image; Pillow refuses more of a PNG, too."""
 IN_GROUPS = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
@@ -57,7 +56,8 @@ def open_dicom(place: Place, frame: int, intensity: Intensity | None) -> Image.I
     Args:
         place: The file.
         frame: The number of the frame, counted from 0.
-        intensity: Which values are black and white. None: the window of the file, or its values where it has none.
+        intensity: Which values are black and white. None: the window of the file, or where it has none its range
+            (of up to 8 bits: the bits stored).
             "dicom": the window, which it must have.
     """
     try:
@@ -155,25 +155,25 @@ def _bytes_of(values: np.ndarray, dataset: Dataset, attributes: Dataset, intensi
         return _coloured(values, intensity, (0, 2 ** (8 * values.dtype.itemsize) - 1))
     bits = int(dataset.get("BitsStored") or 8 * values.dtype.itemsize)
     signed = bool(dataset.get("PixelRepresentation"))
-    possible = (-(2 ** (bits - 1)) * signed, 2 ** (bits - signed) - 1) if values.dtype.kind in "iu" else None
+    stored_range = (-(2 ** (bits - 1)) * signed, 2 ** (bits - signed) - 1) if values.dtype.kind in "iu" else None
     if values.ndim == 3:
-        return _coloured(values, intensity, possible)
-    grey = _grey(values, attributes, intensity, possible)
+        return _coloured(values, intensity, stored_range)
+    grey = _grey(values, attributes, intensity, stored_range)
     return 255 - grey if meaning == "MONOCHROME1" else grey
 
 
-def _coloured(values: np.ndarray, intensity: Intensity | None, possible: tuple[int, int] | None) -> np.ndarray:
+def _coloured(values: np.ndarray, intensity: Intensity | None, stored_range: tuple[int, int] | None) -> np.ndarray:
     """Colours have no window."""
-    return to_bytes(values, "bits" if intensity in (None, "dicom") else intensity, possible)
+    return to_bytes(values, "bits" if intensity in (None, "dicom") else intensity, stored_range)
 
 
 def _grey(
-    values: np.ndarray, attributes: Dataset, intensity: Intensity | None, possible: tuple[int, int] | None
+    values: np.ndarray, attributes: Dataset, intensity: Intensity | None, stored_range: tuple[int, int] | None
 ) -> np.ndarray:
     from pydicom.pixels import processing
 
     if intensity == "bits":
-        return to_bytes(values, intensity, possible)
+        return to_bytes(values, intensity, stored_range)
     measured = processing.apply_modality_lut(values, attributes)
     if intensity not in (None, "dicom"):
         return to_bytes(measured, intensity, None)
@@ -185,7 +185,9 @@ def _grey(
         return windowed(measured, centre, width or 0, str(attributes.get("VOILUTFunction") or "LINEAR"))
     if intensity == "dicom":
         raise ValueError('it has no window, which intensity = "dicom" takes: set "range", "percentiles" or [low, high]')
-    return to_bytes(values, "bits" if possible and possible[1] - possible[0] < 256 else "range", possible)
+    if stored_range and stored_range[1] - stored_range[0] < 256:
+        return to_bytes(values, "bits", stored_range)
+    return to_bytes(measured, "range", None)
 
 
 def _first(attributes: Dataset, name: str) -> float | None:

@@ -25,26 +25,26 @@ Intensity = Literal["bits", "range", "percentiles", "dicom"] | Window
 """Which values are black and white: of the bits stored, of each image, of a DICOM file's window, or these two."""
 
 
-def to_bytes(values: np.ndarray, intensity: Intensity, possible: tuple[int, int] | None) -> np.ndarray:
+def to_bytes(values: np.ndarray, intensity: Intensity, stored_range: tuple[int, int] | None) -> np.ndarray:
     """Map values to bytes; those beyond black and white are clamped.
 
     Args:
         values: Whole numbers or floats of any shape: one image.
         intensity: Which values are black and white. "dicom" is for DICOM files alone.
-        possible: The least and the largest value that can be stored; None for floats.
+        stored_range: The least and the largest value that can be stored; None for floats.
     """
     if intensity == "dicom":
         raise ValueError('it is no DICOM file, and intensity = "dicom" takes the window of DICOM files')
     if intensity == "bits":
-        if possible is None:
+        if stored_range is None:
             raise ValueError(FLOATS)
-        low, high = possible
+        low, high = stored_range
         shares = (values.astype(np.int64) - low) * 255 // (high - low)
         return np.asarray(shares.clip(0, 255), np.uint8)
-    return stretched(values, *(ends_of(values, intensity) if isinstance(intensity, str) else intensity))
+    return stretched(values, *(black_and_white(values, intensity) if isinstance(intensity, str) else intensity))
 
 
-def ends_of(values: np.ndarray, intensity: str) -> tuple[float, float]:
+def black_and_white(values: np.ndarray, intensity: str) -> tuple[float, float]:
     """Return the values of one image that become black and white; what is not finite counts for neither."""
     finite = values[np.isfinite(values)]
     if not finite.size:

@@ -147,9 +147,9 @@ def _by_content(place: Place) -> str | None:
     return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
 
 
-def _stretched(image: Image.Image, intensity: Intensity | None) -> Image.Image:
+def _stretched(image: Image.Image, intensity: Intensity) -> Image.Image:
     """A picture, turned upright, whose values are mapped to bytes."""
     image = ImageOps.exif_transpose(image)
     if image.mode not in ("L", "RGB") and not image.mode.startswith("I"):
         image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-    return Image.fromarray(to_bytes(np.asarray(image), intensity or "bits", None))
+    return Image.fromarray(to_bytes(np.asarray(image), intensity, None))

@@ -7,6 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from PIL import Image
+
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 30)
+"""The most pixels of an image; Pillow refuses more of a PNG, too."""
+
 
 class Place(NamedTuple):
     """A file, or a member of a zip file. Another process can open it, too.

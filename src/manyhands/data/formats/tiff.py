@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from manyhands.data.formats.dicom import MAX_PIXELS
 from manyhands.data.formats.intensity import Intensity, to_bytes
+from manyhands.data.formats.place import MAX_PIXELS
 
 if TYPE_CHECKING:
     from manyhands.data.formats.place import Place

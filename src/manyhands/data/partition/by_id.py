@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from manyhands.data.ids import in_order, read_ids
+from manyhands.data.ids import number_ids, read_ids
 from manyhands.data.images import Images
 from manyhands.data.partition.base import (
     Partition,
@@ -57,4 +57,4 @@ class ById(Partition):
                 "partition 'by_id' has no file of ids, and these images have no ids: set partition.ids to a file, or "
                 "name the ids in the source: the column `id` of a table, or `ids` of a folder or a zip file"
             )
-        return in_order(images.ids.numpy())
+        return number_ids(images.ids.numpy())

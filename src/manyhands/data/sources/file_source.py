@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from manyhands.data.formats.intensity import Intensity
 from manyhands.data.formats.kinds import NAMES, NotRead, Opener, decoders, frames_of, readable_format
 from manyhands.data.formats.place import Place
-from manyhands.data.ids import check_sides, id_hashes
+from manyhands.data.ids import check_sides, hash_ids
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
 from manyhands.data.sources.decoding import ImageFile
@@ -75,14 +75,15 @@ class FileSource(Source):
         default=None,
         description="Which values become black and white: those of the bits stored ('bits'), the least and the largest "
         "of each image ('range'), its first and 99th percentile ('percentiles'), those of the window that each DICOM "
-        "file must have ('dicom'), or two values. None: the window of a DICOM file that has one, and otherwise the "
-        "bits stored.",
+        "file must have ('dicom'), or two values. None: the window of a DICOM file, or its range where it has none and "
+        "more than 8 bits; of other files, the bits stored.",
     )
     ids: str | None = Field(
         default=None,
         description="What images that must not be separated share: 'patient' (the patient id in DICOM files), 'folder' "
-        "(the folder that they are in), or a regular expression with one group, which is searched in the name below "
-        "the source. Whole ids are held out. No id is kept, only a hash with a key that no other process has.",
+        "(the folder that they are in, below that of their class), or a regular expression with one group, which is "
+        "searched in the name below the source. Whole ids are held out. No id is kept, only a hash with a key that no "
+        "other process has.",
     )
     class_names: dict[str, str] = Field(
         default_factory=dict,
@@ -113,6 +114,11 @@ class FileSource(Source):
     @abstractmethod
     def count(self) -> int:
         """Return about how many images there are, without opening one."""
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether each image must have an id."""
+        return self.ids is not None
 
     def left_out(self) -> dict[str, int]:
         """Count what is listed and not taken, by the reason."""
@@ -167,7 +173,7 @@ class FileSource(Source):
         kind = readable_format(entry.place, entry.inner)
         label = self.class_number(entry, classes)
         numbers, patient = frames_of(entry.place, kind)
-        identity, name = entry.identity or self._identity(entry.inner, patient), str(entry.place)
+        identity, name = entry.identity or self._identity(entry.inner, patient, classes), str(entry.place)
         for frame in numbers:
             opener = Opener(entry.place, kind, frame, self.intensity)
             full_name = name if len(numbers) == 1 else f"{name}[{frame}]"
@@ -179,20 +185,21 @@ class FileSource(Source):
         """Return the number of the class of a file: of its folder."""
         return class_of(entry.inner, classes, self.class_names)
 
-    def _identity(self, inner: str, patient: str) -> str:
+    def _identity(self, inner: str, patient: str, classes: tuple[str, ...]) -> str:
         """The id of a file by its name below the source, or by its header; "" for none."""
         if self.ids is None:
             return ""
         if self.ids == "patient":
             return patient
         if self.ids == "folder":
-            return inner.rpartition("/")[0]
+            folder = inner.rpartition("/")[0]
+            return "" if self.class_names.get(folder, folder) in classes else folder
         match = re.search(self.ids, inner)
         return (match[1] or "") if match else ""
 
     def _ids(self, listing: Listing) -> torch.Tensor | None:
         """The hashes of the ids; an image without one is an error."""
-        if self.ids is None and not any(listing.identities):
+        if not self.has_ids:
             return None
         if lacking := [
             file.name for file, identity in zip(listing.files, listing.identities, strict=True) if not identity
@@ -201,7 +208,7 @@ class FileSource(Source):
                 f"{self.title}: {len(lacking):,} images have no id, the first is {lacking[0]}; give each an id, or "
                 "leave ids out"
             )
-        return id_hashes(listing.identities)
+        return hash_ids(listing.identities)
 
 
 def is_image(entry: Entry) -> bool:

@@ -66,7 +66,7 @@ def _stored(
     where: str, files: Sequence[ImageFile], size: int, channels: int, allowed: float, settings: str
 ) -> tuple[Rows, image_store.Skipped]:
     """The readable pictures of a file in the cache, and why the others are not."""
-    key = image_store.as_hash(_key_parts(files, size, channels, settings))
+    key = image_store.hash_texts(_key_parts(files, size, channels, settings))
     fill = partial(_fill, where=where, files=files, size=size, channels=channels, allowed=allowed)
     store = image_store.open_or_prepare(key, where, (len(files), channels, size, size), fill)
     _check_skipped(where, len(files), store.skipped, allowed)

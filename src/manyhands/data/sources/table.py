@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +18,7 @@ from manyhands.data.sources.zip import members
 from manyhands.errors import DataError
 from manyhands.spec import suggest
 
-SHOWN = 3
+MAX_NAMED_FILES = 3
 """The most missing files that an error names."""
 
 
@@ -60,6 +61,11 @@ class Table(FileSource):
         """The name of the source in messages."""
         return str(self.path)
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether each image must have an id."""
+        return self.id is not None or super().has_ids
+
     def classes(self) -> tuple[str, ...]:
         """Return the labels: by size where all are whole numbers, and else by the alphabet."""
         if self.label is None:
@@ -97,8 +103,8 @@ class Table(FileSource):
             self._in_zip() if self._is_zip else {row[self.file]: self._in_folder(row[self.file]) for _, row in rows}
         )
         if missing := [(number, row[self.file]) for number, row in rows if places.get(row[self.file]) is None]:
-            shown = ", ".join(f"{name!r} (line {number})" for number, name in missing[:SHOWN])
-            more = ", ..." if len(missing) > SHOWN else ""
+            shown = ", ".join(f"{name!r} (line {number})" for number, name in missing[:MAX_NAMED_FILES])
+            more = ", ..." if len(missing) > MAX_NAMED_FILES else ""
             raise DataError(f"{self.path}: {len(missing)} of {len(rows)} files are not in {self._root}: {shown}{more}")
         has_test = self.split is not None and any(row[self.split] in self.test for _, row in rows)
         for _, row in rows:
@@ -119,7 +125,7 @@ class Table(FileSource):
 
     @property
     def _is_zip(self) -> bool:
-        return self._root.suffix == ".zip"
+        return self._root.suffix.lower() == ".zip"
 
     def _in_zip(self) -> dict[str, tuple[Place, str] | None]:
         path = str(self._root)
@@ -136,7 +142,7 @@ class Table(FileSource):
         """The rows that are asked for, with their line numbers; ``every`` also gives those on no side of the split."""
         columns, rows = read_table(self.path)
         self._check_columns([self.file, *filter(None, (self.id, self.split)), *self.where], columns)
-        chosen = [(n, row) for n, row in enumerate(rows, 2) if all(row[k] == v for k, v in self.where.items())]
+        chosen = [(n, row) for n, row in rows if all(row[k] == v for k, v in self.where.items())]
         kept = [(n, row) for n, row in chosen if every or self._is_split(row)]
         if not kept:
             raise DataError(
@@ -154,31 +160,43 @@ class Table(FileSource):
         return " and ".join(says + ([f"{self.split} in {(*self.train, *self.test)}"] if self.split else []))
 
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read a table as text: the names of its columns, and its rows."""
+Row = tuple[int, dict[str, str]]
+"""The number of a line, and its values by column."""
+
+
+def read_table(path: Path) -> tuple[list[str], list[Row]]:
+    """Read a table as text: the names of its columns, and its rows with their line numbers."""
     try:
-        return _parquet(path) if path.suffix == ".parquet" else _csv(path)
+        return _read(path, path.stat().st_mtime_ns)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such table") from None
     except (OSError, ValueError, csv.Error) as error:  # a UnicodeDecodeError and an error of Parquet are ValueErrors
         raise DataError(f"{path}: is not a table that can be read: {error}") from None
 
 
-def _csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+@lru_cache(maxsize=1)
+def _read(path: Path, changed: int) -> tuple[list[str], list[Row]]:  # noqa: ARG001 - a changed file is another key
+    """The last table: its classes, files and sides are asked for one after the other."""
+    return _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
+
+
+def _csv(path: Path) -> tuple[list[str], list[Row]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restkey="", strict=True)
-        rows = list(reader)
-    for number, row in enumerate(rows, 2):
-        if "" in row or None in row.values():
-            raise ValueError(f"line {number} has {'more' if '' in row else 'fewer'} values than there are columns")
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        rows: list[tuple[int, dict[Any, Any]]] = [(reader.line_num, row) for row in reader]
+    for number, row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"line {number} has {'more' if None in row else 'fewer'} values than there are columns")
     return list(reader.fieldnames or []), rows
 
 
-def _parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _parquet(path: Path) -> tuple[list[str], list[Row]]:
     try:
         from pyarrow import parquet
     except ImportError:
         raise DataError(f"{path}: Parquet needs another package: pip install 'manyhands[huggingface]'") from None
     table = parquet.ParquetFile(path).read()
     rows: list[dict[str, Any]] = table.to_pylist()
-    return list(table.column_names), [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    texts = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    return list(table.column_names), list(enumerate(texts, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from typing import Annotated, Any, Literal, Self
 
@@ -115,7 +116,7 @@ class FedAvgSpec(WholeNetworkMethod, ABC):
             raise RecipeError(
                 f"training.step_ema is {decay:g}, an average over about {1 / (1 - decay):.0f} steps, but a round of "
                 f"{silo.name} has {steps}: half of what it learns would be lost with each round; at most "
-                f"{1 - 1 / steps:.2g} is expected, and ema averages over rounds"
+                f"{math.floor((1 - 1 / steps) * 1e4) / 1e4:g} is expected, and ema averages over rounds"
             )
 
     @property
