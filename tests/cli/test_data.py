@@ -32,7 +32,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_images_are_prepared_listed_and_cleared(folder: Path) -> None:
     done = manyhands("data", "prepare", "toy.toml", where=folder)
-    assert done.stderr.splitlines()[-1] == f"preparing {Path('pictures')}: 24 of 24, 0:00 left"
+    *_, progress, contents = done.stderr.splitlines()
+    assert progress == f"preparing {Path('pictures')}: 24 of 24, 0:00 left"
+    assert contents.startswith("24 images, ")
     assert done.stdout.splitlines()[1].split()[:7] == ["pictures", "4", "x", "4", "x", "1", "24"]
     again = manyhands("data", "prepare", "toy.toml", "--json", where=folder)
     (entry,) = json.loads(again.stdout)["prepared"]

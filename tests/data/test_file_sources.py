@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -145,6 +147,42 @@ def test_the_folder_of_a_class_is_no_id(tmp_path: Path) -> None:
     source = Folder(path=tmp_path, ids="folder", class_names={"gutartig": "benign"})
     with pytest.raises(DataError, match="1 images have no id, the first is .*gutartig/1.png"):
         source.load(8, 1, ("benign",))
+    (tmp_path / "gutartig" / "1.png").rename(tmp_path / "benign" / "p1" / "1.png")
+    (tmp_path / "malignant").mkdir()
+    shutil.copytree(tmp_path / "benign" / "p1", tmp_path / "malignant" / "p1")
+    ids = source.load(8, 1, ("benign", "malignant")).ids
+    assert ids is not None
+    assert len(ids.unique()) == 1  # a patient with images of both classes is one
+
+
+def test_linked_folders_are_read_once_and_dead_links_are_counted(tmp_path: Path) -> None:
+    for name in ("real/a", "set/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(PIXELS).save(tmp_path / name / "0.png")
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "set" / "b" / "ring").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "b" / "dead.png").symlink_to(tmp_path / "none.png")
+    images = Folder(path=tmp_path / "set").load(8)
+    assert images.classes == ("a", "b")
+    assert len(images) == 2
+    assert images.skipped == (f"{tmp_path / 'set'}: 1 links that lead nowhere",)
+
+
+def test_a_name_that_is_no_unicode_has_an_id(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / os.fsdecode(b"p\xfc")
+    folder.mkdir(parents=True)
+    Image.fromarray(PIXELS).save(folder / "0.png")
+    assert Folder(path=tmp_path, ids="folder").load(8, 1, ("a",)).ids is not None
+
+
+def test_what_cannot_be_read_needs_no_id(tmp_path: Path) -> None:
+    for number in range(3):
+        dicom(tmp_path / f"{number}.dcm", PIXELS, PatientID=str(number), **WINDOW)
+    (tmp_path / "3.dcm").write_bytes(b"no DICOM")
+    images = Folder(path=tmp_path, ids="patient", unreadable=0.5).load(8, 1, ())
+    assert images.ids is not None
+    assert len(images.ids.unique()) == len(images) == 3
+    assert any("3.dcm" in line for line in images.skipped)
 
 
 def test_a_site_has_other_names_for_the_classes(tmp_path: Path) -> None:
@@ -227,7 +265,10 @@ def test_rows_of_a_table_are_chosen_and_those_left_out_are_counted(cells: Path) 
         ("cells/3.png,1", "cells/3.png,1,1", "line 5 has more values"),
         ("p2,train", "p3,train", r"1 ids are on both sides.*image 7 \(training\) and image 10 \(test\)"),
         ("p0,train", ",train", "3 images have no id, the first is .*0.png"),
-        ("train", "x", "none of its 12 rows is asked for"),
+        ("train", "x", r"none of its 12 rows is asked for by fold in \('train', 'y'\); fold says 'test', 'x'"),
+        ("cells/3.png", "cells/2.png", "line 5 names 'cells/2.png' again, as line 4 does"),
+        ("file,label", "file,file", "it has two columns 'file'"),
+        (",", ";", "separated by semicolons; commas are expected"),
     ],
 )
 def test_bad_tables_are_refused_by_name(cells: Path, old: str, new: str, said: str) -> None:
@@ -235,6 +276,16 @@ def test_bad_tables_are_refused_by_name(cells: Path, old: str, new: str, said: s
     source = Table(path=cells, id="patient", split="fold", test=("y",) if old == "train" else ("test",))
     with pytest.raises(DataError, match=said):
         source.load(8, 1, ("0", "1"))
+
+
+def test_spaces_around_a_value_are_none_of_it(cells: Path) -> None:
+    plain = Table(path=cells, id="patient").load(8)
+    cells.write_text(cells.read_text().replace(",1,p1,", ", 1 ,p1 ,"))
+    spaced = Table(path=cells, id="patient").load(8)
+    assert spaced.classes == plain.classes
+    assert spaced.ids is not None
+    assert plain.ids is not None
+    assert torch.equal(spaced.ids, plain.ids)
 
 
 def test_tables_as_other_programs_write_them(cells: Path) -> None:
@@ -259,6 +310,9 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\xff\x00PAR1")
         with pytest.raises(DataError, match="is not a table that can be read"):
             Table(path=tmp_path / name).classes()
+    (tmp_path / "a.csv").write_bytes(b"")
+    with pytest.raises(DataError, match="has no column 'label'"):
+        Table(path=tmp_path / "a.csv").classes()
     with pytest.raises(SpecError, match="one of them is expected"):
         Table(path=tmp_path / "a.csv", id="x", ids="folder")
 

@@ -108,6 +108,8 @@ def test_a_layer_that_is_not_there_is_named_with_the_nearest(folder: Path) -> No
             network(folder, "ffa", targets=["to_k", target])
     with pytest.raises(RecipeError, match=r"adapter.whole: no layer .* that has weights is called 'norms1'; .*'norm1'"):
         network(folder, "ffa", whole="norms1")
+    with pytest.raises(RecipeError, match=r"adapter.rank: is 100, but no layer in targets has a rank above 16"):
+        network(folder, "ffa", rank=100)
     convolutional = save_run_model(folder.parent / "plain", UNet(size=8, channels=1, classes=2, widths=(8, 8)))
     with pytest.raises(RecipeError, match="called 'to_q'; .*conv1"):  # attention is the default
         of_run(convolutional, adapter={}).build(0)

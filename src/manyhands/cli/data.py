@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from manyhands.data.image_store import ImageStore
+    from manyhands.data.images import Images
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Prepare images once: decoded and resized, in the cache."
@@ -32,6 +33,7 @@ def prepare(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOpti
     A run does this itself if it was not done before. Sets of fewer than 500 pictures are not kept in the cache.
     """
     from manyhands.data.image_store import stores
+    from manyhands.data.image_warnings import image_warnings
     from manyhands.runs.preparation_progress import shown_preparation
     from manyhands.runs.sweep import load_sweep
 
@@ -39,7 +41,10 @@ def prepare(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOpti
         runs = load_sweep(recipe_path(recipe), changes or []).variants
         sets = [run.recipe.data.load() for run in runs]
     used = {part.path for images in sets for part in images.files}
-    for line in dict.fromkeys(f"skipped {name}" for images in sets for name in images.skipped):
+    lines = [f"skipped {name}" for images in sets for name in images.skipped]
+    lines += [] if as_json else [_contents(images) for images in sets]
+    lines += [f"warning: {line}" for images in sets for line in image_warnings({"this recipe": images})]
+    for line in dict.fromkeys(lines):
         typer.echo(line, err=True)
     _show([store for store in stores() if store.path in used], NOT_KEPT, as_json=as_json)
 
@@ -62,6 +67,13 @@ def clear(as_json: JsonOption = False) -> None:
 
     freed = clear_stores()
     typer.echo(finite_json({"freed_bytes": freed}) if as_json else f"{size_text(freed)} freed")
+
+
+def _contents(images: Images) -> str:
+    """How many images, classes and ids there are, and how many images are held out."""
+    held = 0 if images.held is None else int(images.held.sum())
+    ids = "" if images.ids is None else f", {len(images.ids.unique()):,} ids"
+    return f"{len(images):,} images, {len(images.classes)} classes{ids}; {held:,} are held out"
 
 
 def _show(stores: Sequence[ImageStore], nothing: str, *, as_json: bool) -> None:

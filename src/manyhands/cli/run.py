@@ -75,8 +75,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, tensorboa
         experiment = compose(recipe, folder, resume=resume)
     for line in [f"skipped {name}" for name in experiment.skipped]:
         typer.echo(line, err=True)
-    before = experiment.method.warnings(experiment.roster)
-    for line in before:
+    for line in experiment.warnings:
         typer.echo(f"warning: {line}", err=True)
     watchers: list[Any] = [Progress(recipe, quiet=quiet)]
     if tensorboard:
@@ -95,7 +94,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, tensorboa
         for watcher in watchers:
             watcher.close()
     problems = experiment.run_folder.problems if experiment.run_folder else []
-    for problem in [problem for problem in problems if problem not in before]:
+    for problem in [problem for problem in problems if problem not in experiment.warnings]:
         typer.echo(f"warning: {problem}", err=True)
 
 

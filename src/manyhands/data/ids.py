@@ -23,7 +23,9 @@ _KEY = secrets.token_bytes(32)
 
 def hash_ids(texts: Iterable[str]) -> torch.Tensor:
     """Return a keyed hash of each id, int64, (N,). Hashes are equal where ids are, in this process and in no other."""
-    digests = [hashlib.blake2b(text.encode(), key=_KEY, digest_size=8).digest() for text in texts]
+    digests = [
+        hashlib.blake2b(text.encode(errors="surrogateescape"), key=_KEY, digest_size=8).digest() for text in texts
+    ]
     return torch.from_numpy(np.frombuffer(b"".join(digests), np.int64).copy())
 
 

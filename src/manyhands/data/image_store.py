@@ -75,7 +75,8 @@ def open_or_prepare(key: str, name: str, shape: Shape, fill: Callable[[Path], Sk
     if store := opened(path, shape):
         return store
     with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (cache_folder(), path.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_space(path, math.prod(shape))
     with locked_file(path.with_suffix(".lock")):
         return opened(path, shape) or _written(path, name, shape, fill)

@@ -222,7 +222,7 @@ def recall(kind: str, key: str) -> Tensors | None:
 def remember(kind: str, key: str, tensors: Tensors) -> None:
     """Write tensors to the cache, if it can be written."""
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
+        cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(_place(kind, key), safetensors.torch.save(tensors))
     except (OSError, DiskError):
         return  # without a cache the same is computed again next time

@@ -106,7 +106,11 @@ class Adapter(Spec):
             RecipeError: One of ``targets`` is the name of no layer that can have an adapter.
         """
         known = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        return _chosen(known, self.targets, f"{FIELD}.targets: no layer of the U-Net that can have an adapter")
+        names = _chosen(known, self.targets, f"{FIELD}.targets: no layer of the U-Net that can have an adapter")
+        layers: list[Any] = [network.get_submodule(name) for name in names]
+        if self.rank > (largest := max(min(layer.weight.shape[:2]) for layer in layers)):
+            raise RecipeError(f"{FIELD}.rank: is {self.rank}, but no layer in targets has a rank above {largest}")
+        return names
 
     def whole_layers(self, network: nn.Module) -> list[str]:
         """Return the names of the layers that are trained whole.

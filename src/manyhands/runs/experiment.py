@@ -124,8 +124,7 @@ class Experiment:
         recipe = self.recipe or {"name": self.run_folder.path.name, "seed": self.seed, **plain_parts}
         with self.run_folder.open(recipe, resume=self.resume):
             self._go_on(self.run_folder)
-            doubts = image_warnings({silo.name: silo.images for silo in self.silos})
-            for line in (*self.method.warnings(self.roster), *_lacking(self.silos), *doubts, *self.simulated()):
+            for line in self.warnings:
                 self.run_folder.problem(line)
             if self.run_folder.is_ended and self.server.round >= self.method.rounds:
                 return
@@ -135,6 +134,12 @@ class Experiment:
                 yield evaluated
             self._save(self.run_folder)  # once more, since the ledger now has the last answers
             self._export(self.run_folder)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What is doubtful before the first round: of the method, of the images, and of where noise comes from."""
+        doubts = image_warnings({silo.name: silo.images for silo in self.silos})
+        return [*self.method.warnings(self.roster), *_lacking(self.silos), *doubts, *self.simulated()]
 
     def simulated(self) -> list[str]:
         """A warning where the noise that hides what silos send comes from the seed, which is no secret."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from manyhands.data.ids import check_sides, hash_ids
 from manyhands.data.images import Images
 from manyhands.data.sources.base import Source
 from manyhands.data.sources.decoding import ImageFile
-from manyhands.data.sources.image_files import class_of, images_of_files
+from manyhands.data.sources.image_files import class_folder, class_of, images_of_files
 from manyhands.errors import DataError
 from manyhands.spec import Float
 
@@ -157,14 +157,14 @@ class FileSource(Source):
         files, title = listing.files, self.title
         images = images_of_files(title, files, size, channels, classes, self.unreadable, settings=settings)
         rows = torch.arange(len(files)) if images.rows is None else images.rows
-        ids = self._ids(listing)
+        ids = self._ids(listing, rows.tolist())
         held = None if None in listing.held else torch.tensor(listing.held, dtype=torch.bool)
         if ids is not None and held is not None:
-            check_sides(ids, held, title)
+            check_sides(ids, held[rows], title)
         return replace(
             images,
             skipped=(*listing.unread, *images.skipped),
-            ids=None if ids is None else ids[rows],
+            ids=ids,
             held=None if held is None else held[rows],
         )
 
@@ -183,7 +183,7 @@ class FileSource(Source):
 
     def class_number(self, entry: Entry, classes: tuple[str, ...]) -> int:
         """Return the number of the class of a file: of its folder."""
-        return class_of(entry.inner, classes, self.class_names)
+        return class_of(self.title, entry.inner, classes, self.class_names)
 
     def _identity(self, inner: str, patient: str, classes: tuple[str, ...]) -> str:
         """The id of a file by its name below the source, or by its header; "" for none."""
@@ -193,22 +193,20 @@ class FileSource(Source):
             return patient
         if self.ids == "folder":
             folder = inner.rpartition("/")[0]
-            return "" if self.class_names.get(folder, folder) in classes else folder
+            return folder.removeprefix(class_folder(inner, classes, self.class_names)).strip("/")
         match = re.search(self.ids, inner)
         return (match[1] or "") if match else ""
 
-    def _ids(self, listing: Listing) -> torch.Tensor | None:
-        """The hashes of the ids; an image without one is an error."""
+    def _ids(self, listing: Listing, rows: Sequence[int]) -> torch.Tensor | None:
+        """The hashes of the ids of these rows; an image without one is an error."""
         if not self.has_ids:
             return None
-        if lacking := [
-            file.name for file, identity in zip(listing.files, listing.identities, strict=True) if not identity
-        ]:
+        if lacking := [listing.files[row].name for row in rows if not listing.identities[row]]:
             raise DataError(
                 f"{self.title}: {len(lacking):,} images have no id, the first is {lacking[0]}; give each an id, or "
                 "leave ids out"
             )
-        return hash_ids(listing.identities)
+        return hash_ids(listing.identities[row] for row in rows)
 
 
 def is_image(entry: Entry) -> bool:

@@ -57,7 +57,7 @@ class HuggingFace(Source):
 
     def _labels(self, rows: Any, classes: tuple[str, ...]) -> list[int]:
         """Translate the labels, which are positions in the data set's own names, to positions in ``classes``."""
-        numbers = [class_of(f"{name}/", classes) for name in self.classes()]
+        numbers = [class_of(self.name, f"{name}/", classes, {}) for name in self.classes()]
         return [numbers[label] for label in rows[self.label]]
 
     def _rows(self) -> Any:

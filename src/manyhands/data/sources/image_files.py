@@ -104,25 +104,37 @@ def version_of(path: Path) -> str:
     return f"{about.st_size} {about.st_mtime_ns}"
 
 
-def class_of(inner: str, classes: tuple[str, ...], names: Mapping[str, str] | None = None) -> int:
-    """Return the class number of a picture, from its name below the source: that of the nearest folder that is a class.
+def class_folder(inner: str, classes: tuple[str, ...], names: Mapping[str, str]) -> str:
+    """Return the nearest folder of a picture, by its name below the source, that is a class; "" where none is.
 
     Args:
         inner: The name below the source.
         classes: The names of the classes.
         names: The name of a class by the folder's, where they differ.
     """
+    nearest = inner.rpartition("/")[0]
+    while nearest and names.get(nearest, nearest) not in classes:
+        nearest = nearest.rpartition("/")[0]
+    return nearest
+
+
+def class_of(where: str, inner: str, classes: tuple[str, ...], names: Mapping[str, str]) -> int:
+    """Return the class number of a picture, which its folder says.
+
+    Args:
+        where: The name of the set in messages.
+        inner: The name below the source.
+        classes: The names of the classes.
+        names: The name of a class by the folder's, where they differ.
+    """
     if not classes:
         return 0
-    folder = inner.rsplit("/", 1)[0] if "/" in inner else ""
-    nearest = folder
-    while nearest:
-        name = (names or {}).get(nearest, nearest)
-        if name in classes:
-            return classes.index(name)
-        nearest = nearest.rpartition("/")[0]
-    where = f"its folder {folder!r} is none of the classes" if folder else "is in none of the class folders"
-    raise DataError(f"{inner}: {where} (the recipe or the other folders name {known_classes(classes)})")
+    if nearest := class_folder(inner, classes, names):
+        return classes.index(names.get(nearest, nearest))
+    folder = inner.rpartition("/")[0]
+    renamed = f" ({names[folder]!r} by class_names)" if folder in names else ""
+    what = f"its folder {folder!r}{renamed} is none of the classes" if folder else "is in none of the class folders"
+    raise DataError(f"{where}: {inner}: {what} (the recipe or the other folders name {known_classes(classes)})")
 
 
 def known_classes(classes: tuple[str, ...]) -> str:

@@ -106,12 +106,21 @@ class Table(FileSource):
             shown = ", ".join(f"{name!r} (line {number})" for number, name in missing[:MAX_NAMED_FILES])
             more = ", ..." if len(missing) > MAX_NAMED_FILES else ""
             raise DataError(f"{self.path}: {len(missing)} of {len(rows)} files are not in {self._root}: {shown}{more}")
+        self._check_once(rows)
         has_test = self.split is not None and any(row[self.split] in self.test for _, row in rows)
         for _, row in rows:
             place, version = places[row[self.file]] or (Place(""), "")
             label = row.get(self.label, "") if self.label else ""
             held = row[self.split] in self.test if has_test and self.split else None
             yield Entry(place, row[self.file], version, label, row[self.id] if self.id else "", held)
+
+    def _check_once(self, rows: Sequence[Row]) -> None:
+        """Raise ``DataError`` where two rows name the same file: it might be trained on and held out."""
+        lines: dict[str, int] = {}
+        for number, row in rows:
+            first = lines.setdefault(row[self.file], number)
+            if first != number:
+                raise DataError(f"{self.path}: line {number} names {row[self.file]!r} again, as line {first} does")
 
     def left_out(self) -> dict[str, int]:
         """Count the rows that are in neither side of the split, by what they say."""
@@ -147,8 +156,14 @@ class Table(FileSource):
         if not kept:
             raise DataError(
                 f"{self.path}: none of its {len(rows)} rows is asked for by {self._conditions() or 'the source'}"
+                f"{self._sides(rows)}"
             )
         return iter(kept)
+
+    def _sides(self, rows: Sequence[Row]) -> str:
+        """What the column of the split says, for an error."""
+        says = sorted({row[self.split] for _, row in rows}) if self.split else []
+        return f"; {self.split} says {', '.join(map(repr, says[:MAX_NAMED_FILES]))}" if says else ""
 
     def _check_columns(self, names: Sequence[str], columns: Sequence[str]) -> None:
         for name in names:
@@ -182,13 +197,21 @@ def _read(path: Path, changed: int) -> tuple[list[str], list[Row]]:  # noqa: ARG
 
 def _csv(path: Path) -> tuple[list[str], list[Row]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        rows: list[tuple[int, dict[Any, Any]]] = [(reader.line_num, row) for row in reader]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+            columns = list(reader.fieldnames or [])
+            rows: list[tuple[int, dict[Any, Any]]] = [(reader.line_num, row) for row in reader]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not in UTF-8, save it as such: {error}") from None
+    if len(columns) == 1 and ";" in columns[0]:
+        raise ValueError("its values are separated by semicolons; commas are expected, or tabs in a .tsv")
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise ValueError(f"it has two columns {twice[0]!r}")
     for number, row in rows:
         if None in row or None in row.values():
             raise ValueError(f"line {number} has {'more' if None in row else 'fewer'} values than there are columns")
-    return list(reader.fieldnames or []), rows
+    return columns, [(number, {name: value.strip() for name, value in row.items()}) for number, row in rows]
 
 
 def _parquet(path: Path) -> tuple[list[str], list[Row]]:
@@ -198,5 +221,5 @@ def _parquet(path: Path) -> tuple[list[str], list[Row]]:
         raise DataError(f"{path}: Parquet needs another package: pip install 'manyhands[huggingface]'") from None
     table = parquet.ParquetFile(path).read()
     rows: list[dict[str, Any]] = table.to_pylist()
-    texts = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    texts = [{k: "" if v is None else str(v).strip() for k, v in row.items()} for row in rows]
     return list(table.column_names), list(enumerate(texts, 2))
