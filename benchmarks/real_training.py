@@ -97,7 +97,7 @@ def _figures(run: RunFolder, case: str) -> dict[str, Any]:
     if samplers := SAMPLERS.get(case):
         figures["by_sampler"] = _by_sampler(run, samplers)
     if case.startswith("cells"):
-        figures |= _of_cells(run, alone=case == "cells local")
+        figures |= _of_cells(run, alone=case.startswith("cells local"))
     if case == "lora skewed, naive":
         figures["product_bias"] = _product_bias(run)
     return {name: _rounded(value) for name, value in figures.items()}
