@@ -121,7 +121,7 @@ DESCRIPTIONS = {
     "gpu_rate_cells": "on a GPU, cells at 64 x 64: images/s of a run, against a bare PyTorch loop",
     "gpu_rate_fashion": "the same, FashionMNIST at 28 x 28",
     "cells": "three clinics: share of cells drawn as asked, by a classifier of held-out slides, the worst method",
-    "cells_alone": "three clinics: FID of the worst method against the best clinic alone (a GAN for `huscf`), drawing for all",
+    "cells_alone": "three clinics: FID of the worst method against the best clinic alone, for `huscf` its own GAN",
     "cells_central": "the same against the pooled cells, in joined steps",
     "digits": "asked digit recognised by an SVM on 500 samples (DDIM 25, guidance 2), worst of the seeds",
     "train_and_sample_seconds": "training and drawing 500 samples, seconds, slowest of the seeds",
