@@ -16,15 +16,16 @@ TABLES = {
     "cases": tables.cases,
     "collafuse": tables.cuts,
     "huscf": tables.rivals,
-    "real training": tables.real_cases,
+    "clinics": tables.clinics,
+    "training options": tables.training_options,
 }
 PAGES = {
     ROOT / "README.md": ("which method", "eight claims"),
     DOCS / "which-method.md": ("which method",),
     DOCS / "claims.md": ("figures",),
     DOCS / "server-learns.md": ("tradeoff",),
-    DOCS / "three-clinics.md": ("real training",),
-    DOCS / "methods.md": ("cases", "collafuse", "huscf"),
+    DOCS / "three-clinics.md": ("clinics",),
+    DOCS / "methods.md": ("training options", "cases", "collafuse", "huscf"),
 }
 
 
