@@ -41,7 +41,7 @@ def test_only_the_images_of_a_kind_are_changed() -> None:
 
 def test_swapped_halves_have_the_same_pixels() -> None:
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(of_kind(3, x).flatten(1).sort(1).values, x.flatten(1).sort(1).values)
+    assert torch.equal(of_kind(1, x).flatten(1).sort(1).values, x.flatten(1).sort(1).values)
 
 
 def test_what_is_distorted_is_farther_from_real_images_than_by_the_classifier() -> None:
@@ -50,7 +50,7 @@ def test_what_is_distorted_is_farther_from_real_images_than_by_the_classifier() 
     for kind in range(1, len(DISTORTIONS)):
         drawn = of_kind(kind, held).clamp(-1, 1)
         ratios = {name: each.measure(each.embed(drawn))["fid"] / each.floor()["fid"] for name, each in by.items()}
-        assert ratios["distortions"] > ratios["classifier"] * (1.0 if kind == 1 else 1.5), DISTORTIONS[kind].__name__
+        assert ratios["distortions"] > ratios["classifier"] * 1.2, DISTORTIONS[kind].__name__
 
 
 def test_the_network_is_kept_and_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,8 @@ class Evaluation(Spec):
     features: str = Field(
         default="classifier",
         description="The network whose features are compared: 'classifier' is a small one trained on the real images, "
-        "'distortions' one that is also asked how an image was distorted and so sees outlines and grain (for few "
-        "classes), 'inception:PATH' is Inception v3 with the weights in the file PATH.",
+        "'distortions' one that is also asked how an image was distorted and so sees shapes (for few classes), "
+        "'inception:PATH' is Inception v3 with the weights in the file PATH.",
     )
     reference: Int = Field(
         default=50_000,
