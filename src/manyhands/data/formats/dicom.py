@@ -56,9 +56,8 @@ def open_dicom(place: Place, frame: int, intensity: Intensity | None) -> Image.I
     Args:
         place: The file.
         frame: The number of the frame, counted from 0.
-        intensity: Which values are black and white. None: the window of the file, or where it has none its range
-            (of up to 8 bits: the bits stored).
-            "dicom": the window, which it must have.
+        intensity: Which values are black and white. None: the window of the file, or where it has none its range (of
+            up to 8 bits: the bits stored). "dicom": the window, which it must have.
     """
     try:
         with warnings.catch_warnings():
